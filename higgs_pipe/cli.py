@@ -1,0 +1,99 @@
+"""The command line that every stage shares: options from ``run``'s signature, log, exit code."""
+
+import argparse
+import inspect
+import logging
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from higgs_pipe.errors import UserError
+
+logger = logging.getLogger("higgs_pipe")
+
+EXIT_USER_ERROR = 2
+
+
+def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
+    """Run one stage from the command line and exit the process.
+
+    Every keyword of ``run`` becomes an option: ``clips_path: Path`` is ``--clips-path``,
+    ``list[Path]`` takes several values, a keyword with a default may be left out. ``--log``
+    also writes the messages to a file.
+
+    Exits with 0, with 2 after a :class:`UserError` (its sentence is printed, no traceback), and
+    as Python does after a bug (its traceback goes to the log too).
+    """
+    options = vars(_parser(run).parse_args(argv))
+    _set_up_logging(options.pop("log"))
+    sys.excepthook = _log_bug
+    try:
+        run(**options)
+    except UserError as error:
+        logger.error("%s", error)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _log_bug(
+    kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None
+) -> None:
+    """Print a bug's traceback, and write it to the log file too."""
+    message = "a bug in higgs_pipe; please report it with this traceback"
+    logger.critical(message, exc_info=(kind, error, traceback))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that ``accelerate launch`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _parser(run: Callable[..., None]) -> argparse.ArgumentParser:
+    doc = inspect.getdoc(run) or ""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {inspect.getmodule(run).__spec__.name}",  # type: ignore[union-attr]
+        description=doc.split("\n\n")[0],
+    )
+    hints = typing.get_type_hints(run)
+    for name, parameter in inspect.signature(run).parameters.items():
+        value_type, is_list = _value_type(hints[name])
+        required = parameter.default is inspect.Parameter.empty
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=value_type,
+            nargs="+" if is_list else None,
+            required=required,
+            default=None if required else parameter.default,
+        )
+    parser.add_argument("--log", type=Path, default=None, help="also write messages to this file")
+    return parser
+
+
+def _value_type(hint: Any) -> tuple[type, bool]:
+    """The type of one value and whether the option takes several."""
+    if isinstance(hint, types.UnionType):  # ``X | None``
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if typing.get_origin(hint) is list:
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+def _set_up_logging(log_path: Path | None) -> None:
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers.clear()
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    if not is_main_process():
+        console.setLevel(logging.ERROR)
+    logger.addHandler(console)
+    if log_path is not None and is_main_process():
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_file = logging.FileHandler(log_path, mode="w", encoding="utf-8")
+        log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(log_file)

@@ -1,0 +1,331 @@
+"""Every setting, declared once: type, default, bound, unit and a sentence.
+
+``workflow/schemas/config.schema.yaml`` is generated from here
+(``python -m higgs_pipe.config > workflow/schemas/config.schema.yaml``); Snakemake checks the
+user's ``config.yaml`` against it and hands each stage only the part that it reads.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from higgs_pipe.errors import UserError, list_offenders
+
+Device = Literal["auto", "cuda", "cpu"]
+Dtype = Literal["auto", "bfloat16", "float32", "float64"]
+
+EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DataConfig(Section):
+    """How the clips are split and spread over jobs."""
+
+    num_shards: int = Field(
+        8, ge=1, le=100_000, description="Tokenization jobs; a clip's shard is a hash of its id."
+    )
+    eval_fraction: float = Field(
+        0.05, gt=0, lt=1, description="Share of the clips held out for evaluation."
+    )
+    split_seed: int = Field(0, ge=0, description="Another seed gives another train/eval split.")
+
+
+class ValidateConfig(Section):
+    """What a clip must satisfy."""
+
+    min_clip_seconds: float = Field(0.3, gt=0, description="Shorter clips are rejected.")
+    max_clip_seconds: float = Field(30.0, gt=0, description="Longer clips are rejected.")
+    max_rejected_fraction: float = Field(
+        0.1, ge=0, le=1, description="A larger share of rejected rows stops the run."
+    )
+
+
+class TokenizeConfig(Section):
+    """How audio becomes codes."""
+
+    device: Device = Field("auto", description="Where the codec runs.")
+    max_batch_seconds: float = Field(
+        120.0, gt=0, description="Audio seconds encoded at once; clips in a batch are equally long."
+    )
+
+
+class TaskMix(Section):
+    """Weights of the kinds of sample; each clip gets one kind, drawn by seed."""
+
+    # The rule of `_some_weight`, for the schema, so that Snakemake refuses it before any job.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "description": "at least one task needs a weight above 0",
+                "properties": {"speech": {"const": 0}, "cloning": {"const": 0}},
+                "required": ["speech", "cloning"],
+            }
+        }
+    )
+
+    speech: float = Field(1.0, ge=0, description="Text to speech without a reference voice.")
+    cloning: float = Field(1.0, ge=0, description="A reference clip of the speaker comes first.")
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if self.speech + self.cloning <= 0:
+            raise ValueError("at least one task needs a weight above 0")
+        return self
+
+
+class PackConfig(Section):
+    """How codes and text become training rows."""
+
+    max_tokens: int = Field(
+        2048, ge=64, le=131_072, description="Positions in a packed row, text and audio frames."
+    )
+    tasks: TaskMix = TaskMix()
+    system_prompt: str = Field(
+        DEFAULT_SYSTEM_PROMPT, min_length=1, description="The system message of each sample."
+    )
+    clean_text: bool = Field(
+        True, description="Clean the text as Higgs Audio's own inference does; keep it the same."
+    )
+    seed: int = Field(0, ge=0, description="Draws the task and the reference of each clip.")
+
+
+class LoraSettings(Section):
+    """The adapter, in PEFT's terms."""
+
+    r: int = Field(16, ge=1, le=1024, description="Rank.")
+    alpha: int = Field(32, ge=1, description="Scale; the update is multiplied by alpha / r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the LoRA matrices.")
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Suffixes of the linear layers; the FFN names match the text and audio FFN.",
+    )
+
+
+class TrainConfig(Section):
+    """How the adapter is trained."""
+
+    num_processes: int = Field(
+        1, ge=1, le=1024, description="Processes of `accelerate launch`, one GPU each."
+    )
+    device: Device = Field("auto", description="Where training runs.")
+    dtype: Dtype = Field(
+        "auto", description="Type of the frozen base: bfloat16 where the device has it."
+    )
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak of the schedule.")
+    num_epochs: int = Field(2, ge=1, description="Passes over the packed rows.")
+    rows_per_step: int = Field(
+        16, ge=1, description="Packed rows in an optimizer step, over all processes together."
+    )
+    rows_per_micro_batch: int = Field(
+        1, ge=1, description="Packed rows that a process takes at once; set by memory."
+    )
+    warmup_fraction: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps in which the rate rises from 0."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    eval_steps: int = Field(50, ge=1, description="Steps between held-out losses.")
+    log_steps: int = Field(
+        10, ge=1, description="Steps between lines of the log, with prediction against label."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, slower."
+    )
+    seed: int = Field(0, ge=0, description="Seeds the order of rows, LoRA and dropout.")
+    lora: LoraSettings = LoraSettings()
+
+
+class EvalConfig(Section):
+    """How the held-out loss is computed."""
+
+    num_processes: int = Field(1, ge=1, le=1024, description="Processes of `accelerate launch`.")
+    device: Device = Field("auto", description="Where evaluation runs.")
+    dtype: Dtype = Field("auto", description="Type of the base; bfloat16 where the device has it.")
+    rows_per_batch: int = Field(1, ge=1, description="Packed rows in a forward pass.")
+
+
+class PackageConfig(Section):
+    """What the model card says."""
+
+    license: str = Field("other", min_length=1, description="Licence id of the model card.")
+    description: str = Field("", description="A sentence about the voice, for the model card.")
+
+
+class ReportConfig(Section):
+    """The page that people look at."""
+
+    title: str = Field("Higgs Audio v2 adapter", min_length=1, description="Title of the page.")
+
+
+Manifest = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+ManifestField: Any = Field(description="The JSONL manifest, or a list of them.")
+BaseModelField: Any = Field(min_length=1, description="A checkpoint directory or a Hub id.")
+CodecField: Any = Field(min_length=1, description="The audio tokenizer: a directory or a Hub id.")
+RevisionField: Any = Field(None, description="A Hub branch, tag or commit; null is the default.")
+
+
+class ValidateStage(Section):
+    """What ``validate`` reads."""
+
+    manifest: Manifest = ManifestField
+    data: DataConfig = DataConfig()
+    validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+
+
+class TokenizeStage(Section):
+    """What ``tokenize`` reads."""
+
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+    tokenize: TokenizeConfig = TokenizeConfig()
+
+
+class PackStage(Section):
+    """What ``pack`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    pack: PackConfig = PackConfig()
+
+
+class TrainStage(Section):
+    """What ``train`` reads; an experiment overrides parts of ``train``."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    train: TrainConfig = TrainConfig()
+
+
+class EvalStage(Section):
+    """What ``eval`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    eval: EvalConfig = EvalConfig()
+
+
+class PackageStage(Section):
+    """What ``package`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+    package: PackageConfig = PackageConfig()
+
+
+class ReportStage(Section):
+    """What ``report`` reads."""
+
+    report: ReportConfig = ReportConfig()
+
+
+STAGES: dict[str, type[Section]] = {
+    "validate": ValidateStage,
+    "tokenize": TokenizeStage,
+    "pack": PackStage,
+    "train": TrainStage,
+    "eval": EvalStage,
+    "package": PackageStage,
+    "report": ReportStage,
+}
+
+
+class Config(Section):
+    """The user's whole ``config.yaml``."""
+
+    manifest: Manifest = ManifestField
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+    data: DataConfig = DataConfig()
+    validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+    tokenize: TokenizeConfig = TokenizeConfig()
+    pack: PackConfig = PackConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    package: PackageConfig = PackageConfig()
+    report: ReportConfig = ReportConfig()
+    experiments: dict[str, dict[str, Any]] = Field(
+        {"default": {}},
+        min_length=1,
+        description="Adapters to train from the same data; each overrides parts of `train`.",
+    )
+
+
+StageT = TypeVar("StageT", bound=Section)
+
+
+def load_stage(stage: type[StageT], path: Path, overrides: str | None = None) -> StageT:
+    """Read ``results/config/<stage>.json``.
+
+    Args:
+        stage: The model of the stage, for example :class:`TrainStage`.
+        path: The file that the workflow wrote.
+        overrides: JSON object of an experiment, merged into the ``train`` section.
+
+    Raises:
+        UserError: A key is unknown, or a value has the wrong type or is out of bounds.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if overrides is not None:
+        values["train"] = merge(values["train"], json.loads(overrides))
+    try:
+        return stage.model_validate(values)
+    except ValidationError as error:
+        offenders = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise UserError(
+            f"{path}: the settings are refused:\n{list_offenders(offenders)}\n"
+            "Mend them in config.yaml and run snakemake again."
+        ) from None
+
+
+def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``overrides`` laid over it, section by section."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both_sections else value
+    return merged
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of ``config.yaml``.
+
+    Its ``x-stages`` lists the keys that each stage reads, so that the workflow can hand each
+    stage its part without importing this module.
+    """
+    schema = Config.model_json_schema(by_alias=True)
+    # An experiment may name any part of `train`, and nothing else.
+    schema["properties"]["experiments"]["additionalProperties"] = {"$ref": "#/$defs/TrainConfig"}
+    schema["properties"]["experiments"]["propertyNames"] = {"pattern": EXPERIMENT_NAME}
+    schema["x-stages"] = {
+        name: [field.alias or key for key, field in stage.model_fields.items()]
+        for name, stage in STAGES.items()
+    }
+    return schema
+
+
+def schema_text() -> str:
+    """The text of ``workflow/schemas/config.schema.yaml``."""
+    import yaml
+
+    heading = "# Generated: python -m higgs_pipe.config > workflow/schemas/config.schema.yaml\n"
+    return heading + yaml.safe_dump(json_schema(), sort_keys=False, width=100)
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")

@@ -1,0 +1,1 @@
+"""What the stages share about data: manifests, audio files, tables and splits."""

@@ -1,0 +1,294 @@
+"""Every Parquet table of the pipeline: columns, version, and strict reading and writing.
+
+Letters used here and everywhere: B rows, S positions of a row, T codec frames, F delayed frames
+(F = T + 2 + K - 1), K codebooks, V entries of a codebook.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from higgs_pipe.data.files import written_aside
+from higgs_pipe.errors import UserError
+
+METADATA_KEY = b"higgs_pipe"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name, Arrow type, one sentence, and whether a value may be missing."""
+
+    name: str
+    type: pa.DataType
+    description: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table: what it holds and which rule makes it."""
+
+    name: str
+    version: int
+    made_by: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema, each column with its description."""
+        return pa.schema(
+            pa.field(c.name, c.type, c.nullable, {b"description": c.description.encode()})
+            for c in self.columns
+        )
+
+
+@dataclass(frozen=True)
+class CodecInfo:
+    """The codec that made the codes; stamped on each table that holds codes."""
+
+    codec: str
+    revision: str | None
+    fingerprint: str
+    num_codebooks: int
+    codebook_size: int
+    frame_rate_hz: float
+    sample_rate_hz: int
+    hop_length: int
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, Any]) -> Self:
+        """Read back what :func:`write_table` stamped."""
+        return cls(**metadata["codec_info"])
+
+    def as_metadata(self) -> dict[str, Any]:
+        """For the ``metadata`` of :func:`write_table`."""
+        return {"codec_info": asdict(self)}
+
+
+def frames(num_codebooks: int) -> pa.DataType:
+    """The type of a matrix of codes: (T, K) or (F, K), int16."""
+    return pa.list_(pa.list_(pa.int16(), num_codebooks))
+
+
+CLIPS = TableSpec(
+    name="clips",
+    version=1,
+    made_by="validate",
+    columns=(
+        Column("clip_id", pa.string(), "Unique id."),
+        Column("audio_path", pa.string(), "Absolute path of the audio file."),
+        Column("manifest", pa.string(), "The manifest that lists the clip."),
+        Column("line", pa.int32(), "Its line there, from 1."),
+        Column("text", pa.string(), "The transcript as given."),
+        Column("speaker", pa.string(), "Speaker; missing: unknown.", nullable=True),
+        Column("language", pa.string(), "Language code; missing: unknown.", nullable=True),
+        Column("scene", pa.string(), "Description of the scene.", nullable=True),
+        Column(
+            "reference_id",
+            pa.string(),
+            "clip_id of the row's own reference recording.",
+            nullable=True,
+        ),
+        Column("split", pa.string(), "train, eval, or reference (only ever a prompt)."),
+        Column("duration_seconds", pa.float64(), "Length of the recording, in seconds."),
+        Column("sample_rate_hz", pa.int32(), "Sample rate of the file, in Hz."),
+        Column("num_channels", pa.int32(), "Channels of the file."),
+        Column("peak", pa.float32(), "Largest absolute sample, full scale is 1."),
+        Column("rms_dbfs", pa.float32(), "Root mean square level, in dB of full scale."),
+        Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
+        Column("pcm_sha256", pa.string(), "SHA-256 of the decoded samples; finds duplicates."),
+    ),
+)
+
+REJECTED = TableSpec(
+    name="rejected",
+    version=1,
+    made_by="validate",
+    columns=(
+        Column("clip_id", pa.string(), "Id of the row."),
+        Column("audio", pa.string(), "The audio as the manifest names it."),
+        Column("manifest", pa.string(), "The manifest that lists the row."),
+        Column("line", pa.int32(), "Its line there, from 1."),
+        Column("speaker", pa.string(), "Speaker.", nullable=True),
+        Column("reason", pa.string(), "Reason code."),
+        Column("message", pa.string(), "The fact and the remedy, in a sentence."),
+    ),
+)
+
+SHARD_CLIPS = TableSpec(
+    name="shard clips",
+    version=1,
+    made_by="validate",
+    columns=(
+        Column("clip_id", pa.string(), "Unique id."),
+        Column("audio_path", pa.string(), "Absolute path of the audio file."),
+        Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
+        Column("duration_seconds", pa.float64(), "Length of the recording, in seconds."),
+    ),
+)
+
+LOSS_DESCRIPTIONS = {
+    "loss": "Text loss + mean of the codebooks' losses, nats per label",
+    "text_loss": "Nats per text label",
+    "audio_loss": "Mean of the codebooks' losses, nats per label",
+    "stop_loss": "Nats per stream EOS label",
+}
+
+EVAL_CLIPS = TableSpec(
+    name="eval clips",
+    version=1,
+    made_by="eval_adapter",
+    columns=(
+        Column("clip_id", pa.string(), "The held-out clip."),
+        *(
+            Column(f"{model}_{name}", pa.float64(), f"{description}, of the {model}.")
+            for model in ("adapter", "base")
+            for name, description in LOSS_DESCRIPTIONS.items()
+        ),
+        Column("num_text_labels", pa.int32(), "Supervised text tokens."),
+        Column("num_audio_labels", pa.int32(), "Supervised codes, all codebooks together."),
+    ),
+)
+
+
+def codes_spec(num_codebooks: int) -> TableSpec:
+    """The table of one tokenization shard, for K codebooks."""
+    return TableSpec(
+        name="codes",
+        version=1,
+        made_by="tokenize_shard",
+        columns=(
+            Column("clip_id", pa.string(), "Unique id."),
+            Column("codes", frames(num_codebooks), "Codec indices (T, K), without delay."),
+            Column("num_frames", pa.int32(), "T."),
+            Column("audio_sha256", pa.string(), "SHA-256 of the encoded file's bytes."),
+        ),
+    )
+
+
+def packed_spec(num_codebooks: int) -> TableSpec:
+    """The table of packed training rows, for K codebooks; names are the native model's."""
+    matrix = frames(num_codebooks)
+    return TableSpec(
+        name="packed rows",
+        version=1,
+        made_by="pack",
+        columns=(
+            Column("input_ids", pa.list_(pa.int32()), "Token ids (S)."),
+            Column("labels", pa.list_(pa.int32()), "Text label at each position, or -100 (S)."),
+            Column("audio_input_ids", matrix, "Delayed codes of all placeholders in order (F, K)."),
+            Column("audio_labels", matrix, "Label of each delayed code, or -100 (F, K)."),
+            Column("sample_ids", pa.list_(pa.string()), "clip_id of each sample's target."),
+            Column("sample_lengths", pa.list_(pa.int32()), "Positions of each sample; sum S."),
+        ),
+    )
+
+
+@contextmanager
+def table_writer(
+    path: Path, spec: TableSpec, metadata: dict[str, Any] | None = None
+) -> Iterator[pq.ParquetWriter]:
+    """A streaming writer; the file appears under its name only when the block succeeds."""
+    stamp = {"table": spec.name, "version": spec.version, **(metadata or {})}
+    schema = spec.schema.with_metadata({METADATA_KEY: json.dumps(stamp, sort_keys=True).encode()})
+    with (
+        written_aside(path) as aside,
+        pq.ParquetWriter(aside, schema, compression="zstd") as writer,
+    ):
+        yield writer
+
+
+def write_table(
+    path: Path,
+    spec: TableSpec,
+    rows: Sequence[dict[str, Any]],
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Write ``rows`` (one dictionary a row), cast strictly to the table's columns.
+
+    Raises:
+        pyarrow.ArrowInvalid, KeyError: A value does not fit its column, or a key is missing.
+    """
+    with table_writer(path, spec, metadata) as writer:
+        writer.write_table(to_arrow(spec, rows, writer.schema))
+
+
+def to_arrow(
+    spec: TableSpec, rows: Sequence[dict[str, Any]], schema: pa.Schema | None = None
+) -> pa.Table:
+    """``rows`` as an Arrow table with the columns of ``spec``.
+
+    A value of a list column may be a NumPy array: (n,), or (n, K) for a matrix of codes.
+    """
+    columns = [
+        _to_array(column.type, [row[column.name] for row in rows]) for column in spec.columns
+    ]
+    return pa.Table.from_arrays(columns, schema=schema or spec.schema)
+
+
+def _to_array(arrow_type: pa.DataType, values: list[Any]) -> pa.Array:
+    if not (values and isinstance(values[0], np.ndarray)):
+        return pa.array(values, type=arrow_type)
+    offsets = np.cumsum([0, *(len(value) for value in values)], dtype=np.int32)
+    flat = np.concatenate(values)
+    item_type = arrow_type.value_type
+    if pa.types.is_fixed_size_list(item_type):
+        codes = pa.array(flat.reshape(-1), item_type.value_type)
+        items = pa.FixedSizeListArray.from_arrays(codes, type=item_type)
+    else:
+        items = pa.array(flat, item_type)
+    return pa.ListArray.from_arrays(offsets, items, type=arrow_type)
+
+
+def open_table(path: Path, spec: TableSpec) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    """Open a table and check that it is the one expected.
+
+    Returns:
+        The Parquet file and what its writer stamped.
+
+    Raises:
+        UserError: The file is missing, unreadable, or was written by another version.
+    """
+    remedy = f"run: snakemake --forcerun {spec.made_by}"
+    try:
+        table = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: the table of {spec.name} is missing; {remedy}") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error}); {remedy}") from None
+    stamp = json.loads((table.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+    found = (stamp.get("table"), stamp.get("version"))
+    if found != (spec.name, spec.version) or not table.schema_arrow.equals(spec.schema):
+        raise UserError(
+            f"{path}: expected the table of {spec.name}, version {spec.version}, found "
+            f"{found[0]!r}, version {found[1]}, with columns {table.schema_arrow.names}; {remedy}"
+        )
+    return table, stamp
+
+
+def read_table(path: Path, spec: TableSpec) -> tuple[pa.Table, dict[str, Any]]:
+    """The whole table and what its writer stamped; errors as :func:`open_table`."""
+    table, stamp = open_table(path, spec)
+    return table.read(), stamp
+
+
+def read_codec_info(path: Path) -> CodecInfo:
+    """The codec stamped on a table of codes or packed rows.
+
+    Raises:
+        UserError: The file is missing or carries no such stamp.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return CodecInfo.from_metadata(json.loads(metadata[METADATA_KEY]))
+    except (FileNotFoundError, KeyError, pa.ArrowInvalid):
+        raise UserError(
+            f"{path}: no table with a codec stamp; run: snakemake --forcerun tokenize_shard"
+        ) from None
