@@ -1,0 +1,163 @@
+"""Audio files: headers, samples, and a hash under which equal recordings are equal."""
+
+import hashlib
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile as sf
+
+# A file is cut off when it holds less than this share of what its header declares. Some
+# writers are a few bytes off, and MP3 headers may only estimate.
+MIN_SHARE_PRESENT = 0.99
+
+# What writers to a pipe (ffmpeg, sox, espeak-ng) declare because they cannot know: no cut.
+MIN_UNKNOWN_NUM_BYTES = 2**31 - 4096
+MIN_UNKNOWN_NUM_SAMPLES = 2**62
+
+# libsndfile's own log of a RIFF, AIFF or AU file whose data chunk ends early.
+SHORT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
+
+MAX_OGG_PAGE_NUM_BYTES = 27 + 255 + 255 * 255
+OGG_LAST_PAGE_FLAG = 4
+
+
+class AudioError(Exception):
+    """An audio file that cannot be used; the message is the fact, in a sentence."""
+
+
+class AudioMissingError(AudioError):
+    """There is no file of that name."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an audio file says of itself; ``num_samples`` counts each channel once."""
+
+    num_samples: int
+    sample_rate_hz: int
+    num_channels: int
+
+    @property
+    def duration_seconds(self) -> float:
+        """The length that the header declares, in seconds."""
+        return self.num_samples / self.sample_rate_hz
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Decoded audio: float32 (num_samples, num_channels), full scale is 1."""
+
+    samples: npt.NDArray[np.float32]
+    sample_rate_hz: int
+
+    @property
+    def duration_seconds(self) -> float:
+        """The length of the samples, in seconds."""
+        return len(self.samples) / self.sample_rate_hz
+
+
+def read_header(path: Path) -> Header:
+    """The header of an audio file; nothing is decoded.
+
+    Raises:
+        AudioMissingError: There is no such file.
+        AudioError: The file is empty, is no audio, or is visibly cut off.
+    """
+    with _open(path) as file:
+        return _header(path, file)
+
+
+def decode(path: Path) -> Audio:
+    """All samples of an audio file, in any format, rate and number of channels.
+
+    Raises:
+        AudioMissingError: There is no such file.
+        AudioError: The file is empty, is no audio, or cannot be decoded to its end.
+    """
+    with _open(path) as file:
+        header = _header(path, file)
+        try:
+            samples = file.read(dtype="float32", always_2d=True)
+        except sf.LibsndfileError as error:
+            detail = error.error_string.strip(" .") or f"libsndfile's error {error.code}"
+            raise AudioError(f"{path} cannot be decoded to its end ({detail})") from None
+    _check_whole(path, len(samples), header.num_samples, "samples")
+    return Audio(samples, header.sample_rate_hz)
+
+
+def pcm_sha256(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> str:
+    """A hash of the sound itself, whatever the container.
+
+    Args:
+        samples: (num_samples, num_channels), finite.
+        sample_rate_hz: The rate of the samples.
+
+    Returns:
+        SHA-256, in hexadecimal, over the rate, the number of channels and the samples rounded to
+        16 bits: a recording has the same one as WAV and as FLAC.
+    """
+    pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype("<i2", order="C")
+    digest = hashlib.sha256(f"{sample_rate_hz} {samples.shape[1]} ".encode())
+    digest.update(pcm.data)
+    return digest.hexdigest()
+
+
+def _open(path: Path) -> sf.SoundFile:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise AudioError(f"{path} is not a file")
+        with path.open("rb") as stream:
+            beginning = stream.read(16)
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioMissingError(f"{path} does not exist") from None
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read ({error.strerror})") from None
+    if not beginning:
+        raise AudioError(f"{path} is empty (0 bytes)")
+    if path.suffix.lower() == ".raw":  # soundfile would ask us for its rate and format
+        raise AudioError(f"{path} has no header that gives its sample rate and format")
+    try:
+        return sf.SoundFile(path)
+    except sf.LibsndfileError:
+        # libsndfile's own words ("System error.") help nobody; the first bytes do.
+        raise AudioError(
+            f"{path} is no audio that libsndfile reads (it begins with {beginning!r})"
+        ) from None
+
+
+def _header(path: Path, file: sf.SoundFile) -> Header:
+    if file.format == "OGG":
+        _check_ogg_end(path)
+    if short_chunk := SHORT_CHUNK.search(file.extra_info):
+        declared, present = (int(number) for number in short_chunk.groups())
+        if declared < MIN_UNKNOWN_NUM_BYTES:
+            _check_whole(path, present, declared, "bytes of audio")
+    if file.frames == 0:
+        raise AudioError(f"{path} holds no samples")
+    if file.frames >= MIN_UNKNOWN_NUM_SAMPLES:
+        raise AudioError(f"{path} does not say how long it is (was it written to a pipe?)")
+    return Header(file.frames, file.samplerate, file.channels)
+
+
+def _check_whole(path: Path, present: int, declared: int, unit: str) -> None:
+    if present < MIN_SHARE_PRESENT * declared:
+        raise AudioError(
+            f"{path} is cut off: it declares {declared:,} {unit} and holds {present:,}"
+        )
+
+
+def _check_ogg_end(path: Path) -> None:
+    """An Ogg stream declares no length: it is whole if its last page is, and is marked as last."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 2 * MAX_OGG_PAGE_NUM_BYTES))
+        ending = stream.read()
+    page = ending[max(0, ending.rfind(b"OggS")) :]
+    # A page: 27 bytes (flags at 5, number of segments at 26), the segments' sizes, the segments.
+    num_segments = page[26] if len(page) > 26 else 0
+    page_num_bytes = 27 + num_segments + sum(page[27 : 27 + num_segments])
+    if len(page) < page_num_bytes or not page[5] & OGG_LAST_PAGE_FLAG:
+        raise AudioError(f"{path} is cut off: its Ogg stream ends before its last page")
