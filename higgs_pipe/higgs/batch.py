@@ -1,0 +1,188 @@
+"""Packed rows from the table, as the tensors of one forward pass.
+
+The rows of a micro-batch are laid end to end in one sequence without padding: S positions, N
+samples, F delayed frames. Everything that depends on the data's layout is worked out here, on the
+CPU, so that the forward pass never waits for the device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from higgs_pipe.data.tables import open_table, packed_spec, read_codec_info
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.codes import IGNORED
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row of ``packed/*.parquet``."""
+
+    input_ids: npt.NDArray[np.int32]  # (S,)
+    labels: npt.NDArray[np.int32]  # (S,)
+    audio_input_ids: npt.NDArray[np.int16]  # (F, K)
+    audio_labels: npt.NDArray[np.int16]  # (F, K)
+    sample_ids: tuple[str, ...]  # (N,)
+    sample_lengths: npt.NDArray[np.int32]  # (N,), sum S
+
+
+class PackedRows:
+    """Random access to a table of packed rows; one row group in memory at a time.
+
+    Raises:
+        UserError: The table is missing, of another version, or empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.codec_info = read_codec_info(path)
+        self._table, _ = open_table(path, packed_spec(self.codec_info.num_codebooks))
+        if len(self) == 0:
+            raise UserError(f"{path}: no packed row; run: snakemake --forcerun pack")
+        metadata = self._table.metadata
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._group_ends = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._table.metadata.num_rows)
+
+    def __getitem__(self, index: int) -> PackedRow:
+        group = int(np.searchsorted(self._group_ends, index, side="right"))
+        group_start = int(self._group_ends[group - 1]) if group else 0
+        row = self._table.read_row_group(group).slice(index - group_start, 1)
+        column = {name: row.column(name).chunk(0) for name in row.column_names}
+        num_codebooks = self.codec_info.num_codebooks
+
+        def array(name: str) -> Any:
+            return column[name].flatten().to_numpy()
+
+        def matrix(name: str) -> Any:
+            return column[name].flatten().flatten().to_numpy().reshape(-1, num_codebooks)
+
+        return PackedRow(
+            input_ids=array("input_ids"),
+            labels=array("labels"),
+            audio_input_ids=matrix("audio_input_ids"),
+            audio_labels=matrix("audio_labels"),
+            sample_ids=tuple(column["sample_ids"].flatten().to_pylist()),
+            sample_lengths=array("sample_lengths"),
+        )
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One forward pass over N samples in one sequence; index tensors are int64."""
+
+    input_ids: Tensor  # (1, S)
+    position_ids: Tensor  # (1, S), from 0 in each sample
+    audio_input_ids: Tensor  # (1, F, K)
+    text_positions: Tensor  # (S - F,) positions of text tokens
+    audio_positions: Tensor  # (F,) positions of audio frames
+    text_predictors: Tensor  # (L,) positions whose next token has a text label
+    text_labels: Tensor  # (L,)
+    text_sample: Tensor  # (L,) the sample, from 0, of each label
+    audio_predictors: Tensor  # (M,) positions whose next frame has audio labels
+    audio_labels: Tensor  # (M, K), IGNORED where a codebook has none
+    audio_sample: Tensor  # (M,)
+    stream_eos: int
+    sample_ids: tuple[str, ...]  # (N,)
+    sample_lengths: tuple[int, ...]  # (N,), sum S
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on ``device``."""
+        tensors = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+    def label_counts(self) -> Tensor:
+        """Labels of each kind: (2 + K,) float64, in the columns of :class:`loss.LossSums`."""
+        is_label = self.audio_labels != IGNORED
+        text = torch.tensor([len(self.text_labels)])
+        stop = (self.audio_labels == self.stream_eos).sum().reshape(1)
+        return torch.cat([text, is_label.sum(dim=0), stop]).to(torch.float64)
+
+
+def collate(rows: Sequence[PackedRow], config: Any) -> PackedBatch:
+    """Lay packed rows end to end.
+
+    Args:
+        rows: At least one row.
+        config: The model's config, for its token ids.
+
+    Raises:
+        UserError: A row does not agree with itself (placeholders and frames, lengths), or a label
+            could only be predicted from another sample.
+    """
+    for row in rows:
+        _check(row, config)
+    input_ids = np.concatenate([row.input_ids for row in rows])
+    labels = np.concatenate([row.labels for row in rows])
+    audio_labels = np.concatenate([row.audio_labels for row in rows])
+    lengths = np.concatenate([row.sample_lengths for row in rows])
+    sample = np.repeat(np.arange(len(lengths)), lengths)  # (S,)
+    starts = np.cumsum(lengths) - lengths
+
+    is_audio = _is_placeholder(input_ids, config)
+    audio_positions = np.flatnonzero(is_audio)
+    text_labelled = np.flatnonzero(labels != IGNORED)
+    frames_labelled = np.flatnonzero((audio_labels != IGNORED).any(axis=1))
+    audio_labelled = audio_positions[frames_labelled]
+    return PackedBatch(
+        input_ids=_tensor(input_ids)[None],
+        position_ids=_tensor(np.arange(len(input_ids)) - starts[sample])[None],
+        audio_input_ids=_tensor(np.concatenate([row.audio_input_ids for row in rows]))[None],
+        text_positions=_tensor(np.flatnonzero(~is_audio)),
+        audio_positions=_tensor(audio_positions),
+        text_predictors=_tensor(text_labelled - 1),
+        text_labels=_tensor(labels[text_labelled]),
+        text_sample=_tensor(sample[text_labelled]),
+        audio_predictors=_tensor(audio_labelled - 1),
+        audio_labels=_tensor(audio_labels[frames_labelled]),
+        audio_sample=_tensor(sample[audio_labelled]),
+        stream_eos=config.audio_stream_eos_id,
+        sample_ids=tuple(sample_id for row in rows for sample_id in row.sample_ids),
+        sample_lengths=tuple(lengths.tolist()),
+    )
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _is_placeholder(input_ids: npt.NDArray[np.int32], config: Any) -> npt.NDArray[np.bool_]:
+    placeholders = (config.audio_token_id, config.audio_delay_token_id)
+    return np.isin(input_ids, placeholders)
+
+
+def _check(row: PackedRow, config: Any) -> None:
+    """Refuse a row whose parts disagree: it would train the model on something else."""
+    name = f"packed row of {row.sample_ids[0]!r}" if row.sample_ids else "packed row"
+    remedy = "run: snakemake --forcerun pack"
+    num_positions, num_frames = len(row.input_ids), len(row.audio_input_ids)
+    is_audio = _is_placeholder(row.input_ids, config)
+    if int(row.sample_lengths.sum()) != num_positions or len(row.labels) != num_positions:
+        raise UserError(f"{name}: lengths of samples, tokens and labels disagree; {remedy}")
+    if int(is_audio.sum()) != num_frames or len(row.audio_labels) != num_frames:
+        raise UserError(
+            f"{name}: {int(is_audio.sum())} audio placeholders for {num_frames} frames; {remedy}"
+        )
+    starts = np.cumsum(row.sample_lengths) - row.sample_lengths
+    if (row.labels[starts] != IGNORED).any() or is_audio[starts].any():
+        raise UserError(f"{name}: a label at the first position of a sample; {remedy}")
+    if (
+        row.input_ids.max() >= config.vocab_size
+        or row.audio_input_ids.max() >= config.codebook_size
+    ):
+        raise UserError(
+            f"{name}: ids beyond the model's vocabulary; it was packed for another base_model; "
+            + remedy
+        )

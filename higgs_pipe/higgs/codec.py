@@ -1,0 +1,85 @@
+"""The audio tokenizer: waveforms in, codes out, never a code that depends on its batch."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchaudio
+from transformers import HiggsAudioV2TokenizerModel
+
+from higgs_pipe.data.tables import CodecInfo
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.checkpoint import load_weights, weight_fingerprint
+from higgs_pipe.higgs.codes import Codes
+
+
+def load_codec(
+    codec: str, revision: str | None, device: torch.device
+) -> tuple[HiggsAudioV2TokenizerModel, CodecInfo]:
+    """Load the codec in float32 for inference, and what identifies it.
+
+    Raises:
+        UserError: It cannot be loaded, or some of its weights are missing.
+    """
+    model = load_weights(HiggsAudioV2TokenizerModel, "codec", codec, revision, dtype=torch.float32)
+    config = model.config
+    info = CodecInfo(
+        codec=codec,
+        revision=revision,
+        fingerprint=weight_fingerprint(codec, revision),
+        num_codebooks=config.num_quantizers,
+        codebook_size=config.codebook_size,
+        frame_rate_hz=config.sample_rate / config.hop_length,
+        sample_rate_hz=config.sample_rate,
+        hop_length=config.hop_length,
+    )
+    return model.to(device).eval(), info
+
+
+def to_codec_input(
+    samples: npt.NDArray[np.float32], sample_rate_hz: int, info: CodecInfo
+) -> torch.Tensor:
+    """Mono, at the codec's rate, zero-padded at the end to whole frames.
+
+    The padding matters: the native codec pads lengths that are not a multiple of the hop
+    differently from the original and gives other codes.
+
+    Args:
+        samples: (num_samples, num_channels).
+        sample_rate_hz: Their rate.
+        info: The codec.
+
+    Returns:
+        (T * hop_length,) float32.
+    """
+    mono = torch.from_numpy(samples.mean(axis=1))
+    if sample_rate_hz != info.sample_rate_hz:
+        mono = torchaudio.functional.resample(mono, sample_rate_hz, info.sample_rate_hz)
+    num_frames = math.ceil(len(mono) / info.hop_length)
+    return torch.nn.functional.pad(mono, (0, num_frames * info.hop_length - len(mono)))
+
+
+@torch.inference_mode()
+def encode(
+    model: HiggsAudioV2TokenizerModel, waveforms: torch.Tensor, info: CodecInfo
+) -> list[Codes]:
+    """Encode waveforms of equal length; padding inside a batch would change the codes.
+
+    Args:
+        model: The codec.
+        waveforms: (B, T * hop_length), as :func:`to_codec_input` gives them.
+        info: The codec.
+
+    Returns:
+        B arrays of (T, K).
+    """
+    codes = model.encode(waveforms[:, None].to(model.device)).audio_codes  # (B, K, T)
+    num_frames = waveforms.shape[1] // info.hop_length
+    expected = (len(waveforms), info.num_codebooks, num_frames)
+    if tuple(codes.shape) != expected:
+        raise UserError(
+            f"codec {info.codec!r} gave codes of shape {tuple(codes.shape)} where its config "
+            f"promises {expected} (clips, codebooks, frames); use the codec of the base model."
+        )
+    return list(codes.transpose(1, 2).to(torch.int16).cpu().numpy())  # (B, T, K)

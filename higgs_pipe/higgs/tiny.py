@@ -1,0 +1,337 @@
+"""Build a complete miniature Higgs Audio v2 checkpoint, offline, in the native format.
+
+It holds all that the 3B checkpoint holds, from the text head to the codec, in the same files, and
+is loaded by the same code. Its weights are random: it is the base of the demo and of the tests, not
+a voice.
+
+::
+
+    OUTPUT_DIR/                  model, text tokenizer, processor, chat template
+    OUTPUT_DIR/audio_tokenizer/  codec and its feature extractor
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    DacConfig,
+    DacFeatureExtractor,
+    HiggsAudioV2Config,
+    HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2Processor,
+    HiggsAudioV2TokenizerConfig,
+    HiggsAudioV2TokenizerModel,
+    HubertConfig,
+    PreTrainedTokenizerFast,
+)
+
+from higgs_pipe.cli import main
+
+AUDIO_TOKENIZER = "audio_tokenizer"
+SAMPLE_RATE_HZ = 24_000
+
+# Llama 3's special tokens in id order from 128000 on, with Higgs Audio's uses of the reserved ones.
+SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|audio_out_bos|>",
+    "<|reserved_special_token_6|>",
+    "<|AUDIO|>",
+    "<|AUDIO_OUT|>",
+    "<|recipient|>",
+    "<|scene_desc_start|>",
+    "<|scene_desc_end|>",
+    "<|generation_instruction_start|>",
+    "<|generation_instruction_end|>",
+)
+NUM_SPECIAL_TOKENS = 64
+NUM_SPECIAL_TOKENS_FULL = 256
+NUM_TEXT_TOKENS_FULL = 128_000
+
+# Llama 3's rule for cutting text into words before BPE.
+WORD_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Renders like the published checkpoint's template: a system message, an optional scene inside it,
+# then the turns; each assistant turn is one audio placeholder.
+CHAT_TEMPLATE = """\
+{%- macro text_of(content) -%}
+  {%- if content is string -%}{{ content | trim }}
+  {%- else -%}
+    {%- for part in content if part['type'] == 'text' -%}{{ part['text'] | trim }}{%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- set audio_turn = '<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>' -%}
+{%- if not messages or messages[0]['role'] != 'system' -%}
+  {{ raise_exception('A system message is required but not provided!') }}
+{%- endif -%}
+{{- bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\n' -}}
+{%- set system = messages[0]['content'] -%}
+{{- (system if system is string else system[0]['text']) | trim -}}
+{%- set turns = messages[1:] -%}
+{%- if turns and turns[0]['role'] == 'scene' -%}
+  {{- '\\n\\n<|scene_desc_start|>\\n' -}}
+  {%- set scene = turns[0]['content'] -%}
+  {%- if scene is string -%}{{- scene | trim -}}
+  {%- else -%}
+    {%- for part in scene -%}
+      {%- if part['type'] == 'text' -%}
+        {{- part['text'] | trim -}}
+        {%- if loop.first and not loop.last -%}{{- '\\n\\n' -}}
+        {%- elif not loop.last and scene[loop.index]['type'] != 'audio' -%}{{- '\\n' -}}
+        {%- endif -%}
+      {%- elif part['type'] == 'audio' -%}
+        {{- ' ' + audio_turn -}}{%- if not loop.last -%}{{- '\\n' -}}{%- endif -%}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+  {{- '\\n<|scene_desc_end|>' -}}
+  {%- set turns = turns[1:] -%}
+{%- endif -%}
+{{- '<|eot_id|>' -}}
+{%- for turn in turns -%}
+  {{- '<|start_header_id|>' + turn['role'] + '<|end_header_id|>\\n\\n' -}}
+  {%- if turn['role'] == 'assistant' -%}{{- audio_turn -}}
+  {%- else -%}{{- text_of(turn['content']) -}}
+  {%- endif -%}
+  {{- '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n<|audio_out_bos|>' -}}
+{%- endif -%}
+"""
+
+
+def run(
+    output_dir: Path,
+    hidden_size: int = 128,
+    num_layers: int = 2,
+    initializer_range: float = 0.2,
+    seed: int = 0,
+) -> None:
+    """Build the miniature checkpoint in ``output_dir``.
+
+    LoRA alone visibly teaches a small random base only when its weights are large, hence the
+    ``initializer_range``.
+    """
+    build(output_dir, hidden_size, num_layers, initializer_range, seed)
+
+
+def build(
+    output_dir: Path,
+    hidden_size: int = 128,
+    num_layers: int = 2,
+    initializer_range: float = 0.2,
+    seed: int = 0,
+    full_vocab: bool = False,
+) -> None:
+    """As :func:`run`; ``full_vocab`` also gives the text tokens their real ids (128256 of them)."""
+    output_dir = output_dir.resolve()
+    codec_dir = output_dir / AUDIO_TOKENIZER
+    codec = build_codec(seed)
+    codec.save_pretrained(codec_dir)
+    _feature_extractor(codec.config.hop_length).save_pretrained(codec_dir)
+
+    tokenizer = build_tokenizer(full_vocab)
+    config = _model_config(tokenizer, codec.config, hidden_size, num_layers, initializer_range)
+    torch.manual_seed(seed)
+    model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+    generation = model.generation_config
+    generation._from_model_config = False
+    generation.bos_token_id = config.bos_token_id
+    generation.eos_token_id = config.eos_token_id
+    generation.pad_token_id = config.pad_token_id
+    generation.ras_win_len, generation.ras_win_max_num_repeat = 7, 2
+    generation.use_text_head = True
+    model.save_pretrained(output_dir)
+
+    processor = HiggsAudioV2Processor(
+        feature_extractor=_feature_extractor(hop_length=1),
+        tokenizer=tokenizer,
+        # The processor stores the directory that its codec was loaded from.
+        audio_tokenizer=HiggsAudioV2TokenizerModel.from_pretrained(codec_dir),
+        chat_template=CHAT_TEMPLATE,
+        audio_stream_bos_id=config.audio_stream_bos_id,
+        audio_stream_eos_id=config.audio_stream_eos_id,
+    )
+    processor.save_pretrained(output_dir)
+
+
+def _model_config(
+    tokenizer: PreTrainedTokenizerFast,
+    codec_config: Any,
+    hidden_size: int,
+    num_layers: int,
+    initializer_range: float,
+) -> HiggsAudioV2Config:
+    token_id = tokenizer.convert_tokens_to_ids
+    return HiggsAudioV2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=hidden_size // 4,
+        max_position_embeddings=2048,
+        initializer_range=initializer_range,
+        num_codebooks=codec_config.num_quantizers,
+        codebook_size=codec_config.codebook_size + 2,
+        audio_stream_bos_id=codec_config.codebook_size,
+        audio_stream_eos_id=codec_config.codebook_size + 1,
+        audio_token_id=token_id("<|AUDIO_OUT|>"),
+        audio_bos_token_id=token_id("<|audio_out_bos|>"),
+        audio_delay_token_id=token_id("<|reserved_special_token_6|>"),
+        bos_token_id=token_id("<|begin_of_text|>"),
+        eos_token_id=token_id("<|eot_id|>"),
+        pad_token_id=token_id("<|end_of_text|>"),
+    )
+
+
+def _feature_extractor(hop_length: int) -> DacFeatureExtractor:
+    return DacFeatureExtractor(
+        feature_size=1,
+        sampling_rate=SAMPLE_RATE_HZ,
+        hop_length=hop_length,
+        return_attention_mask=True,
+    )
+
+
+def build_tokenizer(full_vocab: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with Llama 3's special tokens and no merges."""
+    vocab = {
+        character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
+    if full_vocab:  # entries that no text reaches, so that the special tokens get their real ids
+        vocab |= {f"<unused_{i}>": i for i in range(len(vocab), NUM_TEXT_TOKENS_FULL)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    num_special = NUM_SPECIAL_TOKENS_FULL if full_vocab else NUM_SPECIAL_TOKENS
+    num_reserved = num_special - len(SPECIAL_TOKENS)
+    reserved = [f"<|reserved_special_token_{i}|>" for i in range(9, 9 + num_reserved)]
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, special=True)
+            for token in [*SPECIAL_TOKENS, *reserved]
+        ]
+    )
+    bos = "<|begin_of_text|>"
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(
+                single=f"{bos} $A",
+                pair=f"{bos} $A {bos}:1 $B:1",
+                special_tokens=[(bos, tokenizer.token_to_id(bos))],
+            ),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token="<|end_of_text|>",
+        pad_token="<|end_of_text|>",
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=131_072,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_codec(seed: int, hidden_size: int = 16) -> HiggsAudioV2TokenizerModel:
+    """A small random codec with the real one's rates (24 kHz, hop 960, 8 codebooks of 1024)."""
+    torch.manual_seed(seed)
+    config = HiggsAudioV2TokenizerConfig(
+        target_bandwidths=[0.5, 1, 1.5, 2],  # 2 kbit/s at 25 frames/s: 8 codebooks
+        codebook_size=1024,
+        codebook_dim=8,
+        acoustic_model_config=DacConfig(
+            encoder_hidden_size=2,
+            decoder_hidden_size=64,
+            hidden_size=hidden_size,
+            downsampling_ratios=[8, 5, 4, 2, 3],
+            upsampling_ratios=[8, 5, 4, 2, 3],
+        ),
+        semantic_model_config=HubertConfig(
+            hidden_size=hidden_size,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=2 * hidden_size,
+            conv_dim=(8,) * 7,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=2,
+            mask_time_prob=0.0,
+        ),
+    )
+    codec = HiggsAudioV2TokenizerModel(config).eval()
+    calibrate_codebooks(codec, seed)
+    return codec
+
+
+@torch.no_grad()
+def calibrate_codebooks(codec: HiggsAudioV2TokenizerModel, seed: int) -> None:
+    """Make a random codec's codes depend on the audio.
+
+    The class starts with codebooks of zeros, so that each code is 0. Here the projections get a
+    unit gain and the codebooks are drawn from the vectors that a synthetic clip produces.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    quantizers = codec.quantizer.quantizers
+    projections = [p for q in quantizers for p in (q.project_in, q.project_out)]
+    for layer in [codec.fc, codec.fc1, codec.fc2, *projections]:
+        gain = 1 / math.sqrt(layer.weight.shape[1])
+        layer.weight.copy_(gain * torch.randn(layer.weight.shape, generator=generator))
+
+    clip = _synthetic_clip(generator)[None, None]
+    semantic = codec.encoder_semantic(codec._extract_semantic_features(clip).transpose(1, 2))
+    acoustic = codec.acoustic_encoder(torch.nn.functional.pad(clip, (codec.pad, codec.pad)))
+    num_frames = min(semantic.shape[2], acoustic.shape[2])
+    semantic, acoustic = semantic[..., :num_frames], acoustic[..., :num_frames]
+    split = codec.config.acoustic_model_config.hidden_size
+    codec.fc.weight[:, :split] /= acoustic.std().clamp_min(1e-6)
+    codec.fc.weight[:, split:] /= semantic.std().clamp_min(1e-6)
+
+    features = torch.cat([acoustic, semantic], 1).transpose(1, 2)
+    residual = codec.fc(features).transpose(1, 2)
+    for quantizer in quantizers:
+        vectors = quantizer.project_in(residual.transpose(1, 2)).flatten(0, 1)
+        pick = torch.randint(0, len(vectors), (codec.config.codebook_size,), generator=generator)
+        noise = torch.randn(len(pick), vectors.shape[1], generator=generator)
+        quantizer.codebook.embed.copy_(vectors[pick] + 0.3 * vectors.std() * noise)
+        quantizer.codebook.embed_avg.copy_(quantizer.codebook.embed)
+        quantizer.codebook.cluster_size.fill_(1.0)
+        quantizer.project_out.weight.mul_(0.3)
+        residual = residual - quantizer.decode(quantizer.encode(residual))
+
+
+def _synthetic_clip(generator: torch.Generator, seconds: int = 8) -> torch.Tensor:
+    """A rising tone that swells three times a second, in noise: (num_samples,)."""
+    time = torch.arange(SAMPLE_RATE_HZ * seconds) / SAMPLE_RATE_HZ
+    swell = 0.3 * (1 + torch.sin(2 * math.pi * 3 * time)) / 2
+    tone = torch.sin(2 * math.pi * (80 + 500 * time) * time) * swell
+    return tone + 0.1 * torch.randn(time.shape, generator=generator)
+
+
+if __name__ == "__main__":
+    main(run)
