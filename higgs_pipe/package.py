@@ -1,0 +1,236 @@
+"""Stage 6: what a user of the adapter gets, proved to load before it has a name.
+
+::
+
+    ADAPTER/             adapter_config.json, adapter_model.safetensors (PEFT)
+        README.md        model card
+        metrics.json     eval's, adapter beside base
+        provenance.json  config, data, versions, fingerprints, and the proof
+        SHA256SUMS
+    ADAPTER.zip          the same
+"""
+
+import json
+import logging
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+import higgs_pipe
+from higgs_pipe.cli import main
+from higgs_pipe.config import STAGES, PackageStage, load_stage
+from higgs_pipe.data.files import read_json, sha256_of_file, write_json, write_text, written_aside
+from higgs_pipe.data.tables import read_codec_info
+from higgs_pipe.errors import UserError
+
+logger = logging.getLogger("higgs_pipe")
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+PACKAGES = ("torch", "torchaudio", "transformers", "peft", "accelerate", "pyarrow", "soundfile")
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # equal files give an equal archive
+METRIC_ROWS = (
+    ("eval_loss", "loss (text + audio)"),
+    ("eval_text_loss", "text"),
+    ("eval_audio_loss", "audio, mean of codebooks"),
+    ("eval_audio_loss_codebook_0", "audio, codebook 0"),
+    ("eval_stop_loss", "stop"),
+)
+
+
+def run(
+    config: Path,
+    name: str,
+    data_dir: Path,
+    packed_dir: Path,
+    experiment_dir: Path,
+    config_dir: Path,
+    package_dir: Path,
+    archive: Path,
+) -> None:
+    """Package one experiment's adapter.
+
+    Args:
+        config: ``results/config/package.json``.
+        name: Of the experiment.
+        data_dir: Results of validate.
+        packed_dir: Results of pack.
+        experiment_dir: Results of train and eval.
+        config_dir: The stages' settings.
+        package_dir: Where the directory goes.
+        archive: Where the ZIP goes.
+
+    Raises:
+        UserError: The packaged adapter does not load, does nothing, or misses eval's loss.
+    """
+    stage = load_stage(PackageStage, config)
+    metrics_path = experiment_dir / "eval" / "metrics.json"
+    with tempfile.TemporaryDirectory(prefix=".package-", dir=_made(package_dir.parent)) as aside:
+        staged = Path(aside) / name
+        staged.mkdir()
+        for file_name in ADAPTER_FILES:
+            shutil.copyfile(experiment_dir / "train" / "adapter" / file_name, staged / file_name)
+        shutil.copyfile(metrics_path, staged / "metrics.json")
+        proof = verify_in_fresh_process(
+            staged, config_dir / "eval.json", packed_dir / "eval.parquet", metrics_path
+        )
+        provenance = {
+            "name": name,
+            "higgs_pipe": {"version": higgs_pipe.__version__, "git_commit": git_commit()},
+            "python": platform.python_version(),
+            "packages": {package: metadata.version(package) for package in PACKAGES},
+            "base_model": {
+                "name": stage.base_model,
+                "revision": stage.base_model_revision,
+                "fingerprint": proof.pop("base_fingerprint"),
+            },
+            "codec": read_codec_info(packed_dir / "train.parquet").as_metadata()["codec_info"],
+            "config": all_settings(config_dir, experiment_dir),
+            "data": data_summary(data_dir, packed_dir),
+            "verification": proof,
+        }
+        write_json(staged / "provenance.json", provenance)
+        card = model_card(name, stage, provenance, read_json(metrics_path))
+        write_text(staged / "README.md", card)
+        write_text(staged / "SHA256SUMS", checksums(staged))
+        with written_aside(archive) as archive_aside:
+            write_zip(staged, archive_aside)
+        shutil.rmtree(package_dir, ignore_errors=True)
+        staged.rename(package_dir)
+    logger.info("%s and %s", package_dir, archive)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def verify_in_fresh_process(
+    adapter_dir: Path, eval_config: Path, eval_rows: Path, metrics: Path
+) -> dict[str, Any]:
+    """Run :mod:`higgs_pipe.verify` in a process of its own and return its proof.
+
+    Raises:
+        UserError: The proof failed; the process has said why.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "proof.json"
+        command = [sys.executable, "-m", "higgs_pipe.verify"]
+        for option, path in (
+            ("--config", eval_config),
+            ("--adapter-dir", adapter_dir),
+            ("--eval-rows", eval_rows),
+            ("--metrics", metrics),
+            ("--result", result),
+        ):
+            command += [option, str(path)]
+        finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        if finished.returncode != 0:
+            raise UserError(f"the packaged adapter failed its proof:\n{finished.stderr.strip()}")
+        proof: dict[str, Any] = read_json(result)
+        return proof
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with ``-dirty`` if it was changed; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"], check=False, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return None
+    return described.stdout.strip() or None
+
+
+def all_settings(config_dir: Path, experiment_dir: Path) -> dict[str, Any]:
+    """The settings of every stage, defaults included; of train, those of the experiment."""
+    settings = {
+        name: load_stage(stage, config_dir / f"{name}.json").model_dump(by_alias=True)
+        for name, stage in STAGES.items()
+        if name not in ("train", "report")
+    }
+    return settings | {"train": read_json(experiment_dir / "train" / "config.json")}
+
+
+def data_summary(data_dir: Path, packed_dir: Path) -> dict[str, Any]:
+    """Counts and hashes of the data that the adapter was trained on."""
+    hashed = [data_dir / "clips.parquet", packed_dir / "train.parquet", packed_dir / "eval.parquet"]
+    return {
+        "validation": read_json(data_dir / "validation.json"),
+        "packing": read_json(packed_dir / "packing.json"),
+        "sha256": {path.name: sha256_of_file(path) for path in hashed},
+    }
+
+
+def model_card(
+    name: str, stage: PackageStage, provenance: dict[str, Any], metrics: dict[str, Any]
+) -> str:
+    """``README.md`` with the Hub's metadata."""
+    validation = provenance["data"]["validation"]
+    front_matter = {
+        "base_model": stage.base_model,
+        "library_name": "peft",
+        "pipeline_tag": "text-to-speech",
+        "license": stage.package.license,
+        "language": sorted(validation["languages"]),
+        "tags": ["higgs-audio-v2", "lora", "text-to-speech"],
+    }
+    train = provenance["config"]["train"]["train"]
+    lora = {f"lora {key}": value for key, value in train["lora"].items()}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("higgs_pipe"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    return environment.get_template("model_card.md.j2").render(
+        front_matter=yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True).strip(),
+        name=name,
+        description=stage.package.description,
+        base=provenance["base_model"],
+        version=higgs_pipe.__version__,
+        data={
+            "train_hours": validation["splits"]["train"]["hours"],
+            "num_clips": validation["num_clips"],
+            "num_speakers": len(validation["speakers"]),
+            "num_train_clips": validation["splits"]["train"]["num_clips"],
+            "num_eval_clips": validation["splits"]["eval"]["num_clips"],
+            "num_rejected": validation["num_rejected"],
+            "speakers": validation["speakers"],
+        },
+        metrics=metrics,
+        metric_rows=METRIC_ROWS,
+        system_prompt=json.dumps(provenance["config"]["pack"]["pack"]["system_prompt"]),
+        clean_text=provenance["config"]["pack"]["pack"]["clean_text"],
+        train={key: value for key, value in train.items() if key != "lora"} | lora,
+        verification=provenance["verification"],
+    )
+
+
+def checksums(directory: Path) -> str:
+    """The lines of ``SHA256SUMS``, as ``sha256sum`` writes them."""
+    paths = sorted(directory.iterdir())
+    return "".join(f"{sha256_of_file(path)}  {path.name}\n" for path in paths)
+
+
+def write_zip(directory: Path, archive: Path) -> None:
+    """Pack a directory under its own name; equal files give equal bytes."""
+    with zipfile.ZipFile(archive, "w", compression=zipfile.ZIP_DEFLATED) as stream:
+        for path in sorted(directory.iterdir()):
+            entry = zipfile.ZipInfo(f"{directory.name}/{path.name}", date_time=ZIP_TIME)
+            entry.external_attr = 0o644 << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            stream.writestr(entry, path.read_bytes())
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,315 @@
+"""Stage 4: train a LoRA adapter on the packed rows, under ``accelerate launch``.
+
+An optimizer step takes ``rows_per_step`` packed rows over all processes together, in a seeded
+global order. The counts of labels are summed over the whole step before the first forward, each
+micro-batch's loss is divided by them, and DDP adds the gradients up: the number of processes and
+the size of the micro-batches change the speed, never the result.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from higgs_pipe.cli import main
+from higgs_pipe.config import TrainStage, load_stage
+from higgs_pipe.data.files import write_json
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
+from higgs_pipe.higgs.chatml import PromptRenderer
+from higgs_pipe.higgs.devices import pick_device, pick_dtype
+from higgs_pipe.higgs.held_out import held_out_sums, total_of
+from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
+from higgs_pipe.higgs.model import DualLossModel, add_lora, load_base
+from higgs_pipe.higgs.predictions import describe_predictions
+
+logger = logging.getLogger("higgs_pipe")
+
+
+def run(
+    config: Path, train_rows: Path, eval_rows: Path, output_dir: Path, overrides: str = "{}"
+) -> None:
+    """Train an adapter; keep the one with the lowest held-out loss.
+
+    Args:
+        config: ``results/config/train.json``.
+        train_rows: Packed training rows.
+        eval_rows: Packed held-out rows.
+        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl`` and ``config.json``.
+        overrides: JSON object of the experiment, laid over the ``train`` section.
+
+    Raises:
+        UserError: A setting does not fit, or training goes wrong in a way that a person can mend.
+    """
+    stage = load_stage(TrainStage, config, overrides)
+    device = pick_device(stage.train.device)
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    training = Training(stage, PackedRows(train_rows), PackedRows(eval_rows), accelerator)
+    if accelerator.is_main_process:
+        (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+        write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
+    training.fit(output_dir)
+    accelerator.end_training()
+
+
+class Training:
+    """Everything that one run of training holds."""
+
+    def __init__(
+        self,
+        stage: TrainStage,
+        train_rows: PackedRows,
+        eval_rows: PackedRows,
+        accelerator: Accelerator,
+    ) -> None:
+        settings = stage.train
+        self.settings = settings
+        self.train_rows = train_rows
+        self.eval_rows = eval_rows
+        self.accelerator = accelerator
+        dtype = pick_dtype(settings.dtype, accelerator.device)
+        base = load_base(stage.base_model, stage.base_model_revision, dtype)
+        self.config = base.config
+        self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
+        adapter = add_lora(base, settings.lora, settings.seed)
+        if settings.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        model = DualLossModel(adapter).train()
+        self.lora_parameters = [p for p in model.parameters() if p.requires_grad]
+        self.model = accelerator.prepare(model)
+        self.optimizer = torch.optim.AdamW(
+            self.lora_parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.steps_per_epoch = math.ceil(len(train_rows) / settings.rows_per_step)
+        self.num_steps = self.steps_per_epoch * settings.num_epochs
+        self.schedule = get_cosine_schedule_with_warmup(
+            self.optimizer, round(settings.warmup_fraction * self.num_steps), self.num_steps
+        )
+        self.best_eval_loss = math.inf
+        self._prediction_log_failed = False
+        num_trained = sum(p.numel() for p in self.lora_parameters)
+        logger.info(
+            "%d rows, %d steps of %d rows; %s trainable parameters; base in %s on %d x %s",
+            *(len(train_rows), self.num_steps, settings.rows_per_step, f"{num_trained:,}"),
+            *(str(dtype).removeprefix("torch."), accelerator.num_processes, accelerator.device),
+        )
+
+    def fit(self, output_dir: Path) -> None:
+        """Train for all epochs."""
+        settings = self.settings
+        metrics = Metrics(output_dir / "metrics.jsonl", self.accelerator.is_main_process)
+        self._evaluate(0, metrics, output_dir)
+        progress = tqdm(
+            total=self.num_steps,
+            unit="step",
+            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
+        )
+        step, started = 0, time.perf_counter()
+        with logging_redirect_tqdm([logger]), progress:
+            for epoch in range(settings.num_epochs):
+                for step_rows in epoch_steps(
+                    len(self.train_rows), settings.rows_per_step, settings.seed, epoch
+                ):
+                    step += 1
+                    line, batch, predictions = self.step(step_rows, epoch, step)
+                    progress.update()
+                    if step % settings.log_steps == 0 or step == 1:
+                        line |= {
+                            "epoch": step / self.steps_per_epoch,
+                            "seconds": time.perf_counter() - started,
+                        }
+                        metrics.write(step, line)
+                        self._log_predictions(batch, predictions)
+                    if step % settings.eval_steps == 0 or step == self.num_steps:
+                        self._evaluate(step, metrics, output_dir)
+
+    def step(
+        self, step_rows: Sequence[int], epoch: int, step: int
+    ) -> tuple[dict[str, float], PackedBatch, Predictions]:
+        """One optimizer step.
+
+        Args:
+            step_rows: Indices of the step's rows, over all processes.
+            epoch: From 0; seeds the dropout.
+            step: From 1, for messages.
+
+        Returns:
+            What to log, and the first micro-batch of this process with its predictions.
+
+        Raises:
+            UserError: No label of a kind in the step, a loss that is not finite, or no gradient.
+        """
+        micro_batches = self._micro_batches(step_rows)
+        counts = self._global_counts(micro_batches)
+        self._refuse_missing_labels(counts, step)
+        loss = torch.zeros_like(counts)
+        predictions = []
+        for micro_batch in micro_batches:
+            # A row's dropout depends on the row alone, not on the process that takes it.
+            torch.manual_seed(combined_seed(self.settings.seed, epoch, micro_batch.rows[0]))
+            is_last = micro_batch is micro_batches[-1]
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                sums, predicted = self.model(micro_batch.batch.to(self.accelerator.device))
+                total = sums.total()
+                # DDP averages over the processes; the step's loss is a sum over them.
+                weight = micro_batch.weight * self.accelerator.num_processes
+                self.accelerator.backward(objective(total.loss, counts) * weight)
+            loss += total.loss.detach().double() * micro_batch.weight
+            predictions.append(predicted)
+        step_loss = self.accelerator.reduce(loss, "sum")
+        line = named_losses(LossSums(step_loss, counts, counts))
+        self._refuse_broken_loss(line["loss"], step_rows, step)
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.lora_parameters, self.settings.max_grad_norm
+        ).item()
+        if step == 1 and grad_norm == 0:
+            raise UserError(
+                "after the first step the gradient of every LoRA tensor is zero: nothing would be "
+                "learnt. Check that train.lora.target_modules name layers between the labels and "
+                "the input, and that the base model's weights are not all zero."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        line |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": grad_norm}
+        self.schedule.step()
+        return line, micro_batches[0].batch, predictions[0]
+
+    def _micro_batches(self, step_rows: Sequence[int]) -> list["MicroBatch"]:
+        """This process's share of a step.
+
+        A process without rows takes the step's first row with weight 0, so that it still takes
+        part in the exchange of gradients.
+        """
+        rank, size = self.accelerator.process_index, self.settings.rows_per_micro_batch
+        mine = list(step_rows[rank :: self.accelerator.num_processes])
+        weight = 1.0 if mine else 0.0
+        mine = mine or [step_rows[0]]
+        shares = [mine[i : i + size] for i in range(0, len(mine), size)]
+        return [
+            MicroBatch(rows, weight, collate([self.train_rows[row] for row in rows], self.config))
+            for rows in shares
+        ]
+
+    def _global_counts(self, micro_batches: Sequence["MicroBatch"]) -> Tensor:
+        """Labels of each kind in the whole step, over all processes: (2 + K,) float64."""
+        counts = torch.stack([m.batch.label_counts() * m.weight for m in micro_batches]).sum(0)
+        reduced: Tensor = self.accelerator.reduce(counts.to(self.accelerator.device), "sum")
+        return reduced
+
+    def _refuse_missing_labels(self, counts: Tensor, step: int) -> None:
+        names = ["text", *(f"audio codebook {k}" for k in range(len(counts) - 2)), "stream EOS"]
+        missing = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+        if missing:
+            raise UserError(
+                f"step {step}: no label of {', '.join(missing)} on any process, so its loss means "
+                "nothing. The packed rows are wrong; run: snakemake --forcerun pack"
+            )
+
+    def _refuse_broken_loss(self, loss: float, step_rows: Sequence[int], step: int) -> None:
+        if not math.isfinite(loss):
+            samples = [name for row in step_rows for name in self.train_rows[row].sample_ids]
+            raise UserError(
+                f"step {step}: the loss is {loss}. Lower train.learning_rate or "
+                "train.max_grad_norm, try train.dtype: float32, and listen to the step's clips: "
+                + ", ".join(samples[:20])
+            )
+
+    def _evaluate(self, step: int, metrics: "Metrics", output_dir: Path) -> None:
+        """The held-out loss; the best adapter so far is kept."""
+        sums = held_out_sums(
+            self.model, self.eval_rows, self.accelerator, self.settings.rows_per_micro_batch
+        )
+        line = named_losses(total_of(sums), prefix="eval_")
+        if not math.isfinite(line["eval_loss"]):
+            raise UserError(
+                f"step {step}: the held-out loss is {line['eval_loss']}. Lower "
+                "train.learning_rate, or try train.dtype: float32."
+            )
+        metrics.write(step, line)
+        if step > 0 and line["eval_loss"] < self.best_eval_loss:
+            self.best_eval_loss = line["eval_loss"]
+            if self.accelerator.is_main_process:
+                model = self.accelerator.unwrap_model(self.model).model
+                save_adapter(model, output_dir / "adapter")
+                logger.info("step %d: best adapter so far, held-out loss kept", step)
+        self.accelerator.wait_for_everyone()
+
+    def _log_predictions(self, batch: PackedBatch, predictions: Predictions) -> None:
+        if not self.accelerator.is_main_process or self._prediction_log_failed:
+            return
+        try:
+            for line in describe_predictions(batch, predictions, self.tokenizer):
+                logger.info("%s", line)
+        except Exception as error:  # noqa: BLE001 - a look at predictions must not stop training
+            self._prediction_log_failed = True
+            logger.warning("predictions cannot be shown, training goes on: %r", error)
+
+
+class MicroBatch(NamedTuple):
+    """Rows that a process takes at once; a weight of 0 is for a process that has none."""
+
+    rows: list[int]
+    weight: float
+    batch: PackedBatch
+
+
+class Metrics:
+    """``metrics.jsonl`` and a plain line in the log, from the main process."""
+
+    def __init__(self, path: Path, is_main_process: bool) -> None:
+        self.path = path
+        self.is_main_process = is_main_process
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append a line."""
+        if not self.is_main_process:
+            return
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        prefix = "eval_" if "eval_loss" in values else ""
+        names = ("loss", "text_loss", "audio_loss", "stop_loss")
+        shown = "  ".join(f"{prefix}{name} {values[prefix + name]:.4f}" for name in names)
+        logger.info("step %d  %s", step, shown)
+
+
+def epoch_steps(num_rows: int, rows_per_step: int, seed: int, epoch: int) -> list[list[int]]:
+    """The rows of each optimizer step of an epoch, in an order that only the seed decides.
+
+    The last step takes what is left.
+    """
+    generator = torch.Generator().manual_seed(combined_seed(seed, epoch))
+    order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
+    return [order[i : i + rows_per_step] for i in range(0, num_rows, rows_per_step)]
+
+
+def combined_seed(*parts: int) -> int:
+    """One seed from several numbers, the same on every machine."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def save_adapter(model: Any, adapter_dir: Path) -> None:
+    """Write a PEFT adapter, whole or not at all."""
+    aside = adapter_dir.with_name(f".{adapter_dir.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    shutil.rmtree(adapter_dir, ignore_errors=True)
+    aside.rename(adapter_dir)
+
+
+if __name__ == "__main__":
+    main(run)
