@@ -87,7 +87,7 @@ class Training:
         self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed)
         if settings.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.activation_checkpointing_enable({"use_reentrant": False})
         model = DualLossModel(adapter).train()
         self.lora_parameters = [p for p in model.parameters() if p.requires_grad]
         self.model = accelerator.prepare(model)

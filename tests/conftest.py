@@ -1,0 +1,134 @@
+"""Fixtures that several test files share: a tiny base, and stages run on a small corpus."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from higgs_pipe.higgs import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete miniature checkpoint; its codec is in ``audio_tokenizer/``."""
+    directory = tmp_path_factory.mktemp("base") / "tiny-higgs"
+    tiny.build(directory, hidden_size=64, num_layers=2)
+    return directory
+
+
+def write_stage_config(path: Path, **sections: Any) -> Path:
+    """A ``results/config/<stage>.json`` as the workflow writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(sections), encoding="utf-8")
+    return path
+
+
+def tone(path: Path, seconds: float, pitch_hz: float = 220.0, rate_hz: int = 24_000) -> Path:
+    """A WAV with a tone that no other pitch repeats."""
+    time = np.arange(round(seconds * rate_hz)) / rate_hz
+    samples = 0.3 * np.sin(2 * np.pi * pitch_hz * time) * (1 + np.sin(2 * np.pi * 3 * time)) / 2
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(path, samples, rate_hz)
+    return path
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """A small corpus after validate, tokenize and pack."""
+
+    directory: Path
+    base: Path
+
+    @property
+    def clips(self) -> Path:
+        return self.directory / "data" / "clips.parquet"
+
+    @property
+    def codes_dir(self) -> Path:
+        return self.directory / "codes"
+
+    @property
+    def train_rows(self) -> Path:
+        return self.directory / "packed" / "train.parquet"
+
+    @property
+    def eval_rows(self) -> Path:
+        return self.directory / "packed" / "eval.parquet"
+
+    def pack(self, output_dir: Path, **settings: Any) -> dict[str, Any]:
+        """Pack the corpus with other settings into ``output_dir``; returns packing.json."""
+        from higgs_pipe import pack
+
+        config = write_stage_config(
+            output_dir / "pack.json", base_model=str(self.base), pack=settings
+        )
+        packing = output_dir / "packing.json"
+        pack.run(
+            config,
+            self.clips,
+            self.codes_dir,
+            output_dir / "train.parquet",
+            output_dir / "eval.parquet",
+            packing,
+        )
+        summary: dict[str, Any] = json.loads(packing.read_text())
+        return summary
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> PackedCorpus:
+    """Fourteen tones of two speakers, three of them held out, packed into rows of 512."""
+    from higgs_pipe import tokenize_audio, validate
+
+    directory = tmp_path_factory.mktemp("corpus")
+    rows = []
+    for i in range(14):
+        tone(directory / f"audio/clip-{i:02d}.wav", seconds=0.5 + 0.13 * i, pitch_hz=150 + 37 * i)
+        row: dict[str, Any] = {
+            "id": f"clip-{i:02d}",
+            "audio": f"audio/clip-{i:02d}.wav",
+            "text": f"Tone number {i}, held for a while",
+            "speaker": "high" if i % 2 else "low",
+            "split": "eval" if i in (3, 6, 9) else "train",
+        }
+        rows.append(row | ({"scene": "A quiet room."} if i % 5 == 0 else {}))
+    manifest = directory / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    data = directory / "data"
+    validate.run(
+        write_stage_config(
+            directory / "config/validate.json", manifest=str(manifest), data={"num_shards": 2}
+        ),
+        data / "clips.parquet",
+        data / "rejected.parquet",
+        data / "validation.json",
+        data / "shards",
+    )
+    tokenize_config = write_stage_config(
+        directory / "config/tokenize.json", codec=str(tiny_base / tiny.AUDIO_TOKENIZER)
+    )
+    for shard in ("shard-00000", "shard-00001"):
+        tokenize_audio.run(
+            tokenize_config,
+            data / f"shards/{shard}.parquet",
+            directory / f"codes/{shard}.parquet",
+        )
+    packed = PackedCorpus(directory, tiny_base)
+    packed.pack(directory / "packed", max_tokens=512)
+    return packed
+
+
+@pytest.fixture
+def stage_config(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a stage's config into ``tmp_path`` and returns its path."""
+
+    def write(name: str, **sections: Any) -> Path:
+        return write_stage_config(tmp_path / f"{name}.json", **sections)
+
+    return write

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import audio_labels, delayed_frames
+from transformers import HiggsAudioV2Processor
+
+from higgs_pipe.higgs.codes import IGNORED, delay, num_delayed_frames, target_labels, undelay
+
+BOS, EOS = 1024, 1025
+
+
+@st.composite
+def code_matrices(draw: st.DrawFn) -> np.ndarray:
+    num_frames, num_codebooks = draw(st.integers(1, 30)), draw(st.integers(1, 9))
+    seed = draw(st.integers(0, 1000))
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 1024, (num_frames, num_codebooks)).astype(np.int16)
+
+
+def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand():
+    delayed = delay(np.array([[1, 11, 21], [2, 12, 22]], np.int16), BOS, EOS)
+    assert delayed.T.tolist() == [
+        [BOS, 1, 2, EOS, EOS, EOS],
+        [BOS, BOS, 11, 12, EOS, EOS],
+        [BOS, BOS, BOS, 21, 22, EOS],
+    ]
+
+
+def test_labels_of_three_codebooks_of_two_frames_are_as_worked_by_hand():
+    delayed = delay(np.array([[1, 11, 21], [2, 12, 22]], np.int16), BOS, EOS)
+    assert target_labels(delayed).T.tolist() == [
+        [IGNORED, 1, 2, EOS, IGNORED, IGNORED],
+        [IGNORED, IGNORED, 11, 12, EOS, IGNORED],
+        [IGNORED, IGNORED, IGNORED, 21, 22, EOS],
+    ]
+
+
+@given(code_matrices())
+def test_undelay_gives_the_codes_back(codes: np.ndarray):
+    assert np.array_equal(undelay(delay(codes, BOS, EOS)), codes)
+
+
+@given(code_matrices())
+def test_delay_and_labels_agree_with_plain_loops(codes: np.ndarray):
+    delayed = delay(codes, BOS, EOS)
+    assert len(delayed) == num_delayed_frames(*codes.shape)
+    assert delayed.tolist() == delayed_frames(codes.tolist(), BOS, EOS)
+    assert target_labels(delayed).tolist() == audio_labels(codes.tolist(), BOS, EOS)
+
+
+@given(code_matrices())
+def test_exactly_one_eos_of_each_codebook_is_supervised(codes: np.ndarray):
+    labels = target_labels(delay(codes, BOS, EOS))
+    assert (labels == EOS).sum(axis=0).tolist() == [1] * codes.shape[1]
+    assert not (labels == BOS).any()
+
+
+@pytest.mark.parametrize("num_frames", [1, 7, 40])
+def test_delay_is_the_native_processors_pattern(num_frames: int):
+    codes = np.random.default_rng(0).integers(0, 1024, (num_frames, 8)).astype(np.int16)
+    stream = np.pad(codes.T, ((0, 0), (1, 1)))
+    stream[:, 0], stream[:, -1] = BOS, EOS
+
+    class Ids:
+        audio_stream_bos_id, audio_stream_eos_id = BOS, EOS
+
+    native = HiggsAudioV2Processor.build_delay_pattern(Ids, torch.from_numpy(stream)[None].long())
+    assert delay(codes, BOS, EOS).T.tolist() == native[0].tolist()
