@@ -11,6 +11,7 @@ The heads run only where there are labels.
 """
 
 import types
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.checkpoint import load_weights
 from higgs_pipe.higgs.loss import LossSums, Predictions, loss_sums
+
+# PEFT asks Transformers by an old name; nothing that a user could mend.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 PACKED_ATTENTION = "packed_causal"
 
