@@ -1,0 +1,55 @@
+# make demo    recordings to an adapter, on the shipped demo
+# make test    all tests
+# make check   format, types and lints
+# make clean   remove what the workflow made; the environment in .venv stays
+#
+# Needs Python 3.11 or newer with venv, git and make. PYTHON=python3.12 picks another one.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DELETE_ON_ERROR:
+SHELL := bash
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+# With this set, as some containers have it, every process would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
+# What an interpreter outside .venv would add to it.
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help
+help:
+	@sed -n 's/^# \{0,1\}//;1,/^$$/p' Makefile
+
+.PHONY: demo
+demo: $(READY)
+	$(IN_VENV) snakemake --cores all
+
+.PHONY: test
+test: $(READY)
+	$(IN_VENV) pytest
+
+.PHONY: check
+check: $(READY)
+	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+	$(IN_VENV) mypy
+	$(IN_VENV) snakefmt --check Snakefile workflow
+	$(IN_VENV) snakemake --lint
+
+.PHONY: environment
+environment: $(READY)
+
+$(READY): requirements-bootstrap.txt requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is missing or older than Python 3.11;" \
+	    "name a newer one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-bootstrap.txt
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements-bootstrap.txt requirements.txt
+	@touch $@
+
+.PHONY: clean
+clean:
+	rm -rf results resources logs .snakemake

@@ -1,0 +1,72 @@
+# higgs-pipe: rows of speech in, one adapter out. Every stage is a rule that runs one Python module
+# from files to files:
+#
+#   manifest -> validate -> tokenize -> pack -> train -> eval -> package -> report
+#
+# `snakemake` makes everything; `snakemake <stage>` brings that stage up to date, and what it needs.
+import re
+import sys
+from pathlib import Path
+
+import higgs_pipe.workflow as pipeline
+
+
+configfile: "config.yaml"
+
+
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+config = pipeline.load_config_or_exit(config, SCHEMA_PATH)
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/config.smk"
+include: "workflow/rules/base.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/eval.smk"
+include: "workflow/rules/package.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    stage_config,
+    tokenize,
+    train,
+    eval,
+    package,
+
+
+# The targets validate, pack and report are the rules of that name.
+rule all:
+    default_target: True
+    input:
+        expand("<results>/adapters/{experiment}.zip", experiment=EXPERIMENTS),
+        "<results>/report/index.html",
+
+
+rule tokenize:
+    input:
+        expand("<results>/codes/{shard}.parquet", shard=SHARDS),
+
+
+rule train:
+    input:
+        expand(
+            "<results>/experiments/{experiment}/train/adapter/adapter_config.json",
+            experiment=EXPERIMENTS,
+        ),
+
+
+rule eval:
+    input:
+        expand(
+            "<results>/experiments/{experiment}/eval/metrics.json",
+            experiment=EXPERIMENTS,
+        ),
+
+
+rule package:
+    input:
+        expand("<results>/adapters/{experiment}.zip", experiment=EXPERIMENTS),

@@ -1,0 +1,35 @@
+# Shared by all rules; makes no file.
+EXPERIMENTS = list(config["experiments"])
+SHARDS = pipeline.shard_names(config["data"]["num_shards"])
+STAGE_SCHEMA = pipeline.load_schema(SCHEMA_PATH)
+ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
+
+# Rules wait for the demo base where the config names it; other models are the Hub's or the user's.
+DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
+BASE_MODEL = [DEMO_BASE] if pipeline.is_within(config["base_model"], DEMO_BASE) else []
+CODEC = [DEMO_BASE] if pipeline.is_within(config["codec"], DEMO_BASE) else []
+
+
+def num_processes(wildcards):
+    """Of the training of one experiment."""
+    return pipeline.train_setting(config, wildcards.experiment, "num_processes")
+
+
+shell.prefix(
+    pipeline.shell_prefix(
+        ROOT, in_own_environment=not workflow.deployment_settings.deployment_method
+    )
+)
+
+
+wildcard_constraints:
+    experiment="|".join(map(re.escape, EXPERIMENTS)),
+    shard=r"shard-\d{5}",
+    stage="|".join(STAGE_SCHEMA["x-stages"]),
+
+
+onsuccess:
+    for line in pipeline.closing_lines(
+        Path(workflow.pathvars.apply("<results>")), EXPERIMENTS
+    ):
+        print(line, file=sys.stderr)

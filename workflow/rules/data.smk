@@ -1,0 +1,87 @@
+# From the manifest to packed training rows; all experiments share them.
+# in:  the manifests and the recordings that they name
+# out: <results>/data/{clips,rejected}.parquet, validation.json and shards/   (validate)
+#      <results>/codes/{shard}.parquet                                        (tokenize_shard)
+#      <results>/packed/{train,eval}.parquet and packing.json                 (pack)
+
+
+# A checkpoint, so that Snakemake looks again once the shards are written: those whose bytes did
+# not change are not encoded again.
+checkpoint validate:
+    input:
+        config="<results>/config/validate.json",
+        # A missing manifest is left to the stage, which says what to do about it.
+        manifests=lambda wildcards: [
+            path for path in pipeline.manifests(config) if Path(path).is_file()
+        ],
+    output:
+        clips="<results>/data/clips.parquet",
+        rejected="<results>/data/rejected.parquet",
+        validation="<results>/data/validation.json",
+        shards=expand("<results>/data/shards/{shard}.parquet", shard=SHARDS),
+    log:
+        "<logs>/validate.log",
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=480,
+    params:
+        version=pipeline.STAGE_VERSIONS["validate"],
+        shards_dir=lambda wildcards, output: Path(output.shards[0]).parent,
+    shell:
+        "python -m higgs_pipe.validate --config {input.config:q} --clips {output.clips:q}"
+        " --rejected {output.rejected:q} --validation {output.validation:q}"
+        " --shards-dir {params.shards_dir:q} --num-threads {threads} --log {log:q}"
+
+
+rule tokenize_shard:
+    input:
+        config="<results>/config/tokenize.json",
+        clips="<results>/data/shards/{shard}.parquet",
+        codec=CODEC,
+    output:
+        codes="<results>/codes/{shard}.parquet",
+    log:
+        "<logs>/tokenize/{shard}.log",
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 1
+    resources:
+        gpu=pipeline.num_gpus(config["tokenize"]["device"]),
+        mem_mb=16000,
+        runtime=480,
+    params:
+        version=pipeline.STAGE_VERSIONS["tokenize"],
+    shell:
+        "python -m higgs_pipe.tokenize_audio --config {input.config:q}"
+        " --shard-clips {input.clips:q} --codes {output.codes:q}"
+        " --num-threads {threads} --log {log:q}"
+
+
+rule pack:
+    input:
+        config="<results>/config/pack.json",
+        clips="<results>/data/clips.parquet",
+        codes=expand("<results>/codes/{shard}.parquet", shard=SHARDS),
+        base_model=BASE_MODEL,
+    output:
+        train_rows="<results>/packed/train.parquet",
+        eval_rows="<results>/packed/eval.parquet",
+        packing="<results>/packed/packing.json",
+    log:
+        "<logs>/pack.log",
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=240,
+    params:
+        version=pipeline.STAGE_VERSIONS["pack"],
+        codes_dir=lambda wildcards, input: Path(input.codes[0]).parent,
+    shell:
+        "python -m higgs_pipe.pack --config {input.config:q} --clips {input.clips:q}"
+        " --codes-dir {params.codes_dir:q} --train-rows {output.train_rows:q}"
+        " --eval-rows {output.eval_rows:q} --packing {output.packing:q} --log {log:q}"

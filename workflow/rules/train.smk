@@ -1,0 +1,42 @@
+# One adapter an experiment.
+# in:  <results>/packed/{train,eval}.parquet
+# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl and config.json
+
+
+rule train_adapter:
+    input:
+        config="<results>/config/train.json",
+        train_rows="<results>/packed/train.parquet",
+        eval_rows="<results>/packed/eval.parquet",
+        base_model=BASE_MODEL,
+    output:
+        adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
+        adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
+        metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
+        config="<results>/experiments/{experiment}/train/config.json",
+    log:
+        "<logs>/experiments/{experiment}/train.log",
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: lambda wildcards: 4 * num_processes(wildcards)
+    resources:
+        gpu=lambda wildcards: pipeline.num_gpus(
+            pipeline.train_setting(config, wildcards.experiment, "device"),
+            num_processes(wildcards),
+        ),
+        mem_mb=lambda wildcards: 32000 * num_processes(wildcards),
+        runtime=2880,
+    params:
+        version=pipeline.STAGE_VERSIONS["train"],
+        overrides=lambda wildcards: pipeline.overrides_text(
+            config, wildcards.experiment
+        ),
+        # It depends on `threads`, so Snakemake does not retrain when --cores differs.
+        launch=lambda wildcards, threads: pipeline.launch_command(
+            num_processes(wildcards), threads, ACCELERATE_CONFIG
+        ),
+        output_dir=subpath(output.metrics, parent=True),
+    shell:
+        "{params.launch} -m higgs_pipe.train --config {input.config:q}"
+        " --overrides {params.overrides:q} --train-rows {input.train_rows:q}"
+        " --eval-rows {input.eval_rows:q} --output-dir {params.output_dir:q} --log {log:q}"
