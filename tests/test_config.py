@@ -69,6 +69,14 @@ def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
     assert [line for above, line in settings if not above.lstrip().startswith("#")] == []
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_an_example_laid_over_the_shipped_config_is_accepted(path: Path) -> None:
+    laid_over = declared.merge(SHIPPED, yaml.safe_load(path.read_text()))
+    declared.Config.model_validate(load(laid_over))
+
+
 def test_missing_keys_get_the_declared_defaults() -> None:
     assert load(MINIMAL) == declared.Config(**MINIMAL).model_dump(by_alias=True)  # type: ignore[arg-type]
 
