@@ -60,7 +60,13 @@ class PlannedSample:
 
 
 def run(
-    config: Path, clips: Path, codes_dir: Path, train_rows: Path, eval_rows: Path, packing: Path
+    config: Path,
+    clips: Path,
+    codes_dir: Path,
+    num_shards: int,
+    train_rows: Path,
+    eval_rows: Path,
+    packing: Path,
 ) -> None:
     """Pack the training split and the held-out split.
 
@@ -68,6 +74,7 @@ def run(
         config: ``results/config/pack.json``.
         clips: The accepted clips, from validate.
         codes_dir: The shards of codes, from tokenize.
+        num_shards: How many there are; older ones may lie there too.
         train_rows: Where the packed training rows go.
         eval_rows: Where the packed held-out rows go.
         packing: Where the summary goes.
@@ -77,7 +84,7 @@ def run(
     """
     stage = load_stage(PackStage, config)
     renderer = PromptRenderer(stage.base_model, stage.base_model_revision)
-    codes = CodesStore(sorted(codes_dir.glob("shard-*.parquet")))
+    codes = CodesStore([codes_dir / f"shard-{shard:05d}.parquet" for shard in range(num_shards)])
     _check_codec(codes, renderer)
     all_clips = read_table(clips, CLIPS)[0].to_pylist()
     references = {clip["clip_id"]: clip for clip in all_clips if clip["split"] == REFERENCE}

@@ -72,6 +72,7 @@ class PackedCorpus:
             config,
             self.clips,
             self.codes_dir,
+            2,
             output_dir / "train.parquet",
             output_dir / "eval.parquet",
             packing,

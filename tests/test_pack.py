@@ -207,3 +207,14 @@ def test_a_clip_without_codes_names_the_rule(corpus):
 def test_the_corpus_is_what_the_tests_say_it_is(corpus):
     clips = read_table(corpus.clips, CLIPS)[0].to_pylist()
     assert sum(c["split"] == TRAIN for c in clips) == 11
+
+
+def test_shards_of_an_earlier_run_are_not_read(corpus, tmp_path):
+    """Lowering data.num_shards leaves shards behind, perhaps of another codec."""
+    stale = corpus.codes_dir / "shard-00002.parquet"
+    stale.write_text("of another codec")
+    try:
+        summary = corpus.pack(tmp_path, max_tokens=512)
+    finally:
+        stale.unlink()
+    assert summary["train"]["num_samples"] == 11

@@ -19,8 +19,6 @@ class CodesStore:
     """
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        if not shards:
-            raise UserError("no shard of codes; run: snakemake --forcerun tokenize_shard")
         self.codec_info: CodecInfo = read_codec_info(shards[0])
         self._codes: dict[str, npt.NDArray[np.int16]] = {}
         for shard in shards:

@@ -81,7 +81,9 @@ rule pack:
     params:
         version=pipeline.STAGE_VERSIONS["pack"],
         codes_dir=lambda wildcards, input: Path(input.codes[0]).parent,
+        num_shards=len(SHARDS),
     shell:
         "python -m higgs_pipe.pack --config {input.config:q} --clips {input.clips:q}"
-        " --codes-dir {params.codes_dir:q} --train-rows {output.train_rows:q}"
-        " --eval-rows {output.eval_rows:q} --packing {output.packing:q} --log {log:q}"
+        " --codes-dir {params.codes_dir:q} --num-shards {params.num_shards}"
+        " --train-rows {output.train_rows:q} --eval-rows {output.eval_rows:q}"
+        " --packing {output.packing:q} --log {log:q}"
