@@ -137,6 +137,10 @@ class TrainConfig(Section):
     log_steps: int = Field(
         10, ge=1, description="Steps between lines of the log, with prediction against label."
     )
+    save_steps: int = Field(
+        50, ge=1, description="Steps between checkpoints: what a kill can cost at most."
+    )
+    save_total_limit: int = Field(2, ge=1, description="Checkpoints kept, the newest.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
     )

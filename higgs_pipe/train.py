@@ -4,6 +4,9 @@ An optimizer step takes ``rows_per_step`` packed rows over all processes togethe
 global order. The counts of labels are summed over the whole step before the first forward, each
 micro-batch's loss is divided by them, and DDP adds the gradients up: the number of processes and
 the size of the micro-batches change the speed, never the result.
+
+Everything that is random is seeded by epoch and row, so a checkpoint needs no state of a random
+generator: a run that is interrupted and resumed gives the adapter of one that was not.
 """
 
 import hashlib
@@ -11,15 +14,18 @@ import json
 import logging
 import math
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,10 +33,11 @@ from transformers import get_cosine_schedule_with_warmup
 
 from higgs_pipe.cli import main
 from higgs_pipe.config import TrainStage, load_stage
-from higgs_pipe.data.files import write_json
+from higgs_pipe.data.files import sha256_of_file, write_json, write_text
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
 from higgs_pipe.higgs.chatml import PromptRenderer
+from higgs_pipe.higgs.checkpoints import Checkpoints, State
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
 from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
@@ -39,17 +46,24 @@ from higgs_pipe.higgs.predictions import describe_predictions
 
 logger = logging.getLogger("higgs_pipe")
 
+# Settings that change how training runs or what it says, but not its result.
+RESULT_NEUTRAL = {"num_processes", "device", "log_steps", "save_steps", "save_total_limit"}
+
 
 def run(
     config: Path, train_rows: Path, eval_rows: Path, output_dir: Path, overrides: str = "{}"
 ) -> None:
     """Train an adapter; keep the one with the lowest held-out loss.
 
+    A run that was interrupted goes on from its last checkpoint. SIGTERM and Ctrl-C finish the step,
+    save a checkpoint, and exit with 128 + the signal's number.
+
     Args:
         config: ``results/config/train.json``.
         train_rows: Packed training rows.
         eval_rows: Packed held-out rows.
-        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl`` and ``config.json``.
+        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl`` and ``config.json``, and
+            ``checkpoints/`` while training runs.
         overrides: JSON object of the experiment, laid over the ``train`` section.
 
     Raises:
@@ -59,11 +73,26 @@ def run(
     device = pick_device(stage.train.device)
     accelerator = Accelerator(cpu=device.type == "cpu")
     training = Training(stage, PackedRows(train_rows), PackedRows(eval_rows), accelerator)
+    settings = stage.model_dump(by_alias=True)
     if accelerator.is_main_process:
-        (output_dir / "metrics.jsonl").unlink(missing_ok=True)
-        write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
-    training.fit(output_dir)
+        write_json(output_dir / "config.json", settings)
+    checkpoints = Checkpoints(
+        output_dir / "checkpoints",
+        {
+            "settings": json.dumps(
+                settings
+                | {"train": {k: v for k, v in settings["train"].items() if k not in RESULT_NEUTRAL}}
+            ),
+            "training rows": sha256_of_file(train_rows),
+            "held-out rows": sha256_of_file(eval_rows),
+        },
+        stage.train.save_total_limit,
+    )
+    with caught_signals() as caught:
+        training.fit(output_dir, checkpoints, caught)
     accelerator.end_training()
+    if caught:
+        sys.exit(128 + caught[0])
 
 
 class Training:
@@ -100,6 +129,7 @@ class Training:
             self.optimizer, round(settings.warmup_fraction * self.num_steps), self.num_steps
         )
         self.best_eval_loss = math.inf
+        self.best_adapter: State = {}
         self._prediction_log_failed = False
         num_trained = sum(p.numel() for p in self.lora_parameters)
         logger.info(
@@ -108,34 +138,104 @@ class Training:
             *(str(dtype).removeprefix("torch."), accelerator.num_processes, accelerator.device),
         )
 
-    def fit(self, output_dir: Path) -> None:
-        """Train for all epochs."""
-        settings = self.settings
-        metrics = Metrics(output_dir / "metrics.jsonl", self.accelerator.is_main_process)
-        self._evaluate(0, metrics, output_dir)
+    def fit(self, output_dir: Path, checkpoints: Checkpoints, caught: Sequence[int]) -> None:
+        """Train for all epochs, from the last checkpoint on.
+
+        Args:
+            output_dir: Of the experiment's training.
+            checkpoints: Of this run.
+            caught: Numbers of the signals that this process received; training stops after the
+                step in which one arrived on any process, and a checkpoint is saved.
+        """
+        settings, is_main_process = self.settings, self.accelerator.is_main_process
+        metrics = Metrics(output_dir / "metrics.jsonl", is_main_process)
+        done = self._resume(checkpoints, metrics)
+        if done == 0:
+            metrics.restore("")
+            self._evaluate(0, metrics)
+        started = time.perf_counter() - metrics.seconds
         progress = tqdm(
+            initial=done,
             total=self.num_steps,
             unit="step",
-            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
+            disable=not (is_main_process and sys.stderr.isatty()),
         )
-        step, started = 0, time.perf_counter()
         with logging_redirect_tqdm([logger]), progress:
-            for epoch in range(settings.num_epochs):
-                for step_rows in epoch_steps(
-                    len(self.train_rows), settings.rows_per_step, settings.seed, epoch
-                ):
-                    step += 1
-                    line, batch, predictions = self.step(step_rows, epoch, step)
-                    progress.update()
-                    if step % settings.log_steps == 0 or step == 1:
-                        line |= {
-                            "epoch": step / self.steps_per_epoch,
-                            "seconds": time.perf_counter() - started,
-                        }
-                        metrics.write(step, line)
-                        self._log_predictions(batch, predictions)
-                    if step % settings.eval_steps == 0 or step == self.num_steps:
-                        self._evaluate(step, metrics, output_dir)
+            for step, epoch, step_rows in self._steps_after(done):
+                line, batch, predictions = self.step(step_rows, epoch, step)
+                progress.update()
+                metrics.seconds = time.perf_counter() - started
+                if step % settings.log_steps == 0 or step == 1:
+                    progress_so_far = {"epoch": step / self.steps_per_epoch}
+                    metrics.write(step, line | progress_so_far | {"seconds": metrics.seconds})
+                    self._log_predictions(batch, predictions)
+                if step % settings.eval_steps == 0 or step == self.num_steps:
+                    self._evaluate(step, metrics)
+                stopping = self._on_any_process(bool(caught)) and step < self.num_steps
+                if is_main_process and (stopping or step % settings.save_steps == 0):
+                    checkpoints.save(step, self._state(step, metrics))
+                if stopping:
+                    self.accelerator.wait_for_everyone()
+                    logger.warning(
+                        "stopped after step %d, checkpoint saved; run snakemake again to go on",
+                        step,
+                    )
+                    return
+        if is_main_process:
+            self._save_best(output_dir / "adapter")
+            checkpoints.clear()
+
+    def _steps_after(self, done: int) -> Iterator[tuple[int, int, list[int]]]:
+        """(step from 1, epoch from 0, rows) of the steps that are left."""
+        settings, step = self.settings, 0
+        for epoch in range(settings.num_epochs):
+            for step_rows in epoch_steps(
+                len(self.train_rows), settings.rows_per_step, settings.seed, epoch
+            ):
+                step += 1
+                if step > done:
+                    yield step, epoch, step_rows
+
+    def _on_any_process(self, flag: bool) -> bool:
+        flags = torch.tensor([float(flag)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flags, "sum").item())
+
+    def _state(self, step: int, metrics: "Metrics") -> State:
+        """All that the rest of the run depends on; the same on every process."""
+        return {
+            "step": step,
+            "lora": [parameter.detach().cpu() for parameter in self.lora_parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "best_eval_loss": self.best_eval_loss,
+            "best_adapter": self.best_adapter,
+            "metrics": metrics.text(),
+            "seconds": metrics.seconds,
+        }
+
+    def _resume(self, checkpoints: Checkpoints, metrics: "Metrics") -> int:
+        """Take up the newest checkpoint, on every process; returns the steps that are done."""
+        with self.accelerator.main_process_first():  # it alone sets strange checkpoints aside
+            state = checkpoints.load_latest()
+        if state is None:
+            return 0
+        with torch.no_grad():
+            for parameter, saved in zip(self.lora_parameters, state["lora"], strict=True):
+                parameter.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.best_eval_loss = state["best_eval_loss"]
+        self.best_adapter = state["best_adapter"]
+        metrics.restore(state["metrics"])
+        metrics.seconds = state["seconds"]
+        logger.info("going on after step %d of %d", state["step"], self.num_steps)
+        step: int = state["step"]
+        return step
+
+    def _save_best(self, adapter_dir: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model).model
+        set_peft_model_state_dict(model, self.best_adapter)
+        save_adapter(model, adapter_dir)
 
     def step(
         self, step_rows: Sequence[int], epoch: int, step: int
@@ -172,10 +272,11 @@ class Training:
             predictions.append(predicted)
         step_loss = self.accelerator.reduce(loss, "sum")
         line = named_losses(LossSums(step_loss, counts, counts))
-        self._refuse_broken_loss(line["loss"], step_rows, step)
+        self._refuse_not_finite("loss", line["loss"], step_rows, step)
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.lora_parameters, self.settings.max_grad_norm
         ).item()
+        self._refuse_not_finite("gradient norm", grad_norm, step_rows, step)
         if step == 1 and grad_norm == 0:
             raise UserError(
                 "after the first step the gradient of every LoRA tensor is zero: nothing would be "
@@ -219,17 +320,19 @@ class Training:
                 "nothing. The packed rows are wrong; run: snakemake --forcerun pack"
             )
 
-    def _refuse_broken_loss(self, loss: float, step_rows: Sequence[int], step: int) -> None:
-        if not math.isfinite(loss):
+    def _refuse_not_finite(
+        self, name: str, value: float, step_rows: Sequence[int], step: int
+    ) -> None:
+        if not math.isfinite(value):
             samples = [name for row in step_rows for name in self.train_rows[row].sample_ids]
             raise UserError(
-                f"step {step}: the loss is {loss}. Lower train.learning_rate or "
+                f"step {step}: the {name} is {value}. Lower train.learning_rate or "
                 "train.max_grad_norm, try train.dtype: float32, and listen to the step's clips: "
                 + ", ".join(samples[:20])
             )
 
-    def _evaluate(self, step: int, metrics: "Metrics", output_dir: Path) -> None:
-        """The held-out loss; the best adapter so far is kept."""
+    def _evaluate(self, step: int, metrics: "Metrics") -> None:
+        """The held-out loss; the best adapter so far is kept, to be saved at the end."""
         sums = held_out_sums(
             self.model, self.eval_rows, self.accelerator, self.settings.rows_per_micro_batch
         )
@@ -242,11 +345,10 @@ class Training:
         metrics.write(step, line)
         if step > 0 and line["eval_loss"] < self.best_eval_loss:
             self.best_eval_loss = line["eval_loss"]
-            if self.accelerator.is_main_process:
-                model = self.accelerator.unwrap_model(self.model).model
-                save_adapter(model, output_dir / "adapter")
-                logger.info("step %d: best adapter so far, held-out loss kept", step)
-        self.accelerator.wait_for_everyone()
+            model = self.accelerator.unwrap_model(self.model).model
+            adapter = get_peft_model_state_dict(model)
+            self.best_adapter = {key: tensor.cpu().clone() for key, tensor in adapter.items()}
+            logger.info("step %d: the best adapter so far", step)
 
     def _log_predictions(self, batch: PackedBatch, predictions: Predictions) -> None:
         if not self.accelerator.is_main_process or self._prediction_log_failed:
@@ -273,6 +375,16 @@ class Metrics:
     def __init__(self, path: Path, is_main_process: bool) -> None:
         self.path = path
         self.is_main_process = is_main_process
+        self.seconds = 0.0  # spent on training, over all its sessions
+
+    def text(self) -> str:
+        """Everything written so far."""
+        return self.path.read_text(encoding="utf-8")
+
+    def restore(self, text: str) -> None:
+        """Begin with these lines."""
+        if self.is_main_process:
+            write_text(self.path, text)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append a line."""
@@ -294,6 +406,25 @@ def epoch_steps(num_rows: int, rows_per_step: int, seed: int, epoch: int) -> lis
     generator = torch.Generator().manual_seed(combined_seed(seed, epoch))
     order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
     return [order[i : i + rows_per_step] for i in range(0, num_rows, rows_per_step)]
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT end up in the list instead of ending the process; a second one does."""
+    caught: list[int] = []
+
+    def catch(number: int, _: types.FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {
+        number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def combined_seed(*parts: int) -> int:
