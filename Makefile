@@ -28,7 +28,7 @@ demo: $(READY)
 
 .PHONY: test
 test: $(READY)
-	$(IN_VENV) pytest
+	$(IN_VENV) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE pytest -n 2 --dist loadfile
 
 .PHONY: check
 check: $(READY)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import PackedCorpus, write_stage_config
 from reference import dual_loss, row_losses
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,9 @@ import higgs_pipe.train
 from higgs_pipe.config import LoraSettings
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.model import add_lora, load_base
+from higgs_pipe.higgs.held_out import held_out_sums, total_of
+from higgs_pipe.higgs.loss import named_losses
+from higgs_pipe.higgs.model import DualLossModel, add_lora, load_adapter, load_base
 from higgs_pipe.train import combined_seed, epoch_steps
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +139,18 @@ def test_training_lowers_every_loss_and_keeps_the_best_adapter(corpus, tmp_path)
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
+    """A learning rate that rises to the end until it harms."""
+    rising = {"learning_rate": 0.5, "warmup_fraction": 0.95, "num_epochs": 12}
+    metrics = train(corpus, tmp_path, rows_per_step=3, eval_steps=2, **rising)
+    held_out = [line["eval_loss"] for line in metrics if line.get("eval_loss") and line["step"]]
+    assert min(held_out) < held_out[-1] - 0.01
+    base = load_base(str(corpus.base), None, torch.float32)
+    model = DualLossModel(load_adapter(base, tmp_path / "adapter"))
+    sums = held_out_sums(model, PackedRows(corpus.eval_rows), Accelerator(cpu=True))
+    assert named_losses(total_of(sums))["loss"] == pytest.approx(min(held_out), rel=1e-5)
 
 
 def test_the_first_training_loss_is_the_bases(corpus, tmp_path):

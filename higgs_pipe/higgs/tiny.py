@@ -152,6 +152,9 @@ def build(
     config = _model_config(tokenizer, codec.config, hidden_size, num_layers, initializer_range)
     torch.manual_seed(seed)
     model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:  # as trained norms do, each differs from the others
+            parameter.data += 0.1 * torch.randn(parameter.shape)
     generation = model.generation_config
     generation._from_model_config = False
     generation.bos_token_id = config.bos_token_id
