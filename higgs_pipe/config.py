@@ -170,8 +170,61 @@ class ReportConfig(Section):
     title: str = Field("Higgs Audio v2 adapter", min_length=1, description="Title of the page.")
 
 
-Manifest = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
-ManifestField: Any = Field(description="The JSONL manifest, or a list of them.")
+ManifestFormat = Literal[
+    "auto",
+    "jsonl",
+    "csv",
+    "tsv",
+    "parquet",
+    "ljspeech",
+    "kaldi",
+    "nemo",
+    "lhotse",
+    "audiofolder",
+    "filelist",
+    "ms-swift",
+    "folder",
+]
+ManifestKey = Literal[
+    "id",
+    "audio",
+    "text",
+    "speaker",
+    "language",
+    "scene",
+    "ref_audio",
+    "ref_text",
+    "split",
+    "start_seconds",
+    "end_seconds",
+]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class ManifestEntry(Section):
+    """A manifest, and what its rows do not say themselves."""
+
+    path: str = Field(min_length=1, description="The manifest: a file or a folder.")
+    format: ManifestFormat = Field(
+        "auto", description="Its format; auto looks at its name and first line."
+    )
+    root: Text | None = Field(
+        None, description="Folder that audio paths are relative to; null is the manifest's own."
+    )
+    speaker: Text | None = Field(None, description="Speaker of the rows without one.")
+    language: Text | None = Field(None, description="Language of the rows without one.")
+    split: Literal["train", "eval"] | None = Field(
+        None, description="Split of the rows without one."
+    )
+    columns: dict[ManifestKey, Text] = Field(
+        {}, description="The manifest's own column names, by ours."
+    )
+
+
+Manifest = Text | ManifestEntry | Annotated[list[Text | ManifestEntry], Field(min_length=1)]
+ManifestField: Any = Field(
+    description="A manifest's path, an object that says more of it, or a list of these."
+)
 BaseModelField: Any = Field(min_length=1, description="A checkpoint directory or a Hub id.")
 CodecField: Any = Field(min_length=1, description="The audio tokenizer: a directory or a Hub id.")
 RevisionField: Any = Field(None, description="A Hub branch, tag or commit; null is the default.")

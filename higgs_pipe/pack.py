@@ -6,6 +6,7 @@ their lengths; only then are the rows built and written.
 """
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -135,7 +136,8 @@ def choose_references(
     """Draw the task of each clip, and the reference of those that are cloning.
 
     A row's own reference recording comes first; otherwise another clip of the same speaker in the
-    same split with other audio, drawn by seed.
+    same split with other audio, drawn by seed. Segments of one file that overlap are never each
+    other's reference.
 
     Args:
         clips: The clips of one split.
@@ -168,7 +170,24 @@ def _draw_reference(clip: Clip, by_speaker: Mapping[str, list[Clip]], seed: int)
     candidates = by_speaker.get(clip["speaker"], [])
     start = int(unit_hash("reference", seed, clip["clip_id"]) * len(candidates))
     rotated = (candidates[(start + i) % len(candidates)] for i in range(len(candidates)))
-    return next((c for c in rotated if c["pcm_sha256"] != clip["pcm_sha256"]), None)
+    return next(
+        (c for c in rotated if c["pcm_sha256"] != clip["pcm_sha256"] and not _overlap(c, clip)),
+        None,
+    )
+
+
+def _overlap(one: Clip, other: Clip) -> bool:
+    """Whether two clips are parts of one file that share some of its time."""
+    if one["audio_path"] != other["audio_path"]:
+        return False
+    (start, end), (other_start, other_end) = (
+        (
+            clip["start_seconds"] or 0.0,
+            math.inf if clip["end_seconds"] is None else clip["end_seconds"],
+        )
+        for clip in (one, other)
+    )
+    return bool(start < other_end and other_start < end)
 
 
 def measure(

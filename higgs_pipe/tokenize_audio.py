@@ -76,8 +76,9 @@ def equal_length_batches(
         Lists of (clip, waveform (T * hop_length,)), one T a list.
     """
     batch: list[tuple[Row, torch.Tensor]] = []
+    checksums: dict[Path, str] = {}  # a long recording is hashed once, not for each segment
     for clip in sorted(clips, key=lambda clip: (clip["duration_seconds"], clip["clip_id"])):
-        waveform = _waveform(clip, info)
+        waveform = _waveform(clip, info, checksums)
         max_clips = max(1, int(max_batch_seconds * info.sample_rate_hz / len(waveform)))
         if batch and (len(batch[0][1]) != len(waveform) or len(batch) >= max_clips):
             yield batch
@@ -87,17 +88,18 @@ def equal_length_batches(
         yield batch
 
 
-def _waveform(clip: Row, info: CodecInfo) -> torch.Tensor:
+def _waveform(clip: Row, info: CodecInfo, checksums: dict[Path, str]) -> torch.Tensor:
     path = Path(clip["audio_path"])
     try:
-        audio = decode(path)
-        unchanged = sha256_of_file(path) == clip["audio_sha256"]
+        audio = decode(path, clip["start_seconds"], clip["end_seconds"])
+        if path not in checksums:
+            checksums[path] = sha256_of_file(path)
     except AudioError as error:
         raise UserError(
             f"clip {clip['clip_id']!r}: {error}; it was readable when it was validated. "
             "Restore the file, or run: snakemake --forcerun validate"
         ) from None
-    if not unchanged:
+    if checksums[path] != clip["audio_sha256"]:
         raise UserError(
             f"clip {clip['clip_id']!r}: {path} changed since it was validated; "
             "run: snakemake --forcerun validate"

@@ -6,9 +6,9 @@ import math
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -16,9 +16,23 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import DataConfig, ValidateConfig, ValidateStage, load_stage
+from higgs_pipe.config import (
+    DataConfig,
+    ManifestEntry,
+    ValidateConfig,
+    ValidateStage,
+    load_stage,
+)
 from higgs_pipe.data import quality
-from higgs_pipe.data.audio import AudioError, AudioMissingError, decode, pcm_sha256, read_header
+from higgs_pipe.data.audio import (
+    AudioError,
+    AudioMissingError,
+    Header,
+    SegmentOutsideError,
+    decode,
+    pcm_sha256,
+    read_header,
+)
 from higgs_pipe.data.files import sha256_of_file, write_json
 from higgs_pipe.data.manifest import Row, read_manifests
 from higgs_pipe.data.splits import EVAL, REFERENCE, TRAIN, assign_splits, shard_of
@@ -55,6 +69,10 @@ class Reason(StrEnum):
     )
     AUDIO_UNREADABLE = "audio_unreadable", "export it again as WAV or FLAC, or drop the row"
     AUDIO_NON_FINITE = "audio_non_finite", "export it again, best as 16-bit WAV, or drop the row"
+    SEGMENT_OUTSIDE = (
+        "segment_outside",
+        "mend `start_seconds` and `end_seconds` (a Kaldi segment, an offset, a cut), or the file",
+    )
     TEXT_EMPTY = "text_empty", "write down what is said, or drop the row"
     CONTROL_TOKEN = "control_token", "take it out: the model would read it as a command"
     SILENT = "silent", "record it again, or drop the row"
@@ -85,9 +103,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Recording:
-    """What decoding a file has told; the samples themselves are let go."""
+    """What decoding a file, or a segment of it, has told; the samples are let go."""
 
     path: Path
+    start_seconds: float | None
+    end_seconds: float | None
     duration_seconds: float
     sample_rate_hz: int
     num_channels: int
@@ -113,7 +133,9 @@ class Rejection:
         return f"{self.row.place}: {self.fault.reason}: {self.message}"
 
 
-Recordings: TypeAlias = Mapping[Path, Recording | Fault]
+# A file and the segment of it, in seconds; None is the file's own start or end.
+Segment: TypeAlias = tuple[Path, float | None, float | None]
+Recordings: TypeAlias = Mapping[Segment, Recording | Fault]
 # A row of the table of clips, without its split at first.
 Clip: TypeAlias = dict[str, Any]
 
@@ -144,7 +166,9 @@ def run(
             Nothing is written then.
     """
     stage = load_stage(ValidateStage, config)
-    manifests = [stage.manifest] if isinstance(stage.manifest, str) else stage.manifest
+    manifests: list[str | ManifestEntry] = (
+        [*stage.manifest] if isinstance(stage.manifest, list) else [stage.manifest]
+    )
     manifest = read_manifests(manifests)
     recordings = _measure_all(manifest.rows, stage.validate_, num_threads)
     accepted, rejections = _judge(manifest.rows, recordings)
@@ -157,37 +181,83 @@ def run(
     write_table(rejected, REJECTED, [_rejected_row(rejection) for rejection in rejections])
     _write_shards(shards_dir, [*targets, *references], stage.data.num_shards)
     write_json(validation, summary)
-    _log(summary, rejections, ", ".join(manifests))
+    names = [entry if isinstance(entry, str) else entry.path for entry in manifests]
+    _log(summary, rejections, ", ".join(names))
 
 
 def _measure_all(
     rows: Sequence[Row], limits: ValidateConfig, num_threads: int
-) -> dict[Path, Recording | Fault]:
-    """Decode each distinct file once; a thread holds the samples of one file at a time."""
-    pairs = ((row.audio_path, row.ref_audio_path) for row in rows)
-    paths = list(dict.fromkeys(path for pair in pairs for path in pair if path is not None))
-    recordings: dict[Path, Recording | Fault] = {}
+) -> dict[Segment, Recording | Fault]:
+    """Decode each distinct segment once; a thread holds the samples of one at a time."""
+    by_path: dict[Path, dict[Segment, None]] = defaultdict(dict)
+    for row in rows:
+        for segment in (_target(row), _reference(row)):
+            if segment is not None:
+                by_path[segment[0]][segment] = None
+    recordings: dict[Segment, Recording | Fault] = {}
     with ThreadPoolExecutor(num_threads) as executor:
-        for recording in executor.map(lambda path: _measure(path, limits), paths):
-            recordings[paths[len(recordings)]] = recording
-            if len(recordings) % NUM_FILES_PER_PROGRESS_LINE == 0:
-                logger.info("decoded %d of %d recordings", len(recordings), len(paths))
+        measured = executor.map(lambda segments: _measure_file(segments, limits), by_path.values())
+        for num_files, of_file in enumerate(measured, start=1):
+            recordings |= of_file
+            if num_files % NUM_FILES_PER_PROGRESS_LINE == 0:
+                logger.info("decoded %d of %d recordings", num_files, len(by_path))
     return recordings
 
 
-def _measure(path: Path, limits: ValidateConfig) -> Recording | Fault:
+def _target(row: Row) -> Segment:
+    return row.audio_path, row.start_seconds, row.end_seconds
+
+
+def _reference(row: Row) -> Segment | None:
+    return None if row.ref_audio_path is None else (row.ref_audio_path, None, None)
+
+
+def _measure_file(
+    segments: Iterable[Segment], limits: ValidateConfig
+) -> dict[Segment, Recording | Fault]:
+    """The segments of one file; its header and its hash are read once."""
+    segments = list(segments)
+    path = segments[0][0]
     try:
-        duration_seconds = read_header(path).duration_seconds
+        header = read_header(path)
+        measured = {segment: _measure(segment, header, limits) for segment in segments}
+        if any(isinstance(recording, Recording) for recording in measured.values()):
+            audio_sha256 = sha256_of_file(path)
+            return {
+                segment: replace(recording, audio_sha256=audio_sha256)
+                if isinstance(recording, Recording)
+                else recording
+                for segment, recording in measured.items()
+            }
+    except AudioMissingError as error:
+        return dict.fromkeys(segments, Fault(Reason.AUDIO_MISSING, str(error)))
+    except AudioError as error:
+        return dict.fromkeys(segments, Fault(Reason.AUDIO_UNREADABLE, str(error)))
+    return measured
+
+
+def _measure(segment: Segment, header: Header, limits: ValidateConfig) -> Recording | Fault:
+    """What a segment holds; ``audio_sha256`` is left to the caller."""
+    path, start_seconds, end_seconds = segment
+    try:
+        first, end = header.segment(start_seconds, end_seconds)
+        duration_seconds = (end - first) / header.sample_rate_hz
         # The header decides, so that an hour-long file is never decoded.
+        is_part = (first, end) != (0, header.num_samples)
+        name = (
+            f"the segment of {path} from {first / header.sample_rate_hz:.3f} s"
+            if is_part
+            else f"{path}"
+        )
         if duration_seconds > limits.max_clip_seconds:
-            fact = f"{path} lasts {duration_seconds:.3f} s, more than {limits.max_clip_seconds:g} s"
+            fact = f"{name} lasts {duration_seconds:.3f} s, more than {limits.max_clip_seconds:g} s"
             return Fault(Reason.TOO_LONG, fact)
         if duration_seconds < limits.min_clip_seconds:
-            fact = f"{path} lasts {duration_seconds:.3f} s, less than {limits.min_clip_seconds:g} s"
+            fact = f"{name} lasts {duration_seconds:.3f} s, less than {limits.min_clip_seconds:g} s"
             return Fault(Reason.TOO_SHORT, fact)
-        audio = decode(path)
-    except AudioMissingError as error:
-        return Fault(Reason.AUDIO_MISSING, str(error))
+        audio = decode(path, start_seconds, end_seconds)
+    except SegmentOutsideError as error:
+        return Fault(Reason.SEGMENT_OUTSIDE, str(error))
     except AudioError as error:
         return Fault(Reason.AUDIO_UNREADABLE, str(error))
     num_bad = audio.samples.size - int(np.isfinite(audio.samples).sum())
@@ -200,12 +270,14 @@ def _measure(path: Path, limits: ValidateConfig) -> Recording | Fault:
         return Fault(Reason.SILENT, fact)
     return Recording(
         path=path,
+        start_seconds=start_seconds,
+        end_seconds=end_seconds,
         duration_seconds=audio.duration_seconds,
         sample_rate_hz=audio.sample_rate_hz,
         num_channels=audio.samples.shape[1],
         peak=peak,
         rms_dbfs=quality.rms_dbfs(audio.samples),
-        audio_sha256=sha256_of_file(path),
+        audio_sha256="",
         pcm_sha256=pcm_sha256(audio.samples, audio.sample_rate_hz),
     )
 
@@ -239,15 +311,17 @@ def _verdict(row: Row, recordings: Recordings) -> Recording | Fault:
     for key, text in (("text", row.text), ("scene", row.scene), ("ref_text", row.ref_text)):
         if token := CONTROL_TOKEN.search(text or ""):
             return Fault(Reason.CONTROL_TOKEN, f"`{key}` contains {token.group():.60}")
-    recording = recordings[row.audio_path]
-    if isinstance(recording, Fault) or row.ref_audio_path is None:
+    recording = recordings[_target(row)]
+    reference_segment = _reference(row)
+    if isinstance(recording, Fault) or reference_segment is None:
         return recording
-    reference = recordings[row.ref_audio_path]
+    reference = recordings[reference_segment]
     if isinstance(reference, Fault):
         is_missing = reference.reason is Reason.AUDIO_MISSING
         reason = Reason.REFERENCE_MISSING if is_missing else Reason.REFERENCE_UNREADABLE
         return Fault(reason, reference.fact)
-    if reference.pcm_sha256 == recording.pcm_sha256:
+    # A reference is a whole file, so it holds any segment of that file.
+    if reference.pcm_sha256 == recording.pcm_sha256 or reference.path == recording.path:
         return Fault(Reason.REFERENCE_IS_TARGET, "`ref_audio` is the same recording as `audio`")
     return recording
 
@@ -281,7 +355,8 @@ def _clips(
     clips = []
     for (row, recording), split in zip(accepted, splits, strict=True):
         reference_id = None
-        reference = recordings[row.ref_audio_path] if row.ref_audio_path else None
+        segment = _reference(row)
+        reference = None if segment is None else recordings[segment]
         if isinstance(reference, Recording) and row.ref_text is not None:
             key = (reference.pcm_sha256, row.ref_text)
             if key not in references:
@@ -306,6 +381,8 @@ def _clip(row: Row, recording: Recording, split: str) -> Clip:
     return {
         "clip_id": row.clip_id,
         "audio_path": str(recording.path),
+        "start_seconds": recording.start_seconds,
+        "end_seconds": recording.end_seconds,
         "manifest": row.manifest,
         "line": row.line,
         "text": row.text,

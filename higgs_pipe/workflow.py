@@ -24,7 +24,7 @@ from higgs_pipe.errors import UserError, list_offenders
 # rule runs with `python -m`, but it reruns a rule whose parameters changed.
 STAGE_VERSIONS: dict[str, int] = {
     "tiny": 1,
-    "validate": 1,
+    "validate": 2,
     "tokenize": 1,
     "pack": 1,
     "train": 1,
@@ -32,6 +32,12 @@ STAGE_VERSIONS: dict[str, int] = {
     "package": 1,
     "report": 1,
 }
+
+# What a folder that is a manifest may hold, beside transcripts.
+FOLDER_MANIFESTS = (
+    *("wav.scp", "text", "utt2spk", "segments"),
+    *("metadata.json", "metadata.jsonl", "metadata.csv"),
+)
 
 EXIT_USER_ERROR = 2
 SNAKEMAKE_KEYS = ("pathvars",)  # Snakemake itself reads and checks these parts of the config.
@@ -113,9 +119,23 @@ def stage_config_text(config: Mapping[str, Any], stage: str, schema: Schema) -> 
 
 
 def manifests(config: Mapping[str, Any]) -> list[str]:
-    """The manifest's paths; the config gives one or a list."""
+    """The files that the manifests consist of; a change of one is a reason to validate again.
+
+    A manifest that is a folder stands for the files in it that a reader looks at: those of Kaldi,
+    the metadata and the transcripts. A file that is missing is named too.
+    """
     manifest = config["manifest"]
-    return [manifest] if isinstance(manifest, str) else list(manifest)
+    entries = manifest if isinstance(manifest, list) else [manifest]
+    paths = [Path(entry if isinstance(entry, str) else entry["path"]) for entry in entries]
+    files: dict[str, None] = {}
+    for path in paths:
+        folder = path.parent if path.name == "metadata.json" else path
+        if folder.is_dir():
+            found = [folder / name for name in FOLDER_MANIFESTS if (folder / name).is_file()]
+            files |= dict.fromkeys(map(str, [*found, *sorted(folder.rglob("*.txt"))]))
+        else:
+            files[str(path)] = None
+    return list(files)
 
 
 def shard_names(num_shards: int) -> list[str]:
@@ -203,27 +223,39 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
     return schema
 
 
-def _types(schema: Schema) -> set[str]:
-    """The JSON types that a resolved schema allows."""
-    branches = schema.get("anyOf", [schema])
-    return {branch["type"] for branch in branches if "type" in branch}
+def _branches(schema: Schema, root: Schema) -> list[Schema]:
+    """The alternatives of a schema, resolved; often there is one."""
+    schema = _resolved(schema, root)
+    return [_resolved(branch, root) for branch in schema.get("anyOf", [schema])]
+
+
+def _types(schema: Schema, root: Schema) -> set[str]:
+    """The JSON types that a schema allows."""
+    return {branch["type"] for branch in _branches(schema, root) if "type" in branch}
+
+
+def _branch(schema: Schema, kind: str, root: Schema) -> Schema:
+    """The alternative of ``schema`` that describes an ``object`` or an ``array``."""
+    fitting = [branch for branch in _branches(schema, root) if branch.get("type") == kind]
+    return fitting[0] if fitting else {}
 
 
 def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
     """``value`` with text read as the number, truth value or null that ``schema`` asks for."""
-    schema = _resolved(schema, root)
-    types = _types(schema)
+    types = _types(schema, root)
     if value is None and types == {"object"}:
         return {}  # a section whose keys are all commented out
     if isinstance(value, Mapping):
-        properties, other = schema.get("properties", {}), schema.get("additionalProperties")
+        section = _branch(schema, "object", root)
+        properties, other = section.get("properties", {}), section.get("additionalProperties")
         other = other if isinstance(other, Mapping) else {}
         return {
             str(key): _coerced(item, properties.get(str(key), other), root)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_coerced(item, schema.get("items", {}), root) for item in value]
+        items = _branch(schema, "array", root).get("items", {})
+        return [_coerced(item, items, root) for item in value]
     if isinstance(value, str) and ("string" not in types or (value == "null" and "null" in types)):
         value = _scalar(value)
     if types == {"integer"} and isinstance(value, float) and value.is_integer():
@@ -250,18 +282,24 @@ def _fill_defaults(section: dict[str, Any], schema: Schema, root: Schema) -> Non
     for key, declared in schema.get("properties", {}).items():
         if key not in section and "default" in declared:
             section[key] = copy.deepcopy(declared["default"])
-        if isinstance(section.get(key), dict):
-            _fill_defaults(section[key], _resolved(declared, root), root)
+        value = section.get(key)
+        if isinstance(value, dict):
+            _fill_defaults(value, _branch(declared, "object", root), root)
+        elif isinstance(value, list):
+            items = _branch(declared, "array", root).get("items", {})
+            for item in value:
+                if isinstance(item, dict):
+                    _fill_defaults(item, _branch(items, "object", root), root)
 
 
 def _faults(error: Any, root: Schema) -> Iterator[str]:
     """One line for each thing that a jsonschema ``ValidationError`` stands for."""
     path: KeyPath = tuple(str(part) for part in error.absolute_path)
     if error.validator == "additionalProperties":
-        known = error.schema["properties"]
+        known = list(error.schema["properties"])
         for key in error.instance:
             if key not in known:
-                yield f"{'.'.join([*path, key])}: unknown key{_hint(path, key, root)}"
+                yield f"{'.'.join([*path, key])}: unknown key{_hint(path, key, known, root)}"
     elif error.validator == "required":
         for key in error.validator_value:
             if key not in error.instance:
@@ -271,7 +309,7 @@ def _faults(error: Any, root: Schema) -> Iterator[str]:
         for inner in fitting:
             yield from _faults(inner, root)
     else:
-        yield f"{'.'.join(path)}: {_requirement(error)}, not {_shown(error.instance)}"
+        yield f"{'.'.join(path)}: {_requirement(error, root)}, not {_shown(error.instance)}"
 
 
 def _branch_of_right_type(error: Any) -> list[Any]:
@@ -280,14 +318,14 @@ def _branch_of_right_type(error: Any) -> list[Any]:
     return [e for e in error.context if e.schema_path[0] not in wrong]
 
 
-def _requirement(error: Any) -> str:
+def _requirement(error: Any, root: Schema) -> str:
     """What a value must be, as the rest of a sentence."""
     limit = error.validator_value
-    if "propertyNames" in error.absolute_schema_path:
+    if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
         return "names hold letters, digits, '.', '_' and '-' only, a letter or digit first"
     match error.validator:
         case "type" | "anyOf":
-            kinds = _types(error.schema)
+            kinds = _types(error.schema, root)
             return "must be " + " or ".join(TYPE_NAMES[kind] for kind in sorted(kinds))
         case "enum":
             return "must be one of " + ", ".join(map(str, limit))
@@ -311,12 +349,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 3] + "..."
 
 
-def _hint(path: KeyPath, key: str, root: Schema) -> str:
+def _hint(path: KeyPath, key: str, siblings: Sequence[str], root: Schema) -> str:
     """Which key was meant: the closest one of the same section, or that name in another."""
     names = list(_key_paths(root, root))
     if path[:1] == ("experiments",):  # an experiment has the keys of `train`
         names = [(*path[:2], *name[1:]) for name in names if name[0] == "train"]
-    siblings = [name[-1] for name in names if name[:-1] == path]
     meant = [(*path, close) for close in difflib.get_close_matches(key, siblings, n=1)]
     meant = meant or [name for name in names if name[-1] == key]
     if meant:

@@ -159,8 +159,10 @@ def test_a_missing_manifest_is_named_with_what_to_do(tmp_path: Path) -> None:
     assert "empty" not in message
 
 
-def test_a_directory_is_no_manifest(tmp_path: Path) -> None:
-    assert f"{tmp_path}: the manifest cannot be read (Is a directory)" in message_of(str(tmp_path))
+def test_an_empty_directory_is_no_manifest(tmp_path: Path) -> None:
+    message = message_of(str(tmp_path))
+    assert f"{tmp_path}: the manifest fits no format; looked for a JSON object" in message
+    assert "a folder with wav.scp, metadata.json" in message
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])

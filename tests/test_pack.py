@@ -142,6 +142,9 @@ def test_no_sample_that_fits_is_an_error_with_the_next_step(corpus, tmp_path):
 def clip(clip_id: str, speaker: str | None, reference_id: str | None = None) -> dict:
     return {
         "clip_id": clip_id,
+        "audio_path": clip_id,
+        "start_seconds": None,
+        "end_seconds": None,
         "speaker": speaker,
         "reference_id": reference_id,
         "pcm_sha256": clip_id,
@@ -179,6 +182,23 @@ def test_a_duplicate_of_the_target_is_never_its_reference():
     clips[1]["pcm_sha256"] = "a"
     for sample in choose(clips, speech=0, cloning=1).values():
         assert sample.reference["pcm_sha256"] != sample.clip["pcm_sha256"]
+
+
+def segment(clip_id: str, start_seconds: float | None, end_seconds: float | None) -> dict:
+    times = {"start_seconds": start_seconds, "end_seconds": end_seconds}
+    return {**clip(clip_id, "x"), "audio_path": "long.wav", **times}
+
+
+def test_overlapping_segments_of_one_file_are_never_each_others_reference():
+    clips = [segment("a", None, 2.0), segment("b", 2.0, 5.0), segment("c", 4.0, None)]
+    chosen = choose(clips, speech=0, cloning=1)
+    assert {i: s.reference["clip_id"] for i, s in chosen.items() if s.reference} == {
+        "a": chosen["a"].reference["clip_id"],
+        "b": "a",
+        "c": "a",
+    }
+    whole = choose([segment("a", 0.0, 2.0), segment("b", None, None)], speech=0, cloning=1)
+    assert [s.fallback for s in whole.values()] == [NO_REFERENCE, NO_REFERENCE]
 
 
 def test_the_task_mix_is_that_of_the_weights():

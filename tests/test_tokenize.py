@@ -31,6 +31,8 @@ def encode_paths(paths: list[Path], output: Path, base: Path, **settings: float)
         {
             "clip_id": path.stem,
             "audio_path": str(path),
+            "start_seconds": None,
+            "end_seconds": None,
             "audio_sha256": sha256_of_file(path),
             "duration_seconds": sf.info(path).duration,
         }

@@ -345,9 +345,9 @@ def test_the_length_of_a_long_file_is_judged_without_decoding_it(
 ) -> None:
     decoded: list[str] = []
 
-    def decode_and_note(path: Path) -> Audio:
+    def decode_and_note(path: Path, *segment: float | None) -> Audio:
         decoded.append(path.name)
-        return decode(path)
+        return decode(path, *segment)
 
     monkeypatch.setattr("higgs_pipe.validate.decode", decode_and_note)
     make_bad_recordings(tmp_path)

@@ -21,6 +21,9 @@ MIN_UNKNOWN_NUM_SAMPLES = 2**62
 # libsndfile's own log of a RIFF, AIFF or AU file whose data chunk ends early.
 SHORT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 
+# How far a segment may reach beyond its file: times in manifests are rounded.
+MAX_OVERHANG_SECONDS = 0.01
+
 MAX_OGG_PAGE_NUM_BYTES = 27 + 255 + 255 * 255
 OGG_LAST_PAGE_FLAG = 4
 
@@ -31,6 +34,10 @@ class AudioError(Exception):
 
 class AudioMissingError(AudioError):
     """There is no file of that name."""
+
+
+class SegmentOutsideError(AudioError):
+    """The segment does not lie within its file."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,25 @@ class Header:
     def duration_seconds(self) -> float:
         """The length that the header declares, in seconds."""
         return self.num_samples / self.sample_rate_hz
+
+    def segment(self, start_seconds: float | None, end_seconds: float | None) -> tuple[int, int]:
+        """The first sample of a segment and the one after its last; None is the file's own.
+
+        Raises:
+            SegmentOutsideError: It begins or ends outside the file, by more than a rounding.
+        """
+        first = round((start_seconds or 0.0) * self.sample_rate_hz)
+        end = self.num_samples
+        if end_seconds is not None:
+            end = round(end_seconds * self.sample_rate_hz)
+        overhang = end - self.num_samples
+        if first >= self.num_samples or overhang > MAX_OVERHANG_SECONDS * self.sample_rate_hz:
+            shown_end = "its end" if end_seconds is None else f"{end_seconds:.3f} s"
+            raise SegmentOutsideError(
+                f"the segment from {start_seconds or 0:.3f} s to {shown_end} is not within the "
+                f"{self.duration_seconds:.3f} s"
+            )
+        return first, min(end, self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -71,21 +97,36 @@ def read_header(path: Path) -> Header:
         return _header(path, file)
 
 
-def decode(path: Path) -> Audio:
-    """All samples of an audio file, in any format, rate and number of channels.
+def decode(
+    path: Path, start_seconds: float | None = None, end_seconds: float | None = None
+) -> Audio:
+    """The samples of an audio file, in any format, rate and number of channels.
+
+    Args:
+        path: The file.
+        start_seconds: Where the segment begins; None is the file's beginning.
+        end_seconds: Where it ends; None is the file's end. Nothing after it is decoded.
 
     Raises:
         AudioMissingError: There is no such file.
+        SegmentOutsideError: The file does not hold the segment.
         AudioError: The file is empty, is no audio, or cannot be decoded to its end.
     """
     with _open(path) as file:
         header = _header(path, file)
         try:
-            samples = file.read(dtype="float32", always_2d=True)
+            first, end = header.segment(start_seconds, end_seconds)
+        except SegmentOutsideError as error:
+            raise SegmentOutsideError(f"{path}: {error}") from None
+        try:
+            if first:
+                file.seek(first)
+            num_samples = -1 if end_seconds is None else end - first
+            samples = file.read(num_samples, dtype="float32", always_2d=True)
         except sf.LibsndfileError as error:
             detail = error.error_string.strip(" .") or f"libsndfile's error {error.code}"
             raise AudioError(f"{path} cannot be decoded to its end ({detail})") from None
-    _check_whole(path, len(samples), header.num_samples, "samples")
+    _check_whole(path, len(samples), end - first, "samples")
     return Audio(samples, header.sample_rate_hz)
 
 

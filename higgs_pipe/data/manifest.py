@@ -1,20 +1,30 @@
-"""The user's manifest: JSON Lines, one utterance a line, paths relative to the manifest."""
+"""The user's manifests: an utterance a row, in any of the formats, checked row by row."""
 
-import codecs
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from higgs_pipe.config import ManifestEntry
+from higgs_pipe.data.manifest_formats import (
+    LOOKED_FOR,
+    OUR_KEYS,
+    READERS,
+    REQUIRED_KEYS,
+    SECONDS_KEYS,
+    TABLES,
+    Fields,
+    Record,
+    Source,
+    detect,
+    is_number,
+)
 from higgs_pipe.data.splits import EVAL, TRAIN
 from higgs_pipe.errors import UserError, list_offenders
-
-REQUIRED_KEYS = ("audio", "text")
-OPTIONAL_KEYS = ("id", "speaker", "language", "scene", "ref_audio", "ref_text", "split")
 
 # The ids that `validate` gives to reference recordings.
 RESERVED_ID = re.compile(r"ref-[0-9a-f]{16}")
@@ -24,7 +34,11 @@ ROW_EXAMPLE = '{"audio": "wavs/a.wav", "text": "What is said."}'
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a manifest; ``audio`` is as written there, the paths are absolute."""
+    """One row of a manifest; ``audio`` is as written there, the paths are absolute.
+
+    ``start_seconds`` and ``end_seconds`` are those of a segment of a longer recording; None is
+    the recording's own start or end.
+    """
 
     manifest: str
     line: int
@@ -38,6 +52,8 @@ class Row:
     ref_audio_path: Path | None
     ref_text: str | None
     split: str | None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
 
     @property
     def place(self) -> str:
@@ -53,96 +69,112 @@ class Manifest:
     ignored_keys: dict[str, int]
 
 
-def read_manifests(paths: Sequence[str]) -> Manifest:
+def read_manifests(manifests: Sequence[str | ManifestEntry]) -> Manifest:
     """Read and check the manifests; the audio is not looked at.
 
     A blank value of an optional key is as good as none. A row without an id takes its audio path
-    without the suffix.
+    without the suffix, and its segment if it is one.
+
+    Args:
+        manifests: Paths, or entries that say more of a manifest.
 
     Raises:
-        UserError: A manifest is missing, empty or not UTF-8, or a line is not a row; lists every
-            fault of every manifest.
+        UserError: A manifest is missing, empty, not UTF-8 or of no known format, or a line is not
+            a row; lists every fault of every manifest.
     """
     faults: list[str] = []
     rows: dict[str, Row] = {}
     ignored_keys: Counter[str] = Counter()
-    for path in paths:
-        for line, fields in _read_objects(path, faults):
-            if row_faults := _faults_of(fields):
-                faults += [f"{path}:{line}: {fault}" for fault in row_faults]
+    for manifest in manifests:
+        entry = ManifestEntry(path=manifest) if isinstance(manifest, str) else manifest
+        name, records = _read(entry, faults)
+        names = {**TABLES.get(name, {}), **_columns(entry)}
+        for record in records:
+            fields = record.fields
+            if row_faults := _faults_of(fields, names):
+                faults += [f"{record.file}:{record.line}: {fault}" for fault in row_faults]
                 continue
-            row = _row(path, line, fields)
+            row = _row(record, _root(entry))
             first = rows.setdefault(row.clip_id, row)
             if first is not row:
                 faults.append(
                     f"{row.place}: the id {row.clip_id!r} is taken by {first.place}; give each row "
                     "an `id` of its own (without one, a row takes its audio path)"
                 )
-            ignored_keys.update(fields.keys() - {*REQUIRED_KEYS, *OPTIONAL_KEYS})
+            ignored_keys.update(fields.keys() - OUR_KEYS)
     if faults:
         raise UserError(
             f"the manifest has {len(faults):,} fault{'s' if len(faults) > 1 else ''}:\n"
             f"{list_offenders(faults)}\n"
             "Mend the manifest, or name another as `manifest` in config.yaml, and run again.\n"
-            f"A manifest is UTF-8 text, a JSON object a line: {ROW_EXAMPLE}"
+            f"A manifest is UTF-8 text, a JSON object a line: {ROW_EXAMPLE}\n"
+            "Other formats, each with an example: examples/manifests/README.md"
         )
     return Manifest(tuple(rows.values()), dict(sorted(ignored_keys.items())))
 
 
-def _read_objects(path: str, faults: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of one manifest with their line numbers; what is wrong goes to ``faults``."""
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        faults.append(f"{path}: the manifest does not exist")
-        return []
-    except OSError as error:
-        faults.append(f"{path}: the manifest cannot be read ({error.strerror})")
-        return []
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        faults.append(f"{path}:1: not UTF-8 but UTF-16; save the file as UTF-8")
-        return []
-    objects = []
-    content = content.removeprefix(codecs.BOM_UTF8)
-    if not content.strip():
-        faults.append(f"{path}: the manifest is empty")
-    for line, raw in enumerate(content.split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeated_keys)
-        except UnicodeDecodeError as error:
-            faults.append(f"{path}:{line}: not UTF-8 (byte {error.start + 1}); save it as UTF-8")
-        except json.JSONDecodeError as error:
-            faults.append(f"{path}:{line}: not JSON: {error.msg} (column {error.colno})")
-        except (ValueError, RecursionError) as error:
-            faults.append(f"{path}:{line}: not JSON that can be read: {error}")
-        else:
-            if isinstance(value, dict):
-                objects.append((line, value))
-            else:
-                faults.append(f"{path}:{line}: expected a JSON object, found {raw.decode():.60}")
-    return objects
+def _read(entry: ManifestEntry, faults: list[str]) -> tuple[str, list[Record]]:
+    """The format of one manifest and its records; what is wrong goes to ``faults``."""
+    columns = _columns(entry)
+    name = detect(entry.path, columns) if entry.format == "auto" else entry.format
+    if name is None:
+        faults.append(
+            f"{entry.path}: the manifest fits no format; looked for {LOOKED_FOR}. "
+            "Or name its `format` in config.yaml"
+        )
+        return "auto", []
+    if entry.columns and name not in TABLES:
+        faults.append(f"{entry.path}: `columns` has no meaning for the format {name}; leave it out")
+        return name, []
+    num_faults = len(faults)
+    records = list(READERS[name](Source(entry.path, _root(entry), columns, faults)))
+    if not records and len(faults) == num_faults:
+        faults.append(f"{entry.path}: the manifest is empty")
+    for ours, theirs in columns.items():
+        if records and not any(ours in record.fields for record in records):
+            faults.append(f"{entry.path}: no row has {theirs!r}, which `columns` names as {ours}")
+    given = {"speaker": entry.speaker, "language": entry.language, "split": entry.split}
+    for record in records:
+        for key, value in given.items():
+            own = record.fields.get(key)
+            if value is not None and (own is None or (isinstance(own, str) and not own.strip())):
+                record.fields[key] = value
+    return name, records
 
 
-def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; json alone would drop all but the last value of a repeated key."""
-    repeated = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
-    if repeated:
-        raise ValueError(f"the key {repeated[0]!r} is given twice")
-    return dict(pairs)
+def _columns(entry: ManifestEntry) -> dict[str, str]:
+    """The manifest's names of our keys."""
+    return {str(ours): theirs for ours, theirs in entry.columns.items()}
 
 
-def _faults_of(fields: dict[str, Any]) -> list[str]:
-    """Everything about one row that no later stage could make sense of."""
-    faults = [f"the key {key!r} is missing" for key in REQUIRED_KEYS if fields.get(key) is None]
+def _root(entry: ManifestEntry) -> Path:
+    """The folder that audio paths are relative to."""
+    if entry.root is not None:
+        return Path(entry.root).absolute()
+    path = Path(entry.path)
+    return (path if path.is_dir() else path.parent).absolute()
+
+
+def _faults_of(fields: Fields, names: Mapping[str, str]) -> list[str]:
+    """Everything about one row that no later stage could make sense of.
+
+    ``names`` are the manifest's own of our keys.
+    """
+    faults = [
+        f"the key {names.get(key, key)!r} is missing"
+        for key in REQUIRED_KEYS
+        if fields.get(key) is None
+    ]
     for key, value in fields.items():
         if not _is_encodable(key):
             faults.append(f"the key {key!r} is no valid text")
-        if key not in {*REQUIRED_KEYS, *OPTIONAL_KEYS} or value is None:
+        if key not in OUR_KEYS or value is None:
             continue
-        if not isinstance(value, str):
-            faults.append(f"`{key}` must be a string, found {json.dumps(value):.60}")
+        if key in SECONDS_KEYS:
+            if not is_number(value) or value < 0:
+                faults.append(f"`{key}` must be a number of seconds, found {_shown(value)}")
+        elif not isinstance(value, str):
+            faults.append(f"`{key}` must be a string, found {_shown(value)}")
         elif not _is_encodable(value):
             faults.append(f"`{key}` is no valid text: {value!r:.60}")
     if faults:
@@ -154,9 +186,19 @@ def _faults_of(fields: dict[str, Any]) -> list[str]:
         faults.append(f"`split` must be {TRAIN!r} or {EVAL!r}, found {split!r}")
     if (_optional(fields, "ref_audio") is None) != (_optional(fields, "ref_text") is None):
         faults.append("`ref_audio` and `ref_text` must be given together")
+    start_seconds, end_seconds = _segment(fields)
+    if end_seconds is not None and end_seconds <= (start_seconds or 0):
+        faults.append(
+            f"`end_seconds` must be above `start_seconds`, found {end_seconds:g} and "
+            f"{start_seconds or 0:g}"
+        )
     if RESERVED_ID.fullmatch(_clip_id(fields)):
         faults.append(f"the id {_clip_id(fields)!r} is of the form kept for reference recordings")
     return faults
+
+
+def _shown(value: Any) -> str:
+    return f"{json.dumps(value, default=str):.60}"
 
 
 def _is_encodable(text: str) -> bool:
@@ -168,30 +210,47 @@ def _is_encodable(text: str) -> bool:
     return "\0" not in text
 
 
-def _optional(fields: dict[str, Any], key: str) -> str | None:
+def _optional(fields: Fields, key: str) -> str | None:
     value: str | None = fields.get(key)
     return value if value and value.strip() else None
 
 
-def _clip_id(fields: dict[str, Any]) -> str:
+def _segment(fields: Fields) -> tuple[float | None, float | None]:
+    start_seconds, end_seconds = (fields.get(key) for key in SECONDS_KEYS)
+    return (
+        None if start_seconds is None else float(start_seconds),
+        None if end_seconds is None else float(end_seconds),
+    )
+
+
+def _clip_id(fields: Fields) -> str:
+    if clip_id := _optional(fields, "id"):
+        return clip_id
     # As written: a Path would tidy it up.
-    return _optional(fields, "id") or os.path.splitext(fields["audio"])[0]  # noqa: PTH122
+    stem: str = os.path.splitext(fields["audio"])[0]  # noqa: PTH122
+    start_seconds, end_seconds = _segment(fields)
+    if start_seconds is None and end_seconds is None:
+        return stem
+    return f"{stem}_{start_seconds or 0.0}-{'end' if end_seconds is None else end_seconds}"
 
 
-def _row(manifest: str, line: int, fields: dict[str, Any]) -> Row:
-    folder = Path(manifest).parent.absolute()
+def _row(record: Record, root: Path) -> Row:
+    fields = record.fields
     ref_audio = _optional(fields, "ref_audio")
+    start_seconds, end_seconds = _segment(fields)
     return Row(
-        manifest=manifest,
-        line=line,
+        manifest=record.file,
+        line=record.line,
         clip_id=_clip_id(fields),
         audio=fields["audio"],
-        audio_path=folder / fields["audio"],
+        audio_path=root / fields["audio"],
         text=fields["text"],
         speaker=_optional(fields, "speaker"),
         language=_optional(fields, "language"),
         scene=_optional(fields, "scene"),
-        ref_audio_path=folder / ref_audio if ref_audio is not None else None,
+        ref_audio_path=root / ref_audio if ref_audio is not None else None,
         ref_text=_optional(fields, "ref_text"),
         split=_optional(fields, "split"),
+        start_seconds=start_seconds,
+        end_seconds=end_seconds,
     )

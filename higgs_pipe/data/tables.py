@@ -77,13 +77,29 @@ def frames(num_codebooks: int) -> pa.DataType:
     return pa.list_(pa.list_(pa.int16(), num_codebooks))
 
 
+SEGMENT_COLUMNS = (
+    Column(
+        "start_seconds",
+        pa.float64(),
+        "Start in the file, in seconds; missing: its beginning.",
+        nullable=True,
+    ),
+    Column(
+        "end_seconds",
+        pa.float64(),
+        "End in the file, in seconds; missing: its end.",
+        nullable=True,
+    ),
+)
+
 CLIPS = TableSpec(
     name="clips",
-    version=1,
+    version=2,
     made_by="validate",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
         Column("audio_path", pa.string(), "Absolute path of the audio file."),
+        *SEGMENT_COLUMNS,
         Column("manifest", pa.string(), "The manifest that lists the clip."),
         Column("line", pa.int32(), "Its line there, from 1."),
         Column("text", pa.string(), "The transcript as given."),
@@ -97,7 +113,7 @@ CLIPS = TableSpec(
             nullable=True,
         ),
         Column("split", pa.string(), "train, eval, or reference (only ever a prompt)."),
-        Column("duration_seconds", pa.float64(), "Length of the recording, in seconds."),
+        Column("duration_seconds", pa.float64(), "Length of the clip, in seconds."),
         Column("sample_rate_hz", pa.int32(), "Sample rate of the file, in Hz."),
         Column("num_channels", pa.int32(), "Channels of the file."),
         Column("peak", pa.float32(), "Largest absolute sample, full scale is 1."),
@@ -124,13 +140,14 @@ REJECTED = TableSpec(
 
 SHARD_CLIPS = TableSpec(
     name="shard clips",
-    version=1,
+    version=2,
     made_by="validate",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
         Column("audio_path", pa.string(), "Absolute path of the audio file."),
+        *SEGMENT_COLUMNS,
         Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
-        Column("duration_seconds", pa.float64(), "Length of the recording, in seconds."),
+        Column("duration_seconds", pa.float64(), "Length of the clip, in seconds."),
     ),
 )
 
