@@ -35,7 +35,15 @@ from higgs_pipe.data.audio import (
 )
 from higgs_pipe.data.files import sha256_of_file, write_json
 from higgs_pipe.data.manifest import Row, read_manifests
-from higgs_pipe.data.splits import EVAL, REFERENCE, TRAIN, assign_splits, shard_of
+from higgs_pipe.data.splits import (
+    EVAL,
+    REFERENCE,
+    TRAIN,
+    Stretch,
+    assign_splits,
+    audio_groups,
+    shard_of,
+)
 from higgs_pipe.data.tables import CLIPS, REJECTED, SHARD_CLIPS, write_table
 from higgs_pipe.errors import UserError, list_offenders
 
@@ -115,6 +123,11 @@ class Recording:
     rms_dbfs: float
     audio_sha256: str
     pcm_sha256: str
+
+    @property
+    def stretch(self) -> Stretch:
+        """Where its audio lies, to find clips that share some."""
+        return Stretch(self.path, self.start_seconds, self.end_seconds, self.pcm_sha256)
 
 
 @dataclass(frozen=True)
@@ -287,17 +300,19 @@ def _judge(
 ) -> tuple[list[tuple[Row, Recording]], list[Rejection]]:
     """Each row is accepted with its recording, or rejected; both in the manifest's order."""
     verdicts = {row: _verdict(row, recordings) for row in rows}
+    sound = {row: verdict for row, verdict in verdicts.items() if isinstance(verdict, Recording)}
+    groups = dict(zip(sound, audio_groups([r.stretch for r in sound.values()]), strict=True))
     held_out: dict[str, Row] = {}
-    for row, verdict in verdicts.items():
-        if isinstance(verdict, Recording) and row.split == EVAL:
-            held_out.setdefault(verdict.pcm_sha256, row)
+    for row in sound:
+        if row.split == EVAL:
+            held_out.setdefault(groups[row], row)
     accepted: list[tuple[Row, Recording]] = []
     rejections: list[Rejection] = []
     for row, verdict in verdicts.items():
         if isinstance(verdict, Fault):
             rejections.append(Rejection(row, verdict))
-        elif row.split == TRAIN and verdict.pcm_sha256 in held_out:
-            other = held_out[verdict.pcm_sha256].place
+        elif row.split == TRAIN and groups[row] in held_out:
+            other = held_out[groups[row]].place
             fact = f"`split` is {TRAIN!r}, and {EVAL!r} for the same audio at {other}"
             rejections.append(Rejection(row, Fault(Reason.SPLIT_CONFLICT, fact)))
         else:
@@ -345,7 +360,7 @@ def _clips(
 ) -> tuple[list[Clip], list[Clip]]:
     """The clips, split into train and eval, and their distinct reference recordings."""
     splits = assign_splits(
-        [recording.pcm_sha256 for _, recording in accepted],
+        audio_groups([recording.stretch for _, recording in accepted]),
         [row.split for row, _ in accepted],
         data.eval_fraction,
         data.split_seed,
@@ -448,7 +463,16 @@ def _summary(
     reasons = Counter(rejection.fault.reason for rejection in rejections)
     seconds = [clip["duration_seconds"] for clip in targets]
     by_split = {split: [c for c in targets if c["split"] == split] for split in (TRAIN, EVAL)}
-    audio_by_split = [{clip["pcm_sha256"] for clip in clips} for clips in by_split.values()]
+    groups = audio_groups(
+        [
+            Stretch(c["audio_path"], c["start_seconds"], c["end_seconds"], c["pcm_sha256"])
+            for c in targets
+        ]
+    )
+    audio_by_split = [
+        {group for group, clip in zip(groups, targets, strict=True) if clip["split"] == split}
+        for split in (TRAIN, EVAL)
+    ]
     same_audio = _grouped(targets, "pcm_sha256")
     return {
         "num_rows": len(targets) + len(rejections),

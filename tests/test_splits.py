@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from higgs_pipe.data.splits import assign_splits, shard_of, unit_hash
+from higgs_pipe.data.splits import Stretch, assign_splits, audio_groups, shard_of, unit_hash
 
 
 def groups_of(num_groups: int) -> list[str]:
@@ -86,3 +86,32 @@ def test_adding_groups_moves_no_other_group() -> None:
     few = assign_splits(groups_of(100), [None] * 100, 0.2, seed=0)
     many = assign_splits(groups_of(200), [None] * 200, 0.2, seed=0)
     assert many[:100] == few
+
+
+def test_clips_that_share_audio_are_one_group_however_they_share_it():
+    groups = audio_groups(
+        [
+            Stretch("long.wav", 0.0, 5.0, "a"),
+            Stretch("long.wav", 4.0, 8.0, "b"),  # overlaps a
+            Stretch("long.wav", 8.0, 9.0, "c"),  # touches b, shares nothing
+            Stretch("other.wav", None, None, "b"),  # a copy of b
+            Stretch("other.wav", 2.0, 3.0, "d"),  # inside that copy
+            Stretch("alone.wav", None, None, "e"),
+        ]
+    )
+    assert groups == ["a", "a", "c", "a", "a", "e"]
+
+
+def test_a_short_segment_does_not_hide_the_long_one_before_it():
+    groups = audio_groups(
+        [
+            Stretch("long.wav", 0.0, 9.0, "a"),
+            Stretch("long.wav", 1.0, 2.0, "b"),
+            Stretch("long.wav", 5.0, 10.0, "c"),
+        ]
+    )
+    assert groups == ["a", "a", "a"]
+
+
+def test_no_clip_gives_no_group():
+    assert audio_groups([]) == []

@@ -334,6 +334,22 @@ def test_train_and_eval_for_one_recording_rejects_the_train_row(
     assert outputs.clip("copy")["split"] == "eval"
 
 
+def test_segments_that_overlap_never_cross_the_split(tmp_path: Path, rows: list[Fields]) -> None:
+    sweep = np.concatenate([tone(200 + 50 * i) for i in range(6)])
+    record(tmp_path, "long.wav", sweep)
+    overlapping = [
+        {"id": name, "audio": "long.wav", "text": name, "start_seconds": s, "end_seconds": s + 1.5}
+        for name, s in (("x", 0.0), ("y", 1.0), ("z", 2.0))
+    ]
+    for seed in range(12):
+        data = {"eval_fraction": 0.5, "split_seed": seed}
+        outputs = run(tmp_path, [*rows, *overlapping], data=data)
+        assert len({outputs.clip(name)["split"] for name in "xyz"}) == 1
+    given = [overlapping[0] | {"split": "train"}, overlapping[1] | {"split": "eval"}]
+    (rejected,) = run(tmp_path, [*rows, *given]).rejected
+    assert (rejected["clip_id"], rejected["reason"]) == ("x", "split_conflict")
+
+
 def test_every_reason_has_a_remedy_and_a_code_equal_to_its_name() -> None:
     for reason in validate.Reason:
         assert reason.value == reason.name.lower()

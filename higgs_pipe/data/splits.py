@@ -1,7 +1,11 @@
 """Which clips are held out, and which shard a clip belongs to: by hash, so nothing drifts."""
 
 import hashlib
+import math
+from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 TRAIN, EVAL, REFERENCE = "train", "eval", "reference"
 
@@ -17,17 +21,54 @@ def shard_of(clip_id: str, num_shards: int) -> int:
     return int(unit_hash("shard", clip_id) * num_shards)
 
 
+class Stretch(NamedTuple):
+    """What a clip holds of a recording; None is the recording's own start or end."""
+
+    path: Path | str
+    start_seconds: float | None
+    end_seconds: float | None
+    pcm_sha256: str
+
+
+def audio_groups(stretches: Sequence[Stretch]) -> list[str]:
+    """A key for each clip; clips that share any audio have equal keys.
+
+    Equal samples are shared, in whatever file they lie, and so is the time in which two segments
+    of one file overlap; sharing is passed on from clip to clip.
+    """
+    parent = {stretch.pcm_sha256: stretch.pcm_sha256 for stretch in stretches}
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            key = parent[key]
+        return key
+
+    by_file: dict[Path | str, list[tuple[float, float, str]]] = defaultdict(list)
+    for path, start, end, pcm_sha256 in stretches:
+        by_file[path].append((start or 0.0, math.inf if end is None else end, pcm_sha256))
+    for segments in by_file.values():
+        segments.sort()
+        reach, last = segments[0][1], segments[0][2]
+        for start, end, pcm_sha256 in segments[1:]:
+            if start < reach:
+                one, other = sorted((root(last), root(pcm_sha256)))
+                parent[other] = one
+            if end > reach:
+                reach, last = end, pcm_sha256
+    return [root(stretch.pcm_sha256) for stretch in stretches]
+
+
 def assign_splits(
     groups: Sequence[str], given: Sequence[str | None], eval_fraction: float, seed: int
 ) -> list[str]:
     """The split of each clip.
 
-    Clips of one group (the same audio) always share a split. A group is held out when its hash
-    falls below ``eval_fraction``; if that leaves a side empty, the group with the smallest (or
-    largest) hash goes there, so that two groups always give both sides.
+    Clips of one group (:func:`audio_groups`) always share a split. A group is held out when its
+    hash falls below ``eval_fraction``; if that leaves a side empty, the group with the smallest
+    (or largest) hash goes there, so that two groups always give both sides.
 
     Args:
-        groups: A key for each clip; clips with equal audio have equal keys.
+        groups: A key for each clip; clips that share audio have equal keys.
         given: The split that the manifest gives, or None; it wins for the whole group.
         eval_fraction: Share of the groups to hold out.
         seed: Another seed gives another split.
