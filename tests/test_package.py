@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,29 +19,7 @@ from higgs_pipe import evaluate, package
 from higgs_pipe import train as train_stage
 from higgs_pipe.errors import UserError
 
-# Plain Transformers and PEFT, in a process that cannot import this project.
-GENERATE = """
-import sys
-import torch
-from peft import PeftModel
-from transformers import AutoProcessor, HiggsAudioV2ForConditionalGeneration
-
-base, adapter, wav = sys.argv[1:]
-processor = AutoProcessor.from_pretrained(base)
-model = HiggsAudioV2ForConditionalGeneration.from_pretrained(base)
-model = PeftModel.from_pretrained(model, adapter)
-messages = [
-    {"role": "system", "content": "Generate audio following instruction."},
-    {"role": "user", "content": [{"type": "text", "text": "Tone number 3, held for a while."}]},
-]
-inputs = processor.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-torch.manual_seed(0)
-codes = model.generate(**inputs, max_new_tokens=40, do_sample=True)
-processor.save_audio(processor.batch_decode(codes), wav)
-assert not any(name.startswith("higgs_pipe") for name in sys.modules)
-"""
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +122,27 @@ def test_packaging_twice_gives_the_same_archive(corpus, experiment, packaged, tm
     assert again.with_suffix(".zip").read_bytes() == packaged.with_suffix(".zip").read_bytes()
 
 
-def test_the_adapter_speaks_in_a_process_that_knows_only_transformers_and_peft(
-    packaged, corpus, tmp_path
+def code_block(markdown: Path) -> str:
+    """The first Python example in a page."""
+    return markdown.read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "model card"])
+def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
+    packaged, corpus, tmp_path, page
 ):
-    wav = tmp_path / "speech.wav"
-    arguments = [str(corpus.base), str(packaged), str(wav)]
+    """As a reader would copy it, with the demo's base and adapter in place of the names."""
+    code = code_block(ROOT / page if page == "README.md" else packaged / "README.md")
+    code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(corpus.base))
+    code = code.replace("results/adapters/default", "default")
+    shutil.copytree(packaged, tmp_path / "default")
+    (tmp_path / "speak.py").write_text(
+        f"import sys, torch\ntorch.manual_seed(0)\n{code}\n"
+        "assert not any(name.startswith('higgs_pipe') for name in sys.modules)\n"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     finished = subprocess.run(
-        [sys.executable, "-c", GENERATE, *arguments],
+        [sys.executable, "speak.py"],
         check=False,
         capture_output=True,
         text=True,
@@ -158,7 +150,7 @@ def test_the_adapter_speaks_in_a_process_that_knows_only_transformers_and_peft(
         cwd=tmp_path,
     )
     assert finished.returncode == 0, finished.stderr
-    samples, rate = sf.read(wav)
+    samples, rate = sf.read(tmp_path / "speech.wav")
     assert rate == 24_000
     assert len(samples) >= 960
     assert abs(samples).max() > 0
@@ -167,7 +159,7 @@ def test_the_adapter_speaks_in_a_process_that_knows_only_transformers_and_peft(
 def changed_adapter(experiment: Path, output: Path, change) -> Path:
     """A copy of the results whose adapter is changed after eval."""
     copy = output / "results"
-    subprocess.run(["cp", "-r", str(experiment), str(copy)], check=True)
+    shutil.copytree(experiment, copy)
     path = copy / "experiments/default/train/adapter/adapter_model.safetensors"
     save_file({key: change(key, tensor) for key, tensor in load_file(path).items()}, path)
     return copy
