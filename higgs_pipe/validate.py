@@ -433,10 +433,11 @@ def _check_both_splits(targets: Sequence[Clip]) -> None:
     by_split = Counter(clip["split"] for clip in targets)
     for split, other in ((TRAIN, EVAL), (EVAL, TRAIN)):
         if by_split[split] == 0:
-            num_recordings = len({clip["pcm_sha256"] for clip in targets})
+            num_groups = len(set(_audio_groups(targets)))
             raise UserError(
-                f"no clip is left for {split}: the {len(targets):,} accepted clips are "
-                f"{num_recordings:,} distinct recordings, all in {other}. Add recordings, or "
+                f"no clip is left for {split}: the {len(targets):,} accepted clips form "
+                f"{num_groups:,} group{'s' * (num_groups > 1)} of shared audio, all in {other}. "
+                "Add recordings, or "
                 f'give some rows "split": "{split}" (or no split) in the manifest.'
             )
 
@@ -463,12 +464,7 @@ def _summary(
     reasons = Counter(rejection.fault.reason for rejection in rejections)
     seconds = [clip["duration_seconds"] for clip in targets]
     by_split = {split: [c for c in targets if c["split"] == split] for split in (TRAIN, EVAL)}
-    groups = audio_groups(
-        [
-            Stretch(c["audio_path"], c["start_seconds"], c["end_seconds"], c["pcm_sha256"])
-            for c in targets
-        ]
-    )
+    groups = _audio_groups(targets)
     audio_by_split = [
         {group for group, clip in zip(groups, targets, strict=True) if clip["split"] == split}
         for split in (TRAIN, EVAL)
@@ -500,6 +496,15 @@ def _summary(
         "num_audio_shared_by_splits": len(set.intersection(*audio_by_split)),
         "ignored_manifest_keys": dict(ignored_keys),
     }
+
+
+def _audio_groups(clips: Sequence[Clip]) -> list[str]:
+    return audio_groups(
+        [
+            Stretch(c["audio_path"], c["start_seconds"], c["end_seconds"], c["pcm_sha256"])
+            for c in clips
+        ]
+    )
 
 
 def _grouped(clips: Sequence[Clip], column: str) -> dict[str, list[Clip]]:

@@ -536,6 +536,18 @@ def segmented(tmp_path: Path) -> Path:
     return tmp_path / "m.jsonl"
 
 
+def append_row(manifest: Path, **row: object) -> None:
+    with manifest.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def append_unrelated(manifest: Path) -> None:
+    """A recording that shares no audio with the others, so that there are two sides to split."""
+    samples, rate = sf.read(manifest.with_name("cut.wav"), dtype="int16")
+    sf.write(manifest.with_name("other.wav"), samples[::-1] // 2, rate)
+    append_row(manifest, id="other", audio="other.wav", text="T.", speaker="s")
+
+
 def test_a_segment_is_measured_and_judged_by_itself(segmented: Path) -> None:
     clips, rejected = run_validate(segmented.parent, str(segmented), max_clip_seconds=3)
     by_id = {clip["clip_id"]: clip for clip in clips}
@@ -560,6 +572,7 @@ def test_a_segment_is_measured_and_judged_by_itself(segmented: Path) -> None:
 
 def test_codes_of_a_segment_are_those_of_the_file_cut_out(segmented: Path, tiny_base: Path) -> None:
     folder = segmented.parent
+    append_unrelated(segmented)
     run_validate(folder, str(segmented))
     codes = folder / "codes.parquet"
     config = write_stage_config(folder / "t.json", codec=str(tiny_base / tiny.AUDIO_TOKENIZER))
@@ -578,9 +591,9 @@ def test_a_decoded_segment_is_that_part_of_the_whole(tmp_path: Path, ending: str
 
 
 def test_a_reference_that_holds_the_segment_is_the_target(segmented: Path) -> None:
+    append_unrelated(segmented)
     row = {"audio": "long.wav", "text": "T.", "start_seconds": 1, "end_seconds": 2}
-    with segmented.open("a") as stream:
-        stream.write(json.dumps(row | {"ref_audio": "long.wav", "ref_text": "R."}) + "\n")
+    append_row(segmented, **row, ref_audio="long.wav", ref_text="R.")
     _, rejected = run_validate(segmented.parent, str(segmented))
     assert rejected[-1]["reason"] == "reference_is_target"
 

@@ -420,7 +420,9 @@ def test_no_accepted_row_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_single_recording_cannot_be_split(tmp_path: Path, rows: list[Fields]) -> None:
     copies = [rows[0] | {"id": name} for name in ("one", "two")]
-    with pytest.raises(UserError, match=r"no clip is left for eval: .* 1 distinct recording"):
+    with pytest.raises(
+        UserError, match=r"no clip is left for eval: .* form 1 group of shared audio"
+    ):
         run(tmp_path, copies)
     assert not (tmp_path / "out").exists()
 
