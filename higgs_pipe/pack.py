@@ -6,7 +6,6 @@ their lengths; only then are the rows built and written.
 """
 
 import logging
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from higgs_pipe.config import PackConfig, PackStage, load_stage
 from higgs_pipe.data.bins import first_fit_decreasing
 from higgs_pipe.data.codes_store import CodesStore
 from higgs_pipe.data.files import write_json
-from higgs_pipe.data.splits import EVAL, REFERENCE, TRAIN, unit_hash
+from higgs_pipe.data.splits import EVAL, REFERENCE, TRAIN, Stretch, unit_hash
 from higgs_pipe.data.tables import CLIPS, packed_spec, read_table, table_writer, to_arrow
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.chatml import PromptRenderer, TokenIds, clean_text, conversation
@@ -168,26 +167,17 @@ def choose_references(
 def _draw_reference(clip: Clip, by_speaker: Mapping[str, list[Clip]], seed: int) -> Clip | None:
     """Another clip of the speaker: one drawn by seed, or the next whose audio differs."""
     candidates = by_speaker.get(clip["speaker"], [])
+    target = Stretch.of_clip(clip)
     start = int(unit_hash("reference", seed, clip["clip_id"]) * len(candidates))
     rotated = (candidates[(start + i) % len(candidates)] for i in range(len(candidates)))
     return next(
-        (c for c in rotated if c["pcm_sha256"] != clip["pcm_sha256"] and not _overlap(c, clip)),
+        (
+            c
+            for c in rotated
+            if c["pcm_sha256"] != clip["pcm_sha256"] and not Stretch.of_clip(c).overlaps(target)
+        ),
         None,
     )
-
-
-def _overlap(one: Clip, other: Clip) -> bool:
-    """Whether two clips are parts of one file that share some of its time."""
-    if one["audio_path"] != other["audio_path"]:
-        return False
-    (start, end), (other_start, other_end) = (
-        (
-            clip["start_seconds"] or 0.0,
-            math.inf if clip["end_seconds"] is None else clip["end_seconds"],
-        )
-        for clip in (one, other)
-    )
-    return bool(start < other_end and other_start < end)
 
 
 def measure(

@@ -89,10 +89,10 @@ def run(
         stage.train.save_total_limit,
     )
     with caught_signals() as caught:
-        training.fit(output_dir, checkpoints, caught)
+        is_complete = training.fit(output_dir, checkpoints, caught)
     accelerator.end_training()
-    if caught:
-        sys.exit(128 + caught[0])
+    if not is_complete:  # the signal may have come to another process
+        sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
 
 
 class Training:
@@ -138,7 +138,7 @@ class Training:
             *(str(dtype).removeprefix("torch."), accelerator.num_processes, accelerator.device),
         )
 
-    def fit(self, output_dir: Path, checkpoints: Checkpoints, caught: Sequence[int]) -> None:
+    def fit(self, output_dir: Path, checkpoints: Checkpoints, caught: Sequence[int]) -> bool:
         """Train for all epochs, from the last checkpoint on.
 
         Args:
@@ -146,6 +146,9 @@ class Training:
             checkpoints: Of this run.
             caught: Numbers of the signals that this process received; training stops after the
                 step in which one arrived on any process, and a checkpoint is saved.
+
+        Returns:
+            Whether training is complete; a signal in the last step changes nothing.
         """
         settings, is_main_process = self.settings, self.accelerator.is_main_process
         metrics = Metrics(output_dir / "metrics.jsonl", is_main_process)
@@ -180,10 +183,11 @@ class Training:
                         "stopped after step %d, checkpoint saved; run snakemake again to go on",
                         step,
                     )
-                    return
+                    return False
         if is_main_process:
             self._save_best(output_dir / "adapter")
             checkpoints.clear()
+        return True
 
     def _steps_after(self, done: int) -> Iterator[tuple[int, int, list[int]]]:
         """(step from 1, epoch from 0, rows) of the steps that are left."""

@@ -499,12 +499,7 @@ def _summary(
 
 
 def _audio_groups(clips: Sequence[Clip]) -> list[str]:
-    return audio_groups(
-        [
-            Stretch(c["audio_path"], c["start_seconds"], c["end_seconds"], c["pcm_sha256"])
-            for c in clips
-        ]
-    )
+    return audio_groups([Stretch.of_clip(clip) for clip in clips])
 
 
 def _grouped(clips: Sequence[Clip], column: str) -> dict[str, list[Clip]]:

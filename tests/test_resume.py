@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from conftest import PackedCorpus, write_stage_config
 from safetensors.torch import load_file
 
+import higgs_pipe.train
 from higgs_pipe.higgs.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +134,26 @@ def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_anew(
     assert "going on" not in stderr
     assert list((tmp_path / "checkpoints/set-aside").glob("*.pt"))
     assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_signal_in_the_last_step_changes_nothing(corpus, tmp_path, monkeypatch):
+    """The adapter is complete, so the stage must not fail: Snakemake would delete it."""
+
+    @contextmanager
+    def caught_in_the_last_step():
+        yield LastStepSignal()
+
+    class LastStepSignal(list):
+        def __bool__(self) -> bool:
+            return '"step": 1,' in (tmp_path / "metrics.jsonl").read_text()
+
+    monkeypatch.setattr(higgs_pipe.train, "caught_signals", caught_in_the_last_step)
+    one_step = {"device": "cpu", "rows_per_step": 16, "num_epochs": 1}
+    config = write_stage_config(
+        tmp_path / "train.json", base_model=str(corpus.base), train=one_step
+    )
+    higgs_pipe.train.run(config, corpus.train_rows, corpus.eval_rows, tmp_path)
+    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 TRAIN, EVAL, REFERENCE = "train", "eval", "reference"
 
@@ -29,6 +29,21 @@ class Stretch(NamedTuple):
     end_seconds: float | None
     pcm_sha256: str
 
+    @classmethod
+    def of_clip(cls, clip: Mapping[str, Any]) -> Self:
+        """That of a row of the table of clips."""
+        return cls(*(clip[name] for name in ("audio_path", *cls._fields[1:])))
+
+    @property
+    def span_seconds(self) -> tuple[float, float]:
+        """Start and end in the file; infinity is the file's own end."""
+        return self.start_seconds or 0.0, math.inf if self.end_seconds is None else self.end_seconds
+
+    def overlaps(self, other: "Stretch") -> bool:
+        """Whether both are parts of one file and share some of its time."""
+        (start, end), (other_start, other_end) = self.span_seconds, other.span_seconds
+        return self.path == other.path and start < other_end and other_start < end
+
 
 def audio_groups(stretches: Sequence[Stretch]) -> list[str]:
     """A key for each clip; clips that share any audio have equal keys.
@@ -44,8 +59,8 @@ def audio_groups(stretches: Sequence[Stretch]) -> list[str]:
         return key
 
     by_file: dict[Path | str, list[tuple[float, float, str]]] = defaultdict(list)
-    for path, start, end, pcm_sha256 in stretches:
-        by_file[path].append((start or 0.0, math.inf if end is None else end, pcm_sha256))
+    for stretch in stretches:
+        by_file[stretch.path].append((*stretch.span_seconds, stretch.pcm_sha256))
     for segments in by_file.values():
         segments.sort()
         reach, last = segments[0][1], segments[0][2]
