@@ -15,8 +15,9 @@ from higgs_pipe.data.tables import EVAL_CLIPS, LOSS_DESCRIPTIONS, write_table
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
+from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
-from higgs_pipe.higgs.model import DualLossModel, load_adapter, load_base
+from higgs_pipe.higgs.model import DualLossModel, load_base
 
 logger = logging.getLogger("higgs_pipe")
 

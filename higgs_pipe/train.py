@@ -40,8 +40,9 @@ from higgs_pipe.higgs.chatml import PromptRenderer
 from higgs_pipe.higgs.checkpoints import Checkpoints, State
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
+from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
-from higgs_pipe.higgs.model import DualLossModel, add_lora, load_base
+from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.predictions import describe_predictions
 
 logger = logging.getLogger("higgs_pipe")

@@ -20,8 +20,9 @@ from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.checkpoint import weight_fingerprint
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
+from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import named_losses
-from higgs_pipe.higgs.model import DualLossModel, load_adapter, load_base
+from higgs_pipe.higgs.model import DualLossModel, load_base
 
 logger = logging.getLogger("higgs_pipe")
 

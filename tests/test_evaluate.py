@@ -14,7 +14,8 @@ from higgs_pipe import evaluate
 from higgs_pipe.config import LoraSettings
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.model import add_lora, load_base
+from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.model import load_base
 
 KEYS = {
     "eval_loss",

@@ -13,8 +13,9 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 from higgs_pipe.config import LoraSettings
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
+from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import objective
-from higgs_pipe.higgs.model import DualLossModel, add_lora, load_base
+from higgs_pipe.higgs.model import DualLossModel, load_base
 
 DTYPE = torch.float64
 

@@ -23,8 +23,9 @@ from higgs_pipe.config import LoraSettings
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
+from higgs_pipe.higgs.lora import add_lora, load_adapter
 from higgs_pipe.higgs.loss import named_losses
-from higgs_pipe.higgs.model import DualLossModel, add_lora, load_adapter, load_base
+from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.train import combined_seed, epoch_steps
 
 ROOT = Path(__file__).parents[1]

@@ -33,11 +33,30 @@ ROW_EXAMPLE = '{"audio": "wavs/a.wav", "text": "What is said."}'
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a turn: text, or a recording; one of the two is given."""
+
+    text: str | None = None
+    audio_path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation; a target is what the model learns to say."""
+
+    role: str  # system, scene, user or assistant
+    parts: tuple[Part, ...]
+    is_target: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row of a manifest; ``audio`` is as written there, the paths are absolute.
 
     ``start_seconds`` and ``end_seconds`` are those of a segment of a longer recording; None is
-    the recording's own start or end.
+    the recording's own start or end. Rows of one ``dialogue_id`` are its turns, in the order of
+    ``turn``. A row with a ``conversation`` is trained on as that says; its ``audio_path`` is then
+    the last target recording, and its ``text`` what is said there.
     """
 
     manifest: str
@@ -54,6 +73,9 @@ class Row:
     split: str | None
     start_seconds: float | None = None
     end_seconds: float | None = None
+    dialogue_id: str | None = None
+    turn: int | None = None
+    conversation: tuple[Turn, ...] | None = None
 
     @property
     def place(self) -> str:

@@ -1,4 +1,4 @@
-"""The native model, made exact and cheap on packed rows, with LoRA on it.
+"""The native model, made exact and cheap on packed rows.
 
 The native classes do the work; two things are put in their place:
 
@@ -11,26 +11,19 @@ The heads run only where there are labels.
 """
 
 import types
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, HiggsAudioV2ForConditionalGeneration
 
-from higgs_pipe.config import LoraSettings
-from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.checkpoint import load_weights
 from higgs_pipe.higgs.loss import LossSums, Predictions, loss_sums
-
-# PEFT asks Transformers by an old name; nothing that a user could mend.
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 PACKED_ATTENTION = "packed_causal"
 
@@ -56,41 +49,6 @@ def load_base(
     )
     model.requires_grad_(False)
     return model.eval()
-
-
-def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> PeftModel:
-    """A new adapter on the base.
-
-    Raises:
-        UserError: ``target_modules`` match no layer.
-    """
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.target_modules),
-    )
-    torch.manual_seed(seed)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"train.lora.target_modules: {error}") from None
-
-
-def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
-    """A trained adapter on the base, for inference, as plain PEFT loads it.
-
-    Raises:
-        UserError: The directory holds no adapter for this base.
-    """
-    try:
-        return PeftModel.from_pretrained(model, adapter_dir).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{adapter_dir}: no adapter for this base_model ({error}); "
-            "run: snakemake --forcerun train_adapter"
-        ) from None
 
 
 @dataclass(frozen=True)
