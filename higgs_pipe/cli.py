@@ -2,16 +2,18 @@
 
 import argparse
 import inspect
+import json
 import logging
 import os
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from higgs_pipe.errors import UserError
+from higgs_pipe.errors import LostProcessError, UserError
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -34,10 +36,25 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     try:
         run(**options)
     except UserError as error:
+        _record_for_launcher(error)
         logger.error("%s", error)
+        if isinstance(error, LostProcessError):
+            logging.shutdown()
+            os._exit(EXIT_USER_ERROR)  # a tidy end would wait for the lost process
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _record_for_launcher(error: UserError) -> None:
+    """Leave the sentence where torchrun looks, so that the launcher can say it last."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        record = {
+            "message": str(error),
+            "timestamp": int(time.time()),
+            "kind": type(error).__name__,
+        }
+        Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 
 def _log_bug(
@@ -90,7 +107,9 @@ def _set_up_logging(log_path: Path | None) -> None:
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
     if not is_main_process():
-        console.setLevel(logging.ERROR)
+        # Its sentence is for the launcher, which says the one that matters.
+        is_recorded = "TORCHELASTIC_ERROR_FILE" in os.environ
+        console.setLevel(logging.CRITICAL if is_recorded else logging.ERROR)
     logger.addHandler(console)
     if log_path is not None and is_main_process():
         log_path.parent.mkdir(parents=True, exist_ok=True)

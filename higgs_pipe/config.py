@@ -116,12 +116,41 @@ class TrainConfig(Section):
     num_processes: int = Field(
         1, ge=1, le=1024, description="Processes of `accelerate launch`, one GPU each."
     )
+    num_machines: int = Field(
+        1, ge=1, le=1024, description="Machines that the processes are spread over, by `srun`."
+    )
+    main_process_ip: str | None = Field(
+        None, min_length=1, description="The first machine's address; null asks Slurm."
+    )
+    main_process_port: int | None = Field(
+        None, ge=1, le=65_535, description="Its port; null is 29500, or any on a single machine."
+    )
+    accelerate_config: str | None = Field(
+        None,
+        min_length=1,
+        description="Your own `accelerate config` file; it replaces the launch settings here.",
+    )
+    timeout_seconds: float = Field(
+        1800.0, gt=0, description="A process that does not answer for so long ends the training."
+    )
     device: Device = Field("auto", description="Where training runs.")
     dtype: Dtype = Field(
         "auto", description="Type of the frozen base: bfloat16 where the device has it."
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit keeps its state in 8 bits, by bitsandbytes on CUDA."
+    )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak of the schedule.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="How the rate falls after the warmup: to 0, or not at all."
+    )
     num_epochs: int = Field(2, ge=1, description="Passes over the packed rows.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Optimizer steps, whatever num_epochs says; null leaves it to that."
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Held-out losses in a row without a better one that end training."
+    )
     rows_per_step: int = Field(
         16, ge=1, description="Packed rows in an optimizer step, over all processes together."
     )
@@ -141,6 +170,9 @@ class TrainConfig(Section):
         50, ge=1, description="Steps between checkpoints: what a kill can cost at most."
     )
     save_total_limit: int = Field(2, ge=1, description="Checkpoints kept, the newest.")
+    tracker: Literal["tensorboard", "wandb", "none"] = Field(
+        "tensorboard", description="Where the curves go, beside metrics.jsonl."
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
     )

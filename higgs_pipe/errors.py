@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class LostProcessError(UserError):
+    """Another process of the same launch is gone: seldom the cause, so its sentence comes first."""
+
+
 def list_offenders(offenders: Sequence[str]) -> str:
     """The first 20 offenders, one indented line each, and how many more there are."""
     lines = [f"  {offender}" for offender in offenders[:NUM_OFFENDERS_SHOWN]]

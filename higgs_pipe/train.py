@@ -7,9 +7,11 @@ the size of the micro-batches change the speed, never the result.
 
 Everything that is random is seeded by epoch and row, so a checkpoint needs no state of a random
 generator: a run that is interrupted and resumed gives the adapter of one that was not.
+
+The host waits for the device once an optimizer step, between gradients and update: there it reads
+the losses, the gradient's norm and whether a signal has come, so that no weight ever sees a NaN.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -17,9 +19,8 @@ import shutil
 import signal
 import sys
 import time
-import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,26 +30,47 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from higgs_pipe.cli import main
 from higgs_pipe.config import TrainStage, load_stage
 from higgs_pipe.data.files import sha256_of_file, write_json, write_text
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
+from higgs_pipe.higgs.batch import PackedBatch, PackedRows
 from higgs_pipe.higgs.chatml import PromptRenderer
-from higgs_pipe.higgs.checkpoints import Checkpoints, State
-from higgs_pipe.higgs.devices import pick_device, pick_dtype
+from higgs_pipe.higgs.checkpoints import Checkpoints, State, write_errors_named
+from higgs_pipe.higgs.devices import pick_dtype
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.optimizer import make_optimizer, make_schedule
 from higgs_pipe.higgs.predictions import describe_predictions
+from higgs_pipe.higgs.processes import (
+    LOGS,
+    caught_signals,
+    from_main_process,
+    lost_process_named,
+    make_accelerator,
+    start_tracker,
+)
+from higgs_pipe.higgs.step_inputs import (
+    PlannedStep,
+    StepInput,
+    build_step,
+    built_ahead,
+    combined_seed,
+    planned_steps,
+)
+from higgs_pipe.higgs.telemetry import Telemetry
 
 logger = logging.getLogger("higgs_pipe")
 
 # Settings that change how training runs or what it says, but not its result.
-RESULT_NEUTRAL = {"num_processes", "device", "log_steps", "save_steps", "save_total_limit"}
+RESULT_NEUTRAL = {
+    *("num_processes", "num_machines", "main_process_ip", "main_process_port"),
+    *("accelerate_config", "timeout_seconds", "device"),
+    *("log_steps", "save_steps", "save_total_limit", "tracker"),
+}
 
 
 def run(
@@ -63,37 +85,59 @@ def run(
         config: ``results/config/train.json``.
         train_rows: Packed training rows.
         eval_rows: Packed held-out rows.
-        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl`` and ``config.json``, and
-            ``checkpoints/`` while training runs.
+        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl`` and ``config.json``, ``logs/`` of
+            the tracker, and ``checkpoints/`` while training runs.
         overrides: JSON object of the experiment, laid over the ``train`` section.
 
     Raises:
         UserError: A setting does not fit, or training goes wrong in a way that a person can mend.
     """
     stage = load_stage(TrainStage, config, overrides)
-    device = pick_device(stage.train.device)
-    accelerator = Accelerator(cpu=device.type == "cpu")
-    training = Training(stage, PackedRows(train_rows), PackedRows(eval_rows), accelerator)
-    settings = stage.model_dump(by_alias=True)
-    if accelerator.is_main_process:
-        write_json(output_dir / "config.json", settings)
-    checkpoints = Checkpoints(
-        output_dir / "checkpoints",
-        {
-            "settings": json.dumps(
-                settings
-                | {"train": {k: v for k, v in settings["train"].items() if k not in RESULT_NEUTRAL}}
-            ),
-            "training rows": sha256_of_file(train_rows),
-            "held-out rows": sha256_of_file(eval_rows),
-        },
-        stage.train.save_total_limit,
-    )
-    with caught_signals() as caught:
-        is_complete = training.fit(output_dir, checkpoints, caught)
-    accelerator.end_training()
+    accelerator = make_accelerator(stage.train, output_dir)
+    with lost_process_named(accelerator, stage.train.timeout_seconds):
+        training = Training(stage, PackedRows(train_rows), PackedRows(eval_rows), accelerator)
+        if accelerator.is_main_process:
+            write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
+        checkpoints = Checkpoints(
+            output_dir / "checkpoints",
+            run_identity(stage, train_rows, eval_rows, accelerator),
+            stage.train.save_total_limit,
+        )
+        with caught_signals() as caught:
+            is_complete = training.fit(output_dir, checkpoints, caught)
+            accelerator.end_training()
     if not is_complete:  # the signal may have come to another process
         sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
+
+
+def run_identity(
+    stage: TrainStage, train_rows: Path, eval_rows: Path, accelerator: Accelerator
+) -> dict[str, str]:
+    """What decides the result of a run; the main process alone hashes the tables.
+
+    Raises:
+        UserError: This process sees other tables than the main process.
+    """
+    sizes = [path.stat().st_size for path in (train_rows, eval_rows)]
+    settings = stage.model_dump(mode="json", by_alias=True)
+    settings["train"] = {k: v for k, v in settings["train"].items() if k not in RESULT_NEUTRAL}
+    found = None
+    if accelerator.is_main_process:
+        identity = {
+            "settings": json.dumps(settings),
+            "training rows": sha256_of_file(train_rows),
+            "held-out rows": sha256_of_file(eval_rows),
+        }
+        found = (identity, sizes)
+    identity: dict[str, str]
+    identity, sizes_of_main = from_main_process(found)
+    if sizes != sizes_of_main:
+        raise UserError(
+            f"{train_rows} and {eval_rows} hold {sizes} bytes for process "
+            f"{accelerator.process_index}, {sizes_of_main} for process 0. All machines of a "
+            "training need the same folders."
+        )
+    return identity
 
 
 class Training:
@@ -111,7 +155,8 @@ class Training:
         self.train_rows = train_rows
         self.eval_rows = eval_rows
         self.accelerator = accelerator
-        dtype = pick_dtype(settings.dtype, accelerator.device)
+        self.device = accelerator.device
+        dtype = pick_dtype(settings.dtype, self.device)
         base = load_base(stage.base_model, stage.base_model_revision, dtype)
         self.config = base.config
         self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
@@ -121,26 +166,28 @@ class Training:
         model = DualLossModel(adapter).train()
         self.lora_parameters = [p for p in model.parameters() if p.requires_grad]
         self.model = accelerator.prepare(model)
-        self.optimizer = torch.optim.AdamW(
-            self.lora_parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.row_lengths = train_rows.row_lengths()
         self.steps_per_epoch = math.ceil(len(train_rows) / settings.rows_per_step)
-        self.num_steps = self.steps_per_epoch * settings.num_epochs
-        self.schedule = get_cosine_schedule_with_warmup(
-            self.optimizer, round(settings.warmup_fraction * self.num_steps), self.num_steps
+        self.num_steps = settings.max_steps or self.steps_per_epoch * settings.num_epochs
+        self.optimizer = make_optimizer(self.lora_parameters, settings, self.device)
+        self.schedule = make_schedule(self.optimizer, settings, self.num_steps)
+        self.telemetry = Telemetry(
+            self.device, max(self.row_lengths), train_rows.codec_info.frame_rate_hz
         )
+        self.caught: Sequence[int] = []
         self.best_eval_loss = math.inf
         self.best_adapter: State = {}
+        self.num_evaluations_without_better = 0
         self._prediction_log_failed = False
         num_trained = sum(p.numel() for p in self.lora_parameters)
         logger.info(
             "%d rows, %d steps of %d rows; %s trainable parameters; base in %s on %d x %s",
             *(len(train_rows), self.num_steps, settings.rows_per_step, f"{num_trained:,}"),
-            *(str(dtype).removeprefix("torch."), accelerator.num_processes, accelerator.device),
+            *(str(dtype).removeprefix("torch."), accelerator.num_processes, self.device),
         )
 
     def fit(self, output_dir: Path, checkpoints: Checkpoints, caught: Sequence[int]) -> bool:
-        """Train for all epochs, from the last checkpoint on.
+        """Train to the end, from the last checkpoint on.
 
         Args:
             output_dir: Of the experiment's training.
@@ -152,8 +199,12 @@ class Training:
             Whether training is complete; a signal in the last step changes nothing.
         """
         settings, is_main_process = self.settings, self.accelerator.is_main_process
-        metrics = Metrics(output_dir / "metrics.jsonl", is_main_process)
+        self.caught = caught
+        metrics = Metrics(output_dir / "metrics.jsonl", is_main_process, self.accelerator.log)
         done = self._resume(checkpoints, metrics)
+        if done == 0 and is_main_process:
+            shutil.rmtree(output_dir / LOGS, ignore_errors=True)
+        start_tracker(self.accelerator, settings, output_dir, done)
         if done == 0:
             metrics.restore("")
             self._evaluate(0, metrics)
@@ -164,18 +215,24 @@ class Training:
             unit="step",
             disable=not (is_main_process and sys.stderr.isatty()),
         )
-        with logging_redirect_tqdm([logger]), progress:
-            for step, epoch, step_rows in self._steps_after(done):
-                line, batch, predictions = self.step(step_rows, epoch, step)
+        inputs = built_ahead(self.build_step, self._steps_after(done))
+        with logging_redirect_tqdm([logger]), progress, closing(inputs):
+            while not self._is_finished(done):
+                with self.telemetry.step():
+                    with self.telemetry.phase("data"):
+                        step_input = next(inputs)
+                    result = self.step(step_input)
+                step = done = step_input.planned.step
                 progress.update()
                 metrics.seconds = time.perf_counter() - started
                 if step % settings.log_steps == 0 or step == 1:
-                    progress_so_far = {"epoch": step / self.steps_per_epoch}
-                    metrics.write(step, line | progress_so_far | {"seconds": metrics.seconds})
-                    self._log_predictions(batch, predictions)
+                    line = result.line | {"epoch": step / self.steps_per_epoch}
+                    line |= self.telemetry.line() | {"seconds": metrics.seconds}
+                    metrics.write(step, line)
+                    self._log_predictions(step_input.micro_batches[0].batch, result.predictions)
                 if step % settings.eval_steps == 0 or step == self.num_steps:
                     self._evaluate(step, metrics)
-                stopping = self._on_any_process(bool(caught)) and step < self.num_steps
+                stopping = result.is_stop_requested and not self._is_finished(step)
                 if is_main_process and (stopping or step % settings.save_steps == 0):
                     checkpoints.save(step, self._state(step, metrics))
                 if stopping:
@@ -185,25 +242,110 @@ class Training:
                         step,
                     )
                     return False
+        if done < self.num_steps:
+            logger.info(
+                "step %d: no better held-out loss in %d evaluations; training ends early",
+                *(done, self.num_evaluations_without_better),
+            )
         if is_main_process:
             self._save_best(output_dir / "adapter")
             checkpoints.clear()
+        self.accelerator.wait_for_everyone()
         return True
 
-    def _steps_after(self, done: int) -> Iterator[tuple[int, int, list[int]]]:
-        """(step from 1, epoch from 0, rows) of the steps that are left."""
-        settings, step = self.settings, 0
-        for epoch in range(settings.num_epochs):
-            for step_rows in epoch_steps(
-                len(self.train_rows), settings.rows_per_step, settings.seed, epoch
-            ):
-                step += 1
-                if step > done:
-                    yield step, epoch, step_rows
+    def build_step(self, planned: PlannedStep) -> StepInput:
+        """Read and collate this process's share of a step; safe in a thread of its own."""
+        return build_step(
+            planned,
+            self.train_rows,
+            self.config,
+            self.settings.rows_per_micro_batch,
+            share=(self.accelerator.process_index, self.accelerator.num_processes),
+            pin_memory=self.device.type == "cuda",
+        )
 
-    def _on_any_process(self, flag: bool) -> bool:
-        flags = torch.tensor([float(flag)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flags, "sum").item())
+    def step(self, step_input: StepInput) -> "StepResult":
+        """One optimizer step.
+
+        Raises:
+            UserError: No label of a kind in the step, a loss that is not finite, or no gradient.
+                The weights are then as they were.
+        """
+        planned, phase = step_input.planned, self.telemetry.phase
+        counts = self._summed(step_input.label_counts.to(self.device, non_blocking=True))
+        loss = torch.zeros_like(counts)
+        predictions = []
+        for micro_batch in step_input.micro_batches:
+            # A row's dropout depends on the row alone, not on the process that takes it.
+            torch.manual_seed(combined_seed(self.settings.seed, planned.epoch, micro_batch.rows[0]))
+            is_last = micro_batch is step_input.micro_batches[-1]
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                with phase("forward"):
+                    sums, predicted = self.model(micro_batch.batch.to(self.device))
+                    total = sums.total()
+                    # DDP averages over the processes; the step's loss is a sum over them.
+                    weight = micro_batch.weight * self.accelerator.num_processes
+                    scaled = objective(total.loss, counts) * weight
+                with phase("backward"):
+                    self.accelerator.backward(scaled)
+            loss += total.loss.detach().double() * micro_batch.weight
+            predictions.append(predicted)
+        with phase("optimizer"):
+            line, is_stop_requested = self._checked(step_input, loss, counts)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.schedule.step()
+        return StepResult(line, predictions[0], is_stop_requested)
+
+    def _checked(
+        self, step_input: StepInput, loss: Tensor, counts: Tensor
+    ) -> tuple[dict[str, float], bool]:
+        """Clip the gradients, and read all that the host wants to know of a step, at once.
+
+        Returns:
+            What to log, and whether a signal has come to any process.
+        """
+        signal_flag = loss.new_tensor([float(bool(self.caught))])
+        loss_and_flag = self._summed(torch.cat([loss, signal_flag]))
+        norm = torch.nn.utils.clip_grad_norm_(self.lora_parameters, self.settings.max_grad_norm)
+        # The one wait for the device in a step.
+        numbers = torch.cat([counts, loss_and_flag, norm.detach().to(loss).reshape(1)]).cpu()
+        counts, loss = numbers[: len(loss)], numbers[len(loss) : -2]
+        is_stop_requested, grad_norm = bool(numbers[-2]), numbers[-1].item()
+
+        step, rows = step_input.planned.step, step_input.planned.rows
+        self._refuse_missing_labels(counts, step)
+        line = named_losses(LossSums(loss, counts, counts))
+        self._refuse_not_finite("loss", line["loss"], step_input)
+        self._refuse_not_finite("gradient norm", grad_norm, step_input)
+        if step == 1 and grad_norm == 0:
+            raise UserError(
+                "after the first step the gradient of every LoRA tensor is zero: nothing would be "
+                "learnt. Check that train.lora.target_modules name layers between the labels and "
+                "the input, and that the base model's weights are not all zero."
+            )
+        # A target turn of T frames has T + 1 labels of codebook 0, one of them a stop.
+        num_frames = counts[1] - counts[-1] / self.config.num_codebooks
+        num_tokens = sum(self.row_lengths[row] for row in rows)
+        self.telemetry.count(len(rows), num_tokens, round(num_frames.item()))
+        line |= {"learning_rate": float(self.schedule.get_last_lr()[0]), "grad_norm": grad_norm}
+        return line, is_stop_requested
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """Over all processes."""
+        summed: Tensor = self.accelerator.reduce(values, "sum")
+        return summed
+
+    def _steps_after(self, done: int) -> Iterator[PlannedStep]:
+        settings = self.settings
+        return planned_steps(
+            len(self.train_rows), settings.rows_per_step, self.num_steps, settings.seed, done
+        )
+
+    def _is_finished(self, done: int) -> bool:
+        patience = self.settings.early_stopping_patience
+        is_early = patience is not None and self.num_evaluations_without_better >= patience
+        return is_early or done >= self.num_steps
 
     def _state(self, step: int, metrics: "Metrics") -> State:
         """All that the rest of the run depends on; the same on every process."""
@@ -214,16 +356,20 @@ class Training:
             "schedule": self.schedule.state_dict(),
             "best_eval_loss": self.best_eval_loss,
             "best_adapter": self.best_adapter,
+            "num_evaluations_without_better": self.num_evaluations_without_better,
             "metrics": metrics.text(),
             "seconds": metrics.seconds,
         }
 
     def _resume(self, checkpoints: Checkpoints, metrics: "Metrics") -> int:
         """Take up the newest checkpoint, on every process; returns the steps that are done."""
-        with self.accelerator.main_process_first():  # it alone sets strange checkpoints aside
-            state = checkpoints.load_latest()
-        if state is None:
+        # The main process alone decides, and sets strange checkpoints aside.
+        state = checkpoints.load_latest() if self.accelerator.is_main_process else None
+        done: int = from_main_process(0 if state is None else state["step"])
+        if done == 0:
             return 0
+        if state is None:
+            state = checkpoints.load(done)
         with torch.no_grad():
             for parameter, saved in zip(self.lora_parameters, state["lora"], strict=True):
                 parameter.copy_(saved)
@@ -231,90 +377,16 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         self.best_eval_loss = state["best_eval_loss"]
         self.best_adapter = state["best_adapter"]
+        self.num_evaluations_without_better = state["num_evaluations_without_better"]
         metrics.restore(state["metrics"])
         metrics.seconds = state["seconds"]
-        logger.info("going on after step %d of %d", state["step"], self.num_steps)
-        step: int = state["step"]
-        return step
+        logger.info("going on after step %d of %d", done, self.num_steps)
+        return done
 
     def _save_best(self, adapter_dir: Path) -> None:
         model = self.accelerator.unwrap_model(self.model).model
         set_peft_model_state_dict(model, self.best_adapter)
         save_adapter(model, adapter_dir)
-
-    def step(
-        self, step_rows: Sequence[int], epoch: int, step: int
-    ) -> tuple[dict[str, float], PackedBatch, Predictions]:
-        """One optimizer step.
-
-        Args:
-            step_rows: Indices of the step's rows, over all processes.
-            epoch: From 0; seeds the dropout.
-            step: From 1, for messages.
-
-        Returns:
-            What to log, and the first micro-batch of this process with its predictions.
-
-        Raises:
-            UserError: No label of a kind in the step, a loss that is not finite, or no gradient.
-        """
-        micro_batches = self._micro_batches(step_rows)
-        counts = self._global_counts(micro_batches)
-        self._refuse_missing_labels(counts, step)
-        loss = torch.zeros_like(counts)
-        predictions = []
-        for micro_batch in micro_batches:
-            # A row's dropout depends on the row alone, not on the process that takes it.
-            torch.manual_seed(combined_seed(self.settings.seed, epoch, micro_batch.rows[0]))
-            is_last = micro_batch is micro_batches[-1]
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                sums, predicted = self.model(micro_batch.batch.to(self.accelerator.device))
-                total = sums.total()
-                # DDP averages over the processes; the step's loss is a sum over them.
-                weight = micro_batch.weight * self.accelerator.num_processes
-                self.accelerator.backward(objective(total.loss, counts) * weight)
-            loss += total.loss.detach().double() * micro_batch.weight
-            predictions.append(predicted)
-        step_loss = self.accelerator.reduce(loss, "sum")
-        line = named_losses(LossSums(step_loss, counts, counts))
-        self._refuse_not_finite("loss", line["loss"], step_rows, step)
-        grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.lora_parameters, self.settings.max_grad_norm
-        ).item()
-        self._refuse_not_finite("gradient norm", grad_norm, step_rows, step)
-        if step == 1 and grad_norm == 0:
-            raise UserError(
-                "after the first step the gradient of every LoRA tensor is zero: nothing would be "
-                "learnt. Check that train.lora.target_modules name layers between the labels and "
-                "the input, and that the base model's weights are not all zero."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        line |= {"learning_rate": self.schedule.get_last_lr()[0], "grad_norm": grad_norm}
-        self.schedule.step()
-        return line, micro_batches[0].batch, predictions[0]
-
-    def _micro_batches(self, step_rows: Sequence[int]) -> list["MicroBatch"]:
-        """This process's share of a step.
-
-        A process without rows takes the step's first row with weight 0, so that it still takes
-        part in the exchange of gradients.
-        """
-        rank, size = self.accelerator.process_index, self.settings.rows_per_micro_batch
-        mine = list(step_rows[rank :: self.accelerator.num_processes])
-        weight = 1.0 if mine else 0.0
-        mine = mine or [step_rows[0]]
-        shares = [mine[i : i + size] for i in range(0, len(mine), size)]
-        return [
-            MicroBatch(rows, weight, collate([self.train_rows[row] for row in rows], self.config))
-            for rows in shares
-        ]
-
-    def _global_counts(self, micro_batches: Sequence["MicroBatch"]) -> Tensor:
-        """Labels of each kind in the whole step, over all processes: (2 + K,) float64."""
-        counts = torch.stack([m.batch.label_counts() * m.weight for m in micro_batches]).sum(0)
-        reduced: Tensor = self.accelerator.reduce(counts.to(self.accelerator.device), "sum")
-        return reduced
 
     def _refuse_missing_labels(self, counts: Tensor, step: int) -> None:
         names = ["text", *(f"audio codebook {k}" for k in range(len(counts) - 2)), "stream EOS"]
@@ -325,16 +397,17 @@ class Training:
                 "nothing. The packed rows are wrong; run: snakemake --forcerun pack"
             )
 
-    def _refuse_not_finite(
-        self, name: str, value: float, step_rows: Sequence[int], step: int
-    ) -> None:
-        if not math.isfinite(value):
-            samples = [name for row in step_rows for name in self.train_rows[row].sample_ids]
-            raise UserError(
-                f"step {step}: the {name} is {value}. Lower train.learning_rate or "
-                "train.max_grad_norm, try train.dtype: float32, and listen to the step's clips: "
-                + ", ".join(samples[:20])
-            )
+    def _refuse_not_finite(self, name: str, value: float, step_input: StepInput) -> None:
+        if math.isfinite(value):
+            return
+        step, _, rows = step_input.planned
+        where = " of this process" if self.accelerator.num_processes > 1 else ""
+        raise UserError(
+            f"step {step}, packed rows {', '.join(map(str, rows[:20]))}: the {name} is {value}; "
+            "the weights and the last checkpoint are from before it. Lower train.learning_rate or "
+            "train.max_grad_norm, try train.dtype: float32, and listen to the step's clips"
+            f"{where}: " + ", ".join(step_input.sample_ids()[:20])
+        )
 
     def _evaluate(self, step: int, metrics: "Metrics") -> None:
         """The held-out loss; the best adapter so far is kept, to be saved at the end."""
@@ -348,12 +421,17 @@ class Training:
                 "train.learning_rate, or try train.dtype: float32."
             )
         metrics.write(step, line)
-        if step > 0 and line["eval_loss"] < self.best_eval_loss:
+        if step == 0:
+            return
+        if line["eval_loss"] < self.best_eval_loss:
+            self.num_evaluations_without_better = 0
             self.best_eval_loss = line["eval_loss"]
             model = self.accelerator.unwrap_model(self.model).model
             adapter = get_peft_model_state_dict(model)
             self.best_adapter = {key: tensor.cpu().clone() for key, tensor in adapter.items()}
             logger.info("step %d: the best adapter so far", step)
+        else:
+            self.num_evaluations_without_better += 1
 
     def _log_predictions(self, batch: PackedBatch, predictions: Predictions) -> None:
         if not self.accelerator.is_main_process or self._prediction_log_failed:
@@ -366,20 +444,21 @@ class Training:
             logger.warning("predictions cannot be shown, training goes on: %r", error)
 
 
-class MicroBatch(NamedTuple):
-    """Rows that a process takes at once; a weight of 0 is for a process that has none."""
+class StepResult(NamedTuple):
+    """What one optimizer step has to say."""
 
-    rows: list[int]
-    weight: float
-    batch: PackedBatch
+    line: dict[str, float]
+    predictions: Predictions  # of this process's first micro-batch
+    is_stop_requested: bool  # by a signal to any process
 
 
 class Metrics:
-    """``metrics.jsonl`` and a plain line in the log, from the main process."""
+    """``metrics.jsonl``, a plain line in the log and the tracker, from the main process."""
 
-    def __init__(self, path: Path, is_main_process: bool) -> None:
+    def __init__(self, path: Path, is_main_process: bool, track: Callable[..., None]) -> None:
         self.path = path
         self.is_main_process = is_main_process
+        self.track = track
         self.seconds = 0.0  # spent on training, over all its sessions
 
     def text(self) -> str:
@@ -389,60 +468,37 @@ class Metrics:
     def restore(self, text: str) -> None:
         """Begin with these lines."""
         if self.is_main_process:
-            write_text(self.path, text)
+            with write_errors_named(self.path):
+                write_text(self.path, text)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append a line."""
         if not self.is_main_process:
             return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        with write_errors_named(self.path):
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            self.track(values, step=step)
         prefix = "eval_" if "eval_loss" in values else ""
         names = ("loss", "text_loss", "audio_loss", "stop_loss")
         shown = "  ".join(f"{prefix}{name} {values[prefix + name]:.4f}" for name in names)
         logger.info("step %d  %s", step, shown)
 
 
-def epoch_steps(num_rows: int, rows_per_step: int, seed: int, epoch: int) -> list[list[int]]:
-    """The rows of each optimizer step of an epoch, in an order that only the seed decides.
-
-    The last step takes what is left.
-    """
-    generator = torch.Generator().manual_seed(combined_seed(seed, epoch))
-    order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
-    return [order[i : i + rows_per_step] for i in range(0, num_rows, rows_per_step)]
-
-
-@contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT end up in the list instead of ending the process; a second one does."""
-    caught: list[int] = []
-
-    def catch(number: int, _: types.FrameType | None) -> None:
-        caught.append(number)
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {
-        number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def combined_seed(*parts: int) -> int:
-    """One seed from several numbers, the same on every machine."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
 def save_adapter(model: Any, adapter_dir: Path) -> None:
-    """Write a PEFT adapter, whole or not at all."""
+    """Write a PEFT adapter, whole or not at all.
+
+    Raises:
+        UserError: The disk does not take it.
+    """
     aside = adapter_dir.with_name(f".{adapter_dir.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
+    try:
+        with write_errors_named(adapter_dir):
+            model.save_pretrained(aside)
+    except UserError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     shutil.rmtree(adapter_dir, ignore_errors=True)
     aside.rename(adapter_dir)
 

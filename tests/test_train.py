@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from higgs_pipe.higgs.held_out import held_out_sums, total_of
 from higgs_pipe.higgs.lora import add_lora, load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.train import combined_seed, epoch_steps
+from higgs_pipe.higgs.step_inputs import combined_seed, epoch_steps
+from higgs_pipe.workflow import launch_command
 
 ROOT = Path(__file__).parents[1]
 # max_grad_norm keeps clipping, which would hide a wrong scale, out of the comparison.
@@ -35,14 +37,16 @@ EXACT = {"device": "cpu", "dtype": "float64", "max_grad_norm": 1e9, "lora": {"dr
 
 def launch(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A real ``accelerate launch``, as the rule does it."""
-    options = ["--num_processes", str(num_processes), "--num_machines", "1", "--quiet"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if num_processes > 1:
-        options += ["--multi_gpu", "--main_process_port", "0"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, check=False, capture_output=True, text=True, env=environment, cwd=ROOT
+        f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
+        shell=True,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
     )
 
 
@@ -57,7 +61,7 @@ def train(
     config = write_stage_config(
         output / "train.json",
         base_model=str(base or corpus.base),
-        train={"device": "cpu", **settings},
+        train={"device": "cpu", "tracker": "none", **settings},
     )
     higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -237,7 +241,7 @@ def test_a_training_loss_that_is_not_finite_names_the_steps_clips(corpus, tmp_pa
     eight = AutoTokenizer.from_pretrained(corpus.base).convert_tokens_to_ids("8")
     weights["model.embed_tokens.weight"][eight] = float("nan")
     save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"step 1: the loss is nan\. .*clips: .*clip-08"):
+    with pytest.raises(UserError, match=r"step 1, .*: the loss is nan; .*clips: .*clip-08"):
         train(corpus, tmp_path / "out", base=tmp_path / "base")
 
 

@@ -5,7 +5,7 @@ samples, F delayed frames. Everything that depends on the data's layout is worke
 CPU, so that the forward pass never waits for the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -74,6 +74,11 @@ class PackedRows:
             sample_lengths=array("sample_lengths"),
         )
 
+    def row_lengths(self) -> list[int]:
+        """Positions of each row, read from one small column."""
+        lengths = self._table.read(columns=["sample_lengths"]).column(0).to_pylist()
+        return [sum(of_samples) for of_samples in lengths]
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -96,8 +101,15 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> Self:
         """The batch on ``device``."""
-        tensors = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory, from where :meth:`to` copies without a wait."""
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        tensors: dict[str, Any] = {
+            field.name: change(getattr(self, field.name))
             for field in fields(self)
             if isinstance(getattr(self, field.name), Tensor)
         }

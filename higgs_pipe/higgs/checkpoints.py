@@ -3,18 +3,24 @@
 import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from higgs_pipe.data.files import written_aside
+from higgs_pipe.errors import UserError
 
 logger = logging.getLogger("higgs_pipe")
 
 FILE_NAME = re.compile(r"step-(\d{8})\.pt")
+LEFT_BEHIND = ".step-*.tmp"  # by a kill while one was written
 SET_ASIDE = "set-aside"
+DAMAGED = (RuntimeError, EOFError, OSError, ValueError, UnpicklingError)
 
 State = dict[str, Any]
 
@@ -35,8 +41,13 @@ class Checkpoints:
         self.total_limit = total_limit
 
     def save(self, step: int, state: State) -> None:
-        """Write aside, sync to disk, rename; then drop what exceeds the limit."""
-        with written_aside(self.directory / f"step-{step:08d}.pt") as aside:
+        """Write aside, sync to disk, rename; then drop what exceeds the limit.
+
+        Raises:
+            UserError: The disk does not take it; the checkpoints before are as they were.
+        """
+        path = self._path(step)
+        with write_errors_named(path), written_aside(path) as aside:
             torch.save({"identity": self.identity, "state": state}, aside)
         for path in self._newest_first()[self.total_limit :]:
             path.unlink()
@@ -47,10 +58,12 @@ class Checkpoints:
         A damaged file is passed over and the one before is used; checkpoints of another run are
         set aside; the log says which and why.
         """
+        for path in self.directory.glob(LEFT_BEHIND):
+            path.unlink()
         for path in self._newest_first():
             try:
                 saved = torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
+            except DAMAGED as error:
                 reason = type(error).__name__
                 logger.warning("%s is damaged (%s); using the one before", path, reason)
                 continue
@@ -61,10 +74,29 @@ class Checkpoints:
             return state
         return None
 
+    def load(self, step: int) -> State:
+        """The checkpoint that another process found to be the newest of this run.
+
+        Raises:
+            UserError: This process cannot read it.
+        """
+        path = self._path(step)
+        try:
+            state: State = torch.load(path, map_location="cpu", weights_only=True)["state"]
+        except DAMAGED as error:
+            raise UserError(
+                f"{path}: process 0 can read this checkpoint, another process cannot ({error}). "
+                "All machines of a training need the same folders."
+            ) from None
+        return state
+
     def clear(self) -> None:
         """Remove this run's checkpoints: it is complete."""
         for path in self._newest_first():
             path.unlink()
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}.pt"
 
     def _newest_first(self) -> list[Path]:
         if not self.directory.is_dir():
@@ -88,3 +120,22 @@ class Checkpoints:
     def _differences(self, other: dict[str, Any]) -> list[str]:
         keys = sorted({*self.identity, *other})
         return [key for key in keys if self.identity.get(key) != other.get(key)]
+
+
+@contextmanager
+def write_errors_named(path: Path) -> Iterator[None]:
+    """A full disk, or another reason not to write ``path``, becomes a sentence.
+
+    Raises:
+        UserError: In place of the writer's own error.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be written ({reason}). Is the disk full? Make room and run snakemake "
+            "again: training goes on from its last checkpoint, which is good."
+        ) from error

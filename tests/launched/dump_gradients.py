@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from higgs_pipe.config import TrainStage, load_stage
 from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.step_inputs import PlannedStep
 from higgs_pipe.train import Training
 
 
@@ -31,7 +32,7 @@ def main() -> None:
             )
 
         training.optimizer.step = keep
-        training.step(case["rows"], epoch=0, step=2)
+        training.step(training.build_step(PlannedStep(step=2, epoch=0, rows=case["rows"])))
         if accelerator.is_main_process:
             torch.save(gradients, output_dir / f"{name}.pt")
     accelerator.end_training()

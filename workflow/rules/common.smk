@@ -10,9 +10,19 @@ BASE_MODEL = [DEMO_BASE] if pipeline.is_within(config["base_model"], DEMO_BASE) 
 CODEC = [DEMO_BASE] if pipeline.is_within(config["codec"], DEMO_BASE) else []
 
 
-def num_processes(wildcards):
+def launch_settings(wildcards):
     """Of the training of one experiment."""
-    return pipeline.train_setting(config, wildcards.experiment, "num_processes")
+    return pipeline.launch_settings(config, wildcards.experiment)
+
+
+def num_processes(wildcards):
+    """Of the training of one experiment, over all machines."""
+    return launch_settings(wildcards)["num_processes"]
+
+
+def num_processes_per_machine(wildcards):
+    """Of the training of one experiment."""
+    return -(-num_processes(wildcards) // launch_settings(wildcards)["num_machines"])
 
 
 shell.prefix(

@@ -1,6 +1,7 @@
 # One adapter an experiment.
 # in:  <results>/packed/{train,eval}.parquet
-# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl and config.json
+# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl and config.json; beside
+#      them checkpoints/ while training runs, and logs/ of the tracker, which Snakemake leaves alone
 
 
 rule train_adapter:
@@ -18,13 +19,13 @@ rule train_adapter:
         "<logs>/experiments/{experiment}/train.log",
     conda:
         "../../envs/higgs-pipe.yaml"
-    threads: lambda wildcards: 4 * num_processes(wildcards)
+    threads: lambda wildcards: 4 * num_processes_per_machine(wildcards)
     resources:
         gpu=lambda wildcards: pipeline.num_gpus(
             pipeline.train_setting(config, wildcards.experiment, "device"),
             num_processes(wildcards),
         ),
-        mem_mb=lambda wildcards: 32000 * num_processes(wildcards),
+        mem_mb=lambda wildcards: 32000 * num_processes_per_machine(wildcards),
         runtime=2880,
     params:
         version=pipeline.STAGE_VERSIONS["train"],
@@ -33,7 +34,9 @@ rule train_adapter:
         ),
         # It depends on `threads`, so Snakemake does not retrain when --cores differs.
         launch=lambda wildcards, threads: pipeline.launch_command(
-            num_processes(wildcards), threads, ACCELERATE_CONFIG
+            num_threads=threads,
+            config_path=ACCELERATE_CONFIG,
+            **launch_settings(wildcards),
         ),
         output_dir=subpath(output.metrics, parent=True),
     shell:

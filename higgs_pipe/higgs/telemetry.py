@@ -1,0 +1,106 @@
+"""How fast training runs, and where its time goes."""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+Phase = Literal["data", "forward", "backward", "optimizer"]
+PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer")
+
+
+class Telemetry:
+    """What the steps since the last line took, on this process.
+
+    On CUDA the phases are marked by events, which cost the host no wait; they are read when a
+    line is made. ``data`` is the host's wait for the input.
+
+    Args:
+        device: Where the model runs.
+        longest_row: Positions of the longest packed row: what ``fill`` is a share of.
+        frame_rate_hz: Codec frames a second.
+    """
+
+    def __init__(self, device: torch.device, longest_row: int, frame_rate_hz: float) -> None:
+        self.device = device
+        self.longest_row = longest_row
+        self.frame_rate_hz = frame_rate_hz
+        self._restart()
+
+    def _restart(self) -> None:
+        self._spans: list[tuple[Phase, Any, Any]] = []
+        self._num_steps = self._num_tokens = self._num_rows = self._num_frames = 0
+        self._step_seconds = 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a whole optimizer step, its input included."""
+        start = time.perf_counter()
+        yield
+        self._step_seconds += time.perf_counter() - start
+        self._num_steps += 1
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Around a part of a step; the parts of one name add up."""
+        on_device = self.device.type == "cuda" and phase != "data"
+        start = self._mark(on_device)
+        yield
+        self._spans.append((phase, start, self._mark(on_device)))
+
+    def count(self, num_rows: int, num_tokens: int, num_frames: int) -> None:
+        """Add what a step held, over all processes.
+
+        Args:
+            num_rows: Packed rows.
+            num_tokens: Their positions, text and audio.
+            num_frames: Codec frames that have labels; those of reference voices have none.
+        """
+        self._num_rows += num_rows
+        self._num_tokens += num_tokens
+        self._num_frames += num_frames
+
+    def line(self) -> dict[str, float]:
+        """The figures of the steps since the last call; seconds are means over those steps.
+
+        ``fill`` is the mean row's share of the longest row. ``peak_memory_gb`` is this process's
+        since its start: of the GPU's memory, or of the resident set on a CPU.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = dict.fromkeys(PHASES, 0.0)
+        for phase, start, end in self._spans:
+            seconds[phase] += _seconds_between(start, end)
+        line = {
+            "step_seconds": self._step_seconds / self._num_steps,
+            **{f"{phase}_seconds": seconds[phase] / self._num_steps for phase in PHASES},
+            "tokens_per_second": self._num_tokens / self._step_seconds,
+            "audio_seconds_per_second": self._num_frames / self.frame_rate_hz / self._step_seconds,
+            "fill": self._num_tokens / (self._num_rows * self.longest_row),
+            "peak_memory_gb": peak_memory_bytes(self.device) / 1e9,
+        }
+        self._restart()
+        return line
+
+    def _mark(self, on_device: bool) -> Any:
+        if not on_device:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # as it comes
+        event.record()
+        return event
+
+
+def _seconds_between(start: Any, end: Any) -> float:
+    if isinstance(start, float):
+        return float(end - start)
+    return float(start.elapsed_time(end)) / 1000
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process ever held: allocated on its GPU, or resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

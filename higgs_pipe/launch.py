@@ -1,0 +1,123 @@
+"""``accelerate launch``, made to end well.
+
+It takes the options of ``accelerate launch`` and adds three things:
+
+- SIGTERM and SIGINT are passed on to the processes and their end is awaited, however long their
+  step takes. By itself Accelerate leaves a single process behind, and torchrun kills several
+  after 30 seconds.
+- It exits with the code of the process that failed.
+- Where a process was lost, or another than the first one failed, the sentence that says so comes
+  last, in place of the launcher's own traceback.
+
+In a Slurm job over several machines, this machine's rank and the first machine's address come
+from Slurm.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from higgs_pipe.data.files import read_json
+
+# Torchrun's options, which it also reads from the environment; Accelerate has no other way. It is
+# to leave signals to us, and to wait for 10 seconds until it kills what a lost process left.
+TORCHRUN_OPTIONS = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT", "PET_SHUTDOWN_TIMEOUT": "10"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Launch; returns the exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _pass_on)
+    os.environ.update(TORCHRUN_OPTIONS)
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's; its errors say what we say below
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = launch_command_parser().parse_args(argv)
+    if (arguments.num_machines or 1) > 1:
+        _place_in_slurm_job(arguments)
+    try:
+        launch_command(arguments)
+    except ChildFailedError as error:
+        sentence, exit_code = cause(error.failures)
+        if sentence:
+            print(sentence, file=sys.stderr)
+        return exit_code
+    except subprocess.CalledProcessError as error:
+        if error.returncode < 0:
+            print(_lost(0, -error.returncode), file=sys.stderr)
+        return _exit_code(error.returncode)
+    return 0
+
+
+def cause(failures: Mapping[int, Any]) -> tuple[str, int]:
+    """Why the processes ended.
+
+    Args:
+        failures: Rank to torchrun's ``ProcessFailure``, of those that ended first.
+
+    Returns:
+        The sentence, empty where process 0 has said it or a traceback has; the exit code.
+    """
+    # A kill explains the others' ends; that another process was lost explains nothing.
+    rank, failure = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[0]))
+    if failure.exitcode < 0:
+        return _lost(rank, -failure.exitcode), _exit_code(failure.exitcode)
+    sentence = _record(failure.error_file)["message"]
+    first_process = Path(failure.error_file).parent.parent / "0" / "error.json"
+    if rank == failure.local_rank and sentence == _record(str(first_process))["message"]:
+        sentence = ""
+    return sentence, _exit_code(failure.exitcode)
+
+
+def _is_consequence(failure: Any) -> bool:
+    return bool(_record(failure.error_file)["kind"] == "LostProcessError")
+
+
+def _record(error_file: str) -> dict[str, Any]:
+    """What :func:`higgs_pipe.cli.main` left for us."""
+    if not Path(error_file).is_file():
+        return {"message": "", "kind": ""}
+    record: dict[str, Any] = read_json(Path(error_file))
+    return record
+
+
+def _lost(rank: int, number: int) -> str:
+    return (
+        f"process {rank} was ended by {signal.Signals(number).name}. If nobody sent it, look for a "
+        "lack of memory (dmesg, or the job's limits). Run snakemake again: training goes on from "
+        "its last checkpoint, which is good."
+    )
+
+
+def _exit_code(returncode: int) -> int:
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def _pass_on(number: int, _: types.FrameType | None) -> None:
+    processes = psutil.Process().children()
+    for process in processes:
+        process.send_signal(number)
+    if not processes:  # nothing has begun
+        sys.exit(128 + number)
+
+
+def _place_in_slurm_job(arguments: Any) -> None:
+    """This machine's rank and the first machine's address, where the options leave them out."""
+    if arguments.machine_rank is None and "SLURM_NODEID" in os.environ:
+        arguments.machine_rank = int(os.environ["SLURM_NODEID"])
+    if arguments.main_process_ip is None and "SLURM_JOB_NODELIST" in os.environ:
+        command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+        hosts = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        arguments.main_process_ip = hosts[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
