@@ -13,7 +13,11 @@ class UserError(Exception):
 
 
 class LostProcessError(UserError):
-    """Another process of the same launch is gone: seldom the cause, so its sentence comes first."""
+    """Another process of the same launch ended: it knows why, this one does not."""
+
+
+class SilentProcessError(LostProcessError):
+    """Another process of the same launch hangs: this one is the only one that can say so."""
 
 
 def list_offenders(offenders: Sequence[str]) -> str:

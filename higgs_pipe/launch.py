@@ -13,6 +13,7 @@ In a Slurm job over several machines, this machine's rank and the first machine'
 from Slurm.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -36,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _pass_on)
     os.environ.update(TORCHRUN_OPTIONS)
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's; its errors say what we say below
+    # What torchrun says of a process that failed, we say below; it has two kinds of logger.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -66,8 +69,7 @@ def cause(failures: Mapping[int, Any]) -> tuple[str, int]:
     Returns:
         The sentence, empty where process 0 has said it or a traceback has; the exit code.
     """
-    # A kill explains the others' ends; that another process was lost explains nothing.
-    rank, failure = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[0]))
+    rank, failure = min(failures.items(), key=lambda item: (_remoteness(item[1]), item[0]))
     if failure.exitcode < 0:
         return _lost(rank, -failure.exitcode), _exit_code(failure.exitcode)
     sentence = _record(failure.error_file)["message"]
@@ -77,8 +79,10 @@ def cause(failures: Mapping[int, Any]) -> tuple[str, int]:
     return sentence, _exit_code(failure.exitcode)
 
 
-def _is_consequence(failure: Any) -> bool:
-    return bool(_record(failure.error_file)["kind"] == "LostProcessError")
+def _remoteness(failure: Any) -> int:
+    """How far from the cause: a sentence, a kill (perhaps torchrun's own), another's loss."""
+    kind = _record(failure.error_file)["kind"]
+    return 2 if kind == "LostProcessError" else 1 if failure.exitcode < 0 else 0
 
 
 def _record(error_file: str) -> dict[str, Any]:

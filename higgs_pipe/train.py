@@ -121,16 +121,14 @@ def run_identity(
     sizes = [path.stat().st_size for path in (train_rows, eval_rows)]
     settings = stage.model_dump(mode="json", by_alias=True)
     settings["train"] = {k: v for k, v in settings["train"].items() if k not in RESULT_NEUTRAL}
-    found = None
+    identity: dict[str, str] = {}
     if accelerator.is_main_process:
         identity = {
             "settings": json.dumps(settings),
             "training rows": sha256_of_file(train_rows),
             "held-out rows": sha256_of_file(eval_rows),
         }
-        found = (identity, sizes)
-    identity: dict[str, str]
-    identity, sizes_of_main = from_main_process(found)
+    identity, sizes_of_main = from_main_process((identity, sizes))
     if sizes != sizes_of_main:
         raise UserError(
             f"{train_rows} and {eval_rows} hold {sizes} bytes for process "

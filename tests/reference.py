@@ -5,11 +5,20 @@ what is missing before is BOS and after is EOS. Supervised are: in the target tu
 ``<|audio_out_bos|>``, ``<|audio_eos|>``, ``<|eot_id|>``; every code of the target, and the first
 EOS of each codebook. Nothing else. Each is predicted at the position before it. Uses nothing of
 the package, and the native model as it comes.
+
+:func:`plain_training` is a whole training in that manner: full precision, one sample at a time.
 """
 
+import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import HiggsAudioV2ForConditionalGeneration
 
 
 def sample_losses(model: Any, row: Any, start: int, length: int, first_frame: int) -> Any:
@@ -34,21 +43,26 @@ def sample_losses(model: Any, row: Any, start: int, length: int, first_frame: in
     text_logp = model.text_lm_head(hidden).log_softmax(-1)
     audio_logits = model.audio_lm_head(hidden)
     audio_logp = audio_logits.reshape(length, config.num_codebooks, -1).log_softmax(-1)
-    text, text_count = torch.zeros((), dtype=hidden.dtype), 0
-    audio = [torch.zeros((), dtype=hidden.dtype) for _ in range(config.num_codebooks)]
-    audio_count = [0] * config.num_codebooks
+    text_at: list[tuple[int, int]] = []  # (position of the prediction, label)
+    audio_at: list[list[tuple[int, int]]] = [[] for _ in range(config.num_codebooks)]
     frame = 0
     for position in range(length):
         if labels[position] != -100:
-            text = text - text_logp[position - 1, labels[position]]
-            text_count += 1
+            text_at.append((position - 1, labels[position]))
         if is_audio[position]:
             for k, label in enumerate(frame_labels[frame]):
                 if label != -100:
-                    audio[k] = audio[k] - audio_logp[position - 1, k, label]
-                    audio_count[k] += 1
+                    audio_at[k].append((position - 1, label))
             frame += 1
-    return text, text_count, audio, audio_count
+    text = _nats(text_logp, text_at)
+    audio = [_nats(audio_logp[:, k], at) for k, at in enumerate(audio_at)]
+    return text, len(text_at), audio, [len(at) for at in audio_at]
+
+
+def _nats(logp: Any, predicted: list[tuple[int, int]]) -> Any:
+    """The summed loss of (position, label) pairs under log-probabilities (positions, ids)."""
+    positions, labels = zip(*predicted, strict=True)
+    return -logp[list(positions), list(labels)].sum()
 
 
 def row_losses(model: Any, row: Any) -> Any:
@@ -78,6 +92,68 @@ def dual_loss(text: Any, text_count: int, audio: list[Any], audio_count: list[in
     """Text mean plus the mean of the codebooks' means."""
     means = [a / n for a, n in zip(audio, audio_count, strict=True)]
     return text / text_count + sum(means) / len(means)
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The packed rows, their columns as arrays."""
+    return [
+        SimpleNamespace(**{name: np.array(value) for name, value in row.items()})
+        for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def norm_as_precise_as_its_input(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The native norm, which rounds to float32 whatever comes in; Adam would amplify that.
+
+    For a comparison in float64, put it in the place of ``HiggsAudioV2RMSNorm.forward``.
+    """
+    variance = hidden.pow(2).mean(-1, keepdim=True)
+    return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
+
+
+def base_with_lora(base: Path, seed: int = 0, r: int = 16, alpha: int = 32) -> Any:
+    """The native model in float64 with a new adapter on every linear layer of the body."""
+    model = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+        base, dtype=torch.float64, use_text_head=True
+    )
+    ffn = ["gate_proj", "up_proj", "down_proj"]
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", *ffn]
+    config = LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=modules)
+    torch.manual_seed(seed)
+    return get_peft_model(model, config)
+
+
+def loss_of_rows(model: Any, rows: list[Any]) -> Any:
+    """The dual loss of an optimizer step that takes ``rows``."""
+    found = [row_losses(model.get_base_model(), row) for row in rows]
+    num_codebooks = model.config.num_codebooks
+    audio = [sum(f[2][k] for f in found) for k in range(num_codebooks)]
+    num_audio = [sum(f[3][k] for f in found) for k in range(num_codebooks)]
+    return dual_loss(sum(f[0] for f in found), sum(f[1] for f in found), audio, num_audio)
+
+
+def plain_training(
+    base: Path, rows_path: Path, steps: list[list[int]], learning_rate: float, num_warmup_steps: int
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """AdamW over ``steps`` (lists of rows): the adapter, and the loss of each step."""
+    model, rows = base_with_lora(base), read_rows(rows_path)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], weight_decay=0.0
+    )
+    losses = []
+    for i, step in enumerate(steps):
+        if i < num_warmup_steps:
+            factor = i / num_warmup_steps
+        else:
+            done = (i - num_warmup_steps) / (len(steps) - num_warmup_steps)
+            factor = (1 + math.cos(math.pi * done)) / 2
+        optimizer.param_groups[0]["lr"] = learning_rate * factor
+        loss = loss_of_rows(model, [rows[row] for row in step])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return get_peft_model_state_dict(model), losses
 
 
 def delayed_frames(codes: list[list[int]], bos: int, eos: int) -> list[list[int]]:

@@ -2,14 +2,16 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import PackedCorpus, write_stage_config
@@ -17,10 +19,12 @@ from safetensors.torch import load_file
 
 import higgs_pipe.train
 from higgs_pipe.higgs.checkpoints import Checkpoints
+from higgs_pipe.workflow import launch_command
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "device": "cpu",
+    "tracker": "none",
     "learning_rate": 5e-3,
     "rows_per_step": 2,
     "num_epochs": 10,
@@ -28,18 +32,39 @@ SETTINGS = {
     "eval_steps": 7,
     "save_steps": 4,
 }
-NUM_STEPS = 30
 
 
-def start(corpus: PackedCorpus, output: Path, **settings: object) -> subprocess.Popen[str]:
+def start(
+    corpus: PackedCorpus, output: Path, num_processes: int | None = None, **settings: object
+) -> subprocess.Popen[str]:
+    """Train in a process of its own, or under the launcher as the rule does."""
     config = write_stage_config(
         output / "train.json", base_model=str(corpus.base), train=SETTINGS | settings
     )
-    command = [sys.executable, "-m", "higgs_pipe.train", "--config", str(config)]
+    command = [sys.executable]
+    if num_processes is not None:
+        launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
+        command += shlex.split(launcher)[1:]
+    command += ["-m", "higgs_pipe.train", "--config", str(config)]
     command += ["--train-rows", str(corpus.train_rows), "--eval-rows", str(corpus.eval_rows)]
     command += ["--output-dir", str(output), "--log", str(output / "train.log")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, cwd=output, text=True, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=output,
+        text=True,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def train(corpus: PackedCorpus, output: Path, **settings: object) -> None:
+    """In this process."""
+    config = write_stage_config(
+        output / "train.json", base_model=str(corpus.base), train=SETTINGS | settings
+    )
+    higgs_pipe.train.run(config, corpus.train_rows, corpus.eval_rows, output)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -136,23 +161,69 @@ def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_anew(
     assert_same_run(tmp_path, uninterrupted)
 
 
+def process_of_rank(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
+    found = psutil.Process(launcher.pid).children()
+    return next(process for process in found if process.environ().get("RANK") == str(rank))
+
+
+def last_words(launcher: subprocess.Popen[str]) -> str:
+    """The last line on stderr; that there is no traceback above it."""
+    _, stderr = launcher.communicate(timeout=200)
+    assert "Traceback" not in stderr, stderr
+    return stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_on_two(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted-on-two")
+    finish(start(corpus, output, 2, num_epochs=20))
+    return output
+
+
+@pytest.mark.slow
+def test_two_processes_survive_whatever_happens_to_one_and_end_as_if_nothing_had(
+    corpus, uninterrupted_on_two, tmp_path
+):
+    """Stopped twice, killed, and hung: five sessions, one training."""
+
+    def session(step: int, **settings: object) -> subprocess.Popen[str]:
+        launcher = start(corpus, tmp_path, 2, num_epochs=20, **settings)
+        wait_for_step(tmp_path, step)
+        return launcher
+
+    launcher = session(5)  # SIGTERM to one process alone
+    process_of_rank(launcher, 1).terminate()
+    assert "checkpoint saved; run snakemake again to go on" in last_words(launcher)
+    assert launcher.returncode == 128 + signal.SIGTERM
+
+    launcher = session(15)  # Ctrl-C: to the launcher and to every process
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert "checkpoint saved; run snakemake again to go on" in last_words(launcher)
+    assert launcher.returncode == 128 + signal.SIGINT
+
+    launcher = session(25)
+    process_of_rank(launcher, 1).kill()
+    assert last_words(launcher).startswith("process 1 was ended by SIGKILL.")
+    assert launcher.returncode == 128 + signal.SIGKILL
+
+    launcher = session(35, timeout_seconds=10)
+    hung = process_of_rank(launcher, 1)
+    hung.suspend()
+    answer = last_words(launcher)
+    assert "did not answer for train.timeout_seconds = 10 s" in answer
+    assert launcher.returncode == 2
+    assert not hung.is_running()
+
+    launcher = start(corpus, tmp_path, 2, num_epochs=20)
+    assert "going on after step" in finish(launcher)
+    assert_same_run(tmp_path, uninterrupted_on_two)
+
+
 def test_a_signal_in_the_last_step_changes_nothing(corpus, tmp_path, monkeypatch):
     """The adapter is complete, so the stage must not fail: Snakemake would delete it."""
 
-    @contextmanager
-    def caught_in_the_last_step():
-        yield LastStepSignal()
-
-    class LastStepSignal(list):
-        def __bool__(self) -> bool:
-            return '"step": 1,' in (tmp_path / "metrics.jsonl").read_text()
-
-    monkeypatch.setattr(higgs_pipe.train, "caught_signals", caught_in_the_last_step)
-    one_step = {"device": "cpu", "rows_per_step": 16, "num_epochs": 1}
-    config = write_stage_config(
-        tmp_path / "train.json", base_model=str(corpus.base), train=one_step
-    )
-    higgs_pipe.train.run(config, corpus.train_rows, corpus.eval_rows, tmp_path)
+    monkeypatch.setattr(higgs_pipe.train, "caught_signals", lambda: nullcontext([signal.SIGTERM]))
+    train(corpus, tmp_path, rows_per_step=16, num_epochs=1)
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
 
 

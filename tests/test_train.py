@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,16 +16,25 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import PackedCorpus, write_stage_config
-from reference import dual_loss, row_losses
+from launched.train_cases import run_cases
+from reference import (
+    base_with_lora,
+    dual_loss,
+    loss_of_rows,
+    norm_as_precise_as_its_input,
+    plain_training,
+    read_rows,
+    row_losses,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
 
 import higgs_pipe.train
-from higgs_pipe.config import LoraSettings
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
-from higgs_pipe.higgs.lora import add_lora, load_adapter
+from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.step_inputs import combined_seed, epoch_steps
@@ -33,12 +43,19 @@ from higgs_pipe.workflow import launch_command
 ROOT = Path(__file__).parents[1]
 # max_grad_norm keeps clipping, which would hide a wrong scale, out of the comparison.
 EXACT = {"device": "cpu", "dtype": "float64", "max_grad_norm": 1e9, "lora": {"dropout": 0.0}}
+RATE = 5e-3
+ALL_ROWS = {"rows_per_step": 100, "max_steps": 3, "warmup_fraction": 0.3, "learning_rate": RATE}
+TWO_ROWS = ALL_ROWS | {"rows_per_step": 2, "max_steps": 4}  # the third step has one row
+# A rate that rises until it harms.
+HARMFUL = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
+HARMFUL |= {"rows_per_step": 3, "eval_steps": 1}
+UNEVEN = [3, 0, 2, 1, 4]
 
 
 def launch(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A real ``accelerate launch``, as the rule does it."""
+    """A real launch, as the rule does it."""
     launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return subprocess.run(
         f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
         shell=True,
@@ -67,66 +84,137 @@ def train(
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-def reference_gradients(corpus: PackedCorpus, rows: list[int]) -> dict[str, torch.Tensor]:
-    """Gradients of a step by plain loops over single samples on the native model."""
-    table = PackedRows(corpus.train_rows)
-    lora = LoraSettings(dropout=0.0)
-    model = add_lora(load_base(str(corpus.base), None, torch.float64), lora, seed=0)
-    found = [row_losses(model.get_base_model(), table[row]) for row in rows]
-    text = sum(f[0] for f in found)
-    audio = [sum(f[2][k] for f in found) for k in range(8)]
-    num_text, num_audio = sum(f[1] for f in found), [sum(f[3][k] for f in found) for k in range(8)]
-    dual_loss(text, num_text, audio, num_audio).backward()
-    return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """To 1e-6 of the largest tensor, each one."""
+    assert found.keys() == expected.keys()
+    scale = max(float(tensor.norm()) for tensor in expected.values())
+    for key, tensor in expected.items():
+        assert (found[key] - tensor).norm() <= 1e-6 * scale, key
+
+
+def adapter(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter/adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def precise_norm() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HiggsAudioV2RMSNorm, "forward", norm_as_precise_as_its_input)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain_full_batch(
+    corpus: PackedCorpus, precise_norm: None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Three steps over all samples: what packing and splitting must not change."""
+    steps = [list(range(5))] * 3
+    return plain_training(corpus.base, corpus.train_rows, steps, RATE, num_warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def plain_two_rows(
+    corpus: PackedCorpus, precise_norm: None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Four steps of two rows, but for the third, which ends the epoch with one."""
+    steps = [rows for epoch in (0, 1) for rows in epoch_steps(5, 2, seed=0, epoch=epoch)][:4]
+    return plain_training(corpus.base, corpus.train_rows, steps, RATE, num_warmup_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "settings"),
+    [
+        (512, {}),
+        (2048, {}),
+        (768, {"rows_per_micro_batch": 2}),
+        (512, {"rows_per_micro_batch": 5, "gradient_checkpointing": True}),
+    ],
+)
+def test_the_adapter_is_the_plain_one_whatever_the_row_length_the_split_and_checkpointing(
+    corpus, plain_full_batch, tmp_path, max_tokens, settings
+):
+    corpus.pack(tmp_path / "packed", max_tokens=max_tokens)
+    rows = tmp_path / "packed/train.parquet"
+    metrics = train(corpus, tmp_path, rows, **EXACT, **ALL_ROWS, **settings, log_steps=1)
+    expected, losses = plain_full_batch
+    assert_close(adapter(tmp_path), expected)
+    found = [line["loss"] for line in metrics if "loss" in line]
+    assert found == pytest.approx(losses, rel=1e-6)
+
+
+def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, object]]:
+    """Gradients of one step in three ways of sharing it out, and two trainings."""
+    settings_by_name = {
+        "uneven": ({}, UNEVEN),
+        "micro_batches_of_two": ({"rows_per_micro_batch": 2}, UNEVEN),
+        "fewer_rows_than_processes": ({}, [1]),
+        "two_rows": (TWO_ROWS, None),
+        "early_stop": (HARMFUL | {"early_stopping_patience": 2}, None),
+    }
+    found = {}
+    for name, (settings, gradients_of) in settings_by_name.items():
+        case = {
+            "config": write_stage_config(
+                directory / name / "train.json",
+                base_model=str(corpus.base),
+                train=EXACT | {"tracker": "none", "log_steps": 1} | settings,
+            ),
+            "train_rows": corpus.train_rows,
+            "eval_rows": corpus.eval_rows,
+            "output_dir": directory / name,
+        }
+        case = {key: str(value) for key, value in case.items()}
+        found[name] = case | ({} if gradients_of is None else {"gradients_of": gradients_of})
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
-def test_gradients_of_a_step_are_the_plain_ones_on_any_number_of_processes(
-    corpus: PackedCorpus, tmp_path: Path, num_processes: int
+def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
+    corpus, plain_two_rows, harmful, tmp_path, num_processes
 ):
-    config = write_stage_config(tmp_path / "train.json", base_model=str(corpus.base), train=EXACT)
-    cases = {
-        "uneven": {"rows": [3, 0, 2, 1, 4], "settings": {}},
-        "micro_batches_of_two": {
-            "rows": [3, 0, 2, 1, 4],
-            "settings": {"rows_per_micro_batch": 2},
-        },
-        "fewer_rows_than_processes": {"rows": [1], "settings": {}},
-    }
-    script = str(ROOT / "tests/launched/dump_gradients.py")
-    paths = [str(p) for p in (config, corpus.train_rows, corpus.eval_rows, tmp_path)]
-    finished = launch(num_processes, script, *paths, json.dumps(cases))
-    assert finished.returncode == 0, finished.stderr
-
-    for name, case in cases.items():
-        expected = reference_gradients(corpus, case["rows"])
-        found = torch.load(tmp_path / f"{name}.pt")
-        found = {key.removeprefix("model."): gradient for key, gradient in found.items()}
-        assert found.keys() == expected.keys()
-        for key, gradient in expected.items():
-            scale = max(float(g.norm()) for g in expected.values())
-            assert (found[key] - gradient).norm() <= 1e-6 * scale, f"{name}: {key}"
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_adapter_of_one(corpus: PackedCorpus, tmp_path: Path):
-    settings = {"device": "cpu", "dtype": "float64", "rows_per_step": 3, "num_epochs": 2}
-    config = write_stage_config(
-        tmp_path / "train.json", base_model=str(corpus.base), train=settings
-    )
-    adapters = []
-    for num_processes in (1, 2):
-        output = tmp_path / f"on-{num_processes}"
-        output.mkdir()
-        module = ["-m", "higgs_pipe.train", "--config", str(config), "--output-dir", str(output)]
-        rows = ["--train-rows", str(corpus.train_rows), "--eval-rows", str(corpus.eval_rows)]
-        finished = launch(num_processes, *module, *rows)
+    to_do = cases(corpus, tmp_path)
+    if num_processes == 1:
+        run_cases(list(to_do.values()))
+    else:
+        (tmp_path / "cases.json").write_text(json.dumps(list(to_do.values())))
+        script = str(ROOT / "tests/launched/train_cases.py")
+        finished = launch(num_processes, script, str(tmp_path / "cases.json"))
         assert finished.returncode == 0, finished.stderr
-        assert f"on {num_processes} x cpu" in finished.stderr
-        adapters.append(load_file(output / "adapter/adapter_model.safetensors"))
-    for key, tensor in adapters[0].items():
-        assert torch.allclose(tensor, adapters[1][key], rtol=1e-6, atol=1e-9), key
+
+    for name in ("uneven", "micro_batches_of_two", "fewer_rows_than_processes"):
+        model, rows = base_with_lora(corpus.base), read_rows(corpus.train_rows)
+        loss_of_rows(model, [rows[row] for row in to_do[name]["gradients_of"]]).backward()
+        expected = {f"model.{n}": p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert_close(torch.load(tmp_path / name / "gradients.pt"), expected)
+    assert_close(adapter(tmp_path / "two_rows"), plain_two_rows[0])
+    found = held_out_losses(tmp_path / "early_stop")
+    assert found == pytest.approx(harmful[: len(found)], rel=1e-4)
+    assert len(found) == steps_until_patience_ends(harmful, patience=2)
+
+
+def held_out_losses(output: Path) -> list[float]:
+    """After step 1, 2, ..."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["eval_loss"] for line in lines if "eval_loss" in line and line["step"]]
+
+
+def steps_until_patience_ends(losses: list[float], patience: int) -> int:
+    """The first step that follows ``patience`` in a row without a better loss before them."""
+    for step in range(patience + 1, len(losses) + 1):
+        if min(losses[step - patience : step]) >= min(losses[: step - patience]):
+            return step
+    raise AssertionError("the loss kept falling")
+
+
+@pytest.fixture(scope="module")
+def harmful(
+    corpus: PackedCorpus, precise_norm: None, tmp_path_factory: pytest.TempPathFactory
+) -> list[float]:
+    """Held-out losses of a training that a rising rate ruins, to its end."""
+    output = tmp_path_factory.mktemp("harmful")
+    train(corpus, output, **EXACT, **HARMFUL)
+    return held_out_losses(output)
 
 
 def test_training_lowers_every_loss_and_keeps_the_best_adapter(corpus, tmp_path):

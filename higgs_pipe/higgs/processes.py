@@ -21,7 +21,7 @@ from accelerate.utils import (
 )
 
 from higgs_pipe.config import TrainConfig
-from higgs_pipe.errors import LostProcessError, UserError
+from higgs_pipe.errors import LostProcessError, SilentProcessError, UserError
 from higgs_pipe.higgs.devices import pick_device
 
 LOGS = "logs"
@@ -29,6 +29,7 @@ SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 SAME_SIGNAL_SECONDS = 10.0
 
 # What gloo and NCCL say when the other side is gone or silent; gloo has no exception of its own.
+TIMED_OUT = re.compile(r"timed ?out", re.IGNORECASE)
 EXCHANGE_FAILED = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset)|Timed out waiting")
 
 
@@ -102,7 +103,8 @@ def lost_process_named(accelerator: Accelerator, timeout_seconds: float) -> Iter
     """A failed exchange with another process becomes a sentence.
 
     Raises:
-        LostProcessError: In place of gloo's or NCCL's error.
+        LostProcessError: In place of gloo's or NCCL's error; a :class:`SilentProcessError` where
+            it is a timeout.
     """
     try:
         yield
@@ -113,10 +115,14 @@ def lost_process_named(accelerator: Accelerator, timeout_seconds: float) -> Iter
         if accelerator.num_processes == 1 or not is_exchange:
             raise
         reason = str(error).strip().splitlines()[0]
+        remedy = "Run snakemake again: training goes on from its last checkpoint, which is good."
+        if TIMED_OUT.search(reason):
+            raise SilentProcessError(
+                "another process of the training did not answer for train.timeout_seconds = "
+                f"{timeout_seconds:g} s ({reason}). {remedy}"
+            ) from error
         raise LostProcessError(
-            "another process of the training ended, or did not answer for "
-            f"train.timeout_seconds = {timeout_seconds:g} s ({reason}). The last checkpoint is "
-            "good: see that process's messages, then run snakemake again to go on from it."
+            f"another process of the training ended ({reason}). {remedy}"
         ) from error
 
 

@@ -1,0 +1,60 @@
+"""Run under the launcher: several small trainings by the same processes, which join only once.
+
+Usage: train_cases.py CASES_JSON
+
+CASES_JSON lists objects {config, train_rows, eval_rows, output_dir, gradients_of?}: a case with
+``gradients_of`` (rows) leaves the gradients of one optimizer step in ``gradients.pt``; any other
+trains to the end.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from reference import norm_as_precise_as_its_input
+from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
+
+from higgs_pipe import train
+from higgs_pipe.config import TrainStage, load_stage
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.processes import make_accelerator
+from higgs_pipe.higgs.step_inputs import PlannedStep
+
+
+def dump_gradients(case: dict) -> None:
+    output_dir = Path(case["output_dir"])
+    stage = load_stage(TrainStage, Path(case["config"]), "{}")
+    accelerator = make_accelerator(stage.train, output_dir)
+    tables = (PackedRows(Path(case[name])) for name in ("train_rows", "eval_rows"))
+    training = train.Training(stage, *tables, accelerator)
+    gradients = {}
+
+    def keep() -> None:
+        model = accelerator.unwrap_model(training.model)
+        gradients.update(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        )
+
+    training.optimizer.step = keep
+    planned = PlannedStep(step=2, epoch=0, rows=case["gradients_of"])
+    training.step(training.build_step(planned))
+    if accelerator.is_main_process:
+        torch.save(gradients, output_dir / "gradients.pt")
+
+
+def run_cases(cases: list[dict]) -> None:
+    for case in cases:
+        if "gradients_of" in case:
+            dump_gradients(case)
+        else:
+            names = ("config", "train_rows", "eval_rows", "output_dir")
+            train.run(*(Path(case[name]) for name in names))
+
+
+if __name__ == "__main__":
+    end_training, Accelerator.end_training = Accelerator.end_training, lambda _: None
+    HiggsAudioV2RMSNorm.forward = norm_as_precise_as_its_input
+    run_cases(json.loads(Path(sys.argv[1]).read_text()))
+    end_training(Accelerator())
