@@ -2,23 +2,29 @@
 
 import json
 import os
+import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from conftest import PackedCorpus, write_stage_config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import higgs_pipe.train
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.checkpoints import Checkpoints
+from higgs_pipe.higgs.step_inputs import epoch_steps
 from higgs_pipe.workflow import launch_command
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +38,15 @@ SETTINGS = {
     "eval_steps": 7,
     "save_steps": 4,
 }
+PROGRAM = ("-m", "higgs_pipe.train")
 
 
 def start(
-    corpus: PackedCorpus, output: Path, num_processes: int | None = None, **settings: object
+    corpus: PackedCorpus,
+    output: Path,
+    num_processes: int | None = None,
+    program: Sequence[str] = PROGRAM,
+    **settings: object,
 ) -> subprocess.Popen[str]:
     """Train in a process of its own, or under the launcher as the rule does."""
     config = write_stage_config(
@@ -45,7 +56,7 @@ def start(
     if num_processes is not None:
         launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
         command += shlex.split(launcher)[1:]
-    command += ["-m", "higgs_pipe.train", "--config", str(config)]
+    command += [*program, "--config", str(config)]
     command += ["--train-rows", str(corpus.train_rows), "--eval-rows", str(corpus.eval_rows)]
     command += ["--output-dir", str(output), "--log", str(output / "train.log")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -59,10 +70,10 @@ def start(
     )
 
 
-def train(corpus: PackedCorpus, output: Path, **settings: object) -> None:
+def train(corpus: PackedCorpus, output: Path, base: Path | None = None, **settings: object) -> None:
     """In this process."""
     config = write_stage_config(
-        output / "train.json", base_model=str(corpus.base), train=SETTINGS | settings
+        output / "train.json", base_model=str(base or corpus.base), train=SETTINGS | settings
     )
     higgs_pipe.train.run(config, corpus.train_rows, corpus.eval_rows, output)
 
@@ -129,20 +140,21 @@ def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_kill_9_loses_at_most_save_steps_and_a_cut_off_checkpoint_is_passed_over(
+def test_kill_9_while_saving_loses_save_steps_and_a_cut_off_checkpoint_is_passed_over(
     corpus, uninterrupted, tmp_path
 ):
-    process = start(corpus, tmp_path)
-    wait_for_step(tmp_path, 14)
-    process.kill()
-    process.communicate(timeout=60)
+    process = start(corpus, tmp_path, program=[str(ROOT / "tests/launched/killed_while_saving.py")])
+    process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL
     newest = max((tmp_path / "checkpoints").glob("*.pt"))
-    assert newest.name >= "step-00000012.pt"
+    assert newest.name == "step-00000012.pt"
+    assert list((tmp_path / "checkpoints").glob(".step-00000016.pt.*.tmp"))
     newest.write_bytes(newest.read_bytes()[:-2000])
 
     stderr = finish(start(corpus, tmp_path))
     assert f"{newest} is damaged" in stderr
-    assert "going on after step" in stderr
+    assert "going on after step 8 of 30" in stderr
+    assert not list((tmp_path / "checkpoints").glob(".*"))
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -170,7 +182,7 @@ def last_words(launcher: subprocess.Popen[str]) -> str:
     """The last line on stderr; that there is no traceback above it."""
     _, stderr = launcher.communicate(timeout=200)
     assert "Traceback" not in stderr, stderr
-    return stderr.splitlines()[-1]
+    return stderr.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -219,12 +231,115 @@ def test_two_processes_survive_whatever_happens_to_one_and_end_as_if_nothing_had
     assert_same_run(tmp_path, uninterrupted_on_two)
 
 
-def test_a_signal_in_the_last_step_changes_nothing(corpus, tmp_path, monkeypatch):
+def test_a_signal_in_the_last_step_changes_nothing(corpus, tmp_path):
     """The adapter is complete, so the stage must not fail: Snakemake would delete it."""
 
-    monkeypatch.setattr(higgs_pipe.train, "caught_signals", lambda: nullcontext([signal.SIGTERM]))
-    train(corpus, tmp_path, rows_per_step=16, num_epochs=1)
+    with signals_in_the_first_step():
+        train(corpus, tmp_path, rows_per_step=16, num_epochs=1)
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """As on a full disk, writing more into a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def signals_in_the_first_step() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        caught = nullcontext([signal.SIGTERM])
+        patch.setattr(higgs_pipe.train, "caught_signals", lambda: caught)
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_here(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted-here")
+    train(corpus, output)
+    return output
+
+
+def adapter_bytes(output: Path) -> int:
+    return (output / "adapter/adapter_model.safetensors").stat().st_size
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_from_it(
+    corpus, uninterrupted_here, tmp_path
+):
+    """A checkpoint holds three times the adapter; from the first evaluation on, four times."""
+    too_small = int(3.5 * adapter_bytes(uninterrupted_here))
+    expected = r"step-00000008\.pt: cannot be written .*disk full\?"
+    with files_of_at_most(too_small), pytest.raises(UserError, match=expected):
+        train(corpus, tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004.pt"]
+    train(corpus, tmp_path)
+    assert_same_run(tmp_path, uninterrupted_here)
+
+
+def test_a_disk_too_full_for_the_adapter_leaves_the_last_checkpoint(
+    corpus, uninterrupted_here, tmp_path
+):
+    assert adapter_bytes(uninterrupted_here) > 100_000
+    with signals_in_the_first_step(), pytest.raises(SystemExit):
+        train(corpus, tmp_path)
+    expected = r"adapter: cannot be written .*last checkpoint, which is good"
+    with files_of_at_most(100_000), pytest.raises(UserError, match=expected):
+        train(corpus, tmp_path, save_steps=1000)
+    assert [p.name for p in tmp_path.iterdir() if "adapter" in p.name] == []
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.pt"]
+    train(corpus, tmp_path)
+    assert_same_run(tmp_path, uninterrupted_here)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_weights_and_the_checkpoint_from_before(
+    corpus, tmp_path
+):
+    """Only clip-08 says an 8; a row that holds it, as target or reference, comes third."""
+    shutil.copytree(corpus.base, tmp_path / "base")
+    weights = load_file(tmp_path / "base/model.safetensors")
+    eight = AutoTokenizer.from_pretrained(corpus.base).convert_tokens_to_ids("8")
+    weights["model.embed_tokens.weight"][eight] = float("nan")
+    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    table = PackedRows(corpus.train_rows)
+    has_eight = [eight in table[row].input_ids for row in range(len(table))]
+    for seed in range(100):
+        order = [row for [row] in epoch_steps(len(table), 1, seed, epoch=0)]
+        if [has_eight[row] for row in order[:3]] == [False, False, True]:
+            break
+    expected = rf"step 3, packed rows {order[2]}: the loss is nan; .*clip-"
+    with pytest.raises(UserError, match=expected):
+        train(corpus, tmp_path, tmp_path / "base", rows_per_step=1, save_steps=1, seed=seed)
+    [_, newest] = sorted((tmp_path / "checkpoints").iterdir())
+    state = torch.load(newest)["state"]
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["lora"])
+    assert all(tensor.isfinite().all() for tensor in state["optimizer"]["state"][0].values())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_steps": 5, "schedule": "linear"},
+        {"learning_rate": 0.1, "warmup_fraction": 0.5, "eval_steps": 1}
+        | {"early_stopping_patience": 2},
+    ],
+)
+def test_an_interrupted_training_ends_where_it_would_have(corpus, tmp_path, settings):
+    """By the number of steps, or by patience of which some was spent before."""
+    train(corpus, tmp_path / "whole", **settings)
+    num_steps = max(step for step, _ in losses(tmp_path / "whole"))
+    assert num_steps < 30
+    for _ in range(num_steps - 1):
+        with signals_in_the_first_step(), pytest.raises(SystemExit):
+            train(corpus, tmp_path / "parts", **settings)
+    train(corpus, tmp_path / "parts", **settings)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.fixture

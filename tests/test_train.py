@@ -37,7 +37,7 @@ from higgs_pipe.higgs.held_out import held_out_sums, total_of
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.higgs.step_inputs import combined_seed, epoch_steps
+from higgs_pipe.higgs.step_inputs import epoch_steps
 from higgs_pipe.workflow import launch_command
 
 ROOT = Path(__file__).parents[1]
@@ -260,19 +260,41 @@ def test_the_first_training_loss_is_the_bases(corpus, tmp_path):
     assert metrics[1]["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_an_epoch_takes_every_row_once_in_an_order_that_the_seed_decides():
-    steps = epoch_steps(10, 4, seed=0, epoch=0)
-    assert [len(step) for step in steps] == [4, 4, 2]
-    assert sorted(row for step in steps for row in step) == list(range(10))
-    assert steps == epoch_steps(10, 4, seed=0, epoch=0)
-    assert steps != epoch_steps(10, 4, seed=0, epoch=1)
-    assert steps != epoch_steps(10, 4, seed=1, epoch=0)
+def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(corpus, tmp_path):
+    metrics = train(corpus, tmp_path, num_epochs=2, rows_per_step=5, log_steps=1)
+    lengths = [sum(row.sample_lengths) for row in read_rows(corpus.train_rows)]
+    for line in (line for line in metrics if "loss" in line):
+        tokens = line["tokens_per_second"] * line["step_seconds"]
+        assert tokens == pytest.approx(sum(lengths))
+        assert line["fill"] == pytest.approx(sum(lengths) / (5 * max(lengths)))
+        parts = ("data", "forward", "backward", "optimizer")
+        assert 0 < sum(line[f"{part}_seconds"] for part in parts) <= line["step_seconds"]
+        assert {"peak_memory_gb", "learning_rate", "grad_norm", "stop_loss"} <= line.keys()
+        assert {f"audio_loss_codebook_{k}" for k in range(8)} <= line.keys()
 
 
-def test_seeds_differ_where_their_parts_do():
-    seeds = {combined_seed(a, b) for a in range(20) for b in range(20)}
-    assert len(seeds) == 400
-    assert combined_seed(1, 2) == combined_seed(1, 2) != combined_seed(2, 1)
+def test_audio_seconds_are_those_of_the_clips_that_are_learnt(corpus, tmp_path):
+    """References of other clips are read, not learnt."""
+    metrics = train(corpus, tmp_path, num_epochs=1, rows_per_step=5)
+    line = next(line for line in metrics if "loss" in line)
+    learnt = {i for row in read_rows(corpus.train_rows) for i in row.sample_ids}
+    shards = [pq.read_table(path).to_pylist() for path in corpus.codes_dir.glob("*.parquet")]
+    frames = [c["num_frames"] for codes in shards for c in codes if c["clip_id"] in learnt]
+    found = line["audio_seconds_per_second"] * line["step_seconds"]
+    frame_rate_hz = PackedRows(corpus.train_rows).codec_info.frame_rate_hz
+    assert found == pytest.approx(sum(frames) / frame_rate_hz)
+
+
+def test_the_curves_of_tensorboard_are_those_of_the_metrics(corpus, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = {"num_epochs": 1, "rows_per_step": 2, "log_steps": 1}
+    metrics = train(corpus, tmp_path, **settings, tracker="tensorboard")
+    curves = events.EventAccumulator(str(tmp_path / "logs"))
+    curves.Reload()
+    assert set(curves.Tags()["scalars"]) == {key for line in metrics for key in line} - {"step"}
+    for name in ("loss", "audio_loss_codebook_7", "eval_loss", "tokens_per_second"):
+        expected = [(line["step"], pytest.approx(line[name])) for line in metrics if name in line]
+        assert [(point.step, point.value) for point in curves.Scalars(name)] == expected
 
 
 def test_predictions_are_logged_beside_their_labels(corpus, tmp_path, caplog):

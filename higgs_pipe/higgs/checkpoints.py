@@ -20,6 +20,7 @@ logger = logging.getLogger("higgs_pipe")
 FILE_NAME = re.compile(r"step-(\d{8})\.pt")
 LEFT_BEHIND = ".step-*.tmp"  # by a kill while one was written
 SET_ASIDE = "set-aside"
+TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream")
 DAMAGED = (RuntimeError, EOFError, OSError, ValueError, UnpicklingError)
 
 State = dict[str, Any]
@@ -132,7 +133,7 @@ def write_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and not TORCH_CANNOT_WRITE.search(str(error)):
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
