@@ -50,11 +50,29 @@ TWO_ROWS = ALL_ROWS | {"rows_per_step": 2, "max_steps": 4}  # the third step has
 HARMFUL = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
 HARMFUL |= {"rows_per_step": 3, "eval_steps": 1}
 UNEVEN = [3, 0, 2, 1, 4]
+# As `accelerate config` writes it, but for the numbers.
+OWN_ACCELERATE_CONFIG = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+machine_rank: 0
+main_process_port: 0
+main_training_function: main
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 3
+"""
 
 
-def launch(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    num_processes: int, *arguments: str, accelerate_config: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """A real launch, as the rule does it."""
-    launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
+    launcher = launch_command(
+        num_processes,
+        num_processes,
+        ROOT / "workflow/accelerate.yaml",
+        accelerate_config=accelerate_config and str(accelerate_config),
+    )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return subprocess.run(
         f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
@@ -173,13 +191,19 @@ def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, object]]
 def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
     corpus, plain_two_rows, harmful, tmp_path, num_processes
 ):
+    """Three are launched by the user's own file of `accelerate config`."""
     to_do = cases(corpus, tmp_path)
     if num_processes == 1:
         run_cases(list(to_do.values()))
     else:
         (tmp_path / "cases.json").write_text(json.dumps(list(to_do.values())))
         script = str(ROOT / "tests/launched/train_cases.py")
-        finished = launch(num_processes, script, str(tmp_path / "cases.json"))
+        own = tmp_path / "accelerate.yaml" if num_processes == 3 else None
+        if own is not None:
+            own.write_text(OWN_ACCELERATE_CONFIG)
+        finished = launch(
+            num_processes, script, str(tmp_path / "cases.json"), accelerate_config=own
+        )
         assert finished.returncode == 0, finished.stderr
 
     for name in ("uneven", "micro_batches_of_two", "fewer_rows_than_processes"):

@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from higgs_pipe.workflow import closing_lines, is_within, launch_command, shell_prefix
+from higgs_pipe.errors import UserError
+from higgs_pipe.workflow import (
+    closing_lines,
+    is_within,
+    launch_command,
+    launch_settings,
+    shell_prefix,
+)
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -347,6 +354,41 @@ def test_one_process_is_launched_without_the_multi_gpu_launcher() -> None:
     assert "--multi_gpu" not in launch
     assert "--num_cpu_threads_per_process 8" in launch
     assert "--config_file 'a b.yaml'" in launch
+
+
+def test_the_users_own_accelerate_config_alone_says_how_to_launch(tmp_path: Path) -> None:
+    own = tmp_path / "my accelerate.yaml"
+    own.write_text("num_processes: 4\nnum_machines: 2\n")
+    settings = {"num_processes": 1, "num_machines": 1, "accelerate_config": str(own)}
+    settings |= {"main_process_ip": None, "main_process_port": None}
+    found = launch_settings({"train": settings, "experiments": {"a": {}}}, "a")
+    assert (found["num_processes"], found["num_machines"]) == (4, 2)
+    launch = launch_command(num_threads=8, config_path=Path("ours.yaml"), **found)
+    assert launch == (
+        "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 python -m higgs_pipe.launch "
+        f"--config_file '{own}' --num_cpu_threads_per_process 4"
+    )
+
+
+@pytest.mark.parametrize("text", [None, "", "num_processes: many\nnum_machines: 1\n"])
+def test_an_accelerate_config_that_does_not_say_how_many_is_refused(
+    tmp_path: Path, text: str | None
+) -> None:
+    own = tmp_path / "accelerate.yaml"
+    if text is not None:
+        own.write_text(text)
+    train = {"num_processes": 1, "num_machines": 1, "accelerate_config": str(own)}
+    train |= {"main_process_ip": None, "main_process_port": None}
+    with pytest.raises(UserError, match=r"train\.accelerate_config: .*num_processes and num_mach"):
+        launch_settings({"train": train, "experiments": {"a": {}}}, "a")
+
+
+def test_several_machines_are_started_by_srun_and_meet_at_the_first() -> None:
+    launch = launch_command(16, 8, Path("a.yaml"), num_machines=2, main_process_ip="node1")
+    assert launch.startswith("srun --nodes=2 --ntasks=2 --ntasks-per-node=1 python -m higgs_pipe")
+    assert "--num_processes 16 --num_machines 2" in launch
+    assert "--num_cpu_threads_per_process 1" in launch
+    assert "--main_process_port 29500 --main_process_ip node1" in launch
 
 
 def test_the_demo_base_is_recognized_by_where_it_lies() -> None:
