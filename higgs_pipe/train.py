@@ -22,11 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -40,7 +39,13 @@ from higgs_pipe.higgs.chatml import PromptRenderer
 from higgs_pipe.higgs.checkpoints import Checkpoints, State, write_errors_named
 from higgs_pipe.higgs.devices import pick_dtype
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
-from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.lora import (
+    MUTATING,
+    adapter_state,
+    add_lora,
+    save_adapter,
+    trainable_parameters,
+)
 from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.optimizer import make_optimizer, make_schedule
@@ -98,6 +103,7 @@ def run(
         training = Training(stage, PackedRows(train_rows), PackedRows(eval_rows), accelerator)
         if accelerator.is_main_process:
             write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
+            write_json(output_dir / "trainable_parameters.json", training.trainable_parameters)
         checkpoints = Checkpoints(
             output_dir / "checkpoints",
             run_identity(stage, train_rows, eval_rows, accelerator),
@@ -158,7 +164,11 @@ class Training:
         base = load_base(stage.base_model, stage.base_model_revision, dtype)
         self.config = base.config
         self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
-        adapter = add_lora(base, settings.lora, settings.seed)
+        self._check_codebook_weights()
+        adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
+        self.initial_adapter = (
+            adapter_state(adapter) if settings.lora.init in MUTATING else dict[str, Tensor]()
+        )
         if settings.gradient_checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
         model = DualLossModel(adapter).train()
@@ -177,12 +187,22 @@ class Training:
         self.best_adapter: State = {}
         self.num_evaluations_without_better = 0
         self._prediction_log_failed = False
-        num_trained = sum(p.numel() for p in self.lora_parameters)
+        self.trainable_parameters = trainable_parameters(adapter)
+        parts = "\n".join(f"  {k:<18}{v:>14,}" for k, v in self.trainable_parameters.items())
+        logger.info("trainable parameters:\n%s", parts)
         logger.info(
-            "%d rows, %d steps of %d rows; %s trainable parameters; base in %s on %d x %s",
-            *(len(train_rows), self.num_steps, settings.rows_per_step, f"{num_trained:,}"),
+            "%d rows, %d steps of %d rows; base in %s on %d x %s",
+            *(len(train_rows), self.num_steps, settings.rows_per_step),
             *(str(dtype).removeprefix("torch."), accelerator.num_processes, self.device),
         )
+
+    def _check_codebook_weights(self) -> None:
+        weights, num_codebooks = self.settings.loss_weights.codebooks, self.config.num_codebooks
+        if weights is not None and len(weights) != num_codebooks:
+            raise UserError(
+                f"train.loss_weights.codebooks has {len(weights)} weights, the base model has "
+                f"{num_codebooks} codebooks; give one each, or null."
+            )
 
     def fit(self, output_dir: Path, checkpoints: Checkpoints, caught: Sequence[int]) -> bool:
         """Train to the end, from the last checkpoint on.
@@ -283,7 +303,7 @@ class Training:
                     total = sums.total()
                     # DDP averages over the processes; the step's loss is a sum over them.
                     weight = micro_batch.weight * self.accelerator.num_processes
-                    scaled = objective(total.loss, counts) * weight
+                    scaled = objective(total.loss, counts, self.settings.loss_weights) * weight
                 with phase("backward"):
                     self.accelerator.backward(scaled)
             loss += total.loss.detach().double() * micro_batch.weight
@@ -383,8 +403,8 @@ class Training:
 
     def _save_best(self, adapter_dir: Path) -> None:
         model = self.accelerator.unwrap_model(self.model).model
-        set_peft_model_state_dict(model, self.best_adapter)
-        save_adapter(model, adapter_dir)
+        with write_errors_named(adapter_dir):
+            save_adapter(model, self.best_adapter, self.initial_adapter, adapter_dir)
 
     def _refuse_missing_labels(self, counts: Tensor, step: int) -> None:
         names = ["text", *(f"audio codebook {k}" for k in range(len(counts) - 2)), "stream EOS"]
@@ -424,9 +444,7 @@ class Training:
         if line["eval_loss"] < self.best_eval_loss:
             self.num_evaluations_without_better = 0
             self.best_eval_loss = line["eval_loss"]
-            model = self.accelerator.unwrap_model(self.model).model
-            adapter = get_peft_model_state_dict(model)
-            self.best_adapter = {key: tensor.cpu().clone() for key, tensor in adapter.items()}
+            self.best_adapter = adapter_state(self.accelerator.unwrap_model(self.model).model)
             logger.info("step %d: the best adapter so far", step)
         else:
             self.num_evaluations_without_better += 1
@@ -481,24 +499,6 @@ class Metrics:
         names = ("loss", "text_loss", "audio_loss", "stop_loss")
         shown = "  ".join(f"{prefix}{name} {values[prefix + name]:.4f}" for name in names)
         logger.info("step %d  %s", step, shown)
-
-
-def save_adapter(model: Any, adapter_dir: Path) -> None:
-    """Write a PEFT adapter, whole or not at all.
-
-    Raises:
-        UserError: The disk does not take it.
-    """
-    aside = adapter_dir.with_name(f".{adapter_dir.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        with write_errors_named(adapter_dir):
-            model.save_pretrained(aside)
-    except UserError:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(adapter_dir, ignore_errors=True)
-    aside.rename(adapter_dir)
 
 
 if __name__ == "__main__":
