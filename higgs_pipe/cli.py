@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from higgs_pipe.errors import LostProcessError, UserError
+from higgs_pipe.errors import UserError
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -36,25 +36,30 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     try:
         run(**options)
     except UserError as error:
-        _record_for_launcher(error)
         logger.error("%s", error)
-        if isinstance(error, LostProcessError):
+        if _record_for_launcher(error):
             logging.shutdown()
-            os._exit(EXIT_USER_ERROR)  # a tidy end would wait for the lost process
+            os._exit(EXIT_USER_ERROR)  # a tidy end would wait for the others, or abort
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _record_for_launcher(error: UserError) -> None:
-    """Leave the sentence where torchrun looks, so that the launcher can say it last."""
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+def _record_for_launcher(error: UserError) -> bool:
+    """Leave the sentence where torchrun looks, so that the launcher can say it last.
+
+    Returns:
+        Whether torchrun started this process, one of several.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
         record = {
             "message": str(error),
             "timestamp": int(time.time()),
             "kind": type(error).__name__,
         }
         Path(path).write_text(json.dumps(record), encoding="utf-8")
+    return bool(path)
 
 
 def _log_bug(

@@ -13,6 +13,7 @@ In a Slurm job over several machines, this machine's rank and the first machine'
 from Slurm.
 """
 
+import json
 import logging
 import os
 import signal
@@ -24,8 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-from higgs_pipe.data.files import read_json
 
 # Torchrun's options, which it also reads from the environment; Accelerate has no other way. It is
 # to leave signals to us, and to wait for 10 seconds until it kills what a lost process left.
@@ -89,7 +88,7 @@ def _record(error_file: str) -> dict[str, Any]:
     """What :func:`higgs_pipe.cli.main` left for us."""
     if not Path(error_file).is_file():
         return {"message": "", "kind": ""}
-    record: dict[str, Any] = read_json(Path(error_file))
+    record: dict[str, Any] = json.loads(Path(error_file).read_text(encoding="utf-8"))
     return record
 
 

@@ -232,7 +232,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, checkout / name)
     package = checkout / "higgs_pipe"
     (package / "higgs").mkdir(parents=True)
-    for name in ("__init__", "errors", "workflow"):
+    for name in ("__init__", "errors", "launch", "workflow"):
         shutil.copy(ROOT / "higgs_pipe" / f"{name}.py", package)
     for name in ("validate", "tokenize_audio", "pack", "train", "evaluate", "package", "report"):
         (package / f"{name}.py").write_text(STUB)
@@ -344,7 +344,11 @@ def test_two_cpu_processes_start_and_share_the_threads(tmp_path: Path) -> None:
         "a.end_training()\n"  # leaving the group open aborts now and then
     )
     launch = launch_command(2, 5, ROOT / "workflow" / "accelerate.yaml")
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{tmp_path}",
+    }
     subprocess.run(f"{launch} -m toy", shell=True, cwd=tmp_path, env=environment, check=True)
     for rank in (0, 1):
         assert (tmp_path / f"out{rank}").read_text() == "[2, 'gloo', 3] 2"
