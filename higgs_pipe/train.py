@@ -32,7 +32,8 @@ from transformers import get_cosine_schedule_with_warmup
 from higgs_pipe.cli import main
 from higgs_pipe.config import TrainStage, load_stage
 from higgs_pipe.data.files import sha256_of_file, write_json, write_text
-from higgs_pipe.errors import UserError
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.alarms import Alarm, Alarms, code_entropies
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
 from higgs_pipe.higgs.chatml import PromptRenderer
 from higgs_pipe.higgs.checkpoints import Checkpoints, State
@@ -48,11 +49,15 @@ from higgs_pipe.higgs.lora import (
 from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.predictions import describe_predictions
+from higgs_pipe.higgs.preflight import check_before_training
 
 logger = logging.getLogger("higgs_pipe")
 
 # Settings that change how training runs or what it says, but not its result.
-RESULT_NEUTRAL = {"num_processes", "device", "log_steps", "save_steps", "save_total_limit"}
+RESULT_NEUTRAL = {
+    *("num_processes", "device", "log_steps", "save_steps", "save_total_limit"),
+    *("preflight", "stop_on_alarm"),
+}
 
 
 def run(
@@ -67,8 +72,8 @@ def run(
         config: ``results/config/train.json``.
         train_rows: Packed training rows.
         eval_rows: Packed held-out rows.
-        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl`` and ``config.json``, and
-            ``checkpoints/`` while training runs.
+        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl``, ``preflight.json`` and
+            ``config.json``, and ``checkpoints/`` while training runs.
         overrides: JSON object of the experiment, laid over the ``train`` section.
 
     Raises:
@@ -79,9 +84,11 @@ def run(
     accelerator = Accelerator(cpu=device.type == "cpu")
     training = Training(stage, PackedRows(train_rows), PackedRows(eval_rows), accelerator)
     settings = stage.model_dump(by_alias=True)
+    checked = training.check_before() if stage.train.preflight else {"checks": []}
     if accelerator.is_main_process:
         write_json(output_dir / "config.json", settings)
         write_json(output_dir / "trainable_parameters.json", training.trainable_parameters)
+        write_json(output_dir / "preflight.json", checked)
     checkpoints = Checkpoints(
         output_dir / "checkpoints",
         {
@@ -140,6 +147,11 @@ class Training:
         )
         self.best_eval_loss = math.inf
         self.best_adapter: State = {}
+        self.alarms = Alarms(
+            code_entropies(eval_rows[i].audio_labels for i in range(min(len(eval_rows), 64))),
+            self.config.codebook_size,
+            self.num_steps,
+        )
         self._prediction_log_failed = False
         self.trainable_parameters = trainable_parameters(adapter)
         parts = "\n".join(f"  {k:<18}{v:>14,}" for k, v in self.trainable_parameters.items())
@@ -176,6 +188,8 @@ class Training:
         if done == 0:
             metrics.restore("")
             self._evaluate(0, metrics)
+        elif settings.stop_on_alarm and self.alarms.active:
+            raise self._alarm_error(done)
         started = time.perf_counter() - metrics.seconds
         progress = tqdm(
             initial=done,
@@ -189,14 +203,18 @@ class Training:
                 progress.update()
                 metrics.seconds = time.perf_counter() - started
                 if step % settings.log_steps == 0 or step == 1:
-                    progress_so_far = {"epoch": step / self.steps_per_epoch}
-                    metrics.write(step, line | progress_so_far | {"seconds": metrics.seconds})
+                    line |= {"epoch": step / self.steps_per_epoch, "seconds": metrics.seconds}
+                    self._log(step, line | {"adapter_norm": self._adapter_norm()}, metrics)
                     self._log_predictions(batch, predictions)
                 if step % settings.eval_steps == 0 or step == self.num_steps:
                     self._evaluate(step, metrics)
                 stopping = self._on_any_process(bool(caught)) and step < self.num_steps
-                if is_main_process and (stopping or step % settings.save_steps == 0):
+                alarmed = settings.stop_on_alarm and self._on_any_process(bool(self.alarms.active))
+                if is_main_process and (stopping or alarmed or step % settings.save_steps == 0):
                     checkpoints.save(step, self._state(step, metrics))
+                if alarmed:
+                    self.accelerator.wait_for_everyone()
+                    raise self._alarm_error(step)
                 if stopping:
                     self.accelerator.wait_for_everyone()
                     logger.warning(
@@ -223,6 +241,29 @@ class Training:
     def _on_any_process(self, flag: bool) -> bool:
         flags = torch.tensor([float(flag)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flags, "sum").item())
+
+    def check_before(self) -> dict[str, Any]:
+        """The pre-flight; it must come before :meth:`fit`, and changes nothing there."""
+        return check_before_training(self.model, self.train_rows, self.eval_rows, self.accelerator)
+
+    def _log(self, step: int, line: dict[str, float], metrics: "Metrics") -> None:
+        """Write a line, and the alarms that it gives."""
+        metrics.write(step, line)
+        for alarm in self.alarms.check({"step": step, **line}):
+            metrics.write_alarm(alarm)
+
+    def _alarm_error(self, step: int) -> UserError:
+        alarms = [f"{alarm.name}: {alarm.message}" for alarm in self.alarms.active.values()]
+        return UserError(
+            f"stopped after step {step} by train.stop_on_alarm; the checkpoint is saved:\n"
+            f"{list_offenders(alarms)}\n"
+            "Mend what the alarm names; or set train.stop_on_alarm: false and run snakemake again "
+            "to go on from here."
+        )
+
+    def _adapter_norm(self) -> float:
+        squares = [p.detach().double().square().sum() for p in self.lora_parameters]
+        return torch.stack(squares).sum().sqrt().item()
 
     def _state(self, step: int, metrics: "Metrics") -> State:
         """All that the rest of the run depends on; the same on every process."""
@@ -251,6 +292,7 @@ class Training:
         self.best_eval_loss = state["best_eval_loss"]
         self.best_adapter = state["best_adapter"]
         metrics.restore(state["metrics"])
+        self.alarms.replay(state["metrics"])
         metrics.seconds = state["seconds"]
         logger.info("going on after step %d of %d", state["step"], self.num_steps)
         step: int = state["step"]
@@ -366,7 +408,7 @@ class Training:
                 f"step {step}: the held-out loss is {line['eval_loss']}. Lower "
                 "train.learning_rate, or try train.dtype: float32."
             )
-        metrics.write(step, line)
+        self._log(step, line, metrics)
         if step > 0 and line["eval_loss"] < self.best_eval_loss:
             self.best_eval_loss = line["eval_loss"]
             self.best_adapter = adapter_state(self.accelerator.unwrap_model(self.model).model)
@@ -418,6 +460,14 @@ class Metrics:
         names = ("loss", "text_loss", "audio_loss", "stop_loss")
         shown = "  ".join(f"{prefix}{name} {values[prefix + name]:.4f}" for name in names)
         logger.info("step %d  %s", step, shown)
+
+    def write_alarm(self, alarm: Alarm) -> None:
+        """Append an alarm, and warn."""
+        if not self.is_main_process:
+            return
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(alarm.as_line()) + "\n")
+        logger.warning("step %d  alarm: %s: %s", alarm.step, alarm.name, alarm.message)
 
 
 def epoch_steps(num_rows: int, rows_per_step: int, seed: int, epoch: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 # One adapter an experiment.
 # in:  <results>/packed/{train,eval}.parquet
-# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, config.json and
-#      trainable_parameters.json
+# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, preflight.json,
+#      config.json and trainable_parameters.json
 
 
 rule train_adapter:
@@ -14,6 +14,7 @@ rule train_adapter:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
+        preflight="<results>/experiments/{experiment}/train/preflight.json",
         config="<results>/experiments/{experiment}/train/config.json",
         trainable_parameters="<results>/experiments/{experiment}/train/trainable_parameters.json",
     log:
