@@ -431,6 +431,14 @@ def test_broken_rows_stop_training_with_what_was_found(corpus, tmp_path):
     assert not (tmp_path / "out/metrics.jsonl").exists()
 
 
+def test_a_failure_on_another_process_stops_this_one(model, corpus, monkeypatch):
+    failed = preflight.Check("device and type", "failed", "a GPU is missing there")
+    monkeypatch.setattr(preflight, "gather_object", lambda checks: [*checks, failed, failed])
+    with pytest.raises(UserError, match=r"1 of the checks .*\n  device and type: a GPU is missing"):
+        run(model, corpus)
+    assert model.training
+
+
 def with_shifted_codes(source: Path, output: Path) -> Path:
     """The packed rows with all frames of a row one place later."""
     table = pq.read_table(source)

@@ -134,8 +134,9 @@ def _spread(num_rows: int) -> list[int]:
 def _report(checks: Sequence[Check], accelerator: Accelerator) -> None:
     """Log the checks; stop every process if one failed on any."""
     for check in checks:
-        level = logging.INFO if check.status == "passed" else logging.WARNING
-        logger.log(level, "pre-flight: %s: %s: %s", check.name, check.status, check.found)
+        if check.status != "failed":
+            level = logging.INFO if check.status == "passed" else logging.WARNING
+            logger.log(level, "pre-flight: %s: %s: %s", check.name, check.status, check.found)
     failed = gather_object([check for check in checks if check.status == "failed"])
     messages = list(dict.fromkeys(f"{check.name}: {check.found}" for check in failed))
     if messages:
