@@ -267,6 +267,28 @@ def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
     assert (f"at offset {best_offset}" in check.found) == (label_shift != 0)
 
 
+def test_codes_of_another_codec_give_no_evidence(knowing, corpus):
+    def renumbered(array: np.ndarray) -> np.ndarray:
+        is_code = (array >= 0) & (array < 1024)
+        return np.where(is_code, (7 * array.astype(int) + 3) % 1024, array)
+
+    table, config = PackedRows(corpus.eval_rows), knowing.native.config
+    rows = [
+        replace(
+            table[i],
+            audio_input_ids=renumbered(table[i].audio_input_ids),
+            audio_labels=renumbered(table[i].audio_labels),
+        )
+        for i in range(len(table))
+    ]
+    batch = collate(rows, config)
+    hidden = preflight.seen_in_forward(knowing.eval(), batch).hidden
+    losses = preflight.audio_losses_by_offset(knowing.native, hidden, batch)
+    check = preflight.check_offsets(losses, preflight.repeated_codes(batch), 1026)
+    assert check.status == "no evidence"
+    assert "for a trained one, check `codec`" in check.found
+
+
 def losses_at(*means: float) -> np.ndarray:
     """(3, M, 1): a loss an offset, with some noise."""
     noise = np.random.default_rng(0).normal(0, 0.1, (3, 400, 1))
