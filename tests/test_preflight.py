@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import higgs_pipe.train
 from higgs_pipe.config import LoraSettings
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs import preflight
+from higgs_pipe.higgs import preflight, preflight_data, preflight_model
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import objective
@@ -62,7 +62,7 @@ def knowing(tiny_base: Path, corpus: PackedCorpus) -> DualLossModel:
 
 @pytest.fixture
 def sample(corpus: PackedCorpus, model: DualLossModel) -> PackedRow:
-    return preflight.samples_of(PackedRows(corpus.train_rows)[0], model.native.config)[0]
+    return preflight_data.samples_of(PackedRows(corpus.train_rows)[0], model.native.config)[0]
 
 
 def run(model: DualLossModel, corpus: PackedCorpus) -> dict[str, Any]:
@@ -152,19 +152,19 @@ def with_bos(sample: PackedRow) -> PackedRow:
     ],
 )
 def test_labels_that_are_wrong_are_named_with_their_clip(sample, model, broken, message):
-    assert preflight.check_labels([sample], model.native.config).status == "passed"
-    check = preflight.check_labels([sample, broken(sample)], model.native.config)
+    assert preflight_data.check_labels([sample], model.native.config).status == "passed"
+    check = preflight_data.check_labels([sample, broken(sample)], model.native.config)
     assert check.status == "failed"
     assert check.found.startswith(f"{sample.sample_ids[0]}: {message}. ")
 
 
 def test_a_frame_that_moved_to_the_next_sample_is_found_though_the_totals_agree(corpus, model):
     row, config = PackedRows(corpus.train_rows)[0], model.native.config
-    first, second, *_ = preflight.samples_of(row, config)
+    first, second, *_ = preflight_data.samples_of(row, config)
     frames = np.concatenate([first.audio_input_ids, second.audio_input_ids[:1]])
     swapped = [replace(first, audio_input_ids=frames[1:]), second]
-    assert preflight.check_placeholders([first, second], config).status == "passed"
-    check = preflight.check_placeholders(swapped, config)
+    assert preflight_data.check_placeholders([first, second], config).status == "passed"
+    check = preflight_data.check_placeholders(swapped, config)
     assert check.status == "failed"
     assert "do not have the frames of one recording" in check.found
     assert check.found.startswith(f"{first.sample_ids[0]}: ")
@@ -172,7 +172,7 @@ def test_a_frame_that_moved_to_the_next_sample_is_found_though_the_totals_agree(
 
 def test_a_dropped_frame_is_counted(sample, model):
     shorter = replace(sample, audio_input_ids=sample.audio_input_ids[:-1])
-    check = preflight.check_placeholders([shorter], model.native.config)
+    check = preflight_data.check_placeholders([shorter], model.native.config)
     num_frames = len(sample.audio_input_ids)
     assert check.status == "failed"
     assert f"{num_frames} placeholders for {num_frames - 1} frames" in check.found
@@ -190,7 +190,7 @@ def test_a_dropped_frame_is_counted(sample, model):
 def test_ids_of_another_vocabulary_are_refused(sample, model, column, message):
     values = getattr(sample, column).copy()
     values.flat[0], values.flat[1] = 0, {"i": 320, "l": 320, "a": 1026}[column[0]]
-    check = preflight.check_index_ranges([replace(sample, **{column: values})], model.native)
+    check = preflight_data.check_index_ranges([replace(sample, **{column: values})], model.native)
     assert check.status == "failed"
     assert message in check.found
     assert "packed for another base_model" in check.found
@@ -198,10 +198,13 @@ def test_ids_of_another_vocabulary_are_refused(sample, model, column, message):
 
 def test_a_cpu_batch_for_a_model_of_two_types_is_refused(sample, model):
     batch, cpu = collate([sample], model.native.config), torch.device("cpu")
-    assert preflight.check_devices(model.native, batch, cpu).status == "passed"
-    assert "not on meta" in preflight.check_devices(model.native, batch, torch.device("meta")).found
+    assert preflight_model.check_devices(model.native, batch, cpu).status == "passed"
+    assert (
+        "not on meta"
+        in preflight_model.check_devices(model.native, batch, torch.device("meta")).found
+    )
     model.native.model.embed_tokens.to(torch.bfloat16)
-    check = preflight.check_devices(model.native, batch, cpu)
+    check = preflight_model.check_devices(model.native, batch, cpu)
     assert check.status == "failed"
     assert "text embeddings are torch.bfloat16, audio embeddings torch.float32" in check.found
 
@@ -224,7 +227,7 @@ def test_the_backbone_gets_the_batch_and_nothing_else(model, sample, change, mes
 
     batch = collate([sample], model.native.config)
     model.native.model.register_forward_pre_hook(hook, with_kwargs=True)
-    check = preflight.check_model_inputs(preflight.seen_in_forward(model, batch), batch)
+    check = preflight_model.check_model_inputs(preflight_model.seen_in_forward(model, batch), batch)
     assert check.status == ("passed" if message is None else "failed")
     assert message is None or message in check.found
 
@@ -232,7 +235,7 @@ def test_the_backbone_gets_the_batch_and_nothing_else(model, sample, change, mes
 def test_the_native_models_own_forward_may_not_run(model, sample, monkeypatch):
     batch = collate([sample], model.native.config)
     layout = {"routing": Routing.of(batch), "sample_lengths": batch.sample_lengths}
-    inputs = {name: getattr(batch, name) for name in preflight.BATCH_KEYS}
+    inputs = {name: getattr(batch, name) for name in preflight_model.BATCH_KEYS}
     sound = model.forward
 
     def with_native_loss(batch: Any) -> Any:
@@ -240,14 +243,14 @@ def test_the_native_models_own_forward_may_not_run(model, sample, monkeypatch):
         return sound(batch)
 
     monkeypatch.setattr(model, "forward", with_native_loss)
-    check = preflight.check_model_inputs(preflight.seen_in_forward(model, batch), batch)
+    check = preflight_model.check_model_inputs(preflight_model.seen_in_forward(model, batch), batch)
     assert check.found.startswith("the native model's own forward ran")
 
 
 def held_out_batch(model: DualLossModel, corpus: PackedCorpus, label_shift: int) -> PackedBatch:
     """The held-out clips, with the audio labels moved within each clip."""
     table, config = PackedRows(corpus.eval_rows), model.native.config
-    samples = [s for i in range(len(table)) for s in preflight.samples_of(table[i], config)]
+    samples = [s for i in range(len(table)) for s in preflight_data.samples_of(table[i], config)]
     shifted = [replace(s, audio_labels=moved(s.audio_labels, label_shift)) for s in samples]
     return collate(shifted, config)
 
@@ -259,10 +262,10 @@ def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
     knowing, corpus, label_shift, best_offset
 ):
     batch = held_out_batch(knowing.eval(), corpus, label_shift)
-    hidden = preflight.seen_in_forward(knowing, batch).hidden
-    losses = preflight.audio_losses_by_offset(knowing.native, hidden, batch)
+    hidden = preflight_model.seen_in_forward(knowing, batch).hidden
+    losses = preflight_model.audio_losses_by_offset(knowing.native, hidden, batch)
     assert np.nanmean(losses, axis=(1, 2)).argmin() == best_offset
-    check = preflight.check_offsets(losses, preflight.repeated_codes(batch), 1026)
+    check = preflight_model.check_offsets(losses, preflight_model.repeated_codes(batch), 1026)
     assert check.status == ("passed" if label_shift == 0 else "failed")
     assert (f"at offset {best_offset}" in check.found) == (label_shift != 0)
 
@@ -282,9 +285,9 @@ def test_codes_of_another_codec_give_no_evidence(knowing, corpus):
         for i in range(len(table))
     ]
     batch = collate(rows, config)
-    hidden = preflight.seen_in_forward(knowing.eval(), batch).hidden
-    losses = preflight.audio_losses_by_offset(knowing.native, hidden, batch)
-    check = preflight.check_offsets(losses, preflight.repeated_codes(batch), 1026)
+    hidden = preflight_model.seen_in_forward(knowing.eval(), batch).hidden
+    losses = preflight_model.audio_losses_by_offset(knowing.native, hidden, batch)
+    check = preflight_model.check_offsets(losses, preflight_model.repeated_codes(batch), 1026)
     assert check.status == "no evidence"
     assert "for a trained one, check `codec`" in check.found
 
@@ -308,20 +311,20 @@ def losses_at(*means: float) -> np.ndarray:
 )
 def test_the_verdict_on_the_offset(means, share_repeated, status):
     repeated = (np.arange(400)[:, None] < share_repeated * 400).astype(float)
-    assert preflight.check_offsets(losses_at(*means), repeated, 1026).status == status
+    assert preflight_model.check_offsets(losses_at(*means), repeated, 1026).status == status
 
 
 def test_one_codebook_at_another_delay_fails_by_its_name():
     right, late = losses_at(6, 4, 6), losses_at(6, 6, 4)
     losses = np.concatenate([right, right, late], axis=2)
-    check = preflight.check_offsets(losses, np.zeros(losses.shape[1:]), 1026)
+    check = preflight_model.check_offsets(losses, np.zeros(losses.shape[1:]), 1026)
     assert check.status == "failed"
     assert "(codebook 2: 3.996 at offset 2, 5.998 at 1;" in check.found
 
 
 def test_codes_repeat_within_a_clip_and_not_across(model, corpus):
     batch = held_out_batch(model, corpus, 0)
-    repeated = preflight.repeated_codes(batch)
+    repeated = preflight_model.repeated_codes(batch)
     for k in range(8):
         for i in range(len(batch.audio_labels)):
             code = batch.audio_labels[i, k].item()
@@ -334,23 +337,23 @@ def test_codes_repeat_within_a_clip_and_not_across(model, corpus):
 def test_a_loss_that_is_not_shifted_is_found(model, corpus):
     """The mistake of a trainer that asks each position for what it reads."""
     batch = held_out_batch(model.eval(), corpus, 0)
-    seen = preflight.seen_in_forward(model, batch)
-    losses = preflight.audio_losses_by_offset(model.native, seen.hidden, batch)
-    assert preflight.check_training_loss(losses, seen.sums).status == "passed"
+    seen = preflight_model.seen_in_forward(model, batch)
+    losses = preflight_model.audio_losses_by_offset(model.native, seen.hidden, batch)
+    assert preflight_model.check_training_loss(losses, seen.sums).status == "passed"
     unshifted = replace(batch, audio_predictors=batch.audio_predictors + 1)
-    sums = preflight.seen_in_forward(model, unshifted).sums
-    check = preflight.check_training_loss(losses, sums)
+    sums = preflight_model.seen_in_forward(model, unshifted).sums
+    check = preflight_model.check_training_loss(losses, sums)
     assert check.status == "failed"
     assert check.found.startswith("codebook 0: ")
 
 
 def test_a_frozen_lora_group_is_named(model, sample):
     batch = collate([sample], model.native.config)
-    assert preflight.check_lora_gradients(model, batch).status == "passed"
+    assert preflight_model.check_lora_gradients(model, batch).status == "passed"
     for name, parameter in model.named_parameters():
         if ".audio_mlp.up_proj.lora_" in name:
             parameter.requires_grad_(False)
-    check = preflight.check_lora_gradients(model, batch)
+    check = preflight_model.check_lora_gradients(model, batch)
     assert check.status == "failed"
     assert check.found.startswith(
         "no gradient in audio FFN up_proj (2 layers, as model.layers.0.audio_mlp.up_proj). "
@@ -382,7 +385,7 @@ def test_one_layer_cut_off_from_the_loss_is_named(model, sample):
     model.native.model.layers[1].self_attn.register_forward_hook(
         lambda module, args, output: (output[0].detach(), *output[1:])
     )
-    check = preflight.check_lora_gradients(model, collate([sample], model.native.config))
+    check = preflight_model.check_lora_gradients(model, collate([sample], model.native.config))
     assert check.status == "failed"
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         layer = f"model.layers.1.self_attn.{projection}"
@@ -393,16 +396,18 @@ def test_texts_are_exchanged_and_audio_stays(model, corpus):
     """Every token that is no placeholder comes from the other clip, every frame from the clip."""
     config = model.native.config
     samples = [
-        s for i in range(2) for s in preflight.samples_of(PackedRows(corpus.train_rows)[i], config)
+        s
+        for i in range(2)
+        for s in preflight_data.samples_of(PackedRows(corpus.train_rows)[i], config)
     ]
-    one, other = [s for s in samples if len(preflight.audio_turns(s, config)) == 2][:2]
-    mixed = preflight.with_text_of(one, other, config)
+    one, other = [s for s in samples if len(preflight_data.audio_turns(s, config)) == 2][:2]
+    mixed = preflight_data.with_text_of(one, other, config)
     assert collate([mixed], config).sample_ids == one.sample_ids
     for ids in (mixed.input_ids, other.input_ids):
-        assert len(ids[~preflight.is_placeholder(ids, config)]) > 0
+        assert len(ids[~preflight_data.is_placeholder(ids, config)]) > 0
     assert (
-        mixed.input_ids[~preflight.is_placeholder(mixed.input_ids, config)].tolist()
-        == other.input_ids[~preflight.is_placeholder(other.input_ids, config)].tolist()
+        mixed.input_ids[~preflight_data.is_placeholder(mixed.input_ids, config)].tolist()
+        == other.input_ids[~preflight_data.is_placeholder(other.input_ids, config)].tolist()
     )
     assert np.array_equal(mixed.audio_labels, one.audio_labels)
 
@@ -454,7 +459,7 @@ def test_broken_rows_stop_training_with_what_was_found(corpus, tmp_path):
 
 
 def test_a_failure_on_another_process_stops_this_one(model, corpus, monkeypatch):
-    failed = preflight.Check("device and type", "failed", "a GPU is missing there")
+    failed = preflight_data.Check("device and type", "failed", "a GPU is missing there")
     monkeypatch.setattr(preflight, "gather_object", lambda checks: [*checks, failed, failed])
     with pytest.raises(UserError, match=r"1 of the checks .*\n  device and type: a GPU is missing"):
         run(model, corpus)
