@@ -220,8 +220,8 @@ def shrunken_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is divided once too often."""
     sound = DualLossModel.forward
 
-    def forward(self: DualLossModel, batch: Any) -> Any:
-        sums, predictions = sound(self, batch)
+    def forward(self: DualLossModel, *arguments: Any, **options: Any) -> Any:
+        sums, predictions = sound(self, *arguments, **options)
         return replace(sums, loss=sums.loss / 1000), predictions
 
     monkeypatch.setattr(DualLossModel, "forward", forward)
@@ -245,6 +245,7 @@ def test_stop_on_alarm_saves_a_checkpoint_and_ends_with_the_alarm(corpus, tmp_pa
         train(corpus, tmp_path, **shrunken)
 
     metrics = train(corpus, tmp_path, **shrunken | {"stop_on_alarm": False})
+    assert not (tmp_path / "checkpoints/set-aside").exists()  # it went on from the checkpoint
     assert metrics[-1]["step"] == 24
     assert [line["step"] for line in metrics if "loss" in line][:2] == [1, 4]
     assert given(metrics) == {"audio_loss_below_floor": 0}

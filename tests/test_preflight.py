@@ -21,7 +21,7 @@ from higgs_pipe.higgs import preflight, preflight_data, preflight_model
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import objective
-from higgs_pipe.higgs.model import DualLossModel, Routing, load_base
+from higgs_pipe.higgs.model import DualLossModel, load_base
 
 NAMES = [
     "index range",
@@ -234,12 +234,11 @@ def test_the_backbone_gets_the_batch_and_nothing_else(model, sample, change, mes
 
 def test_the_native_models_own_forward_may_not_run(model, sample, monkeypatch):
     batch = collate([sample], model.native.config)
-    layout = {"routing": Routing.of(batch), "sample_lengths": batch.sample_lengths}
-    inputs = {name: getattr(batch, name) for name in preflight_model.BATCH_KEYS}
+    inputs = preflight_model.seen_in_forward(model, batch).backbone_kwargs
     sound = model.forward
 
     def with_native_loss(batch: Any) -> Any:
-        model.native(**inputs, **layout, use_cache=False)
+        model.native(**inputs)
         return sound(batch)
 
     monkeypatch.setattr(model, "forward", with_native_loss)
@@ -380,10 +379,9 @@ def test_every_kind_of_adapter_passes(tiny_base, corpus, lora, dtype):
 
 
 def test_one_layer_cut_off_from_the_loss_is_named(model, sample):
-    """Its output is multiplied by zero, in one layer of two."""
-    model.native.model.layers[1].self_attn.o_proj.weight.data.zero_()
-    model.native.model.layers[1].self_attn.register_forward_hook(
-        lambda module, args, output: (output[0].detach(), *output[1:])
+    """The attention of one layer of two."""
+    model.native.model.layers[1].self_attn.o_proj.register_forward_hook(
+        lambda module, args, output: output.detach()
     )
     check = preflight_model.check_lora_gradients(model, collate([sample], model.native.config))
     assert check.status == "failed"
