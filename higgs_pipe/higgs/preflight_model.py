@@ -158,9 +158,8 @@ def audio_losses_by_offset(native: Any, hidden: Tensor, batch: PackedBatch) -> F
 
 def repeated_codes(batch: PackedBatch) -> Floats:
     """Whether the code after a label is the same once more: (M, K) of 1, 0 or NaN (none after)."""
-    labels = batch.audio_labels.cpu().numpy()
-    position, sample = batch.audio_predictors.cpu().numpy(), batch.audio_sample.cpu().numpy()
-    is_next = (np.diff(position) == 1) & (np.diff(sample) == 0)  # (M - 1,)
+    labels, position = batch.audio_labels.cpu().numpy(), batch.audio_predictors.cpu().numpy()
+    is_next = np.diff(position) == 1  # (M - 1,); between two clips there is text
     both = (labels[:-1] != IGNORED) & (labels[1:] != IGNORED) & is_next[:, None]
     repeated = np.full(labels.shape, np.nan)
     repeated[:-1][both] = (labels[:-1] == labels[1:])[both]
