@@ -209,7 +209,8 @@ class Training:
                 if step % settings.eval_steps == 0 or step == self.num_steps:
                     self._evaluate(step, metrics)
                 stopping = self._on_any_process(bool(caught)) and step < self.num_steps
-                alarmed = settings.stop_on_alarm and self._on_any_process(bool(self.alarms.active))
+                # The lines, and so the alarms, are the same on every process.
+                alarmed = settings.stop_on_alarm and bool(self.alarms.active)
                 if is_main_process and (stopping or alarmed or step % settings.save_steps == 0):
                     checkpoints.save(step, self._state(step, metrics))
                 if alarmed:
