@@ -258,6 +258,12 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
     )
+    preflight: bool = Field(
+        True, description="Check data, objective and gradients before the first step."
+    )
+    stop_on_alarm: bool = Field(
+        False, description="An alarm stops training, after a checkpoint; else it is a warning."
+    )
     seed: int = Field(0, ge=0, description="Seeds the order of rows, LoRA and dropout.")
     loss_weights: LossWeights = LossWeights()
     lora: LoraSettings = LoraSettings()

@@ -132,6 +132,8 @@ class Experiment:
     settings: Record
     training: list[Record]
     held_out: list[Record]
+    alarms: list[Record]
+    preflight: list[Record]
     base: Record
     adapter: Record
 
@@ -260,7 +262,7 @@ def _read_json(path: Path, rule: str) -> Record:
 
 def _read_experiment(folder: Path, name: str, colour: str) -> Experiment:
     config = _read_json(folder / "train" / "config.json", "train")
-    training, held_out = _read_metrics(folder / "train" / "metrics.jsonl")
+    training, held_out, alarms = _read_metrics(folder / "train" / "metrics.jsonl")
     evaluation = _read_json(folder / "eval" / "metrics.json", "eval")
     base, adapter = evaluation["base"], evaluation["adapter"]
     for key in COUNTS:
@@ -277,27 +279,33 @@ def _read_experiment(folder: Path, name: str, colour: str) -> Experiment:
         settings=Record(_flatten(config), config.place, config.rule),
         training=training,
         held_out=held_out,
+        alarms=alarms,
+        preflight=_read_json(folder / "train" / "preflight.json", "train")["checks"],
         base=base,
         adapter=adapter,
     )
 
 
-def _read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
-    """The training lines and the held-out lines of ``metrics.jsonl``."""
+def _read_metrics(path: Path) -> tuple[list[Record], list[Record], list[Record]]:
+    """The training lines, the held-out lines and the alarms of ``metrics.jsonl``."""
     lines = [
         _parse(line, f"{path}:{number}", "train")
         for number, line in enumerate(_read_text(path, "train").splitlines(), start=1)
     ]
     training: list[Record] = []
     held_out: list[Record] = []
+    alarms: list[Record] = []
     for line in lines:
+        if "alarm" in line:
+            alarms.append(line)
+            continue
         is_held_out = any(key.startswith("eval_") for key in line)
         (held_out if is_held_out else training).append(line)
     if not training:
         raise UserError(f"{path}: no line with a training loss; {_rerun('train')}")
     if len(held_out) < 2 or held_out[0].number("step") != 0:
         raise UserError(f"{path}: no held-out loss at step 0 and after it; {_rerun('train')}")
-    return training, held_out
+    return training, held_out, alarms
 
 
 def _row(experiments: Sequence[Experiment], label: str, key: str, is_detail: bool = False) -> Row:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +33,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from higgs_pipe.cli import main
 from higgs_pipe.config import TrainStage, load_stage
 from higgs_pipe.data.files import sha256_of_file, write_json, write_text
-from higgs_pipe.errors import UserError
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.alarms import Alarm, Alarms, code_entropies
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows
 from higgs_pipe.higgs.chatml import PromptRenderer
 from higgs_pipe.higgs.checkpoints import Checkpoints, State, write_errors_named
@@ -50,6 +51,7 @@ from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.optimizer import make_optimizer, make_schedule
 from higgs_pipe.higgs.predictions import describe_predictions
+from higgs_pipe.higgs.preflight import check_before_training
 from higgs_pipe.higgs.processes import (
     LOGS,
     caught_signals,
@@ -75,6 +77,7 @@ RESULT_NEUTRAL = {
     *("num_processes", "num_machines", "main_process_ip", "main_process_port"),
     *("accelerate_config", "timeout_seconds", "device"),
     *("log_steps", "save_steps", "save_total_limit", "tracker"),
+    *("preflight", "stop_on_alarm"),
 }
 
 
@@ -90,8 +93,8 @@ def run(
         config: ``results/config/train.json``.
         train_rows: Packed training rows.
         eval_rows: Packed held-out rows.
-        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl`` and ``config.json``, ``logs/`` of
-            the tracker, and ``checkpoints/`` while training runs.
+        output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl``, ``preflight.json`` and
+            ``config.json``, ``logs/`` of the tracker, and ``checkpoints/`` while training runs.
         overrides: JSON object of the experiment, laid over the ``train`` section.
 
     Raises:
@@ -101,9 +104,11 @@ def run(
     accelerator = make_accelerator(stage.train, output_dir)
     with lost_process_named(accelerator, stage.train.timeout_seconds):
         training = Training(stage, PackedRows(train_rows), PackedRows(eval_rows), accelerator)
+        checked = training.check_before() if stage.train.preflight else {"checks": []}
         if accelerator.is_main_process:
             write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
             write_json(output_dir / "trainable_parameters.json", training.trainable_parameters)
+            write_json(output_dir / "preflight.json", checked)
         checkpoints = Checkpoints(
             output_dir / "checkpoints",
             run_identity(stage, train_rows, eval_rows, accelerator),
@@ -186,6 +191,11 @@ class Training:
         self.best_eval_loss = math.inf
         self.best_adapter: State = {}
         self.num_evaluations_without_better = 0
+        self.alarms = Alarms(
+            code_entropies(eval_rows[i].audio_labels for i in range(min(len(eval_rows), 64))),
+            self.config.codebook_size,
+            self.num_steps,
+        )
         self._prediction_log_failed = False
         self.trainable_parameters = trainable_parameters(adapter)
         parts = "\n".join(f"  {k:<18}{v:>14,}" for k, v in self.trainable_parameters.items())
@@ -226,6 +236,8 @@ class Training:
         if done == 0:
             metrics.restore("")
             self._evaluate(0, metrics)
+        elif settings.stop_on_alarm and self.alarms.active:
+            raise self._alarm_error(done)
         started = time.perf_counter() - metrics.seconds
         progress = tqdm(
             initial=done,
@@ -245,14 +257,20 @@ class Training:
                 metrics.seconds = time.perf_counter() - started
                 if step % settings.log_steps == 0 or step == 1:
                     line = result.line | {"epoch": step / self.steps_per_epoch}
+                    line |= {"adapter_norm": self._adapter_norm()}
                     line |= self.telemetry.line() | {"seconds": metrics.seconds}
-                    metrics.write(step, line)
+                    self._log(step, line, metrics)
                     self._log_predictions(step_input.micro_batches[0].batch, result.predictions)
                 if step % settings.eval_steps == 0 or step == self.num_steps:
                     self._evaluate(step, metrics)
                 stopping = result.is_stop_requested and not self._is_finished(step)
-                if is_main_process and (stopping or step % settings.save_steps == 0):
+                # The losses, and so the alarms, are the same on every process.
+                alarmed = settings.stop_on_alarm and bool(self.alarms.active)
+                if is_main_process and (stopping or alarmed or step % settings.save_steps == 0):
                     checkpoints.save(step, self._state(step, metrics))
+                if alarmed:
+                    self.accelerator.wait_for_everyone()
+                    raise self._alarm_error(step)
                 if stopping:
                     self.accelerator.wait_for_everyone()
                     logger.warning(
@@ -365,6 +383,29 @@ class Training:
         is_early = patience is not None and self.num_evaluations_without_better >= patience
         return is_early or done >= self.num_steps
 
+    def check_before(self) -> dict[str, Any]:
+        """The pre-flight; it must come before :meth:`fit`, and changes nothing there."""
+        return check_before_training(self.model, self.train_rows, self.eval_rows, self.accelerator)
+
+    def _log(self, step: int, line: dict[str, float], metrics: "Metrics") -> None:
+        """Write a line, and the alarms that it gives."""
+        metrics.write(step, line)
+        for alarm in self.alarms.check({"step": step, **line}):
+            metrics.write_alarm(alarm)
+
+    def _alarm_error(self, step: int) -> UserError:
+        alarms = [f"{alarm.name}: {alarm.message}" for alarm in self.alarms.active.values()]
+        return UserError(
+            f"stopped after step {step} by train.stop_on_alarm; the checkpoint is saved:\n"
+            f"{list_offenders(alarms)}\n"
+            "Mend what the alarm names; or set train.stop_on_alarm: false and run snakemake again "
+            "to go on from here."
+        )
+
+    def _adapter_norm(self) -> float:
+        squares = [p.detach().double().square().sum() for p in self.lora_parameters]
+        return torch.stack(squares).sum().sqrt().item()
+
     def _state(self, step: int, metrics: "Metrics") -> State:
         """All that the rest of the run depends on; the same on every process."""
         return {
@@ -397,6 +438,7 @@ class Training:
         self.best_adapter = state["best_adapter"]
         self.num_evaluations_without_better = state["num_evaluations_without_better"]
         metrics.restore(state["metrics"])
+        self.alarms.replay(state["metrics"])
         metrics.seconds = state["seconds"]
         logger.info("going on after step %d of %d", done, self.num_steps)
         return done
@@ -438,7 +480,7 @@ class Training:
                 f"step {step}: the held-out loss is {line['eval_loss']}. Lower "
                 "train.learning_rate, or try train.dtype: float32."
             )
-        metrics.write(step, line)
+        self._log(step, line, metrics)
         if step == 0:
             return
         if line["eval_loss"] < self.best_eval_loss:
@@ -499,6 +541,14 @@ class Metrics:
         names = ("loss", "text_loss", "audio_loss", "stop_loss")
         shown = "  ".join(f"{prefix}{name} {values[prefix + name]:.4f}" for name in names)
         logger.info("step %d  %s", step, shown)
+
+    def write_alarm(self, alarm: Alarm) -> None:
+        """Append an alarm, and warn."""
+        if not self.is_main_process:
+            return
+        with write_errors_named(self.path), self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(alarm.as_line()) + "\n")
+        logger.warning("step %d  alarm: %s: %s", alarm.step, alarm.name, alarm.message)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ STAGE_VERSIONS: dict[str, int] = {
     "validate": 2,
     "tokenize": 1,
     "pack": 1,
-    "train": 2,
+    "train": 3,
     "eval": 1,
     "package": 1,
-    "report": 1,
+    "report": 2,
 }
 
 # What a folder that is a manifest may hold, beside transcripts.

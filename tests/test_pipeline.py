@@ -80,6 +80,7 @@ def test_the_demo_leaves_every_result_where_it_belongs(demo: Path):
         "experiments/default/train/adapter/adapter_config.json",
         "experiments/default/train/adapter/adapter_model.safetensors",
         "experiments/default/train/metrics.jsonl",
+        "experiments/default/train/preflight.json",
         "experiments/default/eval/metrics.json",
         "experiments/default/eval/clips.parquet",
         "adapters/default/README.md",

@@ -106,6 +106,12 @@ class Inputs:
                 *(evaluation_line(step, loss) for step, loss in lines),
                 *(training_line(step, 10.5 - step / 20) for step in (10, 20, 30, 40)),
             ],
+            "train/preflight.json": {
+                "checks": [
+                    {"name": "labels", "status": "passed", "found": "96 samples"},
+                    {"name": "audio offset", "status": "no evidence", "found": "a random base"},
+                ]
+            },
             "train/config.json": {
                 "base_model": "resources/tiny-higgs",
                 "train": {"learning_rate": 0.0002, "lora": {"r": 16, "target_modules": ["a", "b"]}},
@@ -241,6 +247,34 @@ def test_the_adapter_kept_is_the_one_with_the_lowest_loss_after_step_0(inputs: I
     assert kept in words(inputs.html())
 
 
+def test_the_preflight_is_a_table(inputs: Inputs) -> None:
+    page = inputs.html()
+    assert rows(page, "labels") == [["passed", "96 samples"]]
+    assert rows(page, "audio offset") == [["no evidence", "a random base"]]
+    inputs.experiments["default"]["train/preflight.json"]["checks"] = []
+    assert "Pre-flight It was off." in words(inputs.html())
+
+
+def test_alarms_are_listed_and_are_a_caution_in_the_verdict(inputs: Inputs) -> None:
+    page = words(inputs.html())
+    assert "Alarms None." in page
+    assert "during training; see below" not in page
+    alarm = {"step": 20, "alarm": "gradient_zero", "message": "the gradient's norm is 0"}
+    inputs.experiments["default"]["train/metrics.jsonl"].append(alarm)
+    page = inputs.html()
+    assert rows(page, "gradient zero") == [["20", "the gradient&#39;s norm is 0"]]
+    assert "Caution: 1 alarm during training; see below." in words(page)
+
+
+def test_alarms_beyond_the_twentieth_are_counted(inputs: Inputs) -> None:
+    lines = inputs.experiments["default"]["train/metrics.jsonl"]
+    lines += [{"step": i, "alarm": f"sign_{i}", "message": "m"} for i in range(21)]
+    page = inputs.html()
+    assert rows(page, "sign 19")
+    assert not rows(page, "sign 20")
+    assert "And 1 more, in metrics.jsonl" in words(page)
+
+
 def test_each_loss_has_its_drawing_in_the_colours_of_the_page(inputs: Inputs) -> None:
     drawings = re.findall(r'<svg [^>]*role="img".*?</svg>', inputs.html(), re.DOTALL)
     assert len(drawings) == 4
@@ -329,6 +363,7 @@ def test_no_two_elements_share_an_id(inputs: Inputs) -> None:
         ("packing.json", "pack"),
         ("experiments/default/train/metrics.jsonl", "train"),
         ("experiments/default/train/config.json", "train"),
+        ("experiments/default/train/preflight.json", "train"),
         ("experiments/default/eval/metrics.json", "eval"),
     ],
 )

@@ -67,7 +67,8 @@ elif stage == "pack":
         write(options[name], read(options["clips"]))
 elif stage == "train":
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json",
-                 "metrics.jsonl", "config.json", "trainable_parameters.json"):
+                 "metrics.jsonl", "preflight.json", "config.json",
+                 "trainable_parameters.json"):
         write(Path(options["output-dir"]) / name, options["overrides"] + read(options["config"]))
 elif stage == "evaluate":
     write(options["metrics"], "{}")

@@ -16,6 +16,10 @@ rule report:
             "<results>/experiments/{experiment}/train/config.json",
             experiment=EXPERIMENTS,
         ),
+        preflights=expand(
+            "<results>/experiments/{experiment}/train/preflight.json",
+            experiment=EXPERIMENTS,
+        ),
         eval_metrics=expand(
             "<results>/experiments/{experiment}/eval/metrics.json",
             experiment=EXPERIMENTS,

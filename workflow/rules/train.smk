@@ -1,8 +1,8 @@
 # One adapter an experiment.
 # in:  <results>/packed/{train,eval}.parquet
-# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, config.json and
-#      trainable_parameters.json; beside them checkpoints/ while training runs, and logs/ of the
-#      tracker, which Snakemake leaves alone
+# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, preflight.json,
+#      config.json and trainable_parameters.json; beside them checkpoints/ while training runs, and
+#      logs/ of the tracker, which Snakemake leaves alone
 
 
 rule train_adapter:
@@ -15,6 +15,7 @@ rule train_adapter:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
+        preflight="<results>/experiments/{experiment}/train/preflight.json",
         config="<results>/experiments/{experiment}/train/config.json",
         trainable_parameters="<results>/experiments/{experiment}/train/trainable_parameters.json",
     log:
