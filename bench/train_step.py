@@ -125,9 +125,7 @@ def packed_batches(clips: Sequence[Clip], row_length: int, config: Any) -> list[
     return batches
 
 
-def native_batches(
-    clips: Sequence[Clip], config: Any, sft_labels: bool
-) -> list[dict[str, Tensor]]:
+def native_batches(clips: Sequence[Clip], config: Any, sft_labels: bool) -> list[dict[str, Tensor]]:
     """Batches of 8 clips padded to the longest, in the order in which they come."""
     batches = []
     for start in range(0, len(clips), NATIVE_BATCH_SIZE):

@@ -45,7 +45,7 @@ from higgs_pipe.higgs.lora import (
     save_adapter,
     trainable_parameters,
 )
-from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
+from higgs_pipe.higgs.loss import LossSums, Predictions, label_weights, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.predictions import describe_predictions
 
@@ -117,7 +117,12 @@ class Training:
         self.eval_rows = eval_rows
         self.accelerator = accelerator
         dtype = pick_dtype(settings.dtype, accelerator.device)
-        base = load_base(stage.base_model, stage.base_model_revision, dtype)
+        if settings.tf32 and accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        base = load_base(
+            *(stage.base_model, stage.base_model_revision, dtype),
+            *(settings.quantization, accelerator.device),
+        )
         self.config = base.config
         self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
         self._check_codebook_weights()
@@ -125,9 +130,12 @@ class Training:
         self.initial_adapter = (
             adapter_state(adapter) if settings.lora.init in MUTATING else dict[str, Tensor]()
         )
-        if settings.gradient_checkpointing:
-            base.activation_checkpointing_enable({"use_reentrant": False})
-        model = DualLossModel(adapter).train()
+        model = DualLossModel(
+            adapter,
+            settings.max_logits_mb,
+            checkpoint_every=int(settings.gradient_checkpointing),
+            compile_layers=settings.compile,
+        ).train()
         self.lora_parameters = [p for p in model.parameters() if p.requires_grad]
         self.model = accelerator.prepare(model)
         self.optimizer = torch.optim.AdamW(
@@ -188,7 +196,7 @@ class Training:
                 line, batch, predictions = self.step(step_rows, epoch, step)
                 progress.update()
                 metrics.seconds = time.perf_counter() - started
-                if step % settings.log_steps == 0 or step == 1:
+                if self._is_logged(step):
                     progress_so_far = {"epoch": step / self.steps_per_epoch}
                     metrics.write(step, line | progress_so_far | {"seconds": metrics.seconds})
                     self._log_predictions(batch, predictions)
@@ -262,7 +270,7 @@ class Training:
 
     def step(
         self, step_rows: Sequence[int], epoch: int, step: int
-    ) -> tuple[dict[str, float], PackedBatch, Predictions]:
+    ) -> tuple[dict[str, float], PackedBatch, Predictions | None]:
         """One optimizer step.
 
         Args:
@@ -271,7 +279,8 @@ class Training:
             step: From 1, for messages.
 
         Returns:
-            What to log, and the first micro-batch of this process with its predictions.
+            What to log, and the first micro-batch of this process, in a logged step with its
+            predictions.
 
         Raises:
             UserError: No label of a kind in the step, a loss that is not finite, or no gradient.
@@ -279,20 +288,23 @@ class Training:
         micro_batches = self._micro_batches(step_rows)
         counts = self._global_counts(micro_batches)
         self._refuse_missing_labels(counts, step)
+        weights = label_weights(counts, self.settings.loss_weights)
         loss = torch.zeros_like(counts)
-        predictions = []
+        predictions: list[Predictions | None] = []
         for micro_batch in micro_batches:
             # A row's dropout depends on the row alone, not on the process that takes it.
             torch.manual_seed(combined_seed(self.settings.seed, epoch, micro_batch.rows[0]))
             is_last = micro_batch is micro_batches[-1]
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                sums, predicted = self.model(micro_batch.batch.to(self.accelerator.device))
-                total = sums.total()
+                sums, predicted = self.model(
+                    micro_batch.batch.to(self.accelerator.device),
+                    weights,
+                    predict=not predictions and self._is_logged(step),
+                )
                 # DDP averages over the processes; the step's loss is a sum over them.
                 weight = micro_batch.weight * self.accelerator.num_processes
-                loss_of_step = objective(total.loss, counts, self.settings.loss_weights)
-                self.accelerator.backward(loss_of_step * weight)
-            loss += total.loss.detach().double() * micro_batch.weight
+                self.accelerator.backward(sums.objective * weight)
+            loss += sums.total().loss.double() * micro_batch.weight
             predictions.append(predicted)
         step_loss = self.accelerator.reduce(loss, "sum")
         line = named_losses(LossSums(step_loss, counts, counts))
@@ -372,8 +384,13 @@ class Training:
             self.best_adapter = adapter_state(self.accelerator.unwrap_model(self.model).model)
             logger.info("step %d: the best adapter so far", step)
 
-    def _log_predictions(self, batch: PackedBatch, predictions: Predictions) -> None:
+    def _is_logged(self, step: int) -> bool:
+        return step % self.settings.log_steps == 0 or step == 1
+
+    def _log_predictions(self, batch: PackedBatch, predictions: Predictions | None) -> None:
         if not self.accelerator.is_main_process or self._prediction_log_failed:
+            return
+        if predictions is None:
             return
         try:
             for line in describe_predictions(batch, predictions, self.tokenizer):

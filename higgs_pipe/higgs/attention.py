@@ -6,7 +6,7 @@ positions in all.
 
 import logging
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, samples: Samples) -> Tensor:
     """All samples in one call of the flash kernel (CUDA, half precision)."""
     longest = max(samples.lengths)
-    attended: Tensor = varlen_attn(
+    attended = varlen_attn(
         query,
         key,
         value,
@@ -76,22 +76,21 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, samples: Samples
         window_size=(-1, 0),  # causal
         enable_gqa=True,
     )
-    return attended
+    return cast(Tensor, attended)
 
 
 def attention_by_sample(
     query: Tensor, key: Tensor, value: Tensor, samples: Samples, dropout: float = 0.0
 ) -> Tensor:
     """One call of scaled dot-product attention a sample; runs everywhere."""
-    attended = [
-        scaled_dot_product_attention(  # over (1, heads, length, head_dim)
-            *(part.transpose(0, 1)[None] for part in parts),
-            is_causal=True,
-            dropout_p=dropout,
-            enable_gqa=True,
-        )[0].transpose(0, 1)
-        for parts in zip(
-            *(tensor.split(samples.lengths) for tensor in (query, key, value)), strict=True
+    lengths = list(samples.lengths)
+    attended = []
+    for parts in zip(
+        *(torch.split(tensor, lengths) for tensor in (query, key, value)), strict=True
+    ):
+        q, k, v = (part.transpose(0, 1)[None] for part in parts)  # (1, heads, length, head_dim)
+        of_sample = scaled_dot_product_attention(
+            q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True
         )
-    ]
+        attended.append(of_sample[0].transpose(0, 1))
     return torch.cat(attended)

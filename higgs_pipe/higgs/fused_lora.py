@@ -7,7 +7,7 @@ autocast does. Their own values, gradients and optimizer states keep their type 
 """
 
 import types
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -34,10 +34,10 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         and not self.base_layer.weight.requires_grad
     )
     if not is_plain:
-        return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
+        return cast(Tensor, type(self).forward(self, x, *args, **kwargs))
     dropout = self.lora_dropout[adapter]
     has_dropout = self.training and isinstance(dropout, nn.Dropout)
-    output: Tensor = _LowRankLinear.apply(
+    output = _low_rank_linear(
         x.flatten(0, -2),
         dropout(x).flatten(0, -2) if has_dropout else None,
         self.base_layer.weight,
@@ -46,7 +46,7 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.lora_B[adapter].weight,
         self.scaling[adapter],
     )
-    return output.unflatten(0, x.shape[:-1])
+    return torch.unflatten(output, 0, x.shape[:-1])
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -84,3 +84,6 @@ class _LowRankLinear(torch.autograd.Function):
             else:
                 of_x.addmm_(of_low, a.to(gradient.dtype))
         return of_x, of_dropped, None, None, of_a, of_b, None
+
+
+_low_rank_linear: Any = _LowRankLinear.apply  # it has no type

@@ -33,13 +33,12 @@ class LossSums:
 
     loss: Tensor  # nats
     count: Tensor  # labels
-    correct: Tensor | None  # labels whose most likely prediction is right; None: not looked at
+    correct: Tensor  # labels whose most likely prediction is right; NaN where nobody looked
     objective: Tensor | None = None  # () the weighted sum over all samples, where weights are given
 
     def total(self) -> Self:
         """Summed over the samples."""
-        correct = None if self.correct is None else self.correct.sum(0)
-        return type(self)(self.loss.sum(0), self.count.sum(0), correct, self.objective)
+        return type(self)(self.loss.sum(0), self.count.sum(0), self.correct.sum(0), self.objective)
 
     def detach(self) -> Self:
         """Without the graph."""
@@ -87,7 +86,8 @@ def loss_sums(text: HeadLoss, audio: HeadLoss, batch: PackedBatch) -> LossSums:
         )
         return torch.cat([sums, audio_sums], dim=1)
 
-    correct = objective = None
+    count = by_sample(torch.ones_like(text.loss), has_label)
+    correct, objective = torch.full_like(count, torch.nan), None
     if text.prediction is not None and audio.prediction is not None:
         correct = by_sample(
             text.prediction == batch.text_labels[:, None],
@@ -97,7 +97,7 @@ def loss_sums(text: HeadLoss, audio: HeadLoss, batch: PackedBatch) -> LossSums:
         objective = text.weighted + audio.weighted
     return LossSums(
         loss=by_sample(text.loss, audio.loss),
-        count=by_sample(torch.ones_like(text.loss), has_label),
+        count=count,
         correct=correct,
         objective=objective,
     )
@@ -135,13 +135,13 @@ def chunked_loss(
     shape = (num_codebooks, num_entries)
     if weights is not None and torch.is_grad_enabled():
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        weighted, loss, *prediction = _WeightedLoss.apply(
+        weighted, loss, *prediction = _weighted_loss(
             head, shape, size, predict, hidden, labels, weights, *trained
         )
         return HeadLoss(loss, prediction[0] if predict else None, weighted)
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits = _at_least_float32(head(hidden)).unflatten(-1, shape)
+        logits = torch.unflatten(_at_least_float32(head(hidden)), -1, shape)
         loss = cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
@@ -149,7 +149,7 @@ def chunked_loss(
 
     chunks = [
         checkpoint(of_chunk, *chunk, use_reentrant=False)
-        for chunk in zip(hidden.split(size), labels.split(size), strict=True)
+        for chunk in zip(torch.split(hidden, size), torch.split(labels, size), strict=True)
     ]
     loss = torch.cat([chunk[0] for chunk in chunks])
     return HeadLoss(
@@ -182,7 +182,7 @@ class _WeightedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 chunk = hidden[rows].detach().requires_grad_()
                 logits = head(chunk)
-            scores = _at_least_float32(logits.detach()).unflatten(-1, shape)  # (m, K, V)
+            scores = torch.unflatten(_at_least_float32(logits.detach()), -1, shape)  # (m, K, V)
             if predict:
                 predictions.append(scores.argmax(-1))
             label = labels[rows].clamp_min(0)[..., None]
@@ -207,6 +207,9 @@ class _WeightedLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Any:
         of_hidden, *of_trained = (saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors)
         return None, None, None, None, of_hidden, None, None, *of_trained
+
+
+_weighted_loss: Any = _WeightedLoss.apply  # it has no type
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
@@ -259,8 +262,6 @@ def named_losses(sums: LossSums, prefix: str = "") -> dict[str, float]:
 
 def named_accuracies(sums: LossSums, prefix: str = "") -> dict[str, float]:
     """The shares of right predictions, named as :func:`named_losses` names the losses."""
-    if sums.correct is None:
-        raise ValueError("these sums were computed without predictions")
     shares = (sums.correct.double() / sums.count.double()).tolist()
     names = {"text_accuracy": shares[0]}
     names |= {f"audio_accuracy_codebook_{k}": share for k, share in enumerate(shares[1:-1])}

@@ -22,23 +22,30 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rotary_pos_emb
 
+from higgs_pipe.config import Quantization
 from higgs_pipe.higgs.attention import Samples, packed_attention
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.checkpoint import load_weights
 from higgs_pipe.higgs.fused_lora import fuse_lora
 from higgs_pipe.higgs.loss import LossSums, Predictions, chunked_loss, loss_sums
+from higgs_pipe.higgs.quantization import quantization_options
 
+CPU = torch.device("cpu")
 DEFAULT_MAX_LOGITS_MB = 64.0
 
 
 def load_base(
-    base_model: str, revision: str | None, dtype: torch.dtype
+    base_model: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+    device: torch.device = CPU,
 ) -> HiggsAudioV2ForConditionalGeneration:
-    """Load the base with its text head, frozen, on the CPU.
+    """Load the base with its text head, frozen, on the CPU; quantized, on ``device``.
 
     Raises:
-        UserError: It cannot be loaded, or some of its weights (the text head's, for example) are
-            missing.
+        UserError: It cannot be loaded, some of its weights (the text head's, for example) are
+            missing, or it cannot be quantized here.
     """
     model: HiggsAudioV2ForConditionalGeneration = load_weights(
         HiggsAudioV2ForConditionalGeneration,
@@ -47,6 +54,7 @@ def load_base(
         revision,
         dtype=dtype,
         use_text_head=True,
+        **quantization_options(quantization, device, dtype),
     )
     model.requires_grad_(False)
     return model.eval()
@@ -63,7 +71,7 @@ class Routing(NamedTuple):
 
     def apply(self, hidden: Tensor, of_text: nn.Module, of_audio: nn.Module) -> Tensor:
         """Each position through its module: (S, H) -> (S, H), in routed order."""
-        text, audio = hidden.split([self.num_text, self.num_audio])
+        text, audio = torch.split(hidden, [self.num_text, self.num_audio])
         return torch.cat([of_text(text), of_audio(audio)])
 
 
@@ -125,7 +133,8 @@ class DualLossModel(nn.Module):
         hidden = self.backbone(batch)
         text_weights = audio_weights = None
         if label_weights is not None:
-            text, codebooks, stop = label_weights.split([1, len(label_weights) - 2, 1])
+            weights = label_weights.to(torch.promote_types(hidden.dtype, torch.float32))
+            text, codebooks, stop = torch.split(weights, [1, len(label_weights) - 2, 1])
             text_weights = text.expand(len(batch.text_labels), 1)
             audio_weights = codebooks + stop * (batch.audio_labels == batch.stream_eos)
         text_loss = chunked_loss(
@@ -199,7 +208,7 @@ def _body_forward(
             hidden = checkpoint(layer, *inputs, use_reentrant=False)
         else:
             hidden = layer(*inputs)
-    hidden = _Permute.apply(self.norm(hidden), routing.unrouted, routing.routed)
+    hidden = _permute(self.norm(hidden), routing.unrouted, routing.routed)
     return BaseModelOutputWithPast(last_hidden_state=hidden[None])
 
 
@@ -220,7 +229,7 @@ def _before_attention(
     attention = self.self_attn
     normed = routing.apply(hidden, self.input_layernorm, self.audio_input_layernorm)
     query, key, value = (
-        _Permute.apply(project(normed), routing.unrouted, routing.routed).unflatten(
+        _permute(project(normed), routing.unrouted, routing.routed).unflatten(
             -1, (-1, attention.head_dim)
         )
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -231,7 +240,7 @@ def _before_attention(
 
 def _after_attention(self: Any, hidden: Tensor, attended: Tensor, routing: Routing) -> Tensor:
     """Both residual sums: (S, H) and (S, heads, head_dim) -> (S, H)."""
-    attended = _Permute.apply(attended.flatten(1), routing.routed, routing.unrouted)
+    attended = _permute(attended.flatten(1), routing.routed, routing.unrouted)
     hidden = hidden + self.self_attn.o_proj(attended)
     normed = routing.apply(
         hidden, self.post_attention_layernorm, self.audio_post_attention_layernorm
@@ -251,3 +260,6 @@ class _Permute(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (inverse,) = ctx.saved_tensors
         return gradient.index_select(0, inverse), None, None
+
+
+_permute: Any = _Permute.apply  # it has no type
