@@ -8,6 +8,7 @@ micro-batches, and one division at the end::
 Nats per label. Nothing here averages averages.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -176,28 +177,19 @@ class _WeightedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         of_hidden = torch.empty_like(hidden)
         of_trained = [torch.zeros_like(parameter) for parameter in trained]
-        losses, predictions = [], []
+        losses: list[Tensor] = []
+        predictions: list[Tensor] = []
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
-            with torch.enable_grad():
-                chunk = hidden[rows].detach().requires_grad_()
-                logits = head(chunk)
-            scores = torch.unflatten(_at_least_float32(logits.detach()), -1, shape)  # (m, K, V)
-            if predict:
-                predictions.append(scores.argmax(-1))
-            label = labels[rows].clamp_min(0)[..., None]
-            has_label = labels[rows] != IGNORED
-            log_p = scores.log_softmax(-1)
-            del scores
-            losses.append(-log_p.gather(-1, label)[..., 0] * has_label)
-            gradient = log_p.exp_().scatter_add_(-1, label, -torch.ones_like(log_p[..., :1]))
-            gradient *= (weights[rows] * has_label)[..., None]
-            gradient = gradient.flatten(1).to(logits.dtype)
-            of_chunk = torch.autograd.grad(logits, [chunk, *trained], gradient)
-            of_hidden[rows] = of_chunk[0]
-            for total, part in zip(of_trained, of_chunk[1:], strict=True):
+            loss, prediction, (of_rows, *of_parameters) = _loss_and_gradients(
+                head, shape, predict, hidden[rows], labels[rows], weights[rows], trained
+            )
+            losses.append(loss)
+            predictions += [] if prediction is None else [prediction]
+            of_hidden[rows] = of_rows
+            for total, part in zip(of_trained, of_parameters, strict=True):
                 total += part
-        loss = torch.cat(losses)
+        loss = torch.cat(losses)  # (M, K)
         ctx.save_for_backward(of_hidden, *of_trained)
         found = (loss, torch.cat(predictions)) if predict else (loss,)
         ctx.mark_non_differentiable(*found)
@@ -207,6 +199,35 @@ class _WeightedLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Any:
         of_hidden, *of_trained = (saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors)
         return None, None, None, None, of_hidden, None, None, *of_trained
+
+
+def _loss_and_gradients(
+    head: nn.Module,
+    shape: tuple[int, int],
+    predict: bool,
+    hidden: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    trained: Sequence[Tensor],
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+    """One chunk's losses and predictions (m, K), and the gradients of ``hidden`` and ``trained``.
+
+    The gradient of a label's loss is softmax - 1 at the label, softmax elsewhere.
+    """
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_()
+        logits = head(hidden)  # (m, K * V)
+    scores = torch.unflatten(_at_least_float32(logits.detach()), -1, shape)  # (m, K, V)
+    prediction = scores.argmax(-1) if predict else None
+    log_p = scores.log_softmax(-1)
+    del scores
+    label = labels.clamp_min(0)[..., None]
+    has_label = labels != IGNORED
+    loss = -log_p.gather(-1, label)[..., 0].masked_fill(~has_label, 0)
+    gradient = log_p.exp_().scatter_add_(-1, label, -torch.ones_like(log_p[..., :1]))
+    gradient *= (weights * has_label)[..., None]
+    gradient = gradient.flatten(1).to(logits.dtype)
+    return loss, prediction, torch.autograd.grad(logits, [hidden, *trained], gradient)
 
 
 _weighted_loss: Any = _WeightedLoss.apply  # it has no type
