@@ -132,7 +132,7 @@ def test_two_rows_in_a_micro_batch_give_the_sums_of_each_alone(tiny_base, rows):
 
 def backward(model: torch.nn.Module, batch: PackedBatch) -> dict[str, torch.Tensor]:
     """The gradients of the objective, computed as training does."""
-    weights = label_weights(batch.label_counts().to(batch.input_ids.device))
+    weights = label_weights(batch.label_counts())
     model(batch, weights, predict=False)[0].objective.backward()
     return lora_gradients(model.model)
 
@@ -179,7 +179,7 @@ def test_every_nth_layer_is_computed_again_and_no_gradient_changes(tiny_base, ro
 
 
 def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(tiny_base, rows, monkeypatch):
-    with_backend = partial(torch.compile, backend="aot_eager")  # traces all, compiles no kernel
+    with_backend = partial(torch.compile, backend="eager")  # traces all, compiles nothing
     monkeypatch.setattr(torch, "compile", with_backend)
     torch._dynamo.reset()
     counters.clear()

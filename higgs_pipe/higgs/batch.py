@@ -109,8 +109,8 @@ class PackedBatch:
     def label_counts(self) -> Tensor:
         """Labels of each kind: (2 + K,) float64, in the columns of :class:`loss.LossSums`."""
         is_label = self.audio_labels != IGNORED
-        text = torch.tensor([len(self.text_labels)])
         stop = (self.audio_labels == self.stream_eos).sum().reshape(1)
+        text = stop.new_tensor([len(self.text_labels)])
         return torch.cat([text, is_label.sum(dim=0), stop]).to(torch.float64)
 
 
