@@ -15,6 +15,7 @@ from higgs_pipe.errors import UserError, list_offenders
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32", "float64"]
+Quantization = Literal["8bit", "4bit"]
 
 EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
@@ -255,8 +256,26 @@ class TrainConfig(Section):
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
         "tensorboard", description="Where the curves go, beside metrics.jsonl."
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, slower."
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1, le=1024)] = Field(
+        False,
+        description="Recompute layers in the backward pass: less memory, slower. true is every "
+        "layer, n every n-th.",
+    )
+    max_logits_mb: float = Field(
+        64.0,
+        gt=0,
+        le=1_000_000,
+        description="Megabytes for the logits and their gradient; more labels go in chunks.",
+    )
+    quantization: Quantization | None = Field(
+        None,
+        description="Keep the frozen base's linear layers in 8 or 4 bits (CUDA, bitsandbytes).",
+    )
+    compile: bool = Field(
+        False, description="Compile the layers around attention; the first steps wait for it."
+    )
+    tf32: bool = Field(
+        True, description="Let float32 matrix products on CUDA round their factors to TF32."
     )
     preflight: bool = Field(
         True, description="Check data, objective and gradients before the first step."

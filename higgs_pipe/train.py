@@ -47,7 +47,7 @@ from higgs_pipe.higgs.lora import (
     save_adapter,
     trainable_parameters,
 )
-from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
+from higgs_pipe.higgs.loss import LossSums, Predictions, label_weights, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.optimizer import make_optimizer, make_schedule
 from higgs_pipe.higgs.predictions import describe_predictions
@@ -166,7 +166,12 @@ class Training:
         self.accelerator = accelerator
         self.device = accelerator.device
         dtype = pick_dtype(settings.dtype, self.device)
-        base = load_base(stage.base_model, stage.base_model_revision, dtype)
+        if settings.tf32 and self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        base = load_base(
+            *(stage.base_model, stage.base_model_revision, dtype),
+            *(settings.quantization, self.device),
+        )
         self.config = base.config
         self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
         self._check_codebook_weights()
@@ -174,9 +179,12 @@ class Training:
         self.initial_adapter = (
             adapter_state(adapter) if settings.lora.init in MUTATING else dict[str, Tensor]()
         )
-        if settings.gradient_checkpointing:
-            base.activation_checkpointing_enable({"use_reentrant": False})
-        model = DualLossModel(adapter).train()
+        model = DualLossModel(
+            adapter,
+            settings.max_logits_mb,
+            checkpoint_every=int(settings.gradient_checkpointing),
+            compile_layers=settings.compile,
+        ).train()
         self.lora_parameters = [p for p in model.parameters() if p.requires_grad]
         self.model = accelerator.prepare(model)
         self.row_lengths = train_rows.row_lengths()
@@ -255,7 +263,7 @@ class Training:
                 step = done = step_input.planned.step
                 progress.update()
                 metrics.seconds = time.perf_counter() - started
-                if step % settings.log_steps == 0 or step == 1:
+                if self._is_logged(step):
                     line = result.line | {"epoch": step / self.steps_per_epoch}
                     line |= {"adapter_norm": self._adapter_norm()}
                     line |= self.telemetry.line() | {"seconds": metrics.seconds}
@@ -309,22 +317,25 @@ class Training:
         """
         planned, phase = step_input.planned, self.telemetry.phase
         counts = self._summed(step_input.label_counts.to(self.device, non_blocking=True))
+        weights = label_weights(counts, self.settings.loss_weights)
         loss = torch.zeros_like(counts)
-        predictions = []
+        predictions: list[Predictions | None] = []
         for micro_batch in step_input.micro_batches:
             # A row's dropout depends on the row alone, not on the process that takes it.
             torch.manual_seed(combined_seed(self.settings.seed, planned.epoch, micro_batch.rows[0]))
             is_last = micro_batch is step_input.micro_batches[-1]
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 with phase("forward"):
-                    sums, predicted = self.model(micro_batch.batch.to(self.device))
-                    total = sums.total()
+                    sums, predicted = self.model(
+                        micro_batch.batch.to(self.device),
+                        weights,
+                        predict=not predictions and self._is_logged(planned.step),
+                    )
                     # DDP averages over the processes; the step's loss is a sum over them.
                     weight = micro_batch.weight * self.accelerator.num_processes
-                    scaled = objective(total.loss, counts, self.settings.loss_weights) * weight
                 with phase("backward"):
-                    self.accelerator.backward(scaled)
-            loss += total.loss.detach().double() * micro_batch.weight
+                    self.accelerator.backward(sums.objective * weight)
+            loss += sums.total().loss.double() * micro_batch.weight
             predictions.append(predicted)
         with phase("optimizer"):
             line, is_stop_requested = self._checked(step_input, loss, counts)
@@ -491,8 +502,13 @@ class Training:
         else:
             self.num_evaluations_without_better += 1
 
-    def _log_predictions(self, batch: PackedBatch, predictions: Predictions) -> None:
+    def _is_logged(self, step: int) -> bool:
+        return step % self.settings.log_steps == 0 or step == 1
+
+    def _log_predictions(self, batch: PackedBatch, predictions: Predictions | None) -> None:
         if not self.accelerator.is_main_process or self._prediction_log_failed:
+            return
+        if predictions is None:
             return
         try:
             for line in describe_predictions(batch, predictions, self.tokenizer):
@@ -506,7 +522,7 @@ class StepResult(NamedTuple):
     """What one optimizer step has to say."""
 
     line: dict[str, float]
-    predictions: Predictions  # of this process's first micro-batch
+    predictions: Predictions | None  # of this process's first micro-batch, in a logged step
     is_stop_requested: bool  # by a signal to any process
 
 

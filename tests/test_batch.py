@@ -25,6 +25,22 @@ def test_positions_restart_at_each_sample(row, config):
     assert batch.position_ids[0].tolist() == expected
 
 
+def test_text_is_routed_before_audio_and_back(row, config):
+    batch = collate([row, row], config)
+    ids = batch.input_ids[0]
+    is_audio = [int(i) in (config.audio_token_id, config.audio_delay_token_id) for i in ids]
+    routed = [i for i, audio in enumerate(is_audio) if not audio]
+    routed += [i for i, audio in enumerate(is_audio) if audio]
+    assert batch.routed.tolist() == routed
+    assert batch.routed[batch.unrouted].tolist() == list(range(len(ids)))
+
+
+def test_offsets_are_where_the_samples_end(row, config):
+    batch = collate([row, row], config)
+    ends = [sum(batch.sample_lengths[:n]) for n in range(len(batch.sample_lengths) + 1)]
+    assert batch.sample_offsets.tolist() == ends
+
+
 def test_each_label_is_predicted_one_position_before_it(row, config):
     batch = collate([row], config)
     labelled = np.flatnonzero(row.labels != -100)

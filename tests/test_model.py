@@ -1,5 +1,6 @@
 """The packed forward against the native model, sample by sample."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,15 @@ import torch
 from conftest import PackedCorpus
 from reference import dual_loss, row_losses
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config import LoraSettings
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
+from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate
 from higgs_pipe.higgs.lora import add_lora
-from higgs_pipe.higgs.loss import objective
+from higgs_pipe.higgs.loss import label_weights, objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
 
 DTYPE = torch.float64
@@ -26,9 +29,12 @@ def rows(corpus: PackedCorpus) -> list[PackedRow]:
     return [table[i] for i in range(len(table))]
 
 
-def base_with_lora(tiny_base: Path, dropout: float = 0.0) -> torch.nn.Module:
+def base_with_lora(
+    tiny_base: Path,
+    settings: LoraSettings = LoraSettings(dropout=0.0),  # noqa: B008 - frozen
+) -> torch.nn.Module:
     """The native model with an adapter whose B is not zero, so that every tensor has a gradient."""
-    model = add_lora(load_base(str(tiny_base), None, DTYPE), LoraSettings(dropout=dropout), seed=0)
+    model = add_lora(load_base(str(tiny_base), None, DTYPE), settings, seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -124,17 +130,137 @@ def test_two_rows_in_a_micro_batch_give_the_sums_of_each_alone(tiny_base, rows):
     assert torch.equal(together.count, torch.cat([sums.count for sums in apart]))
 
 
-def test_gradient_checkpointing_changes_no_gradient(tiny_base, rows):
-    gradients = []
-    for checkpointing in (False, True):
-        model = base_with_lora(tiny_base)
-        if checkpointing:
-            model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-        wrapped = DualLossModel(model).train()
-        sums = wrapped(collate([rows[0]], wrapped.native.config))[0].total()
-        objective(sums.loss, sums.count).backward()
-        gradients.append(lora_gradients(model))
-    assert_equal_gradients(gradients[1], gradients[0], relative=1e-12)
+def backward(model: torch.nn.Module, batch: PackedBatch) -> dict[str, torch.Tensor]:
+    """The gradients of the objective, computed as training does."""
+    weights = label_weights(batch.label_counts())
+    model(batch, weights, predict=False)[0].objective.backward()
+    return lora_gradients(model.model)
+
+
+@pytest.mark.parametrize(
+    "settings", [LoraSettings(dropout=0.0), LoraSettings(dropout=0, train_in_full=["audio_head"])]
+)
+def test_the_objective_with_weights_ahead_is_the_objective_of_the_sums(tiny_base, rows, settings):
+    model = DualLossModel(base_with_lora(tiny_base, settings), max_logits_mb=1.0)
+    batch = collate([rows[0]], model.native.config)
+    sums = model(batch)[0].total()
+    expected = objective(sums.loss, sums.count)
+    expected.backward()
+    of_sums = {name: gradient.clone() for name, gradient in lora_gradients(model).items()}
+    model.zero_grad()
+    ahead, _ = model(batch, label_weights(sums.count))
+    ahead.objective.backward()
+    assert ahead.objective.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(ahead.loss, model(batch)[0].loss, rtol=1e-12)
+    assert_equal_gradients(lora_gradients(model), of_sums, relative=1e-10)
+
+
+def test_predictions_cost_nothing_unless_asked_for(tiny_base, rows):
+    model = DualLossModel(base_with_lora(tiny_base))
+    sums, predictions = model(collate([rows[0]], model.native.config), predict=False)
+    assert predictions is None
+    assert sums.correct.isnan().all()  # not 0: nobody looked
+
+
+@pytest.mark.parametrize(("every", "passes"), [(0, [1, 1]), (1, [2, 2]), (2, [2, 1])])
+def test_every_nth_layer_is_computed_again_and_no_gradient_changes(tiny_base, rows, every, passes):
+    plain = DualLossModel(base_with_lora(tiny_base)).train()
+    batch = collate([rows[0]], plain.native.config)
+    model = DualLossModel(base_with_lora(tiny_base), checkpoint_every=every).train()
+    found = [0, 0]
+
+    def count(module, inputs, layer):
+        found[layer] += 1
+
+    for i, layer in enumerate(model.native.model.layers):
+        layer.mlp.register_forward_pre_hook(partial(count, layer=i))
+    assert_equal_gradients(backward(model, batch), backward(plain, batch), relative=1e-12)
+    assert found == passes
+
+
+def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(tiny_base, rows, monkeypatch):
+    with_backend = partial(torch.compile, backend="eager")  # traces all, compiles nothing
+    monkeypatch.setattr(torch, "compile", with_backend)
+    torch._dynamo.reset()
+    counters.clear()
+    config = load_base(str(tiny_base), None, DTYPE).config
+    model = DualLossModel(base_with_lora(tiny_base), compile_layers=True).train()
+    plain = DualLossModel(base_with_lora(tiny_base)).train()
+    single = [first_sample_of(row, tiny_base) for row in rows[:3]]
+    for batch in (collate(chosen, config) for chosen in (single[:1], rows[:1], single, rows[:2])):
+        assert_equal_gradients(backward(model, batch), backward(plain, batch), relative=1e-10)
+    assert not counters["graph_break"]
+    # Before and after attention, each where the input has a gradient and where it has none.
+    assert counters["stats"]["unique_graphs"] <= 4
+
+
+WAITS_FOR_THE_DEVICE = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "is_nonzero",
+    "equal",
+    "unique",
+    "_unique2",
+}
+
+
+class Waits(TorchDispatchMode):
+    """Operators whose result, or its size, the CPU would have to fetch from a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else []
+        by_mask = any(i is not None and i.dtype == torch.bool for i in indices)
+        if name in WAITS_FOR_THE_DEVICE or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_micro_step_never_waits_for_the_device(tiny_base, rows):
+    model = DualLossModel(base_with_lora(tiny_base), checkpoint_every=2).train()
+    batch = collate(rows[:2], model.native.config)
+    weights = label_weights(batch.label_counts())
+    with Waits() as micro_step:
+        model(batch, weights)[0].objective.backward()
+    with Waits() as native:
+        load_base(str(tiny_base), None, DTYPE)(
+            batch.input_ids, audio_input_ids=batch.audio_input_ids
+        )
+    assert micro_step.found == []
+    assert len(native.found) >= 16  # so that the count is known to count
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_cuda_the_micro_step_makes_no_synchronizing_call(tiny_base, rows):
+    device = torch.device("cuda")
+    model = DualLossModel(base_with_lora(tiny_base).to(torch.bfloat16)).train().to(device)
+    batch = collate(rows[:2], model.native.config).to(device)
+    weights = label_weights(batch.label_counts())
+    backward(model, batch)  # kernels are loaded, libraries start
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(batch, weights)[0].objective.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_base_in_bfloat16_trains_lora_in_float32(tiny_base, rows):
+    settings = LoraSettings(dropout=0.0)
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = DualLossModel(add_lora(load_base(str(tiny_base), None, dtype), settings, seed=0))
+        batch = collate([rows[0]], model.native.config)
+        sums, _ = model.train()(batch, label_weights(batch.label_counts()))
+        sums.objective.backward()
+        losses.append(sums.objective.item())
+        gradients = lora_gradients(model)
+        assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
 def test_every_lora_tensor_gets_a_gradient(tiny_base, rows):

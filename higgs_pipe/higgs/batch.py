@@ -89,6 +89,8 @@ class PackedBatch:
     audio_input_ids: Tensor  # (1, F, K)
     text_positions: Tensor  # (S - F,) positions of text tokens
     audio_positions: Tensor  # (F,) positions of audio frames
+    routed: Tensor  # (S,) text_positions, then audio_positions
+    unrouted: Tensor  # (S,) where in ``routed`` each position is: its inverse
     text_predictors: Tensor  # (L,) positions whose next token has a text label
     text_labels: Tensor  # (L,)
     text_sample: Tensor  # (L,) the sample, from 0, of each label
@@ -98,6 +100,7 @@ class PackedBatch:
     stream_eos: int
     sample_ids: tuple[str, ...]  # (N,)
     sample_lengths: tuple[int, ...]  # (N,), sum S
+    sample_offsets: Tensor  # (N + 1,) int32: 0, then where each sample ends
 
     def to(self, device: torch.device) -> Self:
         """The batch on ``device``."""
@@ -118,8 +121,8 @@ class PackedBatch:
     def label_counts(self) -> Tensor:
         """Labels of each kind: (2 + K,) float64, in the columns of :class:`loss.LossSums`."""
         is_label = self.audio_labels != IGNORED
-        text = torch.tensor([len(self.text_labels)])
         stop = (self.audio_labels == self.stream_eos).sum().reshape(1)
+        text = stop.new_tensor([len(self.text_labels)])
         return torch.cat([text, is_label.sum(dim=0), stop]).to(torch.float64)
 
 
@@ -144,7 +147,8 @@ def collate(rows: Sequence[PackedRow], config: Any) -> PackedBatch:
     starts = np.cumsum(lengths) - lengths
 
     is_audio = _is_placeholder(input_ids, config)
-    audio_positions = np.flatnonzero(is_audio)
+    text_positions, audio_positions = np.flatnonzero(~is_audio), np.flatnonzero(is_audio)
+    routed = np.concatenate([text_positions, audio_positions])
     text_labelled = np.flatnonzero(labels != IGNORED)
     frames_labelled = np.flatnonzero((audio_labels != IGNORED).any(axis=1))
     audio_labelled = audio_positions[frames_labelled]
@@ -152,8 +156,10 @@ def collate(rows: Sequence[PackedRow], config: Any) -> PackedBatch:
         input_ids=_tensor(input_ids)[None],
         position_ids=_tensor(np.arange(len(input_ids)) - starts[sample])[None],
         audio_input_ids=_tensor(np.concatenate([row.audio_input_ids for row in rows]))[None],
-        text_positions=_tensor(np.flatnonzero(~is_audio)),
+        text_positions=_tensor(text_positions),
         audio_positions=_tensor(audio_positions),
+        routed=_tensor(routed),
+        unrouted=_tensor(np.argsort(routed)),
         text_predictors=_tensor(text_labelled - 1),
         text_labels=_tensor(labels[text_labelled]),
         text_sample=_tensor(sample[text_labelled]),
@@ -163,6 +169,7 @@ def collate(rows: Sequence[PackedRow], config: Any) -> PackedBatch:
         stream_eos=config.audio_stream_eos_id,
         sample_ids=tuple(sample_id for row in rows for sample_id in row.sample_ids),
         sample_lengths=tuple(lengths.tolist()),
+        sample_offsets=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
     )
 
 

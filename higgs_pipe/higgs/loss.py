@@ -8,12 +8,14 @@ micro-batches, and one division at the end::
 Nats per label. Nothing here averages averages.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from higgs_pipe.config import LossWeights
 from higgs_pipe.higgs.batch import PackedBatch
@@ -32,11 +34,12 @@ class LossSums:
 
     loss: Tensor  # nats
     count: Tensor  # labels
-    correct: Tensor  # labels whose most likely prediction is right
+    correct: Tensor  # labels whose most likely prediction is right; NaN where nobody looked
+    objective: Tensor | None = None  # () the weighted sum over all samples, where weights are given
 
     def total(self) -> Self:
         """Summed over the samples."""
-        return type(self)(self.loss.sum(0), self.count.sum(0), self.correct.sum(0))
+        return type(self)(self.loss.sum(0), self.count.sum(0), self.correct.sum(0), self.objective)
 
     def detach(self) -> Self:
         """Without the graph."""
@@ -53,55 +56,191 @@ class Predictions:
     audio_logits_shape: tuple[int, ...]
 
 
-def loss_sums(
-    text_logits: Tensor, audio_logits: Tensor, batch: PackedBatch
-) -> tuple[LossSums, Predictions]:
+class HeadLoss(NamedTuple):
+    """What a head's labels (M, K) cost; the text head has K = 1."""
+
+    loss: Tensor  # (M, K) nats, 0 where there is no label
+    prediction: Tensor | None  # (M, K) the most likely entries
+    weighted: Tensor | None  # the weighted sum of the losses, which alone has a gradient then
+
+
+def loss_sums(text: HeadLoss, audio: HeadLoss, batch: PackedBatch) -> LossSums:
     """Sum the losses of a batch, sample by sample.
 
     Args:
-        text_logits: (L, vocabulary) at ``batch.text_predictors``.
-        audio_logits: (M, K, V) at ``batch.audio_predictors``.
+        text: Of the labels (L, 1) at ``batch.text_predictors``.
+        audio: Of the labels (M, K) at ``batch.audio_predictors``.
         batch: The labels.
     """
-    text_loss = cross_entropy(_at_least_float32(text_logits), batch.text_labels, reduction="none")
-    audio_loss = cross_entropy(
-        _at_least_float32(audio_logits).flatten(0, 1),
-        batch.audio_labels.flatten(),
-        ignore_index=IGNORED,
-        reduction="none",
-    ).view_as(batch.audio_labels)  # (M, K), 0 where there is no label
-    text_prediction = text_logits.argmax(-1)
-    audio_prediction = audio_logits.argmax(-1)
-
     has_label = batch.audio_labels != IGNORED
     is_stop = batch.audio_labels == batch.stream_eos
-    audio_correct = (audio_prediction == batch.audio_labels) & has_label
-    text_correct = text_prediction == batch.text_labels
 
-    def by_sample(text: Tensor, audio: Tensor) -> Tensor:
-        """Sum (L,) and (M, K) over each sample's labels: (N, 2 + K)."""
-        text, audio = text.to(text_loss.dtype), audio.to(text_loss.dtype)
-        stop = (audio * is_stop).sum(-1, keepdim=True)
-        num_samples, num_codebooks = len(batch.sample_ids), audio.shape[1]
-        sums = text.new_zeros(num_samples, 1).index_add(0, batch.text_sample, text[:, None])
-        audio_sums = text.new_zeros(num_samples, num_codebooks + 1).index_add(
-            0, batch.audio_sample, torch.cat([audio, stop], dim=1)
+    def by_sample(text_values: Tensor, audio_values: Tensor) -> Tensor:
+        """Sum (L, 1) and (M, K) over each sample's labels: (N, 2 + K)."""
+        dtype = text.loss.dtype
+        text_values, audio_values = text_values.to(dtype), audio_values.to(dtype)
+        stop = (audio_values * is_stop).sum(-1, keepdim=True)
+        num_samples, num_codebooks = len(batch.sample_ids), audio_values.shape[1]
+        sums = text_values.new_zeros(num_samples, 1).index_add(0, batch.text_sample, text_values)
+        audio_sums = text_values.new_zeros(num_samples, num_codebooks + 1).index_add(
+            0, batch.audio_sample, torch.cat([audio_values, stop], dim=1)
         )
         return torch.cat([sums, audio_sums], dim=1)
 
-    sums = LossSums(
-        loss=by_sample(text_loss, audio_loss),
-        count=by_sample(torch.ones_like(text_loss), has_label),
-        correct=by_sample(text_correct, audio_correct),
+    count = by_sample(torch.ones_like(text.loss), has_label)
+    correct, objective = torch.full_like(count, torch.nan), None
+    if text.prediction is not None and audio.prediction is not None:
+        correct = by_sample(
+            text.prediction == batch.text_labels[:, None],
+            (audio.prediction == batch.audio_labels) & has_label,
+        )
+    if text.weighted is not None and audio.weighted is not None:
+        objective = text.weighted + audio.weighted
+    return LossSums(
+        loss=by_sample(text.loss, audio.loss),
+        count=count,
+        correct=correct,
+        objective=objective,
     )
-    predictions = Predictions(
-        text_prediction, tuple(text_logits.shape), audio_prediction, tuple(audio_logits.shape)
+
+
+def chunked_loss(
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    num_entries: int,
+    max_logits_mb: float,
+    weights: Tensor | None = None,
+    predict: bool = True,
+) -> HeadLoss:
+    """Cross-entropy of a head, with as many rows of logits at a time as fit the budget.
+
+    The gradient of a weighted sum of the losses is a product of the weights and what the forward
+    pass has at hand, so that with ``weights`` each chunk gives its gradients at once and its logits
+    go. Without them the losses themselves have a gradient, and the logits are computed again in the
+    backward pass.
+
+    Args:
+        head: From (m, H) to the logits (m, K * V).
+        hidden: (M, H).
+        labels: (M, K), IGNORED where there is none.
+        num_entries: V.
+        max_logits_mb: Megabytes (10^6 bytes) for the logits and their gradient.
+        weights: (M, K), of each label's loss in ``weighted``.
+        predict: Whether to look for the most likely entries.
+    """
+    num_codebooks = labels.shape[1]
+    # A row of logits in the base's type, in the type of the loss, and its gradient in both.
+    bytes_a_row = num_codebooks * num_entries * (2 * hidden.element_size() + 2 * 4)
+    size = max(1, int(max_logits_mb * 1e6 / bytes_a_row))
+    shape = (num_codebooks, num_entries)
+    if weights is not None and torch.is_grad_enabled():
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        weighted, loss, *prediction = _weighted_loss(
+            head, shape, size, predict, hidden, labels, weights, *trained
+        )
+        return HeadLoss(loss, prediction[0] if predict else None, weighted)
+
+    def of_chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = torch.unflatten(_at_least_float32(head(hidden)), -1, shape)
+        loss = cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return loss.view_as(labels), logits.argmax(-1) if predict else None
+
+    chunks = [
+        checkpoint(of_chunk, *chunk, use_reentrant=False)
+        for chunk in zip(torch.split(hidden, size), torch.split(labels, size), strict=True)
+    ]
+    loss = torch.cat([chunk[0] for chunk in chunks])
+    return HeadLoss(
+        loss,
+        torch.cat([chunk[1] for chunk in chunks]) if predict else None,
+        None if weights is None else (loss * weights).sum(),
     )
-    return sums, predictions
+
+
+class _WeightedLoss(torch.autograd.Function):
+    """Weighted sum of a head's losses; its gradients are computed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: nn.Module,
+        shape: tuple[int, int],  # K, V
+        size: int,  # rows of a chunk
+        predict: bool,
+        hidden: Tensor,  # (M, H)
+        labels: Tensor,  # (M, K)
+        weights: Tensor,  # (M, K)
+        *trained: Tensor,  # the head's parameters with a gradient
+    ) -> tuple[Tensor, ...]:
+        of_hidden = torch.empty_like(hidden)
+        of_trained = [torch.zeros_like(parameter) for parameter in trained]
+        losses: list[Tensor] = []
+        predictions: list[Tensor] = []
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            loss, prediction, (of_rows, *of_parameters) = _loss_and_gradients(
+                head, shape, predict, hidden[rows], labels[rows], weights[rows], trained
+            )
+            losses.append(loss)
+            predictions += [] if prediction is None else [prediction]
+            of_hidden[rows] = of_rows
+            for total, part in zip(of_trained, of_parameters, strict=True):
+                total += part
+        loss = torch.cat(losses)  # (M, K)
+        ctx.save_for_backward(of_hidden, *of_trained)
+        found = (loss, torch.cat(predictions)) if predict else (loss,)
+        ctx.mark_non_differentiable(*found)
+        return (loss * weights).sum(), *found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Any:
+        of_hidden, *of_trained = (saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors)
+        return None, None, None, None, of_hidden, None, None, *of_trained
+
+
+def _loss_and_gradients(
+    head: nn.Module,
+    shape: tuple[int, int],
+    predict: bool,
+    hidden: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    trained: Sequence[Tensor],
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+    """One chunk's losses and predictions (m, K), and the gradients of ``hidden`` and ``trained``.
+
+    The gradient of a label's loss is softmax - 1 at the label, softmax elsewhere.
+    """
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_()
+        logits = head(hidden)  # (m, K * V)
+    scores = torch.unflatten(_at_least_float32(logits.detach()), -1, shape)  # (m, K, V)
+    prediction = scores.argmax(-1) if predict else None
+    log_p = scores.log_softmax(-1)
+    del scores
+    label = labels.clamp_min(0)[..., None]
+    has_label = labels != IGNORED
+    loss = -log_p.gather(-1, label)[..., 0].masked_fill(~has_label, 0)
+    gradient = log_p.exp_().scatter_add_(-1, label, -torch.ones_like(log_p[..., :1]))
+    gradient *= (weights * has_label)[..., None]
+    gradient = gradient.flatten(1).to(logits.dtype)
+    return loss, prediction, torch.autograd.grad(logits, [hidden, *trained], gradient)
+
+
+_weighted_loss: Any = _WeightedLoss.apply  # it has no type
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def label_weights(count: Tensor, weights: LossWeights = PLAIN) -> Tensor:
+    """What a nat of each column weighs in :func:`objective`: (2 + K,) -> (2 + K,)."""
+    one_of_each = torch.eye(len(count), dtype=count.dtype, device=count.device)
+    return objective(one_of_each, count, weights)
 
 
 def objective(loss: Tensor, count: Tensor, weights: LossWeights = PLAIN) -> Tensor:

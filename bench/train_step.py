@@ -1,0 +1,454 @@
+"""What a training step costs, against the native model and against the body alone.
+
+    PYTHONPATH=. python bench/train_step.py --output results/bench/train_step.json
+    PYTHONPATH=. python bench/train_step.py --device cuda --docs docs/performance.md
+
+On a CPU, two small bodies over the same clips, LoRA r16 everywhere: (a) 512 x 8 layers with a
+vocabulary of 6,840, where the heads weigh what they weigh in the 3B model; (b) 512 x 4 with the
+real vocabulary of 128,256. The variants are
+
+- ours: packed rows, heads where there are labels, the loss in chunks;
+- native: the native model and its own loss over its own labels (every token and every code), on
+  batches of 8 clips padded to the longest, in the order in which they come;
+- native + SFT labels: the same with our labels, so that both learn the same thing;
+- body: our rows through the body alone, forward and backward, without heads and loss.
+
+A round is a step with every clip once. Times are medians over rounds that take the variants in
+turn; memory is the peak resident set above the loaded model, each variant in a process of its own.
+
+With ``--device cuda`` the body has the 3B model's shape and random weights in bfloat16: tokens per
+second, the share of the card's own rate of matrix products, and peak memory.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+from higgs_pipe.config import LoraSettings
+from higgs_pipe.data.bins import first_fit_decreasing
+from higgs_pipe.higgs.batch import PackedBatch, PackedRow, collate
+from higgs_pipe.higgs.codes import IGNORED, delay, target_labels
+from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.loss import label_weights
+from higgs_pipe.higgs.model import DualLossModel
+
+FRAME_RATE_HZ = 25
+NUM_CODEBOOKS = 8
+NUM_CODES = 1024
+NATIVE_BATCH_SIZE = 8
+TEXT_TOKENS_PER_SECOND = 3.5
+NUM_PROMPT_TOKENS = 30
+WIDTH_3B, LAYERS_3B = 3072, 28
+SHAPES = {"a": (512, 8, 6_840), "b": (512, 4, 128_256)}  # hidden size, layers, vocabulary
+VARIANTS = ("ours", "native", "native + SFT labels", "body")
+
+Step = Callable[[], None]
+
+
+class Clip(NamedTuple):
+    """A sample: (S,) and (F, K)."""
+
+    input_ids: Any
+    labels: Any
+    audio_input_ids: Any
+    audio_labels: Any
+
+
+def model_config(
+    hidden_size: int, num_layers: int, vocab_size: int, head_dim: int = 64, num_key_heads: int = 2
+) -> HiggsAudioV2Config:
+    """The 3B model's proportions: an FFN of 8/3 of the width, a key head for several queries."""
+    first_special = vocab_size - 16
+    return HiggsAudioV2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 8 // 3 // 64 * 64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // head_dim,
+        num_key_value_heads=num_key_heads,
+        head_dim=head_dim,
+        num_codebooks=NUM_CODEBOOKS,
+        codebook_size=NUM_CODES + 2,
+        audio_stream_bos_id=NUM_CODES,
+        audio_stream_eos_id=NUM_CODES + 1,
+        audio_token_id=first_special,
+        audio_delay_token_id=first_special + 1,
+        audio_bos_token_id=first_special + 2,
+        bos_token_id=first_special + 3,
+        eos_token_id=first_special + 4,
+        pad_token_id=first_special + 5,
+    )
+
+
+def draw_clips(config: Any, num_clips: int, seed: int = 0) -> list[Clip]:
+    """Clips of 1 to 20 s, evenly spread, with random text and codes."""
+    generator = np.random.default_rng(seed)
+    audio_eos = config.pad_token_id + 1
+    clips = []
+    for seconds in generator.uniform(1, 20, num_clips):
+        num_frames = round(seconds * FRAME_RATE_HZ)
+        codes = generator.integers(0, NUM_CODES, (num_frames, NUM_CODEBOOKS), np.int16)
+        frames = delay(codes, config.audio_stream_bos_id, config.audio_stream_eos_id)
+        num_text = NUM_PROMPT_TOKENS + round(seconds * TEXT_TOKENS_PER_SECOND)
+        text = generator.integers(0, config.audio_token_id, num_text)
+        placeholders = np.full(len(frames), config.audio_token_id)
+        placeholders[1 - NUM_CODEBOOKS :] = config.audio_delay_token_id
+        ids = [text, [config.audio_bos_token_id], placeholders, [audio_eos, config.eos_token_id]]
+        input_ids = np.concatenate(ids).astype(np.int32)
+        labels = np.full_like(input_ids, IGNORED)
+        supervised = [num_text, -2, -1]
+        labels[supervised] = input_ids[supervised]
+        clips.append(Clip(input_ids, labels, frames, target_labels(frames)))
+    return clips
+
+
+def packed_batches(clips: Sequence[Clip], row_length: int, config: Any) -> list[PackedBatch]:
+    """The clips in rows of at most ``row_length`` positions, a row a batch."""
+    batches = []
+    for chosen in first_fit_decreasing([len(clip.input_ids) for clip in clips], row_length):
+        parts = zip(*(clips[i] for i in chosen), strict=True)
+        lengths = np.array([len(clips[i].input_ids) for i in chosen], np.int32)
+        arrays = [np.concatenate(part) for part in parts]
+        row = PackedRow(*arrays, tuple(str(i) for i in chosen), lengths)
+        batches.append(collate([row], config))
+    return batches
+
+
+def native_batches(clips: Sequence[Clip], config: Any, sft_labels: bool) -> list[dict[str, Tensor]]:
+    """Batches of 8 clips padded to the longest, in the order in which they come."""
+    batches = []
+    for start in range(0, len(clips), NATIVE_BATCH_SIZE):
+        chosen = clips[start : start + NATIVE_BATCH_SIZE]
+
+        def padded(name: str, value: int, clips: Sequence[Clip] = chosen) -> Tensor:
+            arrays = [torch.from_numpy(getattr(clip, name).astype(np.int64)) for clip in clips]
+            return pad_sequence(arrays, batch_first=True, padding_value=value)
+
+        input_ids = padded("input_ids", config.pad_token_id)
+        frames = padded("audio_input_ids", IGNORED)
+        is_frame = frames[..., 0] != IGNORED
+        frames = frames.masked_fill(~is_frame[..., None], config.audio_stream_eos_id)
+        is_token = input_ids != config.pad_token_id
+        if sft_labels:
+            labels, audio_labels = padded("labels", IGNORED), padded("audio_labels", IGNORED)
+        else:  # every token but the placeholders, every code
+            is_text = is_token & (input_ids != config.audio_token_id)
+            labels = input_ids.masked_fill(~is_text, IGNORED)
+            audio_labels = frames.masked_fill(frames >= NUM_CODES, IGNORED)
+        batches.append(
+            {
+                "input_ids": input_ids,
+                "attention_mask": is_token.long(),
+                "audio_input_ids": frames,
+                "audio_input_ids_mask": is_frame,
+                "labels": labels,
+                "audio_labels": audio_labels,
+            }
+        )
+    return batches
+
+
+def build_model(config: Any, dropout: float) -> Any:
+    """A random base with LoRA r16, ready to train, on the default device in the default type."""
+    torch.manual_seed(0)
+    base = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).requires_grad_(False)
+    return add_lora(base, LoraSettings(r=16, dropout=dropout), seed=0).train()
+
+
+def build_round(variant: str, shape: str, options: argparse.Namespace) -> Step:
+    """A training step with each clip once."""
+    config = model_config(*SHAPES[shape])
+    clips = draw_clips(config, options.num_clips)
+    adapted = build_model(config, options.dropout)
+    if not variant.startswith("native"):
+        packed = packed_batches(clips, options.row_length, config)
+        return packed_round(DualLossModel(adapted), packed, with_loss=variant == "ours")
+    padded = native_batches(clips, config, sft_labels=variant != "native")
+
+    def backward(batch: dict[str, Tensor]) -> None:
+        adapted(**batch, use_cache=False).loss.backward()
+
+    return with_optimizer(adapted, backward, padded)
+
+
+def packed_round(
+    model: DualLossModel, batches: Sequence[PackedBatch], with_loss: bool = True
+) -> Step:
+    """Ours, or the body alone."""
+    weights = [label_weights(batch.label_counts()).to(batch.input_ids.device) for batch in batches]
+
+    def backward(item: tuple[PackedBatch, Tensor]) -> None:
+        if with_loss:
+            model(*item, predict=False)[0].objective.backward()
+        else:
+            hidden = model.backbone(item[0])
+            hidden.backward(torch.ones_like(hidden))
+
+    return with_optimizer(model, backward, list(zip(batches, weights, strict=True)))
+
+
+def with_optimizer(model: Any, backward: Callable[[Any], None], batches: Sequence[Any]) -> Step:
+    """A round: forward, backward and AdamW for each batch."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def step() -> None:
+        for batch in batches:
+            backward(batch)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def num_real_tokens(clips: Sequence[Clip]) -> int:
+    """Tokens, padding left out."""
+    return sum(len(clip.input_ids) for clip in clips)
+
+
+def seconds_a_round(shape: str, options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each variant, taken in turn."""
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    rounds = {variant: build_round(variant, shape, options) for variant in VARIANTS}
+    found: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for repetition in range(options.repetitions + 1):
+        for variant, step in rounds.items():
+            started = clock()
+            step()
+            if repetition:  # the first warms up
+                found[variant].append(clock() - started)
+    return {variant: statistics.median(seconds) for variant, seconds in found.items()}
+
+
+def peak_megabytes(variant: str, shape: str, options: argparse.Namespace) -> float:
+    """Peak resident memory of a round above the model, in this process (Linux)."""
+    step = build_round(variant, shape, options)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory_kilobytes("VmRSS")
+    step()
+    return (memory_kilobytes("VmHWM") - before) / 1e3
+
+
+def memory_kilobytes(key: str) -> int:
+    """A line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
+
+
+def peak_megabytes_apart(variant: str, shape: str, arguments: Sequence[str]) -> float:
+    """:func:`peak_megabytes` in a process of its own."""
+    measured = subprocess.run(
+        [sys.executable, __file__, *arguments, "--measure-memory", variant, shape],
+        # Freed blocks go back to the system, so that the resident set is what is in use.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(measured.stdout.splitlines()[-1])
+
+
+def measure_on_cpu(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+    """Both shapes, all variants."""
+    result: dict[str, Any] = {}
+    for shape in options.shapes:
+        seconds = seconds_a_round(shape, options)
+        memory = {v: peak_megabytes_apart(v, shape, arguments) for v in VARIANTS}
+        tokens = num_real_tokens(draw_clips(model_config(*SHAPES[shape]), options.num_clips))
+        result[shape] = {
+            "tokens_per_second": {v: tokens / seconds[v] for v in VARIANTS},
+            "peak_megabytes": memory,
+            "speed_over_native": seconds["native"] / seconds["ours"],
+            "speed_over_native_sft_labels": seconds["native + SFT labels"] / seconds["ours"],
+            "memory_over_native": memory["ours"] / memory["native"],
+            "time_over_body": seconds["ours"] / seconds["body"],
+        }
+    return result
+
+
+def cpu_table(result: dict[str, Any], machine: str) -> list[str]:
+    """The result as lines of Markdown."""
+    lines = [
+        machine,
+        "",
+        "| body | variant | real tokens/s | peak above the model | speed of ours over it |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for shape, found in result.items():
+        hidden_size, num_layers, vocab_size = SHAPES[shape]
+        for variant in VARIANTS:
+            speed = found["tokens_per_second"]
+            lines.append(
+                f"| ({shape}) {hidden_size} x {num_layers}, vocabulary {vocab_size:,} | {variant} "
+                f"| {speed[variant]:,.0f} | {found['peak_megabytes'][variant]:,.0f} MB "
+                f"| {speed['ours'] / speed[variant]:.2f} |"
+            )
+    return lines
+
+
+def measure_on_cuda(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The 3B shape at several row lengths, with and without checkpointing."""
+    torch.set_default_device("cuda")
+    torch.set_default_dtype(torch.bfloat16)
+    config = model_config(WIDTH_3B, LAYERS_3B, 128_256, head_dim=128, num_key_heads=8)
+    adapted = build_model(config, options.dropout)
+    flops_a_token = 4 * num_active_weights(config)
+    peak_flops = matrix_product_flops()
+    clips = draw_clips(config, options.num_clips)
+    found = []
+    for row_length in (2048, 4096, 8192):
+        torch.set_default_device("cpu")
+        batches = packed_batches(clips, row_length, config)
+        torch.set_default_device("cuda")
+        batches = [batch.to(torch.device("cuda")) for batch in batches]
+        for checkpoint_every in (0, 1):
+            model = DualLossModel(adapted, checkpoint_every=checkpoint_every)
+            line: dict[str, Any] = {"row_length": row_length, "checkpoint_every": checkpoint_every}
+            step = packed_round(model, batches)
+            try:
+                line |= timed_on_cuda(step, options.repetitions, num_real_tokens(clips))
+                line["mfu"] = line["tokens_per_second"] * flops_a_token / peak_flops
+            except torch.cuda.OutOfMemoryError:
+                line["tokens_per_second"] = None
+            found.append(line)
+    return found
+
+
+def timed_on_cuda(step: Step, repetitions: int, num_tokens: int) -> dict[str, Any]:
+    """Median speed of a round, and its peak memory with the model's."""
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(repetitions):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "tokens_per_second": num_tokens / statistics.median(seconds),
+        "peak_gigabytes": torch.cuda.max_memory_allocated() / 1e9,
+    }
+
+
+def num_active_weights(config: Any) -> int:
+    """Weights of matrix products that a token passes: one FFN of the two, and the audio head.
+
+    Forward and the gradient of the activations take 2 operations each a weight; the base's own
+    gradients are not computed, and what checkpointing computes again does not count.
+    """
+    attention = 2 * config.hidden_size * config.head_dim
+    attention *= config.num_attention_heads + config.num_key_value_heads
+    ffn = 3 * config.hidden_size * config.intermediate_size
+    head = config.hidden_size * config.num_codebooks * config.codebook_size
+    return int(config.num_hidden_layers * (attention + ffn) + head)
+
+
+def matrix_product_flops(size: int = 8192, repetitions: int = 20) -> float:
+    """Operations per second that this card reaches in a large product of bfloat16 matrices."""
+    matrix = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        matrix @ matrix
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repetitions):
+        matrix @ matrix
+    torch.cuda.synchronize()
+    return 2 * size**3 * repetitions / (time.perf_counter() - started)
+
+
+def cuda_table(result: Sequence[dict[str, Any]], machine: str) -> list[str]:
+    """The result as lines of Markdown."""
+    lines = [
+        machine,
+        "",
+        "| row length | checkpointing | real tokens/s | MFU | peak memory |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for line in result:
+        checkpointing = "every layer" if line["checkpoint_every"] else "none"
+        cells = "does not fit | |"
+        if line["tokens_per_second"] is not None:
+            cells = (
+                f"{line['tokens_per_second']:,.0f} | {line['mfu']:.0%} "
+                f"| {line['peak_gigabytes']:.1f} GB |"
+            )
+        lines.append(f"| {line['row_length']} | {checkpointing} | {cells}")
+    return lines
+
+
+def machine_name(device: str) -> str:
+    """What the measurement ran on."""
+    software = f"PyTorch {torch.__version__}"
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, {software}"
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {software}"
+
+
+def put_table(path: Path, name: str, lines: Sequence[str]) -> None:
+    """Replace what stands between the marks of the table."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, rest = path.read_text(encoding="utf-8").split(opening)
+    after = rest.split(closing)[1]
+    text = "\n".join(lines)
+    path.write_text(f"{before}{opening}{text}\n{closing}{after}", encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print, and write what is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--num-clips", type=int, default=32)
+    parser.add_argument("--row-length", type=int, default=2048)
+    parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA, in all variants")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine that is shared"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--docs", type=Path, help="page whose table is replaced")
+    parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.measure_memory:
+        variant, shape = options.measure_memory
+        print(peak_megabytes(variant, shape, options))
+        return
+    machine = machine_name(options.device)
+    result: Any
+    if options.device == "cuda":
+        result = measure_on_cuda(options)
+        lines = cuda_table(result, machine)
+    else:
+        result = measure_on_cpu(options, arguments)
+        lines = cpu_table(result, machine)
+    print("\n".join(lines))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        report = {"machine": machine, "dropout": options.dropout, "result": result}
+        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if options.docs:
+        put_table(options.docs, f"{options.device} table", lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

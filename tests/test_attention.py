@@ -1,0 +1,87 @@
+"""Attention over packed samples against a plain loop."""
+
+import logging
+
+import pytest
+import torch
+
+from higgs_pipe.higgs import attention
+from higgs_pipe.higgs.attention import Samples, attention_by_sample, packed_attention
+
+LENGTHS = (5, 1, 9)
+HEADS, KEY_HEADS, HEAD_DIM = 4, 2, 8
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def samples(device: str = "cpu") -> Samples:
+    offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32, device=device)
+    return Samples(LENGTHS, offsets)
+
+
+def random_heads(dtype: torch.dtype, device: str = "cpu") -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(15, heads, HEAD_DIM, generator=generator, dtype=torch.float64)
+        .to(device, dtype)
+        .requires_grad_()
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    ]
+
+
+def plain_loop(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: list[int]):
+    """Each query over the keys of its sample up to its own position, one at a time."""
+    output, starts = torch.zeros_like(query), [0, *ends[:-1]]
+    for start, end in zip(starts, ends, strict=True):
+        for position in range(start, end):
+            for head in range(HEADS):
+                seen = slice(start, position + 1)
+                scores = key[seen, head // 2] @ query[position, head] / HEAD_DIM**0.5
+                output[position, head] = scores.softmax(0) @ value[seen, head // 2]
+    return output
+
+
+def test_each_sample_sees_its_own_past_alone():
+    heads = random_heads(torch.float64)
+    expected = plain_loop(*heads, ends=[5, 6, 15])
+    found = packed_attention(*heads, samples())
+    assert torch.allclose(found, expected, atol=1e-12)
+    gradients = [torch.autograd.grad(out.square().sum(), heads) for out in (found, expected)]
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*gradients, strict=True))
+
+
+def test_the_varlen_call_says_the_same_as_a_loop_over_its_arguments(monkeypatch):
+    def stand_in(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size, enable_gqa):
+        assert (window_size, enable_gqa, cu_q.dtype) == ((-1, 0), True, torch.int32)
+        assert max_q == max_k == int(cu_q.diff().max())
+        assert torch.equal(cu_q, cu_k)
+        return plain_loop(query, key, value, ends=cu_q[1:].tolist())
+
+    monkeypatch.setattr(attention, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
+    heads = random_heads(torch.float64)
+    expected = attention_by_sample(*heads, samples())
+    assert torch.allclose(packed_attention(*heads, samples()), expected, atol=1e-12)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_varlen_on_cuda_equals_one_call_a_sample(dtype):
+    heads, plain = random_heads(dtype, "cuda"), random_heads(torch.float64)
+    assert attention.has_varlen(heads[0].device, dtype, HEAD_DIM)
+    found = packed_attention(*heads, samples("cuda"))
+    expected = attention_by_sample(*plain, samples())
+    assert torch.allclose(found.cpu().double(), expected, atol=2e-2)
+    of_found = torch.autograd.grad(found.double().square().sum(), heads)
+    of_expected = torch.autograd.grad(expected.square().sum(), plain)
+    for gradient, reference in zip(of_found, of_expected, strict=True):
+        assert (gradient.cpu().double() - reference).norm() < 2e-2 * reference.norm()
+
+
+def test_what_is_used_is_said_once(caplog):
+    attention.has_varlen.cache_clear()
+    with caplog.at_level(logging.INFO, "higgs_pipe"):
+        for _ in range(2):
+            packed_attention(*random_heads(torch.float32), samples())
+    assert [r.getMessage() for r in caplog.records] == [
+        "attention on cpu in float32: one SDPA call a sample"
+    ]
