@@ -260,7 +260,7 @@ def test_training_lowers_every_loss_and_keeps_the_best_adapter(corpus, tmp_path)
 
 def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
     """A learning rate that rises until it harms."""
-    harmful = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
+    harmful = {"learning_rate": 0.3, "warmup_fraction": 0.95, "num_epochs": 8}
     metrics = train(corpus, tmp_path, rows_per_step=3, eval_steps=2, **harmful)
     held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line and line["step"]]
     assert min(held_out) < held_out[-1] - 0.1

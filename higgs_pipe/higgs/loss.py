@@ -179,7 +179,7 @@ class _WeightedLoss(torch.autograd.Function):
         of_trained = [torch.zeros_like(parameter) for parameter in trained]
         losses: list[Tensor] = []
         predictions: list[Tensor] = []
-        for start in range(0, len(hidden), size):
+        for start in range(0, max(len(hidden), 1), size):  # no label is a chunk, too
             rows = slice(start, start + size)
             loss, prediction, (of_rows, *of_parameters) = _loss_and_gradients(
                 head, shape, predict, hidden[rows], labels[rows], weights[rows], trained
