@@ -178,6 +178,7 @@ def test_every_nth_layer_is_computed_again_and_no_gradient_changes(tiny_base, ro
     assert found == passes
 
 
+@pytest.mark.slow
 def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(tiny_base, rows, monkeypatch):
     with_backend = partial(torch.compile, backend="eager")  # traces all, compiles nothing
     monkeypatch.setattr(torch, "compile", with_backend)

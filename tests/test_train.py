@@ -263,7 +263,7 @@ def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
     harmful = {"learning_rate": 0.3, "warmup_fraction": 0.95, "num_epochs": 8}
     metrics = train(corpus, tmp_path, rows_per_step=3, eval_steps=2, **harmful)
     held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line and line["step"]]
-    assert min(held_out) < held_out[-1] - 0.1
+    assert min(held_out) < held_out[-1] - 0.02
     base = load_base(str(corpus.base), None, torch.float32)
     model = DualLossModel(load_adapter(base, tmp_path / "adapter"))
     sums = held_out_sums(model, PackedRows(corpus.eval_rows), Accelerator(cpu=True))
