@@ -183,6 +183,7 @@ ManifestFormat = Literal[
     "audiofolder",
     "filelist",
     "ms-swift",
+    "boson-chatml",
     "folder",
 ]
 ManifestKey = Literal[
@@ -197,6 +198,8 @@ ManifestKey = Literal[
     "split",
     "start_seconds",
     "end_seconds",
+    "dialogue_id",
+    "turn",
 ]
 Text = Annotated[str, Field(min_length=1)]
 
