@@ -104,6 +104,13 @@ def test_the_target_text_keeps_its_colons_and_line_ends() -> None:
     assert (row["text"], row["ref_text"]) == (target, "Reference: one.")
 
 
+def test_a_request_within_the_target_text_is_a_part_of_it() -> None:
+    messages = cloning(audio("r.wav"), text(f"Reference. {REQUEST}{REQUEST}Target."))
+    assert row_of(messages) == CLONED
+    messages[1] = assistant(audio("t.wav"))
+    assert row_of(messages)["text"] == f"{REQUEST}Target."
+
+
 def test_the_words_of_a_reference_may_stand_in_misc_alone() -> None:
     messages = cloning(audio("r.wav"), text(REQUEST + "Target."))
     assert row_of(messages, misc={"ref_transcript": "Reference."}) == CLONED
@@ -141,6 +148,8 @@ def test_a_target_may_be_a_part_of_its_recording() -> None:
     recording = audio("t.wav", offset=1.1, duration=2.2)
     row = row_of([user("Target."), assistant(recording)])
     assert row == {**PLAIN, "start_seconds": 1.1, "end_seconds": 3.3}
+    start = audio("t.wav", offset=0, duration=2)
+    assert row_of([user("Target."), assistant(start)])["end_seconds"] == 2
     whole = audio("t.wav", offset=None, duration=2.2)
     assert row_of([user("Target."), assistant(whole)]) == PLAIN
 
@@ -179,6 +188,11 @@ def test_the_targets_begin_at_start_index(start_index: float | None, targets: li
     messages += [user("[SPEAKER1] B."), assistant(audio("b.wav"))]
     turns = turns_of(messages, start_index=start_index)
     assert [index for index, turn in enumerate(turns) if turn.is_target] == targets
+
+
+def test_a_reference_that_is_a_target_too_stays_a_turn() -> None:
+    messages = [user("A."), assistant(audio("a.wav")), user("B."), assistant(audio("b.wav"))]
+    assert [turn.is_target for turn in turns_of(messages, start_index=1)] == [False, True] * 2
 
 
 def test_a_system_message_of_its_own_keeps_the_turns_and_gives_its_scene_a_turn() -> None:

@@ -278,6 +278,7 @@ def test_whole_numbers_of_a_column_with_gaps_are_read(tmp_path: Path) -> None:
         ({"dialogue_id": "d", "turn": "1"}, '`turn` must be a whole number from 0, found "1"'),
         ({"dialogue_id": "d", "turn": 1.5}, "`turn` must be a whole number from 0, found 1.5"),
         ({"dialogue_id": "d", "turn": -1}, "`turn` must be a whole number from 0, found -1"),
+        ({"dialogue_id": "d", "turn": 1e30}, "`turn` must be a whole number from 0, found 1e+30"),
         ({"dialogue_id": "d", "turn": True}, "`turn` must be a whole number from 0, found true"),
         ({"dialogue_id": "d", "turn": 10**300}, "`turn` must be a whole number from 0, found 1000"),
         ({"dialogue_id": 7, "turn": 1}, "`dialogue_id` must be a string, found 7"),
