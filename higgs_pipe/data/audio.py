@@ -47,6 +47,7 @@ class Header:
     num_samples: int
     sample_rate_hz: int
     num_channels: int
+    encoding: str  # container and encoding in libsndfile's words: WAV PCM_16
 
     @property
     def duration_seconds(self) -> float:
@@ -181,7 +182,8 @@ def _header(path: Path, file: sf.SoundFile) -> Header:
         raise AudioError(f"{path} holds no samples")
     if file.frames >= MIN_UNKNOWN_NUM_SAMPLES:
         raise AudioError(f"{path} does not say how long it is (was it written to a pipe?)")
-    return Header(file.frames, file.samplerate, file.channels)
+    encoding = f"{file.format} {file.subtype}"
+    return Header(file.frames, file.samplerate, file.channels, encoding)
 
 
 def _check_whole(path: Path, present: int, declared: int, unit: str) -> None:

@@ -7,7 +7,7 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from higgs_pipe.data.files import written_aside
+from higgs_pipe.data.quality import AudioMeasures, TextMeasures
 from higgs_pipe.errors import UserError
 
 METADATA_KEY = b"higgs_pipe"
@@ -91,6 +92,30 @@ SEGMENT_COLUMNS = (
         nullable=True,
     ),
 )
+
+ARROW_TYPES: dict[Any, pa.DataType] = {
+    float: pa.float32(),
+    int: pa.int32(),
+    str | None: pa.string(),
+    bool | None: pa.bool_(),
+}
+
+
+def _measure_columns(measures: type[AudioMeasures | TextMeasures]) -> tuple[Column, ...]:
+    return tuple(
+        Column(
+            measure.name,
+            ARROW_TYPES[measure.type],
+            measure.metadata["description"],
+            nullable=measure.type not in (float, int),
+        )
+        for measure in fields(measures)
+    )
+
+
+AUDIO_MEASURE_COLUMNS = _measure_columns(AudioMeasures)
+TEXT_MEASURE_COLUMNS = _measure_columns(TextMeasures)
+MEASURE_COLUMNS = (*AUDIO_MEASURE_COLUMNS, *TEXT_MEASURE_COLUMNS)
 
 CLIPS = TableSpec(
     name="clips",
