@@ -55,6 +55,53 @@ class DataConfig(ShardConfig):
     )
 
 
+class FilterConfig(Section):
+    """Which clips are rejected for how they sound or read; null is off."""
+
+    max_clipping_fraction: float | None = Field(
+        None, ge=0, le=1, description="Largest share of samples at full scale."
+    )
+    max_silence_fraction: float | None = Field(
+        None, ge=0, le=1, description="Largest share of silence, pauses included."
+    )
+    max_leading_silence_seconds: float | None = Field(
+        None, ge=0, description="Longest silence before the first sound."
+    )
+    max_trailing_silence_seconds: float | None = Field(
+        None, ge=0, description="Longest silence after the last sound."
+    )
+    min_bandwidth_hz: float | None = Field(
+        None, ge=0, description="Lowest bandwidth; telephone speech has less than 4000 Hz."
+    )
+    max_dc_offset: float | None = Field(
+        None, ge=0, le=1, description="Farthest mean sample from 0, full scale is 1."
+    )
+    min_snr_db: float | None = Field(
+        None, ge=0, le=100, description="Lowest estimated signal-to-noise ratio, in dB."
+    )
+    min_rms_dbfs: float | None = Field(
+        None, ge=-100, le=0, description="Lowest level, in dB of full scale."
+    )
+    min_sample_rate_hz: int | None = Field(
+        None, ge=1, description="Lowest sample rate of the file, in Hz."
+    )
+    min_characters_per_second: float | None = Field(
+        None, ge=0, description="Slowest speech, in characters without white space."
+    )
+    max_characters_per_second: float | None = Field(
+        None, gt=0, description="Fastest speech, in characters without white space."
+    )
+    min_words_per_second: float | None = Field(
+        None, ge=0, description="Slowest speech, in words (letters, where no spaces are written)."
+    )
+    max_words_per_second: float | None = Field(
+        None, gt=0, description="Fastest speech, in words (letters, where no spaces are written)."
+    )
+    require_language_script: bool = Field(
+        False, description="Reject text in a script that its language is not written in."
+    )
+
+
 class MeasureConfig(Section):
     """What decides which recordings are decoded, and how they are measured."""
 
@@ -70,6 +117,7 @@ class ValidateConfig(MeasureConfig):
     max_rejected_fraction: float = Field(
         0.1, ge=0, le=1, description="A larger share of rejected rows stops the run."
     )
+    filters: FilterConfig = FilterConfig()
 
 
 class TokenizeConfig(Section):

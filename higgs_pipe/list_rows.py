@@ -6,7 +6,8 @@ from pathlib import Path
 from higgs_pipe.cli import main
 from higgs_pipe.config import ListRowsStage, ManifestEntry, load_stage
 from higgs_pipe.data.manifest import read_manifests
-from higgs_pipe.data.rows import Segment, segments_of, write_rows
+from higgs_pipe.data.rows import segments_of, write_rows
+from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.splits import shard_of
 from higgs_pipe.data.tables import RECORDINGS, write_shards
 

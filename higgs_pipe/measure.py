@@ -11,7 +11,6 @@ import numpy as np
 
 from higgs_pipe.cli import main
 from higgs_pipe.config import MeasureConfig, MeasureStage, load_stage
-from higgs_pipe.data import quality
 from higgs_pipe.data.audio import (
     AudioError,
     AudioMissingError,
@@ -22,16 +21,17 @@ from higgs_pipe.data.audio import (
     read_header,
 )
 from higgs_pipe.data.files import sha256_of_file
+from higgs_pipe.data.quality import measure_audio
 from higgs_pipe.data.reasons import Fault, Reason
-from higgs_pipe.data.rows import Segment
-from higgs_pipe.data.tables import AUDIO_COLUMNS, MEASURED, RECORDINGS, read_table, write_table
+from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.tables import MEASURED, RECORDINGS, read_table, write_table
 
 logger = logging.getLogger("higgs_pipe")
 
 SILENT_PEAK = 1e-4  # full scale is 1: three steps of 16-bit audio
 NUM_FILES_PER_PROGRESS_LINE = 5000
 
-# The columns AUDIO_COLUMNS, by name.
+# Values of MEASURED by the names of their columns.
 Measures = dict[str, Any]
 
 
@@ -91,13 +91,13 @@ def _measure_file(segments: Iterable[Segment], limits: MeasureConfig) -> list[di
         found = [(Fault(Reason.AUDIO_MISSING, str(error)), {})] * len(segments)
     except AudioError as error:
         found = [(Fault(Reason.AUDIO_UNREADABLE, str(error)), {})] * len(segments)
-    unknown = dict.fromkeys(column.name for column in AUDIO_COLUMNS)
+    unknown = dict.fromkeys(column.name for column in MEASURED.columns)
     return [
         {
+            **unknown,
             **segment._asdict(),
             "reason": fault.reason.value if fault else None,
             "fact": fault.fact if fault else None,
-            **unknown,
             **measures,
         }
         for segment, (fault, measures) in zip(segments, found, strict=True)
@@ -126,16 +126,16 @@ def _measure(
     if num_bad:
         fact = f"{path} holds {num_bad:,} samples that are NaN or infinite"
         return Fault(Reason.AUDIO_NON_FINITE, fact), measures
-    peak = quality.peak(audio.samples)
-    if peak < SILENT_PEAK:
-        fact = f"{path} is silent: its peak is {peak:.1e} of full scale, below {SILENT_PEAK:.0e}"
-        return Fault(Reason.SILENT, fact), measures
+    found = measure_audio(audio.samples, audio.sample_rate_hz)
+    if found.peak < SILENT_PEAK:
+        peak = f"{found.peak:.1e} of full scale, below {SILENT_PEAK:.0e}"
+        return Fault(Reason.SILENT, f"{path} is silent: its peak is {peak}"), measures
     return None, {
         "duration_seconds": audio.duration_seconds,
         "sample_rate_hz": audio.sample_rate_hz,
         "num_channels": audio.samples.shape[1],
-        "peak": peak,
-        "rms_dbfs": quality.rms_dbfs(audio.samples),
+        "encoding": header.encoding,
+        **vars(found),
         "pcm_sha256": pcm_sha256(audio.samples, audio.sample_rate_hz),
     }
 

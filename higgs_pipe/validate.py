@@ -7,23 +7,25 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from higgs_pipe.cli import main
 from higgs_pipe.config import DataConfig, ValidateConfig, ValidateStage, load_stage
+from higgs_pipe.data import filters
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.manifest import Manifest, Row
+from higgs_pipe.data.quality import measure_text, outliers
 from higgs_pipe.data.reasons import Fault, Reason
 from higgs_pipe.data.rows import (
-    Segment,
     conversation_text,
     read_rows,
     reference_of,
     segments_of,
     target_of,
 )
+from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.splits import (
     EVAL,
     REFERENCE,
@@ -36,8 +38,9 @@ from higgs_pipe.data.splits import (
     shard_of,
 )
 from higgs_pipe.data.tables import (
-    AUDIO_COLUMNS,
+    AUDIO_MEASURE_COLUMNS,
     CLIPS,
+    FILE_COLUMNS,
     MEASURED,
     REJECTED,
     SHARD_CLIPS,
@@ -66,9 +69,16 @@ LOOSENED_BY = {
     "recording": "set data.split_by to clip",
 }
 
+MEASURED_NAMES = [column.name for column in (*FILE_COLUMNS, *AUDIO_MEASURE_COLUMNS)]
+# Measures in which a speaker's clips are alike, so that one that is not is worth a listen.
+OUTLIER_MEASURES = (
+    *("rms_dbfs", "snr_db", "bandwidth_hz", "silence_fraction"),
+    *("characters_per_second", "words_per_second"),
+)
+
 # A row of MEASURED.
 Measured: TypeAlias = Mapping[str, Any]
-# A row of CLIPS, without its split at first.
+# A row of CLIPS.
 Clip: TypeAlias = dict[str, Any]
 
 
@@ -121,7 +131,9 @@ def run(
     _check_splits_can_be_made(manifest.rows, stage.data)
     accepted, rejections = _judge(manifest.rows, measured, stage)
     _check_enough_accepted(len(manifest.rows), rejections, stage.validate_.max_rejected_fraction)
-    targets, references = _clips(accepted, measured, stage.data)
+    targets = [clip for _, clip in accepted]
+    _split(accepted, stage.data)
+    references = _add_references(accepted, measured)
     _check_both_splits(targets, stage.data)
 
     write_table(clips, CLIPS, [*targets, *references])
@@ -168,20 +180,27 @@ def _check_splits_can_be_made(rows: Sequence[Row], data: DataConfig) -> None:
 
 def _judge(
     rows: Sequence[Row], measured: Mapping[Segment, Measured], stage: ValidateStage
-) -> tuple[list[Row], list[Rejection]]:
-    """Each row is accepted or rejected; both in the manifest's order."""
-    faults = {row.clip_id: _fault(row, measured, stage.validate_) for row in rows}
-    faults |= _split_conflicts([row for row in rows if not faults[row.clip_id]], measured, stage)
-    faults |= _dialogue_faults(rows, faults)
-    accepted = []
-    rejections = []
+) -> tuple[list[tuple[Row, Clip]], list[Rejection]]:
+    """Each row is accepted as a clip, or rejected; both in the manifest's order."""
+    faults: dict[str, Fault] = {}
+    sound: list[tuple[Row, Clip]] = []
     for row in rows:
-        if fault := faults[row.clip_id]:
-            seconds = measured[target_of(row)]["duration_seconds"]
-            rejections.append(Rejection(row, fault, seconds))
-        else:
-            accepted.append(row)
-    return accepted, rejections
+        fault = _fault(row, measured, stage.validate_)
+        if fault is None:
+            clip = _clip(row, measured[target_of(row)])
+            found = filters.faults(clip, stage.validate_.filters)
+            fault = Fault(*found[0]) if found else None
+            sound.append((row, clip))
+        if fault is not None:
+            faults[row.clip_id] = fault
+    faults |= _split_conflicts([pair for pair in sound if pair[0].clip_id not in faults], stage)
+    faults |= _dialogue_faults(rows, faults)
+    rejections = [
+        Rejection(row, faults[row.clip_id], measured[target_of(row)]["duration_seconds"])
+        for row in rows
+        if row.clip_id in faults
+    ]
+    return [pair for pair in sound if pair[0].clip_id not in faults], rejections
 
 
 def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfig) -> Fault | None:
@@ -224,11 +243,10 @@ def _audio_fault(
     return None
 
 
-def _split_conflicts(
-    rows: Sequence[Row], measured: Mapping[Segment, Measured], stage: ValidateStage
-) -> dict[str, Fault]:
+def _split_conflicts(sound: Sequence[tuple[Row, Clip]], stage: ValidateStage) -> dict[str, Fault]:
     """Rows that are given to train and share something with a row that is given to eval."""
-    keys = keys_of([_clip(row, measured[target_of(row)], "") for row in rows], stage.data)
+    rows = [row for row, _ in sound]
+    keys = keys_of([clip for _, clip in sound], stage.data)
     groups = groups_of(keys)
     held_out: dict[Key, Row] = {}
     held_out_groups: dict[str, Row] = {}
@@ -249,7 +267,7 @@ def _split_conflicts(
     return conflicts
 
 
-def _dialogue_faults(rows: Sequence[Row], faults: Mapping[str, Fault | None]) -> dict[str, Fault]:
+def _dialogue_faults(rows: Sequence[Row], faults: Mapping[str, Fault]) -> dict[str, Fault]:
     """The sound rows of dialogues that lack a turn: none of it can be trained on."""
     dialogues: dict[str, list[tuple[int, Row]]] = defaultdict(list)
     for row in rows:
@@ -259,12 +277,12 @@ def _dialogue_faults(rows: Sequence[Row], faults: Mapping[str, Fault | None]) ->
     for dialogue_id, turns in dialogues.items():
         if lack := _lack(turns, faults):
             fault = Fault(Reason.DIALOGUE_INCOMPLETE, f"the dialogue {dialogue_id!r} {lack}")
-            sound = (row.clip_id for _, row in turns if not faults[row.clip_id])
+            sound = (row.clip_id for _, row in turns if row.clip_id not in faults)
             incomplete |= dict.fromkeys(sound, fault)
     return incomplete
 
 
-def _lack(turns: Sequence[tuple[int, Row]], faults: Mapping[str, Fault | None]) -> str | None:
+def _lack(turns: Sequence[tuple[int, Row]], faults: Mapping[str, Fault]) -> str | None:
     """What keeps rows from being all the turns of a dialogue, counted from 0 or from 1."""
     places: dict[int, Row] = {}
     for turn, row in turns:
@@ -274,7 +292,7 @@ def _lack(turns: Sequence[tuple[int, Row]], faults: Mapping[str, Fault | None]) 
     for turn in range(min(1, *places), max(places) + 1):
         if turn not in places:
             return f"lacks turn {turn}"
-        if fault := faults[places[turn].clip_id]:
+        if fault := faults.get(places[turn].clip_id):
             return f"lacks turn {turn}, rejected as {fault.reason} ({places[turn].place})"
     return None
 
@@ -293,34 +311,44 @@ def _check_enough_accepted(
         raise UserError(f"no row is left:\n{offenders}\nMend these rows and run again.")
 
 
-def _clips(
-    accepted: Sequence[Row], measured: Mapping[Segment, Measured], data: DataConfig
-) -> tuple[list[Clip], list[Clip]]:
-    """The clips, split into train and eval, and their distinct reference recordings."""
-    clips = [_clip(row, measured[target_of(row)], "") for row in accepted]
+def _split(accepted: Sequence[tuple[Row, Clip]], data: DataConfig) -> None:
+    """Give each clip its split."""
+    clips = [clip for _, clip in accepted]
+    given = [row.split for row, _ in accepted]
     splits = assign_splits(
-        groups_of(keys_of(clips, data)),
-        [row.split for row in accepted],
-        data.eval_fraction,
-        data.split_seed,
+        groups_of(keys_of(clips, data)), given, data.eval_fraction, data.split_seed
     )
+    for clip, split in zip(clips, splits, strict=True):
+        clip["split"] = split
+
+
+def _add_references(
+    accepted: Sequence[tuple[Row, Clip]], measured: Mapping[Segment, Measured]
+) -> list[Clip]:
+    """The distinct reference recordings, as clips whose ids their targets now name."""
     references: dict[tuple[str, str], Clip] = {}
     num_texts: Counter[str] = Counter()
-    for row, clip, split in zip(accepted, clips, splits, strict=True):
-        clip["split"] = split
+    for row, clip in accepted:
         segment = reference_of(row)
-        if segment is not None and row.ref_text is not None:
-            recording = measured[segment]
-            key = (recording["pcm_sha256"], row.ref_text)
-            if key not in references:
-                num_texts[key[0]] += 1
-                references[key] = _clip(row, recording, REFERENCE) | {
-                    "clip_id": _reference_id(*key, is_first=num_texts[key[0]] == 1),
-                    "text": row.ref_text,
-                    **dict.fromkeys(("scene", "dialogue_id", "turn", "conversation")),
-                }
-            clip["reference_id"] = references[key]["clip_id"]
-    return clips, list(references.values())
+        if segment is None or row.ref_text is None:
+            continue
+        recording = measured[segment]
+        key = (recording["pcm_sha256"], row.ref_text)
+        if key not in references:
+            num_texts[key[0]] += 1
+            clip_id = _reference_id(*key, is_first=num_texts[key[0]] == 1)
+            alone = replace(
+                row,
+                clip_id=clip_id,
+                text=row.ref_text,
+                scene=None,
+                dialogue_id=None,
+                turn=None,
+                conversation=None,
+            )
+            references[key] = _clip(alone, recording) | {"split": REFERENCE}
+        clip["reference_id"] = references[key]["clip_id"]
+    return list(references.values())
 
 
 def _reference_id(pcm_sha256: str, text: str, is_first: bool) -> str:
@@ -329,7 +357,8 @@ def _reference_id(pcm_sha256: str, text: str, is_first: bool) -> str:
     return f"ref-{(pcm_sha256 if is_first else other)[:16]}"
 
 
-def _clip(row: Row, recording: Measured, split: str) -> Clip:
+def _clip(row: Row, recording: Measured) -> Clip:
+    """A row of CLIPS, all but its split and its reference."""
     return {
         "clip_id": row.clip_id,
         **Segment.of(recording)._asdict(),
@@ -343,8 +372,8 @@ def _clip(row: Row, recording: Measured, split: str) -> Clip:
         "turn": row.turn,
         "conversation": conversation_text(row.conversation),
         "reference_id": None,
-        "split": split,
-        **{column.name: recording[column.name] for column in AUDIO_COLUMNS},
+        **{name: recording[name] for name in MEASURED_NAMES},
+        **vars(measure_text(row.text, row.language, recording["duration_seconds"])),
     }
 
 
@@ -434,12 +463,32 @@ def _summary(
         "duplicates": [
             [clip["clip_id"] for clip in clips] for clips in same_audio.values() if len(clips) > 1
         ],
+        "outliers": _outliers(targets),
         "outside_root": {
             "num_rows": len(outside),
             "first_rows": [f"{row.place}: {row.audio}" for row in outside[:NUM_NAMED]],
         },
         "ignored_manifest_keys": dict(manifest.ignored_keys),
     }
+
+
+def _outliers(targets: Sequence[Clip]) -> dict[str, dict[str, Any]]:
+    """By speaker and measure, the clips that are far from the speaker's others; farthest first."""
+    found: dict[str, dict[str, Any]] = {}
+    for speaker, clips in _grouped(targets, "speaker").items():
+        for measure in OUTLIER_MEASURES:
+            values = [clip[measure] for clip in clips]
+            indices = outliers(values)
+            if not indices:
+                continue
+            median = statistics.median(values)
+            indices.sort(key=lambda index: (-abs(values[index] - median), index))
+            found.setdefault(speaker, {})[measure] = {
+                "median": median,
+                "num_clips": len(indices),
+                "clips": {clips[i]["clip_id"]: values[i] for i in indices[:NUM_NAMED]},
+            }
+    return found
 
 
 def _lost(rejections: Sequence[Rejection]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -520,6 +569,8 @@ def _log(summary: dict[str, Any], rejections: Sequence[Rejection]) -> None:
         logger.info("the manifest's key %r is not used (in %d rows)", key, num_rows)
     if num_rows := summary["outside_root"]["num_rows"]:
         logger.info("rows with a recording outside their manifest's root: %d", num_rows)
+    if outlier_lines := _outlier_lines(summary["outliers"]):
+        logger.info("clips unlike their speaker's others:\n%s", list_offenders(outlier_lines))
     if num_groups := len(summary["duplicates"]):
         logger.info("recordings that occur more than once: %d; each is in one split", num_groups)
     kept = {"rows kept": summary, **summary["splits"]}
@@ -529,6 +580,19 @@ def _log(summary: dict[str, Any], rejections: Sequence[Rejection]) -> None:
     logger.info("rows:\n%s", "\n".join(f"  {line}" for line in lines))
     speaker_lines = [_table_line(name, part) for name, part in summary["speakers"].items()]
     logger.info("speakers: %d\n%s", len(speaker_lines), list_offenders(speaker_lines))
+
+
+def _outlier_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each speaker and measure that has outliers, with the farthest clip."""
+    lines = []
+    for speaker, measures in found.items():
+        for measure, of_measure in measures.items():
+            clip_id, value = next(iter(of_measure["clips"].items()))
+            lines.append(
+                f"{speaker}: {measure} of {clip_id} is {value:.4g}, the median "
+                f"{of_measure['median']:.4g} (clips like this: {of_measure['num_clips']})"
+            )
+    return lines
 
 
 def _table_line(name: str, part: Mapping[str, Any]) -> str:

@@ -44,6 +44,28 @@ class Reason(StrEnum):
         "reference_is_target",
         "name another recording as `ref_audio`, or leave out `ref_audio` and `ref_text`",
     )
+    # Of the filters.
+    CLIPPED = "clipped", "take an original with more headroom, or drop the row"
+    MOSTLY_SILENT = "mostly_silent", "cut the pauses out, or drop the row"
+    LEADING_SILENCE = "leading_silence", "trim it, or give `start_seconds`"
+    TRAILING_SILENCE = "trailing_silence", "trim it, or give `end_seconds`"
+    NARROW_BAND = "narrow_band", "take an original that was never downsampled, or drop the row"
+    DC_OFFSET = "dc_offset", "subtract the mean sample from it, or drop the row"
+    NOISY = "noisy", "take a cleaner recording, or drop the row"
+    QUIET = "quiet", "amplify it, if it is not noise alone, or drop the row"
+    LOW_SAMPLE_RATE = "low_sample_rate", "take an original of a higher rate, or drop the row"
+    FEW_CHARACTERS_PER_SECOND = (
+        "few_characters_per_second",
+        "complete the transcript, or cut the pauses out",
+    )
+    MANY_CHARACTERS_PER_SECOND = (
+        "many_characters_per_second",
+        "take out what the recording does not say",
+    )
+    FEW_WORDS_PER_SECOND = "few_words_per_second", "complete the transcript, or cut the pauses out"
+    MANY_WORDS_PER_SECOND = "many_words_per_second", "take out what the recording does not say"
+    WRONG_SCRIPT = "wrong_script", "mend `language` (sr-Latn names a script), or the text"
+    # Of what a row shares with others.
     SPLIT_CONFLICT = (
         "split_conflict",
         "give rows that share audio, text or dialogue (or a speaker, where data.split_by is "

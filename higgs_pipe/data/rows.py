@@ -4,32 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from higgs_pipe.data.manifest import Manifest, Part, Row, Turn
+from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.tables import ROWS, read_table, write_table
 
 PATHS = ("audio_path", "ref_audio_path")
-
-
-class Segment(NamedTuple):
-    """A recording or a part of it, in seconds; None is the file's own start or end."""
-
-    audio_path: str
-    start_seconds: float | None = None
-    end_seconds: float | None = None
-
-    @classmethod
-    def of(cls, columns: Mapping[str, Any]) -> "Segment":
-        """That of a row of a table."""
-        return cls(columns["audio_path"], columns["start_seconds"], columns["end_seconds"])
-
-    @property
-    def name(self) -> str:
-        """What a message calls it."""
-        if self.start_seconds is None and self.end_seconds is None:
-            return self.audio_path
-        return f"the segment of {self.audio_path} from {self.start_seconds or 0:.3f} s"
 
 
 def target_of(row: Row) -> Segment:

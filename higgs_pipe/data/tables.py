@@ -7,7 +7,7 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from higgs_pipe.data.files import written_aside
+from higgs_pipe.data.quality import AudioMeasures, TextMeasures
 from higgs_pipe.errors import UserError
 
 METADATA_KEY = b"higgs_pipe"
@@ -142,13 +143,36 @@ RECORDINGS = TableSpec(
     ),
 )
 
-# What decoding a recording, or a segment of it, tells.
-AUDIO_COLUMNS = (
+ARROW_TYPES: dict[Any, pa.DataType] = {
+    float: pa.float32(),
+    int: pa.int32(),
+    str | None: pa.string(),
+    bool | None: pa.bool_(),
+}
+
+
+def _measure_columns(measures: type[AudioMeasures | TextMeasures]) -> tuple[Column, ...]:
+    return tuple(
+        Column(
+            measure.name,
+            ARROW_TYPES[measure.type],
+            measure.metadata["description"],
+            nullable=measure.type not in (float, int),
+        )
+        for measure in fields(measures)
+    )
+
+
+AUDIO_MEASURE_COLUMNS = _measure_columns(AudioMeasures)
+TEXT_MEASURE_COLUMNS = _measure_columns(TextMeasures)
+MEASURE_COLUMNS = (*AUDIO_MEASURE_COLUMNS, *TEXT_MEASURE_COLUMNS)
+
+# What a file, or a segment of it, is before its sound is looked at.
+FILE_COLUMNS = (
     Column("duration_seconds", pa.float64(), "Length of the clip, in seconds."),
     Column("sample_rate_hz", pa.int32(), "Sample rate of the file, in Hz."),
     Column("num_channels", pa.int32(), "Channels of the file."),
-    Column("peak", pa.float32(), "Largest absolute sample, full scale is 1."),
-    Column("rms_dbfs", pa.float32(), "Root mean square level, in dB of full scale."),
+    Column("encoding", pa.string(), "Container and encoding of the file, such as WAV PCM_16."),
     Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
     Column("pcm_sha256", pa.string(), "SHA-256 of the decoded samples; finds duplicates."),
 )
@@ -162,7 +186,7 @@ MEASURED = TableSpec(
         Column("reason", pa.string(), "Why it cannot be used; missing: it can.", nullable=True),
         Column("fact", pa.string(), "What was found then, in words.", nullable=True),
         # Of what cannot be used, only the length may be known.
-        *(replace(column, nullable=True) for column in AUDIO_COLUMNS),
+        *(replace(column, nullable=True) for column in (*FILE_COLUMNS, *AUDIO_MEASURE_COLUMNS)),
     ),
 )
 
@@ -182,7 +206,8 @@ CLIPS = TableSpec(
             nullable=True,
         ),
         Column("split", pa.string(), "train, eval, or reference (only ever a prompt)."),
-        *AUDIO_COLUMNS,
+        *FILE_COLUMNS,
+        *MEASURE_COLUMNS,
     ),
 )
 
