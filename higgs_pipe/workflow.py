@@ -29,7 +29,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "validate": 3,
     "tokenize": 1,
     "pack": 1,
-    "train": 1,
+    "train": 2,
     "eval": 1,
     "package": 1,
     "report": 1,
