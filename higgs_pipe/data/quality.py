@@ -28,7 +28,7 @@ SILENCE_BELOW_LOUD_DB = 40.0
 # The noise of rounding to 16 bits: a step squared over 12. What is quieter is digital silence.
 MIN_NOISE_POWER = 2.0**-30 / 12
 
-NUM_SPECTRUM_FRAMES = 64
+NUM_SPECTRUM_FRAMES = 32
 BANDWIDTH_BELOW_PEAK_DB = 50.0
 
 # Modified z-score: Iglewicz and Hoaglin, How to Detect and Handle Outliers (1993).
