@@ -19,6 +19,8 @@ Dtype = Literal["auto", "bfloat16", "float32", "float64"]
 EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
 
+Text = Annotated[str, Field(min_length=1)]
+
 
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, values never change."""
@@ -26,16 +28,33 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class DataConfig(Section):
-    """How the clips are split and spread over jobs."""
+class ShardConfig(Section):
+    """How the rows are spread over jobs."""
 
     num_shards: int = Field(
-        8, ge=1, le=100_000, description="Tokenization jobs; a clip's shard is a hash of its id."
+        8,
+        ge=1,
+        le=100_000,
+        description="Jobs that measure, and jobs that tokenize; a row's shard is a hash of its id.",
     )
+
+
+class DataConfig(ShardConfig):
+    """How the clips are spread over jobs and split."""
+
     eval_fraction: float = Field(
         0.05, gt=0, lt=1, description="Share of the clips held out for evaluation."
     )
     split_seed: int = Field(0, ge=0, description="Another seed gives another train/eval split.")
+    split_by: Literal["clip", "speaker", "recording", "given"] = Field(
+        "clip",
+        description="What is held out: clips, whole speakers, whole recordings with all their "
+        "segments, or what the manifest gives, for every row.",
+    )
+    keep_text_together: bool = Field(
+        True,
+        description="Whether clips of one text, but for case and punctuation, share a side.",
+    )
 
 
 class FilterConfig(Section):
@@ -85,11 +104,18 @@ class FilterConfig(Section):
     )
 
 
-class ValidateConfig(Section):
+class MeasureConfig(Section):
+    """What decides which recordings are decoded, and how they are measured."""
+
+    max_clip_seconds: float = Field(
+        30.0, gt=0, description="Longer clips are rejected, and never decoded."
+    )
+
+
+class ValidateConfig(MeasureConfig):
     """What a clip must satisfy."""
 
     min_clip_seconds: float = Field(0.3, gt=0, description="Shorter clips are rejected.")
-    max_clip_seconds: float = Field(30.0, gt=0, description="Longer clips are rejected.")
     max_rejected_fraction: float = Field(
         0.1, ge=0, le=1, description="A larger share of rejected rows stops the run."
     )
@@ -145,17 +171,97 @@ class PackConfig(Section):
     seed: int = Field(0, ge=0, description="Draws the task and the reference of each clip.")
 
 
+LoraPreset = Literal["attention", "audio", "all"]
+
+
 class LoraSettings(Section):
     """The adapter, in PEFT's terms."""
+
+    # The rule of `_convertible`, for the schema.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "description": "init olora and pissa go with neither use_rslora nor use_dora",
+                "properties": {"init": {"enum": ["olora", "pissa"]}},
+                "required": ["init"],
+                "anyOf": [
+                    {"properties": {key: {"const": True}}, "required": [key]}
+                    for key in ("use_rslora", "use_dora")
+                ],
+            }
+        }
+    )
 
     r: int = Field(16, ge=1, le=1024, description="Rank.")
     alpha: int = Field(32, ge=1, description="Scale; the update is multiplied by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the LoRA matrices.")
-    target_modules: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        min_length=1,
-        description="Suffixes of the linear layers; the FFN names match the text and audio FFN.",
+    target_modules: LoraPreset | Annotated[list[Text], Field(min_length=1)] = Field(
+        "all",
+        description="Layers that get LoRA: attention, audio (attention and audio FFN), all (these "
+        "and the text FFN), or a list of name endings such as audio_mlp.down_proj.",
     )
+    use_rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(r) instead (rank-stabilised LoRA)."
+    )
+    use_dora: bool = Field(False, description="Weight-decomposed LoRA: magnitude apart; slower.")
+    init: Literal["default", "gaussian", "orthogonal", "olora", "pissa"] = Field(
+        "default",
+        description="How LoRA starts, as PEFT names it; olora and pissa are saved as plain LoRA of "
+        "twice the rank.",
+    )
+    train_in_full: list[Literal["audio_head", "audio_embeddings"]] = Field(
+        [], description="Parts of the base that are trained whole and saved with the adapter."
+    )
+    trainable_tokens: list[Text] = Field(
+        [],
+        description="Tokens of the base's tokenizer whose text embeddings are trained, for "
+        "example reserved ones that the transcripts use anew.",
+    )
+
+    @model_validator(mode="after")
+    def _convertible(self) -> Self:
+        if self.init in ("olora", "pissa") and (self.use_rslora or self.use_dora):
+            raise ValueError("init olora and pissa go with neither use_rslora nor use_dora")
+        return self
+
+
+class LossWeights(Section):
+    """The objective: text * T + audio * sum of c_k A_k / sum of c_k + eos * E, in nats per label.
+
+    T is the mean text loss, A_k that of codebook k, E that of the stream EOS labels, which are in
+    A_k too.
+    """
+
+    # The rule of `_some_weight`, for the schema.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "description": "text or audio needs a weight above 0",
+                "properties": {"text": {"const": 0}, "audio": {"const": 0}},
+                "required": ["text", "audio"],
+            }
+        }
+    )
+
+    text: float = Field(1.0, ge=0, description="Weight of the mean text loss.")
+    audio: float = Field(1.0, ge=0, description="Weight of the mean of the codebooks' losses.")
+    eos: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the mean loss of the stream EOS labels, on top of their share in "
+        "the audio loss; raise it when generation does not stop.",
+    )
+    codebooks: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="A weight for each codebook's loss in their mean; null: all alike."
+    )
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if self.text + self.audio <= 0:
+            raise ValueError("text or audio needs a weight above 0")
+        if self.codebooks is not None and sum(self.codebooks) <= 0:
+            raise ValueError("a codebook needs a weight above 0")
+        return self
 
 
 class TrainConfig(Section):
@@ -193,6 +299,7 @@ class TrainConfig(Section):
         False, description="Recompute activations in the backward pass: less memory, slower."
     )
     seed: int = Field(0, ge=0, description="Seeds the order of rows, LoRA and dropout.")
+    loss_weights: LossWeights = LossWeights()
     lora: LoraSettings = LoraSettings()
 
 
@@ -246,7 +353,6 @@ ManifestKey = Literal[
     "start_seconds",
     "end_seconds",
 ]
-Text = Annotated[str, Field(min_length=1)]
 
 
 class ManifestEntry(Section):
@@ -276,6 +382,19 @@ ManifestField: Any = Field(
 BaseModelField: Any = Field(min_length=1, description="A checkpoint directory or a Hub id.")
 CodecField: Any = Field(min_length=1, description="The audio tokenizer: a directory or a Hub id.")
 RevisionField: Any = Field(None, description="A Hub branch, tag or commit; null is the default.")
+
+
+class ListRowsStage(Section):
+    """What ``list_rows`` reads."""
+
+    manifest: Manifest = ManifestField
+    data: ShardConfig = ShardConfig()
+
+
+class MeasureStage(Section):
+    """What ``measure`` reads."""
+
+    validate_: MeasureConfig = Field(MeasureConfig(), alias="validate")
 
 
 class ValidateStage(Section):
@@ -335,6 +454,8 @@ class ReportStage(Section):
 
 
 STAGES: dict[str, type[Section]] = {
+    "list_rows": ListRowsStage,
+    "measure": MeasureStage,
     "validate": ValidateStage,
     "tokenize": TokenizeStage,
     "pack": PackStage,
@@ -410,18 +531,30 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of ``config.yaml``.
 
-    Its ``x-stages`` lists the keys that each stage reads, so that the workflow can hand each
-    stage its part without importing this module.
+    Its ``x-stages`` lists the keys that each stage reads (``codec``, or ``data.num_shards`` of a
+    section of which it reads a part), so that the workflow can hand each stage its part without
+    importing this module.
     """
     schema = Config.model_json_schema(by_alias=True)
     # An experiment may name any part of `train`, and nothing else.
     schema["properties"]["experiments"]["additionalProperties"] = {"$ref": "#/$defs/TrainConfig"}
     schema["properties"]["experiments"]["propertyNames"] = {"pattern": EXPERIMENT_NAME}
-    schema["x-stages"] = {
-        name: [field.alias or key for key, field in stage.model_fields.items()]
-        for name, stage in STAGES.items()
-    }
+    schema["x-stages"] = {name: _keys_read(stage, Config) for name, stage in STAGES.items()}
     return schema
+
+
+def _keys_read(part: type[Section], whole: type[Section]) -> list[str]:
+    """The keys of ``whole`` that ``part`` declares, dotted where it has a part of a section."""
+    keys = []
+    for name, field in part.model_fields.items():
+        key = field.alias or name
+        own: Any = field.annotation
+        full: Any = whole.model_fields[name].annotation
+        if own is not full and isinstance(own, type) and issubclass(own, Section):
+            keys += [f"{key}.{inner}" for inner in _keys_read(own, full)]
+        else:
+            keys.append(key)
+    return keys
 
 
 def schema_text() -> str:

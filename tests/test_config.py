@@ -188,8 +188,11 @@ def test_an_infinite_number_is_refused() -> None:
     ("dotted", "value", "stages"),
     [
         ("train.learning_rate", 1e-5, {"train"}),
-        ("data.num_shards", 3, {"validate"}),
-        ("manifest", "other.jsonl", {"validate"}),
+        ("data.num_shards", 3, {"list_rows", "validate"}),
+        ("data.split_seed", 3, {"validate"}),
+        ("manifest", "other.jsonl", {"list_rows", "validate"}),
+        ("validate.max_clip_seconds", 20, {"measure", "validate"}),
+        ("validate.max_rejected_fraction", 0.2, {"validate"}),  # nothing is decoded again
         ("tokenize.max_batch_seconds", 60, {"tokenize"}),
         ("codec", "other", {"tokenize", "package"}),
         ("pack.seed", 1, {"pack"}),
@@ -227,6 +230,11 @@ def test_every_stage_accepts_its_text(stage: str, tmp_path: Path) -> None:
     path.write_text(workflow.stage_config_text(load(SHIPPED), stage, SCHEMA))
     loaded = declared.load_stage(declared.STAGES[stage], path)
     assert json.loads(path.read_text()) == loaded.model_dump(by_alias=True)
+
+
+def test_a_stage_may_read_a_part_of_a_section() -> None:
+    text = workflow.stage_config_text(load(SHIPPED), "list_rows", SCHEMA)
+    assert json.loads(text) == {"manifest": SHIPPED["manifest"], "data": {"num_shards": 2}}
 
 
 def test_every_setting_is_read_by_some_stage() -> None:

@@ -15,11 +15,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from conftest import tone, write_stage_config
+from conftest import run_validation, tone, write_stage_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from higgs_pipe import tokenize_audio, validate, workflow
+from higgs_pipe import tokenize_audio, workflow
 from higgs_pipe.config import ManifestEntry
 from higgs_pipe.data.audio import decode
 from higgs_pipe.data.manifest import Row, read_manifests
@@ -80,8 +80,8 @@ def entry_of(name: str, **changes: Any) -> ManifestEntry:
 def nowhere(rows: tuple[Row, ...]) -> list[Row]:
     """The rows without their places, which differ between twins."""
     return [
-        replace(row, manifest="", line=0, audio="", audio_path=row.audio_path.resolve())
-        for row in rows
+        replace(row, manifest="", line=0, audio="", audio_path=path, is_outside_root=False)
+        for row, path in ((row, row.audio_path.resolve()) for row in rows)
     ]
 
 
@@ -498,19 +498,11 @@ def test_a_folder_stands_for_the_files_that_its_reader_looks_at(tmp_path: Path) 
 
 def run_validate(folder: Path, manifest: Any, **limits: float) -> tuple[list[Any], list[Any]]:
     """The clips and the rejected rows."""
-    config = write_stage_config(
-        folder / "validate.json",
+    out = run_validation(
+        folder,
         manifest=manifest,
-        data={"num_shards": 1},
+        data={"num_shards": 1, "keep_text_together": False},
         validate={"max_rejected_fraction": 1, **limits},
-    )
-    out = folder / "data"
-    validate.run(
-        config,
-        out / "clips.parquet",
-        out / "rejected.parquet",
-        out / "validation.json",
-        out / "shards",
     )
     return (
         read_table(out / "clips.parquet", CLIPS)[0].to_pylist(),

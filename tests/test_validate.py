@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile as sf
+from conftest import run_validation, write_stage_config
 
-from higgs_pipe import validate
 from higgs_pipe.data.audio import Audio, decode
+from higgs_pipe.data.reasons import Reason
 from higgs_pipe.data.splits import shard_of
 from higgs_pipe.data.tables import CLIPS, REJECTED, SHARD_CLIPS, read_table
 from higgs_pipe.errors import UserError
@@ -63,6 +65,12 @@ class Outputs:
     def clip(self, clip_id: str) -> Fields:
         return next(clip for clip in self.clips if clip["clip_id"] == clip_id)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether judging wrote anything."""
+        tables = {"rows.parquet", "recordings", "measured"}
+        return any(path.name not in tables for path in self.folder.glob("*"))
+
     def bytes_by_name(self) -> dict[str, bytes]:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
@@ -85,35 +93,45 @@ def write_manifest(folder: Path, rows: list[Fields]) -> Path:
     return path
 
 
-def arguments(folder: Path, manifest: Path, sections: Fields, out: str = "out") -> Fields:
-    """The keywords of ``run``; outputs go to ``folder / out``."""
-    config = folder / f"{out}.json"
-    config.write_text(json.dumps({"manifest": str(manifest), **sections}), encoding="utf-8")
-    return {
-        "config": config,
-        "clips": folder / out / "clips.parquet",
-        "rejected": folder / out / "rejected.parquet",
-        "validation": folder / out / "validation.json",
-        "shards_dir": folder / out / "shards",
-    }
-
-
 def run(
     folder: Path, rows: list[Fields], out: str = "out", num_threads: int = 1, **sections: Fields
 ) -> Outputs:
-    """Run the stage on ``rows``; unless told otherwise, any share may be rejected."""
+    """Run the stages on ``rows``; unless told otherwise, any share may be rejected."""
     sections = {"validate": {"max_rejected_fraction": 1.0}, **sections}
-    manifest = write_manifest(folder, rows)
-    validate.run(**arguments(folder, manifest, sections, out), num_threads=num_threads)
-    return Outputs(folder / out)
+    manifest = str(write_manifest(folder, rows))
+    return Outputs(run_validation(folder / out, num_threads, manifest=manifest, **sections))
 
 
-def run_process(folder: Path, manifest: Path) -> subprocess.CompletedProcess[str]:
-    """Run the stage's command line as the workflow does."""
-    options = arguments(folder, manifest, {}).items()
-    words = [word for key, value in options for word in (f"--{key.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "higgs_pipe.validate", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run_processes(folder: Path, manifest: Path) -> subprocess.CompletedProcess[str]:
+    """Run the stages' command lines, one shard, as the workflow does, up to one that fails."""
+    for name, section in (
+        ("list_rows", {"manifest": str(manifest), "data": {"num_shards": 1}}),
+        ("measure", {}),
+        ("validate", {"manifest": str(manifest), "data": {"num_shards": 1}}),
+    ):
+        write_stage_config(folder / f"config/{name}.json", **section)
+    commands = (
+        "list_rows --config config/list_rows.json --rows out/rows.parquet"
+        " --recordings-dir out/recordings",
+        "measure --config config/measure.json --recordings out/recordings/shard-00000.parquet"
+        " --measured out/measured/shard-00000.parquet",
+        "validate --config config/validate.json --rows out/rows.parquet"
+        " --measured-dir out/measured --clips out/clips.parquet --rejected out/rejected.parquet"
+        " --validation out/validation.json --shards-dir out/shards",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for words in commands:
+        process = subprocess.run(
+            [sys.executable, "-m", *f"higgs_pipe.{words}".split()],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode != 0:
+            break
+    return process
 
 
 @pytest.fixture(autouse=True)
@@ -313,6 +331,8 @@ def test_a_bad_row_is_rejected_with_reason_fact_and_remedy(
         "manifest": str(tmp_path / "manifest.jsonl"),
         "line": 2,
         "speaker": "eve",
+        "language": None,
+        "duration_seconds": rejected["duration_seconds"],
         "reason": reason,
     }
     assert fact in message
@@ -351,7 +371,7 @@ def test_segments_that_overlap_never_cross_the_split(tmp_path: Path, rows: list[
 
 
 def test_every_reason_has_a_remedy_and_a_code_equal_to_its_name() -> None:
-    for reason in validate.Reason:
+    for reason in Reason:
         assert reason.value == reason.name.lower()
         assert len(reason.remedy) > 10
 
@@ -365,10 +385,10 @@ def test_the_length_of_a_long_file_is_judged_without_decoding_it(
         decoded.append(path.name)
         return decode(path, *segment)
 
-    monkeypatch.setattr("higgs_pipe.validate.decode", decode_and_note)
+    monkeypatch.setattr("higgs_pipe.measure.decode", decode_and_note)
     make_bad_recordings(tmp_path)
     run(tmp_path, [*rows, {"audio": "long.wav", "text": "L."}])
-    assert decoded == ["a.wav", "b.wav", "c.wav"]
+    assert sorted(decoded) == ["a.wav", "b.wav", "c.wav"]
 
 
 def test_clips_at_the_length_limits_are_accepted(tmp_path: Path, rows: list[Fields]) -> None:
@@ -395,7 +415,7 @@ def test_more_rejected_rows_than_allowed_stop_the_run(tmp_path: Path, rows: list
     for line in (4, 5):
         assert f"{tmp_path}/manifest.jsonl:{line}: audio_missing: {tmp_path}/none-" in message
     assert "raise validate.max_rejected_fraction" in message
-    assert not (tmp_path / "two").exists()
+    assert not Outputs(tmp_path / "two/data").is_there
 
 
 def test_a_share_of_exactly_the_limit_is_allowed(tmp_path: Path, rows: list[Fields]) -> None:
@@ -415,7 +435,7 @@ def test_only_the_first_twenty_rejected_rows_are_listed(tmp_path: Path, rows: li
 def test_no_accepted_row_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no row is left:\n .*manifest\.jsonl:1: audio_missing"):
         run(tmp_path, bad_rows(2))
-    assert not (tmp_path / "out").exists()
+    assert not Outputs(tmp_path / "out/data").is_there
 
 
 def test_a_single_recording_cannot_be_split(tmp_path: Path, rows: list[Fields]) -> None:
@@ -424,7 +444,7 @@ def test_a_single_recording_cannot_be_split(tmp_path: Path, rows: list[Fields]) 
         UserError, match=r"no clip is left for eval: .* form 1 group of shared audio"
     ):
         run(tmp_path, copies)
-    assert not (tmp_path / "out").exists()
+    assert not Outputs(tmp_path / "out/data").is_there
 
 
 @pytest.mark.parametrize(("given", "missing"), [("train", "eval"), ("eval", "train")])
@@ -457,15 +477,15 @@ def test_the_command_line_exits_with_2_and_a_sentence_and_writes_nothing(
     manifest = tmp_path / "manifest.jsonl"
     if content is not None:
         manifest.write_text(content, encoding="utf-8")
-    process = run_process(tmp_path, manifest)
+    process = run_processes(tmp_path, manifest)
     assert process.returncode == 2
     assert fact in process.stderr
     assert "Traceback" not in process.stderr
-    assert not (tmp_path / "out").exists()
+    assert not Outputs(tmp_path / "out").is_there
 
 
 def test_the_command_line_runs_and_says_what_it_kept(tmp_path: Path, rows: list[Fields]) -> None:
-    process = run_process(tmp_path, write_manifest(tmp_path, rows))
+    process = run_processes(tmp_path, write_manifest(tmp_path, rows))
     assert (process.returncode, process.stdout) == (0, "")
     assert "rows kept" in process.stderr
     assert len(Outputs(tmp_path / "out").clips) == 3
@@ -507,7 +527,7 @@ def test_two_runs_and_any_number_of_threads_give_equal_bytes(
         run(tmp_path, rows, out, num_threads).bytes_by_name()
         for out, num_threads in (("one", 1), ("two", 1), ("three", 4))
     )
-    assert len(first) == 3 + 8
+    assert len(first) == 4 + 3 * 8
     assert first == second == threaded
 
 
@@ -635,8 +655,7 @@ def test_the_reference_of_a_rejected_row_is_left_out(tmp_path: Path, rows: list[
 def test_a_whole_corpus_is_accepted(
     tmp_path: Path, manifest: Path, num_clips: int, speakers: dict[str, int]
 ) -> None:
-    validate.run(**arguments(tmp_path, manifest, {}), num_threads=2)
-    outputs = Outputs(tmp_path / "out")
+    outputs = Outputs(run_validation(tmp_path, num_threads=2, manifest=str(manifest)))
     assert outputs.rejected == []
     summary = outputs.summary
     assert summary["num_clips"] == num_clips
@@ -645,8 +664,9 @@ def test_a_whole_corpus_is_accepted(
     assert summary["num_audio_shared_by_splits"] == 0
 
 
-def test_the_stage_starts_without_torch() -> None:
-    code = "import sys, higgs_pipe.validate; print({'torch', 'transformers'} & set(sys.modules))"
+def test_the_stages_start_without_torch() -> None:
+    stages = "higgs_pipe.list_rows, higgs_pipe.measure, higgs_pipe.validate"
+    code = f"import sys, {stages}; print({{'torch', 'transformers'}} & set(sys.modules))"
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

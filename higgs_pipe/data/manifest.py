@@ -76,6 +76,7 @@ class Row:
     dialogue_id: str | None = None
     turn: int | None = None
     conversation: tuple[Turn, ...] | None = None
+    is_outside_root: bool = False  # whether a path leads out of the manifest's root
 
     @property
     def place(self) -> str:
@@ -259,20 +260,30 @@ def _clip_id(fields: Fields) -> str:
 def _row(record: Record, root: Path) -> Row:
     fields = record.fields
     ref_audio = _optional(fields, "ref_audio")
+    audio_path = root / fields["audio"]
+    ref_audio_path = root / ref_audio if ref_audio is not None else None
     start_seconds, end_seconds = _segment(fields)
     return Row(
         manifest=record.file,
         line=record.line,
         clip_id=_clip_id(fields),
         audio=fields["audio"],
-        audio_path=root / fields["audio"],
+        audio_path=audio_path,
         text=fields["text"],
         speaker=_optional(fields, "speaker"),
         language=_optional(fields, "language"),
         scene=_optional(fields, "scene"),
-        ref_audio_path=root / ref_audio if ref_audio is not None else None,
+        ref_audio_path=ref_audio_path,
         ref_text=_optional(fields, "ref_text"),
         split=_optional(fields, "split"),
         start_seconds=start_seconds,
         end_seconds=end_seconds,
+        is_outside_root=any(
+            path is not None and _is_outside(path, root) for path in (audio_path, ref_audio_path)
+        ),
     )
+
+
+def _is_outside(path: Path, root: Path) -> bool:
+    """Whether ``..`` or an absolute path leads out of the root; links are not followed."""
+    return not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root))

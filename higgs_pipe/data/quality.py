@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import langcodes
 import numpy as np
 import numpy.typing as npt
 from fontTools.unicodedata import script as script_of_character
-from langcodes.tag_parser import LanguageTagError
 
 CLIPPING_LEVEL = 0.999  # of full scale; 0.009 dB below it
 
@@ -178,6 +176,9 @@ def measure_text(text: str, language: str | None, duration_seconds: float) -> Te
 @cache
 def scripts_of_language(language: str) -> frozenset[str] | None:
     """ISO 15924 codes of what writes a language (CLDR's likely subtags); None if unknown."""
+    import langcodes  # slow to import, and nothing that measures audio needs it
+    from langcodes.tag_parser import LanguageTagError
+
     try:
         tag = langcodes.get(language)
     except LanguageTagError:
