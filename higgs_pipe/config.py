@@ -55,6 +55,10 @@ class DataConfig(ShardConfig):
         True,
         description="Whether clips of one text, but for case and punctuation, share a side.",
     )
+    keep_context_together: bool = Field(
+        True,
+        description="Whether a clip shares a side with the conversations in which it is heard.",
+    )
 
 
 class FilterConfig(Section):

@@ -116,6 +116,7 @@ def clip(
         "speaker": columns.get("speaker"),
         "dialogue_id": columns.get("dialogue"),
         "split": columns.get("split"),
+        "conversation": None,
     }
 
 
@@ -211,7 +212,7 @@ def test_the_overlap_counts_what_lies_on_both_sides() -> None:
         clip("n.wav", split="train", text="..."),
         clip("o.wav", split="eval", text="!"),
     ]
-    found = {"audio": 2, "texts": 1, "dialogues": 1}
+    found = {"audio": 2, "texts": 1, "dialogues": 1, "context": 0}
     assert overlap(clips, DataConfig()) == found
     assert overlap(clips, DataConfig(split_by="speaker")) == found | {"speakers": 1}
     assert overlap(clips, DataConfig(split_by="recording")) == found | {"recordings": 1}
