@@ -86,11 +86,18 @@ class Audio:
 
     samples: npt.NDArray[np.float32]
     sample_rate_hz: int
+    pcm_16: npt.NDArray[np.int16] | None = None  # the same samples, if the file holds 16 bits
 
     @property
     def duration_seconds(self) -> float:
         """The length of the samples, in seconds."""
         return len(self.samples) / self.sample_rate_hz
+
+    @property
+    def pcm_sha256(self) -> str:
+        """The hash of :func:`pcm_sha256`."""
+        samples = self.samples if self.pcm_16 is None else self.pcm_16
+        return pcm_sha256(samples, self.sample_rate_hz)
 
 
 @dataclass(frozen=True)
@@ -124,9 +131,10 @@ class AudioFile:
             detail = error.error_string.strip(" .") or f"libsndfile's error {error.code}"
             raise AudioError(f"{self.path} cannot be decoded to its end ({detail})") from None
         _check_whole(self.path, len(samples), end - first, "samples")
+        rate = self.header.sample_rate_hz
         if samples.dtype == np.int16:
-            samples = np.multiply(samples, PCM_16_STEP, dtype=np.float32)
-        return Audio(samples, self.header.sample_rate_hz)
+            return Audio(np.multiply(samples, PCM_16_STEP, dtype=np.float32), rate, samples)
+        return Audio(samples, rate)
 
     def _read(self, num_samples: int) -> npt.NDArray[Any]:
         """The next samples: in blocks, for a header may declare more than memory holds."""
@@ -167,22 +175,26 @@ def decode(
         return file.decode(start_seconds, end_seconds)
 
 
-def pcm_sha256(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> str:
+def pcm_sha256(
+    samples: npt.NDArray[np.float32] | npt.NDArray[np.int16], sample_rate_hz: int
+) -> str:
     """A hash of the sound itself, whatever the container.
 
     Args:
-        samples: (num_samples, num_channels), finite.
+        samples: (num_samples, num_channels), finite; full scale is 1, or that of 16 bits.
         sample_rate_hz: The rate of the samples.
 
     Returns:
         SHA-256, in hexadecimal, over the rate, the number of channels and the samples rounded to
         16 bits: a recording has the same one as WAV and as FLAC.
     """
-    steps = samples / PCM_16_STEP
-    np.rint(steps, out=steps)
-    np.clip(steps, -32768, 32767, out=steps)
+    if samples.dtype != np.int16:
+        steps = samples / PCM_16_STEP
+        np.rint(steps, out=steps)
+        np.clip(steps, -32768, 32767, out=steps)
+        samples = steps.astype(np.int16)
     digest = hashlib.sha256(f"{sample_rate_hz} {samples.shape[1]} ".encode())
-    digest.update(steps.astype("<i2", order="C").data)
+    digest.update(samples.astype("<i2", order="C", copy=False).data)
     return digest.hexdigest()
 
 
