@@ -18,7 +18,7 @@ import pytest
 import soundfile as sf
 from conftest import run_validation, write_stage_config
 
-from higgs_pipe.data.audio import Audio, decode
+from higgs_pipe.data.audio import Audio, AudioFile
 from higgs_pipe.data.reasons import Reason
 from higgs_pipe.data.splits import shard_of
 from higgs_pipe.data.tables import CLIPS, REJECTED, SHARD_CLIPS, read_table
@@ -380,12 +380,13 @@ def test_the_length_of_a_long_file_is_judged_without_decoding_it(
     tmp_path: Path, rows: list[Fields], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
+    decode = AudioFile.decode
 
-    def decode_and_note(path: Path, *segment: float | None) -> Audio:
-        decoded.append(path.name)
-        return decode(path, *segment)
+    def decode_and_note(file: AudioFile, *segment: float | None) -> Audio:
+        decoded.append(file.path.name)
+        return decode(file, *segment)
 
-    monkeypatch.setattr("higgs_pipe.measure.decode", decode_and_note)
+    monkeypatch.setattr(AudioFile, "decode", decode_and_note)
     make_bad_recordings(tmp_path)
     run(tmp_path, [*rows, {"audio": "long.wav", "text": "L."}])
     assert sorted(decoded) == ["a.wav", "b.wav", "c.wav"]
