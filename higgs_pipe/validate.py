@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -47,11 +46,11 @@ from higgs_pipe.data.tables import (
     write_shards,
     write_table,
 )
+from higgs_pipe.data.text import find_control_token, is_blank
 from higgs_pipe.errors import UserError, list_offenders
 
 logger = logging.getLogger("higgs_pipe")
 
-CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
 
 # What to change where too many clips share something to be split.
 LOOSENED_BY = {
@@ -175,11 +174,11 @@ def _judge(
 
 def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfig) -> Fault | None:
     """What is wrong with a row by itself."""
-    if not row.text.strip():
+    if is_blank(row.text):
         return Fault(Reason.TEXT_EMPTY, "`text` is empty")
-    for key, text in (("text", row.text), ("scene", row.scene), ("ref_text", row.ref_text)):
-        if token := CONTROL_TOKEN.search(text or ""):
-            return Fault(Reason.CONTROL_TOKEN, f"`{key}` contains {token.group():.60}")
+    for key, pieces in _prompt_texts(row):
+        if token := find_control_token(pieces):
+            return Fault(Reason.CONTROL_TOKEN, f"`{key}` contains {token:.60}")
     target = target_of(row)
     if fault := _audio_fault(target, measured, limits):
         return fault
@@ -197,6 +196,15 @@ def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfi
     ):
         return Fault(Reason.REFERENCE_IS_TARGET, "`ref_audio` is the same recording as `audio`")
     return None
+
+
+def _prompt_texts(row: Row) -> list[tuple[str, list[str]]]:
+    """What a prompt may be made of: the key, and texts that follow one another there."""
+    fields = {key: getattr(row, key) for key in ("text", "scene", "ref_text", "speaker")}
+    texts = [(key, [text]) for key, text in fields.items() if text is not None]
+    for turn in row.conversation or ():
+        texts.append(("conversation", [part.text for part in turn.parts if part.text]))
+    return texts
 
 
 def _audio_fault(

@@ -18,7 +18,7 @@ import pytest
 import soundfile as sf
 from conftest import run_validation, write_stage_config
 
-from higgs_pipe.data.audio import Audio, decode
+from higgs_pipe.data.audio import Audio, AudioFile
 from higgs_pipe.data.reasons import Reason
 from higgs_pipe.data.splits import shard_of
 from higgs_pipe.data.tables import CLIPS, REJECTED, SHARD_CLIPS, read_table
@@ -380,12 +380,13 @@ def test_the_length_of_a_long_file_is_judged_without_decoding_it(
     tmp_path: Path, rows: list[Fields], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
+    decode = AudioFile.decode
 
-    def decode_and_note(path: Path, *segment: float | None) -> Audio:
-        decoded.append(path.name)
-        return decode(path, *segment)
+    def decode_and_note(file: AudioFile, *segment: float | None) -> Audio:
+        decoded.append(file.path.name)
+        return decode(file, *segment)
 
-    monkeypatch.setattr("higgs_pipe.measure.decode", decode_and_note)
+    monkeypatch.setattr(AudioFile, "decode", decode_and_note)
     make_bad_recordings(tmp_path)
     run(tmp_path, [*rows, {"audio": "long.wav", "text": "L."}])
     assert sorted(decoded) == ["a.wav", "b.wav", "c.wav"]
@@ -667,7 +668,7 @@ def test_a_clip_unlike_its_speakers_others_is_listed(
         outputs = run(tmp_path, rows)
     found = outputs.summary["outliers"]["eve"]["rms_dbfs"]
     assert (list(found["clips"]), found["num_clips"]) == (["e4"], 1)
-    assert "eve: rms_dbfs of e4 is -37" in caplog.text
+    assert "eve: rms_dbfs of e4 is -36.99" in caplog.text
 
 
 def test_hours_lost_are_counted_by_reason_speaker_and_language(
@@ -705,7 +706,7 @@ def test_recordings_outside_the_root_are_accepted_and_listed(
 def many_rows(folder: Path) -> list[Fields]:
     """Twelve recordings of four speakers."""
     for index in range(12):
-        record(folder, f"{index}.wav", tone(200 + 20 * index, seconds=2))
+        record(folder, f"{index}.wav", tone(200.3 + 20 * index, seconds=2))
     return [
         {"audio": f"{index}.wav", "text": f"Text {index}.", "speaker": f"s{index % 4}"}
         for index in range(12)
@@ -783,6 +784,8 @@ def test_a_train_row_that_shares_with_a_held_out_one_is_rejected(
 ) -> None:
     rows[0] |= {"split": "train", **shared} | ({"turn": 1} if what == "dialogue" else {})
     rows[1] |= {"split": "eval", **shared} | ({"turn": 2} if what == "dialogue" else {})
+    record(tmp_path, "d.wav", tone(400))
+    rows.append({"audio": "d.wav", "text": "D.", "speaker": "ada"})
     rejected = {row["clip_id"]: row for row in run(tmp_path, rows, data=data).rejected}
     assert rejected["a"]["reason"] == "split_conflict"
     assert f"'eval' for the same {what} at {tmp_path}/manifest.jsonl:2" in rejected["a"]["message"]

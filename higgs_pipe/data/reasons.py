@@ -25,6 +25,10 @@ class Reason(StrEnum):
     )
     AUDIO_UNREADABLE = "audio_unreadable", "export it again as WAV or FLAC, or drop the row"
     AUDIO_NON_FINITE = "audio_non_finite", "export it again, best as 16-bit WAV, or drop the row"
+    AUDIO_OUT_OF_RANGE = (
+        "audio_out_of_range",
+        "export it again with samples between -1 and 1, best as 16-bit WAV, or drop the row",
+    )
     SEGMENT_OUTSIDE = (
         "segment_outside",
         "mend `start_seconds` and `end_seconds` (a Kaldi segment, an offset, a cut), or the file",
