@@ -1,6 +1,7 @@
 """Stage 1b: the recordings of one shard are decoded, once, and measured."""
 
 import logging
+import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -13,22 +14,22 @@ from higgs_pipe.cli import main
 from higgs_pipe.config import MeasureConfig, MeasureStage, load_stage
 from higgs_pipe.data.audio import (
     AudioError,
+    AudioFile,
     AudioMissingError,
-    Header,
     SegmentOutsideError,
-    decode,
-    pcm_sha256,
-    read_header,
+    open_audio,
 )
 from higgs_pipe.data.files import sha256_of_file
-from higgs_pipe.data.quality import measure_audio
+from higgs_pipe.data.quality import measure_audio, peak
 from higgs_pipe.data.reasons import Fault, Reason
 from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.tables import MEASURED, RECORDINGS, read_table, write_table
 
 logger = logging.getLogger("higgs_pipe")
 
-SILENT_PEAK = 1e-4  # full scale is 1: three steps of 16-bit audio
+# Full scale is 1.
+SILENT_PEAK = 1e-4  # three steps of 16-bit audio
+MAX_PEAK = 100.0  # far above any overshoot: integers written as floating point, or noise
 NUM_FILES_PER_PROGRESS_LINE = 5000
 
 # Values of MEASURED by the names of their columns.
@@ -79,8 +80,8 @@ def _measure_file(segments: Iterable[Segment], limits: MeasureConfig) -> list[di
     segments = list(segments)
     path = Path(segments[0].audio_path)
     try:
-        header = read_header(path)
-        found = [_measure(segment, header, limits) for segment in segments]
+        with open_audio(path) as file:
+            found = [_measure(segment, file, limits) for segment in segments]
         if any(fault is None for fault, _ in found):
             audio_sha256 = sha256_of_file(path)
             found = [
@@ -105,10 +106,10 @@ def _measure_file(segments: Iterable[Segment], limits: MeasureConfig) -> list[di
 
 
 def _measure(
-    segment: Segment, header: Header, limits: MeasureConfig
+    segment: Segment, file: AudioFile, limits: MeasureConfig
 ) -> tuple[Fault | None, Measures]:
     """What a segment holds; ``audio_sha256`` is left to the caller."""
-    path = Path(segment.audio_path)
+    path, header = file.path, file.header
     measures: Measures = {}
     try:
         first, end = header.segment(segment.start_seconds, segment.end_seconds)
@@ -117,26 +118,29 @@ def _measure(
         if seconds > limits.max_clip_seconds:
             fact = f"lasts {seconds:.3f} s, more than {limits.max_clip_seconds:g} s"
             return Fault(Reason.TOO_LONG, f"{segment.name} {fact}"), measures
-        audio = decode(path, segment.start_seconds, segment.end_seconds)
+        audio = file.decode(segment.start_seconds, segment.end_seconds)
     except SegmentOutsideError as error:
         return Fault(Reason.SEGMENT_OUTSIDE, str(error)), measures
     except AudioError as error:
         return Fault(Reason.AUDIO_UNREADABLE, str(error)), measures
-    num_bad = audio.samples.size - int(np.isfinite(audio.samples).sum())
-    if num_bad:
+    highest = peak(audio.samples)
+    if not math.isfinite(highest):
+        num_bad = audio.samples.size - int(np.isfinite(audio.samples).sum())
         fact = f"{path} holds {num_bad:,} samples that are NaN or infinite"
         return Fault(Reason.AUDIO_NON_FINITE, fact), measures
-    found = measure_audio(audio.samples, audio.sample_rate_hz)
-    if found.peak < SILENT_PEAK:
-        peak = f"{found.peak:.1e} of full scale, below {SILENT_PEAK:.0e}"
-        return Fault(Reason.SILENT, f"{path} is silent: its peak is {peak}"), measures
+    if highest > MAX_PEAK:
+        fact = f"{path} has a peak of {highest:.4g} times full scale, above {MAX_PEAK:g}"
+        return Fault(Reason.AUDIO_OUT_OF_RANGE, fact), measures
+    if highest < SILENT_PEAK:
+        fact = f"{path} is silent: its peak is {highest:.1e} of full scale, below {SILENT_PEAK:.0e}"
+        return Fault(Reason.SILENT, fact), measures
     return None, {
         "duration_seconds": audio.duration_seconds,
         "sample_rate_hz": audio.sample_rate_hz,
         "num_channels": audio.samples.shape[1],
         "encoding": header.encoding,
-        **vars(found),
-        "pcm_sha256": pcm_sha256(audio.samples, audio.sample_rate_hz),
+        **vars(measure_audio(audio.samples, audio.sample_rate_hz)),
+        "pcm_sha256": audio.pcm_sha256,
     }
 
 

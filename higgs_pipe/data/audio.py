@@ -123,8 +123,10 @@ class AudioFile:
             first, end = self.header.segment(start_seconds, end_seconds)
         except SegmentOutsideError as error:
             raise SegmentOutsideError(f"{self.path}: {error}") from None
+        if self.file.tell():  # opened again: an MP3 decodes otherwise after what came before
+            return decode(self.path, start_seconds, end_seconds)
         try:
-            if first != self.file.tell():
+            if first:
                 self.file.seek(first)
             samples = self._read(end - first)
         except sf.LibsndfileError as error:

@@ -98,15 +98,6 @@ def peak(samples: npt.NDArray[np.float32]) -> float:
     return float(np.maximum(samples.max(), -samples.min()))
 
 
-def rms_dbfs(samples: npt.NDArray[np.float32]) -> float:
-    """The root mean square level over all channels, in dB of full scale; silence is -inf."""
-    # Sums of 4096 squares in float32, their sum in float64: exact enough, and fast.
-    flat = samples.reshape(-1)
-    blocks = [flat[i : i + 4096] for i in range(0, flat.size, 4096)]
-    mean_square = math.fsum(float(np.dot(block, block)) for block in blocks) / flat.size
-    return 10 * math.log10(mean_square) if mean_square > 0 else -math.inf
-
-
 def measure_audio(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> AudioMeasures:
     """Every measure of a recording.
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
+from higgs_pipe.data.manifest import Row
+
 
 class Reason(StrEnum):
     """A reason code, each with what to do about it."""
@@ -23,6 +25,10 @@ class Reason(StrEnum):
     )
     AUDIO_UNREADABLE = "audio_unreadable", "export it again as WAV or FLAC, or drop the row"
     AUDIO_NON_FINITE = "audio_non_finite", "export it again, best as 16-bit WAV, or drop the row"
+    AUDIO_OUT_OF_RANGE = (
+        "audio_out_of_range",
+        "export it again with samples between -1 and 1, best as 16-bit WAV, or drop the row",
+    )
     SEGMENT_OUTSIDE = (
         "segment_outside",
         "mend `start_seconds` and `end_seconds` (a Kaldi segment, an offset, a cut), or the file",
@@ -83,3 +89,20 @@ class Fault:
 
     reason: Reason
     fact: str
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that goes no further; its length is known if its file could be opened."""
+
+    row: Row
+    fault: Fault
+    duration_seconds: float | None
+
+    @property
+    def message(self) -> str:
+        """The fact and the remedy, in a sentence."""
+        return f"{self.fault.fact}; {self.fault.reason.remedy}"
+
+    def __str__(self) -> str:
+        return f"{self.row.place}: {self.fault.reason}: {self.message}"

@@ -1,4 +1,4 @@
-"""Text that would become a command: found in every spelling, and nothing that passes is one."""
+"""Transcripts: blank ones, and control tokens in every spelling; nothing that passes is one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from higgs_pipe.data.control_tokens import find_control_token
+from higgs_pipe.data.text import find_control_token, is_blank
 from higgs_pipe.higgs import chatml, tiny
 from higgs_pipe.higgs.chatml import clean_text
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "\u200b", "\ufeff \u2060", "\u3000", "\u0301", "\0"])
+def test_text_with_nothing_to_see_is_blank(text: str) -> None:
+    assert is_blank(text)
+    assert not is_blank(text + "a")
+
+
+@pytest.mark.parametrize("text", ["5", "?", "😀", "नि", "שלום", "。"])
+def test_text_with_something_to_see_is_not_blank(text: str) -> None:
+    assert not is_blank(text)
 
 
 @pytest.mark.parametrize(

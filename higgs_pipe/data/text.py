@@ -1,10 +1,15 @@
-"""Text that a tokenizer would read as a command: a checkpoint's ``<|...|>`` tokens."""
+"""What a transcript must not be: blank, or a command to the model (a ``<|...|>`` token)."""
 
 import re
 import unicodedata
 from collections.abc import Iterable
 
 CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see in ``text``: white space and invisible characters alone."""
+    return not _plain(text).strip()
 
 
 def find_control_token(pieces: Iterable[str]) -> str | None:
