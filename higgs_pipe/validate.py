@@ -380,6 +380,8 @@ def _clips(
                     "clip_id": _reference_id(*key, is_first=num_texts[key[0]] == 1),
                     "text": row.ref_text,
                     "scene": None,
+                    "dialogue_id": None,
+                    "turn": None,
                 }
             reference_id = references[key]["clip_id"]
         clips.append(_clip(row, recording, split) | {"reference_id": reference_id})
@@ -404,6 +406,9 @@ def _clip(row: Row, recording: Recording, split: str) -> Clip:
         "speaker": row.speaker,
         "language": row.language,
         "scene": row.scene,
+        "dialogue_id": row.dialogue_id,
+        "turn": row.turn,
+        "conversation": None,
         "reference_id": None,
         "split": split,
         "duration_seconds": recording.duration_seconds,

@@ -94,7 +94,7 @@ SEGMENT_COLUMNS = (
 
 CLIPS = TableSpec(
     name="clips",
-    version=2,
+    version=3,
     made_by="validate",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
@@ -106,6 +106,16 @@ CLIPS = TableSpec(
         Column("speaker", pa.string(), "Speaker; missing: unknown.", nullable=True),
         Column("language", pa.string(), "Language code; missing: unknown.", nullable=True),
         Column("scene", pa.string(), "Description of the scene.", nullable=True),
+        Column(
+            "dialogue_id", pa.string(), "The dialogue that the row is a turn of.", nullable=True
+        ),
+        Column("turn", pa.int32(), "Its place among the dialogue's turns.", nullable=True),
+        Column(
+            "conversation",
+            pa.string(),
+            "The turns of a conversation around the clip, as JSON text.",
+            nullable=True,
+        ),
         Column(
             "reference_id",
             pa.string(),
@@ -202,7 +212,7 @@ def packed_spec(num_codebooks: int) -> TableSpec:
             Column("labels", pa.list_(pa.int32()), "Text label at each position, or -100 (S)."),
             Column("audio_input_ids", matrix, "Delayed codes of all placeholders in order (F, K)."),
             Column("audio_labels", matrix, "Label of each delayed code, or -100 (F, K)."),
-            Column("sample_ids", pa.list_(pa.string()), "clip_id of each sample's target."),
+            Column("sample_ids", pa.list_(pa.string()), "clip_id of each sample's (first) target."),
             Column("sample_lengths", pa.list_(pa.int32()), "Positions of each sample; sum S."),
         ),
     )
