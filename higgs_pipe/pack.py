@@ -10,6 +10,7 @@ import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from higgs_pipe.higgs.chatml import (
     Prompt,
     PromptRenderer,
     Sample,
-    cleaned,
+    clean_text,
 )
 from higgs_pipe.higgs.codes import IGNORED
 
@@ -161,9 +162,9 @@ class Packer:
     def _rendered(self, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Prompt, list[Recording]]]:
         """Each sample's prompt and recordings; what the template cannot say is rejected."""
         rows = self._clips.rows([clip for plan in plans for clip in plan.clips])
-        turns = [turns_of(p, rows, self._clips, self._settings.system_prompt) for p in plans]
-        if self._settings.clean_text:
-            turns = [cleaned(turns_of_sample) for turns_of_sample in turns]
+        clean = clean_text if self._settings.clean_text else str
+        system_prompt = self._settings.system_prompt
+        turns = [turns_of(plan, rows, self._clips, system_prompt, clean) for plan in plans]
         prompts = self._renderer.prompts(turns)
         for plan, sample_turns, prompt in zip(plans, turns, prompts, strict=True):
             if isinstance(prompt, Prompt):
@@ -230,7 +231,11 @@ class Packer:
         bins.sort(key=lambda members: unit_hash("row", self._settings.seed, self._name(members[0])))
         spec = packed_spec(info.num_codebooks)
         counts: Counter[str] = Counter()
-        with table_writer(path, spec, info.as_metadata()) as writer:
+        with (
+            table_writer(path, spec, info.as_metadata()) as writer,
+            ThreadPoolExecutor(1) as background,  # encodes a row group while the next is built
+        ):
+            written: Future[None] | None = None
             for start in range(0, len(bins), ROWS_PER_GROUP):
                 rows = [self._row(m, spool) for m in bins[start : start + ROWS_PER_GROUP]]
                 for row in rows:
@@ -238,9 +243,12 @@ class Packer:
                     counts["num_audio_frames"] += len(row["audio_input_ids"])
                     counts["num_text_labels"] += int((row["labels"] != IGNORED).sum())
                     counts["num_audio_labels"] += int((row["audio_labels"] != IGNORED).sum())
-                writer.write_table(
-                    to_arrow(spec, rows, writer.schema), row_group_size=ROWS_PER_GROUP
-                )
+                group = to_arrow(spec, rows, writer.schema)
+                if written:
+                    written.result()
+                written = background.submit(writer.write_table, group, ROWS_PER_GROUP)
+            if written:
+                written.result()
         tasks = {task: self._tasks[task] for task in TASKS}
         return {
             "num_rows": len(bins),

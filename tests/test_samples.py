@@ -61,7 +61,7 @@ class Drawn:
 
     def turns(self, clip_id: str) -> list[Turn]:
         plan = self.plans[clip_id]
-        return list(turns_of(plan, self.clips.rows(plan.clips), self.clips, "Do as told."))
+        return list(turns_of(plan, self.clips.rows(plan.clips), self.clips, "Do as told.", str))
 
 
 def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so():

@@ -4,7 +4,7 @@ All is drawn by hash of ids and seed, so that a clip more or less draws no other
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -46,15 +46,13 @@ CLIP_COLUMNS = (
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
+class Recording(NamedTuple):
     """Clips joined in time, each by its row in the table of clips."""
 
     clips: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One message: pieces of text and recordings in order; a target is what the model learns."""
 
     role: str  # system, scene, user or assistant
@@ -402,7 +400,11 @@ class Planner:
 
 
 def turns_of(
-    plan: Plan, rows: Mapping[int, Row], clips: Clips, system_prompt: str
+    plan: Plan,
+    rows: Mapping[int, Row],
+    clips: Clips,
+    system_prompt: str,
+    clean: Callable[[str], str],
 ) -> tuple[Turn, ...]:
     """The turns of a sample, the scene and the references before its target.
 
@@ -414,10 +416,11 @@ def turns_of(
         rows: The texts of its clips, from :meth:`Clips.rows`.
         clips: The table of clips.
         system_prompt: The system message; a conversation may have its own.
+        clean: Cleans what users and assistants say.
     """
     system = Turn("system", (system_prompt,))
     if plan.drawn_task == CONVERSATION:
-        written = _conversation(rows[plan.targets[0]], clips)
+        written = _conversation(rows[plan.targets[0]], clips, clean)
         return written if written[0].role == "system" else (system, *written)
     speakers = dict.fromkeys(int(clips.speaker[clip]) for clip in plan.targets)
     tags = dict.fromkeys(speakers, "")
@@ -428,25 +431,25 @@ def turns_of(
     if scenes and plan.has_scene:
         turns.append(Turn("scene", tuple(scenes)))
     for speaker, clip in plan.references:
-        turns.append(Turn("user", (tags[speaker] + rows[clip]["text"],)))
+        turns.append(Turn("user", (clean(tags[speaker] + rows[clip]["text"]),)))
         turns.append(Turn("assistant", (Recording((clip,)),)))
     lines = [tags[int(clips.speaker[clip])] + rows[clip]["text"] for clip in plan.targets]
-    turns.append(Turn("user", ("\n".join(lines),)))
+    turns.append(Turn("user", (clean("\n".join(lines)),)))
     turns.append(Turn("assistant", (Recording(plan.targets),), is_target=True))
     return tuple(turns)
 
 
-def _conversation(row: Row, clips: Clips) -> tuple[Turn, ...]:
+def _conversation(row: Row, clips: Clips, clean: Callable[[str], str]) -> tuple[Turn, ...]:
     """The turns of a row's own conversation; its recordings are the row's clip and references."""
 
-    def part(written: Mapping[str, str]) -> str | Recording:
+    def part(written: Mapping[str, str], role: str) -> str | Recording:
         if "text" in written:
-            return written["text"]
+            return clean(written["text"]) if role in ("user", "assistant") else written["text"]
         clip_id = written["clip_id"]
         own = row["clip_id"] == clip_id
         return Recording((row["clip"] if own else clips.by_id(clip_id),))
 
     return tuple(
-        Turn(turn["role"], tuple(part(p) for p in turn["parts"]), turn["is_target"])
+        Turn(turn["role"], tuple(part(p, turn["role"]) for p in turn["parts"]), turn["is_target"])
         for turn in json.loads(row["conversation"])
     )

@@ -4,8 +4,10 @@ The conversation is rendered by the checkpoint's own chat template, so that a mo
 exactly the prompt that it will see.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ Message = dict[str, Any]
 TokenIds = npt.NDArray[np.int32]
 
 ASSISTANT_HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+# Stands for a text in a conversation's shape; private characters that no text needs.
+MARK, MARKED = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
 PUBLISHED_TEMPLATE = "use the base model's published chat template."
 
 LATIN_PUNCTUATION = str.maketrans(
@@ -89,20 +93,6 @@ def message(turn: Turn) -> Message:
     return {"role": turn.role, "content": content}
 
 
-def cleaned(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns with all that users and assistants say cleaned (:func:`clean_text`)."""
-
-    def clean(part: str | Recording) -> str | Recording:
-        return clean_text(part) if isinstance(part, str) else part
-
-    return tuple(
-        replace(turn, parts=tuple(clean(part) for part in turn.parts))
-        if turn.role in ("user", "assistant")
-        else turn
-        for turn in turns
-    )
-
-
 @dataclass(frozen=True)
 class HiggsTokens:
     """The ids that a sample is built from, read from the checkpoint."""
@@ -136,6 +126,35 @@ class Sample:
     audio_labels: Codes  # (F, K)
 
 
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """What conversations with the same roles, kinds of parts and targets have in common.
+
+    The tokens around their texts: a fixed run before, between and after the open pieces, which are
+    tokenized each time. An open piece is text, number of a text, text, number, …, text.
+    """
+
+    fixed_ids: tuple[TokenIds, ...]
+    fixed_labels: tuple[TokenIds, ...]
+    open_pieces: tuple[tuple[str, ...], ...]
+    is_target: tuple[bool, ...]
+
+    def fill(self, texts: Sequence[str]) -> list[str]:
+        """The open pieces with the texts of a conversation."""
+        return [
+            "".join(texts[int(part)] if i % 2 else part for i, part in enumerate(piece))
+            for piece in self.open_pieces
+        ]
+
+    def prompt(self, open_ids: Sequence[TokenIds]) -> Prompt:
+        """The prompt of a conversation from the tokens of its open pieces."""
+        ids, labels = [self.fixed_ids[0]], [self.fixed_labels[0]]
+        for i, piece in enumerate(open_ids):
+            ids += [piece, self.fixed_ids[i + 1]]
+            labels += [np.full(len(piece), IGNORED, np.int32), self.fixed_labels[i + 1]]
+        return Prompt(np.concatenate(ids), np.concatenate(labels), self.is_target)
+
+
 class Unsayable(Exception):
     """The chat template does not say a conversation in full; the message is the fact."""
 
@@ -163,6 +182,9 @@ class PromptRenderer:
             num_codebooks=config.num_codebooks,
         )
         self._assistant_header = self._tokenized(ASSISTANT_HEADER)
+        special = "|".join(map(re.escape, self.tokenizer.get_added_vocab()))
+        self._special_token = re.compile(f"({special})")
+        self._shapes: dict[object, Shape | None] = {}
 
     def _token_id(self, token: str) -> int:
         token_id = self.tokenizer.get_vocab().get(token)
@@ -176,15 +198,107 @@ class PromptRenderer:
         # The template writes the beginning of the text itself.
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
+    def _all_tokenized(self, texts: Sequence[str]) -> list[TokenIds]:
+        """As :meth:`_tokenized`, all at once and on all cores."""
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(
+            texts, add_special_tokens=False
+        )
+        return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
+
     def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[Prompt | Unsayable]:
-        """:meth:`prompt` of each conversation, or why it has none."""
-        return [self._prompt_or_fact(turns) for turns in conversations]
+        """:meth:`prompt` of each conversation, or why it has none; many at once are much faster.
+
+        Conversations of one :class:`Shape` differ in their texts alone: the template is rendered
+        once a shape, and what stands around the texts is tokenized once. One conversation of each
+        shape is rendered in full each time, to compare.
+
+        Raises:
+            UserError: The template writes other words around some texts than around others.
+        """
+        shapes = [self._shape_of(turns) for turns in conversations]
+        texts = [
+            [p for t in turns for p in t.parts if isinstance(p, str)] for turns in conversations
+        ]
+        filled = [
+            shape.fill(said)
+            if shape and all(text and text == text.strip() for text in said)
+            else None
+            for shape, said in zip(shapes, texts, strict=True)
+        ]
+        pieces = list(dict.fromkeys(piece for found in filled for piece in found or ()))
+        ids = dict(zip(pieces, self._all_tokenized(pieces), strict=True))
+        prompts: list[Prompt | Unsayable] = []
+        compared: set[Shape] = set()
+        for turns, shape, found in zip(conversations, shapes, filled, strict=True):
+            if shape is None or found is None:
+                prompts.append(self._prompt_or_fact(turns))
+                continue
+            prompt = shape.prompt([ids[piece] for piece in found])
+            if shape not in compared:
+                compared.add(shape)
+                if not np.array_equal(prompt.ids, self.prompt(turns).ids):
+                    raise UserError(
+                        "the chat template writes other words around some texts than around "
+                        f"others; {PUBLISHED_TEMPLATE}"
+                    )
+            prompts.append(prompt)
+        return prompts
 
     def _prompt_or_fact(self, turns: Sequence[Turn]) -> Prompt | Unsayable:
         try:
             return self.prompt(turns)
         except Unsayable as fact:
             return fact
+
+    def _shape_of(self, turns: Sequence[Turn]) -> Shape | None:
+        key = tuple((t.role, t.is_target, *(isinstance(p, str) for p in t.parts)) for t in turns)
+        if key not in self._shapes:
+            self._shapes[key] = self._shape(turns)
+        return self._shapes[key]
+
+    def _shape(self, turns: Sequence[Turn]) -> Shape | None:
+        """The shape of a conversation.
+
+        None if the template does not say such ones in full, or if a text of theirs is learned.
+        """
+        numbers = count()
+        marked = [
+            turn._replace(
+                parts=tuple(
+                    MARK.format(next(numbers)) if isinstance(part, str) else part
+                    for part in turn.parts
+                )
+            )
+            for turn in turns
+        ]
+        prompt = self._prompt_or_fact(marked)
+        if isinstance(prompt, Unsayable):
+            return None
+        # A special token ends what is before it and begins what is after it, for the tokenizer too.
+        pieces = [piece for piece in self._special_token.split(self._rendered(marked)) if piece]
+        ids = [self._tokenized(piece) for piece in pieces]
+        if not np.array_equal(np.concatenate(ids), prompt.ids):
+            return None
+        labels = np.split(prompt.labels, np.cumsum([len(i) for i in ids])[:-1])
+        fixed: list[tuple[list[TokenIds], list[TokenIds]]] = [([], [])]
+        open_pieces = []
+        for piece, piece_ids, piece_labels in zip(pieces, ids, labels, strict=True):
+            fragments = MARKED.split(piece)  # text, number, text, number, text
+            if len(fragments) == 1:
+                fixed[-1][0].append(piece_ids)
+                fixed[-1][1].append(piece_labels)
+            elif (piece_labels != IGNORED).any():
+                return None
+            else:
+                open_pieces.append(tuple(fragments))
+                fixed.append(([], []))
+        empty = [np.empty(0, np.int32)]
+        return Shape(
+            fixed_ids=tuple(np.concatenate(empty + run) for run, _ in fixed),
+            fixed_labels=tuple(np.concatenate(empty + run) for _, run in fixed),
+            open_pieces=tuple(open_pieces),
+            is_target=prompt.is_target,
+        )
 
     def prompt(self, turns: Sequence[Turn]) -> Prompt:
         """Render and tokenize a conversation, and label its target turns.
