@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from conftest import run_validation, tone
+from conftest import run_validation, tone, write_stage_config
+from transformers import AutoTokenizer
 
+from higgs_pipe import pack, tokenize_audio
 from higgs_pipe.data.splits import shard_of
 from higgs_pipe.data.tables import CLIPS, REJECTED, SHARD_CLIPS, read_table
 from higgs_pipe.errors import UserError
@@ -248,3 +251,32 @@ def test_conversations_give_equal_bytes_in_any_number_of_threads(tmp_path: Path)
     limits = {"max_rejected_fraction": 1.0}
     again = run_validation(tmp_path / "again", 4, manifest=manifest, validate=limits)
     assert first == {p.name: p.read_bytes() for p in again.glob("*.parquet")}
+
+
+# --- On to the packed rows -----------------------------------------------------------------------
+
+
+def test_a_conversation_reaches_the_packed_rows_with_its_targets_alone_labelled(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    samples = [talk("a", "b", "c", id="x", start_index=3, split="train"), plain("h", split="eval")]
+    out = run(tmp_path, *samples, num_shards=1)
+    codec = str(tiny_base / "audio_tokenizer")
+    config = write_stage_config(tmp_path / "tokenize.json", codec=codec)
+    shard = "shards/shard-00000.parquet"
+    tokenize_audio.run(config, out / shard, tmp_path / "codes" / "shard-00000.parquet")
+    config = write_stage_config(tmp_path / "pack.json", base_model=str(tiny_base))
+    paths = [tmp_path / name for name in ("train.parquet", "eval.parquet", "packing.json")]
+    pack.run(config, out / "clips.parquet", tmp_path / "codes", 1, *paths)
+
+    (row,) = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    assert row["sample_ids"] == ["x"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    text = tokenizer.decode([i for i in row["input_ids"] if i not in (270, 272)])
+    words = ["Be calm.", "Say a.", "Say b.", "Say c."]
+    assert sorted(words, key=text.index) == words
+    labelled = tokenizer.decode([label for label in row["labels"] if label != -100])
+    assert labelled == "<|audio_out_bos|><|audio_eos|><|eot_id|>" * 2
+    # A second is 25 frames, and BOS, EOS and 7 frames of delay: three recordings of 34.
+    is_labelled = (np.array(row["audio_labels"]) != -100).any(axis=1).reshape(3, 34)
+    assert is_labelled.any(axis=1).tolist() == [False, True, True]

@@ -297,7 +297,7 @@ def packed_spec(num_codebooks: int) -> TableSpec:
             Column("labels", pa.list_(pa.int32()), "Text label at each position, or -100 (S)."),
             Column("audio_input_ids", matrix, "Delayed codes of all placeholders in order (F, K)."),
             Column("audio_labels", matrix, "Label of each delayed code, or -100 (F, K)."),
-            Column("sample_ids", pa.list_(pa.string()), "clip_id of each sample's target."),
+            Column("sample_ids", pa.list_(pa.string()), "clip_id of each sample's (first) target."),
             Column("sample_lengths", pa.list_(pa.int32()), "Positions of each sample; sum S."),
         ),
     )
