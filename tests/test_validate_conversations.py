@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,10 @@ def test_a_context_that_holds_audio_of_the_target_is_refused(tmp_path: Path) -> 
     messages = [user("One."), assistant("long", offset=0, duration=2.5)]
     messages += [user("Two."), assistant("long", offset=2, duration=1)]
     part = {"messages": messages, "id": "part"}
-    out = run(tmp_path, part, talk("a", "a", id="same"), plain("h"), plain("g"))
-    for clip_id, turns in (("part", (2, 4)), ("same", (3, 5))):
+    shutil.copy(tmp_path / "a.wav", tmp_path / "copy.wav")
+    copy, same = talk("copy", "a", id="copied"), talk("a", "a", id="same")
+    out = run(tmp_path, part, copy, same, plain("h"), plain("g"))
+    for clip_id, turns in (("part", (2, 4)), ("copied", (3, 5)), ("same", (3, 5))):
         reason, message = rejected_of(out)[clip_id]
         assert reason == "reference_is_target"
         assert message.startswith("turn {} holds audio of turn {},".format(*turns))
