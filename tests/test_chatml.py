@@ -169,6 +169,39 @@ def test_what_the_template_would_leave_out_is_said(renderer, turns, fact):
     assert isinstance(sound, Prompt)
 
 
+def test_many_prompts_at_once_are_those_of_one_by_one(renderer):
+    texts = [
+        "One.",
+        " Two. ",
+        "<SE>[Laughter]</SE>",
+        "\ue0000\ue001",
+        "你好, 世界.",
+        "",
+        "[SPEAKER0] A\nB",
+    ]
+    conversations = [
+        speech(text, scene, reference)
+        for text in texts
+        for scene in (None, "A quiet room.")
+        for reference in (None, "Before.")
+    ]
+    for turns, prompt in zip(conversations, renderer.prompts(conversations), strict=True):
+        alone = renderer.prompt(turns)
+        assert prompt.ids.tolist() == alone.ids.tolist()
+        assert prompt.labels.tolist() == alone.labels.tolist()
+        assert prompt.is_target == alone.is_target
+
+
+def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
+    renderer = PromptRenderer(str(tiny_base))
+    renderer.tokenizer.chat_template += (
+        "{%- if 'wolf' in messages[1]['content'][0]['text'] -%}!{%- endif -%}"
+    )
+    renderer.prompts([speech("A sheep.")])
+    with pytest.raises(UserError, match="writes other words around some texts"):
+        renderer.prompts([speech("A wolf.")])
+
+
 def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base):
     renderer = PromptRenderer(str(tiny_base))
     template = renderer.tokenizer.chat_template

@@ -41,7 +41,7 @@ class CodesStore:
         spec = codes_spec(self.codec_info.num_codebooks)
         tables = [open_table(shard, spec)[0] for shard in shards]
         listing = [table.read(columns=["clip_id", "num_frames"]) for table in tables]
-        self._place(pa.concat_tables(listing).combine_chunks(), clip_ids)
+        self._place(pa.concat_tables(listing), clip_ids)
         num_codes = int(self.num_frames.sum()) * self.codec_info.num_codebooks
         check_free_space(directory, 2 * num_codes, "a copy of all codes would")
         self._spool = Spool(directory, np.int16)
@@ -51,7 +51,7 @@ class CodesStore:
 
     def _place(self, listing: pa.Table, clip_ids: pa.Array) -> None:
         """Find each clip among the shards' rows; their codes follow each other in the file."""
-        row = pc.index_in(clip_ids, value_set=listing.column("clip_id").chunk(0))
+        row = pc.index_in(clip_ids, value_set=listing.column("clip_id").combine_chunks())
         if row.null_count:
             missing = clip_ids.filter(pc.is_null(row)).to_pylist()
             raise UserError(f"clips without codes:\n{list_offenders(missing)}\n{REMEDY}")

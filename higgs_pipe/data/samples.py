@@ -121,7 +121,7 @@ class Clips:
         return cls(table.read(columns=columns))
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table = table.combine_chunks()
+        self._table = table.select(TEXT_COLUMNS)
         self.ids: pa.Array = _column(table, "clip_id")
         self.speaker, speakers = _coded(table, "speaker")  # (N,)
         self.split, splits = _coded(table, "split")
@@ -130,7 +130,7 @@ class Clips:
         self.dialogues = dialogues.to_pylist()
         self.turn = _numbers(table, "turn", -1)
         self.is_conversation = _column(table, "conversation").is_valid().to_numpy(False)
-        self.reference = self._references()
+        self.reference = self._references(_column(table, "reference_id"))
         self._audio, _ = _coded(table, "pcm_sha256")
         self._file, _ = _coded(table, "audio_path")
         self._start = _numbers(table, "start_seconds", 0.0)
@@ -139,8 +139,7 @@ class Clips:
         self._embeddings = _column(table, EMBEDDING) if self.has_embeddings else None
         self._by_id: dict[str, int] = {}
 
-    def _references(self) -> npt.NDArray[np.int32]:
-        named = _column(self._table, "reference_id")
+    def _references(self, named: pa.Array) -> npt.NDArray[np.int32]:
         found = pc.index_in(named, value_set=self.ids)
         missing = named.filter(pc.and_(named.is_valid(), found.is_null()))
         if len(missing):
@@ -160,7 +159,7 @@ class Clips:
     def rows(self, clips: Sequence[int]) -> dict[int, Row]:
         """The texts of some clips: ``TEXT_COLUMNS``, and ``clip``."""
         wanted = sorted(set(clips))
-        rows = self._table.select(TEXT_COLUMNS).take(wanted).to_pylist()
+        rows = self._table.take(wanted).to_pylist()
         return {clip: row | {"clip": clip} for clip, row in zip(wanted, rows, strict=True)}
 
     def by_id(self, clip_id: str) -> int:
@@ -204,8 +203,7 @@ class Clips:
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    return table.column(name).combine_chunks()
 
 
 def _coded(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int32], pa.Array]:
@@ -236,12 +234,14 @@ class References:
     def __init__(self, clips: Clips, members: npt.NDArray[np.int64], seed: int) -> None:
         self._clips = clips
         known = members[clips.speaker[members] >= 0]
-        ids = clips.ids.take(known).to_pylist()
-        points = np.array([unit_hash("reference", seed, clip_id) for clip_id in ids])
+        ids = (clip_id.as_py() for clip_id in clips.ids.take(known))
+        hashes = (unit_hash("reference", seed, clip_id) for clip_id in ids)
+        points = np.fromiter(hashes, np.float64, len(known))
         speakers = clips.speaker[known]
         order = np.lexsort((points, speakers))
         self._ring = known[order]
-        self._place = dict(zip(self._ring.tolist(), range(len(known)), strict=True))
+        self._place = np.empty(len(clips.ids), np.int64)
+        self._place[self._ring] = np.arange(len(known))
         bounds = np.searchsorted(speakers[order], np.arange(len(clips.speakers) + 1))
         self._bounds = bounds.tolist()
 
@@ -268,7 +268,7 @@ class References:
         """The clips after one on its speaker's ring, without those that share audio."""
         speaker = int(self._clips.speaker[clip])
         start, end = self._bounds[speaker], self._bounds[speaker + 1]
-        place = self._place[clip]
+        place = int(self._place[clip])
         excluded = set(targets)
         for i in chain(range(place + 1, end), range(start, place)):
             candidate = int(self._ring[i])
@@ -298,7 +298,7 @@ class Planner:
     def plans(self) -> Iterator[Plan]:
         """The samples in the order of the table; a dialogue stands where its first row stands."""
         dialogues = self._dialogues()
-        for clip in self._members.tolist():
+        for clip in map(int, self._members):
             if self._clips.is_conversation[clip]:
                 yield Plan(CONVERSATION, (clip,))
             elif (dialogue := int(self._clips.dialogue[clip])) < 0:
