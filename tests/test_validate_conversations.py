@@ -262,18 +262,22 @@ def test_conversations_give_equal_bytes_in_any_number_of_threads(tmp_path: Path)
 def test_a_conversation_reaches_the_packed_rows_with_its_targets_alone_labelled(
     tmp_path: Path, tiny_base: Path
 ) -> None:
-    samples = [talk("a", "b", "c", id="x", start_index=3, split="train"), plain("h", split="eval")]
-    out = run(tmp_path, *samples, num_shards=1)
+    x = talk("a", "b", "c", id="x", start_index=3, split="train", speaker="ada")
+    same_speaker = plain("g", split="train", speaker="ada")
+    out = run(tmp_path, x, same_speaker, plain("h", split="eval"), num_shards=1)
     codec = str(tiny_base / "audio_tokenizer")
     config = write_stage_config(tmp_path / "tokenize.json", codec=codec)
     shard = "shards/shard-00000.parquet"
     tokenize_audio.run(config, out / shard, tmp_path / "codes" / "shard-00000.parquet")
-    config = write_stage_config(tmp_path / "pack.json", base_model=str(tiny_base))
+    settings = {"tasks": {"speech": 0, "cloning": 1}}
+    config = write_stage_config(
+        tmp_path / "pack.json", base_model=str(tiny_base), pack=settings | {"max_tokens": 256}
+    )
     paths = [tmp_path / name for name in ("train.parquet", "eval.parquet", "packing.json")]
     pack.run(config, out / "clips.parquet", tmp_path / "codes", 1, *paths)
 
-    (row,) = pq.read_table(tmp_path / "train.parquet").to_pylist()
-    assert row["sample_ids"] == ["x"]
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    (row,) = (row for row in rows if row["sample_ids"] == ["x"])
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     text = tokenizer.decode([i for i in row["input_ids"] if i not in (270, 272)])
     words = ["Be calm.", "Say a.", "Say b.", "Say c."]
@@ -283,3 +287,6 @@ def test_a_conversation_reaches_the_packed_rows_with_its_targets_alone_labelled(
     # A second is 25 frames, and BOS, EOS and 7 frames of delay: three recordings of 34.
     is_labelled = (np.array(row["audio_labels"]) != -100).any(axis=1).reshape(3, 34)
     assert is_labelled.any(axis=1).tolist() == [False, True, True]
+    # A conversation is nobody's reference: its text may be of several voices.
+    fallbacks = json.loads((tmp_path / "packing.json").read_text())["fallbacks"]
+    assert ("train", "ada") in [(f["split"], f["speaker"]) for f in fallbacks]

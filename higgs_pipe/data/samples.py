@@ -291,7 +291,9 @@ class Planner:
     def __init__(self, clips: Clips, split: str, settings: PackConfig) -> None:
         self._clips = clips
         self._members = clips.in_split(split)
-        self._references = References(clips, self._members, settings.seed)
+        # A conversation is no reference: its text may be an answer, or that of several voices.
+        alone = self._members[~clips.is_conversation[self._members]]
+        self._references = References(clips, alone, settings.seed)
         self._settings = settings
         self._check_weights()
 
