@@ -17,7 +17,8 @@ from conftest import tone, write_stage_config
 
 from higgs_pipe import list_rows, measure
 from higgs_pipe.config import ManifestEntry
-from higgs_pipe.data.manifest import Part, Turn, read_manifests
+from higgs_pipe.data.conversations import Part, Turn
+from higgs_pipe.data.manifest import read_manifests
 from higgs_pipe.data.rows import read_rows, segments_of, write_rows
 from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.splits import shard_of

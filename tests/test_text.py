@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from higgs_pipe.data.samples import Turn
 from higgs_pipe.data.text import find_control_token, is_blank
-from higgs_pipe.higgs import chatml, tiny
-from higgs_pipe.higgs.chatml import clean_text
+from higgs_pipe.higgs import tiny
+from higgs_pipe.higgs.chatml import clean_text, message
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "\u200b", "\ufeff \u2060", "\u3000", "\u0301", "\0"])
@@ -89,7 +90,8 @@ TOKENIZER.chat_template = tiny.CHAT_TEMPLATE
 
 
 def special_ids(text: str, scene: str, ref_text: str) -> list[int]:
-    messages = chatml.conversation(text, "Speak.", scene, ref_text)
+    said = (("system", "Speak."), ("scene", scene), ("user", ref_text), ("user", text))
+    messages = [message(Turn(role, (words,))) for role, words in said]
     prompt = TOKENIZER.apply_chat_template(messages, tokenize=False)
     ids = TOKENIZER(prompt, add_special_tokens=False)["input_ids"]
     return [token_id for token_id in ids if token_id in TOKENIZER.added_tokens_decoder]
