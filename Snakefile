@@ -43,6 +43,7 @@ localrules:
 rule all:
     default_target: True
     input:
+        "<results>/data/estimate.json",
         expand("<results>/adapters/{experiment}.zip", experiment=EXPERIMENTS),
         "<results>/report/index.html",
 
@@ -50,6 +51,7 @@ rule all:
 rule validate:
     input:
         "<results>/data/validation.json",
+        "<results>/data/estimate.json",
 
 
 rule tokenize:

@@ -381,6 +381,11 @@ ManifestField: Any = Field(
 )
 BaseModelField: Any = Field(min_length=1, description="A checkpoint directory or a Hub id.")
 CodecField: Any = Field(min_length=1, description="The audio tokenizer: a directory or a Hub id.")
+ExperimentsField: Any = Field(
+    {"default": {}},
+    min_length=1,
+    description="Adapters to train from the same data; each overrides parts of `train`.",
+)
 RevisionField: Any = Field(None, description="A Hub branch, tag or commit; null is the default.")
 
 
@@ -403,6 +408,18 @@ class ValidateStage(Section):
     manifest: Manifest = ManifestField
     data: DataConfig = DataConfig()
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+
+
+class EstimateStage(Section):
+    """What ``estimate`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+    pack: PackConfig = PackConfig()
+    train: TrainConfig = TrainConfig()
+    experiments: dict[str, dict[str, Any]] = ExperimentsField
 
 
 class TokenizeStage(Section):
@@ -457,6 +474,7 @@ STAGES: dict[str, type[Section]] = {
     "list_rows": ListRowsStage,
     "measure": MeasureStage,
     "validate": ValidateStage,
+    "estimate": EstimateStage,
     "tokenize": TokenizeStage,
     "pack": PackStage,
     "train": TrainStage,
@@ -482,11 +500,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     package: PackageConfig = PackageConfig()
     report: ReportConfig = ReportConfig()
-    experiments: dict[str, dict[str, Any]] = Field(
-        {"default": {}},
-        min_length=1,
-        description="Adapters to train from the same data; each overrides parts of `train`.",
-    )
+    experiments: dict[str, dict[str, Any]] = ExperimentsField
 
 
 StageT = TypeVar("StageT", bound=Section)

@@ -2,11 +2,9 @@
 
 import hashlib
 import logging
-import math
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,8 +13,8 @@ from higgs_pipe.config import DataConfig, ValidateConfig, ValidateStage, load_st
 from higgs_pipe.data import filters
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.manifest import Manifest, Row
-from higgs_pipe.data.quality import measure_text, outliers
-from higgs_pipe.data.reasons import Fault, Reason
+from higgs_pipe.data.quality import measure_text
+from higgs_pipe.data.reasons import Fault, Reason, Rejection
 from higgs_pipe.data.rows import (
     conversation_text,
     read_rows,
@@ -33,9 +31,9 @@ from higgs_pipe.data.splits import (
     assign_splits,
     groups_of,
     keys_of,
-    overlap,
     shard_of,
 )
+from higgs_pipe.data.summary import log_warnings, summarize, table_lines
 from higgs_pipe.data.tables import (
     AUDIO_MEASURE_COLUMNS,
     CLIPS,
@@ -53,12 +51,7 @@ from higgs_pipe.errors import UserError, list_offenders
 
 logger = logging.getLogger("higgs_pipe")
 
-NUM_NAMED = 20  # of a list that may be as long as the corpus, in validation.json
 
-ONE_CLIP_MESSAGE = (
-    "cloning falls back to plain speech for these speakers: give them a second recording, or give "
-    "their row a `ref_audio` and `ref_text`"
-)
 # What to change where too many clips share something to be split.
 LOOSENED_BY = {
     "audio": "add other recordings",
@@ -69,33 +62,10 @@ LOOSENED_BY = {
 }
 
 MEASURED_NAMES = [column.name for column in (*FILE_COLUMNS, *AUDIO_MEASURE_COLUMNS)]
-# Measures in which a speaker's clips are alike, so that one that is not is worth a listen.
-OUTLIER_MEASURES = (
-    *("rms_dbfs", "snr_db", "bandwidth_hz", "silence_fraction"),
-    *("characters_per_second", "words_per_second"),
-)
-
 # A row of MEASURED.
 Measured: TypeAlias = Mapping[str, Any]
 # A row of CLIPS.
 Clip: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A row that goes no further; its length is known if its file could be opened."""
-
-    row: Row
-    fault: Fault
-    duration_seconds: float | None
-
-    @property
-    def message(self) -> str:
-        """The fact and the remedy, in a sentence."""
-        return f"{self.fault.fact}; {self.fault.reason.remedy}"
-
-    def __str__(self) -> str:
-        return f"{self.row.place}: {self.fault.reason}: {self.message}"
 
 
 def run(
@@ -138,10 +108,10 @@ def run(
     write_table(clips, CLIPS, [*targets, *references])
     write_table(rejected, REJECTED, [_rejected_row(rejection) for rejection in rejections])
     write_shards(shards_dir, SHARD_CLIPS, _by_shard([*targets, *references], num_shards))
-    written = read_table(clips, CLIPS)[0].to_pylist()
-    summary = _summary(written, rejections, manifest, stage.data)
+    summary = summarize(read_table(clips, CLIPS)[0].to_pylist(), rejections, manifest, stage.data)
     write_json(validation, summary)
-    _log(summary, rejections)
+    log_warnings(summary, rejections)
+    logger.info("%s", "\n".join(table_lines(summary)))
 
 
 def _read_measured(
@@ -430,181 +400,6 @@ def _by_shard(clips: Sequence[Clip], num_shards: int) -> list[list[Clip]]:
     for clip in sorted(clips, key=lambda clip: str(clip["clip_id"])):
         by_shard[shard_of(clip["clip_id"], num_shards)].append(clip)
     return by_shard
-
-
-def _summary(
-    clips: Sequence[Clip], rejections: Sequence[Rejection], manifest: Manifest, data: DataConfig
-) -> dict[str, Any]:
-    """What ``validation.json`` holds."""
-    targets = [clip for clip in clips if clip["split"] != REFERENCE]
-    reasons = Counter(rejection.fault.reason for rejection in rejections)
-    seconds = [clip["duration_seconds"] for clip in targets]
-    by_split = {split: [c for c in targets if c["split"] == split] for split in (TRAIN, EVAL)}
-    same_audio = _grouped(targets, "pcm_sha256")
-    outside = [row for row in manifest.rows if row.is_outside_root]
-    shared = overlap(targets, data)
-    return {
-        "num_rows": len(targets) + len(rejections),
-        **_share(targets),
-        "num_rejected": len(rejections),
-        "num_rejected_by_reason": {r.value: reasons[r] for r in Reason if reasons[r]},
-        "rejected": _lost(rejections),
-        "num_references": len(clips) - len(targets),
-        "splits": {split: _share(clips) for split, clips in by_split.items()},
-        "split_by": data.split_by,
-        "overlap": shared,
-        "num_audio_shared_by_splits": shared["audio"],
-        "largest_group_num_clips": max(Counter(groups_of(keys_of(targets, data))).values()),
-        "clip_seconds": {
-            "min": min(seconds),
-            "median": statistics.median(seconds),
-            "max": max(seconds),
-        },
-        "speakers": _shares(targets, "speaker"),
-        "num_clips_without_speaker": sum(clip["speaker"] is None for clip in targets),
-        "languages": _shares(targets, "language"),
-        "num_clips_without_language": sum(clip["language"] is None for clip in targets),
-        "speakers_with_one_clip": {
-            "speakers": _speakers_without_reference(targets),
-            "message": ONE_CLIP_MESSAGE,
-        },
-        "duplicates": [
-            [clip["clip_id"] for clip in clips] for clips in same_audio.values() if len(clips) > 1
-        ],
-        "outliers": _outliers(targets),
-        "outside_root": {
-            "num_rows": len(outside),
-            "first_rows": [f"{row.place}: {row.audio}" for row in outside[:NUM_NAMED]],
-        },
-        "ignored_manifest_keys": dict(manifest.ignored_keys),
-    }
-
-
-def _outliers(targets: Sequence[Clip]) -> dict[str, dict[str, Any]]:
-    """By speaker and measure, the clips that are far from the speaker's others; farthest first."""
-    found: dict[str, dict[str, Any]] = {}
-    for speaker, clips in _grouped(targets, "speaker").items():
-        for measure in OUTLIER_MEASURES:
-            values = [clip[measure] for clip in clips]
-            indices = outliers(values)
-            if not indices:
-                continue
-            median = statistics.median(values)
-            indices.sort(key=lambda index: (-abs(values[index] - median), index))
-            found.setdefault(speaker, {})[measure] = {
-                "median": median,
-                "num_clips": len(indices),
-                "clips": {clips[i]["clip_id"]: values[i] for i in indices[:NUM_NAMED]},
-            }
-    return found
-
-
-def _lost(rejections: Sequence[Rejection]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Rows and hours that are rejected, by reason, speaker and language."""
-    names: dict[str, list[str | None]] = {
-        "reasons": [rejection.fault.reason.value for rejection in rejections],
-        "speakers": [rejection.row.speaker for rejection in rejections],
-        "languages": [rejection.row.language for rejection in rejections],
-    }
-    lost: dict[str, dict[str, dict[str, Any]]] = {}
-    for what, names_of_what in names.items():
-        groups: dict[str, list[float | None]] = defaultdict(list)
-        for name, rejection in zip(names_of_what, rejections, strict=True):
-            if name is not None:
-                groups[name].append(rejection.duration_seconds)
-        lost[what] = {
-            name: {
-                "num_rows": len(durations),
-                "num_rows_of_unknown_length": durations.count(None),
-                "hours": math.fsum(seconds or 0 for seconds in durations) / 3600,
-            }
-            for name, durations in sorted(groups.items())
-        }
-    return lost
-
-
-def _grouped(clips: Sequence[Clip], column: str) -> dict[str, list[Clip]]:
-    """The clips of each value of a column, by name; clips without a value are left out."""
-    groups = defaultdict(list)
-    for clip in clips:
-        if clip[column] is not None:
-            groups[str(clip[column])].append(clip)
-    return dict(sorted(groups.items()))
-
-
-def _share(clips: Sequence[Clip]) -> dict[str, Any]:
-    seconds = math.fsum(clip["duration_seconds"] for clip in clips)
-    return {"num_clips": len(clips), "seconds": seconds, "hours": seconds / 3600}
-
-
-def _shares(targets: Sequence[Clip], column: str) -> dict[str, dict[str, Any]]:
-    """How much there is of each speaker or language, and where it went."""
-    return {
-        name: {
-            **_share(clips),
-            "num_train_clips": sum(clip["split"] == TRAIN for clip in clips),
-            "num_eval_clips": sum(clip["split"] == EVAL for clip in clips),
-        }
-        for name, clips in _grouped(targets, column).items()
-    }
-
-
-def _speakers_without_reference(targets: Sequence[Clip]) -> list[str]:
-    """Speakers of one recording that names no reference either: nothing to clone from."""
-    return [
-        speaker
-        for speaker, clips in _grouped(targets, "speaker").items()
-        if len({clip["pcm_sha256"] for clip in clips}) == 1
-        and any(clip["reference_id"] is None for clip in clips)
-    ]
-
-
-def _log(summary: dict[str, Any], rejections: Sequence[Rejection]) -> None:
-    """Tell a person what was kept and what to mend."""
-    if rejections:
-        offenders = list_offenders([str(rejection) for rejection in rejections])
-        logger.warning("rejected rows:\n%s", offenders)
-    if speakers := summary["speakers_with_one_clip"]["speakers"]:
-        logger.warning("speakers with one clip only:\n%s", list_offenders(speakers))
-        logger.warning("%s", ONE_CLIP_MESSAGE)
-    if 2 * summary["largest_group_num_clips"] > summary["num_clips"]:
-        logger.warning(
-            "%d of %d clips share audio, text, dialogue, speaker or recording, and so one split",
-            summary["largest_group_num_clips"],
-            summary["num_clips"],
-        )
-    for key, num_rows in summary["ignored_manifest_keys"].items():
-        logger.info("the manifest's key %r is not used (in %d rows)", key, num_rows)
-    if num_rows := summary["outside_root"]["num_rows"]:
-        logger.info("rows with a recording outside their manifest's root: %d", num_rows)
-    if outlier_lines := _outlier_lines(summary["outliers"]):
-        logger.info("clips unlike their speaker's others:\n%s", list_offenders(outlier_lines))
-    if num_groups := len(summary["duplicates"]):
-        logger.info("recordings that occur more than once: %d; each is in one split", num_groups)
-    kept = {"rows kept": summary, **summary["splits"]}
-    lines = [_table_line(name, part) for name, part in kept.items()]
-    lines += [f"{'rejected':<24}{summary['num_rejected']:>9,}"]
-    lines += [f"{name:<24}{num:>9,}" for name, num in summary["num_rejected_by_reason"].items()]
-    logger.info("rows:\n%s", "\n".join(f"  {line}" for line in lines))
-    speaker_lines = [_table_line(name, part) for name, part in summary["speakers"].items()]
-    logger.info("speakers: %d\n%s", len(speaker_lines), list_offenders(speaker_lines))
-
-
-def _outlier_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each speaker and measure that has outliers, with the farthest clip."""
-    lines = []
-    for speaker, measures in found.items():
-        for measure, of_measure in measures.items():
-            clip_id, value = next(iter(of_measure["clips"].items()))
-            lines.append(
-                f"{speaker}: {measure} of {clip_id} is {value:.4g}, the median "
-                f"{of_measure['median']:.4g} (clips like this: {of_measure['num_clips']})"
-            )
-    return lines
-
-
-def _table_line(name: str, part: Mapping[str, Any]) -> str:
-    return f"{name:<24}{part['num_clips']:>9,}{part['hours']:>12.3f} h"
 
 
 if __name__ == "__main__":

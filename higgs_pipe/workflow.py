@@ -27,6 +27,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "list_rows": 1,
     "measure": 1,
     "validate": 3,
+    "estimate": 1,
     "tokenize": 1,
     "pack": 1,
     "train": 2,

@@ -21,11 +21,12 @@ from higgs_pipe.workflow import closing_lines, is_within, launch_command, shell_
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 EVERYTHING = {
-    "stage_config": 9,
+    "stage_config": 10,
     "tiny_base": 1,
     "list_rows": 1,
     "measure_shard": 2,
     "judge_clips": 1,
+    "estimate": 1,
     "tokenize_shard": 2,
     "pack": 1,
     "train_adapter": 1,
@@ -64,6 +65,8 @@ elif stage == "validate":
     for name in ("clips", "rejected", "validation"):
         write(options[name], "\\n".join(lines))
     write_shards(options["shards-dir"], [line[:3] for line in lines])
+elif stage == "estimate":
+    write(options["estimate"], read(options["config"]))
 elif stage == "tokenize_audio":
     write(options["codes"], read(options["shard-clips"]))
 elif stage == "pack":
@@ -122,13 +125,13 @@ def workdir(tmp_path: Path) -> Path:
     ("target", "missing"),
     [
         ("all", set()),
-        ("package", {"report"}),
-        ("report", {"package_adapter"}),
-        ("eval", {"package_adapter", "report"}),
-        ("train", {"eval_adapter", "package_adapter", "report"}),
-        ("pack", {*TRAINING_ON}),
-        ("tokenize", {"pack", *TRAINING_ON}),
-        ("validate", {"tiny_base", "tokenize_shard", "pack", *TRAINING_ON}),
+        ("package", {"estimate", "report"}),
+        ("report", {"estimate", "package_adapter"}),
+        ("eval", {"estimate", "package_adapter", "report"}),
+        ("train", {"estimate", "eval_adapter", "package_adapter", "report"}),
+        ("pack", {"estimate", *TRAINING_ON}),
+        ("tokenize", {"estimate", "pack", *TRAINING_ON}),
+        ("validate", {"tokenize_shard", "pack", *TRAINING_ON}),
     ],
 )
 def test_a_target_plans_what_it_needs_and_no_more(
@@ -218,7 +221,7 @@ def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
     command = [bare / "bin" / "snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run"]
     run = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"total +22", run.stdout + run.stderr)
+    assert re.search(r"total +24", run.stdout + run.stderr)
     lacks = subprocess.run([python, "-c", "import torch, pydantic"], capture_output=True)
     assert lacks.returncode != 0
 
@@ -290,9 +293,14 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     [
         ({"report": {"title": "Voices"}}, ["report", "all"]),
         ({"eval": {"rows_per_batch": 2}}, TRAINING_ON[1:]),
-        ({"train": {"learning_rate": 1e-5}}, TRAINING_ON),
-        ({"experiments": {"default": {"seed": 1}}}, TRAINING_ON),
-        ({"pack": {"seed": 1}}, ["pack", *TRAINING_ON]),
+        ({"train": {"learning_rate": 1e-5}}, ["estimate", *TRAINING_ON]),
+        ({"experiments": {"default": {"seed": 1}}}, ["estimate", *TRAINING_ON]),
+        ({"pack": {"seed": 1}}, ["estimate", "pack", *TRAINING_ON]),
+        # Nothing is decoded again; what follows depends on what judging writes.
+        (
+            {"validate": {"max_rejected_fraction": 0.2, "filters": {"min_snr_db": 5.0}}},
+            ["judge_clips", "estimate", "tokenize_shard", "pack", *TRAINING_ON],
+        ),
     ],
 )
 def test_a_changed_setting_reruns_its_stage_and_what_follows(
@@ -308,7 +316,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
 @pytest.mark.slow
 def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
     planned = reruns(checkout, "--config", "experiments={default: {}, small: {lora: {r: 4}}}")
-    assert planned == dict.fromkeys(TRAINING_ON, 1)
+    assert planned == dict.fromkeys(["stage_config", "estimate", *TRAINING_ON], 1)
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
+from higgs_pipe.data.manifest import Row
+
 
 class Reason(StrEnum):
     """A reason code, each with what to do about it."""
@@ -87,3 +89,20 @@ class Fault:
 
     reason: Reason
     fact: str
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that goes no further; its length is known if its file could be opened."""
+
+    row: Row
+    fault: Fault
+    duration_seconds: float | None
+
+    @property
+    def message(self) -> str:
+        """The fact and the remedy, in a sentence."""
+        return f"{self.fault.fact}; {self.fault.reason.remedy}"
+
+    def __str__(self) -> str:
+        return f"{self.row.place}: {self.fault.reason}: {self.message}"

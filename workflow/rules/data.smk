@@ -3,6 +3,7 @@
 # out: <results>/data/rows.parquet and recordings/{shard}.parquet             (list_rows)
 #      <results>/data/measured/{shard}.parquet                                (measure_shard)
 #      <results>/data/{clips,rejected}.parquet, validation.json and shards/   (judge_clips)
+#      <results>/data/estimate.json                                           (estimate)
 #      <results>/codes/{shard}.parquet                                        (tokenize_shard)
 #      <results>/packed/{train,eval}.parquet and packing.json                 (pack)
 
@@ -83,6 +84,28 @@ checkpoint judge_clips:
         " --measured-dir {params.measured_dir:q} --clips {output.clips:q}"
         " --rejected {output.rejected:q} --validation {output.validation:q}"
         " --shards-dir {params.shards_dir:q} --log {log:q}"
+
+
+rule estimate:
+    input:
+        config="<results>/config/estimate.json",
+        validation="<results>/data/validation.json",
+        base_model=BASE_MODEL,
+        codec=CODEC,
+    output:
+        estimate="<results>/data/estimate.json",
+    log:
+        "<logs>/estimate.log",
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        version=pipeline.STAGE_VERSIONS["estimate"],
+    shell:
+        "python -m higgs_pipe.estimate --config {input.config:q}"
+        " --validation {input.validation:q} --estimate {output.estimate:q} --log {log:q}"
 
 
 rule tokenize_shard:
