@@ -152,7 +152,7 @@ def speedup(folder: Path, paths: Sequence[Path], num_rounds: int) -> float:
     two = [Stage(folder, f"half-{half}", paths[half::2]) for half in range(2)]
     rounds = [(seconds_of_jobs(one), seconds_of_jobs(two)) for _ in range(num_rounds)]
     of_one, of_two = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
-    return of_one / of_two
+    return float(of_one / of_two)
 
 
 def main() -> None:
