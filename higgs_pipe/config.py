@@ -338,6 +338,7 @@ ManifestFormat = Literal[
     "audiofolder",
     "filelist",
     "ms-swift",
+    "boson-chatml",
     "folder",
 ]
 ManifestKey = Literal[
@@ -352,6 +353,8 @@ ManifestKey = Literal[
     "split",
     "start_seconds",
     "end_seconds",
+    "dialogue_id",
+    "turn",
 ]
 
 

@@ -238,7 +238,7 @@ def test_the_log_shows_what_was_kept(
     with caplog.at_level("INFO", logger="higgs_pipe"):
         run(tmp_path, [*rows, {"audio": "a.wav", "id": "e", "text": " ", "lang": "en"}])
     squeezed = " ".join(caplog.text.split())
-    for words in ("rows kept 3", "rejected 1", "text_empty 1", "ada 2", "ben 1", "speakers: 2"):
+    for words in ("all 3 0.001 1 0.000", "text_empty 1 0.000", "ada 2", "ben 1", "speakers: 2"):
         assert words in squeezed
     assert "the manifest's key 'lang' is not used (in 1 rows)" in squeezed
 
@@ -630,6 +630,235 @@ def test_the_reference_of_a_rejected_row_is_left_out(tmp_path: Path, rows: list[
     record(tmp_path, "ref.wav", tone(700))
     bad = {"audio": "none.wav", "text": "N.", "ref_audio": "ref.wav", "ref_text": "R."}
     assert run(tmp_path, [*rows, bad]).references == []
+
+
+# --- Quality --------------------------------------------------------------------------------------
+
+
+def test_a_filter_rejects_by_what_was_measured(tmp_path: Path, rows: list[Fields]) -> None:
+    record(tmp_path, "clipped.wav", np.clip(3 * tone(300), -1, 1))
+    rows.append({"audio": "clipped.wav", "text": "D.", "language": "en"})
+    assert run(tmp_path, rows).clip("clipped")["clipping_fraction"] > 0.3
+    limits = {"max_rejected_fraction": 1.0, "filters": {"max_clipping_fraction": 0.01}}
+    outputs = run(tmp_path, rows, validate=limits)
+    (rejected,) = outputs.rejected
+    assert (rejected["clip_id"], rejected["reason"]) == ("clipped", "clipped")
+    assert "more than validate.filters.max_clipping_fraction = 0.01" in rejected["message"]
+    assert (rejected["language"], rejected["duration_seconds"]) == ("en", 1)
+
+
+def test_text_is_measured_against_the_length_of_the_clip(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    rows[0]["text"] = "Zwei Worte."
+    clip = run(tmp_path, rows).clip("a")
+    found = (clip["num_characters"], clip["num_words"], clip["words_per_second"], clip["script"])
+    assert found == (10, 2, 2, "Latn")
+    assert clip["fits_language"] is True
+
+
+def test_a_clip_unlike_its_speakers_others_is_listed(
+    tmp_path: Path, rows: list[Fields], caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(9):
+        peak = 0.02 if index == 4 else 0.5 + 0.01 * index
+        record(tmp_path, f"e{index}.wav", tone(300 + 10 * index, peak=peak))
+        rows.append({"audio": f"e{index}.wav", "text": f"E {index}.", "speaker": "eve"})
+    with caplog.at_level("INFO", logger="higgs_pipe"):
+        outputs = run(tmp_path, rows)
+    found = outputs.summary["outliers"]["eve"]["rms_dbfs"]
+    assert (list(found["clips"]), found["num_clips"]) == (["e4"], 1)
+    assert "eve: rms_dbfs of e4 is -36.99" in caplog.text
+
+
+def test_hours_lost_are_counted_by_reason_speaker_and_language(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    record(tmp_path, "long.wav", tone(400, seconds=36))
+    rows += [
+        {"audio": "long.wav", "text": "L.", "speaker": "ben", "language": "de"},
+        {"audio": "none.wav", "text": "N.", "speaker": "ben"},
+    ]
+    lost = run(tmp_path, rows).summary["rejected"]
+    too_long = {"num_rows": 1, "num_rows_of_unknown_length": 0, "hours": 0.01}
+    missing = {"num_rows": 1, "num_rows_of_unknown_length": 1, "hours": 0.0}
+    both = {"num_rows": 2, "num_rows_of_unknown_length": 1, "hours": 0.01}
+    assert lost["reasons"] == {"audio_missing": missing, "too_long": too_long}
+    assert lost["speakers"] == {"ben": both}
+    assert lost["languages"] == {"de": too_long}
+
+
+def test_recordings_outside_the_root_are_accepted_and_listed(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    (tmp_path / "in").mkdir()
+    rows[0]["audio"] = "../a.wav"
+    for name in "bc":
+        (tmp_path / f"{name}.wav").rename(tmp_path / f"in/{name}.wav")
+    outside = run(tmp_path / "in", rows).summary["outside_root"]
+    place = f"{tmp_path}/in/manifest.jsonl:1: ../a.wav"
+    assert outside == {"num_rows": 1, "first_rows": [place]}
+
+
+# --- What the split goes by -----------------------------------------------------------------------
+
+
+def many_rows(folder: Path) -> list[Fields]:
+    """Twelve recordings of four speakers."""
+    for index in range(12):
+        record(folder, f"{index}.wav", tone(200.3 + 20 * index, seconds=2))
+    return [
+        {"audio": f"{index}.wav", "text": f"Text {index}.", "speaker": f"s{index % 4}"}
+        for index in range(12)
+    ]
+
+
+def sides(outputs: Outputs, column: str) -> dict[Any, set[str]]:
+    """The splits in which each value of a column lies."""
+    found: dict[Any, set[str]] = {}
+    for clip in outputs.clips:
+        found.setdefault(clip[column], set()).add(clip["split"])
+    return found
+
+
+def test_a_split_by_speaker_holds_out_whole_speakers(tmp_path: Path) -> None:
+    data = {"split_by": "speaker", "eval_fraction": 0.4}
+    outputs = run(tmp_path, many_rows(tmp_path), data=data)
+    assert all(len(splits) == 1 for splits in sides(outputs, "speaker").values())
+    assert outputs.summary["overlap"] == {"audio": 0, "texts": 0, "dialogues": 0, "speakers": 0}
+
+
+def test_a_split_by_recording_keeps_its_segments_together(tmp_path: Path) -> None:
+    rows = [
+        row
+        | {"id": f"{row['audio']}-{start}", "start_seconds": start, "end_seconds": start + 1}
+        | {"text": f"{row['text']} {start}"}
+        for row in many_rows(tmp_path)
+        for start in (0, 1)
+    ]
+    by_clip = run(tmp_path, rows, data={"eval_fraction": 0.4})
+    assert any(len(splits) == 2 for splits in sides(by_clip, "audio_path").values())
+    outputs = run(tmp_path, rows, data={"eval_fraction": 0.4, "split_by": "recording"})
+    assert all(len(splits) == 1 for splits in sides(outputs, "audio_path").values())
+    assert outputs.summary["overlap"]["recordings"] == 0
+
+
+def test_clips_of_one_text_never_cross_the_split_unless_they_may(tmp_path: Path) -> None:
+    rows = [
+        row | {"text": f"Text {i % 6}{'!?'[i % 2]}"} for i, row in enumerate(many_rows(tmp_path))
+    ]
+    data: Fields = {"eval_fraction": 0.5}
+    together = run(tmp_path, rows, data=data).summary["overlap"]
+    assert together == {"audio": 0, "texts": 0, "dialogues": 0}
+    data["keep_text_together"] = False
+    assert run(tmp_path, rows, data=data).summary["overlap"]["texts"] > 0
+
+
+def test_a_given_split_must_be_given_for_every_row(tmp_path: Path) -> None:
+    rows = [
+        row | {"split": "eval" if i < 3 else "train"} for i, row in enumerate(many_rows(tmp_path))
+    ]
+    outputs = run(tmp_path, rows, data={"split_by": "given"})
+    assert [clip["split"] for clip in outputs.clips] == ["eval"] * 3 + ["train"] * 9
+    del rows[5]["split"]
+    with pytest.raises(UserError, match=r"1 of 12 rows have no `split`:\n .*jsonl:6: 5\n"):
+        run(tmp_path, rows, data={"split_by": "given"})
+
+
+def test_a_split_by_speaker_needs_every_speaker(tmp_path: Path, rows: list[Fields]) -> None:
+    del rows[1]["speaker"]
+    with pytest.raises(UserError, match=r"split_by is speaker, and 1 of 3 rows have no `speaker`"):
+        run(tmp_path, rows, data={"split_by": "speaker"})
+
+
+@pytest.mark.parametrize(
+    ("shared", "data", "what"),
+    [
+        ({"text": "Same."}, {}, "text"),
+        ({"dialogue_id": "d"}, {}, "dialogue"),
+        ({"speaker": "s"}, {"split_by": "speaker"}, "speaker"),
+    ],
+)
+def test_a_train_row_that_shares_with_a_held_out_one_is_rejected(
+    tmp_path: Path, rows: list[Fields], shared: Fields, data: Fields, what: str
+) -> None:
+    rows[0] |= {"split": "train", **shared} | ({"turn": 1} if what == "dialogue" else {})
+    rows[1] |= {"split": "eval", **shared} | ({"turn": 2} if what == "dialogue" else {})
+    record(tmp_path, "d.wav", tone(400))
+    rows.append({"audio": "d.wav", "text": "D.", "speaker": "ada"})
+    rejected = {row["clip_id"]: row for row in run(tmp_path, rows, data=data).rejected}
+    assert rejected["a"]["reason"] == "split_conflict"
+    assert f"'eval' for the same {what} at {tmp_path}/manifest.jsonl:2" in rejected["a"]["message"]
+
+
+def test_what_glues_all_clips_into_one_group_is_named(tmp_path: Path) -> None:
+    rows = [row | {"text": "Yes."} for row in many_rows(tmp_path)]
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, rows)
+    message = str(caught.value)
+    assert "12 clips share their text with others (set data.keep_text_together to false)" in message
+    rows = [row | {"speaker": "one"} for row in many_rows(tmp_path)]
+    with pytest.raises(UserError, match=r"12 clips share their speaker .*split_by to recording"):
+        run(tmp_path, rows, data={"split_by": "speaker"})
+
+
+# --- Dialogues ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("turns", "lack"),
+    [
+        ([0, 1, 2], None),
+        ([3, 1, 2], None),
+        ([1, 3, 4], "lacks turn 2"),
+        ([2, 3, 4], "lacks turn 1"),
+        ([0, 1, 1], "has turn 1 twice"),
+    ],
+)
+def test_a_dialogue_needs_every_turn_from_0_or_1(
+    tmp_path: Path, rows: list[Fields], turns: list[int], lack: str | None
+) -> None:
+    record(tmp_path, "d.wav", tone(400))
+    record(tmp_path, "e.wav", tone(450))
+    rows = [row | {"dialogue_id": "talk", "turn": n} for row, n in zip(rows, turns, strict=True)]
+    rows += [{"audio": f"{name}.wav", "text": name} for name in "de"]
+    outputs = run(tmp_path, rows)
+    assert [clip["turn"] for clip in outputs.clips if clip["turn"] is not None] == (
+        [] if lack else turns
+    )
+    assert len(outputs.rejected) == (3 if lack else 0)
+    for row in outputs.rejected:
+        assert row["reason"] == "dialogue_incomplete"
+        assert f"the dialogue 'talk' {lack}" in row["message"]
+
+
+def test_a_rejected_turn_takes_its_dialogue_with_it(tmp_path: Path, rows: list[Fields]) -> None:
+    record(tmp_path, "d.wav", tone(400))
+    bad = {"audio": "none.wav", "text": "N.", "speaker": "ben"}
+    rows = [
+        rows[0],
+        *(row | {"dialogue_id": "t", "turn": n} for n, row in enumerate([*rows[1:], bad])),
+    ]
+    rows.append({"audio": "d.wav", "text": "D."})
+    outputs = run(tmp_path, rows)
+    assert {row["clip_id"]: row["reason"] for row in outputs.rejected} == {
+        "b": "dialogue_incomplete",
+        "c": "dialogue_incomplete",
+        "none": "audio_missing",
+    }
+    place = f"{tmp_path}/manifest.jsonl:4"
+    assert f"lacks turn 2, rejected as audio_missing ({place})" in outputs.rejected[0]["message"]
+    assert [clip["clip_id"] for clip in outputs.clips] == ["a", "d"]
+
+
+def test_a_dialogue_lies_on_one_side(tmp_path: Path) -> None:
+    rows = [
+        row | {"dialogue_id": f"d{i % 3}", "turn": i // 3}
+        for i, row in enumerate(many_rows(tmp_path))
+    ]
+    outputs = run(tmp_path, rows, data={"eval_fraction": 0.4})
+    assert all(len(splits) == 1 for splits in sides(outputs, "dialogue_id").values())
+    assert outputs.summary["overlap"]["dialogues"] == 0
 
 
 # --- Whole corpora --------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from higgs_pipe.data.manifest import Manifest, Part, Row, Turn
+from higgs_pipe.data.conversations import Part, Turn
+from higgs_pipe.data.manifest import Manifest, Row
 from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.tables import ROWS, read_table, write_table
 
