@@ -1,9 +1,10 @@
 """Packing: samples a second against the native processor, growth, memory and fill.
 
 The corpus is synthetic: texts of ordinary length, random codes, ten speakers, half the samples
-cloning. Ours is the whole stage, from the tables of clips and codes to the written rows; the
-processor renders, expands and labels one conversation after the other and writes nothing. Each size
-runs in a process of its own, for its time and its peak memory.
+cloning. The processor renders, expands and labels one conversation after the other and writes
+nothing. Against it stand the stage's samples up to the same point ("built"), and the whole stage
+from the tables of clips and codes to the written rows. Each size runs in a process of its own, for
+its time and its peak memory. Processor time is that of all threads.
 
     python bench/pack.py --output results/bench/pack.json
     python bench/pack.py --sizes 10000 100000 1000000 --output results/bench/pack.json
@@ -103,6 +104,33 @@ def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     }
 
 
+def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
+    """As :func:`pack`, up to the samples: nothing is packed and written."""
+    from higgs_pipe.config import PackConfig
+    from higgs_pipe.data.codes_store import CodesStore
+    from higgs_pipe.data.samples import Clips
+    from higgs_pipe.data.spool import Spool
+    from higgs_pipe.higgs.chatml import PromptRenderer
+    from higgs_pipe.pack import Packer
+
+    renderer = PromptRenderer(base_model)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    clips = Clips.read(directory / "clips.parquet")
+    shards = [directory / f"shard-{shard:05d}.parquet" for shard in range(num_shards)]
+    num_samples = 0
+    with CodesStore(shards, clips.ids, directory) as codes, Spool(directory, np.int32) as spool:
+        packer = Packer(clips, codes, renderer, PackConfig())
+        packer.plan("train", spool)
+        for sample in range(len(packer._lengths)):
+            packer._sample(sample, spool)
+            num_samples += 1
+    return {
+        "num_samples": num_samples,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
+    }
+
+
 def peak_bytes() -> int:
     """Peak resident memory of this process (getrusage would tell its parent's, if larger)."""
     status = Path("/proc/self/status").read_text()
@@ -110,12 +138,12 @@ def peak_bytes() -> int:
 
 
 def measured(
-    base_model: str, num_clips: int, min_seconds: float, max_seconds: float
+    what: str, base_model: str, num_clips: int, min_seconds: float, max_seconds: float
 ) -> dict[str, Any]:
-    """:func:`pack` on a corpus of its own, in a fresh process."""
+    """:func:`pack` or :func:`build` on a corpus of its own, in a fresh process."""
     with tempfile.TemporaryDirectory(dir=".") as name:
         num_shards = write_corpus(Path(name), num_clips, min_seconds, max_seconds)
-        command = [sys.executable, __file__, "--in-child", name, str(num_shards)]
+        command = [sys.executable, __file__, "--in-child", what, name, str(num_shards)]
         options = ["--base-model", base_model]
         finished = subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE)
         found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
@@ -192,11 +220,12 @@ def main() -> None:
     parser.add_argument("--num-native-samples", type=int, default=200)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--in-child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--in-child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.in_child:
-        directory, num_shards = options.in_child
-        print(json.dumps(pack(Path(directory), options.base_model, int(num_shards))))
+        what, directory, num_shards = options.in_child
+        run = {"pack": pack, "build": build}[what]
+        print(json.dumps(run(Path(directory), options.base_model, int(num_shards))))
         return
     with tempfile.TemporaryDirectory() as name:
         base_model = options.base_model
@@ -214,20 +243,24 @@ def main() -> None:
 def measure(base_model: str, options: argparse.Namespace) -> dict[str, Any]:
     """All figures, printed as they come."""
     speech = {"min_seconds": 1.0, "max_seconds": 20.0}
-    ours = measured(base_model, options.num_samples, **speech)
-    print(f"pack, clips of 1 to 20 s: {pace(ours)}, fill {ours['fill']:.2%}")
+    stage = measured("pack", base_model, options.num_samples, **speech)
+    built = measured("build", base_model, options.num_samples, **speech)
+    print(f"stage, clips of 1 to 20 s: {pace(stage)}, fill {stage['fill']:.2%}")
+    print(f"samples built: {pace(built)}")
     processor = {
         name: native(base_model, options.num_native_samples, **speech, free_codec=free_codec)
         for name, free_codec in (("with its codec", False), ("with a free codec", True))
     }
-    ratios = {name: ratio(ours, found) for name, found in processor.items()}
+    ratios: dict[str, dict[str, Any]] = {}
     for name, found in processor.items():
-        print(
-            f"processor {name}: {pace(found)}; pack is {ratios[name]['seconds']:.1f}x, "
-            f"{ratios[name]['cpu_seconds']:.1f}x in processor time"
+        ratios[name] = {"built": ratio(built, found), "stage": ratio(stage, found)}
+        times = ", ".join(
+            f"{ours} {r['seconds']:.1f}x ({r['cpu_seconds']:.1f}x in processor time)"
+            for ours, r in ratios[name].items()
         )
+        print(f"processor {name}: {pace(found)}; {times}")
     short = {"min_seconds": 1.0, "max_seconds": 3.0}
-    growth = [measured(base_model, size, **short) for size in options.sizes]
+    growth = [measured("pack", base_model, size, **short) for size in options.sizes]
     for found in growth:
         growth_ratio = 1 / ratio(found, growth[0])["cpu_seconds"]
         print(
@@ -236,7 +269,13 @@ def measure(base_model: str, options: argparse.Namespace) -> dict[str, Any]:
             f"peak {found['peak_bytes'] / 1e6:,.0f} MB "
             f"({found['peak_bytes_before'] / 1e6:,.0f} MB before), fill {found['fill']:.2%}"
         )
-    return {"pack": ours, "processor": processor, "ratio": ratios, "growth": growth}
+    return {
+        "stage": stage,
+        "built": built,
+        "processor": processor,
+        "ratio": ratios,
+        "growth": growth,
+    }
 
 
 def pace(found: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,11 @@ from higgs_pipe.higgs.chatml import Prompt, PromptRenderer, Unsayable, clean_tex
 @pytest.fixture(scope="module")
 def renderer(tiny_base: Path) -> PromptRenderer:
     return PromptRenderer(str(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_base: Path) -> Any:
+    return AutoProcessor.from_pretrained(tiny_base)
 
 
 def random_codes(num_frames: int, seed: int = 0) -> np.ndarray:
@@ -76,9 +82,8 @@ def test_labels_agree_with_the_written_definition(renderer, name):
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_the_training_prompt_is_the_inference_prompt(renderer, tiny_base, name):
+def test_the_training_prompt_is_the_inference_prompt(renderer, processor, name):
     """The ids before each target are those that the processor makes to generate it."""
-    processor = AutoProcessor.from_pretrained(tiny_base)
     turns, num_frames = CONVERSATIONS[name]
     waveforms = [np.zeros(960 * n, np.float32) for n in num_frames]
     sample = renderer.sample(renderer.prompt(turns), [random_codes(n) for n in num_frames])
@@ -98,9 +103,8 @@ def test_the_training_prompt_is_the_inference_prompt(renderer, tiny_base, name):
 
 @pytest.mark.parametrize("name", ["speech", "cloning", "two targets"])
 def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
-    renderer, tiny_base, name
+    renderer, processor, name
 ):
-    processor = AutoProcessor.from_pretrained(tiny_base)
     turns, num_frames = CONVERSATIONS[name]
     waveforms = [
         np.random.default_rng(n).normal(0, 0.1, 960 * (20 + n)).astype(np.float32)

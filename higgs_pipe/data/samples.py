@@ -171,10 +171,9 @@ class Clips:
         return self._by_id[clip_id]
 
     def shares_audio(self, clip: int, others: Sequence[int]) -> bool:
-        """Whether a clip is one of the others, sounds the same, or overlaps one in its file."""
+        """Whether a clip sounds as one of the others, or overlaps one in its file."""
         return any(
-            clip == other
-            or self._audio[clip] == self._audio[other]
+            self._audio[clip] == self._audio[other]
             or (
                 self._file[clip] == self._file[other]
                 and self._start[clip] < self._end[other]
@@ -269,7 +268,7 @@ class References:
         speaker = int(self._clips.speaker[clip])
         start, end = self._bounds[speaker], self._bounds[speaker + 1]
         place = int(self._place[clip])
-        excluded = set(targets)
+        excluded = set(targets)  # passes over the turns of a long dialogue at once
         for i in chain(range(place + 1, end), range(start, place)):
             candidate = int(self._ring[i])
             if candidate not in excluded and not self._clips.shares_audio(candidate, targets):
