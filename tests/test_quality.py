@@ -71,6 +71,12 @@ def test_peak_and_level_of_a_sine() -> None:
     assert measures.rms_dbfs == pytest.approx(10 * math.log10(0.5**2 / 2), abs=1e-3)
 
 
+def test_the_level_counts_what_is_left_after_the_last_frame() -> None:
+    click = np.concatenate([silence(1), np.full((100, 1), 0.5, np.float32)])
+    expected = 10 * math.log10(100 * 0.25 / (RATE + 100))
+    assert measured(click).rms_dbfs == pytest.approx(expected)
+
+
 def test_level_and_clipping_are_those_of_all_channels() -> None:
     stereo = np.concatenate([np.ones((RATE, 1)), np.zeros((RATE, 1))], axis=1).astype(np.float32)
     measures = measured(stereo)
@@ -234,6 +240,7 @@ def test_rates_are_counts_by_the_length_of_the_clip() -> None:
         ("Hello", "english", None),
         ("Hello", "xx", None),
         ("Hello", "und", None),
+        ("Hello", "mul", None),
         ("Hello", None, None),
         ("12", "en", None),
     ],
