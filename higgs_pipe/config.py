@@ -15,6 +15,7 @@ from higgs_pipe.errors import UserError, list_offenders
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32", "float64"]
+CodecDtype = Literal["auto", "bfloat16", "float32"]
 
 EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
@@ -52,8 +53,14 @@ class TokenizeConfig(Section):
     """How audio becomes codes."""
 
     device: Device = Field("auto", description="Where the codec runs.")
-    max_batch_seconds: float = Field(
-        120.0, gt=0, description="Audio seconds encoded at once; clips in a batch are equally long."
+    dtype: CodecDtype = Field(
+        "float32", description="Number type of the codec on a GPU; on a CPU it is float32."
+    )
+    max_batch_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Audio seconds encoded at once, in clips of equal length; null is 120 on a "
+        "GPU and one clip at a time on a CPU.",
     )
 
 

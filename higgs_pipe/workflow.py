@@ -25,7 +25,7 @@ from higgs_pipe.errors import UserError, list_offenders
 STAGE_VERSIONS: dict[str, int] = {
     "tiny": 1,
     "validate": 2,
-    "tokenize": 1,
+    "tokenize": 2,
     "pack": 1,
     "train": 1,
     "eval": 1,

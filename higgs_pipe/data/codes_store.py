@@ -22,10 +22,12 @@ class CodesStore:
         self.codec_info: CodecInfo = read_codec_info(shards[0])
         self._codes: dict[str, npt.NDArray[np.int16]] = {}
         for shard in shards:
-            if read_codec_info(shard) != self.codec_info:
+            info = read_codec_info(shard)
+            if info != self.codec_info:
                 raise UserError(
-                    f"{shard} was made by another codec than {shards[0]}; "
-                    "run: snakemake --forcerun tokenize_shard"
+                    f"{shard} was made by another codec or number type than {shards[0]} "
+                    f"({info.codec} in {info.dtype}, {self.codec_info.codec} in "
+                    f"{self.codec_info.dtype}); run: snakemake --forcerun tokenize_shard"
                 )
             self._read(shard)
 

@@ -51,7 +51,10 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class CodecInfo:
-    """The codec that made the codes; stamped on each table that holds codes."""
+    """The codec that made the codes; stamped on each table that holds codes.
+
+    ``dtype`` is the type that it computed in: another type gives other codes.
+    """
 
     codec: str
     revision: str | None
@@ -61,6 +64,7 @@ class CodecInfo:
     frame_rate_hz: float
     sample_rate_hz: int
     hop_length: int
+    dtype: str
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> Self:
@@ -305,7 +309,7 @@ def read_codec_info(path: Path) -> CodecInfo:
     try:
         metadata = pq.read_schema(path).metadata or {}
         return CodecInfo.from_metadata(json.loads(metadata[METADATA_KEY]))
-    except (FileNotFoundError, KeyError, pa.ArrowInvalid):
+    except (FileNotFoundError, KeyError, TypeError, pa.ArrowInvalid):
         raise UserError(
             f"{path}: no table with a codec stamp; run: snakemake --forcerun tokenize_shard"
         ) from None

@@ -8,22 +8,31 @@ import torch
 import torchaudio
 from transformers import HiggsAudioV2TokenizerModel
 
+from higgs_pipe.config import CodecDtype
 from higgs_pipe.data.tables import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.checkpoint import load_weights, weight_fingerprint
 from higgs_pipe.higgs.codes import Codes
+from higgs_pipe.higgs.devices import pick_dtype
 
 
 def load_codec(
-    codec: str, revision: str | None, device: torch.device
+    codec: str, revision: str | None, device: torch.device, dtype: CodecDtype = "float32"
 ) -> tuple[HiggsAudioV2TokenizerModel, CodecInfo]:
-    """Load the codec in float32 for inference, and what identifies it.
+    """Load the codec for inference, and what identifies it.
+
+    Args:
+        codec: A directory or a Hub id.
+        revision: A Hub revision, or None.
+        device: Where it runs.
+        dtype: What it computes in on a GPU; on a CPU that is always float32.
 
     Raises:
         UserError: It cannot be loaded, or some of its weights are missing.
     """
     model = load_weights(HiggsAudioV2TokenizerModel, "codec", codec, revision, dtype=torch.float32)
     config = model.config
+    compute_dtype = torch.float32 if device.type == "cpu" else pick_dtype(dtype, device)
     info = CodecInfo(
         codec=codec,
         revision=revision,
@@ -33,7 +42,10 @@ def load_codec(
         frame_rate_hz=config.sample_rate / config.hop_length,
         sample_rate_hz=config.sample_rate,
         hop_length=config.hop_length,
+        dtype=str(compute_dtype).removeprefix("torch."),
     )
+    # By default float32 convolutions on a GPU are rounded to 10 bits, which changes codes.
+    torch.backends.cudnn.allow_tf32 = False
     return model.to(device).eval(), info
 
 
@@ -74,7 +86,10 @@ def encode(
     Returns:
         B arrays of (T, K).
     """
-    codes = model.encode(waveforms[:, None].to(model.device)).audio_codes  # (B, K, T)
+    dtype: torch.dtype = getattr(torch, info.dtype)
+    # Not a codec cast to bfloat16: it would also resample in bfloat16.
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        codes = model.encode(waveforms[:, None].to(model.device)).audio_codes  # (B, K, T)
     num_frames = waveforms.shape[1] // info.hop_length
     expected = (len(waveforms), info.num_codebooks, num_frames)
     if tuple(codes.shape) != expected:
