@@ -20,6 +20,8 @@ CodecDtype = Literal["auto", "bfloat16", "float32"]
 EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
 
+Text = Annotated[str, Field(min_length=1)]
+
 
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, values never change."""
@@ -104,17 +106,97 @@ class PackConfig(Section):
     seed: int = Field(0, ge=0, description="Draws the task and the reference of each clip.")
 
 
+LoraPreset = Literal["attention", "audio", "all"]
+
+
 class LoraSettings(Section):
     """The adapter, in PEFT's terms."""
+
+    # The rule of `_convertible`, for the schema.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "description": "init olora and pissa go with neither use_rslora nor use_dora",
+                "properties": {"init": {"enum": ["olora", "pissa"]}},
+                "required": ["init"],
+                "anyOf": [
+                    {"properties": {key: {"const": True}}, "required": [key]}
+                    for key in ("use_rslora", "use_dora")
+                ],
+            }
+        }
+    )
 
     r: int = Field(16, ge=1, le=1024, description="Rank.")
     alpha: int = Field(32, ge=1, description="Scale; the update is multiplied by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the LoRA matrices.")
-    target_modules: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        min_length=1,
-        description="Suffixes of the linear layers; the FFN names match the text and audio FFN.",
+    target_modules: LoraPreset | Annotated[list[Text], Field(min_length=1)] = Field(
+        "all",
+        description="Layers that get LoRA: attention, audio (attention and audio FFN), all (these "
+        "and the text FFN), or a list of name endings such as audio_mlp.down_proj.",
     )
+    use_rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(r) instead (rank-stabilised LoRA)."
+    )
+    use_dora: bool = Field(False, description="Weight-decomposed LoRA: magnitude apart; slower.")
+    init: Literal["default", "gaussian", "orthogonal", "olora", "pissa"] = Field(
+        "default",
+        description="How LoRA starts, as PEFT names it; olora and pissa are saved as plain LoRA of "
+        "twice the rank.",
+    )
+    train_in_full: list[Literal["audio_head", "audio_embeddings"]] = Field(
+        [], description="Parts of the base that are trained whole and saved with the adapter."
+    )
+    trainable_tokens: list[Text] = Field(
+        [],
+        description="Tokens of the base's tokenizer whose text embeddings are trained, for "
+        "example reserved ones that the transcripts use anew.",
+    )
+
+    @model_validator(mode="after")
+    def _convertible(self) -> Self:
+        if self.init in ("olora", "pissa") and (self.use_rslora or self.use_dora):
+            raise ValueError("init olora and pissa go with neither use_rslora nor use_dora")
+        return self
+
+
+class LossWeights(Section):
+    """The objective: text * T + audio * sum of c_k A_k / sum of c_k + eos * E, in nats per label.
+
+    T is the mean text loss, A_k that of codebook k, E that of the stream EOS labels, which are in
+    A_k too.
+    """
+
+    # The rule of `_some_weight`, for the schema.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "description": "text or audio needs a weight above 0",
+                "properties": {"text": {"const": 0}, "audio": {"const": 0}},
+                "required": ["text", "audio"],
+            }
+        }
+    )
+
+    text: float = Field(1.0, ge=0, description="Weight of the mean text loss.")
+    audio: float = Field(1.0, ge=0, description="Weight of the mean of the codebooks' losses.")
+    eos: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the mean loss of the stream EOS labels, on top of their share in "
+        "the audio loss; raise it when generation does not stop.",
+    )
+    codebooks: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="A weight for each codebook's loss in their mean; null: all alike."
+    )
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if self.text + self.audio <= 0:
+            raise ValueError("text or audio needs a weight above 0")
+        if self.codebooks is not None and sum(self.codebooks) <= 0:
+            raise ValueError("a codebook needs a weight above 0")
+        return self
 
 
 class TrainConfig(Section):
@@ -152,6 +234,7 @@ class TrainConfig(Section):
         False, description="Recompute activations in the backward pass: less memory, slower."
     )
     seed: int = Field(0, ge=0, description="Seeds the order of rows, LoRA and dropout.")
+    loss_weights: LossWeights = LossWeights()
     lora: LoraSettings = LoraSettings()
 
 
@@ -205,7 +288,6 @@ ManifestKey = Literal[
     "start_seconds",
     "end_seconds",
 ]
-Text = Annotated[str, Field(min_length=1)]
 
 
 class ManifestEntry(Section):

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import signal
 import sys
 import time
@@ -25,7 +24,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -40,7 +38,13 @@ from higgs_pipe.higgs.chatml import PromptRenderer
 from higgs_pipe.higgs.checkpoints import Checkpoints, State
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.held_out import held_out_sums, total_of
-from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.lora import (
+    MUTATING,
+    adapter_state,
+    add_lora,
+    save_adapter,
+    trainable_parameters,
+)
 from higgs_pipe.higgs.loss import LossSums, Predictions, named_losses, objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.predictions import describe_predictions
@@ -77,6 +81,7 @@ def run(
     settings = stage.model_dump(by_alias=True)
     if accelerator.is_main_process:
         write_json(output_dir / "config.json", settings)
+        write_json(output_dir / "trainable_parameters.json", training.trainable_parameters)
     checkpoints = Checkpoints(
         output_dir / "checkpoints",
         {
@@ -115,7 +120,11 @@ class Training:
         base = load_base(stage.base_model, stage.base_model_revision, dtype)
         self.config = base.config
         self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
-        adapter = add_lora(base, settings.lora, settings.seed)
+        self._check_codebook_weights()
+        adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
+        self.initial_adapter = (
+            adapter_state(adapter) if settings.lora.init in MUTATING else dict[str, Tensor]()
+        )
         if settings.gradient_checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
         model = DualLossModel(adapter).train()
@@ -132,12 +141,22 @@ class Training:
         self.best_eval_loss = math.inf
         self.best_adapter: State = {}
         self._prediction_log_failed = False
-        num_trained = sum(p.numel() for p in self.lora_parameters)
+        self.trainable_parameters = trainable_parameters(adapter)
+        parts = "\n".join(f"  {k:<18}{v:>14,}" for k, v in self.trainable_parameters.items())
+        logger.info("trainable parameters:\n%s", parts)
         logger.info(
-            "%d rows, %d steps of %d rows; %s trainable parameters; base in %s on %d x %s",
-            *(len(train_rows), self.num_steps, settings.rows_per_step, f"{num_trained:,}"),
+            "%d rows, %d steps of %d rows; base in %s on %d x %s",
+            *(len(train_rows), self.num_steps, settings.rows_per_step),
             *(str(dtype).removeprefix("torch."), accelerator.num_processes, accelerator.device),
         )
+
+    def _check_codebook_weights(self) -> None:
+        weights, num_codebooks = self.settings.loss_weights.codebooks, self.config.num_codebooks
+        if weights is not None and len(weights) != num_codebooks:
+            raise UserError(
+                f"train.loss_weights.codebooks has {len(weights)} weights, the base model has "
+                f"{num_codebooks} codebooks; give one each, or null."
+            )
 
     def fit(self, output_dir: Path, checkpoints: Checkpoints, caught: Sequence[int]) -> bool:
         """Train for all epochs, from the last checkpoint on.
@@ -239,8 +258,7 @@ class Training:
 
     def _save_best(self, adapter_dir: Path) -> None:
         model = self.accelerator.unwrap_model(self.model).model
-        set_peft_model_state_dict(model, self.best_adapter)
-        save_adapter(model, adapter_dir)
+        save_adapter(model, self.best_adapter, self.initial_adapter, adapter_dir)
 
     def step(
         self, step_rows: Sequence[int], epoch: int, step: int
@@ -272,7 +290,8 @@ class Training:
                 total = sums.total()
                 # DDP averages over the processes; the step's loss is a sum over them.
                 weight = micro_batch.weight * self.accelerator.num_processes
-                self.accelerator.backward(objective(total.loss, counts) * weight)
+                loss_of_step = objective(total.loss, counts, self.settings.loss_weights)
+                self.accelerator.backward(loss_of_step * weight)
             loss += total.loss.detach().double() * micro_batch.weight
             predictions.append(predicted)
         step_loss = self.accelerator.reduce(loss, "sum")
@@ -350,9 +369,7 @@ class Training:
         metrics.write(step, line)
         if step > 0 and line["eval_loss"] < self.best_eval_loss:
             self.best_eval_loss = line["eval_loss"]
-            model = self.accelerator.unwrap_model(self.model).model
-            adapter = get_peft_model_state_dict(model)
-            self.best_adapter = {key: tensor.cpu().clone() for key, tensor in adapter.items()}
+            self.best_adapter = adapter_state(self.accelerator.unwrap_model(self.model).model)
             logger.info("step %d: the best adapter so far", step)
 
     def _log_predictions(self, batch: PackedBatch, predictions: Predictions) -> None:
@@ -436,15 +453,6 @@ def combined_seed(*parts: int) -> int:
     """One seed from several numbers, the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def save_adapter(model: Any, adapter_dir: Path) -> None:
-    """Write a PEFT adapter, whole or not at all."""
-    aside = adapter_dir.with_name(f".{adapter_dir.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    shutil.rmtree(adapter_dir, ignore_errors=True)
-    aside.rename(adapter_dir)
 
 
 if __name__ == "__main__":

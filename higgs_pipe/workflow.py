@@ -27,7 +27,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "validate": 2,
     "tokenize": 2,
     "pack": 1,
-    "train": 1,
+    "train": 2,
     "eval": 1,
     "package": 1,
     "report": 1,

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from higgs_pipe.config import LossWeights
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses, objective
 
 # Two samples, two codebooks, by hand: columns text, codebook 0, codebook 1, stop.
@@ -27,6 +28,26 @@ def test_the_objective_of_parts_adds_up_to_the_objective_of_the_whole():
     total = SUMS.total()
     parts = [objective(sample, total.count).item() for sample in SUMS.loss]
     assert math.fsum(parts) == pytest.approx(objective(total.loss, total.count).item())
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, 1.5 + 1.5),
+        ({"text": 0.5}, 0.75 + 1.5),
+        ({"audio": 2.0}, 1.5 + 3.0),
+        ({"eos": 0.4}, 1.5 + 1.5 + 0.4 * 0.75),
+        # Codebook 0: 8 nats over 4 labels; codebook 1: 2 over 4; three parts to one.
+        ({"codebooks": [3.0, 1.0]}, 6 / 3 + (3 * 2.0 + 1 * 0.5) / 4),
+        ({"codebooks": [0.0, 2.0], "text": 0}, 0.5),
+    ],
+)
+def test_weights_enter_the_objective_as_worked_by_hand(weights, expected):
+    total = SUMS.total()
+    loss, count = total.loss, total.count
+    if "codebooks" in weights:  # the codebooks of the first sample differ
+        loss, count = SUMS.loss[0], SUMS.count[0]
+    assert objective(loss, count, LossWeights(**weights)).item() == pytest.approx(expected)
 
 
 def test_accuracies_are_shares_of_the_labels():

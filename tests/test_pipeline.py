@@ -132,7 +132,9 @@ def test_one_stage_can_be_rerun_and_gives_the_same_numbers(demo: Path, tmp_path:
     finished = snakemake(folder, "eval")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert metrics.read_text() == before
-    assert [path.stem for path, wrote in logs.items() if path.stat().st_mtime_ns > wrote] == ["eval"]
+    assert [path.stem for path, wrote in logs.items() if path.stat().st_mtime_ns > wrote] == [
+        "eval"
+    ]
 
 
 def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path):

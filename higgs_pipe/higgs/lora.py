@@ -1,37 +1,112 @@
-"""LoRA on the base: a new adapter, or a trained one."""
+"""LoRA on the base: a new adapter, a trained one, and what is trained by part of the model."""
 
+import json
+import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from higgs_pipe.config import LoraSettings
-from higgs_pipe.errors import UserError
+from higgs_pipe.errors import UserError, list_offenders
 
 # PEFT asks Transformers by an old name; nothing that a user could mend.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FFN = ("gate_proj", "up_proj", "down_proj")
+# PEFT compares the end of a module's name after a dot, so `mlp.` is the text FFN alone.
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "audio": (*ATTENTION, *(f"audio_mlp.{name}" for name in FFN)),
+    "all": (*ATTENTION, *(f"{ffn}.{name}" for ffn in ("mlp", "audio_mlp") for name in FFN)),
+}
+IN_FULL = {
+    "audio_head": "audio_lm_head",
+    "audio_embeddings": "embed_audio_tokens.embed_audio_tokens",
+}
+# Initialisations that take their part out of the base's weights: the difference to the start is
+# the adapter of the base itself.
+MUTATING = ("olora", "pissa")
 
-def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> PeftModel:
+# Names of the parts of the model, by a piece of the parameter's name; the first that fits.
+PARTS = (
+    ("attention", ".self_attn."),
+    ("audio FFN", ".audio_mlp."),
+    ("text FFN", ".mlp."),
+    ("audio head", "audio_lm_head."),
+    ("text head", "text_lm_head."),
+    ("audio embeddings", "embed_audio_tokens."),
+    ("text embeddings", "embed_tokens."),
+)
+
+
+def add_lora(
+    model: nn.Module, settings: LoraSettings, seed: int, tokenizer: Any = None
+) -> PeftModel:
     """A new adapter on the base.
 
+    Parts that are trained in full are kept in float32 at least, as LoRA's matrices are.
+
+    Args:
+        model: The base, frozen.
+        settings: Rank, layers and initialisation.
+        seed: Of the initialisation.
+        tokenizer: The base's, which knows ``trainable_tokens``.
+
     Raises:
-        UserError: ``target_modules`` match no layer.
+        UserError: ``target_modules`` match no layer, or a trainable token is none.
     """
+    targets = settings.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(settings.target_modules),
+        target_modules=list(PRESETS[targets] if isinstance(targets, str) else targets),
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        init_lora_weights=True if settings.init == "default" else settings.init,
+        modules_to_save=[IN_FULL[part] for part in settings.train_in_full] or None,
+        trainable_token_indices=_token_ids(settings.trainable_tokens, tokenizer) or None,
     )
     torch.manual_seed(seed)
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"train.lora.target_modules: {error}") from None
+    for module in adapted.modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.requires_grad:
+            _keep_in_float32(module)
+    return adapted
+
+
+def _token_ids(tokens: Sequence[str], tokenizer: Any) -> list[int]:
+    if not tokens:
+        return []
+    vocabulary = tokenizer.get_vocab()
+    if unknown := [token for token in tokens if token not in vocabulary]:
+        raise UserError(
+            "train.lora.trainable_tokens: the base model's tokenizer has no token\n"
+            f"{list_offenders(unknown)}\nName tokens as tokenizer.json spells them."
+        )
+    return [int(vocabulary[token]) for token in tokens]
+
+
+def _keep_in_float32(module: nn.Linear | nn.Embedding) -> None:
+    """Master weights for the optimizer; what goes in and out keeps the base's type."""
+    dtype = module.weight.dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        return
+    module.float()
+    if isinstance(module, nn.Linear):
+        module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    module.register_forward_hook(lambda _, __, output: output.to(dtype))
 
 
 def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
@@ -47,3 +122,63 @@ def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
             f"{adapter_dir}: no adapter for this base_model ({error}); "
             "run: snakemake --forcerun train_adapter"
         ) from None
+
+
+def adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    """A copy of all that the adapter's file holds, on the CPU."""
+    return {
+        name: tensor.detach().to("cpu", copy=True)
+        for name, tensor in get_peft_model_state_dict(model).items()
+    }
+
+
+def save_adapter(
+    model: PeftModel, state: Mapping[str, Tensor], initial: Mapping[str, Tensor], adapter_dir: Path
+) -> None:
+    """Write a PEFT adapter for the base as it was published, whole or not at all.
+
+    OLoRA and PiSSA start from parts of the base's weights and leave the rest of them in the base.
+    What was learnt is the difference to the start, a LoRA of twice the rank::
+
+        B A - B_0 A_0 = [B, -B_0] [A; A_0]
+
+    Args:
+        model: Its PEFT config is written.
+        state: An :func:`adapter_state`.
+        initial: That of the adapter before training.
+        adapter_dir: Replaced.
+    """
+    aside = adapter_dir.with_name(f".{adapter_dir.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)  # its config; the tensors are replaced below
+    if model.active_peft_config.init_lora_weights in MUTATING:
+        state = {name: _difference(name, tensor, initial[name]) for name, tensor in state.items()}
+        path = aside / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config |= {
+            "init_lora_weights": True,
+            "r": 2 * config["r"],
+            "lora_alpha": 2 * config["lora_alpha"],
+        }
+        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    save_file(dict(state), aside / "adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(adapter_dir, ignore_errors=True)
+    aside.rename(adapter_dir)
+
+
+def _difference(name: str, tensor: Tensor, initial: Tensor) -> Tensor:
+    if "lora_A" in name:  # (r, in) -> (2 r, in)
+        return torch.cat([tensor, initial], dim=0)
+    if "lora_B" in name:  # (out, r) -> (out, 2 r)
+        return torch.cat([tensor, -initial], dim=1)
+    return tensor
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, int]:
+    """Trained parameters of each part of the model that has any, in the order of ``PARTS``."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part, piece in PARTS if piece in name), "other")
+            counts[part] = counts.get(part, 0) + parameter.numel()
+    return {part: counts[part] for part, _ in (*PARTS, ("other", "")) if part in counts}

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from higgs_pipe.config import LossWeights
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.codes import IGNORED
+
+PLAIN = LossWeights()
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,23 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def objective(loss: Tensor, count: Tensor) -> Tensor:
-    """The dual loss from sums and counts, each (…, 2 + K): text mean + mean of codebook means."""
+def objective(loss: Tensor, count: Tensor, weights: LossWeights = PLAIN) -> Tensor:
+    """The dual loss from sums and counts, each (…, 2 + K).
+
+    With T the mean of the text labels, A_k that of codebook k, E that of the stream EOS labels::
+
+        weights.text * T + weights.audio * sum of c_k A_k / sum of c_k + weights.eos * E
+
+    Plainly weighted: text mean + mean of the codebooks' means.
+    """
     means = loss / count
-    return means[..., 0] + means[..., 1:-1].mean(-1)
+    codebooks = means[..., 1:-1]
+    if weights.codebooks is None:
+        audio = codebooks.mean(-1)
+    else:
+        shares = codebooks.new_tensor(weights.codebooks)
+        audio = (codebooks * shares).sum(-1) / shares.sum()
+    return weights.text * means[..., 0] + weights.audio * audio + weights.eos * means[..., -1]
 
 
 def named_losses(sums: LossSums, prefix: str = "") -> dict[str, float]:

@@ -1,6 +1,7 @@
 # One adapter an experiment.
 # in:  <results>/packed/{train,eval}.parquet
-# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl and config.json
+# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, config.json and
+#      trainable_parameters.json
 
 
 rule train_adapter:
@@ -14,6 +15,7 @@ rule train_adapter:
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
         config="<results>/experiments/{experiment}/train/config.json",
+        trainable_parameters="<results>/experiments/{experiment}/train/trainable_parameters.json",
     log:
         "<logs>/experiments/{experiment}/train.log",
     conda:
