@@ -13,7 +13,8 @@ import soundfile as sf
 import torch
 from conftest import PackedCorpus, tone, write_stage_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor
+from transformers import AutoProcessor, HiggsAudioV2TokenizerModel
+from transformers.models.dac.modeling_dac import Snake1d
 
 from higgs_pipe import tokenize_audio
 from higgs_pipe.data.codes_store import CodesStore
@@ -21,7 +22,7 @@ from higgs_pipe.data.files import sha256_of_file
 from higgs_pipe.data.tables import SHARD_CLIPS, codes_spec, read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import tiny
-from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
+from higgs_pipe.higgs.codec import BlockedSnake, encode, load_codec, to_codec_input
 from higgs_pipe.higgs.devices import least_taken
 from higgs_pipe.tokenize_audio import decode_ahead, encode_clips
 
@@ -84,9 +85,10 @@ def tones(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def one_by_one(tones, codec) -> dict[str, list]:
-    """The codes of each clip encoded alone, straight through the codec."""
-    model, info = codec
+def one_by_one(tones, codec, tiny_base) -> dict[str, list]:
+    """The codes of each clip encoded alone, straight through the native codec."""
+    model = HiggsAudioV2TokenizerModel.from_pretrained(tiny_base / tiny.AUDIO_TOKENIZER)
+    info = codec[1]
     codes = {}
     for path in tones:
         samples, rate = sf.read(path, dtype="float32", always_2d=True)
@@ -109,6 +111,15 @@ def test_no_code_depends_on_batches_threads_or_shards(
         for row in encode_clips(shard, *codec, max_batch_seconds, num_threads)
     ]
     assert {row["clip_id"]: row["codes"].tolist() for row in rows} == one_by_one
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 300_001), (2, 64, 9_999), (3, 2048, 25), (1, 5, 1)])
+def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(shape):
+    torch.manual_seed(0)
+    native = Snake1d(shape[1]).requires_grad_(False)
+    native.alpha += 0.5 * torch.randn(native.alpha.shape)
+    x = 3 * torch.randn(shape)
+    assert torch.equal(BlockedSnake(native)(x), native(x))
 
 
 def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(
