@@ -32,18 +32,26 @@ include: "workflow/rules/report.smk"
 localrules:
     all,
     stage_config,
+    validate,
     tokenize,
     train,
     eval,
     package,
 
 
-# The targets validate, pack and report are the rules of that name.
+# The targets pack and report are the rules of that name.
 rule all:
     default_target: True
     input:
+        "<results>/data/estimate.json",
         expand("<results>/adapters/{experiment}.zip", experiment=EXPERIMENTS),
         "<results>/report/index.html",
+
+
+rule validate:
+    input:
+        "<results>/data/validation.json",
+        "<results>/data/estimate.json",
 
 
 rule tokenize:

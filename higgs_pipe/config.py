@@ -29,26 +29,98 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class DataConfig(Section):
-    """How the clips are split and spread over jobs."""
+class ShardConfig(Section):
+    """How the rows are spread over jobs."""
 
     num_shards: int = Field(
-        8, ge=1, le=100_000, description="Tokenization jobs; a clip's shard is a hash of its id."
+        8,
+        ge=1,
+        le=100_000,
+        description="Jobs that measure, and jobs that tokenize; a row's shard is a hash of its id.",
     )
+
+
+class DataConfig(ShardConfig):
+    """How the clips are spread over jobs and split."""
+
     eval_fraction: float = Field(
         0.05, gt=0, lt=1, description="Share of the clips held out for evaluation."
     )
     split_seed: int = Field(0, ge=0, description="Another seed gives another train/eval split.")
+    split_by: Literal["clip", "speaker", "recording", "given"] = Field(
+        "clip",
+        description="What is held out: clips, whole speakers, whole recordings with all their "
+        "segments, or what the manifest gives, for every row.",
+    )
+    keep_text_together: bool = Field(
+        True,
+        description="Whether clips of one text, but for case and punctuation, share a side.",
+    )
 
 
-class ValidateConfig(Section):
+class FilterConfig(Section):
+    """Which clips are rejected for how they sound or read; null is off."""
+
+    max_clipping_fraction: float | None = Field(
+        None, ge=0, le=1, description="Largest share of samples at full scale."
+    )
+    max_silence_fraction: float | None = Field(
+        None, ge=0, le=1, description="Largest share of silence, pauses included."
+    )
+    max_leading_silence_seconds: float | None = Field(
+        None, ge=0, description="Longest silence before the first sound."
+    )
+    max_trailing_silence_seconds: float | None = Field(
+        None, ge=0, description="Longest silence after the last sound."
+    )
+    min_bandwidth_hz: float | None = Field(
+        None, ge=0, description="Lowest bandwidth; telephone speech has less than 4000 Hz."
+    )
+    max_dc_offset: float | None = Field(
+        None, ge=0, le=1, description="Farthest mean sample from 0, full scale is 1."
+    )
+    min_snr_db: float | None = Field(
+        None, ge=0, le=100, description="Lowest estimated signal-to-noise ratio, in dB."
+    )
+    min_rms_dbfs: float | None = Field(
+        None, ge=-100, le=0, description="Lowest level, in dB of full scale."
+    )
+    min_sample_rate_hz: int | None = Field(
+        None, ge=1, description="Lowest sample rate of the file, in Hz."
+    )
+    min_characters_per_second: float | None = Field(
+        None, ge=0, description="Slowest speech, in characters without white space."
+    )
+    max_characters_per_second: float | None = Field(
+        None, gt=0, description="Fastest speech, in characters without white space."
+    )
+    min_words_per_second: float | None = Field(
+        None, ge=0, description="Slowest speech, in words (letters, where no spaces are written)."
+    )
+    max_words_per_second: float | None = Field(
+        None, gt=0, description="Fastest speech, in words (letters, where no spaces are written)."
+    )
+    require_language_script: bool = Field(
+        False, description="Reject text in a script that its language is not written in."
+    )
+
+
+class MeasureConfig(Section):
+    """What decides which recordings are decoded, and how they are measured."""
+
+    max_clip_seconds: float = Field(
+        30.0, gt=0, description="Longer clips are rejected, and never decoded."
+    )
+
+
+class ValidateConfig(MeasureConfig):
     """What a clip must satisfy."""
 
     min_clip_seconds: float = Field(0.3, gt=0, description="Shorter clips are rejected.")
-    max_clip_seconds: float = Field(30.0, gt=0, description="Longer clips are rejected.")
     max_rejected_fraction: float = Field(
         0.1, ge=0, le=1, description="A larger share of rejected rows stops the run."
     )
+    filters: FilterConfig = FilterConfig()
 
 
 class TokenizeConfig(Section):
@@ -273,6 +345,7 @@ ManifestFormat = Literal[
     "audiofolder",
     "filelist",
     "ms-swift",
+    "boson-chatml",
     "folder",
 ]
 ManifestKey = Literal[
@@ -287,6 +360,8 @@ ManifestKey = Literal[
     "split",
     "start_seconds",
     "end_seconds",
+    "dialogue_id",
+    "turn",
 ]
 
 
@@ -316,7 +391,25 @@ ManifestField: Any = Field(
 )
 BaseModelField: Any = Field(min_length=1, description="A checkpoint directory or a Hub id.")
 CodecField: Any = Field(min_length=1, description="The audio tokenizer: a directory or a Hub id.")
+ExperimentsField: Any = Field(
+    {"default": {}},
+    min_length=1,
+    description="Adapters to train from the same data; each overrides parts of `train`.",
+)
 RevisionField: Any = Field(None, description="A Hub branch, tag or commit; null is the default.")
+
+
+class ListRowsStage(Section):
+    """What ``list_rows`` reads."""
+
+    manifest: Manifest = ManifestField
+    data: ShardConfig = ShardConfig()
+
+
+class MeasureStage(Section):
+    """What ``measure`` reads."""
+
+    validate_: MeasureConfig = Field(MeasureConfig(), alias="validate")
 
 
 class ValidateStage(Section):
@@ -325,6 +418,18 @@ class ValidateStage(Section):
     manifest: Manifest = ManifestField
     data: DataConfig = DataConfig()
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+
+
+class EstimateStage(Section):
+    """What ``estimate`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+    pack: PackConfig = PackConfig()
+    train: TrainConfig = TrainConfig()
+    experiments: dict[str, dict[str, Any]] = ExperimentsField
 
 
 class TokenizeStage(Section):
@@ -376,7 +481,10 @@ class ReportStage(Section):
 
 
 STAGES: dict[str, type[Section]] = {
+    "list_rows": ListRowsStage,
+    "measure": MeasureStage,
     "validate": ValidateStage,
+    "estimate": EstimateStage,
     "tokenize": TokenizeStage,
     "pack": PackStage,
     "train": TrainStage,
@@ -402,11 +510,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     package: PackageConfig = PackageConfig()
     report: ReportConfig = ReportConfig()
-    experiments: dict[str, dict[str, Any]] = Field(
-        {"default": {}},
-        min_length=1,
-        description="Adapters to train from the same data; each overrides parts of `train`.",
-    )
+    experiments: dict[str, dict[str, Any]] = ExperimentsField
 
 
 StageT = TypeVar("StageT", bound=Section)
@@ -451,18 +555,30 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of ``config.yaml``.
 
-    Its ``x-stages`` lists the keys that each stage reads, so that the workflow can hand each
-    stage its part without importing this module.
+    Its ``x-stages`` lists the keys that each stage reads (``codec``, or ``data.num_shards`` of a
+    section of which it reads a part), so that the workflow can hand each stage its part without
+    importing this module.
     """
     schema = Config.model_json_schema(by_alias=True)
     # An experiment may name any part of `train`, and nothing else.
     schema["properties"]["experiments"]["additionalProperties"] = {"$ref": "#/$defs/TrainConfig"}
     schema["properties"]["experiments"]["propertyNames"] = {"pattern": EXPERIMENT_NAME}
-    schema["x-stages"] = {
-        name: [field.alias or key for key, field in stage.model_fields.items()]
-        for name, stage in STAGES.items()
-    }
+    schema["x-stages"] = {name: _keys_read(stage, Config) for name, stage in STAGES.items()}
     return schema
+
+
+def _keys_read(part: type[Section], whole: type[Section]) -> list[str]:
+    """The keys of ``whole`` that ``part`` declares, dotted where it has a part of a section."""
+    keys = []
+    for name, field in part.model_fields.items():
+        key = field.alias or name
+        own: Any = field.annotation
+        full: Any = whole.model_fields[name].annotation
+        if own is not full and isinstance(own, type) and issubclass(own, Section):
+            keys += [f"{key}.{inner}" for inner in _keys_read(own, full)]
+        else:
+            keys.append(key)
+    return keys
 
 
 def schema_text() -> str:

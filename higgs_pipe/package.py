@@ -156,7 +156,8 @@ def all_settings(config_dir: Path, experiment_dir: Path) -> dict[str, Any]:
     settings = {
         name: load_stage(stage, config_dir / f"{name}.json").model_dump(by_alias=True)
         for name, stage in STAGES.items()
-        if name not in ("train", "report")
+        # Those of list_rows, measure and estimate are parts of the others.
+        if name not in ("list_rows", "measure", "estimate", "train", "report")
     }
     return settings | {"train": read_json(experiment_dir / "train" / "config.json")}
 

@@ -210,7 +210,7 @@ def run(
         _read_experiment(experiments_dir / name, name, COLOURS[index % len(COLOURS)])
         for index, name in enumerate(names)
     ]
-    validated = _read_json(validation, "validate")
+    validated = _read_json(validation, "judge_clips")
     packed = _read_json(packing, "pack")
     template = _environment().get_template("report.html.j2")
     html = template.render(

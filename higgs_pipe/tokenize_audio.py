@@ -177,12 +177,12 @@ def _waveform(clip: Row, info: CodecInfo, checksums: dict[Path, str]) -> torch.T
     except AudioError as error:
         raise UserError(
             f"clip {clip['clip_id']!r}: {error}; it was readable when it was validated. "
-            "Restore the file, or run: snakemake --forcerun validate"
+            "Restore the file, or run: snakemake --forcerun measure_shard"
         ) from None
     if checksums[path] != clip["audio_sha256"]:
         raise UserError(
             f"clip {clip['clip_id']!r}: {path} changed since it was validated; "
-            "run: snakemake --forcerun validate"
+            "run: snakemake --forcerun measure_shard"
         )
     return to_codec_input(audio.samples, audio.sample_rate_hz, info)
 

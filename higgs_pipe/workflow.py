@@ -24,7 +24,10 @@ from higgs_pipe.errors import UserError, list_offenders
 # rule runs with `python -m`, but it reruns a rule whose parameters changed.
 STAGE_VERSIONS: dict[str, int] = {
     "tiny": 1,
-    "validate": 2,
+    "list_rows": 1,
+    "measure": 1,
+    "validate": 3,
+    "estimate": 1,
     "tokenize": 2,
     "pack": 1,
     "train": 2,
@@ -114,7 +117,13 @@ def load_config_or_exit(config: Mapping[str, Any], schema_path: Path) -> dict[st
 
 def stage_config_text(config: Mapping[str, Any], stage: str, schema: Schema) -> str:
     """The JSON text of the keys that ``stage`` reads: equal settings give equal text."""
-    part = {key: config[key] for key in schema["x-stages"][stage]}
+    part: dict[str, Any] = {}
+    for dotted in schema["x-stages"][stage]:
+        *sections, key = dotted.split(".")
+        source, target = config, part
+        for section in sections:
+            source, target = source[section], target.setdefault(section, {})
+        target[key] = source[key]
     return json.dumps(part, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from higgs_pipe import list_rows, measure, validate, workflow
+from higgs_pipe.config import Config, json_schema
+from higgs_pipe.data.tables import shard_path
 from higgs_pipe.higgs import tiny
+
+SCHEMA = json_schema()
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +31,31 @@ def write_stage_config(path: Path, **sections: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(sections), encoding="utf-8")
     return path
+
+
+def run_validation(folder: Path, num_threads: int = 1, **sections: Any) -> Path:
+    """Run list_rows, measure and validate with the settings that the workflow would give them.
+
+    Returns:
+        ``folder / "data"``, where their results are.
+    """
+    config = Config(base_model="b", codec="c", **sections).model_dump(by_alias=True)
+    stages = {}
+    for stage in ("list_rows", "measure", "validate"):
+        text = workflow.stage_config_text(config, stage, SCHEMA)
+        stages[stage] = write_stage_config(folder / f"config/{stage}.json", **json.loads(text))
+    data = folder / "data"
+    rows, recordings, measured = (
+        data / name for name in ("rows.parquet", "recordings", "measured")
+    )
+    list_rows.run(stages["list_rows"], rows, recordings)
+    for shard in range(config["data"]["num_shards"]):
+        paths = (shard_path(shards, shard) for shards in (recordings, measured))
+        measure.run(stages["measure"], *paths, num_threads=num_threads)
+    tables = (data / f"{name}.parquet" for name in ("clips", "rejected"))
+    outputs = (*tables, data / "validation.json", data / "shards")
+    validate.run(stages["validate"], rows, measured, *outputs)
+    return data
 
 
 def tone(path: Path, seconds: float, pitch_hz: float = 220.0, rate_hz: int = 24_000) -> Path:
@@ -84,7 +114,7 @@ class PackedCorpus:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> PackedCorpus:
     """Fourteen tones of two speakers, three of them held out, packed into rows of 512."""
-    from higgs_pipe import tokenize_audio, validate
+    from higgs_pipe import tokenize_audio
 
     directory = tmp_path_factory.mktemp("corpus")
     rows = []
@@ -101,16 +131,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> PackedC
     manifest = directory / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    data = directory / "data"
-    validate.run(
-        write_stage_config(
-            directory / "config/validate.json", manifest=str(manifest), data={"num_shards": 2}
-        ),
-        data / "clips.parquet",
-        data / "rejected.parquet",
-        data / "validation.json",
-        data / "shards",
-    )
+    data = run_validation(directory, manifest=str(manifest), data={"num_shards": 2})
     tokenize_config = write_stage_config(
         directory / "config/tokenize.json", codec=str(tiny_base / tiny.AUDIO_TOKENIZER)
     )

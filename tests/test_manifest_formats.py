@@ -15,11 +15,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from conftest import tone, write_stage_config
+from conftest import run_validation, tone, write_stage_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from higgs_pipe import tokenize_audio, validate, workflow
+from higgs_pipe import tokenize_audio, workflow
 from higgs_pipe.config import ManifestEntry
 from higgs_pipe.data.audio import decode
 from higgs_pipe.data.manifest import Row, read_manifests
@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "audiofolder": ("metadata.csv", {}),
     "filelist": ("train.list", {}),
     "ms-swift": ("train.jsonl", {}),
+    "boson-chatml": ("train.json", {}),
     "folder": ("", {}),
 }
 
@@ -69,6 +70,12 @@ LINES: dict[str, tuple[str, str, str]] = {
         "",
         '{"messages": [{"role": "assistant", "content": "<audio>T."}], "audios": ["{}.wav"]}',
     ),
+    "boson-chatml": (
+        "m.jsonl",
+        "",
+        '{"id": "{}", "messages": [{"role": "user", "content": "T."}, '
+        '{"role": "assistant", "content": {"type": "audio", "audio_url": "a.wav"}}]}',
+    ),
 }
 
 
@@ -80,8 +87,8 @@ def entry_of(name: str, **changes: Any) -> ManifestEntry:
 def nowhere(rows: tuple[Row, ...]) -> list[Row]:
     """The rows without their places, which differ between twins."""
     return [
-        replace(row, manifest="", line=0, audio="", audio_path=row.audio_path.resolve())
-        for row in rows
+        replace(row, manifest="", line=0, audio="", audio_path=path, is_outside_root=False)
+        for row, path in ((row, row.audio_path.resolve()) for row in rows)
     ]
 
 
@@ -220,6 +227,67 @@ def test_segments_of_one_file_without_ids_have_different_ones(tmp_path: Path) ->
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = read_manifests([str(tmp_path / "m.jsonl")]).rows
     assert [row.clip_id for row in rows] == ["a_0.0-2.2", "a_1.1-3.3"]
+
+
+# --- Dialogues ------------------------------------------------------------------------------------
+
+TURNS = "audio,text,dialogue_id,turn\na.wav,A.,d,1\nb.wav,B.,d,2\nc.wav,C.,,\n"
+
+
+@pytest.mark.parametrize("name", ["jsonl", "csv", "tsv", "parquet"])
+def test_every_table_has_the_turns_of_dialogues(tmp_path: Path, name: str) -> None:
+    table = pyarrow.csv.read_csv(pa.BufferReader(TURNS.encode()))
+    lines = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
+    path = tmp_path / f"m.{name}"
+    if name == "parquet":
+        pq.write_table(table, path)
+    elif name == "jsonl":
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        path.write_text(TURNS.replace(",", "\t") if name == "tsv" else TURNS)
+    rows = read_manifests([str(path)]).rows
+    assert [(row.dialogue_id, row.turn) for row in rows] == [("d", 1), ("d", 2), (None, None)]
+
+
+def test_columns_name_the_dialogue_and_the_turn(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("audio,text,talk,no\na.wav,A.,d,0\n")
+    columns = {"dialogue_id": "talk", "turn": "no"}
+    (row,) = read_manifests([ManifestEntry(path=str(tmp_path / "m.csv"), columns=columns)]).rows
+    assert (row.dialogue_id, row.turn) == ("d", 0)
+
+
+def test_the_example_of_a_dialogue_has_three_turns() -> None:
+    rows = read_manifests([str(MANIFESTS / "jsonl" / "dialogue.jsonl")]).rows
+    assert [(row.dialogue_id, row.turn) for row in rows] == [("glasses", i) for i in range(3)]
+    assert all(row.audio_path.is_file() for row in rows)
+
+
+def test_whole_numbers_of_a_column_with_gaps_are_read(tmp_path: Path) -> None:
+    """A table library makes 0.0 and 1.0 of them."""
+    columns = {"audio": ["a.wav", "b.wav"], "text": ["A.", "B."], "dialogue_id": ["d", None]}
+    pq.write_table(pa.table(columns | {"turn": [3.0, None]}), tmp_path / "m.parquet")
+    rows = read_manifests([str(tmp_path / "m.parquet")]).rows
+    assert [row.turn for row in rows] == [3, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "fact"),
+    [
+        ({"turn": 1}, "`dialogue_id` and `turn` must be given together"),
+        ({"dialogue_id": "d"}, "`dialogue_id` and `turn` must be given together"),
+        ({"dialogue_id": "d", "turn": "1"}, '`turn` must be a whole number from 0, found "1"'),
+        ({"dialogue_id": "d", "turn": 1.5}, "`turn` must be a whole number from 0, found 1.5"),
+        ({"dialogue_id": "d", "turn": -1}, "`turn` must be a whole number from 0, found -1"),
+        ({"dialogue_id": "d", "turn": 1e30}, "`turn` must be a whole number from 0, found 1e+30"),
+        ({"dialogue_id": "d", "turn": True}, "`turn` must be a whole number from 0, found true"),
+        ({"dialogue_id": "d", "turn": 10**300}, "`turn` must be a whole number from 0, found 1000"),
+        ({"dialogue_id": 7, "turn": 1}, "`dialogue_id` must be a string, found 7"),
+    ],
+)
+def test_a_turn_that_is_none_is_a_fault(tmp_path: Path, values: dict[str, Any], fact: str) -> None:
+    row = {"audio": "a.wav", "text": "A.", **values}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    assert f"m.jsonl:1: {fact}" in message_of(ManifestEntry(path=str(tmp_path / "m.jsonl")))
 
 
 # --- Faults ---------------------------------------------------------------------------------------
@@ -498,19 +566,11 @@ def test_a_folder_stands_for_the_files_that_its_reader_looks_at(tmp_path: Path) 
 
 def run_validate(folder: Path, manifest: Any, **limits: float) -> tuple[list[Any], list[Any]]:
     """The clips and the rejected rows."""
-    config = write_stage_config(
-        folder / "validate.json",
+    out = run_validation(
+        folder,
         manifest=manifest,
-        data={"num_shards": 1},
+        data={"num_shards": 1, "keep_text_together": False},
         validate={"max_rejected_fraction": 1, **limits},
-    )
-    out = folder / "data"
-    validate.run(
-        config,
-        out / "clips.parquet",
-        out / "rejected.parquet",
-        out / "validation.json",
-        out / "shards",
     )
     return (
         read_table(out / "clips.parquet", CLIPS)[0].to_pylist(),

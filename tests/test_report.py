@@ -325,7 +325,7 @@ def test_no_two_elements_share_an_id(inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     ("path", "rule"),
     [
-        ("validation.json", "validate"),
+        ("validation.json", "judge_clips"),
         ("packing.json", "pack"),
         ("experiments/default/train/metrics.jsonl", "train"),
         ("experiments/default/train/config.json", "train"),
@@ -403,8 +403,8 @@ def test_a_line_that_is_not_json_is_named(inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     ("path", "key", "rule"),
     [
-        ("validation", "hours", "validate"),
-        ("validation", "speakers", "validate"),
+        ("validation", "hours", "judge_clips"),
+        ("validation", "speakers", "judge_clips"),
         ("packing", "fallbacks", "pack"),
         ("packing", "eval", "pack"),
     ],

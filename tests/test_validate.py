@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile as sf
+from conftest import run_validation, write_stage_config
 
-from higgs_pipe import validate
-from higgs_pipe.data.audio import Audio, decode
+from higgs_pipe.data.audio import Audio, AudioFile
+from higgs_pipe.data.reasons import Reason
 from higgs_pipe.data.splits import shard_of
 from higgs_pipe.data.tables import CLIPS, REJECTED, SHARD_CLIPS, read_table
 from higgs_pipe.errors import UserError
@@ -63,6 +65,12 @@ class Outputs:
     def clip(self, clip_id: str) -> Fields:
         return next(clip for clip in self.clips if clip["clip_id"] == clip_id)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether judging wrote anything."""
+        tables = {"rows.parquet", "recordings", "measured"}
+        return any(path.name not in tables for path in self.folder.glob("*"))
+
     def bytes_by_name(self) -> dict[str, bytes]:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
@@ -85,35 +93,45 @@ def write_manifest(folder: Path, rows: list[Fields]) -> Path:
     return path
 
 
-def arguments(folder: Path, manifest: Path, sections: Fields, out: str = "out") -> Fields:
-    """The keywords of ``run``; outputs go to ``folder / out``."""
-    config = folder / f"{out}.json"
-    config.write_text(json.dumps({"manifest": str(manifest), **sections}), encoding="utf-8")
-    return {
-        "config": config,
-        "clips": folder / out / "clips.parquet",
-        "rejected": folder / out / "rejected.parquet",
-        "validation": folder / out / "validation.json",
-        "shards_dir": folder / out / "shards",
-    }
-
-
 def run(
     folder: Path, rows: list[Fields], out: str = "out", num_threads: int = 1, **sections: Fields
 ) -> Outputs:
-    """Run the stage on ``rows``; unless told otherwise, any share may be rejected."""
+    """Run the stages on ``rows``; unless told otherwise, any share may be rejected."""
     sections = {"validate": {"max_rejected_fraction": 1.0}, **sections}
-    manifest = write_manifest(folder, rows)
-    validate.run(**arguments(folder, manifest, sections, out), num_threads=num_threads)
-    return Outputs(folder / out)
+    manifest = str(write_manifest(folder, rows))
+    return Outputs(run_validation(folder / out, num_threads, manifest=manifest, **sections))
 
 
-def run_process(folder: Path, manifest: Path) -> subprocess.CompletedProcess[str]:
-    """Run the stage's command line as the workflow does."""
-    options = arguments(folder, manifest, {}).items()
-    words = [word for key, value in options for word in (f"--{key.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "higgs_pipe.validate", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run_processes(folder: Path, manifest: Path) -> subprocess.CompletedProcess[str]:
+    """Run the stages' command lines, one shard, as the workflow does, up to one that fails."""
+    for name, section in (
+        ("list_rows", {"manifest": str(manifest), "data": {"num_shards": 1}}),
+        ("measure", {}),
+        ("validate", {"manifest": str(manifest), "data": {"num_shards": 1}}),
+    ):
+        write_stage_config(folder / f"config/{name}.json", **section)
+    commands = (
+        "list_rows --config config/list_rows.json --rows out/rows.parquet"
+        " --recordings-dir out/recordings",
+        "measure --config config/measure.json --recordings out/recordings/shard-00000.parquet"
+        " --measured out/measured/shard-00000.parquet",
+        "validate --config config/validate.json --rows out/rows.parquet"
+        " --measured-dir out/measured --clips out/clips.parquet --rejected out/rejected.parquet"
+        " --validation out/validation.json --shards-dir out/shards",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for words in commands:
+        process = subprocess.run(
+            [sys.executable, "-m", *f"higgs_pipe.{words}".split()],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode != 0:
+            break
+    return process
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +238,7 @@ def test_the_log_shows_what_was_kept(
     with caplog.at_level("INFO", logger="higgs_pipe"):
         run(tmp_path, [*rows, {"audio": "a.wav", "id": "e", "text": " ", "lang": "en"}])
     squeezed = " ".join(caplog.text.split())
-    for words in ("rows kept 3", "rejected 1", "text_empty 1", "ada 2", "ben 1", "speakers: 2"):
+    for words in ("all 3 0.001 1 0.000", "text_empty 1 0.000", "ada 2", "ben 1", "speakers: 2"):
         assert words in squeezed
     assert "the manifest's key 'lang' is not used (in 1 rows)" in squeezed
 
@@ -313,6 +331,8 @@ def test_a_bad_row_is_rejected_with_reason_fact_and_remedy(
         "manifest": str(tmp_path / "manifest.jsonl"),
         "line": 2,
         "speaker": "eve",
+        "language": None,
+        "duration_seconds": rejected["duration_seconds"],
         "reason": reason,
     }
     assert fact in message
@@ -351,7 +371,7 @@ def test_segments_that_overlap_never_cross_the_split(tmp_path: Path, rows: list[
 
 
 def test_every_reason_has_a_remedy_and_a_code_equal_to_its_name() -> None:
-    for reason in validate.Reason:
+    for reason in Reason:
         assert reason.value == reason.name.lower()
         assert len(reason.remedy) > 10
 
@@ -360,15 +380,16 @@ def test_the_length_of_a_long_file_is_judged_without_decoding_it(
     tmp_path: Path, rows: list[Fields], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
+    decode = AudioFile.decode
 
-    def decode_and_note(path: Path, *segment: float | None) -> Audio:
-        decoded.append(path.name)
-        return decode(path, *segment)
+    def decode_and_note(file: AudioFile, *segment: float | None) -> Audio:
+        decoded.append(file.path.name)
+        return decode(file, *segment)
 
-    monkeypatch.setattr("higgs_pipe.validate.decode", decode_and_note)
+    monkeypatch.setattr(AudioFile, "decode", decode_and_note)
     make_bad_recordings(tmp_path)
     run(tmp_path, [*rows, {"audio": "long.wav", "text": "L."}])
-    assert decoded == ["a.wav", "b.wav", "c.wav"]
+    assert sorted(decoded) == ["a.wav", "b.wav", "c.wav"]
 
 
 def test_clips_at_the_length_limits_are_accepted(tmp_path: Path, rows: list[Fields]) -> None:
@@ -395,7 +416,7 @@ def test_more_rejected_rows_than_allowed_stop_the_run(tmp_path: Path, rows: list
     for line in (4, 5):
         assert f"{tmp_path}/manifest.jsonl:{line}: audio_missing: {tmp_path}/none-" in message
     assert "raise validate.max_rejected_fraction" in message
-    assert not (tmp_path / "two").exists()
+    assert not Outputs(tmp_path / "two/data").is_there
 
 
 def test_a_share_of_exactly_the_limit_is_allowed(tmp_path: Path, rows: list[Fields]) -> None:
@@ -415,7 +436,7 @@ def test_only_the_first_twenty_rejected_rows_are_listed(tmp_path: Path, rows: li
 def test_no_accepted_row_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no row is left:\n .*manifest\.jsonl:1: audio_missing"):
         run(tmp_path, bad_rows(2))
-    assert not (tmp_path / "out").exists()
+    assert not Outputs(tmp_path / "out/data").is_there
 
 
 def test_a_single_recording_cannot_be_split(tmp_path: Path, rows: list[Fields]) -> None:
@@ -424,7 +445,7 @@ def test_a_single_recording_cannot_be_split(tmp_path: Path, rows: list[Fields]) 
         UserError, match=r"no clip is left for eval: .* form 1 group of shared audio"
     ):
         run(tmp_path, copies)
-    assert not (tmp_path / "out").exists()
+    assert not Outputs(tmp_path / "out/data").is_there
 
 
 @pytest.mark.parametrize(("given", "missing"), [("train", "eval"), ("eval", "train")])
@@ -457,15 +478,15 @@ def test_the_command_line_exits_with_2_and_a_sentence_and_writes_nothing(
     manifest = tmp_path / "manifest.jsonl"
     if content is not None:
         manifest.write_text(content, encoding="utf-8")
-    process = run_process(tmp_path, manifest)
+    process = run_processes(tmp_path, manifest)
     assert process.returncode == 2
     assert fact in process.stderr
     assert "Traceback" not in process.stderr
-    assert not (tmp_path / "out").exists()
+    assert not Outputs(tmp_path / "out").is_there
 
 
 def test_the_command_line_runs_and_says_what_it_kept(tmp_path: Path, rows: list[Fields]) -> None:
-    process = run_process(tmp_path, write_manifest(tmp_path, rows))
+    process = run_processes(tmp_path, write_manifest(tmp_path, rows))
     assert (process.returncode, process.stdout) == (0, "")
     assert "rows kept" in process.stderr
     assert len(Outputs(tmp_path / "out").clips) == 3
@@ -507,7 +528,7 @@ def test_two_runs_and_any_number_of_threads_give_equal_bytes(
         run(tmp_path, rows, out, num_threads).bytes_by_name()
         for out, num_threads in (("one", 1), ("two", 1), ("three", 4))
     )
-    assert len(first) == 3 + 8
+    assert len(first) == 4 + 3 * 8
     assert first == second == threaded
 
 
@@ -611,6 +632,235 @@ def test_the_reference_of_a_rejected_row_is_left_out(tmp_path: Path, rows: list[
     assert run(tmp_path, [*rows, bad]).references == []
 
 
+# --- Quality --------------------------------------------------------------------------------------
+
+
+def test_a_filter_rejects_by_what_was_measured(tmp_path: Path, rows: list[Fields]) -> None:
+    record(tmp_path, "clipped.wav", np.clip(3 * tone(300), -1, 1))
+    rows.append({"audio": "clipped.wav", "text": "D.", "language": "en"})
+    assert run(tmp_path, rows).clip("clipped")["clipping_fraction"] > 0.3
+    limits = {"max_rejected_fraction": 1.0, "filters": {"max_clipping_fraction": 0.01}}
+    outputs = run(tmp_path, rows, validate=limits)
+    (rejected,) = outputs.rejected
+    assert (rejected["clip_id"], rejected["reason"]) == ("clipped", "clipped")
+    assert "more than validate.filters.max_clipping_fraction = 0.01" in rejected["message"]
+    assert (rejected["language"], rejected["duration_seconds"]) == ("en", 1)
+
+
+def test_text_is_measured_against_the_length_of_the_clip(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    rows[0]["text"] = "Zwei Worte."
+    clip = run(tmp_path, rows).clip("a")
+    found = (clip["num_characters"], clip["num_words"], clip["words_per_second"], clip["script"])
+    assert found == (10, 2, 2, "Latn")
+    assert clip["fits_language"] is True
+
+
+def test_a_clip_unlike_its_speakers_others_is_listed(
+    tmp_path: Path, rows: list[Fields], caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(9):
+        peak = 0.02 if index == 4 else 0.5 + 0.01 * index
+        record(tmp_path, f"e{index}.wav", tone(300 + 10 * index, peak=peak))
+        rows.append({"audio": f"e{index}.wav", "text": f"E {index}.", "speaker": "eve"})
+    with caplog.at_level("INFO", logger="higgs_pipe"):
+        outputs = run(tmp_path, rows)
+    found = outputs.summary["outliers"]["eve"]["rms_dbfs"]
+    assert (list(found["clips"]), found["num_clips"]) == (["e4"], 1)
+    assert "eve: rms_dbfs of e4 is -36.99" in caplog.text
+
+
+def test_hours_lost_are_counted_by_reason_speaker_and_language(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    record(tmp_path, "long.wav", tone(400, seconds=36))
+    rows += [
+        {"audio": "long.wav", "text": "L.", "speaker": "ben", "language": "de"},
+        {"audio": "none.wav", "text": "N.", "speaker": "ben"},
+    ]
+    lost = run(tmp_path, rows).summary["rejected"]
+    too_long = {"num_rows": 1, "num_rows_of_unknown_length": 0, "hours": 0.01}
+    missing = {"num_rows": 1, "num_rows_of_unknown_length": 1, "hours": 0.0}
+    both = {"num_rows": 2, "num_rows_of_unknown_length": 1, "hours": 0.01}
+    assert lost["reasons"] == {"audio_missing": missing, "too_long": too_long}
+    assert lost["speakers"] == {"ben": both}
+    assert lost["languages"] == {"de": too_long}
+
+
+def test_recordings_outside_the_root_are_accepted_and_listed(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    (tmp_path / "in").mkdir()
+    rows[0]["audio"] = "../a.wav"
+    for name in "bc":
+        (tmp_path / f"{name}.wav").rename(tmp_path / f"in/{name}.wav")
+    outside = run(tmp_path / "in", rows).summary["outside_root"]
+    place = f"{tmp_path}/in/manifest.jsonl:1: ../a.wav"
+    assert outside == {"num_rows": 1, "first_rows": [place]}
+
+
+# --- What the split goes by -----------------------------------------------------------------------
+
+
+def many_rows(folder: Path) -> list[Fields]:
+    """Twelve recordings of four speakers."""
+    for index in range(12):
+        record(folder, f"{index}.wav", tone(200.3 + 20 * index, seconds=2))
+    return [
+        {"audio": f"{index}.wav", "text": f"Text {index}.", "speaker": f"s{index % 4}"}
+        for index in range(12)
+    ]
+
+
+def sides(outputs: Outputs, column: str) -> dict[Any, set[str]]:
+    """The splits in which each value of a column lies."""
+    found: dict[Any, set[str]] = {}
+    for clip in outputs.clips:
+        found.setdefault(clip[column], set()).add(clip["split"])
+    return found
+
+
+def test_a_split_by_speaker_holds_out_whole_speakers(tmp_path: Path) -> None:
+    data = {"split_by": "speaker", "eval_fraction": 0.4}
+    outputs = run(tmp_path, many_rows(tmp_path), data=data)
+    assert all(len(splits) == 1 for splits in sides(outputs, "speaker").values())
+    assert outputs.summary["overlap"] == {"audio": 0, "texts": 0, "dialogues": 0, "speakers": 0}
+
+
+def test_a_split_by_recording_keeps_its_segments_together(tmp_path: Path) -> None:
+    rows = [
+        row
+        | {"id": f"{row['audio']}-{start}", "start_seconds": start, "end_seconds": start + 1}
+        | {"text": f"{row['text']} {start}"}
+        for row in many_rows(tmp_path)
+        for start in (0, 1)
+    ]
+    by_clip = run(tmp_path, rows, data={"eval_fraction": 0.4})
+    assert any(len(splits) == 2 for splits in sides(by_clip, "audio_path").values())
+    outputs = run(tmp_path, rows, data={"eval_fraction": 0.4, "split_by": "recording"})
+    assert all(len(splits) == 1 for splits in sides(outputs, "audio_path").values())
+    assert outputs.summary["overlap"]["recordings"] == 0
+
+
+def test_clips_of_one_text_never_cross_the_split_unless_they_may(tmp_path: Path) -> None:
+    rows = [
+        row | {"text": f"Text {i % 6}{'!?'[i % 2]}"} for i, row in enumerate(many_rows(tmp_path))
+    ]
+    data: Fields = {"eval_fraction": 0.5}
+    together = run(tmp_path, rows, data=data).summary["overlap"]
+    assert together == {"audio": 0, "texts": 0, "dialogues": 0}
+    data["keep_text_together"] = False
+    assert run(tmp_path, rows, data=data).summary["overlap"]["texts"] > 0
+
+
+def test_a_given_split_must_be_given_for_every_row(tmp_path: Path) -> None:
+    rows = [
+        row | {"split": "eval" if i < 3 else "train"} for i, row in enumerate(many_rows(tmp_path))
+    ]
+    outputs = run(tmp_path, rows, data={"split_by": "given"})
+    assert [clip["split"] for clip in outputs.clips] == ["eval"] * 3 + ["train"] * 9
+    del rows[5]["split"]
+    with pytest.raises(UserError, match=r"1 of 12 rows have no `split`:\n .*jsonl:6: 5\n"):
+        run(tmp_path, rows, data={"split_by": "given"})
+
+
+def test_a_split_by_speaker_needs_every_speaker(tmp_path: Path, rows: list[Fields]) -> None:
+    del rows[1]["speaker"]
+    with pytest.raises(UserError, match=r"split_by is speaker, and 1 of 3 rows have no `speaker`"):
+        run(tmp_path, rows, data={"split_by": "speaker"})
+
+
+@pytest.mark.parametrize(
+    ("shared", "data", "what"),
+    [
+        ({"text": "Same."}, {}, "text"),
+        ({"dialogue_id": "d"}, {}, "dialogue"),
+        ({"speaker": "s"}, {"split_by": "speaker"}, "speaker"),
+    ],
+)
+def test_a_train_row_that_shares_with_a_held_out_one_is_rejected(
+    tmp_path: Path, rows: list[Fields], shared: Fields, data: Fields, what: str
+) -> None:
+    rows[0] |= {"split": "train", **shared} | ({"turn": 1} if what == "dialogue" else {})
+    rows[1] |= {"split": "eval", **shared} | ({"turn": 2} if what == "dialogue" else {})
+    record(tmp_path, "d.wav", tone(400))
+    rows.append({"audio": "d.wav", "text": "D.", "speaker": "ada"})
+    rejected = {row["clip_id"]: row for row in run(tmp_path, rows, data=data).rejected}
+    assert rejected["a"]["reason"] == "split_conflict"
+    assert f"'eval' for the same {what} at {tmp_path}/manifest.jsonl:2" in rejected["a"]["message"]
+
+
+def test_what_glues_all_clips_into_one_group_is_named(tmp_path: Path) -> None:
+    rows = [row | {"text": "Yes."} for row in many_rows(tmp_path)]
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, rows)
+    message = str(caught.value)
+    assert "12 clips share their text with others (set data.keep_text_together to false)" in message
+    rows = [row | {"speaker": "one"} for row in many_rows(tmp_path)]
+    with pytest.raises(UserError, match=r"12 clips share their speaker .*split_by to recording"):
+        run(tmp_path, rows, data={"split_by": "speaker"})
+
+
+# --- Dialogues ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("turns", "lack"),
+    [
+        ([0, 1, 2], None),
+        ([3, 1, 2], None),
+        ([1, 3, 4], "lacks turn 2"),
+        ([2, 3, 4], "lacks turn 1"),
+        ([0, 1, 1], "has turn 1 twice"),
+    ],
+)
+def test_a_dialogue_needs_every_turn_from_0_or_1(
+    tmp_path: Path, rows: list[Fields], turns: list[int], lack: str | None
+) -> None:
+    record(tmp_path, "d.wav", tone(400))
+    record(tmp_path, "e.wav", tone(450))
+    rows = [row | {"dialogue_id": "talk", "turn": n} for row, n in zip(rows, turns, strict=True)]
+    rows += [{"audio": f"{name}.wav", "text": name} for name in "de"]
+    outputs = run(tmp_path, rows)
+    assert [clip["turn"] for clip in outputs.clips if clip["turn"] is not None] == (
+        [] if lack else turns
+    )
+    assert len(outputs.rejected) == (3 if lack else 0)
+    for row in outputs.rejected:
+        assert row["reason"] == "dialogue_incomplete"
+        assert f"the dialogue 'talk' {lack}" in row["message"]
+
+
+def test_a_rejected_turn_takes_its_dialogue_with_it(tmp_path: Path, rows: list[Fields]) -> None:
+    record(tmp_path, "d.wav", tone(400))
+    bad = {"audio": "none.wav", "text": "N.", "speaker": "ben"}
+    rows = [
+        rows[0],
+        *(row | {"dialogue_id": "t", "turn": n} for n, row in enumerate([*rows[1:], bad])),
+    ]
+    rows.append({"audio": "d.wav", "text": "D."})
+    outputs = run(tmp_path, rows)
+    assert {row["clip_id"]: row["reason"] for row in outputs.rejected} == {
+        "b": "dialogue_incomplete",
+        "c": "dialogue_incomplete",
+        "none": "audio_missing",
+    }
+    place = f"{tmp_path}/manifest.jsonl:4"
+    assert f"lacks turn 2, rejected as audio_missing ({place})" in outputs.rejected[0]["message"]
+    assert [clip["clip_id"] for clip in outputs.clips] == ["a", "d"]
+
+
+def test_a_dialogue_lies_on_one_side(tmp_path: Path) -> None:
+    rows = [
+        row | {"dialogue_id": f"d{i % 3}", "turn": i // 3}
+        for i, row in enumerate(many_rows(tmp_path))
+    ]
+    outputs = run(tmp_path, rows, data={"eval_fraction": 0.4})
+    assert all(len(splits) == 1 for splits in sides(outputs, "dialogue_id").values())
+    assert outputs.summary["overlap"]["dialogues"] == 0
+
+
 # --- Whole corpora --------------------------------------------------------------------------------
 
 
@@ -635,8 +885,7 @@ def test_the_reference_of_a_rejected_row_is_left_out(tmp_path: Path, rows: list[
 def test_a_whole_corpus_is_accepted(
     tmp_path: Path, manifest: Path, num_clips: int, speakers: dict[str, int]
 ) -> None:
-    validate.run(**arguments(tmp_path, manifest, {}), num_threads=2)
-    outputs = Outputs(tmp_path / "out")
+    outputs = Outputs(run_validation(tmp_path, num_threads=2, manifest=str(manifest)))
     assert outputs.rejected == []
     summary = outputs.summary
     assert summary["num_clips"] == num_clips
@@ -645,8 +894,9 @@ def test_a_whole_corpus_is_accepted(
     assert summary["num_audio_shared_by_splits"] == 0
 
 
-def test_the_stage_starts_without_torch() -> None:
-    code = "import sys, higgs_pipe.validate; print({'torch', 'transformers'} & set(sys.modules))"
+def test_the_stages_start_without_torch() -> None:
+    stages = "higgs_pipe.list_rows, higgs_pipe.measure, higgs_pipe.validate"
+    code = f"import sys, {stages}; print({{'torch', 'transformers'}} & set(sys.modules))"
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -21,9 +21,12 @@ from higgs_pipe.workflow import closing_lines, is_within, launch_command, shell_
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 EVERYTHING = {
-    "stage_config": 7,
+    "stage_config": 10,
     "tiny_base": 1,
-    "validate": 1,
+    "list_rows": 1,
+    "measure_shard": 2,
+    "judge_clips": 1,
+    "estimate": 1,
     "tokenize_shard": 2,
     "pack": 1,
     "train_adapter": 1,
@@ -34,8 +37,9 @@ EVERYTHING = {
 }
 TRAINING_ON = ["train_adapter", "eval_adapter", "package_adapter", "report", "all"]
 
-# Writes every output that its options name. A shard holds the manifest's lines of its digit; what
-# is made from files holds their text, what is trained its settings.
+# Writes every output that its options name. A shard holds the manifest's lines of its digit (of
+# what is measured: their first letters); what is made from files holds their text, what is trained
+# its settings.
 STUB = """
 import json, sys
 from pathlib import Path
@@ -46,13 +50,23 @@ def read(path):
 def write(path, text):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text)
-if stage == "validate":
-    lines = read(json.loads(read(options["config"]))["manifest"]).splitlines()
-    for name in ("clips", "rejected", "validation"):
-        write(options[name], "\\n".join(lines))
+def write_shards(folder, lines):
     for shard in range(2):
         text = "\\n".join(line for line in lines if line.startswith(str(shard)))
-        write(Path(options["shards-dir"]) / f"shard-{shard:05d}.parquet", text)
+        write(Path(folder) / f"shard-{shard:05d}.parquet", text)
+if stage == "list_rows":
+    lines = read(json.loads(read(options["config"]))["manifest"]).splitlines()
+    write(options["rows"], "\\n".join(lines))
+    write_shards(options["recordings-dir"], [line[:3] for line in lines])
+elif stage == "measure":
+    write(options["measured"], read(options["recordings"]))
+elif stage == "validate":
+    lines = read(options["rows"]).splitlines()
+    for name in ("clips", "rejected", "validation"):
+        write(options[name], "\\n".join(lines))
+    write_shards(options["shards-dir"], [line[:3] for line in lines])
+elif stage == "estimate":
+    write(options["estimate"], read(options["config"]))
 elif stage == "tokenize_audio":
     write(options["codes"], read(options["shard-clips"]))
 elif stage == "pack":
@@ -111,13 +125,13 @@ def workdir(tmp_path: Path) -> Path:
     ("target", "missing"),
     [
         ("all", set()),
-        ("package", {"report"}),
-        ("report", {"package_adapter"}),
-        ("eval", {"package_adapter", "report"}),
-        ("train", {"eval_adapter", "package_adapter", "report"}),
-        ("pack", {*TRAINING_ON}),
-        ("tokenize", {"pack", *TRAINING_ON}),
-        ("validate", {"tiny_base", "tokenize_shard", "pack", *TRAINING_ON}),
+        ("package", {"estimate", "report"}),
+        ("report", {"estimate", "package_adapter"}),
+        ("eval", {"estimate", "package_adapter", "report"}),
+        ("train", {"estimate", "eval_adapter", "package_adapter", "report"}),
+        ("pack", {"estimate", *TRAINING_ON}),
+        ("tokenize", {"estimate", "pack", *TRAINING_ON}),
+        ("validate", {"tokenize_shard", "pack", *TRAINING_ON}),
     ],
 )
 def test_a_target_plans_what_it_needs_and_no_more(
@@ -207,7 +221,7 @@ def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
     command = [bare / "bin" / "snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run"]
     run = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"total +17", run.stdout + run.stderr)
+    assert re.search(r"total +24", run.stdout + run.stderr)
     lacks = subprocess.run([python, "-c", "import torch, pydantic"], capture_output=True)
     assert lacks.returncode != 0
 
@@ -227,7 +241,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (package / "higgs").mkdir(parents=True)
     for name in ("__init__", "errors", "workflow"):
         shutil.copy(ROOT / "higgs_pipe" / f"{name}.py", package)
-    for name in ("validate", "tokenize_audio", "pack", "train", "evaluate", "package", "report"):
+    for name in (
+        "list_rows",
+        "measure",
+        "validate",
+        "tokenize_audio",
+        "pack",
+        "train",
+        "evaluate",
+        "package",
+        "report",
+    ):
         (package / f"{name}.py").write_text(STUB)
     (package / "higgs" / "tiny.py").write_text(STUB)
     (checkout / "m.jsonl").write_text("0 a\n1 a\n")
@@ -269,9 +293,14 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     [
         ({"report": {"title": "Voices"}}, ["report", "all"]),
         ({"eval": {"rows_per_batch": 2}}, TRAINING_ON[1:]),
-        ({"train": {"learning_rate": 1e-5}}, TRAINING_ON),
-        ({"experiments": {"default": {"seed": 1}}}, TRAINING_ON),
-        ({"pack": {"seed": 1}}, ["pack", *TRAINING_ON]),
+        ({"train": {"learning_rate": 1e-5}}, ["estimate", *TRAINING_ON]),
+        ({"experiments": {"default": {"seed": 1}}}, ["estimate", *TRAINING_ON]),
+        ({"pack": {"seed": 1}}, ["estimate", "pack", *TRAINING_ON]),
+        # Nothing is decoded again; what follows depends on what judging writes.
+        (
+            {"validate": {"max_rejected_fraction": 0.2, "filters": {"min_snr_db": 5.0}}},
+            ["judge_clips", "estimate", "tokenize_shard", "pack", *TRAINING_ON],
+        ),
     ],
 )
 def test_a_changed_setting_reruns_its_stage_and_what_follows(
@@ -287,7 +316,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
 @pytest.mark.slow
 def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
     planned = reruns(checkout, "--config", "experiments={default: {}, small: {lora: {r: 4}}}")
-    assert planned == dict.fromkeys(TRAINING_ON, 1)
+    assert planned == dict.fromkeys(["stage_config", "estimate", *TRAINING_ON], 1)
 
 
 @pytest.mark.slow
@@ -298,17 +327,35 @@ def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
 
 
 @pytest.mark.slow
-def test_new_rows_encode_again_only_the_shard_that_they_change(checkout: Path) -> None:
-    (checkout / "m.jsonl").write_text("0 a\n1 a\n1 b\n")
+@pytest.mark.parametrize(
+    ("manifest", "shards"),
+    [
+        ("0 a\n1 a\n1 b\n", ["shard-00001"]),  # a new row
+        ("0 b\n0 a\n1 a\n", ["shard-00000"]),  # before all others
+        ("0 c\n1 a\n", ["shard-00000"]),  # another recording
+        ("0 a\n", ["shard-00001"]),  # a row less
+        ("0 a other text\n1 a\n", []),  # nothing to decode
+    ],
+)
+def test_a_changed_row_redoes_its_own_shard_alone(
+    checkout: Path, manifest: str, shards: list[str]
+) -> None:
+    (checkout / "m.jsonl").write_text(manifest)
     run = snakemake(checkout, "pack", checkout=checkout)
     assert run.returncode == 0, run.stdout + run.stderr
-    encoded = re.findall(r"wildcards: shard=(\S+)", run.stdout + run.stderr)
-    assert encoded == ["shard-00001"]
-    assert (checkout / "results" / "codes" / "shard-00001.parquet").read_text() == "1 a\n1 b"
+    found = re.findall(r"rule (\w+):(?:\n +.*)*?\n +wildcards: shard=(\S+)", run.stderr)
+    assert sorted(found) == [
+        (rule, shard) for rule in ("measure_shard", "tokenize_shard") for shard in shards
+    ]
+    assert "checkpoint judge_clips:" in run.stderr
+    assert "rule pack:" in run.stderr
+    assert reruns(checkout, "pack") == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["validate", "tokenize_shard", "pack", "eval_adapter"])
+@pytest.mark.parametrize(
+    "rule", ["list_rows", "measure_shard", "judge_clips", "tokenize_shard", "pack", "eval_adapter"]
+)
 def test_the_remedy_that_a_message_gives_reruns_that_rule(checkout: Path, rule: str) -> None:
     assert rule in reruns(checkout, "--forcerun", rule)
 

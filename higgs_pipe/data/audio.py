@@ -3,12 +3,18 @@
 import hashlib
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import soundfile as sf
+
+MAX_BLOCK_VALUES = 2**24  # samples of all channels that are read at once: 64 MiB
+PCM_16_STEP = np.float32(2**-15)  # of 16-bit samples whose full scale is 1
 
 # A file is cut off when it holds less than this share of what its header declares. Some
 # writers are a few bytes off, and MP3 headers may only estimate.
@@ -47,6 +53,7 @@ class Header:
     num_samples: int
     sample_rate_hz: int
     num_channels: int
+    encoding: str  # container and encoding in libsndfile's words: WAV PCM_16
 
     @property
     def duration_seconds(self) -> float:
@@ -79,71 +86,117 @@ class Audio:
 
     samples: npt.NDArray[np.float32]
     sample_rate_hz: int
+    pcm_16: npt.NDArray[np.int16] | None = None  # the same samples, if the file holds 16 bits
 
     @property
     def duration_seconds(self) -> float:
         """The length of the samples, in seconds."""
         return len(self.samples) / self.sample_rate_hz
 
+    @property
+    def pcm_sha256(self) -> str:
+        """The hash of :func:`pcm_sha256`."""
+        samples = self.samples if self.pcm_16 is None else self.pcm_16
+        return pcm_sha256(samples, self.sample_rate_hz)
 
-def read_header(path: Path) -> Header:
-    """The header of an audio file; nothing is decoded.
+
+@dataclass(frozen=True)
+class AudioFile:
+    """An open audio file: its header, and the samples of any of its segments."""
+
+    path: Path
+    header: Header
+    file: sf.SoundFile
+
+    def decode(self, start_seconds: float | None = None, end_seconds: float | None = None) -> Audio:
+        """The samples of the file, or of a segment; nothing after it is decoded.
+
+        Args:
+            start_seconds: Where the segment begins; None is the file's beginning.
+            end_seconds: Where it ends; None is the file's end.
+
+        Raises:
+            SegmentOutsideError: The file does not hold the segment.
+            AudioError: The file cannot be decoded to its end.
+        """
+        try:
+            first, end = self.header.segment(start_seconds, end_seconds)
+        except SegmentOutsideError as error:
+            raise SegmentOutsideError(f"{self.path}: {error}") from None
+        if self.file.tell():  # opened again: an MP3 decodes otherwise after what came before
+            return decode(self.path, start_seconds, end_seconds)
+        try:
+            if first:
+                self.file.seek(first)
+            samples = self._read(end - first)
+        except sf.LibsndfileError as error:
+            detail = error.error_string.strip(" .") or f"libsndfile's error {error.code}"
+            raise AudioError(f"{self.path} cannot be decoded to its end ({detail})") from None
+        _check_whole(self.path, len(samples), end - first, "samples")
+        rate = self.header.sample_rate_hz
+        if samples.dtype == np.int16:
+            return Audio(np.multiply(samples, PCM_16_STEP, dtype=np.float32), rate, samples)
+        return Audio(samples, rate)
+
+    def _read(self, num_samples: int) -> npt.NDArray[Any]:
+        """The next samples: in blocks, for a header may declare more than memory holds."""
+        # As 16 bits where the file holds those: the same samples, and WAV decodes faster.
+        dtype = "int16" if self.file.subtype == "PCM_16" else "float32"
+        max_block_samples = MAX_BLOCK_VALUES // self.header.num_channels
+        blocks: list[npt.NDArray[Any]] = []
+        while not blocks or (num_samples and len(blocks[-1]) == max_block_samples):
+            block = self.file.read(min(num_samples, max_block_samples), dtype, always_2d=True)
+            blocks.append(block)
+            num_samples -= len(block)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+@contextmanager
+def open_audio(path: Path) -> Iterator[AudioFile]:
+    """Open an audio file, in any format, rate and number of channels.
 
     Raises:
         AudioMissingError: There is no such file.
         AudioError: The file is empty, is no audio, or is visibly cut off.
     """
     with _open(path) as file:
-        return _header(path, file)
+        yield AudioFile(path, _header(path, file), file)
+
+
+def read_header(path: Path) -> Header:
+    """The header of an audio file; nothing is decoded. Errors as :func:`open_audio`."""
+    with open_audio(path) as file:
+        return file.header
 
 
 def decode(
     path: Path, start_seconds: float | None = None, end_seconds: float | None = None
 ) -> Audio:
-    """The samples of an audio file, in any format, rate and number of channels.
-
-    Args:
-        path: The file.
-        start_seconds: Where the segment begins; None is the file's beginning.
-        end_seconds: Where it ends; None is the file's end. Nothing after it is decoded.
-
-    Raises:
-        AudioMissingError: There is no such file.
-        SegmentOutsideError: The file does not hold the segment.
-        AudioError: The file is empty, is no audio, or cannot be decoded to its end.
-    """
-    with _open(path) as file:
-        header = _header(path, file)
-        try:
-            first, end = header.segment(start_seconds, end_seconds)
-        except SegmentOutsideError as error:
-            raise SegmentOutsideError(f"{path}: {error}") from None
-        try:
-            if first:
-                file.seek(first)
-            num_samples = -1 if end_seconds is None else end - first
-            samples = file.read(num_samples, dtype="float32", always_2d=True)
-        except sf.LibsndfileError as error:
-            detail = error.error_string.strip(" .") or f"libsndfile's error {error.code}"
-            raise AudioError(f"{path} cannot be decoded to its end ({detail})") from None
-    _check_whole(path, len(samples), end - first, "samples")
-    return Audio(samples, header.sample_rate_hz)
+    """The samples of one segment; errors as :func:`open_audio` and :meth:`AudioFile.decode`."""
+    with open_audio(path) as file:
+        return file.decode(start_seconds, end_seconds)
 
 
-def pcm_sha256(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> str:
+def pcm_sha256(
+    samples: npt.NDArray[np.float32] | npt.NDArray[np.int16], sample_rate_hz: int
+) -> str:
     """A hash of the sound itself, whatever the container.
 
     Args:
-        samples: (num_samples, num_channels), finite.
+        samples: (num_samples, num_channels), finite; full scale is 1, or that of 16 bits.
         sample_rate_hz: The rate of the samples.
 
     Returns:
         SHA-256, in hexadecimal, over the rate, the number of channels and the samples rounded to
         16 bits: a recording has the same one as WAV and as FLAC.
     """
-    pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype("<i2", order="C")
+    if samples.dtype != np.int16:
+        steps = samples / PCM_16_STEP
+        np.rint(steps, out=steps)
+        np.clip(steps, -32768, 32767, out=steps)
+        samples = steps.astype(np.int16)
     digest = hashlib.sha256(f"{sample_rate_hz} {samples.shape[1]} ".encode())
-    digest.update(pcm.data)
+    digest.update(samples.astype("<i2", order="C", copy=False).data)
     return digest.hexdigest()
 
 
@@ -181,7 +234,8 @@ def _header(path: Path, file: sf.SoundFile) -> Header:
         raise AudioError(f"{path} holds no samples")
     if file.frames >= MIN_UNKNOWN_NUM_SAMPLES:
         raise AudioError(f"{path} does not say how long it is (was it written to a pipe?)")
-    return Header(file.frames, file.samplerate, file.channels)
+    encoding = f"{file.format} {file.subtype}"
+    return Header(file.frames, file.samplerate, file.channels, encoding)
 
 
 def _check_whole(path: Path, present: int, declared: int, unit: str) -> None:

@@ -1,15 +1,14 @@
 """The user's manifests: an utterance a row, in any of the formats, checked row by row."""
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from higgs_pipe.config import ManifestEntry
+from higgs_pipe.data.conversations import Conversation, Part
 from higgs_pipe.data.manifest_formats import (
     LOOKED_FOR,
     OUR_KEYS,
@@ -21,32 +20,15 @@ from higgs_pipe.data.manifest_formats import (
     Record,
     Source,
     detect,
-    is_number,
 )
 from higgs_pipe.data.splits import EVAL, TRAIN
+from higgs_pipe.data.values import is_encodable, is_number, is_whole_number, shown
 from higgs_pipe.errors import UserError, list_offenders
 
 # The ids that `validate` gives to reference recordings.
 RESERVED_ID = re.compile(r"ref-[0-9a-f]{16}")
 
 ROW_EXAMPLE = '{"audio": "wavs/a.wav", "text": "What is said."}'
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a turn: text, or a recording; one of the two is given."""
-
-    text: str | None = None
-    audio_path: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation; a target is what the model learns to say."""
-
-    role: str  # system, scene, user or assistant
-    parts: tuple[Part, ...]
-    is_target: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +57,8 @@ class Row:
     end_seconds: float | None = None
     dialogue_id: str | None = None
     turn: int | None = None
-    conversation: tuple[Turn, ...] | None = None
+    conversation: Conversation | None = None
+    is_outside_root: bool = False  # whether a path leads out of the manifest's root
 
     @property
     def place(self) -> str:
@@ -113,7 +96,7 @@ def read_manifests(manifests: Sequence[str | ManifestEntry]) -> Manifest:
         names = {**TABLES.get(name, {}), **_columns(entry)}
         for record in records:
             fields = record.fields
-            if row_faults := _faults_of(fields, names):
+            if row_faults := _faults_of(record, names):
                 faults += [f"{record.file}:{record.line}: {fault}" for fault in row_faults]
                 continue
             row = _row(record, _root(entry))
@@ -177,28 +160,36 @@ def _root(entry: ManifestEntry) -> Path:
     return (path if path.is_dir() else path.parent).absolute()
 
 
-def _faults_of(fields: Fields, names: Mapping[str, str]) -> list[str]:
+def _faults_of(record: Record, names: Mapping[str, str]) -> list[str]:
     """Everything about one row that no later stage could make sense of.
 
     ``names`` are the manifest's own of our keys.
     """
+    fields = record.fields
     faults = [
         f"the key {names.get(key, key)!r} is missing"
         for key in REQUIRED_KEYS
         if fields.get(key) is None
     ]
     for key, value in fields.items():
-        if not _is_encodable(key):
+        if not is_encodable(key):
             faults.append(f"the key {key!r} is no valid text")
         if key not in OUR_KEYS or value is None:
             continue
         if key in SECONDS_KEYS:
             if not is_number(value) or value < 0:
-                faults.append(f"`{key}` must be a number of seconds, found {_shown(value)}")
+                faults.append(f"`{key}` must be a number of seconds, found {shown(value)}")
+        elif key == "turn":
+            if not is_whole_number(value):
+                faults.append(f"`turn` must be a whole number from 0, found {shown(value)}")
         elif not isinstance(value, str):
-            faults.append(f"`{key}` must be a string, found {_shown(value)}")
-        elif not _is_encodable(value):
+            faults.append(f"`{key}` must be a string, found {shown(value)}")
+        elif not is_encodable(value):
             faults.append(f"`{key}` is no valid text: {value!r:.60}")
+    for number, turn in enumerate(record.conversation or (), start=1):
+        for text in (part.text or str(part.audio_path) for part in turn.parts):
+            if not is_encodable(text):
+                faults.append(f"turn {number} is no valid text: {text!r:.60}")
     if faults:
         return faults
     if not fields["audio"].strip():
@@ -208,6 +199,8 @@ def _faults_of(fields: Fields, names: Mapping[str, str]) -> list[str]:
         faults.append(f"`split` must be {TRAIN!r} or {EVAL!r}, found {split!r}")
     if (_optional(fields, "ref_audio") is None) != (_optional(fields, "ref_text") is None):
         faults.append("`ref_audio` and `ref_text` must be given together")
+    if (_optional(fields, "dialogue_id") is None) != (fields.get("turn") is None):
+        faults.append("`dialogue_id` and `turn` must be given together")
     start_seconds, end_seconds = _segment(fields)
     if end_seconds is not None and end_seconds <= (start_seconds or 0):
         faults.append(
@@ -217,19 +210,6 @@ def _faults_of(fields: Fields, names: Mapping[str, str]) -> list[str]:
     if RESERVED_ID.fullmatch(_clip_id(fields)):
         faults.append(f"the id {_clip_id(fields)!r} is of the form kept for reference recordings")
     return faults
-
-
-def _shown(value: Any) -> str:
-    return f"{json.dumps(value, default=str):.60}"
-
-
-def _is_encodable(text: str) -> bool:
-    """Whether UTF-8 and a file system can take it: no half of a surrogate pair, no NUL."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 def _optional(fields: Fields, key: str) -> str | None:
@@ -259,20 +239,51 @@ def _clip_id(fields: Fields) -> str:
 def _row(record: Record, root: Path) -> Row:
     fields = record.fields
     ref_audio = _optional(fields, "ref_audio")
+    audio_path = root / fields["audio"]
+    ref_audio_path = root / ref_audio if ref_audio is not None else None
     start_seconds, end_seconds = _segment(fields)
+    conversation = _conversation(record, root)
+    recording_paths = [part.audio_path for turn in conversation or () for part in turn.parts]
     return Row(
         manifest=record.file,
         line=record.line,
         clip_id=_clip_id(fields),
         audio=fields["audio"],
-        audio_path=root / fields["audio"],
+        audio_path=audio_path,
         text=fields["text"],
         speaker=_optional(fields, "speaker"),
         language=_optional(fields, "language"),
         scene=_optional(fields, "scene"),
-        ref_audio_path=root / ref_audio if ref_audio is not None else None,
+        ref_audio_path=ref_audio_path,
         ref_text=_optional(fields, "ref_text"),
         split=_optional(fields, "split"),
         start_seconds=start_seconds,
         end_seconds=end_seconds,
+        dialogue_id=_optional(fields, "dialogue_id"),
+        turn=None if fields.get("turn") is None else int(fields["turn"]),
+        conversation=conversation,
+        is_outside_root=any(
+            path is not None and _is_outside(path, root)
+            for path in (audio_path, ref_audio_path, *recording_paths)
+        ),
     )
+
+
+def _conversation(record: Record, root: Path) -> Conversation | None:
+    """The record's, with absolute paths."""
+    if record.conversation is None:
+        return None
+    return tuple(
+        replace(turn, parts=tuple(_below(root, part) for part in turn.parts))
+        for turn in record.conversation
+    )
+
+
+def _below(root: Path, part: Part) -> Part:
+    path = part.audio_path
+    return part if path is None else replace(part, audio_path=root / path)
+
+
+def _is_outside(path: Path, root: Path) -> bool:
+    """Whether ``..`` or an absolute path leads out of the root; links are not followed."""
+    return not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root))

@@ -20,11 +20,15 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from higgs_pipe.data.conversations import Conversation, read_chatml, read_ref_speakers
+from higgs_pipe.data.values import NotRead, end_of, is_number
+
 REQUIRED_KEYS = ("audio", "text")
 SECONDS_KEYS = ("start_seconds", "end_seconds")
+NUMBER_KEYS = (*SECONDS_KEYS, "turn")
 OPTIONAL_KEYS = (
-    *("id", "speaker", "language", "scene", "ref_audio", "ref_text", "split"),
-    *SECONDS_KEYS,
+    *("id", "speaker", "language", "scene", "ref_audio", "ref_text", "split", "dialogue_id"),
+    *NUMBER_KEYS,
 )
 OUR_KEYS = frozenset({*REQUIRED_KEYS, *OPTIONAL_KEYS})
 
@@ -33,14 +37,17 @@ NUM_HEAD_BYTES = 2**20  # what detection looks at
 ROUNDING_SECONDS = 1e-3  # two times that differ by less are the same
 
 LOOKED_FOR = (
-    "a JSON object in the first line, a .csv, .tsv or .parquet file, a line `id|text` or "
-    "`path|speaker|language|text`, or a folder with wav.scp, metadata.json, metadata.jsonl, "
-    "metadata.csv or recordings with a .txt each"
+    "a JSON object in the first line, a JSON array of objects with `messages`, a .csv, .tsv or "
+    ".parquet file, a line `id|text` or `path|speaker|language|text`, or a folder with wav.scp, "
+    "metadata.json, metadata.jsonl, metadata.csv or recordings with a .txt each"
 )
 
 # Their name of each of our keys, where it differs.
 NEMO_COLUMNS = {"audio": "audio_filepath", "start_seconds": "offset"}
 AUDIOFOLDER_COLUMNS = {"audio": "file_name"}
+# Of a ChatML sample, what makes its turns, and which of our keys it may have.
+CHATML_KEYS = ("messages", "start_index", "misc")
+CHATML_ROW_KEYS = ("id", "speaker", "language", "split")
 FOLDER_COLUMNS = {
     "audio": "audio_file",
     "speaker": "speaker_id",
@@ -53,11 +60,15 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Record:
-    """One utterance: our keys (and unknown ones) with values as they stand in ``file``."""
+    """One utterance: our keys (and unknown ones) with values as they stand in ``file``.
+
+    The paths in a ``conversation`` are as written too.
+    """
 
     file: str
     line: int
     fields: Fields
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ def read_nemo(source: Source) -> Records:
             if not (is_number(start_seconds) and is_number(duration)):
                 source.faults.append(f"{source.path}:{line}: `offset`, `duration`: no numbers")
                 continue
-            fields["end_seconds"] = _after(start_seconds, duration)
+            fields["end_seconds"] = end_of(start_seconds, duration)
         yield Record(source.path, line, fields)
 
 
@@ -256,7 +267,7 @@ def read_lhotse(source: Source) -> Records:
     for line, cut in _json_objects(source.path, source):
         try:
             yield Record(source.path, line, _cut_fields(cut))
-        except _NotRead as error:
+        except NotRead as error:
             source.faults.append(f"{source.path}:{line}: {error}")
 
 
@@ -276,6 +287,34 @@ def read_ms_swift(source: Source) -> Records:
                     f'{source.path}:{line}: expected `messages` with one message of "assistant", '
                     "its content <audio> and the text, and `audios` with one path"
                 )
+
+
+def read_chatml_samples(source: Source) -> Records:
+    """Boson's ChatML: an array of samples in one file, or a sample a line.
+
+    ``{"messages": [{"role": "user", "content": "What is said."}, {"role": "assistant", "content":
+    [{"type": "audio", "audio_url": "a.wav"}]}], "start_index": 1, "speaker": "ada"}``; in an array
+    a sample's number stands for its line.
+    """
+    for line, sample in _json_samples(source.path, source):
+        try:
+            fields, conversation = read_chatml(sample)
+            others = {key: sample[key] for key in sample if key not in CHATML_KEYS}
+            if misplaced := sorted(others.keys() & OUR_KEYS - set(CHATML_ROW_KEYS)):
+                raise NotRead(f"{misplaced[0]!r} has no place beside `messages`; leave it out")
+        except NotRead as error:
+            source.faults.append(f"{source.path}:{line}: {error}")
+            continue
+        fields |= others | {"speaker": _speaker(sample)}
+        yield Record(source.path, line, fields, conversation)
+
+
+def _speaker(sample: Fields) -> Any:
+    """A sample's speaker; the community's converters put the sample's own id there."""
+    misc = sample.get("misc")
+    misc = misc if isinstance(misc, dict) else {}
+    speaker = sample.get("speaker") or misc.get("speaker")
+    return None if speaker == misc.get("sample_id") else speaker
 
 
 def read_folder(source: Source) -> Records:
@@ -318,6 +357,7 @@ READERS: dict[str, Callable[[Source], Records]] = {
     "audiofolder": read_audiofolder,
     "filelist": read_filelist,
     "ms-swift": read_ms_swift,
+    "boson-chatml": read_chatml_samples,
     "folder": read_folder,
 }
 # Formats whose columns can be renamed, with their own names for ours.
@@ -358,8 +398,10 @@ def detect(path: str, columns: Mapping[str, str]) -> str | None:
         return "folder"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "csv" if ending == ".csv" else "jsonl"
-    lines = head.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").split("\n")
-    first = next((line.strip() for line in lines if line.strip()), "")
+    text = head.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
+    if _starts_with_chatml(text):
+        return "boson-chatml"
+    first = next((line.strip() for line in text.split("\n") if line.strip()), "")
     if ending == ".csv":
         return _detect_csv(first, file.name, columns)
     if not first or first.startswith("{") or ending in (".jsonl", ".json", ".ndjson"):
@@ -395,6 +437,18 @@ def _detect_csv(first: str, file_name: str, columns: Mapping[str, str]) -> str:
     return "csv"
 
 
+def _starts_with_chatml(text: str) -> bool:
+    """Whether the text is the beginning of a JSON array whose first value has ``messages``."""
+    array = text.lstrip()
+    if not array.startswith("["):
+        return False
+    try:
+        first, _ = json.JSONDecoder().raw_decode(array[1:].lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "messages" in first
+
+
 def _detect_json(first: str, columns: Mapping[str, str]) -> str:
     try:
         value = json.loads(first)
@@ -404,7 +458,8 @@ def _detect_json(first: str, columns: Mapping[str, str]) -> str:
         return "jsonl"
     signs = {
         "audio_filepath": "nemo",
-        "messages": "ms-swift",
+        "audios": "ms-swift",
+        "messages": "boson-chatml",
         "supervisions": "lhotse",
         "file_name": "audiofolder",
     }
@@ -412,10 +467,6 @@ def _detect_json(first: str, columns: Mapping[str, str]) -> str:
 
 
 # --- What the readers share ----------------------------------------------------------------------
-
-
-class _NotRead(Exception):
-    """A record that this reader has no use for; the message is the fact."""
 
 
 def _content(path: str, source: Source) -> bytes | None:
@@ -466,19 +517,40 @@ def _json_objects(path: str, source: Source) -> Iterator[tuple[int, Fields]]:
         value = _json_value(text, f"{path}:{line}", source)
         if isinstance(value, dict):
             yield line, value
-        elif value is not _NotRead:
+        elif value is not NotRead:
             source.faults.append(f"{path}:{line}: expected a JSON object, found {text:.60}")
 
 
+def _json_samples(path: str, source: Source) -> Iterator[tuple[int, Fields]]:
+    """The objects of a JSON array with their numbers, or those of JSON Lines with their lines."""
+    content = _content(path, Source(path, source.root, {}, []))
+    if content is None or not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from _json_objects(path, source)
+        return
+    text = "\n".join(line for _, line in _lines(path, source, keep_blank=True))
+    value = _json_value(text, path, source)
+    if isinstance(value, list):
+        yield from _objects(value, path, source)
+
+
+def _objects(values: list[Any], path: str, source: Source) -> Iterator[tuple[int, Fields]]:
+    """Those of ``values`` that are JSON objects, with their numbers from 1."""
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, dict):
+            yield number, value
+        else:
+            source.faults.append(f"{path}:{number}: expected a JSON object as sample {number}")
+
+
 def _json_value(text: str, place: str, source: Source) -> Any:
-    """What JSON text says; the class ``_NotRead`` after a fault."""
+    """What JSON text says; the class ``NotRead`` after a fault."""
     try:
         return json.loads(text, object_pairs_hook=_without_repeated_keys)
     except json.JSONDecodeError as error:
         source.faults.append(f"{place}: not JSON: {error.msg} (column {error.colno})")
     except (ValueError, RecursionError) as error:
         source.faults.append(f"{place}: not JSON that can be read: {error}")
-    return _NotRead
+    return NotRead
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> Fields:
@@ -529,8 +601,8 @@ def _delimited(source: Source, delimiter: str, quoting: Literal[0, 3]) -> Record
 
 
 def _typed(fields: Fields) -> Fields:
-    """``fields`` of a file that knows only text, with the seconds as numbers."""
-    return fields | {key: _number(fields[key]) for key in SECONDS_KEYS if key in fields}
+    """``fields`` of a file that knows only text, with the numbers as such."""
+    return fields | {key: _number(fields[key]) for key in NUMBER_KEYS if key in fields}
 
 
 def _number(text: str | float | None) -> str | float | None:
@@ -539,16 +611,6 @@ def _number(text: str | float | None) -> str | float | None:
         return float(text) if isinstance(text, str) and text.strip() else text or None
     except ValueError:
         return text
-
-
-def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number of seconds, or at least could be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-
-
-def _after(start_seconds: float, duration_seconds: float) -> float:
-    """The end of a segment; 1.1 + 2.2 is 3.3 here."""
-    return round(start_seconds + duration_seconds, 6)
 
 
 def _found(root: Path, stems: Iterable[str]) -> str | None:
@@ -603,25 +665,25 @@ def _cut_fields(cut: Fields) -> Fields:
         ):
             pass
         case _:
-            raise _NotRead(
+            raise NotRead(
                 "expected a cut with numbers `start` and `duration`, one supervision, and a "
                 "`recording` whose one source is a file"
             )
     if cut.get("type", "MonoCut") != "MonoCut":
-        raise _NotRead(f"expected a MonoCut, found {str(cut['type'])!r:.60}")
+        raise NotRead(f"expected a MonoCut, found {str(cut['type'])!r:.60}")
     if recording.get("transforms"):
-        raise _NotRead("the recording has transforms, which are not applied here; save its audio")
+        raise NotRead("the recording has transforms, which are not applied here; save its audio")
     channels = origin.get("channels") or [0]
     if not isinstance(channels, list) or len(channels) != 1:
-        raise _NotRead("the file has several channels; save the cut's channel as a file")
+        raise NotRead("the file has several channels; save the cut's channel as a file")
     if start < -ROUNDING_SECONDS or start + duration > cut_duration + ROUNDING_SECONDS:
-        raise _NotRead("the supervision reaches outside the cut; cut at the supervision")
+        raise NotRead("the supervision reaches outside the cut; cut at the supervision")
     fields = {
         "id": cut.get("id"),
         "audio": audio,
         **{key: supervision.get(key) for key in ("text", "speaker", "language")},
     }
-    first, last = max(0.0, _after(cut_start, start)), _after(cut_start, start + duration)
+    first, last = max(0.0, end_of(cut_start, start)), end_of(cut_start, start + duration)
     if first < ROUNDING_SECONDS and abs(last - recording_duration) < ROUNDING_SECONDS:
         return fields
     return {**fields, "start_seconds": first, "end_seconds": last}
@@ -630,7 +692,7 @@ def _cut_fields(cut: Fields) -> Fields:
 def _samples(path: str, source: Source) -> Records:
     """The samples of an older trainer's metadata.json."""
     lines = [text for _, text in _lines(path, source, keep_blank=True)]
-    value = _json_value("\n".join(lines), path, source) if lines else _NotRead
+    value = _json_value("\n".join(lines), path, source) if lines else NotRead
     match value:
         case {"samples": list(samples)}:
             pass
@@ -639,10 +701,7 @@ def _samples(path: str, source: Source) -> Records:
         case _:
             source.faults.append(f"{path}: expected an object with a list `samples`")
             return
-    for number, sample in enumerate(samples, start=1):
-        if not isinstance(sample, dict):
-            source.faults.append(f"{path}:{number}: expected a JSON object as sample {number}")
-            continue
+    for number, sample in _objects(samples, path, source):
         fields = _renamed(sample, FOLDER_COLUMNS)
         transcript = fields.pop("transcript_file", None)
         if isinstance(transcript, str) and transcript.strip():
@@ -653,7 +712,27 @@ def _samples(path: str, source: Source) -> Records:
         elif transcript is not None:
             source.faults.append(f"{path}:{number}: `transcript_file` must be a path")
             continue
-        yield Record(path, number, fields)
+        try:
+            yield _with_ref_speakers(Record(path, number, fields))
+        except NotRead as error:
+            source.faults.append(f"{path}:{number}: {error}")
+
+
+def _with_ref_speakers(record: Record) -> Record:
+    """The record with a reference for each of its ``ref_speakers``, if it has any."""
+    fields = dict(record.fields)
+    ref_speakers = fields.pop("ref_speakers", None)
+    if not ref_speakers:
+        if fields.get("task_type") == "multi_speaker_voice_cloning":
+            raise NotRead("`task_type` is multi_speaker_voice_cloning without `ref_speakers`")
+        return record
+    if fields.get("ref_audio") or fields.get("ref_text"):
+        raise NotRead("`ref_speakers` and `ref_audio_file` are two kinds of reference; keep one")
+    text, audio, scene = (fields.get(key) for key in ("text", "audio", "scene"))
+    if not (isinstance(text, str) and isinstance(audio, str) and isinstance(scene, str | None)):
+        return record
+    said, conversation = read_ref_speakers(text, audio, scene, ref_speakers)
+    return Record(record.file, record.line, {**fields, "scene": None, **said}, conversation)
 
 
 def _transcript(path: str, source: Source, place: str | None = None) -> str | None:

@@ -2,10 +2,13 @@
 
 import hashlib
 import math
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
+
+from higgs_pipe.config import DataConfig
 
 TRAIN, EVAL, REFERENCE = "train", "eval", "reference"
 
@@ -45,32 +48,145 @@ class Stretch(NamedTuple):
         return self.path == other.path and start < other_end and other_start < end
 
 
-def audio_groups(stretches: Sequence[Stretch]) -> list[str]:
-    """A key for each clip; clips that share any audio have equal keys.
+class Key(NamedTuple):
+    """Something that clips may share; clips of one split alone have it."""
 
-    Equal samples are shared, in whatever file they lie, and so is the time in which two segments
-    of one file overlap; sharing is passed on from clip to clip.
+    kind: Literal["audio", "text", "dialogue", "speaker", "recording"]
+    value: str
+
+
+def keys_of(clips: Sequence[Mapping[str, Any]], data: DataConfig) -> list[list[Key]]:
+    """What each clip may share with another: clips with an equal key lie on one side.
+
+    Whatever ``data.split_by`` is, that is audio (equal samples, in whatever file they lie, and
+    the time in which segments of one file overlap), a dialogue and, if
+    ``data.keep_text_together``, the text. A clip's first key names it in :func:`groups_of`: its
+    speaker or its recording if the split is by these, else its samples.
+
+    Args:
+        clips: Rows of the table of clips; their ``split`` is not read.
+        data: The settings of the split.
     """
-    parent = {stretch.pcm_sha256: stretch.pcm_sha256 for stretch in stretches}
+    stretches = _stretch_keys([Stretch.of_clip(clip) for clip in clips])
+    keys = []
+    for clip, stretch in zip(clips, stretches, strict=True):
+        own = [Key("audio", clip["pcm_sha256"]), stretch]
+        if clip["dialogue_id"] is not None:
+            own.append(Key("dialogue", clip["dialogue_id"]))
+        if data.keep_text_together and (text := folded(clip["text"])):
+            own.append(Key("text", text))
+        if data.split_by == "speaker" and clip["speaker"] is not None:
+            own.insert(0, Key("speaker", clip["speaker"]))
+        if data.split_by == "recording":
+            own.insert(0, Key("recording", clip["audio_sha256"]))
+        keys.append(own)
+    return keys
 
-    def root(key: str) -> str:
-        while parent[key] != key:
-            key = parent[key]
+
+class _Blanked(dict[int, str]):
+    """For ``str.translate``: punctuation, separators and control characters become spaces."""
+
+    def __missing__(self, code_point: int) -> str:
+        character = chr(code_point)
+        is_blank = unicodedata.category(character)[0] in "PZC"
+        self[code_point] = " " if is_blank else character
+        return self[code_point]
+
+
+_BLANKED = _Blanked()
+
+
+def folded(text: str) -> str:
+    """A text without case, punctuation and extra space; texts that differ in no more are one."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(text.translate(_BLANKED).split())
+
+
+def _stretch_keys(stretches: Sequence[Stretch]) -> list[Key]:
+    """A key for each stretch; those that overlap, also by way of others, have equal ones."""
+    by_file: dict[Path | str, list[tuple[float, float, int]]] = defaultdict(list)
+    for index, stretch in enumerate(stretches):
+        by_file[stretch.path].append((*stretch.span_seconds, index))
+    clusters = {}
+    for path, spans in by_file.items():
+        reach, first = -math.inf, 0.0
+        for start, end, index in sorted(spans):
+            if start >= reach:
+                first = start
+            clusters[index] = Key("audio", f"{path} from {first} s")
+            reach = max(reach, end)
+    return [clusters[index] for index in range(len(stretches))]
+
+
+def groups_of(keys: Sequence[Sequence[Key]]) -> list[str]:
+    """A name for each clip; clips that share a key, also by way of others, have equal names.
+
+    Args:
+        keys: The keys of each clip, at least one.
+
+    Returns:
+        The smallest value among the first keys of the clips of the group.
+    """
+    parent: dict[Key, Key] = {}
+
+    def root(key: Key) -> Key:
+        while parent.setdefault(key, key) != key:
+            parent[key] = key = parent[parent[key]]
         return key
 
-    by_file: dict[Path | str, list[tuple[float, float, str]]] = defaultdict(list)
-    for stretch in stretches:
-        by_file[stretch.path].append((*stretch.span_seconds, stretch.pcm_sha256))
-    for segments in by_file.values():
-        segments.sort()
-        reach, last = segments[0][1], segments[0][2]
-        for start, end, pcm_sha256 in segments[1:]:
-            if start < reach:
-                one, other = sorted((root(last), root(pcm_sha256)))
-                parent[other] = one
-            if end > reach:
-                reach, last = end, pcm_sha256
-    return [root(stretch.pcm_sha256) for stretch in stretches]
+    for first, *others in keys:
+        for other in others:
+            parent[root(other)] = root(first)
+    names: dict[Key, str] = {}
+    for own in keys:
+        group = root(own[0])
+        names[group] = min(names.get(group, own[0].value), own[0].value)
+    return [names[root(own[0])] for own in keys]
+
+
+def overlap(clips: Sequence[Mapping[str, Any]], data: DataConfig) -> dict[str, int]:
+    """What lies on both sides of the split; read from its result, by other means than its making.
+
+    Args:
+        clips: Rows of the table of clips, with their splits.
+        data: The settings of the split.
+
+    Returns:
+        How much ``audio`` (equal samples, and segments that overlap), how many ``texts`` and
+        ``dialogues`` both sides have; ``speakers`` or ``recordings`` too, if the split is by
+        these. Each is 0, but for ``texts`` without ``data.keep_text_together``.
+    """
+    sides = [[clip for clip in clips if clip["split"] == split] for split in (TRAIN, EVAL)]
+
+    def num_shared(value_of: Callable[[Mapping[str, Any]], Any]) -> int:
+        train, held_out = ({value_of(clip) for clip in side} - {None, ""} for side in sides)
+        return len(train & held_out)
+
+    found = {
+        "audio": num_shared(lambda clip: clip["pcm_sha256"]) + _num_overlapping(sides),
+        "texts": num_shared(lambda clip: folded(clip["text"])),
+        "dialogues": num_shared(lambda clip: clip["dialogue_id"]),
+    }
+    if data.split_by == "speaker":
+        found["speakers"] = num_shared(lambda clip: clip["speaker"])
+    if data.split_by == "recording":
+        found["recordings"] = num_shared(lambda clip: clip["audio_sha256"])
+    return found
+
+
+def _num_overlapping(sides: Sequence[Sequence[Mapping[str, Any]]]) -> int:
+    """Segments that begin within a segment of the other side."""
+    spans = sorted(
+        (str(clip["audio_path"]), *Stretch.of_clip(clip).span_seconds, side)
+        for side, side_clips in enumerate(sides)
+        for clip in side_clips
+    )
+    num_overlapping = 0
+    reach = {0: ("", 0.0), 1: ("", 0.0)}  # how far each side has come
+    for path, start, end, side in spans:
+        num_overlapping += (path, start) < reach[1 - side]
+        reach[side] = max(reach[side], (path, end))
+    return num_overlapping
 
 
 def assign_splits(
@@ -78,12 +194,12 @@ def assign_splits(
 ) -> list[str]:
     """The split of each clip.
 
-    Clips of one group (:func:`audio_groups`) always share a split. A group is held out when its
+    Clips of one group (:func:`groups_of`) always share a split. A group is held out when its
     hash falls below ``eval_fraction``; if that leaves a side empty, the group with the smallest
     (or largest) hash goes there, so that two groups always give both sides.
 
     Args:
-        groups: A key for each clip; clips that share audio have equal keys.
+        groups: A name for each clip; those of clips that stay together are equal.
         given: The split that the manifest gives, or None; it wins for the whole group.
         eval_fraction: Share of the groups to hold out.
         seed: Another seed gives another split.

@@ -7,7 +7,7 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from higgs_pipe.data.files import written_aside
+from higgs_pipe.data.quality import AudioMeasures, TextMeasures
 from higgs_pipe.errors import UserError
 
 METADATA_KEY = b"higgs_pipe"
@@ -96,20 +97,112 @@ SEGMENT_COLUMNS = (
     ),
 )
 
+# What a row of a manifest says; the tables of rows and of clips both have it.
+ROW_COLUMNS = (
+    Column("manifest", pa.string(), "The manifest that lists the row."),
+    Column("line", pa.int32(), "Its line there, from 1."),
+    Column("text", pa.string(), "The transcript as given."),
+    Column("speaker", pa.string(), "Speaker; missing: unknown.", nullable=True),
+    Column("language", pa.string(), "Language code; missing: unknown.", nullable=True),
+    Column("scene", pa.string(), "Description of the scene.", nullable=True),
+    Column("dialogue_id", pa.string(), "The dialogue that the row is a turn of.", nullable=True),
+    Column("turn", pa.int32(), "Its place among the dialogue's turns.", nullable=True),
+    Column(
+        "conversation",
+        pa.string(),
+        "The turns of a conversation around the clip, as JSON text.",
+        nullable=True,
+    ),
+)
+
+ROWS = TableSpec(
+    name="rows",
+    version=1,
+    made_by="list_rows",
+    columns=(
+        Column("clip_id", pa.string(), "Unique id."),
+        Column("audio", pa.string(), "The audio as the manifest names it."),
+        Column("audio_path", pa.string(), "Absolute path of the audio file."),
+        *SEGMENT_COLUMNS,
+        *ROW_COLUMNS,
+        Column(
+            "ref_audio_path",
+            pa.string(),
+            "Absolute path of the row's own reference recording.",
+            nullable=True,
+        ),
+        Column("ref_text", pa.string(), "What is said there.", nullable=True),
+        Column("split", pa.string(), "train or eval, as given.", nullable=True),
+        Column("is_outside_root", pa.bool_(), "Whether a path of it leads out of the root."),
+    ),
+)
+
+RECORDINGS = TableSpec(
+    name="recordings to measure",
+    version=1,
+    made_by="list_rows",
+    columns=(
+        Column("audio_path", pa.string(), "Absolute path of the audio file."),
+        *SEGMENT_COLUMNS,
+    ),
+)
+
+ARROW_TYPES: dict[Any, pa.DataType] = {
+    float: pa.float32(),
+    int: pa.int32(),
+    str | None: pa.string(),
+    bool | None: pa.bool_(),
+}
+
+
+def _measure_columns(measures: type[AudioMeasures | TextMeasures]) -> tuple[Column, ...]:
+    return tuple(
+        Column(
+            measure.name,
+            ARROW_TYPES[measure.type],
+            measure.metadata["description"],
+            nullable=measure.type not in (float, int),
+        )
+        for measure in fields(measures)
+    )
+
+
+AUDIO_MEASURE_COLUMNS = _measure_columns(AudioMeasures)
+TEXT_MEASURE_COLUMNS = _measure_columns(TextMeasures)
+MEASURE_COLUMNS = (*AUDIO_MEASURE_COLUMNS, *TEXT_MEASURE_COLUMNS)
+
+# What a file, or a segment of it, is before its sound is looked at.
+FILE_COLUMNS = (
+    Column("duration_seconds", pa.float64(), "Length of the clip, in seconds."),
+    Column("sample_rate_hz", pa.int32(), "Sample rate of the file, in Hz."),
+    Column("num_channels", pa.int32(), "Channels of the file."),
+    Column("encoding", pa.string(), "Container and encoding of the file, such as WAV PCM_16."),
+    Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
+    Column("pcm_sha256", pa.string(), "SHA-256 of the decoded samples; finds duplicates."),
+)
+
+MEASURED = TableSpec(
+    name="measured recordings",
+    version=1,
+    made_by="measure_shard",
+    columns=(
+        *RECORDINGS.columns,
+        Column("reason", pa.string(), "Why it cannot be used; missing: it can.", nullable=True),
+        Column("fact", pa.string(), "What was found then, in words.", nullable=True),
+        # Of what cannot be used, only the length may be known.
+        *(replace(column, nullable=True) for column in (*FILE_COLUMNS, *AUDIO_MEASURE_COLUMNS)),
+    ),
+)
+
 CLIPS = TableSpec(
     name="clips",
-    version=2,
-    made_by="validate",
+    version=3,
+    made_by="judge_clips",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
         Column("audio_path", pa.string(), "Absolute path of the audio file."),
         *SEGMENT_COLUMNS,
-        Column("manifest", pa.string(), "The manifest that lists the clip."),
-        Column("line", pa.int32(), "Its line there, from 1."),
-        Column("text", pa.string(), "The transcript as given."),
-        Column("speaker", pa.string(), "Speaker; missing: unknown.", nullable=True),
-        Column("language", pa.string(), "Language code; missing: unknown.", nullable=True),
-        Column("scene", pa.string(), "Description of the scene.", nullable=True),
+        *ROW_COLUMNS,
         Column(
             "reference_id",
             pa.string(),
@@ -117,26 +210,28 @@ CLIPS = TableSpec(
             nullable=True,
         ),
         Column("split", pa.string(), "train, eval, or reference (only ever a prompt)."),
-        Column("duration_seconds", pa.float64(), "Length of the clip, in seconds."),
-        Column("sample_rate_hz", pa.int32(), "Sample rate of the file, in Hz."),
-        Column("num_channels", pa.int32(), "Channels of the file."),
-        Column("peak", pa.float32(), "Largest absolute sample, full scale is 1."),
-        Column("rms_dbfs", pa.float32(), "Root mean square level, in dB of full scale."),
-        Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
-        Column("pcm_sha256", pa.string(), "SHA-256 of the decoded samples; finds duplicates."),
+        *FILE_COLUMNS,
+        *MEASURE_COLUMNS,
     ),
 )
 
 REJECTED = TableSpec(
     name="rejected",
-    version=1,
-    made_by="validate",
+    version=2,
+    made_by="judge_clips",
     columns=(
         Column("clip_id", pa.string(), "Id of the row."),
         Column("audio", pa.string(), "The audio as the manifest names it."),
         Column("manifest", pa.string(), "The manifest that lists the row."),
         Column("line", pa.int32(), "Its line there, from 1."),
-        Column("speaker", pa.string(), "Speaker.", nullable=True),
+        Column("speaker", pa.string(), "Speaker; missing: unknown.", nullable=True),
+        Column("language", pa.string(), "Language code; missing: unknown.", nullable=True),
+        Column(
+            "duration_seconds",
+            pa.float64(),
+            "Length of the clip, in seconds; missing: the file could not be read.",
+            nullable=True,
+        ),
         Column("reason", pa.string(), "Reason code."),
         Column("message", pa.string(), "The fact and the remedy, in a sentence."),
     ),
@@ -145,7 +240,7 @@ REJECTED = TableSpec(
 SHARD_CLIPS = TableSpec(
     name="shard clips",
     version=2,
-    made_by="validate",
+    made_by="judge_clips",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
         Column("audio_path", pa.string(), "Absolute path of the audio file."),
@@ -239,6 +334,23 @@ def write_table(
     """
     with table_writer(path, spec, metadata) as writer:
         writer.write_table(to_arrow(spec, rows, writer.schema))
+
+
+def write_shards(folder: Path, spec: TableSpec, shards: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Write one table a shard, ``shard-00000.parquet`` ...; stale shards are removed.
+
+    Stale are those of an earlier run with more shards: nobody may take them for part of this one.
+    """
+    paths = [shard_path(folder, index) for index in range(len(shards))]
+    for path, rows in zip(paths, shards, strict=True):
+        write_table(path, spec, rows)
+    for stale in set(folder.glob("shard-*.parquet")) - set(paths):
+        stale.unlink()
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Where the table of a shard is."""
+    return folder / f"shard-{index:05d}.parquet"
 
 
 def to_arrow(

@@ -1,0 +1,232 @@
+"""What training on the validated clips will take: tokens, steps and GPU memory; no GPU is used."""
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    HiggsAudioV2Config,
+    HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2TokenizerConfig,
+)
+
+from higgs_pipe.cli import main
+from higgs_pipe.config import EstimateStage, PackConfig, TrainConfig, load_stage, merge
+from higgs_pipe.data.files import read_json, write_json
+from higgs_pipe.data.splits import TRAIN
+from higgs_pipe.data.summary import table_lines
+from higgs_pipe.higgs.lora import add_lora, trainable_parameters
+
+logger = logging.getLogger("higgs_pipe")
+
+PUBLISHED_FRAME_RATE_HZ = 25.0
+PUBLISHED_NUM_CODEBOOKS = 8
+# Llama 3's tokenizer: about 4 bytes of UTF-8 a token in English, and not far from it elsewhere.
+TEXT_BYTES_PER_TOKEN = 4.0
+# Headers and marks of a sample's messages, without system prompt and text.
+TEMPLATE_NUM_TOKENS = 20
+PACKED_FILL = 0.99
+GIB = 2**30
+
+BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much there is to train on; all of it estimated but the clips."""
+
+    num_clips: int
+    num_audio_frames: int
+    num_text_tokens: int
+    num_packed_rows: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GiB on each GPU, by what takes it."""
+
+    weights: float
+    adapter_and_optimizer: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All together, without what CUDA and the allocator add: often a GiB or two."""
+        return self.weights + self.adapter_and_optimizer + self.activations + self.logits
+
+
+def run(config: Path, validation: Path, estimate: Path) -> None:
+    """Estimate what training will take, and print it below what was kept and lost.
+
+    Args:
+        config: ``results/config/estimate.json``.
+        validation: ``validation.json``.
+        estimate: JSON to write: tokens and rows, and for each experiment its steps, trainable
+            parameters and GPU memory; these are null where the base cannot be reached, and
+            ``unknown_because`` says why.
+    """
+    stage = load_stage(EstimateStage, config)
+    summary = read_json(validation)
+    base = _reached(HiggsAudioV2Config, stage.base_model, stage.base_model_revision)
+    codec = _reached(HiggsAudioV2TokenizerConfig, stage.codec, stage.codec_revision)
+    frame_rate_hz = PUBLISHED_FRAME_RATE_HZ
+    if not isinstance(codec, str):
+        frame_rate_hz = codec.sample_rate / codec.hop_length
+    num_codebooks = PUBLISHED_NUM_CODEBOOKS if isinstance(base, str) else base.num_codebooks
+    amount = amount_of(summary, stage.pack, frame_rate_hz, num_codebooks)
+    experiments = {}
+    for name, overrides in stage.experiments.items():
+        train = TrainConfig.model_validate(merge(stage.train.model_dump(), overrides or {}))
+        steps_per_epoch = math.ceil(amount.num_packed_rows / train.rows_per_step)
+        experiments[name] = {"num_steps": steps_per_epoch * train.num_epochs} | (
+            {"parameters": None, "memory_gib": None, "unknown_because": base}
+            if isinstance(base, str)
+            else model_estimate(base, train, stage.pack.max_tokens)
+        )
+    write_json(
+        estimate,
+        {
+            "base_model": stage.base_model,
+            "frame_rate_hz": frame_rate_hz,
+            "frame_rate_assumed_because": codec if isinstance(codec, str) else None,
+            "train": asdict(amount),
+            "experiments": experiments,
+        },
+    )
+    lines = [*table_lines(summary), *_lines(stage, amount, experiments)]
+    logger.info("%s", "\n".join(lines))
+
+
+def _reached(config_class: Any, name: str, revision: str | None) -> Any:
+    """The ``config.json`` of a checkpoint, or why it cannot be read."""
+    try:
+        return config_class.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        return f"the config.json of {name} cannot be read ({str(error).splitlines()[0]})"
+
+
+def amount_of(
+    summary: dict[str, Any], pack: PackConfig, frame_rate_hz: float, num_codebooks: int
+) -> Amount:
+    """The tokens of the training split.
+
+    A clip of T codec frames takes T + 2 + (K - 1) positions, its text one token in 4 bytes, and
+    its messages a few more. A clip with a reference holds that of another clip too, of the same
+    length on average.
+
+    Args:
+        summary: What ``validation.json`` holds.
+        pack: How samples are made of the clips.
+        frame_rate_hz: Of the codec.
+        num_codebooks: K.
+    """
+    split = summary["splits"][TRAIN]
+    num_clips = split["num_clips"]
+    share = pack.tasks.cloning / max(pack.tasks.cloning + pack.tasks.speech, 1e-9)
+    own_frames = split["seconds"] * frame_rate_hz + num_clips * (0.5 + 2 + num_codebooks - 1)
+    own_text = summary["num_text_bytes"][TRAIN] / TEXT_BYTES_PER_TOKEN
+    system = TEMPLATE_NUM_TOKENS + len(pack.system_prompt.encode()) / TEXT_BYTES_PER_TOKEN
+    num_audio_frames = round((1 + share) * own_frames)
+    num_text_tokens = round((1 + share) * own_text + num_clips * system)
+    num_tokens = num_audio_frames + num_text_tokens
+    num_packed_rows = math.ceil(num_tokens / (PACKED_FILL * pack.max_tokens))
+    return Amount(num_clips, num_audio_frames, num_text_tokens, num_packed_rows)
+
+
+def model_estimate(base: HiggsAudioV2Config, train: TrainConfig, max_tokens: int) -> dict[str, Any]:
+    """Parameters and memory of one experiment; the model is built without its weights."""
+    # The initialisation changes no shape, and some need the weights. A token trained on its own
+    # is a row of the embeddings, but only the tokenizer knows it.
+    lora = train.lora.model_copy(update={"init": "default", "trainable_tokens": []})
+    with torch.device("meta"):
+        model = HiggsAudioV2ForConditionalGeneration(base, use_text_head=True).requires_grad_(False)
+        num_base = sum(parameter.numel() for parameter in model.parameters())
+        parts = trainable_parameters(add_lora(model, lora, train.seed))
+    num_trainable = sum(parts.values()) + len(train.lora.trainable_tokens) * base.hidden_size
+    memory = memory_of(base, train, max_tokens, num_base, num_trainable)
+    return {
+        "parameters": {"base": num_base, "trainable": num_trainable, "trainable_by_part": parts},
+        "memory_gib": asdict(memory) | {"total": memory.total},
+        "unknown_because": None,
+    }
+
+
+def memory_of(
+    base: HiggsAudioV2Config,
+    train: TrainConfig,
+    max_tokens: int,
+    num_base: int,
+    num_trainable: int,
+) -> Memory:
+    """An estimate of the memory that each process needs on its GPU.
+
+    - Weights: the frozen base, in its own type.
+    - Adapter: 16 bytes a trained parameter, which are weight, gradient and two moments of AdamW in
+      float32 (Rajbhandari et al., ZeRO, 2020, section 3.1, without the 16-bit copies).
+    - Activations: what a layer keeps for its backward pass, counted as Korthikanti et al. do
+      (Reducing Activation Recomputation in Large Transformer Models, 2022, section 4.1), for this
+      layer, whose base is frozen and whose attention keeps no matrix of scores. With hidden size
+      H, key and value size D, FFN size I and rank r, a position keeps two norms, their outputs,
+      queries and attention outputs (6 H), keys and values (2 D), the FFN's gate, its activation,
+      its other branch and their product (4 I), and what LoRA projects to (7 r). With gradient
+      checkpointing it keeps H a layer, and one layer in full.
+    - Logits: those of the audio head at every position, and their gradient, in float32; the text
+      head sees a few positions of a sample.
+
+    Args:
+        base: The base's config.
+        train: The settings of an experiment.
+        max_tokens: Positions of a packed row.
+        num_base: Parameters of the base.
+        num_trainable: Parameters that are trained.
+    """
+    num_bytes = BYTES_PER_VALUE.get(train.dtype, BYTES_PER_VALUE["bfloat16"])
+    num_positions = train.rows_per_micro_batch * max_tokens
+    key_value_size = base.num_key_value_heads * base.head_dim
+    layer = 6 * base.hidden_size + 2 * key_value_size + 4 * base.intermediate_size
+    layer += 7 * train.lora.r
+    if train.gradient_checkpointing:
+        kept = base.num_hidden_layers * base.hidden_size + layer
+    else:
+        kept = base.num_hidden_layers * layer
+    logits = 2 * 4 * num_positions * base.num_codebooks * base.codebook_size
+    return Memory(
+        weights=num_base * num_bytes / GIB,
+        adapter_and_optimizer=16 * num_trainable / GIB,
+        activations=kept * num_bytes * num_positions / GIB,
+        logits=logits / GIB,
+    )
+
+
+def _lines(
+    stage: EstimateStage, amount: Amount, experiments: dict[str, dict[str, Any]]
+) -> list[str]:
+    """The estimate for a person."""
+    lines = [
+        f"estimated, for {stage.base_model}:",
+        f"  {amount.num_clips:,} clips to train on: {amount.num_audio_frames:,} audio frames and "
+        f"{amount.num_text_tokens:,} text tokens, in {amount.num_packed_rows:,} packed rows of "
+        f"{stage.pack.max_tokens:,}",
+    ]
+    for name, found in experiments.items():
+        text = f"  {name}: {found['num_steps']:,} steps"
+        if found["memory_gib"] is None:
+            lines.append(f"{text}; GPU memory unknown: {found['unknown_because']}")
+            continue
+        memory, trainable = found["memory_gib"], found["parameters"]["trainable"]
+        parts = ", ".join(
+            f"{part.replace('_', ' ')} {gib:.2f}" for part, gib in memory.items() if part != "total"
+        )
+        lines.append(
+            f"{text}; {trainable:,} trainable parameters; GPU memory about "
+            f"{memory['total']:.1f} GiB ({parts})"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main(run)

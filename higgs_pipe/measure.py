@@ -1,0 +1,148 @@
+"""Stage 1b: the recordings of one shard are decoded, once, and measured."""
+
+import logging
+import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from higgs_pipe.cli import main
+from higgs_pipe.config import MeasureConfig, MeasureStage, load_stage
+from higgs_pipe.data.audio import (
+    AudioError,
+    AudioFile,
+    AudioMissingError,
+    SegmentOutsideError,
+    open_audio,
+)
+from higgs_pipe.data.files import sha256_of_file
+from higgs_pipe.data.quality import measure_audio, peak
+from higgs_pipe.data.reasons import Fault, Reason
+from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.tables import MEASURED, RECORDINGS, read_table, write_table
+
+logger = logging.getLogger("higgs_pipe")
+
+# Full scale is 1.
+SILENT_PEAK = 1e-4  # three steps of 16-bit audio
+MAX_PEAK = 100.0  # far above any overshoot: integers written as floating point, or noise
+NUM_FILES_PER_PROGRESS_LINE = 5000
+
+# Values of MEASURED by the names of their columns.
+Measures = dict[str, Any]
+
+
+def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) -> None:
+    """Decode and measure the recordings of one shard.
+
+    Equal inputs give equal bytes, whatever ``num_threads`` is.
+
+    Args:
+        config: ``results/config/measure.json``.
+        recordings: The shard's recordings and segments, from list_rows.
+        measured: Table to write: what each holds, or what is wrong with it.
+        num_threads: Files decoded at once; each thread holds the samples of one segment.
+
+    Raises:
+        UserError: The table of recordings is missing or of another version.
+    """
+    limits = load_stage(MeasureStage, config).validate_
+    rows = read_table(recordings, RECORDINGS)[0].to_pylist()
+    files = [
+        list(of_file)
+        for _, of_file in groupby(map(Segment.of, rows), key=lambda segment: segment.audio_path)
+    ]
+    measured_rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(num_threads) as executor:
+        results = executor.map(lambda segments: _measure_file(segments, limits), files)
+        for num_files, of_file in enumerate(results, start=1):
+            measured_rows += of_file
+            if num_files % NUM_FILES_PER_PROGRESS_LINE == 0:
+                logger.info("decoded %d of %d recordings", num_files, len(files))
+    write_table(measured, MEASURED, measured_rows)
+    num_faulty = sum(row["reason"] is not None for row in measured_rows)
+    seconds = sum(row["duration_seconds"] or 0 for row in measured_rows)
+    logger.info(
+        "%s: %d files, %.0f s of audio, %d with a fault",
+        measured.name,
+        len(files),
+        seconds,
+        num_faulty,
+    )
+
+
+def _measure_file(segments: Iterable[Segment], limits: MeasureConfig) -> list[dict[str, Any]]:
+    """Rows of MEASURED for the segments of one file; its header and its hash are read once."""
+    segments = list(segments)
+    path = Path(segments[0].audio_path)
+    try:
+        with open_audio(path) as file:
+            found = [_measure(segment, file, limits) for segment in segments]
+        if any(fault is None for fault, _ in found):
+            audio_sha256 = sha256_of_file(path)
+            found = [
+                (fault, measures if fault else measures | {"audio_sha256": audio_sha256})
+                for fault, measures in found
+            ]
+    except AudioMissingError as error:
+        found = [(Fault(Reason.AUDIO_MISSING, str(error)), {})] * len(segments)
+    except AudioError as error:
+        found = [(Fault(Reason.AUDIO_UNREADABLE, str(error)), {})] * len(segments)
+    unknown = dict.fromkeys(column.name for column in MEASURED.columns)
+    return [
+        {
+            **unknown,
+            **segment._asdict(),
+            "reason": fault.reason.value if fault else None,
+            "fact": fault.fact if fault else None,
+            **measures,
+        }
+        for segment, (fault, measures) in zip(segments, found, strict=True)
+    ]
+
+
+def _measure(
+    segment: Segment, file: AudioFile, limits: MeasureConfig
+) -> tuple[Fault | None, Measures]:
+    """What a segment holds; ``audio_sha256`` is left to the caller."""
+    path, header = file.path, file.header
+    measures: Measures = {}
+    try:
+        first, end = header.segment(segment.start_seconds, segment.end_seconds)
+        # The header decides, so that an hour-long file is never decoded.
+        seconds = measures["duration_seconds"] = (end - first) / header.sample_rate_hz
+        if seconds > limits.max_clip_seconds:
+            fact = f"lasts {seconds:.3f} s, more than {limits.max_clip_seconds:g} s"
+            return Fault(Reason.TOO_LONG, f"{segment.name} {fact}"), measures
+        audio = file.decode(segment.start_seconds, segment.end_seconds)
+    except SegmentOutsideError as error:
+        return Fault(Reason.SEGMENT_OUTSIDE, str(error)), measures
+    except AudioError as error:
+        return Fault(Reason.AUDIO_UNREADABLE, str(error)), measures
+    highest = peak(audio.samples)
+    if not math.isfinite(highest):
+        num_bad = audio.samples.size - int(np.isfinite(audio.samples).sum())
+        fact = f"{path} holds {num_bad:,} samples that are NaN or infinite"
+        return Fault(Reason.AUDIO_NON_FINITE, fact), measures
+    if highest > MAX_PEAK:
+        fact = f"{path} has a peak of {highest:.4g} times full scale, above {MAX_PEAK:g}"
+        return Fault(Reason.AUDIO_OUT_OF_RANGE, fact), measures
+    if highest < SILENT_PEAK:
+        fact = f"{path} is silent: its peak is {highest:.1e} of full scale, below {SILENT_PEAK:.0e}"
+        return Fault(Reason.SILENT, fact), measures
+    return None, {
+        "duration_seconds": audio.duration_seconds,
+        "sample_rate_hz": audio.sample_rate_hz,
+        "num_channels": audio.samples.shape[1],
+        "encoding": header.encoding,
+        **vars(measure_audio(audio.samples, audio.sample_rate_hz)),
+        "pcm_sha256": audio.pcm_sha256,
+    }
+
+
+if __name__ == "__main__":
+    main(run)
