@@ -53,6 +53,7 @@ def summarize(
             split: sum(len(clip["text"].encode()) for clip in clips)
             for split, clips in by_split.items()
         },
+        "num_texts_from_transcripts": sum(c["text_source"] == "transcript" for c in targets),
         "num_references": len(clips) - len(targets),
         "splits": {split: _share(clips) for split, clips in by_split.items()},
         "split_by": data.split_by,

@@ -47,7 +47,11 @@ rule measure_shard:
         "../../envs/higgs-pipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        gpu=pipeline.num_gpus(
+            config["validate"]["speech_models"]["device"],
+            int(pipeline.runs_speech_models(config)),
+        ),
+        mem_mb=16000 if pipeline.runs_speech_models(config) else 2000,
         runtime=480,
     params:
         version=pipeline.STAGE_VERSIONS["measure"],
