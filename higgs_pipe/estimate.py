@@ -2,12 +2,15 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from transformers import (
+    AutoTokenizer,
     HiggsAudioV2Config,
     HiggsAudioV2ForConditionalGeneration,
     HiggsAudioV2TokenizerConfig,
@@ -18,20 +21,32 @@ from higgs_pipe.config import EstimateStage, PackConfig, TrainConfig, load_stage
 from higgs_pipe.data.files import read_json, write_json
 from higgs_pipe.data.splits import TRAIN
 from higgs_pipe.data.summary import table_lines
+from higgs_pipe.data.tables import CLIPS, open_table
 from higgs_pipe.higgs.lora import add_lora, trainable_parameters
 
 logger = logging.getLogger("higgs_pipe")
 
 PUBLISHED_FRAME_RATE_HZ = 25.0
 PUBLISHED_NUM_CODEBOOKS = 8
-# Llama 3's tokenizer: about 4 bytes of UTF-8 a token in English, and not far from it elsewhere.
-TEXT_BYTES_PER_TOKEN = 4.0
-# Headers and marks of a sample's messages, without system prompt and text.
-TEMPLATE_NUM_TOKENS = 20
 PACKED_FILL = 0.99
+# Where the tokenizer cannot be reached. Llama 3's has about 4 bytes of UTF-8 a token in English,
+# and is not far from it elsewhere; the messages of a sample have headers and marks.
+TEXT_BYTES_PER_TOKEN = 4.0
+SAMPLE_NUM_TOKENS = 20
+REFERENCE_NUM_TOKENS = 13
+NUM_TEXTS_PER_BATCH = 10_000
 GIB = 2**30
 
 BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """How many tokens there are in the texts, and around the text of each sample."""
+
+    texts: int
+    sample: float
+    reference: float
 
 
 @dataclass(frozen=True)
@@ -59,12 +74,13 @@ class Memory:
         return self.weights + self.adapter_and_optimizer + self.activations + self.logits
 
 
-def run(config: Path, validation: Path, estimate: Path) -> None:
+def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     """Estimate what training will take, and print it below what was kept and lost.
 
     Args:
         config: ``results/config/estimate.json``.
         validation: ``validation.json``.
+        clips: The accepted clips.
         estimate: JSON to write: tokens and rows, and for each experiment its steps, trainable
             parameters and GPU memory; these are null where the base cannot be reached, and
             ``unknown_because`` says why.
@@ -72,12 +88,18 @@ def run(config: Path, validation: Path, estimate: Path) -> None:
     stage = load_stage(EstimateStage, config)
     summary = read_json(validation)
     base = _reached(HiggsAudioV2Config, stage.base_model, stage.base_model_revision)
+    tokenizer = _reached(AutoTokenizer, stage.base_model, stage.base_model_revision)
     codec = _reached(HiggsAudioV2TokenizerConfig, stage.codec, stage.codec_revision)
+    table = open_table(clips, CLIPS)[0].read(["text", "split"])
+    texts = table.filter(pc.field("split") == TRAIN)["text"].to_pylist()
+    text_tokens = count_text_tokens(
+        texts, stage.pack.system_prompt, None if isinstance(tokenizer, str) else tokenizer
+    )
     frame_rate_hz = PUBLISHED_FRAME_RATE_HZ
     if not isinstance(codec, str):
         frame_rate_hz = codec.sample_rate / codec.hop_length
     num_codebooks = PUBLISHED_NUM_CODEBOOKS if isinstance(base, str) else base.num_codebooks
-    amount = amount_of(summary, stage.pack, frame_rate_hz, num_codebooks)
+    amount = amount_of(summary, text_tokens, stage.pack, frame_rate_hz, num_codebooks)
     experiments = {}
     for name, overrides in stage.experiments.items():
         train = TrainConfig.model_validate(merge(stage.train.model_dump(), overrides or {}))
@@ -101,25 +123,62 @@ def run(config: Path, validation: Path, estimate: Path) -> None:
     logger.info("%s", "\n".join(lines))
 
 
-def _reached(config_class: Any, name: str, revision: str | None) -> Any:
-    """The ``config.json`` of a checkpoint, or why it cannot be read."""
+def _reached(auto_class: Any, name: str, revision: str | None) -> Any:
+    """A checkpoint's config or tokenizer, or why it cannot be read."""
     try:
-        return config_class.from_pretrained(name, revision=revision)
+        return auto_class.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
-        return f"the config.json of {name} cannot be read ({str(error).splitlines()[0]})"
+        return f"{name} cannot be read ({str(error).splitlines()[0]})"
+
+
+def count_text_tokens(texts: Sequence[str], system_prompt: str, tokenizer: Any) -> TextTokens:
+    """Tokens of the texts and of the messages around them.
+
+    Args:
+        texts: What the clips say.
+        system_prompt: The system message of each sample.
+        tokenizer: The base's; None if it cannot be reached, then the numbers are rough.
+    """
+    if tokenizer is None:
+        prompt = len(system_prompt.encode()) / TEXT_BYTES_PER_TOKEN
+        num_bytes = sum(len(text.encode()) for text in texts)
+        return TextTokens(
+            texts=round(num_bytes / TEXT_BYTES_PER_TOKEN),
+            sample=SAMPLE_NUM_TOKENS + prompt,
+            reference=REFERENCE_NUM_TOKENS,
+        )
+    num_tokens = 0
+    for start in range(0, len(texts), NUM_TEXTS_PER_BATCH):
+        batch = texts[start : start + NUM_TEXTS_PER_BATCH]
+        num_tokens += sum(map(len, tokenizer(batch, add_special_tokens=False)["input_ids"]))
+    system = {"role": "system", "content": [{"type": "text", "text": system_prompt}]}
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": ""}]},
+        {"role": "assistant", "content": [{"type": "audio"}]},
+    ]
+    sample, with_reference = (
+        # One token stands for the frames, which are counted by themselves.
+        len(tokenizer.apply_chat_template([system, *turns * num], return_dict=False)) - num
+        for num in (1, 2)
+    )
+    return TextTokens(num_tokens, sample, with_reference - sample)
 
 
 def amount_of(
-    summary: dict[str, Any], pack: PackConfig, frame_rate_hz: float, num_codebooks: int
+    summary: dict[str, Any],
+    text_tokens: TextTokens,
+    pack: PackConfig,
+    frame_rate_hz: float,
+    num_codebooks: int,
 ) -> Amount:
     """The tokens of the training split.
 
-    A clip of T codec frames takes T + 2 + (K - 1) positions, its text one token in 4 bytes, and
-    its messages a few more. A clip with a reference holds that of another clip too, of the same
-    length on average.
+    A clip of T codec frames takes T + 2 + (K - 1) positions for them. A clip with a reference
+    holds another clip and its text too, of the same length on average.
 
     Args:
         summary: What ``validation.json`` holds.
+        text_tokens: Of the split.
         pack: How samples are made of the clips.
         frame_rate_hz: Of the codec.
         num_codebooks: K.
@@ -128,10 +187,9 @@ def amount_of(
     num_clips = split["num_clips"]
     share = pack.tasks.cloning / max(pack.tasks.cloning + pack.tasks.speech, 1e-9)
     own_frames = split["seconds"] * frame_rate_hz + num_clips * (0.5 + 2 + num_codebooks - 1)
-    own_text = summary["num_text_bytes"][TRAIN] / TEXT_BYTES_PER_TOKEN
-    system = TEMPLATE_NUM_TOKENS + len(pack.system_prompt.encode()) / TEXT_BYTES_PER_TOKEN
+    around = text_tokens.sample + share * text_tokens.reference
     num_audio_frames = round((1 + share) * own_frames)
-    num_text_tokens = round((1 + share) * own_text + num_clips * system)
+    num_text_tokens = round((1 + share) * text_tokens.texts + num_clips * around)
     num_tokens = num_audio_frames + num_text_tokens
     num_packed_rows = math.ceil(num_tokens / (PACKED_FILL * pack.max_tokens))
     return Amount(num_clips, num_audio_frames, num_text_tokens, num_packed_rows)

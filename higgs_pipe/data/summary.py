@@ -49,10 +49,6 @@ def summarize(
         "num_rejected": len(rejections),
         "num_rejected_by_reason": {r.value: reasons[r] for r in Reason if reasons[r]},
         "rejected": _lost(rejections),
-        "num_text_bytes": {
-            split: sum(len(clip["text"].encode()) for clip in clips)
-            for split, clips in by_split.items()
-        },
         "num_texts_from_transcripts": sum(c["text_source"] == "transcript" for c in targets),
         "num_references": len(clips) - len(targets),
         "splits": {split: _share(clips) for split, clips in by_split.items()},

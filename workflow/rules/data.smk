@@ -94,6 +94,7 @@ rule estimate:
     input:
         config="<results>/config/estimate.json",
         validation="<results>/data/validation.json",
+        clips="<results>/data/clips.parquet",
         base_model=BASE_MODEL,
         codec=CODEC,
     output:
@@ -109,7 +110,8 @@ rule estimate:
         version=pipeline.STAGE_VERSIONS["estimate"],
     shell:
         "python -m higgs_pipe.estimate --config {input.config:q}"
-        " --validation {input.validation:q} --estimate {output.estimate:q} --log {log:q}"
+        " --validation {input.validation:q} --clips {input.clips:q}"
+        " --estimate {output.estimate:q} --log {log:q}"
 
 
 rule tokenize_shard:
