@@ -115,12 +115,20 @@ def test_a_voice_is_the_models_embedding_at_length_1(models, waveform):
 
 def test_channels_are_averaged_and_the_rate_becomes_the_models(models, waveform):
     double = torchaudio.functional.resample(torch.from_numpy(waveform[:, 0]), RATE_HZ, 48_000)
-    stereo = torch.stack([1.5 * double, 0.5 * double], dim=1).numpy()
-    whole, half = (
+    difference = torch.sin(torch.arange(len(double)) / 10)
+    stereo = torch.stack([double + difference, double - difference], dim=1).numpy()
+    alone, mixed, left = (
         listen(samples, rate, speaker=models["speaker"]).speaker_embedding
-        for samples, rate in [(waveform, RATE_HZ), (stereo, 48_000)]
+        for samples, rate in [(waveform, RATE_HZ), (stereo, 48_000), (stereo[:, :1], 48_000)]
     )
-    assert np.dot(whole, half) > 0.99
+    assert np.dot(alone, mixed) > 0.999 > np.dot(alone, left)
+
+
+@pytest.mark.parametrize("num_samples", [1, 160, 8000])
+def test_the_shortest_recording_is_heard(models, waveform, num_samples):
+    measures = listen(waveform[-num_samples:], **models)
+    assert None not in vars(measures).values()
+    assert np.isfinite([measures.stoi, measures.pesq, measures.si_sdr_db]).all()
 
 
 def test_a_sequence_to_sequence_recogniser_is_heard_too(tmp_path, waveform):

@@ -28,6 +28,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.checkpoint import load_pretrained, load_weights
 
 SQUIM_RATE_HZ = 16_000
+MIN_SECONDS = 0.5  # less is not enough for the models' convolutions; silence fills it up
 SETTING = "validate.speech_models"
 
 
@@ -58,6 +59,8 @@ class SpeechModels:
             sample_rate_hz: Their rate; each model gets its own.
         """
         mono = torch.from_numpy(samples.mean(axis=1))
+        num_lacking = max(0, round(MIN_SECONDS * sample_rate_hz) - len(mono))
+        mono = torch.nn.functional.pad(mono, (0, num_lacking))
         with self._lock:
             stoi, pesq, si_sdr_db = self._quality(mono, sample_rate_hz)
             return SpeechMeasures(
