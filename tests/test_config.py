@@ -187,6 +187,13 @@ def test_a_filter_without_the_model_that_it_needs_is_refused() -> None:
     load(with_value(off, "validate.fill_missing_text", False))
 
 
+def test_validation_listens_only_where_a_model_is_named() -> None:
+    assert not workflow.runs_speech_models(load(MINIMAL))
+    for model in ("asr", "quality", "speaker"):
+        listening = load(with_value(MINIMAL, f"validate.speech_models.{model}", "some/model"))
+        assert workflow.runs_speech_models(listening)
+
+
 def test_an_infinite_number_is_refused() -> None:
     config = with_value(MINIMAL, "train.max_grad_norm", float("inf"))
     assert "train.max_grad_norm: must be a finite number, not Infinity" in refusal(config)
