@@ -16,6 +16,7 @@ from higgs_pipe.errors import UserError, list_offenders
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32", "float64"]
 Quantization = Literal["8bit", "4bit"]
+CodecDtype = Literal["auto", "bfloat16", "float32"]
 
 EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
@@ -107,6 +108,42 @@ class FilterConfig(Section):
     require_language_script: bool = Field(
         False, description="Reject text in a script that its language is not written in."
     )
+    max_word_error_rate: float | None = Field(
+        None, ge=0, description="Largest word error rate of the transcript by speech_models.asr."
+    )
+    min_stoi: float | None = Field(
+        None, ge=0, le=1, description="Lowest intelligibility by speech_models.quality."
+    )
+    min_pesq: float | None = Field(
+        None, ge=-0.5, le=4.5, description="Lowest perceptual quality by speech_models.quality."
+    )
+    min_si_sdr_db: float | None = Field(
+        None, description="Lowest signal-to-distortion ratio by speech_models.quality, in dB."
+    )
+
+
+class SpeechModelConfig(Section):
+    """Models that listen to every recording; null is off, and all are off by default."""
+
+    device: Device = Field("auto", description="Where they run.")
+    asr: str | None = Field(
+        None, min_length=1, description="A Transformers speech recogniser: a directory or a Hub id."
+    )
+    quality: str | None = Field(
+        None,
+        min_length=1,
+        description="Weights of torchaudio's squim_objective_base: a file of its state_dict.",
+    )
+    speaker: str | None = Field(
+        None,
+        min_length=1,
+        description="A Transformers x-vector speaker model: a directory or a Hub id.",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any model is asked for."""
+        return any((self.asr, self.quality, self.speaker))
 
 
 class MeasureConfig(Section):
@@ -115,24 +152,72 @@ class MeasureConfig(Section):
     max_clip_seconds: float = Field(
         30.0, gt=0, description="Longer clips are rejected, and never decoded."
     )
+    speech_models: SpeechModelConfig = SpeechModelConfig()
+
+
+# What a setting of `validate` needs: the model, the section of the setting or "", and its name.
+NEEDED_MODELS = (
+    ("asr", "", "fill_missing_text"),
+    ("asr", "filters", "max_word_error_rate"),
+    ("quality", "filters", "min_stoi"),
+    ("quality", "filters", "min_pesq"),
+    ("quality", "filters", "min_si_sdr_db"),
+)
+
+
+def _without_its_model(model: str, section: str, setting: str) -> dict[str, Any]:
+    """The schema of a ``validate`` that sets something and not the model that it needs."""
+    on: dict[str, Any] = {
+        "properties": {setting: {"not": {"enum": [None, False]}}},
+        "required": [setting],
+    }
+    if section:
+        on = {"properties": {section: on}, "required": [section]}
+    name = f"{section}.{setting}".removeprefix(".")
+    no_model = {"properties": {"speech_models": {"properties": {model: {"const": None}}}}}
+    return {"description": f"{name} needs speech_models.{model}", "allOf": [on, no_model]}
 
 
 class ValidateConfig(MeasureConfig):
     """What a clip must satisfy."""
 
+    # The rule of `_models_are_there`, for the schema.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [{"not": _without_its_model(*needed)} for needed in NEEDED_MODELS]
+        }
+    )
+
     min_clip_seconds: float = Field(0.3, gt=0, description="Shorter clips are rejected.")
     max_rejected_fraction: float = Field(
         0.1, ge=0, le=1, description="A larger share of rejected rows stops the run."
     )
+    fill_missing_text: bool = Field(
+        False, description="Give rows with an empty text the transcript by speech_models.asr."
+    )
     filters: FilterConfig = FilterConfig()
+
+    @model_validator(mode="after")
+    def _models_are_there(self) -> Self:
+        for model, section, setting in NEEDED_MODELS:
+            value = getattr(getattr(self, section) if section else self, setting)
+            if value not in (None, False) and getattr(self.speech_models, model) is None:
+                raise ValueError(f"{section}.{setting} needs speech_models.{model}".lstrip("."))
+        return self
 
 
 class TokenizeConfig(Section):
     """How audio becomes codes."""
 
     device: Device = Field("auto", description="Where the codec runs.")
-    max_batch_seconds: float = Field(
-        120.0, gt=0, description="Audio seconds encoded at once; clips in a batch are equally long."
+    dtype: CodecDtype = Field(
+        "float32", description="Number type of the codec on a GPU; on a CPU it is float32."
+    )
+    max_batch_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Audio seconds encoded at once, in clips of equal length; null is 120 on a "
+        "GPU and one clip at a time on a CPU.",
     )
 
 

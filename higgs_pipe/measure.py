@@ -2,16 +2,17 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import MeasureConfig, MeasureStage, load_stage
+from higgs_pipe.config import MeasureConfig, MeasureStage, SpeechModelConfig, load_stage
 from higgs_pipe.data.audio import (
     AudioError,
     AudioFile,
@@ -24,6 +25,9 @@ from higgs_pipe.data.quality import measure_audio, peak
 from higgs_pipe.data.reasons import Fault, Reason
 from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.tables import MEASURED, RECORDINGS, read_table, write_table
+
+if TYPE_CHECKING:
+    from higgs_pipe.higgs.speech_models import SpeechModels
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -48,7 +52,8 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
         num_threads: Files decoded at once; each thread holds the samples of one segment.
 
     Raises:
-        UserError: The table of recordings is missing or of another version.
+        UserError: The table of recordings is missing or of another version, or a speech model
+            cannot be loaded.
     """
     limits = load_stage(MeasureStage, config).validate_
     rows = read_table(recordings, RECORDINGS)[0].to_pylist()
@@ -57,8 +62,11 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
         for _, of_file in groupby(map(Segment.of, rows), key=lambda segment: segment.audio_path)
     ]
     measured_rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(num_threads) as executor:
-        results = executor.map(lambda segments: _measure_file(segments, limits), files)
+    with (
+        _speech_models(limits.speech_models) as models,
+        ThreadPoolExecutor(num_threads) as executor,
+    ):
+        results = executor.map(lambda segments: _measure_file(segments, limits, models), files)
         for num_files, of_file in enumerate(results, start=1):
             measured_rows += of_file
             if num_files % NUM_FILES_PER_PROGRESS_LINE == 0:
@@ -75,13 +83,30 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
     )
 
 
-def _measure_file(segments: Iterable[Segment], limits: MeasureConfig) -> list[dict[str, Any]]:
+@contextmanager
+def _speech_models(settings: SpeechModelConfig) -> Iterator["SpeechModels | None"]:
+    """The models that are asked for, on a device of ours; None without any."""
+    if not settings.is_on:
+        yield None
+        return
+    # Only now: PyTorch takes seconds to import.
+    from higgs_pipe.higgs.devices import own_device
+    from higgs_pipe.higgs.speech_models import SpeechModels
+
+    with own_device(settings.device) as device:
+        logger.info("speech models on %s", device)
+        yield SpeechModels(settings, device)
+
+
+def _measure_file(
+    segments: Iterable[Segment], limits: MeasureConfig, models: "SpeechModels | None"
+) -> list[dict[str, Any]]:
     """Rows of MEASURED for the segments of one file; its header and its hash are read once."""
     segments = list(segments)
     path = Path(segments[0].audio_path)
     try:
         with open_audio(path) as file:
-            found = [_measure(segment, file, limits) for segment in segments]
+            found = [_measure(segment, file, limits, models) for segment in segments]
         if any(fault is None for fault, _ in found):
             audio_sha256 = sha256_of_file(path)
             found = [
@@ -106,7 +131,7 @@ def _measure_file(segments: Iterable[Segment], limits: MeasureConfig) -> list[di
 
 
 def _measure(
-    segment: Segment, file: AudioFile, limits: MeasureConfig
+    segment: Segment, file: AudioFile, limits: MeasureConfig, models: "SpeechModels | None"
 ) -> tuple[Fault | None, Measures]:
     """What a segment holds; ``audio_sha256`` is left to the caller."""
     path, header = file.path, file.header
@@ -141,6 +166,7 @@ def _measure(
         "encoding": header.encoding,
         **vars(measure_audio(audio.samples, audio.sample_rate_hz)),
         "pcm_sha256": audio.pcm_sha256,
+        **(vars(models.measure(audio.samples, audio.sample_rate_hz)) if models else {}),
     }
 
 

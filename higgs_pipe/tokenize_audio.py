@@ -1,15 +1,19 @@
 """Stage 2: the recordings of one shard become codec codes.
 
 Clips are encoded in batches of exactly equal length, because padding inside a batch changes the
-codes: whatever the batch, the codes are those of encoding one by one.
+codes: whatever the batch, the codes are those of encoding one by one. Threads decode the files of
+the next batches meanwhile, a bounded time ahead.
 """
 
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe.cli import main
 from higgs_pipe.config import TokenizeStage, load_stage
@@ -18,67 +22,143 @@ from higgs_pipe.data.files import sha256_of_file
 from higgs_pipe.data.tables import SHARD_CLIPS, CodecInfo, codes_spec, read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
-from higgs_pipe.higgs.devices import pick_device
+from higgs_pipe.higgs.devices import own_device
 
 logger = logging.getLogger("higgs_pipe")
 
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+# A clip and its waveform (T * hop_length,).
+Decoded: TypeAlias = tuple[Row, torch.Tensor]
+
+MAX_BATCH_SECONDS_ON_GPU = 120.0
+LOOK_AHEAD_SECONDS = 120.0  # 12 MB at 24 kHz
+NUM_CLIPS_PER_PROGRESS_LINE = 1000
 
 
 def run(config: Path, shard_clips: Path, codes: Path, num_threads: int = 1) -> None:
     """Encode the clips of one shard.
 
+    Equal inputs give equal bytes, whatever ``num_threads`` and the batches are.
+
     Args:
         config: ``results/config/tokenize.json``.
         shard_clips: The shard's clips, from validate.
         codes: Where the table of codes goes.
-        num_threads: CPU threads of the codec.
+        num_threads: CPU threads: of the codec on a CPU, of decoding files on a GPU.
 
     Raises:
         UserError: A file changed or vanished since validate, or the codec cannot be loaded.
     """
     stage = load_stage(TokenizeStage, config)
-    torch.set_num_threads(num_threads)
-    device = pick_device(stage.tokenize.device)
-    model, info = load_codec(stage.codec, stage.codec_revision, device)
+    settings = stage.tokenize
     clips = read_table(shard_clips, SHARD_CLIPS)[0].to_pylist()
-    rows = [
-        {
-            "clip_id": clip["clip_id"],
-            "codes": clip_codes,
-            "num_frames": len(clip_codes),
-            "audio_sha256": clip["audio_sha256"],
-        }
-        for batch in equal_length_batches(clips, info, stage.tokenize.max_batch_seconds)
-        for (clip, _), clip_codes in zip(
-            batch,
-            encode(model, torch.stack([waveform for _, waveform in batch]), info),
-            strict=True,
-        )
-    ]
-    rows.sort(key=lambda row: str(row["clip_id"]))
+    with own_device(settings.device) as device:
+        on_gpu = device.type == "cuda"
+        torch.set_num_threads(1 if on_gpu else num_threads)
+        model, info = load_codec(stage.codec, stage.codec_revision, device, settings.dtype)
+        logger.info("%s: %d clips on %s in %s", codes.name, len(clips), device, info.dtype)
+        max_batch_seconds = settings.max_batch_seconds
+        if max_batch_seconds is None:
+            max_batch_seconds = MAX_BATCH_SECONDS_ON_GPU if on_gpu else 0.0
+        rows = encode_clips(clips, model, info, max_batch_seconds, num_threads if on_gpu else 1)
     write_table(codes, codes_spec(info.num_codebooks), rows, info.as_metadata())
     seconds = sum(row["num_frames"] for row in rows) / info.frame_rate_hz
     logger.info("%s: %d clips, %.0f s of audio on %s", codes.name, len(rows), seconds, device)
 
 
-def equal_length_batches(
-    clips: list[Row], info: CodecInfo, max_batch_seconds: float
-) -> Iterator[list[tuple[Row, torch.Tensor]]]:
-    """Decode clips, shortest first, into batches of equal length.
+def encode_clips(
+    clips: list[Row],
+    model: HiggsAudioV2TokenizerModel,
+    info: CodecInfo,
+    max_batch_seconds: float,
+    num_decoding_threads: int = 1,
+) -> list[Row]:
+    """The rows of a table of codes, by clip_id.
+
+    Holds the codes, one batch and the look-ahead: never the shard's audio.
 
     Args:
         clips: Rows of SHARD_CLIPS.
+        model: The codec.
+        info: What identifies it.
+        max_batch_seconds: Audio in a batch; a longer clip is a batch of its own, so 0 encodes
+            one by one.
+        num_decoding_threads: Files decoded at once, while the codec works.
+
+    Raises:
+        UserError: A file changed or vanished since validate.
+    """
+    # The longest first: if memory is short, it is short at once.
+    order = sorted(clips, key=lambda clip: (-clip["duration_seconds"], clip["clip_id"]))
+    look_ahead_seconds = max(LOOK_AHEAD_SECONDS, max_batch_seconds)
+    decoded = decode_ahead(order, info, look_ahead_seconds, num_decoding_threads)
+    rows: list[Row] = []
+    for batch in equal_length_batches(decoded, info, max_batch_seconds):
+        waveforms = torch.stack([waveform for _, waveform in batch])  # (B, T * hop_length)
+        for (clip, _), clip_codes in zip(batch, encode(model, waveforms, info), strict=True):
+            rows.append(
+                {
+                    "clip_id": clip["clip_id"],
+                    "codes": clip_codes,
+                    "num_frames": len(clip_codes),
+                    "audio_sha256": clip["audio_sha256"],
+                }
+            )
+            if len(rows) % NUM_CLIPS_PER_PROGRESS_LINE == 0:
+                logger.info("encoded %d of %d clips", len(rows), len(clips))
+    return sorted(rows, key=lambda row: str(row["clip_id"]))
+
+
+def decode_ahead(
+    clips: Iterable[Row], info: CodecInfo, look_ahead_seconds: float, num_threads: int
+) -> Iterator[Decoded]:
+    """Decode clips in threads, in their order, while the caller is busy.
+
+    libsndfile, NumPy and PyTorch release Python's lock, so threads are enough.
+
+    Args:
+        clips: Rows of SHARD_CLIPS.
+        info: The codec.
+        look_ahead_seconds: Audio that may wait for the caller; one clip always may.
+        num_threads: Files decoded at once.
+
+    Yields:
+        (clip, waveform (T * hop_length,)).
+    """
+    waiting: deque[tuple[Row, Future[torch.Tensor]]] = deque()
+    waiting_seconds = 0.0
+    checksums: dict[Path, str] = {}  # a long recording is hashed once, not for each segment
+    executor = ThreadPoolExecutor(num_threads)
+    try:
+        for clip in clips:
+            while waiting and waiting_seconds + clip["duration_seconds"] > look_ahead_seconds:
+                first, waveform = waiting.popleft()
+                waiting_seconds -= first["duration_seconds"]
+                yield first, waveform.result()
+            waiting.append((clip, executor.submit(_waveform, clip, info, checksums)))
+            waiting_seconds += clip["duration_seconds"]
+        while waiting:
+            first, waveform = waiting.popleft()
+            yield first, waveform.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def equal_length_batches(
+    decoded: Iterable[Decoded], info: CodecInfo, max_batch_seconds: float
+) -> Iterator[list[Decoded]]:
+    """Clips that follow one another and are equally long, as batches.
+
+    Args:
+        decoded: Clips with their waveforms, sorted by length.
         info: The codec.
         max_batch_seconds: Audio in a batch; a longer clip is a batch of its own.
 
     Yields:
         Lists of (clip, waveform (T * hop_length,)), one T a list.
     """
-    batch: list[tuple[Row, torch.Tensor]] = []
-    checksums: dict[Path, str] = {}  # a long recording is hashed once, not for each segment
-    for clip in sorted(clips, key=lambda clip: (clip["duration_seconds"], clip["clip_id"])):
-        waveform = _waveform(clip, info, checksums)
+    batch: list[Decoded] = []
+    for clip, waveform in decoded:
         max_clips = max(1, int(max_batch_seconds * info.sample_rate_hz / len(waveform)))
         if batch and (len(batch[0][1]) != len(waveform) or len(batch) >= max_clips):
             yield batch

@@ -25,6 +25,7 @@ from higgs_pipe.data.rows import (
     target_of,
 )
 from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.speech import word_error_rate
 from higgs_pipe.data.splits import (
     EVAL,
     REFERENCE,
@@ -45,6 +46,7 @@ from higgs_pipe.data.tables import (
     MEASURED,
     REJECTED,
     SHARD_CLIPS,
+    SPEECH_COLUMNS,
     read_table,
     shard_path,
     write_shards,
@@ -66,7 +68,9 @@ LOOSENED_BY = {
     "recording": "set data.split_by to clip",
 }
 
-MEASURED_NAMES = [column.name for column in (*FILE_COLUMNS, *AUDIO_MEASURE_COLUMNS)]
+MEASURED_NAMES = [
+    column.name for column in (*FILE_COLUMNS, *AUDIO_MEASURE_COLUMNS, *SPEECH_COLUMNS)
+]
 # A row of MEASURED.
 Measured: TypeAlias = Mapping[str, Any]
 # A row of CLIPS.
@@ -158,10 +162,11 @@ def _judge(
     """Each row is accepted as a clip, or rejected; both in the manifest's order."""
     faults: dict[str, Fault] = {}
     sound: list[tuple[Row, Clip]] = []
-    for row in rows:
+    for given in rows:
+        row = _filled(given, measured) if stage.validate_.fill_missing_text else given
         fault = _fault(row, measured, stage.validate_)
         if fault is None:
-            clip = _clip(row, measured[target_of(row)])
+            clip = _clip(row, measured[target_of(row)], is_transcript=row is not given)
             fault = _filtered(row, clip, measured, stage.validate_)
             sound.append((row, clip))
         if fault is not None:
@@ -175,6 +180,12 @@ def _judge(
         if row.clip_id in faults
     ]
     return [pair for pair in sound if pair[0].clip_id not in faults], rejections
+
+
+def _filled(row: Row, measured: Mapping[Segment, Measured]) -> Row:
+    """The row, with what a recogniser heard where it has no text of its own."""
+    transcript = measured[target_of(row)]["transcript"]
+    return replace(row, text=transcript) if is_blank(row.text) and transcript else row
 
 
 def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfig) -> Fault | None:
@@ -387,8 +398,10 @@ def _reference_id(pcm_sha256: str, text: str, is_first: bool) -> str:
     return f"ref-{(pcm_sha256 if is_first else other)[:16]}"
 
 
-def _clip(row: Row, recording: Measured) -> Clip:
+def _clip(row: Row, recording: Measured, is_transcript: bool = False) -> Clip:
     """A row of CLIPS, all but its split and what goes with it."""
+    transcript = recording["transcript"]
+    compares = transcript is not None and not is_transcript
     return {
         "clip_id": row.clip_id,
         **Segment.of(recording)._asdict(),
@@ -404,6 +417,8 @@ def _clip(row: Row, recording: Measured) -> Clip:
         "reference_id": None,
         **{name: recording[name] for name in MEASURED_NAMES},
         **vars(measure_text(row.text, row.language, recording["duration_seconds"])),
+        "word_error_rate": word_error_rate(row.text, transcript) if compares else None,
+        "text_source": "transcript" if is_transcript else "manifest",
     }
 
 

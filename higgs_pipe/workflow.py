@@ -25,10 +25,10 @@ from higgs_pipe.errors import UserError, list_offenders
 STAGE_VERSIONS: dict[str, int] = {
     "tiny": 1,
     "list_rows": 1,
-    "measure": 1,
-    "validate": 3,
+    "measure": 2,
+    "validate": 4,
     "estimate": 1,
-    "tokenize": 1,
+    "tokenize": 2,
     "pack": 2,
     "train": 3,
     "eval": 1,
@@ -171,6 +171,12 @@ def overrides_text(config: Mapping[str, Any], experiment: str) -> str:
 def num_gpus(device: str, num_processes: int = 1) -> int:
     """GPUs that a job asks for: one a process, none when its section says ``device: cpu``."""
     return 0 if device == "cpu" else num_processes
+
+
+def runs_speech_models(config: Mapping[str, Any]) -> bool:
+    """Whether validation listens with models, and so may want a GPU and their memory."""
+    models = config["validate"]["speech_models"]
+    return any(models[name] is not None for name in ("asr", "quality", "speaker"))
 
 
 def launch_settings(config: Mapping[str, Any], experiment: str) -> dict[str, Any]:

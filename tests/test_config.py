@@ -179,6 +179,21 @@ def test_the_schema_and_the_models_refuse_the_same_values(dotted: str, value: An
         declared.Config.model_validate(config)
 
 
+def test_a_filter_without_the_model_that_it_needs_is_refused() -> None:
+    config = with_value(MINIMAL, "validate.filters.max_word_error_rate", 0.5)
+    assert "filters.max_word_error_rate needs speech_models.asr" in refusal(config)
+    load(with_value(config, "validate.speech_models.asr", "some/model"))
+    off = with_value(config, "validate.filters.max_word_error_rate", None)
+    load(with_value(off, "validate.fill_missing_text", False))
+
+
+def test_validation_listens_only_where_a_model_is_named() -> None:
+    assert not workflow.runs_speech_models(load(MINIMAL))
+    for model in ("asr", "quality", "speaker"):
+        listening = load(with_value(MINIMAL, f"validate.speech_models.{model}", "some/model"))
+        assert workflow.runs_speech_models(listening)
+
+
 def test_an_infinite_number_is_refused() -> None:
     config = with_value(MINIMAL, "train.max_grad_norm", float("inf"))
     assert "train.max_grad_norm: must be a finite number, not Infinity" in refusal(config)

@@ -36,8 +36,13 @@ class CodesStore:
     def __init__(self, shards: Sequence[Path], clip_ids: pa.Array, directory: Path) -> None:
         self.codec_info: CodecInfo = read_codec_info(shards[0])
         for shard in shards[1:]:
-            if read_codec_info(shard) != self.codec_info:
-                raise UserError(f"{shard} was made by another codec than {shards[0]}; {REMEDY}")
+            info = read_codec_info(shard)
+            if info != self.codec_info:
+                raise UserError(
+                    f"{shard} was made by another codec or number type than {shards[0]} "
+                    f"({info.codec} in {info.dtype}, {self.codec_info.codec} in "
+                    f"{self.codec_info.dtype}); {REMEDY}"
+                )
         spec = codes_spec(self.codec_info.num_codebooks)
         tables = [open_table(shard, spec)[0] for shard in shards]
         listing = [table.read(columns=["clip_id", "num_frames"]) for table in tables]

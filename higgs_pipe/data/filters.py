@@ -21,6 +21,10 @@ BOUNDS = (
     ("max_characters_per_second", "characters_per_second", Reason.MANY_CHARACTERS_PER_SECOND),
     ("min_words_per_second", "words_per_second", Reason.FEW_WORDS_PER_SECOND),
     ("max_words_per_second", "words_per_second", Reason.MANY_WORDS_PER_SECOND),
+    ("max_word_error_rate", "word_error_rate", Reason.WORD_ERROR_RATE),
+    ("min_stoi", "stoi", Reason.LOW_STOI),
+    ("min_pesq", "pesq", Reason.LOW_PESQ),
+    ("min_si_sdr_db", "si_sdr_db", Reason.LOW_SI_SDR),
 )
 
 
@@ -33,9 +37,10 @@ def faults(measures: Mapping[str, Any], limits: FilterConfig) -> list[tuple[Reas
     """
     found = []
     for setting, measure, reason in BOUNDS:
-        limit, value = getattr(limits, setting), measures[measure]
-        if limit is None:
+        limit = getattr(limits, setting)
+        if limit is None or measures[measure] is None:
             continue
+        value = measures[measure]
         if setting.startswith("max_") and value > limit:
             found.append((reason, _fact(measure, value, "more", setting, limit)))
         elif setting.startswith("min_") and value < limit:

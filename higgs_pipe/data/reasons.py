@@ -71,6 +71,11 @@ class Reason(StrEnum):
     FEW_WORDS_PER_SECOND = "few_words_per_second", "complete the transcript, or cut the pauses out"
     MANY_WORDS_PER_SECOND = "many_words_per_second", "take out what the recording does not say"
     WRONG_SCRIPT = "wrong_script", "mend `language` (sr-Latn names a script), or the text"
+    # Of the speech models.
+    WORD_ERROR_RATE = "word_error_rate", "write down what is said, or drop the row"
+    LOW_STOI = "low_stoi", "take a cleaner recording, or drop the row"
+    LOW_PESQ = "low_pesq", "take a cleaner recording, or drop the row"
+    LOW_SI_SDR = "low_si_sdr", "take a cleaner recording, or drop the row"
     # Of what a row shares with others.
     SPLIT_CONFLICT = (
         "split_conflict",

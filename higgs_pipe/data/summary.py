@@ -51,6 +51,7 @@ def summarize(
         "num_rejected": len(rejections),
         "num_rejected_by_reason": {r.value: reasons[r] for r in Reason if reasons[r]},
         "rejected": _lost(rejections),
+        "num_texts_from_transcripts": sum(c["text_source"] == "transcript" for c in targets),
         "num_references": len(references),
         "splits": {split: _share(clips) for split, clips in by_split.items()},
         "split_by": data.split_by,

@@ -52,7 +52,10 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class CodecInfo:
-    """The codec that made the codes; stamped on each table that holds codes."""
+    """The codec that made the codes; stamped on each table that holds codes.
+
+    ``dtype`` is the type that it computed in: another type gives other codes.
+    """
 
     codec: str
     revision: str | None
@@ -62,6 +65,7 @@ class CodecInfo:
     frame_rate_hz: float
     sample_rate_hz: int
     hop_length: int
+    dtype: str
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> Self:
@@ -177,9 +181,27 @@ FILE_COLUMNS = (
     Column("pcm_sha256", pa.string(), "SHA-256 of the decoded samples; finds duplicates."),
 )
 
+SPEECH_COLUMNS = (
+    Column("transcript", pa.string(), "What a speech recogniser heard.", nullable=True),
+    Column("stoi", pa.float32(), "Intelligibility (STOI) as a model estimates it.", nullable=True),
+    Column("pesq", pa.float32(), "Quality (PESQ) as a model estimates it.", nullable=True),
+    Column(
+        "si_sdr_db",
+        pa.float32(),
+        "Scale-invariant signal-to-distortion ratio as a model estimates it, in dB.",
+        nullable=True,
+    ),
+    Column(
+        "speaker_embedding",
+        pa.list_(pa.float32()),
+        "The voice, by a speaker model: of length 1, close to others of the speaker.",
+        nullable=True,
+    ),
+)
+
 MEASURED = TableSpec(
     name="measured recordings",
-    version=1,
+    version=2,
     made_by="measure_shard",
     columns=(
         *RECORDINGS.columns,
@@ -187,12 +209,13 @@ MEASURED = TableSpec(
         Column("fact", pa.string(), "What was found then, in words.", nullable=True),
         # Of what cannot be used, only the length may be known.
         *(replace(column, nullable=True) for column in (*FILE_COLUMNS, *AUDIO_MEASURE_COLUMNS)),
+        *SPEECH_COLUMNS,
     ),
 )
 
 CLIPS = TableSpec(
     name="clips",
-    version=3,
+    version=4,
     made_by="judge_clips",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
@@ -208,6 +231,14 @@ CLIPS = TableSpec(
         Column("split", pa.string(), "train, eval, or reference (only ever a prompt)."),
         *FILE_COLUMNS,
         *MEASURE_COLUMNS,
+        *SPEECH_COLUMNS,
+        Column(
+            "word_error_rate",
+            pa.float32(),
+            "Word error rate of the transcript against the text.",
+            nullable=True,
+        ),
+        Column("text_source", pa.string(), "manifest, or transcript where that had no text."),
     ),
 )
 
@@ -434,7 +465,7 @@ def read_codec_info(path: Path) -> CodecInfo:
     try:
         metadata = pq.read_schema(path).metadata or {}
         return CodecInfo.from_metadata(json.loads(metadata[METADATA_KEY]))
-    except (FileNotFoundError, KeyError, pa.ArrowInvalid):
+    except (FileNotFoundError, KeyError, TypeError, pa.ArrowInvalid):
         raise UserError(
             f"{path}: no table with a codec stamp; run: snakemake --forcerun tokenize_shard"
         ) from None

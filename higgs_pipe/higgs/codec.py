@@ -6,24 +6,63 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torchaudio
+from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerModel
+from transformers.models.dac.modeling_dac import Snake1d
 
+from higgs_pipe.config import CodecDtype
 from higgs_pipe.data.tables import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.checkpoint import load_weights, weight_fingerprint
 from higgs_pipe.higgs.codes import Codes
+from higgs_pipe.higgs.devices import pick_dtype
+
+SNAKE_BLOCK_NUM_VALUES = 2**18  # 1 MB: it fits the cache of a core
+
+
+class BlockedSnake(nn.Module):
+    """The activation x + sin²(alpha x) / alpha, a block at a time, for inference on a CPU.
+
+    The native one writes four intermediates as large as x, which is most of the encoder's memory.
+    This one keeps each block in the cache. The values are the same, bit for bit.
+    """
+
+    def __init__(self, native: Snake1d) -> None:
+        super().__init__()
+        self.alpha = native.alpha  # (1, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, n) -> (B, C, n)."""
+        factor = (self.alpha + 1e-9).reciprocal()
+        result = torch.empty_like(x)
+        num_rows = max(1, SNAKE_BLOCK_NUM_VALUES // x.shape[2])
+        for row in range(0, x.shape[1], num_rows):
+            rows = slice(row, row + num_rows)
+            for start in range(0, x.shape[2], SNAKE_BLOCK_NUM_VALUES):
+                columns = slice(start, start + SNAKE_BLOCK_NUM_VALUES)
+                block, x_block = result[:, rows, columns], x[:, rows, columns]
+                torch.mul(self.alpha[:, rows], x_block, out=block)
+                block.sin_().square_().mul_(factor[:, rows]).add_(x_block)
+        return result
 
 
 def load_codec(
-    codec: str, revision: str | None, device: torch.device
+    codec: str, revision: str | None, device: torch.device, dtype: CodecDtype = "float32"
 ) -> tuple[HiggsAudioV2TokenizerModel, CodecInfo]:
-    """Load the codec in float32 for inference, and what identifies it.
+    """Load the codec for inference, and what identifies it.
+
+    Args:
+        codec: A directory or a Hub id.
+        revision: A Hub revision, or None.
+        device: Where it runs.
+        dtype: What it computes in on a GPU; on a CPU that is always float32.
 
     Raises:
         UserError: It cannot be loaded, or some of its weights are missing.
     """
     model = load_weights(HiggsAudioV2TokenizerModel, "codec", codec, revision, dtype=torch.float32)
     config = model.config
+    compute_dtype = torch.float32 if device.type == "cpu" else pick_dtype(dtype, device)
     info = CodecInfo(
         codec=codec,
         revision=revision,
@@ -33,8 +72,15 @@ def load_codec(
         frame_rate_hz=config.sample_rate / config.hop_length,
         sample_rate_hz=config.sample_rate,
         hop_length=config.hop_length,
+        dtype=str(compute_dtype).removeprefix("torch."),
     )
-    return model.to(device).eval(), info
+    # By default float32 convolutions on a GPU are rounded to 10 bits, which changes codes.
+    torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cpu":
+        for name, module in list(model.acoustic_encoder.named_modules()):
+            if isinstance(module, Snake1d):
+                model.acoustic_encoder.set_submodule(name, BlockedSnake(module))
+    return model.to(device).requires_grad_(False).eval(), info
 
 
 def to_codec_input(
@@ -74,7 +120,10 @@ def encode(
     Returns:
         B arrays of (T, K).
     """
-    codes = model.encode(waveforms[:, None].to(model.device)).audio_codes  # (B, K, T)
+    dtype: torch.dtype = getattr(torch, info.dtype)
+    # Not a codec cast to bfloat16: it would also resample in bfloat16.
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        codes = model.encode(waveforms[:, None].to(model.device)).audio_codes  # (B, K, T)
     num_frames = waveforms.shape[1] // info.hop_length
     expected = (len(waveforms), info.num_codebooks, num_frames)
     if tuple(codes.shape) != expected:

@@ -47,7 +47,11 @@ rule measure_shard:
         "../../envs/higgs-pipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        gpu=pipeline.num_gpus(
+            config["validate"]["speech_models"]["device"],
+            int(pipeline.runs_speech_models(config)),
+        ),
+        mem_mb=16000 if pipeline.runs_speech_models(config) else 2000,
         runtime=480,
     params:
         version=pipeline.STAGE_VERSIONS["measure"],
@@ -121,7 +125,8 @@ rule tokenize_shard:
         "<logs>/tokenize/{shard}.log",
     conda:
         "../../envs/higgs-pipe.yaml"
-    threads: 1
+    # On a GPU threads decode the next files; on a CPU two jobs are faster than two threads.
+    threads: 4 if config["tokenize"]["device"] == "cuda" else 1
     resources:
         gpu=pipeline.num_gpus(config["tokenize"]["device"]),
         mem_mb=16000,
