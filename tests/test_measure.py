@@ -151,7 +151,7 @@ def test_any_number_of_threads_gives_equal_bytes(tmp_path: Path) -> None:
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("moment", ["measure.measure_audio", "pq.ParquetWriter.close", "os.fsync"])
+@pytest.mark.parametrize("moment", ["measure.open_audio", "pq.ParquetWriter.close", "os.fsync"])
 def test_a_killed_job_leaves_no_half_shard_and_the_rerun_gives_identical_bytes(
     tmp_path: Path, moment: str
 ) -> None:

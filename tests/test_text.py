@@ -179,4 +179,4 @@ def test_a_control_token_across_the_parts_of_a_turn_rejects_the_conversation(
     texts, reasons = validated(tmp_path, samples)
     assert len(texts) == 2
     assert len(reasons) == 1
-    assert reasons[0].startswith("control_token: `conversation` contains <|eot")
+    assert reasons[0].startswith("control_token: turn 1 contains <|eot")
