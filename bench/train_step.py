@@ -383,7 +383,7 @@ def cuda_table(result: Sequence[dict[str, Any]], machine: str) -> list[str]:
     ]
     for line in result:
         checkpointing = "every layer" if line["checkpoint_every"] else "none"
-        cells = "does not fit | |"
+        cells = "does not fit | | |"
         if line["tokens_per_second"] is not None:
             cells = (
                 f"{line['tokens_per_second']:,.0f} | {line['mfu']:.0%} "
@@ -401,7 +401,7 @@ def machine_name(device: str) -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {software}"
+    return f"{name}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}, {software}"
 
 
 def put_table(path: Path, name: str, lines: Sequence[str]) -> None:
