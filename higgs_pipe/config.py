@@ -56,6 +56,10 @@ class DataConfig(ShardConfig):
         True,
         description="Whether clips of one text, but for case and punctuation, share a side.",
     )
+    keep_context_together: bool = Field(
+        True,
+        description="Whether a clip shares a side with the conversations in which it is heard.",
+    )
 
 
 class FilterConfig(Section):
@@ -217,25 +221,36 @@ class TokenizeConfig(Section):
 
 
 class TaskMix(Section):
-    """Weights of the kinds of sample; each clip gets one kind, drawn by seed."""
+    """Weights of the kinds of sample; each clip or dialogue gets one kind, drawn by seed."""
 
     # The rule of `_some_weight`, for the schema, so that Snakemake refuses it before any job.
     model_config = ConfigDict(
         json_schema_extra={
             "not": {
                 "description": "at least one task needs a weight above 0",
-                "properties": {"speech": {"const": 0}, "cloning": {"const": 0}},
-                "required": ["speech", "cloning"],
+                "properties": {
+                    "speech": {"const": 0},
+                    "cloning": {"const": 0},
+                    "dialogue": {"const": 0},
+                    "dialogue_cloning": {"const": 0},
+                },
+                "required": ["speech", "cloning", "dialogue", "dialogue_cloning"],
             }
         }
     )
 
     speech: float = Field(1.0, ge=0, description="Text to speech without a reference voice.")
     cloning: float = Field(1.0, ge=0, description="A reference clip of the speaker comes first.")
+    dialogue: float = Field(
+        1.0, ge=0, description="The turns of a dialogue at once, without reference voices."
+    )
+    dialogue_cloning: float = Field(
+        1.0, ge=0, description="The same after a reference clip of each speaker."
+    )
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
-        if self.speech + self.cloning <= 0:
+        if self.speech + self.cloning + self.dialogue + self.dialogue_cloning <= 0:
             raise ValueError("at least one task needs a weight above 0")
         return self
 
@@ -247,13 +262,19 @@ class PackConfig(Section):
         2048, ge=64, le=131_072, description="Positions in a packed row, text and audio frames."
     )
     tasks: TaskMix = TaskMix()
+    scene_dropout: float = Field(
+        0.0, ge=0, le=1, description="Share of the samples that lose their scene."
+    )
+    reference_dropout: float = Field(
+        0.0, ge=0, le=1, description="Share of the reference recordings that are left out."
+    )
     system_prompt: str = Field(
         DEFAULT_SYSTEM_PROMPT, min_length=1, description="The system message of each sample."
     )
     clean_text: bool = Field(
         True, description="Clean the text as Higgs Audio's own inference does; keep it the same."
     )
-    seed: int = Field(0, ge=0, description="Draws the task and the reference of each clip.")
+    seed: int = Field(0, ge=0, description="Draws tasks, references and dropouts.")
 
 
 LoraPreset = Literal["attention", "audio", "all"]

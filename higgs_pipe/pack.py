@@ -1,62 +1,58 @@
 """Stage 3: clips and codes become packed training rows.
 
-One sample a clip: plain speech, or cloning with a recording of the same speaker as its reference.
-Samples are packed into rows of at most ``pack.max_tokens`` positions by first-fit-decreasing over
-their lengths; only then are the rows built and written.
+Two passes over each split. The first draws the samples, renders their prompts and works out their
+lengths; prompts wait in a temporary file, as the codes do. Best-fit-decreasing then plans rows of
+at most ``pack.max_tokens`` positions over the lengths alone. The second pass builds and writes the
+rows. Memory holds what a clip takes in the table, not its codes.
 """
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from higgs_pipe.cli import main
 from higgs_pipe.config import PackConfig, PackStage, load_stage
-from higgs_pipe.data.bins import first_fit_decreasing
+from higgs_pipe.data.bins import Indices, best_fit_decreasing
 from higgs_pipe.data.codes_store import CodesStore
 from higgs_pipe.data.files import write_json
-from higgs_pipe.data.splits import EVAL, REFERENCE, TRAIN, Stretch, unit_hash
-from higgs_pipe.data.tables import CLIPS, packed_spec, read_table, table_writer, to_arrow
+from higgs_pipe.data.samples import (
+    CLIP_TASKS,
+    CONVERSATION,
+    TASKS,
+    Clips,
+    Plan,
+    Planner,
+    Recording,
+    turns_of,
+)
+from higgs_pipe.data.splits import EVAL, TRAIN, unit_hash
+from higgs_pipe.data.spool import Spool, check_free_space
+from higgs_pipe.data.tables import packed_spec, table_writer, to_arrow
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.chatml import PromptRenderer, TokenIds, clean_text, conversation
+from higgs_pipe.higgs.chatml import (
+    PUBLISHED_TEMPLATE,
+    Prompt,
+    PromptRenderer,
+    Sample,
+    clean_text,
+)
 from higgs_pipe.higgs.codes import IGNORED
 
 logger = logging.getLogger("higgs_pipe")
 
-SPEECH, CLONING = "speech", "cloning"
-ROWS_PER_GROUP = 16  # a Parquet row group: what the trainer reads to get one row
-CLIPS_PER_CHUNK = 1024  # prompts tokenized at once
-
-NO_REFERENCE = "no other recording of the speaker in this split"
-REFERENCE_TOO_LONG = "the sample with its reference exceeds pack.max_tokens"
-
-Clip = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PlannedSample:
-    """A sample before its codes are read."""
-
-    clip: Clip
-    reference: Clip | None
-    fallback: str | None = None  # why the sample is plain speech though cloning was drawn
-    prompt_ids: TokenIds = field(default_factory=lambda: np.empty(0, np.int32))
-    length: int = 0  # S
-
-    @property
-    def task(self) -> str:
-        """What the sample teaches."""
-        return SPEECH if self.reference is None else CLONING
-
-    @property
-    def clip_ids(self) -> list[str]:
-        """Clips whose codes the sample holds, the target last."""
-        clips = [self.clip] if self.reference is None else [self.reference, self.clip]
-        return [clip["clip_id"] for clip in clips]
+# A Parquet row group is what the trainer reads to get one row: at 2048 positions 0.6 ms in groups
+# of 1, 1.9 ms of 4, 3.1 ms of 8, 5.6 ms of 16. The footer, which every process keeps, takes 780,
+# 200, 100 and 50 bytes a row.
+ROWS_PER_GROUP = 8
+SAMPLES_PER_CHUNK = 1024  # rendered at once
 
 
 def run(
@@ -75,41 +71,31 @@ def run(
         clips: The accepted clips, from validate.
         codes_dir: The shards of codes, from tokenize.
         num_shards: How many there are; older ones may lie there too.
-        train_rows: Where the packed training rows go.
+        train_rows: Where the packed training rows go; temporary files lie beside them.
         eval_rows: Where the packed held-out rows go.
         packing: Where the summary goes.
 
     Raises:
-        UserError: The codec does not fit the base model, codes are missing, or a split is empty.
+        UserError: The codec does not fit the base model, codes are missing, a split is empty, or
+            the disk is full.
     """
     stage = load_stage(PackStage, config)
     renderer = PromptRenderer(stage.base_model, stage.base_model_revision)
-    codes = CodesStore([codes_dir / f"shard-{shard:05d}.parquet" for shard in range(num_shards)])
-    _check_codec(codes, renderer)
-    all_clips = read_table(clips, CLIPS)[0].to_pylist()
-    references = {clip["clip_id"]: clip for clip in all_clips if clip["split"] == REFERENCE}
-
-    summary: dict[str, Any] = {"max_tokens": stage.pack.max_tokens}
-    fallbacks: Counter[tuple[str, str, str]] = Counter()
-    rejected: list[dict[str, str]] = []
-    for split, path in ((TRAIN, train_rows), (EVAL, eval_rows)):
-        split_clips = [clip for clip in all_clips if clip["split"] == split]
-        samples = choose_references(split_clips, references, stage.pack)
-        samples = measure(samples, codes, renderer, stage.pack)
-        fallbacks.update(
-            (split, sample.clip["speaker"] or "unknown", sample.fallback)
-            for sample in samples
-            if sample.fallback is not None
-        )
-        max_tokens = stage.pack.max_tokens
-        rejected += [_too_long(s, max_tokens) for s in samples if s.length > max_tokens]
-        fitting = [sample for sample in samples if sample.length <= max_tokens]
-        if not fitting:
-            raise UserError(
-                f"no sample of the {split} split fits into pack.max_tokens = {max_tokens}; "
-                "raise it, or lower validate.max_clip_seconds and bring shorter clips."
-            )
-        summary[split] = write_rows(path, fitting, codes, renderer, max_tokens)
+    table = Clips.read(clips)
+    shards = [codes_dir / f"shard-{shard:05d}.parquet" for shard in range(num_shards)]
+    train_rows.parent.mkdir(parents=True, exist_ok=True)
+    with CodesStore(shards, table.ids, train_rows.parent) as codes:
+        _check_codec(codes, renderer)
+        summary: dict[str, Any] = {"max_tokens": stage.pack.max_tokens}
+        rejected: list[dict[str, str]] = []
+        fallbacks: Counter[tuple[str, str, str]] = Counter()
+        for split, path in ((TRAIN, train_rows), (EVAL, eval_rows)):
+            packer = Packer(table, codes, renderer, stage.pack)
+            with Spool(train_rows.parent, np.int32) as spool:
+                packer.plan(split, spool)
+                summary[split] = packer.write(path, spool)
+            rejected += packer.rejected
+            fallbacks.update({(split, *key): n for key, n in packer.fallbacks.items()})
     summary["fallbacks"] = [
         {"split": split, "speaker": speaker, "reason": reason, "num_clips": num_clips}
         for (split, speaker, reason), num_clips in sorted(fallbacks.items())
@@ -129,178 +115,199 @@ def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
         )
 
 
-def choose_references(
-    clips: Sequence[Clip], references: Mapping[str, Clip], settings: PackConfig
-) -> list[PlannedSample]:
-    """Draw the task of each clip, and the reference of those that are cloning.
-
-    A row's own reference recording comes first; otherwise another clip of the same speaker in the
-    same split with other audio, drawn by seed. Segments of one file that overlap are never each
-    other's reference.
+class Packer:
+    """Packs one split: :meth:`plan`, then :meth:`write`.
 
     Args:
-        clips: The clips of one split.
-        references: The reference recordings, by id.
-        settings: Task weights and seed.
+        clips: The table of clips.
+        codes: The codes of its clips.
+        renderer: Of the base model.
+        settings: Section ``pack``.
     """
-    by_speaker: dict[str, list[Clip]] = defaultdict(list)
-    for clip in clips:
-        if clip["speaker"] is not None:
-            by_speaker[clip["speaker"]].append(clip)
-    cloning_share = settings.tasks.cloning / (settings.tasks.cloning + settings.tasks.speech)
 
-    samples = []
-    for clip in clips:
-        if unit_hash("task", settings.seed, clip["clip_id"]) >= cloning_share:
-            samples.append(PlannedSample(clip, reference=None))
-            continue
-        reference = (
-            _draw_reference(clip, by_speaker, settings.seed)
-            if clip["reference_id"] is None
-            else references[clip["reference_id"]]
-        )
-        fallback = NO_REFERENCE if reference is None else None
-        samples.append(PlannedSample(clip, reference, fallback))
-    return samples
+    def __init__(
+        self, clips: Clips, codes: CodesStore, renderer: PromptRenderer, settings: PackConfig
+    ) -> None:
+        self.rejected: list[dict[str, str]] = []
+        self.fallbacks: Counter[tuple[str, str]] = Counter()  # by speaker and reason
+        self._clips = clips
+        self._codes = codes
+        self._renderer = renderer
+        self._settings = settings
+        self._tasks: Counter[str] = Counter()
+        self._num_target_frames = 0
+        self._names = array("i")  # the clip that a sample is named after
+        self._lengths = array("i")  # S of each sample
+        self._ends = array("q", [0])  # where each sample's record ends in the spool
 
+    def plan(self, split: str, spool: Spool) -> None:
+        """Draw the samples of a split, render them, and spool what :meth:`write` builds them from.
 
-def _draw_reference(clip: Clip, by_speaker: Mapping[str, list[Clip]], seed: int) -> Clip | None:
-    """Another clip of the speaker: one drawn by seed, or the next whose audio differs."""
-    candidates = by_speaker.get(clip["speaker"], [])
-    target = Stretch.of_clip(clip)
-    start = int(unit_hash("reference", seed, clip["clip_id"]) * len(candidates))
-    rotated = (candidates[(start + i) % len(candidates)] for i in range(len(candidates)))
-    return next(
-        (
-            c
-            for c in rotated
-            if c["pcm_sha256"] != clip["pcm_sha256"] and not Stretch.of_clip(c).overlaps(target)
-        ),
-        None,
-    )
-
-
-def measure(
-    samples: Sequence[PlannedSample],
-    codes: CodesStore,
-    renderer: PromptRenderer,
-    settings: PackConfig,
-) -> list[PlannedSample]:
-    """Render each sample's prompt and work out its length.
-
-    A reference that would make the sample longer than a row is left out.
-    """
-    measured = []
-    for start in range(0, len(samples), CLIPS_PER_CHUNK):
-        measured += _rendered(samples[start : start + CLIPS_PER_CHUNK], codes, renderer, settings)
-    too_long = [
-        i
-        for i, sample in enumerate(measured)
-        if sample.reference is not None and sample.length > settings.max_tokens
-    ]
-    shortened = [
-        replace(measured[i], reference=None, fallback=REFERENCE_TOO_LONG) for i in too_long
-    ]
-    for i, sample in zip(too_long, _rendered(shortened, codes, renderer, settings), strict=True):
-        measured[i] = sample
-    return measured
-
-
-def _rendered(
-    samples: Sequence[PlannedSample],
-    codes: CodesStore,
-    renderer: PromptRenderer,
-    settings: PackConfig,
-) -> list[PlannedSample]:
-    def spoken(clip: Clip) -> str:
-        return clean_text(clip["text"]) if settings.clean_text else clip["text"]
-
-    if not samples:
-        return []
-    all_prompt_ids = renderer.prompt_ids(
-        [
-            conversation(
-                text=spoken(sample.clip),
-                system_prompt=settings.system_prompt,
-                scene=sample.clip["scene"],
-                reference_text=spoken(sample.reference) if sample.reference else None,
+        Raises:
+            UserError: No sample fits into a row, or the template does not say a plain sample.
+        """
+        planner = Planner(self._clips, split, self._settings)
+        plans = planner.plans()
+        while chunk := list(islice(plans, SAMPLES_PER_CHUNK)):
+            while chunk:
+                chunk = [
+                    shorter
+                    for plan, prompt, recordings in self._rendered(chunk)
+                    for shorter in self._take(plan, prompt, recordings, planner, spool)
+                ]
+        if not self._lengths:
+            raise UserError(
+                f"no sample of the {split} split fits into pack.max_tokens = "
+                f"{self._settings.max_tokens}; raise it, or lower validate.max_clip_seconds and "
+                "bring shorter clips."
             )
-            for sample in samples
+
+    def _rendered(self, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Prompt, list[Recording]]]:
+        """Each sample's prompt and recordings; what the template cannot say is rejected."""
+        rows = self._clips.rows([clip for plan in plans for clip in plan.clips])
+        clean = clean_text if self._settings.clean_text else str
+        system_prompt = self._settings.system_prompt
+        turns = [turns_of(plan, rows, self._clips, system_prompt, clean) for plan in plans]
+        prompts = self._renderer.prompts(turns)
+        for plan, sample_turns, prompt in zip(plans, turns, prompts, strict=True):
+            if isinstance(prompt, Prompt):
+                parts = (part for turn in sample_turns for part in turn.parts)
+                yield plan, prompt, [part for part in parts if isinstance(part, Recording)]
+            elif plan.drawn_task == CONVERSATION:
+                self._reject(plan, "not_in_chat_template", f"{prompt}; rewrite the conversation")
+            else:
+                raise UserError(f"{self._place(plan)}: {prompt}; {PUBLISHED_TEMPLATE}")
+
+    def _take(
+        self,
+        plan: Plan,
+        prompt: Prompt,
+        recordings: Sequence[Recording],
+        planner: Planner,
+        spool: Spool,
+    ) -> list[Plan]:
+        """Spool a sample that fits into a row; otherwise say what to try instead of it."""
+        num_frames = [
+            sum(int(self._codes.num_frames[clip]) for clip in recording.clips)
+            for recording in recordings
         ]
-    )
-    rendered = []
-    for sample, prompt_ids in zip(samples, all_prompt_ids, strict=True):
-        num_frames = [len(codes[clip_id]) for clip_id in sample.clip_ids]
-        length = renderer.sample_length(prompt_ids, num_frames)
-        rendered.append(replace(sample, prompt_ids=prompt_ids, length=length))
-    return rendered
+        length = self._renderer.sample_length(prompt, num_frames)
+        max_tokens = self._settings.max_tokens
+        if length > max_tokens:
+            if not (shorter := planner.shorter(plan)):
+                self._reject(
+                    plan,
+                    "too_many_tokens",
+                    f"{length} positions do not fit into pack.max_tokens = {max_tokens}; raise it "
+                    "or split the recording",
+                )
+            return shorter
+        self.fallbacks.update((f.speaker, f.reason) for f in plan.fallbacks)
+        self._tasks[plan.task] += 1
+        is_target = prompt.is_target
+        self._num_target_frames += sum(n for n, t in zip(num_frames, is_target, strict=True) if t)
+        self._names.append(plan.targets[0])
+        self._lengths.append(length)
+        record = _record(prompt, recordings)
+        self._ends.append(spool.append(record) + len(record))
+        return []
+
+    def _reject(self, plan: Plan, reason: str, message: str) -> None:
+        clip_id = self._clips.ids[plan.targets[0]].as_py()
+        message = f"{self._place(plan)}: {message}"
+        self.rejected.append({"clip_id": clip_id, "reason": reason, "message": message})
+
+    def _place(self, plan: Plan) -> str:
+        first = plan.targets[0]
+        row = self._clips.rows([first])[first]
+        return f"{row['manifest']}:{row['line']}"
+
+    def write(self, path: Path, spool: Spool) -> dict[str, Any]:
+        """Plan the rows, build them and write them, a row group at a time.
+
+        Returns:
+            The counts of the split, for ``packing.json``.
+        """
+        max_tokens, info = self._settings.max_tokens, self._codes.codec_info
+        num_positions = sum(self._lengths)
+        # Two matrices of int16, most positions being frames, at about half their size.
+        check_free_space(path.parent, 2 * info.num_codebooks * num_positions, f"{path.name} would")
+        bins = best_fit_decreasing(np.frombuffer(self._lengths, np.int32), max_tokens)
+        # Best-fit-decreasing opens bins in the order of lengths; the rows have none.
+        bins.sort(key=lambda members: unit_hash("row", self._settings.seed, self._name(members[0])))
+        spec = packed_spec(info.num_codebooks)
+        counts: Counter[str] = Counter()
+        with (
+            table_writer(path, spec, info.as_metadata()) as writer,
+            ThreadPoolExecutor(1) as background,  # encodes a row group while the next is built
+        ):
+            written: Future[None] | None = None
+            for start in range(0, len(bins), ROWS_PER_GROUP):
+                rows = [self._row(m, spool) for m in bins[start : start + ROWS_PER_GROUP]]
+                for row in rows:
+                    counts["num_tokens"] += len(row["input_ids"])
+                    counts["num_audio_frames"] += len(row["audio_input_ids"])
+                    counts["num_text_labels"] += int((row["labels"] != IGNORED).sum())
+                    counts["num_audio_labels"] += int((row["audio_labels"] != IGNORED).sum())
+                group = to_arrow(spec, rows, writer.schema)
+                if written:
+                    written.result()
+                written = background.submit(writer.write_table, group, ROWS_PER_GROUP)
+            if written:
+                written.result()
+        tasks = {task: self._tasks[task] for task in TASKS}
+        return {
+            "num_rows": len(bins),
+            "num_samples": len(self._lengths),
+            "tasks": {task: n for task, n in tasks.items() if n or task in CLIP_TASKS},
+            "audio_seconds": self._num_target_frames / info.frame_rate_hz,
+            **counts,
+            "fill": counts["num_tokens"] / (len(bins) * max_tokens),
+        }
+
+    def _row(self, members: Indices, spool: Spool) -> dict[str, Any]:
+        samples = [self._sample(int(member), spool) for member in members]
+        return {
+            "input_ids": np.concatenate([sample.input_ids for sample in samples]),
+            "labels": np.concatenate([sample.labels for sample in samples]),
+            "audio_input_ids": np.concatenate([sample.audio_input_ids for sample in samples]),
+            "audio_labels": np.concatenate([sample.audio_labels for sample in samples]),
+            "sample_ids": [self._name(member) for member in members],
+            "sample_lengths": np.asarray([len(sample.input_ids) for sample in samples], np.int32),
+        }
+
+    def _sample(self, sample: int, spool: Spool) -> Sample:
+        start, end = self._ends[sample], self._ends[sample + 1]
+        prompt, recordings = _from_record(spool.read(start, end - start))
+        codes = [np.concatenate([self._codes[clip] for clip in r.clips]) for r in recordings]
+        return self._renderer.sample(prompt, codes)
+
+    def _name(self, sample: int) -> str:
+        clip_id: str = self._clips.ids[self._names[sample]].as_py()
+        return clip_id
 
 
-def write_rows(
-    path: Path,
-    samples: Sequence[PlannedSample],
-    codes: CodesStore,
-    renderer: PromptRenderer,
-    max_tokens: int,
-) -> dict[str, Any]:
-    """Pack samples into rows, build them and write them, a row group at a time.
-
-    Returns:
-        The counts of the split, for ``packing.json``.
-    """
-    bins = first_fit_decreasing([sample.length for sample in samples], max_tokens)
-    spec = packed_spec(codes.codec_info.num_codebooks)
-    counts: Counter[str] = Counter()
-    with table_writer(path, spec, codes.codec_info.as_metadata()) as writer:
-        for start in range(0, len(bins), ROWS_PER_GROUP):
-            rows = [
-                _row([samples[i] for i in members], codes, renderer)
-                for members in bins[start : start + ROWS_PER_GROUP]
-            ]
-            for row in rows:
-                counts["num_tokens"] += len(row["input_ids"])
-                counts["num_audio_frames"] += len(row["audio_input_ids"])
-                counts["num_text_labels"] += int((row["labels"] != IGNORED).sum())
-                counts["num_audio_labels"] += int((row["audio_labels"] != IGNORED).sum())
-            writer.write_table(to_arrow(spec, rows, writer.schema), row_group_size=ROWS_PER_GROUP)
-    target_frames = sum(len(codes[sample.clip["clip_id"]]) for sample in samples)
-    return {
-        "num_rows": len(bins),
-        "num_samples": len(samples),
-        "tasks": {task: sum(s.task == task for s in samples) for task in (SPEECH, CLONING)},
-        "audio_seconds": target_frames / codes.codec_info.frame_rate_hz,
-        **counts,
-        "fill": counts["num_tokens"] / (len(bins) * max_tokens),
-    }
-
-
-def _row(
-    members: Sequence[PlannedSample], codes: CodesStore, renderer: PromptRenderer
-) -> dict[str, Any]:
-    samples = [
-        renderer.sample(planned.prompt_ids, [codes[clip_id] for clip_id in planned.clip_ids])
-        for planned in members
+def _record(prompt: Prompt, recordings: Sequence[Recording]) -> npt.NDArray[np.int32]:
+    """A sample as one array: its sizes, prompt, and for each recording target or not and clips."""
+    described = [
+        [is_target, len(recording.clips), *recording.clips]
+        for recording, is_target in zip(recordings, prompt.is_target, strict=True)
     ]
-    return {
-        "input_ids": np.concatenate([sample.input_ids for sample in samples]),
-        "labels": np.concatenate([sample.labels for sample in samples]),
-        "audio_input_ids": np.concatenate([sample.audio_input_ids for sample in samples]),
-        "audio_labels": np.concatenate([sample.audio_labels for sample in samples]),
-        "sample_ids": [planned.clip["clip_id"] for planned in members],
-        "sample_lengths": np.asarray([len(sample.input_ids) for sample in samples], np.int32),
-    }
+    sizes = [len(prompt.ids), len(recordings)]
+    return np.concatenate([sizes, prompt.ids, prompt.labels, *described]).astype(np.int32)
 
 
-def _too_long(sample: PlannedSample, max_tokens: int) -> dict[str, str]:
-    clip = sample.clip
-    return {
-        "clip_id": clip["clip_id"],
-        "reason": "too_many_tokens",
-        "message": (
-            f"{clip['manifest']}:{clip['line']}: {sample.length} positions do not fit into "
-            f"pack.max_tokens = {max_tokens}; raise it or split the recording"
-        ),
-    }
+def _from_record(record: npt.NDArray[np.int32]) -> tuple[Prompt, list[Recording]]:
+    num_ids, num_recordings = record[:2].tolist()
+    ids, labels = record[2 : 2 + 2 * num_ids].reshape(2, num_ids)
+    described = record[2 + 2 * num_ids :].tolist()
+    is_target, recordings = [], []
+    for _ in range(num_recordings):
+        target, num_clips, *rest = described
+        is_target.append(bool(target))
+        recordings.append(Recording(tuple(rest[:num_clips])))
+        described = rest[num_clips:]
+    return Prompt(ids, labels, tuple(is_target)), recordings
 
 
 def _log(summary: dict[str, Any]) -> None:
@@ -314,15 +321,13 @@ def _log(summary: dict[str, Any]) -> None:
         )
     for fallback in summary["fallbacks"]:
         logger.warning(
-            "%(num_clips)d clips of speaker %(speaker)s in %(split)s are plain speech instead of "
-            "cloning: %(reason)s",
+            "%(num_clips)d samples of speaker %(speaker)s in %(split)s are less than their task "
+            "asks for: %(reason)s",
             fallback,
         )
     if summary["rejected"]:
         messages = [item["message"] for item in summary["rejected"]]
-        logger.warning(
-            "%d clips rejected, too many tokens:\n%s", len(messages), list_offenders(messages)
-        )
+        logger.warning("%d samples rejected:\n%s", len(messages), list_offenders(messages))
 
 
 if __name__ == "__main__":

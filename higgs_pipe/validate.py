@@ -5,6 +5,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from higgs_pipe.data.quality import measure_text
 from higgs_pipe.data.reasons import Fault, Reason, Rejection
 from higgs_pipe.data.rows import (
     conversation_text,
+    heard_in,
     read_rows,
     reference_of,
     segments_of,
@@ -29,7 +31,9 @@ from higgs_pipe.data.splits import (
     REFERENCE,
     TRAIN,
     Key,
+    Stretch,
     assign_splits,
+    beside,
     groups_of,
     keys_of,
     shard_of,
@@ -56,7 +60,8 @@ logger = logging.getLogger("higgs_pipe")
 
 # What to change where too many clips share something to be split.
 LOOSENED_BY = {
-    "audio": "add other recordings",
+    "audio": "add other recordings, or, where conversations share what is only heard in them, set "
+    "data.keep_context_together to false",
     "text": "set data.keep_text_together to false",
     "dialogue": "add other dialogues",
     "speaker": "set data.split_by to recording or clip",
@@ -105,9 +110,9 @@ def run(
     accepted, rejections = _judge(manifest.rows, measured, stage)
     _check_enough_accepted(len(manifest.rows), rejections, stage.validate_.max_rejected_fraction)
     targets = [clip for _, clip in accepted]
-    _split(accepted, stage.data)
     references = _add_references(accepted, measured)
-    _check_both_splits(targets, stage.data)
+    _split(accepted, references, stage.data)
+    _check_both_splits(targets, references, stage.data)
 
     write_table(clips, CLIPS, [*targets, *references])
     write_table(rejected, REJECTED, [_rejected_row(rejection) for rejection in rejections])
@@ -162,12 +167,12 @@ def _judge(
         fault = _fault(row, measured, stage.validate_)
         if fault is None:
             clip = _clip(row, measured[target_of(row)], is_transcript=row is not given)
-            found = filters.faults(clip, stage.validate_.filters)
-            fault = Fault(*found[0]) if found else None
+            fault = _filtered(row, clip, measured, stage.validate_)
             sound.append((row, clip))
         if fault is not None:
             faults[row.clip_id] = fault
-    faults |= _split_conflicts([pair for pair in sound if pair[0].clip_id not in faults], stage)
+    unfaulted = [pair for pair in sound if pair[0].clip_id not in faults]
+    faults |= _split_conflicts(unfaulted, measured, stage.data)
     faults |= _dialogue_faults(rows, faults)
     rejections = [
         Rejection(row, faults[row.clip_id], measured[target_of(row)]["duration_seconds"])
@@ -180,15 +185,18 @@ def _judge(
 def _filled(row: Row, measured: Mapping[Segment, Measured]) -> Row:
     """The row, with what a recogniser heard where it has no text of its own."""
     transcript = measured[target_of(row)]["transcript"]
-    return replace(row, text=transcript) if is_blank(row.text) and transcript else row
+    is_lacking = row.conversation is None and is_blank(row.text)
+    return replace(row, text=transcript) if is_lacking and transcript else row
 
 
 def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfig) -> Fault | None:
     """What is wrong with a row by itself."""
+    if fault := _conversation_fault(row, measured, limits):
+        return fault
     if is_blank(row.text):
         return Fault(Reason.TEXT_EMPTY, "`text` is empty")
-    for key, pieces in _prompt_texts(row):
-        if token := find_control_token(pieces):
+    for key in ("text", "scene", "ref_text", "speaker"):
+        if token := find_control_token([getattr(row, key) or ""]):
             return Fault(Reason.CONTROL_TOKEN, f"`{key}` contains {token:.60}")
     target = target_of(row)
     if fault := _audio_fault(target, measured, limits):
@@ -209,13 +217,43 @@ def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfi
     return None
 
 
-def _prompt_texts(row: Row) -> list[tuple[str, list[str]]]:
-    """What a prompt may be made of: the key, and texts that follow one another there."""
-    fields = {key: getattr(row, key) for key in ("text", "scene", "ref_text", "speaker")}
-    texts = [(key, [text]) for key, text in fields.items() if text is not None]
-    for turn in row.conversation or ():
-        texts.append(("conversation", [part.text for part in turn.parts if part.text]))
-    return texts
+def _conversation_fault(
+    row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfig
+) -> Fault | None:
+    """What is wrong with a turn, or with what one turn has of another."""
+    for number, turn in enumerate(row.conversation or (), start=1):
+        if token := find_control_token([part.text for part in turn.parts if part.text]):
+            return Fault(Reason.CONTROL_TOKEN, f"turn {number} contains {token:.60}")
+        if is_blank(turn.text) and not turn.recordings:
+            return Fault(Reason.TEXT_EMPTY, f"turn {number} says nothing")
+    heard = heard_in(row)
+    for recording in heard:
+        if fault := _audio_fault(recording.segment, measured, limits):
+            return Fault(fault.reason, f"turn {recording.turn}: {fault.fact}")
+    for prompt, target in product(heard, heard):
+        if prompt.is_target or not target.is_target:
+            continue
+        one, other = (Stretch.of_clip(measured[of.segment]) for of in (prompt, target))
+        if one.pcm_sha256 == other.pcm_sha256 or one.overlaps(other):
+            fact = f"turn {prompt.turn} holds audio of turn {target.turn}, which is to be learned"
+            return Fault(Reason.REFERENCE_IS_TARGET, fact)
+    return None
+
+
+def _filtered(
+    row: Row, clip: Clip, measured: Mapping[Segment, Measured], limits: ValidateConfig
+) -> Fault | None:
+    """What the filters have against what is learned of a row."""
+    learned = [("", clip)]
+    for heard in heard_in(row):
+        if heard.is_target and not heard.is_own:
+            other = _clip(_alone(row, heard.text), measured[heard.segment])
+            learned.append((f"turn {heard.turn}: ", other))
+    for place, of in learned:
+        if found := filters.faults(of, limits.filters):
+            reason, fact = found[0]
+            return Fault(reason, f"{place}{fact}")
+    return None
 
 
 def _audio_fault(
@@ -232,10 +270,13 @@ def _audio_fault(
     return None
 
 
-def _split_conflicts(sound: Sequence[tuple[Row, Clip]], stage: ValidateStage) -> dict[str, Fault]:
+def _split_conflicts(
+    sound: Sequence[tuple[Row, Clip]], measured: Mapping[Segment, Measured], data: DataConfig
+) -> dict[str, Fault]:
     """Rows that are given to train and share something with a row that is given to eval."""
     rows = [row for row, _ in sound]
-    keys = keys_of([clip for _, clip in sound], stage.data)
+    clips = [clip for _, clip in sound]
+    keys = keys_of(clips, data, beside(clips, _add_references(sound, measured)))
     groups = groups_of(keys)
     held_out: dict[Key, Row] = {}
     held_out_groups: dict[str, Row] = {}
@@ -300,13 +341,14 @@ def _check_enough_accepted(
         raise UserError(f"no row is left:\n{offenders}\nMend these rows and run again.")
 
 
-def _split(accepted: Sequence[tuple[Row, Clip]], data: DataConfig) -> None:
+def _split(
+    accepted: Sequence[tuple[Row, Clip]], references: Sequence[Clip], data: DataConfig
+) -> None:
     """Give each clip its split."""
     clips = [clip for _, clip in accepted]
     given = [row.split for row, _ in accepted]
-    splits = assign_splits(
-        groups_of(keys_of(clips, data)), given, data.eval_fraction, data.split_seed
-    )
+    groups = groups_of(keys_of(clips, data, beside(clips, references)))
+    splits = assign_splits(groups, given, data.eval_fraction, data.split_seed)
     for clip, split in zip(clips, splits, strict=True):
         clip["split"] = split
 
@@ -314,30 +356,41 @@ def _split(accepted: Sequence[tuple[Row, Clip]], data: DataConfig) -> None:
 def _add_references(
     accepted: Sequence[tuple[Row, Clip]], measured: Mapping[Segment, Measured]
 ) -> list[Clip]:
-    """The distinct reference recordings, as clips whose ids their targets now name."""
+    """The distinct recordings that go with the clips, as clips whose ids the clips now name.
+
+    These are the reference recordings of rows, and all of a conversation but the row's own.
+    """
     references: dict[tuple[str, str], Clip] = {}
     num_texts: Counter[str] = Counter()
-    for row, clip in accepted:
-        segment = reference_of(row)
-        if segment is None or row.ref_text is None:
-            continue
+
+    def id_of(row: Row, segment: Segment, text: str) -> str:
         recording = measured[segment]
-        key = (recording["pcm_sha256"], row.ref_text)
+        key = (recording["pcm_sha256"], text)
         if key not in references:
             num_texts[key[0]] += 1
-            clip_id = _reference_id(*key, is_first=num_texts[key[0]] == 1)
-            alone = replace(
-                row,
-                clip_id=clip_id,
-                text=row.ref_text,
-                scene=None,
-                dialogue_id=None,
-                turn=None,
-                conversation=None,
-            )
-            references[key] = _clip(alone, recording) | {"split": REFERENCE}
-        clip["reference_id"] = references[key]["clip_id"]
+            clip = _clip(_alone(row, text), recording) | {"split": REFERENCE}
+            clip["clip_id"] = _reference_id(*key, is_first=num_texts[key[0]] == 1)
+            references[key] = clip
+        clip_id: str = references[key]["clip_id"]
+        return clip_id
+
+    for row, clip in accepted:
+        segment = reference_of(row)
+        if segment is not None and row.ref_text is not None:
+            clip["reference_id"] = id_of(row, segment, row.ref_text)
+        if row.conversation is not None:
+            ids = [
+                row.clip_id if heard.is_own else id_of(row, heard.segment, heard.text)
+                for heard in heard_in(row)
+            ]
+            names = [{"clip_id": clip_id} for clip_id in ids]
+            clip["conversation"] = conversation_text(row.conversation, names)
     return list(references.values())
+
+
+def _alone(row: Row, text: str) -> Row:
+    """A recording of the row, with its text, by itself."""
+    return replace(row, text=text, scene=None, dialogue_id=None, turn=None, conversation=None)
 
 
 def _reference_id(pcm_sha256: str, text: str, is_first: bool) -> str:
@@ -347,7 +400,7 @@ def _reference_id(pcm_sha256: str, text: str, is_first: bool) -> str:
 
 
 def _clip(row: Row, recording: Measured, is_transcript: bool = False) -> Clip:
-    """A row of CLIPS, all but its split and its reference."""
+    """A row of CLIPS, all but its split and what goes with it."""
     transcript = recording["transcript"]
     compares = transcript is not None and not is_transcript
     return {
@@ -361,7 +414,7 @@ def _clip(row: Row, recording: Measured, is_transcript: bool = False) -> Clip:
         "scene": row.scene,
         "dialogue_id": row.dialogue_id,
         "turn": row.turn,
-        "conversation": conversation_text(row.conversation),
+        "conversation": None,
         "reference_id": None,
         **{name: recording[name] for name in MEASURED_NAMES},
         **vars(measure_text(row.text, row.language, recording["duration_seconds"])),
@@ -385,11 +438,13 @@ def _rejected_row(rejection: Rejection) -> dict[str, Any]:
     }
 
 
-def _check_both_splits(targets: Sequence[Clip], data: DataConfig) -> None:
+def _check_both_splits(
+    targets: Sequence[Clip], references: Sequence[Clip], data: DataConfig
+) -> None:
     by_split = Counter(clip["split"] for clip in targets)
     for split, other in ((TRAIN, EVAL), (EVAL, TRAIN)):
         if by_split[split] == 0:
-            keys = keys_of(targets, data)
+            keys = keys_of(targets, data, beside(targets, references))
             num_groups = len(set(groups_of(keys)))
             raise UserError(
                 f"no clip is left for {split}: the {len(targets):,} accepted clips form "

@@ -29,7 +29,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "validate": 4,
     "estimate": 1,
     "tokenize": 2,
-    "pack": 1,
+    "pack": 2,
     "train": 2,
     "eval": 1,
     "package": 1,

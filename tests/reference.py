@@ -111,11 +111,22 @@ def audio_labels(codes: list[list[int]], bos: int, eos: int) -> list[list[int]]:
     return labels
 
 
-def text_labels(tokens: list[str]) -> list[str | None]:
-    """Labels of a tokenized sample, as token strings; None where there is none."""
+def text_labels(tokens: list[str], is_target: list[bool]) -> list[str | None]:
+    """Labels of a tokenized sample, as token strings; None where there is none.
+
+    Args:
+        tokens: Of the sample.
+        is_target: Whether each assistant turn is a target.
+    """
+    header = ["<|start_header_id|>", *"assistant", "<|end_header_id|>", "Ċ", "Ċ"]
     labels: list[str | None] = [None] * len(tokens)
-    start = max(i for i, token in enumerate(tokens) if token == "<|audio_out_bos|>")
-    for i in range(start, len(tokens)):
-        if tokens[i] in ("<|audio_out_bos|>", "<|audio_eos|>", "<|eot_id|>"):
-            labels[i] = tokens[i]
+    targets = iter(is_target)
+    learns = False
+    for i, token in enumerate(tokens):
+        if tokens[max(0, i - len(header)) : i] == header:
+            learns = next(targets)
+        if learns and token not in ("<|AUDIO_OUT|>", "<|reserved_special_token_6|>"):
+            labels[i] = token
+        if token == "<|eot_id|>":
+            learns = False
     return labels

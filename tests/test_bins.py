@@ -1,35 +1,50 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from higgs_pipe.data.bins import first_fit_decreasing
+from higgs_pipe.data.bins import best_fit_decreasing
 
 
-def plain_first_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
-    bins: list[list[int]] = []
-    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        for members in bins:
-            if sum(lengths[i] for i in members) + lengths[item] <= capacity:
-                members.append(item)
-                break
+def packed(lengths: list[int], capacity: int) -> list[list[int]]:
+    return [members.tolist() for members in best_fit_decreasing(np.int32(lengths), capacity)]
+
+
+def plain_best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
+    """The room that is left in each bin."""
+    rooms: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [i for i, room in enumerate(rooms) if room >= length]
+        if fitting:
+            rooms[min(fitting, key=lambda i: rooms[i])] -= length
         else:
-            bins.append([item])
-    return bins
+            rooms.append(capacity - length)
+    return rooms
 
 
 def test_bins_are_filled_as_worked_by_hand():
-    assert first_fit_decreasing([4, 8, 1, 4, 2, 1], 10) == [[1, 4], [0, 3, 2, 5]]
+    assert packed([4, 8, 1, 4, 2, 1], 10) == [[1, 4], [0, 2, 3, 5]]
 
 
 @given(st.lists(st.integers(1, 50), max_size=60))
-def test_packing_is_that_of_the_plain_algorithm(lengths):
-    assert first_fit_decreasing(lengths, 50) == plain_first_fit_decreasing(lengths, 50)
+def test_the_bins_are_as_full_as_those_of_the_plain_algorithm(lengths):
+    bins = packed(lengths, 50)
+    assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
+    rooms = [50 - sum(lengths[i] for i in members) for members in bins]
+    assert sorted(rooms) == sorted(plain_best_fit_decreasing(lengths, 50))
+
+
+def test_the_lengths_of_speech_fill_the_rows():
+    seconds = np.random.default_rng(0).uniform(1, 20, 20_000)
+    lengths = (seconds * 25 + 60).astype(np.int32)
+    assert lengths.sum() / 2048 / len(best_fit_decreasing(lengths, 2048)) > 0.99
 
 
 def test_no_items_need_no_bin():
-    assert first_fit_decreasing([], 10) == []
+    assert packed([], 10) == []
 
 
-def test_an_item_longer_than_a_bin_is_refused():
-    with pytest.raises(ValueError, match="length 11"):
-        first_fit_decreasing([3, 11], 10)
+@pytest.mark.parametrize("lengths", [[3, 11], [0, 3]])
+def test_an_item_that_no_bin_can_hold_is_refused(lengths):
+    with pytest.raises(ValueError, match=r"cannot fit into 10"):
+        packed(lengths, 10)

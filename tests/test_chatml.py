@@ -7,8 +7,9 @@ from reference import audio_labels, delayed_frames, text_labels
 from transformers import AutoProcessor
 
 from higgs_pipe.config import DEFAULT_SYSTEM_PROMPT as PROMPT
+from higgs_pipe.data.samples import Recording, Turn
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.chatml import PromptRenderer, clean_text, conversation
+from higgs_pipe.higgs.chatml import Prompt, PromptRenderer, Unsayable, clean_text, message
 
 
 @pytest.fixture(scope="module")
@@ -20,59 +21,195 @@ def random_codes(num_frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 1024, (num_frames, 8)).astype(np.int16)
 
 
-@pytest.mark.parametrize("scene", [None, "A quiet room."])
-@pytest.mark.parametrize("reference_text", [None, "This is how I sound."])
-def test_labels_agree_with_the_written_definition(renderer, scene, reference_text):
-    codes = [random_codes(9, seed=1), random_codes(12, seed=2)][reference_text is None :]
-    messages = conversation("Good: morning.", PROMPT, scene, reference_text)
-    sample = renderer.sample(renderer.prompt_ids([messages])[0], codes)
+SYSTEM = Turn("system", (PROMPT,))
+AUDIO = Recording((0,))
 
-    tokens = renderer.tokenizer.convert_ids_to_tokens(sample.input_ids.tolist())
-    labels = [
-        None if label == -100 else renderer.tokenizer.convert_ids_to_tokens(int(label))
-        for label in sample.labels
+
+def said(text: str) -> Turn:
+    return Turn("user", (text,))
+
+
+def heard(*parts: str | Recording, is_target: bool = False) -> Turn:
+    return Turn("assistant", parts or (AUDIO,), is_target)
+
+
+def speech(text: str, scene: str | None = None, reference_text: str | None = None) -> list[Turn]:
+    scenes = [Turn("scene", (scene,))] if scene else []
+    reference = [said(reference_text), heard()] if reference_text else []
+    return [SYSTEM, *scenes, *reference, said(text), heard(is_target=True)]
+
+
+def tokens_of(renderer: PromptRenderer, ids: np.ndarray) -> list[str | None]:
+    return [
+        None if i == -100 else renderer.tokenizer.convert_ids_to_tokens(int(i))
+        for i in ids.tolist()
     ]
-    assert labels == text_labels(tokens)
-    target = codes[-1].tolist()
-    num_target_frames = len(delayed_frames(target, 1024, 1025))
-    assert sample.audio_labels[-num_target_frames:].tolist() == audio_labels(target, 1024, 1025)
-    assert (sample.audio_labels[:-num_target_frames] == -100).all()
 
 
-@pytest.mark.parametrize("reference_text", [None, "This is how I sound."])
+CONVERSATIONS = {
+    "speech": (speech("Good: morning."), [12]),
+    "scene": (speech("Good morning.", "A quiet room."), [12]),
+    "cloning": (speech("Good morning.", "A quiet room.", "This is how I sound."), [9, 12]),
+    "two targets": (
+        [*speech("One."), said("Two."), heard(), said("Three."), heard(is_target=True)],
+        [4, 5, 6],
+    ),
+    "two targets in a row": ([*speech("One."), heard(is_target=True), said("And?")], [4, 5]),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_labels_agree_with_the_written_definition(renderer, name):
+    turns, num_frames = CONVERSATIONS[name]
+    codes = [random_codes(n, seed=n) for n in num_frames]
+    sample = renderer.sample(renderer.prompt(turns), codes)
+    is_target = [turn.is_target for turn in turns if turn.role == "assistant"]
+    expected = text_labels(tokens_of(renderer, sample.input_ids), is_target)
+    assert tokens_of(renderer, sample.labels) == expected
+    frames = [delayed_frames(c.tolist(), 1024, 1025) for c in codes]
+    assert sample.audio_input_ids.tolist() == [frame for turn in frames for frame in turn]
+    wanted = [
+        audio_labels(c.tolist(), 1024, 1025) if target else [[-100] * 8] * (len(c) + 9)
+        for c, target in zip(codes, is_target, strict=True)
+    ]
+    assert sample.audio_labels.tolist() == [label for turn in wanted for label in turn]
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_training_prompt_is_the_inference_prompt(renderer, tiny_base, name):
+    """The ids before each target are those that the processor makes to generate it."""
+    processor = AutoProcessor.from_pretrained(tiny_base)
+    turns, num_frames = CONVERSATIONS[name]
+    waveforms = [np.zeros(960 * n, np.float32) for n in num_frames]
+    sample = renderer.sample(renderer.prompt(turns), [random_codes(n) for n in num_frames])
+    starts = np.flatnonzero(sample.input_ids == renderer.tokens.audio_bos)
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    for number, (i, start) in enumerate(zip(answers, starts, strict=True)):
+        inference = processor(
+            text=processor.apply_chat_template(
+                [message(turn) for turn in turns[:i]], tokenize=False, add_generation_prompt=True
+            ),
+            audio=waveforms[:number] or None,
+            return_tensors="pt",
+            add_special_tokens=False,
+        )["input_ids"][0]
+        assert sample.input_ids[: start + 1].tolist() == inference.tolist()
+
+
+@pytest.mark.parametrize("name", ["speech", "cloning", "two targets"])
 def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
-    renderer, tiny_base, reference_text
+    renderer, tiny_base, name
 ):
     processor = AutoProcessor.from_pretrained(tiny_base)
-    waveforms = [np.random.default_rng(i).normal(0, 0.1, 960 * (20 + i)) for i in range(2)]
-    waveforms = waveforms[reference_text is None :]
-    messages = conversation("Good morning.", PROMPT, "A quiet room.", reference_text)
+    turns, num_frames = CONVERSATIONS[name]
+    waveforms = [
+        np.random.default_rng(n).normal(0, 0.1, 960 * (20 + n)).astype(np.float32)
+        for n in num_frames
+    ]
     native = processor(
-        text=processor.apply_chat_template(messages, tokenize=False),
-        audio=[waveform.astype(np.float32) for waveform in waveforms],
+        text=processor.apply_chat_template([message(turn) for turn in turns], tokenize=False),
+        audio=waveforms,
         return_tensors="pt",
         add_special_tokens=False,
     )
     with torch.no_grad():
         codes = [
-            processor.audio_tokenizer.encode(torch.from_numpy(w.astype(np.float32))[None, None])
+            processor.audio_tokenizer.encode(torch.from_numpy(w)[None, None])
             .audio_codes[0]
             .T.numpy()
             .astype(np.int16)
             for w in waveforms
         ]
-    sample = renderer.sample(renderer.prompt_ids([messages])[0], codes)
+    sample = renderer.sample(renderer.prompt(turns), codes)
     assert sample.input_ids.tolist() == native["input_ids"][0].tolist()
     assert sample.audio_input_ids.tolist() == native["audio_input_ids"][0].tolist()
 
 
 def test_the_length_is_known_before_the_codes_are(renderer):
-    codes = [random_codes(5), random_codes(31)]
-    prompt_ids = renderer.prompt_ids([conversation("Yes.", PROMPT, None, "No.")])[0]
-    sample = renderer.sample(prompt_ids, codes)
-    assert renderer.sample_length(prompt_ids, [5, 31]) == len(sample.input_ids)
+    prompt = renderer.prompt(speech("Yes.", reference_text="No."))
+    sample = renderer.sample(prompt, [random_codes(5), random_codes(31)])
+    assert renderer.sample_length(prompt, [5, 31]) == len(sample.input_ids)
     assert (sample.input_ids == renderer.tokens.audio).sum() == 5 + 2 + 31 + 2
     assert (sample.input_ids == renderer.tokens.audio_delay).sum() == 2 * 7
+
+
+def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_base):
+    renderer = PromptRenderer(str(tiny_base))
+    audio = "{{- audio_turn -}}"
+    assert audio in renderer.tokenizer.chat_template
+    renderer.tokenizer.chat_template = renderer.tokenizer.chat_template.replace(
+        audio,
+        "{%- for part in turn['content'] -%}{{- part['text'] if part['type'] == 'text'"
+        " else audio_turn -}}{%- endfor -%}",
+    )
+    turns = [SYSTEM, said("Who?"), heard("It is me.", AUDIO, is_target=True), said("Oh.")]
+    sample = renderer.sample(renderer.prompt(turns), [random_codes(3)])
+    labels = renderer.tokenizer.decode(sample.labels[sample.labels != -100])
+    assert labels == "It is me.<|audio_out_bos|><|audio_eos|><|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("turns", "fact"),
+    [
+        (speech("Yes.")[1:], "refuses it: A system message is required"),
+        ([SYSTEM, said("Who?"), heard("It is me.", AUDIO, is_target=True)], "leaves out a text"),
+        ([SYSTEM, said("Who?"), heard(AUDIO, AUDIO, is_target=True)], "1 audio placeholders for 2"),
+        (
+            [SYSTEM, Turn("user", ("So", AUDIO)), heard(is_target=True)],
+            "1 audio placeholders for 2",
+        ),
+        ([SYSTEM, said("Who?"), heard()], "no turn of an assistant is a target"),
+    ],
+)
+def test_what_the_template_would_leave_out_is_said(renderer, turns, fact):
+    with pytest.raises(Unsayable, match=fact):
+        renderer.prompt(turns)
+    [found, sound] = renderer.prompts([turns, speech("Yes.")])
+    assert isinstance(found, Unsayable)
+    assert isinstance(sound, Prompt)
+
+
+def test_many_prompts_at_once_are_those_of_one_by_one(renderer):
+    texts = [
+        "One.",
+        " Two. ",
+        "<SE>[Laughter]</SE>",
+        "\ue0000\ue001",
+        "你好, 世界.",
+        "",
+        "[SPEAKER0] A\nB",
+    ]
+    conversations = [
+        speech(text, scene, reference)
+        for text in texts
+        for scene in (None, "A quiet room.")
+        for reference in (None, "Before.")
+    ]
+    for turns, prompt in zip(conversations, renderer.prompts(conversations), strict=True):
+        alone = renderer.prompt(turns)
+        assert prompt.ids.tolist() == alone.ids.tolist()
+        assert prompt.labels.tolist() == alone.labels.tolist()
+        assert prompt.is_target == alone.is_target
+
+
+def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
+    renderer = PromptRenderer(str(tiny_base))
+    renderer.tokenizer.chat_template += (
+        "{%- if 'wolf' in messages[1]['content'][0]['text'] -%}!{%- endif -%}"
+    )
+    renderer.prompts([speech("A sheep.")])
+    with pytest.raises(UserError, match="writes other words around some texts"):
+        renderer.prompts([speech("A wolf.")])
+
+
+def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base):
+    renderer = PromptRenderer(str(tiny_base))
+    template = renderer.tokenizer.chat_template
+    renderer.tokenizer.chat_template = template.replace(
+        "<|audio_out_bos|><|AUDIO_OUT|>", "<|AUDIO_OUT|>"
+    )
+    with pytest.raises(Unsayable, match=r"does not put <\|audio_out_bos\|> before the audio"):
+        renderer.prompt(speech("Yes."))
 
 
 @pytest.mark.parametrize(
@@ -95,10 +232,3 @@ def test_text_is_cleaned_as_at_inference(written, cleaned):
 def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path):
     with pytest.raises(UserError, match=r"base_model .*nowhere.* cannot be loaded"):
         PromptRenderer(str(tmp_path / "nowhere"))
-
-
-def test_a_template_without_audio_turns_is_refused(renderer):
-    prompt_ids = renderer.prompt_ids([conversation("Yes.", PROMPT)])[0]
-    without_audio = prompt_ids[prompt_ids != renderer.tokens.audio]
-    with pytest.raises(UserError, match="gave 0 audio placeholders for 1 audio turns"):
-        renderer.sample(without_audio, [random_codes(3)])

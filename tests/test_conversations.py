@@ -425,14 +425,29 @@ MESSAGES = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "scene"])},
     optional={"content": PARTS | st.lists(PARTS, max_size=4), "recipient": VALUES},
 )
-SAMPLES = st.fixed_dictionaries(
+WILD = st.fixed_dictionaries(
     {"messages": st.lists(MESSAGES | VALUES, max_size=6) | VALUES},
     optional=dict.fromkeys(("start_index", "speaker", "misc", "id", "scene", "audios"), VALUES),
+)
+# Samples of sound messages, in any order.
+WORDS = st.sampled_from(["T.", f"R. {REQUEST}T.", REQUEST, "[SPEAKER0] T.", " ", USUAL])
+RECORDING = st.builds(audio, st.just("t.wav"), offset=st.sampled_from([None, 1]))
+SOUND = st.lists(st.builds(text, WORDS) | RECORDING, min_size=1, max_size=3)
+TAME = st.fixed_dictionaries(
+    {
+        "messages": st.lists(
+            st.builds(lambda parts: user(*parts), SOUND)
+            | st.builds(lambda parts: assistant(*parts), SOUND),
+            min_size=1,
+            max_size=5,
+        )
+    },
+    optional={"start_index": st.integers(0, 4), "misc": st.just({"ref_transcript": "R."})},
 )
 
 
 @settings(max_examples=80, deadline=None)
-@given(samples=st.lists(SAMPLES, min_size=1, max_size=3), is_array=st.booleans())
+@given(samples=st.lists(WILD | TAME, min_size=1, max_size=3), is_array=st.booleans())
 def test_no_sample_raises_anything_but_a_user_error(
     tmp_path_factory: pytest.TempPathFactory, samples: list[Fields], is_array: bool
 ) -> None:

@@ -1,22 +1,30 @@
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import PackedCorpus
 from reference import audio_labels, delayed_frames
 from transformers import AutoTokenizer
 
-from higgs_pipe.config import PackConfig, TaskMix
 from higgs_pipe.data.codes_store import CodesStore
+from higgs_pipe.data.samples import DIALOGUE_TOO_LONG, REFERENCE_TOO_LONG
 from higgs_pipe.data.splits import TRAIN
-from higgs_pipe.data.tables import CLIPS, read_table
+from higgs_pipe.data.tables import CLIPS, read_table, write_table
 from higgs_pipe.errors import UserError
-from higgs_pipe.pack import NO_REFERENCE, REFERENCE_TOO_LONG, choose_references
 
 SPEECH_ONLY = {"speech": 1, "cloning": 0}
 CLONING_ONLY = {"speech": 0, "cloning": 1}
+
+
+def codes_of(corpus: PackedCorpus) -> dict[str, list[list[int]]]:
+    """The codes of every clip, as the shards hold them."""
+    shards = [pq.read_table(path).to_pylist() for path in corpus.codes_dir.glob("*.parquet")]
+    return {row["clip_id"]: row["codes"] for rows in shards for row in rows}
 
 
 def samples_of(path: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -50,11 +58,11 @@ def test_every_clip_is_packed_once_and_no_row_is_too_long(corpus: PackedCorpus):
 
 def test_packed_codes_and_labels_are_the_plain_ones(corpus, tmp_path):
     corpus.pack(tmp_path, tasks=SPEECH_ONLY, max_tokens=512)
-    codes = CodesStore(sorted(corpus.codes_dir.glob("*.parquet")))
+    codes = codes_of(corpus)
     samples = samples_of(tmp_path / "train.parquet")
     assert len(samples) == 11
     for clip_id, sample in samples.items():
-        clip_codes = codes[clip_id].tolist()
+        clip_codes = codes[clip_id]
         assert sample["audio_input_ids"].tolist() == delayed_frames(clip_codes, 1024, 1025)
         assert sample["audio_labels"].tolist() == audio_labels(clip_codes, 1024, 1025)
         assert (sample["labels"] != -100).sum() == 3
@@ -63,14 +71,12 @@ def test_packed_codes_and_labels_are_the_plain_ones(corpus, tmp_path):
 def test_a_cloning_sample_begins_with_another_clip_of_the_speaker(corpus, tmp_path):
     summary = corpus.pack(tmp_path, tasks=CLONING_ONLY, max_tokens=512)
     assert summary["train"]["tasks"] == {"speech": 0, "cloning": 11}
-    codes = CodesStore(sorted(corpus.codes_dir.glob("*.parquet")))
+    codes = codes_of(corpus)
     tokenizer = AutoTokenizer.from_pretrained(corpus.base)
     train_clips = [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
     for clip_id, sample in samples_of(tmp_path / "train.parquet").items():
         same_speaker = [c for c in train_clips if (int(c[-2:]) - int(clip_id[-2:])) % 2 == 0]
-        candidates = {
-            c: delayed_frames(codes[c].tolist(), 1024, 1025) for c in same_speaker if c != clip_id
-        }
+        candidates = {c: delayed_frames(codes[c], 1024, 1025) for c in same_speaker if c != clip_id}
         frames = sample["audio_input_ids"].tolist()
         reference = next(c for c, d in candidates.items() if frames[: len(d)] == d)
         num_reference = len(candidates[reference])
@@ -107,7 +113,7 @@ def test_the_summary_counts_what_is_in_the_rows(corpus, tmp_path):
     assert summary["num_tokens"] == sum(len(row["input_ids"]) for row in rows)
     assert summary["fill"] == summary["num_tokens"] / (512 * len(rows))
     assert summary["num_text_labels"] == 3 * summary["num_samples"] == 33
-    codes = CodesStore(sorted(corpus.codes_dir.glob("*.parquet")))
+    codes = codes_of(corpus)
     num_frames = sum(len(codes[i]) for row in rows for i in row["sample_ids"])
     assert summary["audio_seconds"] == pytest.approx(num_frames / 25)
     assert summary["num_audio_labels"] == 8 * (num_frames + 11)
@@ -139,74 +145,6 @@ def test_no_sample_that_fits_is_an_error_with_the_next_step(corpus, tmp_path):
     assert not (tmp_path / "train.parquet").exists()
 
 
-def clip(clip_id: str, speaker: str | None, reference_id: str | None = None) -> dict:
-    return {
-        "clip_id": clip_id,
-        "audio_path": clip_id,
-        "start_seconds": None,
-        "end_seconds": None,
-        "speaker": speaker,
-        "reference_id": reference_id,
-        "pcm_sha256": clip_id,
-        "text": "",
-        "scene": None,
-    }
-
-
-def choose(clips: list[dict], references: dict | None = None, **tasks: float) -> dict:
-    settings = PackConfig(tasks=TaskMix(**tasks))
-    return {s.clip["clip_id"]: s for s in choose_references(clips, references or {}, settings)}
-
-
-def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so():
-    chosen = choose([clip("a", "x"), clip("b", "y"), clip("c", "y")], speech=0, cloning=1)
-    assert (chosen["a"].task, chosen["a"].fallback) == ("speech", NO_REFERENCE)
-    assert chosen["b"].reference["clip_id"] == "c"
-    assert chosen["c"].reference["clip_id"] == "b"
-
-
-def test_a_clip_without_speaker_has_no_reference():
-    chosen = choose([clip("a", None), clip("b", None)], speech=0, cloning=1)
-    assert [s.fallback for s in chosen.values()] == [NO_REFERENCE, NO_REFERENCE]
-
-
-def test_a_rows_own_reference_comes_first():
-    own = clip("ref-1", "x")
-    clips = [clip("a", "x", reference_id="ref-1"), clip("b", "x")]
-    chosen = choose(clips, {"ref-1": own}, speech=0, cloning=1)
-    assert chosen["a"].reference is own
-
-
-def test_a_duplicate_of_the_target_is_never_its_reference():
-    clips = [clip("a", "x"), clip("b", "x"), clip("c", "x")]
-    clips[1]["pcm_sha256"] = "a"
-    for sample in choose(clips, speech=0, cloning=1).values():
-        assert sample.reference["pcm_sha256"] != sample.clip["pcm_sha256"]
-
-
-def segment(clip_id: str, start_seconds: float | None, end_seconds: float | None) -> dict:
-    times = {"start_seconds": start_seconds, "end_seconds": end_seconds}
-    return {**clip(clip_id, "x"), "audio_path": "long.wav", **times}
-
-
-def test_overlapping_segments_of_one_file_are_never_each_others_reference():
-    clips = [segment("a", None, 2.0), segment("b", 2.0, 5.0), segment("c", 4.0, None)]
-    chosen = choose(clips, speech=0, cloning=1)
-    assert {i: s.reference["clip_id"] for i, s in chosen.items() if s.reference} == {
-        "a": chosen["a"].reference["clip_id"],
-        "b": "a",
-        "c": "a",
-    }
-    whole = choose([segment("a", 0.0, 2.0), segment("b", None, None)], speech=0, cloning=1)
-    assert [s.fallback for s in whole.values()] == [NO_REFERENCE, NO_REFERENCE]
-
-
-def test_the_task_mix_is_that_of_the_weights():
-    clips = [clip(f"clip-{i}", "x") for i in range(2000)]
-    tasks = Counter(sample.task for sample in choose(clips, speech=3, cloning=1).values())
-    assert 0.22 < tasks["cloning"] / 2000 < 0.28
-
-
 def test_codes_of_two_codecs_are_not_mixed(corpus, tmp_path):
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
     table = pq.read_table(shards[1])
@@ -215,13 +153,23 @@ def test_codes_of_two_codecs_are_not_mixed(corpus, tmp_path):
     other = tmp_path / "shard-00001.parquet"
     pq.write_table(table.replace_schema_metadata({**metadata, b"higgs_pipe": changed}), other)
     with pytest.raises(UserError, match="made by another codec"):
-        CodesStore([shards[0], other])
+        CodesStore([shards[0], other], pa.array([]), tmp_path)
 
 
-def test_a_clip_without_codes_names_the_rule(corpus):
-    codes = CodesStore(sorted(corpus.codes_dir.glob("*.parquet")))
-    with pytest.raises(UserError, match=r"'nobody' has no codes; run: snakemake"):
-        codes["nobody"]
+def test_clips_without_codes_are_named_with_the_rule(corpus, tmp_path):
+    shards = sorted(corpus.codes_dir.glob("*.parquet"))
+    with pytest.raises(UserError, match=r"codes:\n  nobody\n  noone\nrun: snakemake"):
+        CodesStore(shards, pa.array(["nobody", "clip-01", "noone"]), tmp_path)
+
+
+def test_codes_are_those_of_the_shards_in_any_order(corpus, tmp_path):
+    shards = sorted(corpus.codes_dir.glob("*.parquet"))
+    ids = ["clip-07", "clip-00", "clip-12"]
+    with CodesStore(shards, pa.array(ids), tmp_path) as codes:
+        assert [codes[i].tolist() for i in (2, 0, 1)] == [
+            codes_of(corpus)[ids[i]] for i in (2, 0, 1)
+        ]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_corpus_is_what_the_tests_say_it_is(corpus):
@@ -238,3 +186,110 @@ def test_shards_of_an_earlier_run_are_not_read(corpus, tmp_path):
     finally:
         stale.unlink()
     assert summary["train"]["num_samples"] == 11
+
+
+def changed(corpus: PackedCorpus, directory: Path, changes: dict[str, dict]) -> PackedCorpus:
+    """The corpus with other values in some clips of its table."""
+    table, _ = read_table(corpus.clips, CLIPS)
+    rows = [row | changes.get(row["clip_id"], {}) for row in table.to_pylist()]
+    write_table(directory / "data" / "clips.parquet", CLIPS, rows)
+    (directory / "codes").symlink_to(corpus.codes_dir)
+    return PackedCorpus(directory, corpus.base)
+
+
+def test_a_dialogue_is_packed_as_one_recording_after_a_reference_of_each_speaker(corpus, tmp_path):
+    turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
+    tasks = {"speech": 1, "cloning": 0, "dialogue": 0, "dialogue_cloning": 1000}
+    dialogue = changed(corpus, tmp_path, turns)
+    summary = dialogue.pack(tmp_path / "packed", max_tokens=1024, tasks=tasks)
+    assert summary["train"]["tasks"] == {"speech": 8, "cloning": 0, "dialogue_cloning": 1}
+    sample = samples_of(tmp_path / "packed/train.parquet")["clip-00"]
+    text = AutoTokenizer.from_pretrained(corpus.base).decode(sample["input_ids"])
+    assert [text.count(f"[SPEAKER{i}] Tone number") for i in (0, 1, 2)] == [3, 2, 0]
+    codes = codes_of(corpus)
+    joined = codes["clip-00"] + codes["clip-01"] + codes["clip-02"]
+    target = delayed_frames(joined, 1024, 1025)
+    assert sample["audio_input_ids"][-len(target) :].tolist() == target
+    assert sample["audio_labels"][-len(target) :].tolist() == audio_labels(joined, 1024, 1025)
+    assert (sample["audio_labels"][: -len(target)] == -100).all()
+    assert (sample["labels"] != -100).sum() == 3
+
+
+def test_a_dialogue_that_exceeds_a_row_is_packed_turn_by_turn(corpus, tmp_path):
+    turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (10, 11, 12, 13)}
+    tasks = {"speech": 1, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0}
+    summary = changed(corpus, tmp_path, turns).pack(tmp_path / "p", max_tokens=300, tasks=tasks)
+    assert summary["train"]["tasks"] == {"speech": 11, "cloning": 0}
+    fallen = Counter({item["reason"]: item["num_clips"] for item in summary["fallbacks"]})
+    assert fallen == {DIALOGUE_TOO_LONG: 2}  # of each of two speakers
+    assert summary["rejected"] == []
+
+
+def conversation_of(*turns: tuple[str, str, bool]) -> str:
+    keys = {"user": "text", "assistant": "clip_id"}
+    return json.dumps(
+        [
+            {"role": role, "parts": [{keys[role]: value}], "is_target": is_target}
+            for role, value, is_target in turns
+        ]
+    )
+
+
+def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(corpus, tmp_path):
+    written = conversation_of(
+        ("user", "Low, please", False),
+        ("assistant", "clip-00", False),
+        ("user", "And now?", False),
+        ("assistant", "clip-02", True),
+        ("user", "Again", False),
+        ("assistant", "clip-01", True),
+    )
+    changes = {
+        "clip-00": {"split": "reference"},
+        "clip-02": {"split": "reference"},
+        "clip-01": {"conversation": written},
+    }
+    summary = changed(corpus, tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
+    assert summary["train"]["tasks"]["conversation"] == 1
+    samples = samples_of(tmp_path / "packed/train.parquet")
+    assert len(samples) == 9
+    sample = samples["clip-01"]
+    codes = [codes_of(corpus)[i] for i in ("clip-00", "clip-02", "clip-01")]
+    frames = [delayed_frames(c, 1024, 1025) for c in codes]
+    assert sample["audio_input_ids"].tolist() == frames[0] + frames[1] + frames[2]
+    assert (sample["audio_labels"][: len(frames[0])] == -100).all()
+    learned = [audio_labels(c, 1024, 1025) for c in codes[1:]]
+    assert sample["audio_labels"][len(frames[0]) :].tolist() == learned[0] + learned[1]
+    assert (sample["labels"] != -100).sum() == 6
+
+
+def test_a_conversation_that_the_template_cannot_say_is_rejected_with_its_place(corpus, tmp_path):
+    written = '[{"role": "user", "parts": [{"clip_id": "clip-01"}], "is_target": false}]'
+    changes = {"clip-01": {"conversation": written}}
+    summary = changed(corpus, tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
+    [rejected] = summary["rejected"]
+    assert rejected["reason"] == "not_in_chat_template"
+    assert "manifest.jsonl:2: the chat template gives 0 audio" in rejected["message"]
+    assert summary["train"]["num_samples"] == 10
+
+
+def test_the_rows_are_not_in_the_order_of_their_lengths(corpus, tmp_path):
+    corpus.pack(tmp_path, max_tokens=200, tasks=SPEECH_ONLY)
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    longest = [max(row["sample_lengths"]) for row in rows]
+    assert longest != sorted(longest, reverse=True)
+
+
+def test_nothing_but_the_tables_is_left_behind(corpus, tmp_path):
+    corpus.pack(tmp_path / "a", max_tokens=512)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        *("pack.json", "packing.json", "train.parquet", "eval.parquet")
+    }
+
+
+def test_a_disk_without_room_is_a_sentence(corpus, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"a copy of all codes would take .* GB are free"):
+        corpus.pack(tmp_path, max_tokens=512)
+    assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import random
 from collections import Counter
 from typing import Any
@@ -116,6 +117,7 @@ def clip(
         "speaker": columns.get("speaker"),
         "dialogue_id": columns.get("dialogue"),
         "split": columns.get("split"),
+        "conversation": None,
     }
 
 
@@ -211,7 +213,25 @@ def test_the_overlap_counts_what_lies_on_both_sides() -> None:
         clip("n.wav", split="train", text="..."),
         clip("o.wav", split="eval", text="!"),
     ]
-    found = {"audio": 2, "texts": 1, "dialogues": 1}
+    found = {"audio": 2, "texts": 1, "dialogues": 1, "context": 0}
     assert overlap(clips, DataConfig()) == found
     assert overlap(clips, DataConfig(split_by="speaker")) == found | {"speakers": 1}
     assert overlap(clips, DataConfig(split_by="recording")) == found | {"recordings": 1}
+
+
+def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
+    def talk(name: str, split: str, *, is_target: bool) -> list[dict[str, Any]]:
+        """A conversation of two recordings, the first of which is ``p``."""
+        recordings = [("ref-p", is_target), (name, True)]
+        turns = [{"parts": [{"clip_id": c}], "is_target": target} for c, target in recordings]
+        own = clip(f"{name}.wav", split=split) | {"clip_id": name}
+        reference = clip("copy.wav", pcm="p", split="reference") | {"clip_id": "ref-p"}
+        return [own | {"conversation": json.dumps(turns)}, reference]
+
+    held_out = clip("p.wav", pcm="p", split="eval") | {"clip_id": "p"}
+    learned = overlap([held_out, *talk("x", "train", is_target=True)], DataConfig())
+    assert (learned["audio"], learned["context"]) == (1, 0)
+    heard = overlap([held_out, *talk("x", "train", is_target=False)], DataConfig())
+    assert (heard["audio"], heard["context"]) == (0, 1)
+    apart = overlap([held_out, *talk("x", "eval", is_target=True)], DataConfig())
+    assert set(apart.values()) == {0}

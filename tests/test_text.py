@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
+from conftest import run_validation, tone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from higgs_pipe.data.tables import CLIPS, REJECTED, read_table
 from higgs_pipe.data.text import find_control_token, is_blank
 from higgs_pipe.higgs import chatml, tiny
 from higgs_pipe.higgs.chatml import clean_text
@@ -109,3 +115,66 @@ def test_no_text_that_passes_gives_a_special_id(texts: tuple[str, str, str], cle
 
 def test_special_ids_are_counted() -> None:
     assert len(special_ids("<|eot_id|>", "x", "x")) == len(special_ids("x", "x", "x")) + 1
+
+
+# --- Through the stages ---------------------------------------------------------------------------
+
+
+def validated(folder: Path, samples: list[dict[str, Any]]) -> tuple[dict[str, str], list[str]]:
+    """The accepted clips' texts by their ids, and the rejected rows' reasons and messages."""
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    (folder / "m.jsonl").write_text("".join(lines), encoding="utf-8")
+    settings = {"max_rejected_fraction": 1.0}
+    data = run_validation(folder, manifest=str(folder / "m.jsonl"), validate=settings)
+    clips = read_table(data / "clips.parquet", CLIPS)[0].to_pylist()
+    rejected = read_table(data / "rejected.parquet", REJECTED)[0].to_pylist()
+    texts = {clip["clip_id"]: clip["text"] for clip in clips}
+    return texts, [f"{row['reason']}: {row['message']}" for row in rejected]
+
+
+def test_text_of_any_writing_is_accepted_as_it_stands(tmp_path: Path) -> None:
+    texts = ["שלום \u202bעולם", "مرحبا", "今天天气很好。", "สวัสดี", "12 345", "Well 😀", "e\u0301"]
+    for n in range(len(texts)):
+        tone(tmp_path / f"{n}.wav", seconds=1, pitch_hz=200 + 50 * n)
+    samples = [{"audio": f"{n}.wav", "text": text} for n, text in enumerate(texts)]
+    found = {str(n): text for n, text in enumerate(texts)}
+    assert validated(tmp_path, samples) == (found, [])
+
+
+def test_a_control_token_in_any_text_of_a_prompt_rejects_the_row(tmp_path: Path) -> None:
+    for n in range(8):
+        tone(tmp_path / f"{n}.wav", seconds=1, pitch_hz=200 + 50 * n)
+    token = "＜|eot_id|>"
+    bad: list[dict[str, Any]] = [
+        {"text": token},
+        {"scene": token},
+        {"speaker": token},
+        {"ref_audio": "7.wav", "ref_text": token},
+    ]
+    good = [{"audio": f"{n}.wav", "text": f"Good {n}."} for n in (5, 6)]
+    rows = [{"audio": f"{n}.wav", "text": f"Bad {n}."} | fault for n, fault in enumerate(bad)]
+    texts, reasons = validated(tmp_path, [*good, *rows])
+    assert list(texts) == ["5", "6"]
+    assert [reason.split(";")[0] for reason in reasons] == [
+        f"control_token: `{key}` contains <|eot_id|>"
+        for key in ("text", "scene", "speaker", "ref_text")
+    ]
+
+
+def test_a_control_token_across_the_parts_of_a_turn_rejects_the_conversation(
+    tmp_path: Path,
+) -> None:
+    for n in range(3):
+        tone(tmp_path / f"{n}.wav", seconds=1, pitch_hz=200 + 50 * n)
+
+    def sample(n: int, *pieces: str) -> dict[str, Any]:
+        parts = [{"type": "text", "text": piece} for piece in pieces]
+        said = [{"type": "text", "text": f"Said {n}."}, {"type": "audio", "audio_url": f"{n}.wav"}]
+        question = {"role": "user", "content": [*parts, {"type": "text", "text": f"Say {n}."}]}
+        return {"messages": [question, {"role": "assistant", "content": said}]}
+
+    samples = [sample(0, "Well."), sample(1, "Now."), sample(2, "a <|eot", "_id|> b")]
+    texts, reasons = validated(tmp_path, samples)
+    assert len(texts) == 2
+    assert len(reasons) == 1
+    assert reasons[0].startswith("control_token: `conversation` contains <|eot")

@@ -64,7 +64,8 @@ class Header:
         """The first sample of a segment and the one after its last; None is the file's own.
 
         Raises:
-            SegmentOutsideError: It begins or ends outside the file, by more than a rounding.
+            SegmentOutsideError: It begins or ends outside the file, by more than a rounding, or
+                is shorter than a sample.
         """
         first = round((start_seconds or 0.0) * self.sample_rate_hz)
         end = self.num_samples
@@ -76,6 +77,11 @@ class Header:
             raise SegmentOutsideError(
                 f"the segment from {start_seconds or 0:.3f} s to {shown_end} is not within the "
                 f"{self.duration_seconds:.3f} s"
+            )
+        if end <= first:
+            raise SegmentOutsideError(
+                f"the segment from {start_seconds or 0:g} s to {end_seconds:g} s is shorter than a "
+                f"sample at {self.sample_rate_hz:,} Hz"
             )
         return first, min(end, self.num_samples)
 
@@ -100,13 +106,14 @@ class Audio:
         return pcm_sha256(samples, self.sample_rate_hz)
 
 
-@dataclass(frozen=True)
+@dataclass
 class AudioFile:
     """An open audio file: its header, and the samples of any of its segments."""
 
     path: Path
     header: Header
     file: sf.SoundFile
+    is_fresh: bool = True  # nothing was read from it yet
 
     def decode(self, start_seconds: float | None = None, end_seconds: float | None = None) -> Audio:
         """The samples of the file, or of a segment; nothing after it is decoded.
@@ -123,8 +130,9 @@ class AudioFile:
             first, end = self.header.segment(start_seconds, end_seconds)
         except SegmentOutsideError as error:
             raise SegmentOutsideError(f"{self.path}: {error}") from None
-        if self.file.tell():  # opened again: an MP3 decodes otherwise after what came before
+        if not self.is_fresh:  # opened again: an MP3 decodes otherwise after what came before
             return decode(self.path, start_seconds, end_seconds)
+        self.is_fresh = False
         try:
             if first:
                 self.file.seek(first)

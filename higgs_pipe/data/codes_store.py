@@ -2,49 +2,88 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from higgs_pipe.data.tables import CodecInfo, codes_spec, read_codec_info, read_table
-from higgs_pipe.errors import UserError
+from higgs_pipe.data.spool import Spool, check_free_space
+from higgs_pipe.data.tables import CodecInfo, codes_spec, open_table, read_codec_info
+from higgs_pipe.errors import UserError, list_offenders
+
+CLIPS_PER_READ = 1024
+REMEDY = "run: snakemake --forcerun tokenize_shard"
 
 
 class CodesStore:
-    """Codes (T, K) of every clip, held as int16: about 400 bytes a second of audio for K = 8.
+    """Codes of every clip, copied into a temporary file: int16, 400 bytes a second for K = 8.
+
+    In memory are 12 bytes a clip, and the ids of the shards while they are read.
+
+    Args:
+        shards: The tables of codes; all of them by one codec.
+        clip_ids: The clips, in the order by which they are asked for.
+        directory: Where the temporary file lies.
 
     Raises:
-        UserError: A shard is missing or unreadable, or the shards come from different codecs.
+        UserError: A shard is missing or unreadable, the shards come from different codecs, a clip
+            has no codes, or the disk has no room.
     """
 
-    def __init__(self, shards: Sequence[Path]) -> None:
+    def __init__(self, shards: Sequence[Path], clip_ids: pa.Array, directory: Path) -> None:
         self.codec_info: CodecInfo = read_codec_info(shards[0])
-        self._codes: dict[str, npt.NDArray[np.int16]] = {}
-        for shard in shards:
+        for shard in shards[1:]:
             info = read_codec_info(shard)
             if info != self.codec_info:
                 raise UserError(
                     f"{shard} was made by another codec or number type than {shards[0]} "
                     f"({info.codec} in {info.dtype}, {self.codec_info.codec} in "
-                    f"{self.codec_info.dtype}); run: snakemake --forcerun tokenize_shard"
+                    f"{self.codec_info.dtype}); {REMEDY}"
                 )
-            self._read(shard)
+        spec = codes_spec(self.codec_info.num_codebooks)
+        tables = [open_table(shard, spec)[0] for shard in shards]
+        listing = [table.read(columns=["clip_id", "num_frames"]) for table in tables]
+        self._place(pa.concat_tables(listing), clip_ids)
+        num_codes = int(self.num_frames.sum()) * self.codec_info.num_codebooks
+        check_free_space(directory, 2 * num_codes, "a copy of all codes would")
+        self._spool = Spool(directory, np.int16)
+        for table in tables:
+            for batch in table.iter_batches(CLIPS_PER_READ, columns=["codes"]):
+                self._spool.append(_flat(batch.column("codes")))
 
-    def _read(self, shard: Path) -> None:
+    def _place(self, listing: pa.Table, clip_ids: pa.Array) -> None:
+        """Find each clip among the shards' rows; their codes follow each other in the file."""
+        row = pc.index_in(clip_ids, value_set=listing.column("clip_id").combine_chunks())
+        if row.null_count:
+            missing = clip_ids.filter(pc.is_null(row)).to_pylist()
+            raise UserError(f"clips without codes:\n{list_offenders(missing)}\n{REMEDY}")
+        num_frames = listing.column("num_frames").to_numpy()
+        starts = np.cumsum(num_frames, dtype=np.int64) - num_frames
+        self.num_frames: npt.NDArray[np.int32] = num_frames[row.to_numpy()]  # (N,) T of each clip
+        self._starts = starts[row.to_numpy()]
+
+    def __getitem__(self, clip: int) -> npt.NDArray[np.int16]:
         num_codebooks = self.codec_info.num_codebooks
-        table, _ = read_table(shard, codes_spec(num_codebooks))
-        for batch in table.to_batches():
-            codes: Any = batch.column("codes")
-            flat = codes.values.values.to_numpy().reshape(-1, num_codebooks)  # (sum of T, K)
-            offsets = codes.offsets.to_numpy()
-            for row, clip_id in enumerate(batch.column("clip_id").to_pylist()):
-                self._codes[clip_id] = flat[offsets[row] : offsets[row + 1]]
+        start, num_frames = int(self._starts[clip]), int(self.num_frames[clip])
+        codes = self._spool.read(start * num_codebooks, num_frames * num_codebooks)
+        return codes.reshape(num_frames, num_codebooks)
 
-    def __getitem__(self, clip_id: str) -> npt.NDArray[np.int16]:
-        try:
-            return self._codes[clip_id]
-        except KeyError:
-            raise UserError(
-                f"clip {clip_id!r} has no codes; run: snakemake --forcerun tokenize_shard"
-            ) from None
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._spool.__exit__(kind, error, traceback)
+
+
+def _flat(codes: Any) -> npt.NDArray[np.int16]:
+    """The codes of a batch, one after the other: (sum of T * K,)."""
+    flat: npt.NDArray[np.int16] = codes.flatten().flatten().to_numpy()
+    return flat

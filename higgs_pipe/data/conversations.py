@@ -162,20 +162,36 @@ def _is_speech(asked: Turn, said: Turn) -> bool:
     )
 
 
+def own_place(turns: Sequence[Turn]) -> tuple[int, int] | None:
+    """Turn and part of the last recording to learn: the one that the row of the turns is of."""
+    places = [
+        (index, number)
+        for index, turn in enumerate(turns)
+        for number, part in enumerate(turn.parts)
+        if turn.is_target and part.audio_path is not None
+    ]
+    return places[-1] if places else None
+
+
+def words_of(turns: Sequence[Turn], index: int) -> str:
+    """What is said in a turn with a recording: its text, or the user's before it."""
+    asked = (turn.text for turn in reversed(turns[:index]) if turn.role == USER)
+    return turns[index].text or next((text for text in asked if text), "")
+
+
 def _fields(turns: Sequence[Turn]) -> dict[str, Any]:
-    """Those of the last target recording, and what is said there."""
-    targets = [index for index, turn in enumerate(turns) if turn.is_target and turn.recordings]
-    if not targets:
+    """Those of the last recording to learn."""
+    place = own_place(turns)
+    if place is None:
         raise NotRead(
             "no recording is to be learned: none of the assistant's messages from `start_index` "
             "on (without it, the last one) has audio"
         )
-    last = turns[targets[-1]]
-    asked = (turn.text for turn in reversed(turns[: targets[-1]]) if turn.role == USER)
-    recording = last.recordings[-1]
+    index, number = place
+    recording = turns[index].parts[number]
     return {
         "audio": os.fspath(recording.audio_path or ""),
-        "text": last.text or next((text for text in asked if text), ""),
+        "text": words_of(turns, index),
         "start_seconds": recording.start_seconds,
         "end_seconds": recording.end_seconds,
     }

@@ -1,12 +1,12 @@
 """The rows of the manifests as a table, and what must be measured to judge them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from higgs_pipe.data.conversations import Part, Turn
+from higgs_pipe.data.conversations import Conversation, Part, Turn, own_place, words_of
 from higgs_pipe.data.manifest import Manifest, Row
 from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.tables import ROWS, read_table, write_table
@@ -24,14 +24,39 @@ def reference_of(row: Row) -> Segment | None:
     return None if row.ref_audio_path is None else Segment(str(row.ref_audio_path))
 
 
+class Heard(NamedTuple):
+    """A recording in a row's conversation."""
+
+    turn: int  # from 1
+    segment: Segment
+    text: str  # what is said there
+    is_target: bool
+    is_own: bool  # whether it is what the row is a clip of
+
+
+def heard_in(row: Row) -> list[Heard]:
+    """The recordings of the row's conversation, in order."""
+    turns = row.conversation or ()
+    own = own_place(turns)
+    return [
+        Heard(index + 1, _segment(part), words_of(turns, index), turn.is_target, is_own)
+        for index, turn in enumerate(turns)
+        for number, part in enumerate(turn.parts)
+        if part.audio_path is not None
+        for is_own in ((index, number) == own,)
+    ]
+
+
+def _segment(part: Part) -> Segment:
+    return Segment(str(part.audio_path), part.start_seconds, part.end_seconds)
+
+
 def segments_of(row: Row) -> list[Segment]:
     """Everything that must be measured to judge the row."""
     segments = [target_of(row)]
     if reference := reference_of(row):
         segments.append(reference)
-    for turn in row.conversation or ():
-        segments += [Segment(str(part.audio_path)) for part in turn.parts if part.audio_path]
-    return segments
+    return [*segments, *(heard.segment for heard in heard_in(row))]
 
 
 def write_rows(path: Path, manifest: Manifest) -> None:
@@ -50,25 +75,31 @@ def read_rows(path: Path) -> Manifest:
     return Manifest(tuple(_row(columns) for columns in table.to_pylist()), stamp["ignored_keys"])
 
 
-def conversation_text(conversation: Sequence[Turn] | None) -> str | None:
-    """The JSON text of a conversation's turns, for a column of a table."""
-    if conversation is None:
-        return None
-    turns = [
-        {
-            "role": turn.role,
-            "parts": [
-                {"audio_path": str(part.audio_path)} if part.audio_path else {"text": part.text}
-                for part in turn.parts
-            ],
-            "is_target": turn.is_target,
-        }
-        for turn in conversation
-    ]
-    return json.dumps(turns, ensure_ascii=False)
+def conversation_text(turns: Conversation, recordings: Iterable[Mapping[str, Any]]) -> str:
+    """The JSON text of a conversation's turns, for a column of a table.
+
+    Args:
+        turns: The turns.
+        recordings: What stands for each recording, in order.
+    """
+    names = iter(recordings)
+    return json.dumps(
+        [
+            {
+                "role": turn.role,
+                "parts": [
+                    {"text": part.text} if part.audio_path is None else next(names)
+                    for part in turn.parts
+                ],
+                "is_target": turn.is_target,
+            }
+            for turn in turns
+        ],
+        ensure_ascii=False,
+    )
 
 
-def _conversation(text: str | None) -> tuple[Turn, ...] | None:
+def _conversation(text: str | None) -> Conversation | None:
     if text is None:
         return None
     return tuple(
@@ -77,17 +108,20 @@ def _conversation(text: str | None) -> tuple[Turn, ...] | None:
     )
 
 
-def _part(part: Mapping[str, str]) -> Part:
+def _part(part: Mapping[str, Any]) -> Part:
     if "text" in part:
         return Part(text=part["text"])
-    return Part(audio_path=Path(part["audio_path"]))
+    return Part(None, Path(part["audio_path"]), part["start_seconds"], part["end_seconds"])
 
 
 def _columns(row: Row) -> dict[str, Any]:
     columns = {field.name: getattr(row, field.name) for field in fields(Row)}
     for name in PATHS:
         columns[name] = None if columns[name] is None else str(columns[name])
-    return columns | {"conversation": conversation_text(row.conversation)}
+    if row.conversation is not None:
+        recordings = [heard.segment._asdict() for heard in heard_in(row)]
+        columns["conversation"] = conversation_text(row.conversation, recordings)
+    return columns
 
 
 def _row(columns: Mapping[str, Any]) -> Row:

@@ -1,6 +1,7 @@
 """Which clips are held out, and which shard a clip belongs to: by hash, so nothing drifts."""
 
 import hashlib
+import json
 import math
 import unicodedata
 from collections import defaultdict
@@ -48,6 +49,34 @@ class Stretch(NamedTuple):
         return self.path == other.path and start < other_end and other_start < end
 
 
+class Beside(NamedTuple):
+    """A recording that a clip's conversation holds beside the clip's own."""
+
+    clip: Mapping[str, Any]  # a row of the table of clips
+    is_target: bool
+
+
+def beside(
+    clips: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
+) -> list[list[Beside]]:
+    """The other recordings of the conversation of each clip.
+
+    Args:
+        clips: Rows of the table of clips.
+        references: Its references, which these recordings are.
+    """
+    by_id = {reference["clip_id"]: reference for reference in references}
+    return [
+        [
+            Beside(by_id[part["clip_id"]], turn["is_target"])
+            for turn in json.loads(clip["conversation"] or "[]")
+            for part in turn["parts"]
+            if part.get("clip_id") in by_id
+        ]
+        for clip in clips
+    ]
+
+
 class Key(NamedTuple):
     """Something that clips may share; clips of one split alone have it."""
 
@@ -55,32 +84,57 @@ class Key(NamedTuple):
     value: str
 
 
-def keys_of(clips: Sequence[Mapping[str, Any]], data: DataConfig) -> list[list[Key]]:
+def keys_of(
+    clips: Sequence[Mapping[str, Any]],
+    data: DataConfig,
+    others: Sequence[Sequence[Beside]] = (),
+) -> list[list[Key]]:
     """What each clip may share with another: clips with an equal key lie on one side.
 
     Whatever ``data.split_by`` is, that is audio (equal samples, in whatever file they lie, and
     the time in which segments of one file overlap), a dialogue and, if
-    ``data.keep_text_together``, the text. A clip's first key names it in :func:`groups_of`: its
-    speaker or its recording if the split is by these, else its samples.
+    ``data.keep_text_together``, the text. All that is learned of a conversation counts; what is
+    only heard in it counts if another clip learns it and ``data.keep_context_together``. A clip's
+    first key names it in :func:`groups_of`: its speaker or its recording if the split is by these,
+    else its samples.
 
     Args:
         clips: Rows of the table of clips; their ``split`` is not read.
         data: The settings of the split.
+        others: The other recordings of the conversation of each clip (:func:`beside`).
     """
-    stretches = _stretch_keys([Stretch.of_clip(clip) for clip in clips])
-    keys = []
-    for clip, stretch in zip(clips, stretches, strict=True):
-        own = [Key("audio", clip["pcm_sha256"]), stretch]
-        if clip["dialogue_id"] is not None:
-            own.append(Key("dialogue", clip["dialogue_id"]))
-        if data.keep_text_together and (text := folded(clip["text"])):
-            own.append(Key("text", text))
-        if data.split_by == "speaker" and clip["speaker"] is not None:
-            own.insert(0, Key("speaker", clip["speaker"]))
-        if data.split_by == "recording":
-            own.insert(0, Key("recording", clip["audio_sha256"]))
-        keys.append(own)
+    heard = [(index, clip, True) for index, clip in enumerate(clips)]
+    heard += [
+        (index, other, is_target)
+        for index, of_clip in enumerate(others)
+        for other, is_target in of_clip
+    ]
+    stretches = _stretch_keys([Stretch.of_clip(clip) for _, clip, _ in heard])
+    found = [
+        (index, _own_keys(clip, stretch, data), is_target)
+        for (index, clip, is_target), stretch in zip(heard, stretches, strict=True)
+    ]
+    learned = {key for _, own, is_target in found if is_target for key in own}
+    keys: list[list[Key]] = [[] for _ in clips]
+    for index, own, is_target in found:
+        if is_target:
+            keys[index] += own
+        elif data.keep_context_together:
+            keys[index] += [key for key in own if key in learned and key.kind == "audio"]
     return keys
+
+
+def _own_keys(clip: Mapping[str, Any], stretch: Key, data: DataConfig) -> list[Key]:
+    own = [Key("audio", clip["pcm_sha256"]), stretch]
+    if clip["dialogue_id"] is not None:
+        own.append(Key("dialogue", clip["dialogue_id"]))
+    if data.keep_text_together and (text := folded(clip["text"])):
+        own.append(Key("text", text))
+    if data.split_by == "speaker" and clip["speaker"] is not None:
+        own.insert(0, Key("speaker", clip["speaker"]))
+    if data.split_by == "recording":
+        own.insert(0, Key("recording", clip["audio_sha256"]))
+    return own
 
 
 class _Blanked(dict[int, str]):
@@ -148,30 +202,46 @@ def overlap(clips: Sequence[Mapping[str, Any]], data: DataConfig) -> dict[str, i
     """What lies on both sides of the split; read from its result, by other means than its making.
 
     Args:
-        clips: Rows of the table of clips, with their splits.
+        clips: The table of clips, with their splits and references.
         data: The settings of the split.
 
     Returns:
         How much ``audio`` (equal samples, and segments that overlap), how many ``texts`` and
-        ``dialogues`` both sides have; ``speakers`` or ``recordings`` too, if the split is by
-        these. Each is 0, but for ``texts`` without ``data.keep_text_together``.
+        ``dialogues`` are learned on both sides; ``speakers`` or ``recordings`` too, if the split
+        is by these; and ``context``, how much audio that one side learns is heard in conversations
+        of the other. Each is 0, but for ``texts`` without ``data.keep_text_together`` and
+        ``context`` without ``data.keep_context_together``.
     """
     sides = [[clip for clip in clips if clip["split"] == split] for split in (TRAIN, EVAL)]
+    references = [clip for clip in clips if clip["split"] == REFERENCE]
+    learned, heard = [], []
+    for side in sides:
+        others = [other for of_clip in beside(side, references) for other in of_clip]
+        learned.append([*side, *(clip for clip, is_target in others if is_target)])
+        heard.append([clip for clip, is_target in others if not is_target])
 
     def num_shared(value_of: Callable[[Mapping[str, Any]], Any]) -> int:
-        train, held_out = ({value_of(clip) for clip in side} - {None, ""} for side in sides)
+        train, held_out = ({value_of(clip) for clip in side} - {None, ""} for side in learned)
         return len(train & held_out)
 
     found = {
-        "audio": num_shared(lambda clip: clip["pcm_sha256"]) + _num_overlapping(sides),
+        "audio": _num_shared_audio(learned),
         "texts": num_shared(lambda clip: folded(clip["text"])),
         "dialogues": num_shared(lambda clip: clip["dialogue_id"]),
+        "context": _num_shared_audio([learned[0], heard[1]])
+        + _num_shared_audio([heard[0], learned[1]]),
     }
     if data.split_by == "speaker":
         found["speakers"] = num_shared(lambda clip: clip["speaker"])
     if data.split_by == "recording":
         found["recordings"] = num_shared(lambda clip: clip["audio_sha256"])
     return found
+
+
+def _num_shared_audio(sides: Sequence[Sequence[Mapping[str, Any]]]) -> int:
+    """Equal samples on both sides, and segments that overlap."""
+    first, second = ({clip["pcm_sha256"] for clip in side} for side in sides)
+    return len(first & second) + _num_overlapping(sides)
 
 
 def _num_overlapping(sides: Sequence[Sequence[Mapping[str, Any]]]) -> int:

@@ -11,7 +11,7 @@ from higgs_pipe.config import DataConfig
 from higgs_pipe.data.manifest import Manifest
 from higgs_pipe.data.quality import outliers
 from higgs_pipe.data.reasons import Reason, Rejection
-from higgs_pipe.data.splits import EVAL, REFERENCE, TRAIN, groups_of, keys_of, overlap
+from higgs_pipe.data.splits import EVAL, REFERENCE, TRAIN, beside, groups_of, keys_of, overlap
 from higgs_pipe.errors import list_offenders
 
 logger = logging.getLogger("higgs_pipe")
@@ -42,7 +42,9 @@ def summarize(
     by_split = {split: [c for c in targets if c["split"] == split] for split in (TRAIN, EVAL)}
     same_audio = _grouped(targets, "pcm_sha256")
     outside = [row for row in manifest.rows if row.is_outside_root]
-    shared = overlap(targets, data)
+    references = [clip for clip in clips if clip["split"] == REFERENCE]
+    shared = overlap(clips, data)
+    groups = groups_of(keys_of(targets, data, beside(targets, references)))
     return {
         "num_rows": len(targets) + len(rejections),
         **_share(targets),
@@ -50,12 +52,12 @@ def summarize(
         "num_rejected_by_reason": {r.value: reasons[r] for r in Reason if reasons[r]},
         "rejected": _lost(rejections),
         "num_texts_from_transcripts": sum(c["text_source"] == "transcript" for c in targets),
-        "num_references": len(clips) - len(targets),
+        "num_references": len(references),
         "splits": {split: _share(clips) for split, clips in by_split.items()},
         "split_by": data.split_by,
         "overlap": shared,
         "num_audio_shared_by_splits": shared["audio"],
-        "largest_group_num_clips": max(Counter(groups_of(keys_of(targets, data))).values()),
+        "largest_group_num_clips": max(Counter(groups).values()),
         "clip_seconds": {
             "min": min(seconds),
             "median": statistics.median(seconds),

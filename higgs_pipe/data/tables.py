@@ -328,7 +328,7 @@ def packed_spec(num_codebooks: int) -> TableSpec:
             Column("labels", pa.list_(pa.int32()), "Text label at each position, or -100 (S)."),
             Column("audio_input_ids", matrix, "Delayed codes of all placeholders in order (F, K)."),
             Column("audio_labels", matrix, "Label of each delayed code, or -100 (F, K)."),
-            Column("sample_ids", pa.list_(pa.string()), "clip_id of each sample's target."),
+            Column("sample_ids", pa.list_(pa.string()), "clip_id of each sample's (first) target."),
             Column("sample_lengths", pa.list_(pa.int32()), "Positions of each sample; sum S."),
         ),
     )
@@ -338,14 +338,31 @@ def packed_spec(num_codebooks: int) -> TableSpec:
 def table_writer(
     path: Path, spec: TableSpec, metadata: dict[str, Any] | None = None
 ) -> Iterator[pq.ParquetWriter]:
-    """A streaming writer; the file appears under its name only when the block succeeds."""
+    """A streaming writer; the file appears under its name only when the block succeeds.
+
+    Codes are split by byte instead of looked up in a dictionary, which is smaller and faster.
+    """
     stamp = {"table": spec.name, "version": spec.version, **(metadata or {})}
     schema = spec.schema.with_metadata({METADATA_KEY: json.dumps(stamp, sort_keys=True).encode()})
     with (
         written_aside(path) as aside,
-        pq.ParquetWriter(aside, schema, compression="zstd") as writer,
+        pq.ParquetWriter(aside, schema, compression="zstd", **_encodings(spec)) as writer,
     ):
         yield writer
+
+
+def _encodings(spec: TableSpec) -> dict[str, Any]:
+    leaves = {}
+    for column in spec.columns:
+        path, leaf = column.name, column.type
+        while pa.types.is_list(leaf) or pa.types.is_fixed_size_list(leaf):
+            path, leaf = f"{path}.list.element", leaf.value_type
+        leaves[path] = leaf
+    codes = [path for path, leaf in leaves.items() if pa.types.is_int16(leaf)]
+    return {
+        "use_dictionary": [path for path in leaves if path not in codes],
+        "column_encoding": dict.fromkeys(codes, "BYTE_STREAM_SPLIT"),
+    }
 
 
 def write_table(

@@ -1,17 +1,21 @@
-"""From a clip to one training sample: the prompt of inference, and labels on the target alone.
+"""From a conversation to one training sample: the prompt of inference, and labels on the targets.
 
 The conversation is rendered by the checkpoint's own chat template, so that a model is trained on
 exactly the prompt that it will see.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
+from higgs_pipe.data.samples import Recording, Turn
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.checkpoint import load_pretrained
 from higgs_pipe.higgs.codes import IGNORED, Codes, delay, num_delayed_frames, target_labels
@@ -19,7 +23,10 @@ from higgs_pipe.higgs.codes import IGNORED, Codes, delay, num_delayed_frames, ta
 Message = dict[str, Any]
 TokenIds = npt.NDArray[np.int32]
 
-AUDIO_TURN: Message = {"role": "assistant", "content": [{"type": "audio"}]}
+ASSISTANT_HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+# Stands for a text in a conversation's shape; private characters that no text needs.
+MARK, MARKED = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
+PUBLISHED_TEMPLATE = "use the base model's published chat template."
 
 LATIN_PUNCTUATION = str.maketrans(
     {
@@ -77,30 +84,13 @@ def clean_text(text: str) -> str:
     return text if text.endswith(SENTENCE_ENDS) else text + "."
 
 
-def conversation(
-    text: str,
-    system_prompt: str,
-    scene: str | None = None,
-    reference_text: str | None = None,
-) -> list[Message]:
-    """The messages of one sample; the last is the target's audio turn.
-
-    Args:
-        text: What the target says.
-        system_prompt: The system message, which the template demands.
-        scene: Where and how it is said.
-        reference_text: What the reference recording says; its turns come before the target's.
-    """
-    messages: list[Message] = [_text_message("system", system_prompt)]
-    if scene:
-        messages.append(_text_message("scene", scene))
-    if reference_text is not None:
-        messages += [_text_message("user", reference_text), AUDIO_TURN]
-    return [*messages, _text_message("user", text), AUDIO_TURN]
-
-
-def _text_message(role: str, text: str) -> Message:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
+def message(turn: Turn) -> Message:
+    """A turn as the chat template reads it."""
+    content = [
+        {"type": "audio"} if isinstance(part, Recording) else {"type": "text", "text": part}
+        for part in turn.parts
+    ]
+    return {"role": turn.role, "content": content}
 
 
 @dataclass(frozen=True)
@@ -117,14 +107,56 @@ class HiggsTokens:
     num_codebooks: int
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as tokens, before its recordings are put in."""
+
+    ids: TokenIds  # (P,), one placeholder for each recording
+    labels: TokenIds  # (P,), IGNORED at the placeholders and wherever else nothing is learned
+    is_target: tuple[bool, ...]  # (A,) whether a recording is in a target turn
+
+
 @dataclass(frozen=True)
 class Sample:
     """One conversation as the model reads it, with its labels."""
 
     input_ids: TokenIds  # (S,)
     labels: TokenIds  # (S,)
-    audio_input_ids: Codes  # (F, K), all audio turns in order
+    audio_input_ids: Codes  # (F, K), all recordings in order
     audio_labels: Codes  # (F, K)
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """What conversations with the same roles, kinds of parts and targets have in common.
+
+    The tokens around their texts: a fixed run before, between and after the open pieces, which are
+    tokenized each time. An open piece is text, number of a text, text, number, …, text.
+    """
+
+    fixed_ids: tuple[TokenIds, ...]
+    fixed_labels: tuple[TokenIds, ...]
+    open_pieces: tuple[tuple[str, ...], ...]
+    is_target: tuple[bool, ...]
+
+    def fill(self, texts: Sequence[str]) -> list[str]:
+        """The open pieces with the texts of a conversation."""
+        return [
+            "".join(texts[int(part)] if i % 2 else part for i, part in enumerate(piece))
+            for piece in self.open_pieces
+        ]
+
+    def prompt(self, open_ids: Sequence[TokenIds]) -> Prompt:
+        """The prompt of a conversation from the tokens of its open pieces."""
+        ids, labels = [self.fixed_ids[0]], [self.fixed_labels[0]]
+        for i, piece in enumerate(open_ids):
+            ids += [piece, self.fixed_ids[i + 1]]
+            labels += [np.full(len(piece), IGNORED, np.int32), self.fixed_labels[i + 1]]
+        return Prompt(np.concatenate(ids), np.concatenate(labels), self.is_target)
+
+
+class Unsayable(Exception):
+    """The chat template does not say a conversation in full; the message is the fact."""
 
 
 class PromptRenderer:
@@ -149,6 +181,10 @@ class PromptRenderer:
             stream_eos=config.audio_stream_eos_id,
             num_codebooks=config.num_codebooks,
         )
+        self._assistant_header = self._tokenized(ASSISTANT_HEADER)
+        special = "|".join(map(re.escape, self.tokenizer.get_added_vocab()))
+        self._special_token = re.compile(f"({special})")
+        self._shapes: dict[object, Shape | None] = {}
 
     def _token_id(self, token: str) -> int:
         token_id = self.tokenizer.get_vocab().get(token)
@@ -158,66 +194,215 @@ class PromptRenderer:
             )
         return int(token_id)
 
-    def prompt_ids(self, conversations: Sequence[Sequence[Message]]) -> list[TokenIds]:
-        """Token ids of each conversation, one audio placeholder for each audio turn."""
-        texts = [
-            self.tokenizer.apply_chat_template(list(messages), tokenize=False)
-            for messages in conversations
-        ]
+    def _tokenized(self, text: str) -> TokenIds:
         # The template writes the beginning of the text itself.
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [np.asarray(ids, np.int32) for ids in encoded]
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
-    def sample_length(self, prompt_ids: TokenIds, num_frames: Sequence[int]) -> int:
-        """S of the sample that :meth:`sample` builds from audio turns of these T."""
-        delayed = (num_delayed_frames(n, self.tokens.num_codebooks) for n in num_frames)
-        return len(prompt_ids) - len(num_frames) + sum(delayed)
+    def _all_tokenized(self, texts: Sequence[str]) -> list[TokenIds]:
+        """As :meth:`_tokenized`, all at once and on all cores."""
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(
+            texts, add_special_tokens=False
+        )
+        return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
-    def sample(self, prompt_ids: TokenIds, codes: Sequence[Codes]) -> Sample:
-        """Expand the placeholders of a prompt and label its last audio turn.
+    def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[Prompt | Unsayable]:
+        """:meth:`prompt` of each conversation, or why it has none; many at once are much faster.
 
-        Text labels are the target turn's ``<|audio_out_bos|>``, ``<|audio_eos|>`` and
-        ``<|eot_id|>``; audio labels are the target's (:func:`codes.target_labels`). All else is
-        ``IGNORED``: the prompt, the reference audio and the placeholders.
+        Conversations of one :class:`Shape` differ in their texts alone: the template is rendered
+        once a shape, and what stands around the texts is tokenized once. One conversation of each
+        shape is rendered in full each time, to compare.
 
-        Args:
-            prompt_ids: One conversation of :meth:`prompt_ids`.
-            codes: (T, K) for each audio turn, in order; the last is the target.
+        Raises:
+            UserError: The template writes other words around some texts than around others.
         """
-        tokens = self.tokens
-        placeholders = np.flatnonzero(prompt_ids == tokens.audio)
-        if len(placeholders) != len(codes):
-            raise UserError(
-                f"the chat template gave {len(placeholders)} audio placeholders for {len(codes)} "
-                "audio turns; use the base model's published chat template."
-            )
-        delayed = [delay(c, tokens.stream_bos, tokens.stream_eos) for c in codes]
-        pieces = np.split(prompt_ids, np.sort(np.concatenate([placeholders, placeholders + 1])))
-        for turn, frames in enumerate(delayed):
-            pieces[2 * turn + 1] = self._placeholders(len(frames))
-        input_ids = np.concatenate(pieces)
+        shapes = [self._shape_of(turns) for turns in conversations]
+        texts = [
+            [p for t in turns for p in t.parts if isinstance(p, str)] for turns in conversations
+        ]
+        filled = [
+            shape.fill(said)
+            if shape and all(text and text == text.strip() for text in said)
+            else None
+            for shape, said in zip(shapes, texts, strict=True)
+        ]
+        pieces = list(dict.fromkeys(piece for found in filled for piece in found or ()))
+        ids = dict(zip(pieces, self._all_tokenized(pieces), strict=True))
+        prompts: list[Prompt | Unsayable] = []
+        compared: set[Shape] = set()
+        for turns, shape, found in zip(conversations, shapes, filled, strict=True):
+            if shape is None or found is None:
+                prompts.append(self._prompt_or_fact(turns))
+                continue
+            prompt = shape.prompt([ids[piece] for piece in found])
+            if shape not in compared:
+                compared.add(shape)
+                if not np.array_equal(prompt.ids, self.prompt(turns).ids):
+                    raise UserError(
+                        "the chat template writes other words around some texts than around "
+                        f"others; {PUBLISHED_TEMPLATE}"
+                    )
+            prompts.append(prompt)
+        return prompts
 
-        labels = np.full_like(input_ids, IGNORED)
-        tail = pieces[-1]
-        target_start = len(input_ids) - len(tail) - len(delayed[-1])
-        supervised = [target_start - 1, len(input_ids) - len(tail), len(input_ids) - len(tail) + 1]
-        expected = [tokens.audio_bos, tokens.audio_eos, tokens.end_of_turn]
-        if len(tail) < 2 or input_ids[supervised].tolist() != expected:
-            raise UserError(
-                "the chat template does not put <|audio_out_bos|> before the audio and "
-                "<|audio_eos|><|eot_id|> after it; use the base model's published chat template."
-            )
-        labels[supervised] = expected
+    def _prompt_or_fact(self, turns: Sequence[Turn]) -> Prompt | Unsayable:
+        try:
+            return self.prompt(turns)
+        except Unsayable as fact:
+            return fact
 
-        audio_labels = [np.full_like(frames, IGNORED) for frames in delayed[:-1]]
-        return Sample(
-            input_ids=input_ids,
-            labels=labels,
-            audio_input_ids=np.concatenate(delayed),
-            audio_labels=np.concatenate([*audio_labels, target_labels(delayed[-1])]),
+    def _shape_of(self, turns: Sequence[Turn]) -> Shape | None:
+        key = tuple((t.role, t.is_target, *(isinstance(p, str) for p in t.parts)) for t in turns)
+        if key not in self._shapes:
+            self._shapes[key] = self._shape(turns)
+        return self._shapes[key]
+
+    def _shape(self, turns: Sequence[Turn]) -> Shape | None:
+        """The shape of a conversation.
+
+        None if the template does not say such ones in full, or if a text of theirs is learned.
+        """
+        numbers = count()
+        marked = [
+            turn._replace(
+                parts=tuple(
+                    MARK.format(next(numbers)) if isinstance(part, str) else part
+                    for part in turn.parts
+                )
+            )
+            for turn in turns
+        ]
+        prompt = self._prompt_or_fact(marked)
+        if isinstance(prompt, Unsayable):
+            return None
+        # A special token ends what is before it and begins what is after it, for the tokenizer too.
+        pieces = [piece for piece in self._special_token.split(self._rendered(marked)) if piece]
+        ids = [self._tokenized(piece) for piece in pieces]
+        if not np.array_equal(np.concatenate(ids), prompt.ids):
+            return None
+        labels = np.split(prompt.labels, np.cumsum([len(i) for i in ids])[:-1])
+        fixed: list[tuple[list[TokenIds], list[TokenIds]]] = [([], [])]
+        open_pieces = []
+        for piece, piece_ids, piece_labels in zip(pieces, ids, labels, strict=True):
+            fragments = MARKED.split(piece)  # text, number, text, number, text
+            if len(fragments) == 1:
+                fixed[-1][0].append(piece_ids)
+                fixed[-1][1].append(piece_labels)
+            elif (piece_labels != IGNORED).any():
+                return None
+            else:
+                open_pieces.append(tuple(fragments))
+                fixed.append(([], []))
+        empty = [np.empty(0, np.int32)]
+        return Shape(
+            fixed_ids=tuple(np.concatenate(empty + run) for run, _ in fixed),
+            fixed_labels=tuple(np.concatenate(empty + run) for _, run in fixed),
+            open_pieces=tuple(open_pieces),
+            is_target=prompt.is_target,
         )
 
-    def _placeholders(self, num_delayed: int) -> TokenIds:
-        ids = np.full(num_delayed, self.tokens.audio, np.int32)
-        ids[num_delayed - (self.tokens.num_codebooks - 1) :] = self.tokens.audio_delay
-        return ids
+    def prompt(self, turns: Sequence[Turn]) -> Prompt:
+        """Render and tokenize a conversation, and label its target turns.
+
+        Text labels are all tokens of a target turn after its header but the placeholders:
+        ``<|audio_out_bos|>``, ``<|audio_eos|>``, ``<|eot_id|>`` and the turn's text, if it has any.
+
+        Raises:
+            Unsayable: The template refuses the conversation or leaves out a part of it.
+        """
+        ids = self._tokenized(self._rendered(turns))
+        labels = np.full_like(ids, IGNORED)
+        headers = self._after_assistant_headers(ids)
+        answers = [turn for turn in turns if turn.role == "assistant"]
+        if len(headers) != len(answers):
+            raise Unsayable(
+                f"the chat template writes {len(headers)} assistant headers for {len(answers)} "
+                "assistant turns"
+            )
+        heard = [turn for turn in turns for part in turn.parts if isinstance(part, Recording)]
+        is_audio = ids == self.tokens.audio
+        if is_audio.sum() != len(heard):
+            raise Unsayable(
+                f"the chat template gives {is_audio.sum()} audio placeholders for "
+                f"{len(heard)} recordings"
+            )
+        for start, turn in zip(headers, answers, strict=True):
+            ends = np.flatnonzero(ids[start:] == self.tokens.end_of_turn)
+            end = start + int(ends[0]) + 1 if len(ends) else len(ids)
+            if turn.is_target:
+                self._check_target(ids[start:end])
+                labels[start:end] = np.where(is_audio[start:end], IGNORED, ids[start:end])
+        if not any(turn.is_target for turn in answers):
+            raise Unsayable("no turn of an assistant is a target")
+        return Prompt(ids, labels, tuple(turn.is_target for turn in heard))
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [message(turn) for turn in turns], tokenize=False
+            )
+        except TemplateError as error:
+            raise Unsayable(f"the chat template refuses it: {error}") from None
+        place = 0
+        for turn in turns:
+            for part in turn.parts:
+                if not isinstance(part, str):
+                    continue
+                place = text.find(part.strip(), place)
+                if place < 0:
+                    raise Unsayable(f"the chat template leaves out a text of a {turn.role} turn")
+                place += len(part.strip())
+        return text
+
+    def _after_assistant_headers(self, ids: TokenIds) -> list[int]:
+        header = self._assistant_header
+        starts = np.flatnonzero(ids == header[0])
+        ends = (int(start) + len(header) for start in starts)
+        return [end for end in ends if np.array_equal(ids[end - len(header) : end], header)]
+
+    def _check_target(self, ids: TokenIds) -> None:
+        """Refuse a target turn (after its header) that is not written as at inference."""
+        tokens = self.tokens
+        is_audio = ids == tokens.audio
+        framed = (
+            is_audio[:1].sum() == is_audio[-1:].sum() == 0
+            and (ids[:-1][is_audio[1:]] == tokens.audio_bos).all()
+            and (ids[1:][is_audio[:-1]] == tokens.audio_eos).all()
+        )
+        if not framed or ids[-1:].tolist() != [tokens.end_of_turn]:
+            raise Unsayable(
+                "the chat template does not put <|audio_out_bos|> before the audio and "
+                "<|audio_eos|> after it, and <|eot_id|> at the end of the turn"
+            )
+
+    def sample_length(self, prompt: Prompt, num_frames: Sequence[int]) -> int:
+        """S of the sample that :meth:`sample` builds from recordings of these T."""
+        delayed = (num_delayed_frames(n, self.tokens.num_codebooks) for n in num_frames)
+        return len(prompt.ids) - len(num_frames) + sum(delayed)
+
+    def sample(self, prompt: Prompt, codes: Sequence[Codes]) -> Sample:
+        """Put the recordings of a prompt in, and label those of target turns.
+
+        Audio labels are the targets' (:func:`codes.target_labels`); all else is ``IGNORED``.
+
+        Args:
+            prompt: Of :meth:`prompt`.
+            codes: (T, K) for each recording, in order.
+        """
+        tokens = self.tokens
+        delayed = [delay(c, tokens.stream_bos, tokens.stream_eos) for c in codes]
+        placeholders = np.flatnonzero(prompt.ids == tokens.audio)
+        repeats = np.ones(len(prompt.ids), np.int64)
+        repeats[placeholders] = [len(frames) for frames in delayed]
+        input_ids = np.repeat(prompt.ids, repeats)  # (P,) -> (S,)
+        for end in np.cumsum(repeats)[placeholders]:
+            input_ids[end - (tokens.num_codebooks - 1) : end] = tokens.audio_delay
+        audio_labels = [
+            target_labels(frames) if is_target else np.full_like(frames, IGNORED)
+            for frames, is_target in zip(delayed, prompt.is_target, strict=True)
+        ]
+        return Sample(
+            input_ids=input_ids,
+            labels=np.repeat(prompt.labels, repeats),
+            audio_input_ids=np.concatenate(delayed),
+            audio_labels=np.concatenate(audio_labels),
+        )

@@ -153,7 +153,7 @@ rule pack:
         "<logs>/pack.log",
     conda:
         "../../envs/higgs-pipe.yaml"
-    threads: 1
+    threads: 2
     resources:
         mem_mb=16000,
         runtime=240,

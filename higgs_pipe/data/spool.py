@@ -1,0 +1,93 @@
+"""Arrays that are too many for memory, in a temporary file."""
+
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from higgs_pipe.errors import UserError
+
+
+def check_free_space(directory: Path, num_bytes: int, what: str) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        UserError: Fewer than ``num_bytes`` are free where ``directory`` lies.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise UserError(
+            f"{directory}: {what} take {num_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            "free some space, or let the results lie on a larger disk."
+        )
+
+
+class Spool:
+    """Items of one type, appended in any amount and read back from any place.
+
+    The file has no name: it is gone when it is closed, however the process ends.
+
+    Args:
+        directory: Where the file lies.
+        dtype: Type of the items.
+    """
+
+    def __init__(self, directory: Path, dtype: npt.DTypeLike) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115, closed by __exit__
+        self._directory = directory
+        self._dtype: np.dtype[Any] = np.dtype(dtype)
+        self._num_items = 0
+        self._is_flushed = True
+
+    def append(self, items: npt.NDArray[Any]) -> int:
+        """Append ``items``; returns the place of the first one.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        start = self._num_items
+        try:
+            self._file.write(np.ascontiguousarray(items, self._dtype).data.cast("B"))
+        except OSError as error:
+            raise self._failure(error) from None
+        self._num_items += items.size
+        self._is_flushed = False
+        return start
+
+    def read(self, start: int, num_items: int) -> npt.NDArray[Any]:
+        """The items from place ``start`` on: (num_items,), read-only."""
+        if not self._is_flushed:
+            try:
+                self._file.flush()
+            except OSError as error:
+                raise self._failure(error) from None
+            self._is_flushed = True
+        size = self._dtype.itemsize
+        found = os.pread(self._file.fileno(), num_items * size, start * size)
+        return np.frombuffer(found, self._dtype)
+
+    def _failure(self, error: OSError) -> Exception:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        written = self._num_items * self._dtype.itemsize / 1e9
+        return UserError(
+            f"{self._directory}: the disk is full, with {written:.2f} GB of temporary data; "
+            "free some space and run again."
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
