@@ -185,7 +185,8 @@ def _judge(
 def _filled(row: Row, measured: Mapping[Segment, Measured]) -> Row:
     """The row, with what a recogniser heard where it has no text of its own."""
     transcript = measured[target_of(row)]["transcript"]
-    return replace(row, text=transcript) if is_blank(row.text) and transcript else row
+    is_lacking = row.conversation is None and is_blank(row.text)
+    return replace(row, text=transcript) if is_lacking and transcript else row
 
 
 def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfig) -> Fault | None:

@@ -30,7 +30,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "estimate": 1,
     "tokenize": 2,
     "pack": 2,
-    "train": 3,
+    "train": 4,
     "eval": 1,
     "package": 1,
     "report": 2,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
@@ -210,7 +211,7 @@ def test_shards_encoded_in_different_types_are_not_packed_together(tmp_path, cod
         metadata = replace(codec[1], dtype=dtype).as_metadata()
         write_table(path, codes_spec(8), [], metadata)
     with pytest.raises(UserError, match=r"b.parquet was made by another codec or number type"):
-        CodesStore(paths)
+        CodesStore(paths, pa.array([]), tmp_path)
 
 
 def test_codes_of_a_version_that_noted_no_type_are_refused(tmp_path, codec):
