@@ -17,7 +17,8 @@ from conftest import tone, write_stage_config
 
 from higgs_pipe import list_rows, measure
 from higgs_pipe.config import ManifestEntry
-from higgs_pipe.data.manifest import Part, Turn, read_manifests
+from higgs_pipe.data.conversations import Part, Turn
+from higgs_pipe.data.manifest import read_manifests
 from higgs_pipe.data.rows import read_rows, segments_of, write_rows
 from higgs_pipe.data.segments import Segment
 from higgs_pipe.data.splits import shard_of
@@ -150,7 +151,7 @@ def test_any_number_of_threads_gives_equal_bytes(tmp_path: Path) -> None:
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("moment", ["measure.read_header", "pq.ParquetWriter.close", "os.fsync"])
+@pytest.mark.parametrize("moment", ["measure.measure_audio", "pq.ParquetWriter.close", "os.fsync"])
 def test_a_killed_job_leaves_no_half_shard_and_the_rerun_gives_identical_bytes(
     tmp_path: Path, moment: str
 ) -> None:
