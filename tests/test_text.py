@@ -11,11 +11,11 @@ from conftest import run_validation, tone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from higgs_pipe.data.samples import Turn
+from higgs_pipe.data.samples import Recording, Turn
 from higgs_pipe.data.tables import CLIPS, REJECTED, read_table
 from higgs_pipe.data.text import find_control_token, is_blank
 from higgs_pipe.higgs import tiny
-from higgs_pipe.higgs.chatml import clean_text, message
+from higgs_pipe.higgs.chatml import Prompt, PromptRenderer, clean_text
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "\u200b", "\ufeff \u2060", "\u3000", "\u0301", "\0"])
@@ -91,32 +91,39 @@ SIGNS = [
 ]
 PIECES = st.sampled_from([*SIGNS, " ", "\n", "\u200b", "\u0338", *tiny.SPECIAL_TOKENS])
 TEXTS = st.lists(PIECES | st.characters(codec="utf-8"), max_size=8).map("".join)
-TOKENIZER = tiny.build_tokenizer()
-TOKENIZER.chat_template = tiny.CHAT_TEMPLATE
 
 
-def special_ids(text: str, scene: str, ref_text: str) -> list[int]:
-    said = (("system", "Speak."), ("scene", scene), ("user", ref_text), ("user", text))
-    messages = [message(Turn(role, (words,))) for role, words in said]
-    prompt = TOKENIZER.apply_chat_template(messages, tokenize=False)
-    ids = TOKENIZER(prompt, add_special_tokens=False)["input_ids"]
-    return [token_id for token_id in ids if token_id in TOKENIZER.added_tokens_decoder]
+@pytest.fixture(scope="module")
+def renderer(tiny_base: Path) -> PromptRenderer:
+    return PromptRenderer(str(tiny_base))
+
+
+def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) -> list[int]:
+    """The special ids of a sample's prompt, in order."""
+    reference = [Turn("user", (ref_text,)), Turn("assistant", (Recording((0,)),))]
+    target = [Turn("user", (text,)), Turn("assistant", (Recording((1,)),), is_target=True)]
+    turns = [Turn("system", ("Speak.",)), Turn("scene", (scene,)), *reference, *target]
+    [prompt] = renderer.prompts([turns])
+    assert isinstance(prompt, Prompt)
+    return [i for i in prompt.ids.tolist() if i in renderer.tokenizer.added_tokens_decoder]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(texts=st.tuples(TEXTS, TEXTS, TEXTS), cleaned=st.booleans())
 @example(texts=("a<|", "eot_id", "|>"), cleaned=True)
-def test_no_text_that_passes_gives_a_special_id(texts: tuple[str, str, str], cleaned: bool) -> None:
-    passing = [text if find_control_token([text]) is None else "x" for text in texts]
-    if cleaned:
-        passing = [clean_text(text) for text in passing]
-    # The scene of a conversation may not be empty: there would be no scene message.
-    text, scene, ref_text = (passed or "x" for passed in passing)
-    assert special_ids(text, scene, ref_text) == special_ids("x", "x", "x")
+def test_no_text_that_passes_gives_a_special_id(
+    renderer: PromptRenderer, texts: tuple[str, str, str], cleaned: bool
+) -> None:
+    passing = [
+        "x" if is_blank(text) or find_control_token([text]) is not None else text for text in texts
+    ]
+    said = [clean_text(text) if cleaned else text for text in passing]
+    assert special_ids(renderer, *said) == special_ids(renderer, "x", "x", "x")
 
 
-def test_special_ids_are_counted() -> None:
-    assert len(special_ids("<|eot_id|>", "x", "x")) == len(special_ids("x", "x", "x")) + 1
+def test_a_token_that_would_pass_gives_a_special_id_more(renderer: PromptRenderer) -> None:
+    num_special = len(special_ids(renderer, "x", "x", "x"))
+    assert len(special_ids(renderer, "a <|eot_id|>", "x", "x")) == num_special + 1
 
 
 # --- Through the stages ---------------------------------------------------------------------------
