@@ -9,6 +9,7 @@ from higgs_pipe.data.samples import (
     DIALOGUE_TOO_LONG,
     NO_REFERENCE,
     NO_SPEAKER,
+    OWN_HELD_OUT,
     REFERENCE_TOO_LONG,
     Clips,
     Plan,
@@ -43,8 +44,6 @@ class Drawn:
 
     def __init__(self, rows: list[dict[str, Any]], **settings: Any) -> None:
         fields = [field for field in CLIPS.schema if field.name in rows[0]]
-        if "speaker_embedding" in rows[0]:
-            fields.append(pa.field("speaker_embedding", pa.list_(pa.float32())))
         self.clips = Clips(pa.Table.from_pylist(rows, schema=pa.schema(fields)))
         self.ids = [row["clip_id"] for row in rows]
         self.planner = Planner(self.clips, "train", PackConfig(**settings))
@@ -81,6 +80,14 @@ def test_a_rows_own_reference_comes_first(speaker):
     drawn = Drawn([clip("a", speaker, reference_id="own"), clip("b", speaker), own], tasks=CLONING)
     assert drawn.references("a") == ["own"]
     assert "own" not in drawn.plans
+
+
+@pytest.mark.parametrize("shared", [{"pcm_sha256": "held"}, {"audio_path": "held"}])
+def test_training_never_hears_held_out_audio_as_a_rows_own_reference(shared):
+    own = clip("own", "x", split="reference", **shared)
+    rows = [clip("a", "x", reference_id="own"), clip("b", "x"), clip("held", "x", split="eval")]
+    drawn = Drawn([*rows, own], tasks=CLONING)
+    assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_HELD_OUT])
 
 
 def test_a_reference_that_is_no_clip_names_the_rule():

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from higgs_pipe.config import PackConfig
-from higgs_pipe.data.splits import REFERENCE, unit_hash
+from higgs_pipe.data.splits import EVAL, REFERENCE, TRAIN, unit_hash
 from higgs_pipe.data.tables import CLIPS, open_table
 from higgs_pipe.errors import UserError, list_offenders
 
@@ -27,6 +27,7 @@ CONVERSATION = "conversation"
 TASKS = (SPEECH, CLONING, DIALOGUE, DIALOGUE_CLONING, CONVERSATION)
 
 NO_REFERENCE = "no other recording of the speaker in this split"
+OWN_HELD_OUT = "the row's own reference is audio that is held out, so that another was sought"
 REFERENCE_TOO_LONG = "the sample with its reference exceeds pack.max_tokens"
 DIALOGUE_TOO_LONG = "the dialogue exceeds pack.max_tokens, so that its turns stand alone"
 NO_SPEAKER = "a turn of the dialogue has no speaker, so that its turns stand alone"
@@ -117,8 +118,7 @@ class Clips:
     def read(cls, path: Path) -> Self:
         """The columns of ``clips.parquet`` that packing needs."""
         table, _ = open_table(path, CLIPS)
-        columns = [name for name in CLIP_COLUMNS if name in table.schema_arrow.names]
-        return cls(table.read(columns=columns))
+        return cls(table.read(columns=list(CLIP_COLUMNS)))
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table.select(TEXT_COLUMNS)
@@ -135,9 +135,10 @@ class Clips:
         self._file, _ = _coded(table, "audio_path")
         self._start = _numbers(table, "start_seconds", 0.0)
         self._end = _numbers(table, "end_seconds", np.inf)
-        self.has_embeddings = EMBEDDING in table.column_names
-        self._embeddings = _column(table, EMBEDDING) if self.has_embeddings else None
+        self._embeddings = _column(table, EMBEDDING)
+        self.has_embeddings = self._embeddings.null_count < len(self._embeddings)
         self._by_id: dict[str, int] = {}
+        self._audio_by_split: dict[str, tuple[set[int], set[int]]] = {}
 
     def _references(self, named: pa.Array) -> npt.NDArray[np.int32]:
         found = pc.index_in(named, value_set=self.ids)
@@ -182,6 +183,17 @@ class Clips:
             for other in others
         )
 
+    def holds_audio_of(self, clip: int, split: str) -> bool:
+        """Whether a whole recording is that of a clip of a split, or the file of one."""
+        if split not in self._audio_by_split:
+            members = self.in_split(split)
+            self._audio_by_split[split] = (
+                set(self._audio[members].tolist()),
+                set(self._file[members].tolist()),
+            )
+        audio, files = self._audio_by_split[split]
+        return self._audio[clip] in audio or self._file[clip] in files
+
     def most_similar(self, clip: int, candidates: Sequence[int]) -> int:
         """The candidate whose speaker embedding has the largest cosine to the clip's.
 
@@ -195,7 +207,7 @@ class Clips:
 
     def _direction(self, clip: int) -> npt.NDArray[np.float64] | None:
         """The clip's speaker embedding at unit length."""
-        if self._embeddings is None or not self._embeddings[clip].is_valid:
+        if not self._embeddings[clip].is_valid:
             return None
         vector: npt.NDArray[np.float64] = self._embeddings[clip].values.to_numpy().astype(float)
         return vector / np.linalg.norm(vector)
@@ -228,10 +240,14 @@ class References:
         clips: The table of clips.
         members: The clips of one split.
         seed: Another seed gives another ring.
+        is_training: Whether that split is trained on.
     """
 
-    def __init__(self, clips: Clips, members: npt.NDArray[np.int64], seed: int) -> None:
+    def __init__(
+        self, clips: Clips, members: npt.NDArray[np.int64], seed: int, is_training: bool
+    ) -> None:
         self._clips = clips
+        self._is_training = is_training
         known = members[clips.speaker[members] >= 0]
         ids = (clip_id.as_py() for clip_id in clips.ids.take(known))
         hashes = (unit_hash("reference", seed, clip_id) for clip_id in ids)
@@ -251,7 +267,7 @@ class References:
         """
         speaker = int(self._clips.speaker[clip])
         own = int(self._clips.reference[clip])
-        if own >= 0 and not self._clips.shares_audio(own, targets):
+        if own >= 0 and not self.refuses(own) and not self._clips.shares_audio(own, targets):
             return Reference(speaker, own)
         if speaker < 0:
             return None
@@ -262,6 +278,10 @@ class References:
             return Reference(speaker, first)
         ranked = [first, *islice(candidates, NUM_RANKED - 1)]
         return Reference(speaker, self._clips.most_similar(clip, ranked))
+
+    def refuses(self, own: int) -> bool:
+        """Whether a row's own reference is held-out audio, which training must not hear."""
+        return self._is_training and self._clips.holds_audio_of(own, EVAL)
 
     def _following(self, clip: int, targets: Sequence[int]) -> Iterator[int]:
         """The clips after one on its speaker's ring, without those that share audio."""
@@ -292,7 +312,7 @@ class Planner:
         self._members = clips.in_split(split)
         # A conversation is no reference: its text may be an answer, or that of several voices.
         alone = self._members[~clips.is_conversation[self._members]]
-        self._references = References(clips, alone, settings.seed)
+        self._references = References(clips, alone, settings.seed, split == TRAIN)
         self._settings = settings
         self._check_weights()
 
@@ -351,8 +371,10 @@ class Planner:
         for clip in clips:
             if self._is_dropped("reference", self._settings.reference_dropout, self._id(clip)):
                 continue
+            speaker = self._speaker_name(int(self._clips.speaker[clip]))
+            if (own := int(self._clips.reference[clip])) >= 0 and self._references.refuses(own):
+                lacking.append(Fallback(speaker, OWN_HELD_OUT))
             if (reference := self._references.of(clip, plan.targets)) is None:
-                speaker = self._speaker_name(int(self._clips.speaker[clip]))
                 lacking.append(Fallback(speaker, NO_REFERENCE))
             else:
                 references.append(reference)
