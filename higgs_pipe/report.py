@@ -261,16 +261,16 @@ def _read_json(path: Path, rule: str) -> Record:
 
 
 def _read_experiment(folder: Path, name: str, colour: str) -> Experiment:
-    config = _read_json(folder / "train" / "config.json", "train")
+    config = _read_json(folder / "train" / "config.json", "train_adapter")
     training, held_out, alarms = _read_metrics(folder / "train" / "metrics.jsonl")
-    evaluation = _read_json(folder / "eval" / "metrics.json", "eval")
+    evaluation = _read_json(folder / "eval" / "metrics.json", "eval_adapter")
     base, adapter = evaluation["base"], evaluation["adapter"]
     for key in COUNTS:
         if base.number(key) != adapter.number(key):
             raise UserError(
                 f"{evaluation.place}: adapter and base differ in {key!r} "
                 f"({adapter[key]} and {base[key]}), so their losses do not compare; "
-                f"{_rerun('eval')}"
+                f"{_rerun('eval_adapter')}"
             )
     return Experiment(
         name=name,
@@ -280,7 +280,7 @@ def _read_experiment(folder: Path, name: str, colour: str) -> Experiment:
         training=training,
         held_out=held_out,
         alarms=alarms,
-        preflight=_read_json(folder / "train" / "preflight.json", "train")["checks"],
+        preflight=_read_json(folder / "train" / "preflight.json", "train_adapter")["checks"],
         base=base,
         adapter=adapter,
     )
@@ -289,8 +289,8 @@ def _read_experiment(folder: Path, name: str, colour: str) -> Experiment:
 def _read_metrics(path: Path) -> tuple[list[Record], list[Record], list[Record]]:
     """The training lines, the held-out lines and the alarms of ``metrics.jsonl``."""
     lines = [
-        _parse(line, f"{path}:{number}", "train")
-        for number, line in enumerate(_read_text(path, "train").splitlines(), start=1)
+        _parse(line, f"{path}:{number}", "train_adapter")
+        for number, line in enumerate(_read_text(path, "train_adapter").splitlines(), start=1)
     ]
     training: list[Record] = []
     held_out: list[Record] = []
@@ -302,9 +302,11 @@ def _read_metrics(path: Path) -> tuple[list[Record], list[Record], list[Record]]
         is_held_out = any(key.startswith("eval_") for key in line)
         (held_out if is_held_out else training).append(line)
     if not training:
-        raise UserError(f"{path}: no line with a training loss; {_rerun('train')}")
+        raise UserError(f"{path}: no line with a training loss; {_rerun('train_adapter')}")
     if len(held_out) < 2 or held_out[0].number("step") != 0:
-        raise UserError(f"{path}: no held-out loss at step 0 and after it; {_rerun('train')}")
+        raise UserError(
+            f"{path}: no held-out loss at step 0 and after it; {_rerun('train_adapter')}"
+        )
     return training, held_out, alarms
 
 

@@ -361,10 +361,10 @@ def test_no_two_elements_share_an_id(inputs: Inputs) -> None:
     [
         ("validation.json", "judge_clips"),
         ("packing.json", "pack"),
-        ("experiments/default/train/metrics.jsonl", "train"),
-        ("experiments/default/train/config.json", "train"),
-        ("experiments/default/train/preflight.json", "train"),
-        ("experiments/default/eval/metrics.json", "eval"),
+        ("experiments/default/train/metrics.jsonl", "train_adapter"),
+        ("experiments/default/train/config.json", "train_adapter"),
+        ("experiments/default/train/preflight.json", "train_adapter"),
+        ("experiments/default/eval/metrics.json", "eval_adapter"),
     ],
 )
 def test_a_missing_file_is_named_with_the_rule_to_rerun(
@@ -382,7 +382,9 @@ def test_a_missing_file_is_named_with_the_rule_to_rerun(
 def test_a_metric_missing_from_eval_is_an_error(inputs: Inputs, model: str, key: str) -> None:
     del inputs.experiments["default"]["eval/metrics.json"][model][key]
     inputs.write()
-    with pytest.raises(UserError, match=r"eval/metrics.json: '.*' is missing; .*forcerun eval"):
+    with pytest.raises(
+        UserError, match=r"eval/metrics.json: '.*' is missing; .*forcerun eval_adapter"
+    ):
         inputs.run()
 
 
@@ -394,7 +396,7 @@ def test_a_loss_missing_from_training_names_the_line(
     lines = inputs.experiments["default"]["train/metrics.jsonl"]
     del lines[line - 1][prefix + key]
     inputs.write()
-    with pytest.raises(UserError, match=rf"metrics.jsonl:{line}: .*; .*forcerun train"):
+    with pytest.raises(UserError, match=rf"metrics.jsonl:{line}: .*; .*forcerun train_adapter"):
         inputs.run()
 
 
@@ -431,7 +433,7 @@ def test_a_line_that_is_not_json_is_named(inputs: Inputs) -> None:
     inputs.write()
     with (inputs.folder / "experiments/default/train/metrics.jsonl").open("a") as stream:
         stream.write('{"step": 50, "lo')
-    with pytest.raises(UserError, match=r"metrics.jsonl:8: not JSON .*forcerun train"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:8: not JSON .*forcerun train_adapter"):
         inputs.run()
 
 
