@@ -241,17 +241,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (package / "higgs").mkdir(parents=True)
     for name in ("__init__", "errors", "workflow"):
         shutil.copy(ROOT / "higgs_pipe" / f"{name}.py", package)
-    for name in (
-        "list_rows",
-        "measure",
-        "validate",
-        "tokenize_audio",
-        "pack",
-        "train",
-        "evaluate",
-        "package",
-        "report",
-    ):
+    data_stages = ("list_rows", "measure", "validate", "estimate", "tokenize_audio", "pack")
+    for name in (*data_stages, "train", "evaluate", "package", "report"):
         (package / f"{name}.py").write_text(STUB)
     (package / "higgs" / "tiny.py").write_text(STUB)
     (checkout / "m.jsonl").write_text("0 a\n1 a\n")
