@@ -66,7 +66,8 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
         _speech_models(limits.speech_models) as models,
         ThreadPoolExecutor(num_threads) as executor,
     ):
-        results = executor.map(lambda segments: _measure_file(segments, limits, models), files)
+        spread = executor.map if num_threads > 1 else map  # to wait for one thread is no gain
+        results = spread(lambda segments: _measure_file(segments, limits, models), files)
         for num_files, of_file in enumerate(results, start=1):
             measured_rows += of_file
             if num_files % NUM_FILES_PER_PROGRESS_LINE == 0:

@@ -135,7 +135,7 @@ def recording(name: str) -> bytes:
 def check(path: Path) -> None:
     """Through the stage: whole, a beginning, and a part."""
     segments = [Segment(str(path), *times) for times in ((None, None), (0.0, 0.1), (0.05, 0.12))]
-    for row in measure._measure_file(segments, MeasureConfig()):
+    for row in measure._measure_file(segments, MeasureConfig(), None):
         measures = [value for value in row.values() if isinstance(value, float)]
         assert (row["reason"] is None) == (row["peak"] is not None)
         assert np.isfinite(measures).all()

@@ -389,11 +389,8 @@ def test_one_layer_cut_off_from_the_loss_is_named(model, sample):
 def test_texts_are_exchanged_and_audio_stays(model, corpus):
     """Every token that is no placeholder comes from the other clip, every frame from the clip."""
     config = model.native.config
-    samples = [
-        s
-        for i in range(2)
-        for s in preflight_data.samples_of(PackedRows(corpus.train_rows)[i], config)
-    ]
+    rows = PackedRows(corpus.train_rows)
+    samples = [s for i in range(len(rows)) for s in preflight_data.samples_of(rows[i], config)]
     one, other = [s for s in samples if len(preflight_data.audio_turns(s, config)) == 2][:2]
     mixed = preflight_data.with_text_of(one, other, config)
     assert collate([mixed], config).sample_ids == one.sample_ids
