@@ -32,7 +32,9 @@ def write_corpus(directory: Path, num_clips: int, min_seconds: float, max_second
     from higgs_pipe.data.tables import CLIPS, CodecInfo, codes_spec, table_writer, to_arrow
 
     rng = np.random.default_rng(0)
-    info = CodecInfo("random", None, "0", NUM_CODEBOOKS, 1024, FRAME_RATE_HZ, 24_000, HOP_LENGTH)
+    info = CodecInfo(
+        "random", None, "0", NUM_CODEBOOKS, 1024, FRAME_RATE_HZ, 24_000, HOP_LENGTH, "float32"
+    )
     spec = codes_spec(NUM_CODEBOOKS)
     starts = range(0, num_clips, CLIPS_PER_SHARD)
     with table_writer(directory / "clips.parquet", CLIPS) as clips:
@@ -87,9 +89,10 @@ def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     PromptRenderer(base_model)  # what is loaded once is no part of the time
     before = peak_bytes()
     start, cpu_start = time.perf_counter(), time.process_time()
-    rows = [directory / "rows" / f"{name}.parquet" for name in ("train", "eval")]
-    packing = directory / "rows" / "packing.json"
-    stage.run(config, directory / "clips.parquet", directory, num_shards, *rows, packing)
+    rows, packing = directory / "rows", directory / "rows" / "packing.json"
+    clips = directory / "clips.parquet"
+    train_rows, eval_rows = rows / "train.parquet", rows / "eval.parquet"
+    stage.run(config, clips, directory, num_shards, train_rows, eval_rows, packing)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     summary = json.loads(packing.read_text())
     counts = [summary[split] for split in ("train", "eval")]

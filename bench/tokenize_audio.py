@@ -212,7 +212,7 @@ def peak_bytes_above_model(name: str, codec: str, clips: list[Clip]) -> int:
 def scaling(codec: str, clips: list[Clip], num_rounds: int) -> float:
     """How much more two jobs of one thread each do in the time of one."""
     jobs = [start_job("stage", codec, clips) for _ in range(2)]
-    ratios = []
+    ratios: list[float] = []
     for _ in range(num_rounds):
         alone = run_jobs(jobs[:1])[0]["seconds"]
         together = max(report["seconds"] for report in run_jobs(jobs))
@@ -278,7 +278,7 @@ def compare_on_gpu(codec: str, clips: list[Clip], num_rounds: int) -> dict[str, 
     for dtype in ("float32", "bfloat16"):
         for batch_seconds in GPU_BATCH_SECONDS:
             size = max(1, int(batch_seconds / clips[0]["duration_seconds"]))
-            batches, dtype_info = waveforms.split(size), replace(info, dtype=dtype)
+            batches, dtype_info = torch.split(waveforms, size), replace(info, dtype=dtype)
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             encode(model, batches[0], dtype_info)

@@ -40,7 +40,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config import LoraSettings
-from higgs_pipe.data.bins import first_fit_decreasing
+from higgs_pipe.data.bins import best_fit_decreasing
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, collate
 from higgs_pipe.higgs.codes import IGNORED, delay, target_labels
 from higgs_pipe.higgs.lora import add_lora
@@ -120,11 +120,12 @@ def draw_clips(config: Any, num_clips: int, seed: int = 0) -> list[Clip]:
 def packed_batches(clips: Sequence[Clip], row_length: int, config: Any) -> list[PackedBatch]:
     """The clips in rows of at most ``row_length`` positions, a row a batch."""
     batches = []
-    for chosen in first_fit_decreasing([len(clip.input_ids) for clip in clips], row_length):
+    lengths = np.array([len(clip.input_ids) for clip in clips], np.int32)
+    for chosen in best_fit_decreasing(lengths, row_length):
         parts = zip(*(clips[i] for i in chosen), strict=True)
-        lengths = np.array([len(clips[i].input_ids) for i in chosen], np.int32)
-        arrays = [np.concatenate(part) for part in parts]
-        row = PackedRow(*arrays, tuple(str(i) for i in chosen), lengths)
+        input_ids, labels, frames, frame_labels = (np.concatenate(part) for part in parts)
+        ids = tuple(str(i) for i in chosen)
+        row = PackedRow(input_ids, labels, frames, frame_labels, ids, lengths[chosen])
         batches.append(collate([row], config))
     return batches
 
@@ -197,7 +198,7 @@ def packed_round(
             model(*item, predict=False)[0].objective.backward()
         else:
             hidden = model.backbone(item[0])
-            hidden.backward(torch.ones_like(hidden))
+            torch.autograd.backward(hidden, torch.ones_like(hidden))
 
     return with_optimizer(model, backward, list(zip(batches, weights, strict=True)))
 
