@@ -38,6 +38,7 @@ NUM_TEXTS_PER_BATCH = 10_000
 GIB = 2**30
 
 BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4, "float64": 8}
+BYTES_PER_QUANTIZED_VALUE = {"8bit": 1.0, "4bit": 0.5}
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     for name, overrides in stage.experiments.items():
         train = TrainConfig.model_validate(merge(stage.train.model_dump(), overrides or {}))
         steps_per_epoch = math.ceil(amount.num_packed_rows / train.rows_per_step)
-        experiments[name] = {"num_steps": steps_per_epoch * train.num_epochs} | (
+        num_steps = train.max_steps or steps_per_epoch * train.num_epochs
+        experiments[name] = {"num_steps": num_steps} | (
             {"parameters": None, "memory_gib": None, "unknown_because": base}
             if isinstance(base, str)
             else model_estimate(base, train, stage.pack.max_tokens)
@@ -203,9 +205,11 @@ def model_estimate(base: HiggsAudioV2Config, train: TrainConfig, max_tokens: int
     with torch.device("meta"):
         model = HiggsAudioV2ForConditionalGeneration(base, use_text_head=True).requires_grad_(False)
         num_base = sum(parameter.numel() for parameter in model.parameters())
+        layers = model.model.layers.parameters()
+        num_in_layers = sum(parameter.numel() for parameter in layers if parameter.ndim == 2)
         parts = trainable_parameters(add_lora(model, lora, train.seed))
     num_trainable = sum(parts.values()) + len(train.lora.trainable_tokens) * base.hidden_size
-    memory = memory_of(base, train, max_tokens, num_base, num_trainable)
+    memory = memory_of(base, train, max_tokens, num_base, num_in_layers, num_trainable)
     return {
         "parameters": {"base": num_base, "trainable": num_trainable, "trainable_by_part": parts},
         "memory_gib": asdict(memory) | {"total": memory.total},
@@ -218,11 +222,12 @@ def memory_of(
     train: TrainConfig,
     max_tokens: int,
     num_base: int,
+    num_in_layers: int,
     num_trainable: int,
 ) -> Memory:
     """An estimate of the memory that each process needs on its GPU.
 
-    - Weights: the frozen base, in its own type.
+    - Weights: the frozen base, in its own type; the layers' matrices in fewer bits if quantized.
     - Adapter: 16 bytes a trained parameter, which are weight, gradient and two moments of AdamW in
       float32 (Rajbhandari et al., ZeRO, 2020, section 3.1, without the 16-bit copies).
     - Activations: what a layer keeps for its backward pass, counted as Korthikanti et al. do
@@ -231,15 +236,16 @@ def memory_of(
       H, key and value size D, FFN size I and rank r, a position keeps two norms, their outputs,
       queries and attention outputs (6 H), keys and values (2 D), the FFN's gate, its activation,
       its other branch and their product (4 I), and what LoRA projects to (7 r). With gradient
-      checkpointing it keeps H a layer, and one layer in full.
-    - Logits: those of the audio head at every position, and their gradient, in float32; the text
-      head sees a few positions of a sample.
+      checkpointing a recomputed layer keeps H, and one is there in full.
+    - Logits: those of the audio head at every position, and their gradient, in float32, up to
+      ``train.max_logits_mb``; the text head sees a few positions of a sample.
 
     Args:
         base: The base's config.
         train: The settings of an experiment.
         max_tokens: Positions of a packed row.
         num_base: Parameters of the base.
+        num_in_layers: Those of them that are matrices of its layers.
         num_trainable: Parameters that are trained.
     """
     num_bytes = BYTES_PER_VALUE.get(train.dtype, BYTES_PER_VALUE["bfloat16"])
@@ -247,13 +253,17 @@ def memory_of(
     key_value_size = base.num_key_value_heads * base.head_dim
     layer = 6 * base.hidden_size + 2 * key_value_size + 4 * base.intermediate_size
     layer += 7 * train.lora.r
-    if train.gradient_checkpointing:
-        kept = base.num_hidden_layers * base.hidden_size + layer
-    else:
-        kept = base.num_hidden_layers * layer
+    every = int(train.gradient_checkpointing)
+    num_recomputed = math.ceil(base.num_hidden_layers / every) if every else 0
+    num_kept = base.num_hidden_layers - num_recomputed + (num_recomputed > 0)
+    kept = num_recomputed * base.hidden_size + num_kept * layer
     logits = 2 * 4 * num_positions * base.num_codebooks * base.codebook_size
+    logits = min(logits, train.max_logits_mb * 1e6)
+    weights = num_base * num_bytes
+    if train.quantization is not None:
+        weights -= num_in_layers * (num_bytes - BYTES_PER_QUANTIZED_VALUE[train.quantization])
     return Memory(
-        weights=num_base * num_bytes / GIB,
+        weights=weights / GIB,
         adapter_and_optimizer=16 * num_trainable / GIB,
         activations=kept * num_bytes * num_positions / GIB,
         logits=logits / GIB,

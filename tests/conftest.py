@@ -1,7 +1,9 @@
 """Fixtures that several test files share: a tiny base, and stages run on a small corpus."""
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,3 +156,14 @@ def stage_config(tmp_path: Path) -> Callable[..., Path]:
         return write_stage_config(tmp_path / f"{name}.json", **sections)
 
     return write
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """As on a full disk, writing more into a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

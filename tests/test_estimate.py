@@ -76,6 +76,27 @@ def test_the_published_shape_has_its_published_size_and_fits_a_24_gb_card(
     assert memory["activations"] < kept["memory_gib"]["activations"] / 5
 
 
+@pytest.mark.parametrize(
+    ("settings", "weights_gb", "activations_gb"),
+    [
+        # A layer keeps 6 x 3072 + 2 x 1024 + 4 x 8192 + 7 x 16 values of 2 bytes a position.
+        ({}, 11.54, 28 * 53_360 * 2 * 2048 / 1e9),
+        ({"gradient_checkpointing": 2}, 11.54, (14 * 3072 + 15 * 53_360) * 2 * 2048 / 1e9),
+        # 4.98 of 5.77 thousand million parameters are matrices of the layers.
+        ({"quantization": "8bit"}, 11.54 - 4.98, 28 * 53_360 * 2 * 2048 / 1e9),
+        ({"quantization": "4bit"}, 11.54 - 1.5 * 4.98, 28 * 53_360 * 2 * 2048 / 1e9),
+    ],
+)
+def test_the_memory_of_the_published_shape_is_as_by_hand(
+    tiny_base: Path, settings: dict[str, Any], weights_gb: float, activations_gb: float
+) -> None:
+    found = estimate.model_estimate(real_shape(tiny_base), TrainConfig(**settings), 2048)
+    memory = {part: gib * 2**30 / 1e9 for part, gib in found["memory_gib"].items()}
+    assert memory["weights"] == pytest.approx(weights_gb, rel=0.01)
+    assert memory["activations"] == pytest.approx(activations_gb, rel=0.01)
+    assert memory["logits"] == pytest.approx(0.064)
+
+
 def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
     corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

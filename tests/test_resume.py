@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import PackedCorpus, write_stage_config
+from conftest import PackedCorpus, files_of_at_most, write_stage_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -237,17 +236,6 @@ def test_a_signal_in_the_last_step_changes_nothing(corpus, tmp_path):
     with signals_in_the_first_step():
         train(corpus, tmp_path, rows_per_step=16, num_epochs=1)
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """As on a full disk, writing more into a file fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

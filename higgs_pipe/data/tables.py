@@ -4,7 +4,9 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 (F = T + 2 + K - 1), K codebooks, V entries of a codebook.
 """
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +22,7 @@ from higgs_pipe.data.quality import AudioMeasures, TextMeasures
 from higgs_pipe.errors import UserError
 
 METADATA_KEY = b"higgs_pipe"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -341,14 +344,24 @@ def table_writer(
     """A streaming writer; the file appears under its name only when the block succeeds.
 
     Codes are split by byte instead of looked up in a dictionary, which is smaller and faster.
+
+    Raises:
+        UserError: The disk is full, or a file must not be as large.
     """
     stamp = {"table": spec.name, "version": spec.version, **(metadata or {})}
     schema = spec.schema.with_metadata({METADATA_KEY: json.dumps(stamp, sort_keys=True).encode()})
-    with (
-        written_aside(path) as aside,
-        pq.ParquetWriter(aside, schema, compression="zstd", **_encodings(spec)) as writer,
-    ):
-        yield writer
+    try:
+        with (
+            written_aside(path) as aside,
+            pq.ParquetWriter(aside, schema, compression="zstd", **_encodings(spec)) as writer,
+        ):
+            yield writer
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({os.strerror(error.errno)}); make room and run again."
+        ) from None
 
 
 def _encodings(spec: TableSpec) -> dict[str, Any]:
