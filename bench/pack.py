@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 FRAME_RATE_HZ, HOP_LENGTH, NUM_CODEBOOKS = 25, 960, 8
 CLIPS_PER_SHARD = 50_000
@@ -63,7 +64,8 @@ def clip(number: int) -> dict[str, Any]:
     from higgs_pipe.data.tables import CLIPS
 
     row: dict[str, Any] = dict.fromkeys(column.name for column in CLIPS.columns if column.nullable)
-    row |= {c.name: 0 for c in CLIPS.columns if c.name not in row and c.name != "turn"}
+    required = [column for column in CLIPS.columns if not column.nullable]
+    row |= {c.name: "" if pa.types.is_string(c.type) else 0 for c in required}
     return row | {
         "clip_id": f"clip-{number:08d}",
         "audio_path": f"recordings/{number:08d}.wav",

@@ -257,9 +257,9 @@ def memory_of(
     num_recomputed = math.ceil(base.num_hidden_layers / every) if every else 0
     num_kept = base.num_hidden_layers - num_recomputed + (num_recomputed > 0)
     kept = num_recomputed * base.hidden_size + num_kept * layer
-    logits = 2 * 4 * num_positions * base.num_codebooks * base.codebook_size
+    logits: float = 2 * 4 * num_positions * base.num_codebooks * base.codebook_size
     logits = min(logits, train.max_logits_mb * 1e6)
-    weights = num_base * num_bytes
+    weights = float(num_base * num_bytes)
     if train.quantization is not None:
         weights -= num_in_layers * (num_bytes - BYTES_PER_QUANTIZED_VALUE[train.quantization])
     return Memory(

@@ -165,7 +165,7 @@ def _measure(
         "sample_rate_hz": audio.sample_rate_hz,
         "num_channels": audio.samples.shape[1],
         "encoding": header.encoding,
-        **vars(measure_audio(audio.samples, audio.sample_rate_hz)),
+        **vars(measure_audio(audio.samples, audio.sample_rate_hz, highest)),
         "pcm_sha256": audio.pcm_sha256,
         **(vars(models.measure(audio.samples, audio.sample_rate_hz)) if models else {}),
     }

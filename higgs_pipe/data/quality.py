@@ -98,7 +98,9 @@ def peak(samples: npt.NDArray[np.float32]) -> float:
     return float(np.maximum(samples.max(), -samples.min()))
 
 
-def measure_audio(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> AudioMeasures:
+def measure_audio(
+    samples: npt.NDArray[np.float32], sample_rate_hz: int, highest: float | None = None
+) -> AudioMeasures:
     """Every measure of a recording.
 
     Bandwidth is that of Bakhturina et al., Hi-Fi Multi-Speaker English TTS Dataset (2021). The
@@ -109,9 +111,10 @@ def measure_audio(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> Audi
     Args:
         samples: (num_samples, num_channels), at least one sample, finite.
         sample_rate_hz: The rate of the samples.
+        highest: Their :func:`peak`, where it is known.
     """
     num_channels = samples.shape[1]
-    highest = peak(samples)
+    highest = peak(samples) if highest is None else highest
     frame_length = min(max(1, round(FRAME_SECONDS * sample_rate_hz)), len(samples))
     num_frames = len(samples) // frame_length
     frames = samples[: num_frames * frame_length].reshape(num_frames, frame_length * num_channels)
@@ -214,12 +217,18 @@ def _bandwidth_hz(frames: npt.NDArray[np.float32], sample_rate_hz: int) -> float
     chosen = np.linspace(0, num_frames - 1, min(num_frames, NUM_SPECTRUM_FRAMES)).round()
     windows = np.einsum("fsc->fs", frames[chosen.astype(np.int64)])  # (num_chosen, frame_length)
     # In float64: NumPy's transform is slower in float32.
-    spectra = np.fft.rfft(windows * np.hanning(frame_length + 1)[:-1])  # (num_chosen, num_bins)
+    spectra = np.fft.rfft(windows * _window(frame_length))  # (num_chosen, num_bins)
     parts = spectra.view(np.float64)  # real and imaginary, (num_chosen, 2 * num_bins)
     power = np.einsum("wb,wb->b", parts, parts).reshape(-1, 2).sum(axis=1)  # (num_bins,)
     power[:2] = 0  # where the window puts an offset
     strong = np.flatnonzero(power > power.max() * _ratio(-BANDWIDTH_BELOW_PEAK_DB))
     return float(strong[-1] * sample_rate_hz / frame_length) if len(strong) else 0.0
+
+
+@cache
+def _window(frame_length: int) -> npt.NDArray[np.float64]:
+    """Hann's window, periodic."""
+    return np.hanning(frame_length + 1)[:-1]
 
 
 def _snr_db(ordered: Powers) -> float:
