@@ -185,8 +185,10 @@ def model_card(
         "language": sorted(validation["languages"]),
         "tags": ["higgs-audio-v2", "lora", "text-to-speech"],
     }
-    train = provenance["config"]["train"]["train"]
-    lora = {f"lora {key}": value for key, value in train["lora"].items()}
+    training: dict[str, Any] = {}
+    for key, value in provenance["config"]["train"]["train"].items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        training |= {f"{key} {part}".rstrip(): setting for part, setting in parts}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("higgs_pipe"),
         undefined=jinja2.StrictUndefined,
@@ -212,7 +214,7 @@ def model_card(
         metric_rows=METRIC_ROWS,
         system_prompt=json.dumps(provenance["config"]["pack"]["pack"]["system_prompt"]),
         clean_text=provenance["config"]["pack"]["pack"]["clean_text"],
-        train={key: value for key, value in train.items() if key != "lora"} | lora,
+        train={key: value for key, value in training.items() if value is not None},
         verification=provenance["verification"],
     )
 
