@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -74,13 +73,8 @@ class CodesStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._spool.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        self._spool.close()
 
 
 def _flat(codes: Any) -> npt.NDArray[np.int16]:

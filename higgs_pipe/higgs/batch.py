@@ -146,7 +146,7 @@ def collate(rows: Sequence[PackedRow], config: Any) -> PackedBatch:
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (S,)
     starts = np.cumsum(lengths) - lengths
 
-    is_audio = _is_placeholder(input_ids, config)
+    is_audio = is_placeholder(input_ids, config)
     text_positions, audio_positions = np.flatnonzero(~is_audio), np.flatnonzero(is_audio)
     routed = np.concatenate([text_positions, audio_positions])
     text_labelled = np.flatnonzero(labels != IGNORED)
@@ -177,7 +177,8 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _is_placeholder(input_ids: npt.NDArray[np.int32], config: Any) -> npt.NDArray[np.bool_]:
+def is_placeholder(input_ids: npt.NDArray[np.int32], config: Any) -> npt.NDArray[np.bool_]:
+    """Which positions stand for an audio frame: (S,)."""
     placeholders = (config.audio_token_id, config.audio_delay_token_id)
     return np.isin(input_ids, placeholders)
 
@@ -187,7 +188,7 @@ def _check(row: PackedRow, config: Any) -> None:
     name = f"packed row of {row.sample_ids[0]!r}" if row.sample_ids else "packed row"
     remedy = "run: snakemake --forcerun pack"
     num_positions, num_frames = len(row.input_ids), len(row.audio_input_ids)
-    is_audio = _is_placeholder(row.input_ids, config)
+    is_audio = is_placeholder(row.input_ids, config)
     if int(row.sample_lengths.sum()) != num_positions or len(row.labels) != num_positions:
         raise UserError(f"{name}: lengths of samples, tokens and labels disagree; {remedy}")
     if int(is_audio.sum()) != num_frames or len(row.audio_labels) != num_frames:

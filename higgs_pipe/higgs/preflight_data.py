@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from higgs_pipe.higgs.batch import PackedRow
+from higgs_pipe.higgs.batch import PackedRow, is_placeholder
 from higgs_pipe.higgs.codes import IGNORED, delay, target_labels, undelay
 
 REPACK = "run: snakemake --forcerun pack"
@@ -50,11 +50,6 @@ def samples_of(row: PackedRow, config: Any) -> list[PackedRow]:
         )
         for sample_id, p, f in zip(row.sample_ids, positions, frames, strict=True)
     ]
-
-
-def is_placeholder(input_ids: Array, config: Any) -> npt.NDArray[np.bool_]:
-    """Which positions stand for an audio frame: (S,)."""
-    return np.isin(input_ids, (config.audio_token_id, config.audio_delay_token_id))
 
 
 def audio_turns(sample: PackedRow, config: Any) -> list[slice]:
