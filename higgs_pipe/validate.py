@@ -275,6 +275,8 @@ def _split_conflicts(
 ) -> dict[str, Fault]:
     """Rows that are given to train and share something with a row that is given to eval."""
     rows = [row for row, _ in sound]
+    if not any(row.split == EVAL for row in rows):
+        return {}
     clips = [clip for _, clip in sound]
     keys = keys_of(clips, data, beside(clips, _add_references(sound, measured)))
     groups = groups_of(keys)
