@@ -116,6 +116,10 @@ def run(
         )
         with caught_signals() as caught:
             is_complete = training.fit(output_dir, checkpoints, caught)
+            # DDP's reducer may not be the last to hold the process group: its end would join
+            # gloo's thread without letting go of Python's lock, which that thread may wait for.
+            del training
+            accelerator.free_memory()
             accelerator.end_training()
     if not is_complete:  # the signal may have come to another process
         sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
