@@ -2,15 +2,16 @@
 
 The corpus is synthetic: texts of ordinary length, random codes, ten speakers, half the samples
 cloning. The processor renders, expands and labels one conversation after the other and writes
-nothing. Against it stand the stage's samples up to the same point ("built"), and the whole stage
-from the tables of clips and codes to the written rows. Each size runs in a process of its own, for
-its time and its peak memory. Processor time is that of all threads.
+nothing. Against it stand the stage's samples up to the same point and packed ("built"), and the
+whole stage from the tables of clips and codes to the written rows. These take turns; told are
+medians. Each size runs in a process of its own, for its time and its peak memory.
 
     python bench/pack.py --output results/bench/pack.json
     python bench/pack.py --sizes 10000 100000 1000000 --output results/bench/pack.json
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 FRAME_RATE_HZ, HOP_LENGTH, NUM_CODEBOOKS = 25, 960, 8
 CLIPS_PER_SHARD = 50_000
@@ -94,6 +96,7 @@ def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     rows, packing = directory / "rows", directory / "rows" / "packing.json"
     clips = directory / "clips.parquet"
     train_rows, eval_rows = rows / "train.parquet", rows / "eval.parquet"
+    gc.freeze()  # as the command line does
     stage.run(config, clips, directory, num_shards, train_rows, eval_rows, packing)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     summary = json.loads(packing.read_text())
@@ -110,7 +113,7 @@ def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
 
 
 def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
-    """As :func:`pack`, up to the samples: nothing is packed and written."""
+    """As :func:`pack`, to the rows as Arrow tables: nothing is encoded and written."""
     from higgs_pipe.config import PackConfig
     from higgs_pipe.data.codes_store import CodesStore
     from higgs_pipe.data.samples import Clips
@@ -119,6 +122,7 @@ def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     from higgs_pipe.pack import Packer
 
     renderer = PromptRenderer(base_model)
+    gc.freeze()  # as the command line does
     start, cpu_start = time.perf_counter(), time.process_time()
     clips = Clips.read(directory / "clips.parquet")
     shards = [directory / f"shard-{shard:05d}.parquet" for shard in range(num_shards)]
@@ -126,9 +130,8 @@ def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     with CodesStore(shards, clips.ids, directory) as codes, Spool(directory, np.int32) as spool:
         packer = Packer(clips, codes, renderer, PackConfig())
         packer.plan("train", spool)
-        for sample in range(len(packer._lengths)):
-            packer._sample(sample, spool)
-            num_samples += 1
+        for group in packer.row_groups(spool):
+            num_samples += len(pc.list_flatten(group.column("sample_lengths")))
     return {
         "num_samples": num_samples,
         "seconds": time.perf_counter() - start,
@@ -223,6 +226,7 @@ def main() -> None:
     parser.add_argument("--base-model", help="a checkpoint; without it a miniature is built")
     parser.add_argument("--num-samples", type=int, default=20_000, help="of 1 to 20 seconds")
     parser.add_argument("--num-native-samples", type=int, default=200)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--in-child", nargs=3, help=argparse.SUPPRESS)
@@ -248,22 +252,32 @@ def main() -> None:
 def measure(base_model: str, options: argparse.Namespace) -> dict[str, Any]:
     """All figures, printed as they come."""
     speech = {"min_seconds": 1.0, "max_seconds": 20.0}
-    stage = measured("pack", base_model, options.num_samples, **speech)
-    built = measured("build", base_model, options.num_samples, **speech)
-    print(f"stage, clips of 1 to 20 s: {pace(stage)}, fill {stage['fill']:.2%}")
-    print(f"samples built: {pace(built)}")
-    processor = {
-        name: native(base_model, options.num_native_samples, **speech, free_codec=free_codec)
-        for name, free_codec in (("with its codec", False), ("with a free codec", True))
+    num_native = options.num_native_samples
+    runs: dict[str, list[dict[str, Any]]] = {
+        "processor with its codec": [native(base_model, num_native, **speech, free_codec=False)]
     }
-    ratios: dict[str, dict[str, Any]] = {}
-    for name, found in processor.items():
-        ratios[name] = {"built": ratio(built, found), "stage": ratio(stage, found)}
-        times = ", ".join(
-            f"{ours} {r['seconds']:.1f}x ({r['cpu_seconds']:.1f}x in processor time)"
-            for ours, r in ratios[name].items()
-        )
-        print(f"processor {name}: {pace(found)}; {times}")
+    for _ in range(options.repetitions):
+        for name, found in (
+            (
+                "processor with a free codec",
+                native(base_model, num_native, **speech, free_codec=True),
+            ),
+            ("built", measured("build", base_model, options.num_samples, **speech)),
+            ("stage", measured("pack", base_model, options.num_samples, **speech)),
+        ):
+            runs.setdefault(name, []).append(found)
+    medians = {name: median_run(repeated) for name, repeated in runs.items()}
+    for name, run in medians.items():
+        print(f"{name}: {pace(run)}")
+    print(f"clips of 1 to 20 s, fill {medians['stage']['fill']:.2%}")
+    ratios = {
+        f"{ours} over {name}": ratio(medians[ours], medians[name])["seconds"]
+        for ours in ("built", "stage")
+        for name in medians
+        if name.startswith("processor")
+    }
+    for name, times in ratios.items():
+        print(f"{name}: {times:.1f}x")
     short = {"min_seconds": 1.0, "max_seconds": 3.0}
     growth = [measured("pack", base_model, size, **short) for size in options.sizes]
     for found in growth:
@@ -275,12 +289,16 @@ def measure(base_model: str, options: argparse.Namespace) -> dict[str, Any]:
             f"({found['peak_bytes_before'] / 1e6:,.0f} MB before), fill {found['fill']:.2%}"
         )
     return {
-        "stage": stage,
-        "built": built,
-        "processor": processor,
-        "ratio": ratios,
+        "medians": medians,
+        "runs": runs,
+        "ratios": ratios,
         "growth": growth,
     }
+
+
+def median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run of median pace."""
+    return sorted(runs, key=lambda run: run["seconds"] / run["num_samples"])[len(runs) // 2]
 
 
 def pace(found: dict[str, Any]) -> str:

@@ -103,7 +103,7 @@ def draw_clips(config: Any, num_clips: int, seed: int = 0) -> list[Clip]:
     for seconds in generator.uniform(1, 20, num_clips):
         num_frames = round(seconds * FRAME_RATE_HZ)
         codes = generator.integers(0, NUM_CODES, (num_frames, NUM_CODEBOOKS), np.int16)
-        frames = delay(codes, config.audio_stream_bos_id, config.audio_stream_eos_id)
+        frames = delay([codes], config.audio_stream_bos_id, config.audio_stream_eos_id)
         num_text = NUM_PROMPT_TOKENS + round(seconds * TEXT_TOKENS_PER_SECOND)
         text = generator.integers(0, config.audio_token_id, num_text)
         placeholders = np.full(len(frames), config.audio_token_id)

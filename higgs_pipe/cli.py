@@ -1,6 +1,7 @@
 """The command line that every stage shares: options from ``run``'s signature, log, exit code."""
 
 import argparse
+import gc
 import inspect
 import json
 import logging
@@ -30,6 +31,7 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     Exits with 0, with 2 after a :class:`UserError` (its sentence is printed, no traceback), and
     as Python does after a bug (its traceback goes to the log too).
     """
+    gc.freeze()  # else each collection looks through all that the imports made
     options = vars(_parser(run).parse_args(argv))
     _set_up_logging(options.pop("log"))
     sys.excepthook = _log_bug

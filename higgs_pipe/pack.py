@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from higgs_pipe.cli import main
 from higgs_pipe.config import PackConfig, PackStage, load_stage
@@ -35,13 +36,12 @@ from higgs_pipe.data.samples import (
 )
 from higgs_pipe.data.splits import EVAL, TRAIN, unit_hash
 from higgs_pipe.data.spool import Spool, check_free_space
-from higgs_pipe.data.tables import packed_spec, table_writer, to_arrow
+from higgs_pipe.data.tables import lists_to_arrow, packed_spec, table_writer
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.chatml import (
     PUBLISHED_TEMPLATE,
     Prompt,
     PromptRenderer,
-    Sample,
     clean_text,
 )
 from higgs_pipe.higgs.codes import IGNORED
@@ -52,6 +52,7 @@ logger = logging.getLogger("higgs_pipe")
 # of 1, 1.9 ms of 4, 3.1 ms of 8, 5.6 ms of 16. The footer, which every process keeps, takes 780,
 # 200, 100 and 50 bytes a row.
 ROWS_PER_GROUP = 8
+COUNTS = ("num_tokens", "num_audio_frames", "num_text_labels", "num_audio_labels")
 SAMPLES_PER_CHUNK = 1024  # rendered at once
 
 
@@ -134,7 +135,9 @@ class Packer:
         self._codes = codes
         self._renderer = renderer
         self._settings = settings
+        self._spec = packed_spec(codes.codec_info.num_codebooks)
         self._tasks: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()  # of what is built
         self._num_target_frames = 0
         self._names = array("i")  # the clip that a sample is named after
         self._lengths = array("i")  # S of each sample
@@ -202,7 +205,8 @@ class Packer:
                     "or split the recording",
                 )
             return shorter
-        self.fallbacks.update((f.speaker, f.reason) for f in plan.fallbacks)
+        for fallback in plan.fallbacks:
+            self.fallbacks[fallback.speaker, fallback.reason] += 1
         self._tasks[plan.task] += 1
         is_target = prompt.is_target
         self._num_target_frames += sum(n for n, t in zip(num_frames, is_target, strict=True) if t)
@@ -229,58 +233,71 @@ class Packer:
             The counts of the split, for ``packing.json``.
         """
         max_tokens, info = self._settings.max_tokens, self._codes.codec_info
-        num_positions = sum(self._lengths)
         # Two matrices of int16, most positions being frames, at about half their size.
-        check_free_space(path.parent, 2 * info.num_codebooks * num_positions, f"{path.name} would")
-        bins = best_fit_decreasing(np.frombuffer(self._lengths, np.int32), max_tokens)
-        # Best-fit-decreasing opens bins in the order of lengths; the rows have none.
-        bins.sort(key=lambda members: unit_hash("row", self._settings.seed, self._name(members[0])))
-        spec = packed_spec(info.num_codebooks)
-        counts: Counter[str] = Counter()
+        num_bytes = 2 * info.num_codebooks * sum(self._lengths)
+        check_free_space(path.parent, num_bytes, f"{path.name} would")
         with (
-            table_writer(path, spec, info.as_metadata()) as writer,
+            table_writer(path, self._spec, info.as_metadata()) as writer,
             ThreadPoolExecutor(1) as background,  # encodes a row group while the next is built
         ):
             written: Future[None] | None = None
-            for start in range(0, len(bins), ROWS_PER_GROUP):
-                rows = [self._row(m, spool) for m in bins[start : start + ROWS_PER_GROUP]]
-                for row in rows:
-                    counts["num_tokens"] += len(row["input_ids"])
-                    counts["num_audio_frames"] += len(row["audio_input_ids"])
-                    counts["num_text_labels"] += int((row["labels"] != IGNORED).sum())
-                    counts["num_audio_labels"] += int((row["audio_labels"] != IGNORED).sum())
-                group = to_arrow(spec, rows, writer.schema)
+            for group in self.row_groups(spool):
                 if written:
                     written.result()
                 written = background.submit(writer.write_table, group, ROWS_PER_GROUP)
             if written:
                 written.result()
         tasks = {task: self._tasks[task] for task in TASKS}
+        counts = self._counts
         return {
-            "num_rows": len(bins),
+            "num_rows": counts["num_rows"],
             "num_samples": len(self._lengths),
             "tasks": {task: n for task, n in tasks.items() if n or task in CLIP_TASKS},
             "audio_seconds": self._num_target_frames / info.frame_rate_hz,
-            **counts,
-            "fill": counts["num_tokens"] / (len(bins) * max_tokens),
+            **{name: counts[name] for name in COUNTS},
+            "fill": counts["num_tokens"] / (counts["num_rows"] * max_tokens),
         }
 
-    def _row(self, members: Indices, spool: Spool) -> dict[str, Any]:
-        samples = [self._sample(int(member), spool) for member in members]
-        return {
-            "input_ids": np.concatenate([sample.input_ids for sample in samples]),
-            "labels": np.concatenate([sample.labels for sample in samples]),
-            "audio_input_ids": np.concatenate([sample.audio_input_ids for sample in samples]),
-            "audio_labels": np.concatenate([sample.audio_labels for sample in samples]),
-            "sample_ids": [self._name(member) for member in members],
-            "sample_lengths": np.asarray([len(sample.input_ids) for sample in samples], np.int32),
-        }
+    def row_groups(self, spool: Spool) -> Iterator[pa.Table]:
+        """The packed rows, a few at a time; all that :meth:`plan` has spooled, once."""
+        lengths, seed = np.frombuffer(self._lengths, np.int32), self._settings.seed
+        bins = best_fit_decreasing(lengths, self._settings.max_tokens)
+        # Best-fit-decreasing opens bins in the order of lengths; the rows have none.
+        bins.sort(key=lambda members: unit_hash("row", seed, self._name(members[0])))
+        for start in range(0, len(bins), ROWS_PER_GROUP):
+            yield self._row_group(bins[start : start + ROWS_PER_GROUP], spool)
 
-    def _sample(self, sample: int, spool: Spool) -> Sample:
-        start, end = self._ends[sample], self._ends[sample + 1]
-        prompt, recordings = _from_record(spool.read(start, end - start))
-        codes = [np.concatenate([self._codes[clip] for clip in r.clips]) for r in recordings]
-        return self._renderer.sample(prompt, codes)
+    def _row_group(self, rows: Sequence[Indices], spool: Spool) -> pa.Table:
+        """The table of some rows, all their samples built at once."""
+        members = np.concatenate(rows)
+        prompts, codes = [], []
+        for member in members.tolist():
+            start, end = self._ends[member], self._ends[member + 1]
+            prompt, recordings = _from_record(spool.read(start, end - start))
+            prompts.append(prompt)
+            codes += [self._codes.joined(recording.clips) for recording in recordings]
+        samples = self._renderer.samples(prompts, codes)
+        lengths = np.frombuffer(self._lengths, np.int32)[members]
+        num_frames = lengths - [len(p.ids) - len(p.is_target) for p in prompts]  # F of each sample
+        starts = np.cumsum([0, *map(len, rows[:-1])])
+        positions, frames = (np.add.reduceat(counted, starts) for counted in (lengths, num_frames))
+        names = self._clips.ids.take(np.frombuffer(self._names, np.int32)[members])
+        num_samples = [len(row) for row in rows]
+        self._counts["num_rows"] += len(rows)
+        self._counts["num_tokens"] += len(samples.input_ids)
+        self._counts["num_audio_frames"] += len(samples.audio_input_ids)
+        self._counts["num_text_labels"] += int(np.count_nonzero(samples.labels != IGNORED))
+        is_label = samples.audio_labels != IGNORED
+        self._counts["num_audio_labels"] += int(np.count_nonzero(is_label))
+        columns: dict[str, tuple[Any, Any]] = {
+            "input_ids": (samples.input_ids, positions),
+            "labels": (samples.labels, positions),
+            "audio_input_ids": (samples.audio_input_ids, frames),
+            "audio_labels": (samples.audio_labels, frames),
+            "sample_ids": (names, num_samples),
+            "sample_lengths": (lengths, num_samples),
+        }
+        return lists_to_arrow(self._spec, columns)
 
     def _name(self, sample: int) -> str:
         clip_id: str = self._clips.ids[self._names[sample]].as_py()
@@ -288,25 +305,23 @@ class Packer:
 
 
 def _record(prompt: Prompt, recordings: Sequence[Recording]) -> npt.NDArray[np.int32]:
-    """A sample as one array: its sizes, prompt, and for each recording target or not and clips."""
-    described = [
-        [is_target, len(recording.clips), *recording.clips]
-        for recording, is_target in zip(recordings, prompt.is_target, strict=True)
-    ]
-    sizes = [len(prompt.ids), len(recordings)]
-    return np.concatenate([sizes, prompt.ids, prompt.labels, *described]).astype(np.int32)
+    """A sample as one array: its sizes, for each recording target or not and clips, its prompt."""
+    described = [len(prompt.ids), len(recordings)]
+    for recording, is_target in zip(recordings, prompt.is_target, strict=True):
+        described += [is_target, len(recording.clips), *recording.clips]
+    return np.concatenate([np.array(described, np.int32), prompt.ids, prompt.labels])
 
 
 def _from_record(record: npt.NDArray[np.int32]) -> tuple[Prompt, list[Recording]]:
     num_ids, num_recordings = record[:2].tolist()
-    ids, labels = record[2 : 2 + 2 * num_ids].reshape(2, num_ids)
-    described = record[2 + 2 * num_ids :].tolist()
-    is_target, recordings = [], []
+    ids, labels = record[len(record) - 2 * num_ids :].reshape(2, num_ids)
+    described = record[2 : len(record) - 2 * num_ids].tolist()
+    is_target, recordings, start = [], [], 0
     for _ in range(num_recordings):
-        target, num_clips, *rest = described
+        target, num_clips = described[start : start + 2]
         is_target.append(bool(target))
-        recordings.append(Recording(tuple(rest[:num_clips])))
-        described = rest[num_clips:]
+        recordings.append(Recording(tuple(described[start + 2 : start + 2 + num_clips])))
+        start += 2 + num_clips
     return Prompt(ids, labels, tuple(is_target)), recordings
 
 

@@ -68,7 +68,7 @@ CONVERSATIONS = {
 def test_labels_agree_with_the_written_definition(renderer, name):
     turns, num_frames = CONVERSATIONS[name]
     codes = [random_codes(n, seed=n) for n in num_frames]
-    sample = renderer.sample(renderer.prompt(turns), codes)
+    sample = renderer.samples([renderer.prompt(turns)], codes)
     is_target = [turn.is_target for turn in turns if turn.role == "assistant"]
     expected = text_labels(tokens_of(renderer, sample.input_ids), is_target)
     assert tokens_of(renderer, sample.labels) == expected
@@ -86,7 +86,7 @@ def test_the_training_prompt_is_the_inference_prompt(renderer, processor, name):
     """The ids before each target are those that the processor makes to generate it."""
     turns, num_frames = CONVERSATIONS[name]
     waveforms = [np.zeros(960 * n, np.float32) for n in num_frames]
-    sample = renderer.sample(renderer.prompt(turns), [random_codes(n) for n in num_frames])
+    sample = renderer.samples([renderer.prompt(turns)], [random_codes(n) for n in num_frames])
     starts = np.flatnonzero(sample.input_ids == renderer.tokens.audio_bos)
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     for number, (i, start) in enumerate(zip(answers, starts, strict=True)):
@@ -124,14 +124,14 @@ def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
             .astype(np.int16)
             for w in waveforms
         ]
-    sample = renderer.sample(renderer.prompt(turns), codes)
+    sample = renderer.samples([renderer.prompt(turns)], codes)
     assert sample.input_ids.tolist() == native["input_ids"][0].tolist()
     assert sample.audio_input_ids.tolist() == native["audio_input_ids"][0].tolist()
 
 
 def test_the_length_is_known_before_the_codes_are(renderer):
     prompt = renderer.prompt(speech("Yes.", reference_text="No."))
-    sample = renderer.sample(prompt, [random_codes(5), random_codes(31)])
+    sample = renderer.samples([prompt], [random_codes(5), random_codes(31)])
     assert renderer.sample_length(prompt, [5, 31]) == len(sample.input_ids)
     assert (sample.input_ids == renderer.tokens.audio).sum() == 5 + 2 + 31 + 2
     assert (sample.input_ids == renderer.tokens.audio_delay).sum() == 2 * 7
@@ -147,7 +147,7 @@ def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_
         " else audio_turn -}}{%- endfor -%}",
     )
     turns = [SYSTEM, said("Who?"), heard("It is me.", AUDIO, is_target=True), said("Oh.")]
-    sample = renderer.sample(renderer.prompt(turns), [random_codes(3)])
+    sample = renderer.samples([renderer.prompt(turns)], [random_codes(3)])
     labels = renderer.tokenizer.decode(sample.labels[sample.labels != -100])
     assert labels == "It is me.<|audio_out_bos|><|audio_eos|><|eot_id|>"
 

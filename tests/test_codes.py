@@ -20,7 +20,7 @@ def code_matrices(draw: st.DrawFn) -> np.ndarray:
 
 
 def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand():
-    delayed = delay(np.array([[1, 11, 21], [2, 12, 22]], np.int16), BOS, EOS)
+    delayed = delay([np.array([[1, 11, 21], [2, 12, 22]], np.int16)], BOS, EOS)
     assert delayed.T.tolist() == [
         [BOS, 1, 2, EOS, EOS, EOS],
         [BOS, BOS, 11, 12, EOS, EOS],
@@ -29,7 +29,7 @@ def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand():
 
 
 def test_labels_of_three_codebooks_of_two_frames_are_as_worked_by_hand():
-    delayed = delay(np.array([[1, 11, 21], [2, 12, 22]], np.int16), BOS, EOS)
+    delayed = delay([np.array([[1, 11, 21], [2, 12, 22]], np.int16)], BOS, EOS)
     assert target_labels(delayed).T.tolist() == [
         [IGNORED, 1, 2, EOS, IGNORED, IGNORED],
         [IGNORED, IGNORED, 11, 12, EOS, IGNORED],
@@ -39,20 +39,41 @@ def test_labels_of_three_codebooks_of_two_frames_are_as_worked_by_hand():
 
 @given(code_matrices())
 def test_undelay_gives_the_codes_back(codes: np.ndarray):
-    assert np.array_equal(undelay(delay(codes, BOS, EOS)), codes)
+    assert np.array_equal(undelay(delay([codes], BOS, EOS)), codes)
 
 
 @given(code_matrices())
 def test_delay_and_labels_agree_with_plain_loops(codes: np.ndarray):
-    delayed = delay(codes, BOS, EOS)
+    delayed = delay([codes], BOS, EOS)
     assert len(delayed) == num_delayed_frames(*codes.shape)
     assert delayed.tolist() == delayed_frames(codes.tolist(), BOS, EOS)
     assert target_labels(delayed).tolist() == audio_labels(codes.tolist(), BOS, EOS)
 
 
+@given(st.integers(1, 9), st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1))
+def test_several_recordings_at_once_are_each_as_alone(num_codebooks, described):
+    rng = np.random.default_rng(0)
+    recordings = [
+        rng.integers(0, 1024, (num_frames, num_codebooks)).astype(np.int16)
+        for num_frames, _ in described
+    ]
+    delayed = delay(recordings, BOS, EOS)
+    num_delayed = [num_delayed_frames(*codes.shape) for codes in recordings]
+    labels = target_labels(delayed, num_delayed, [is_target for _, is_target in described])
+    assert delayed.tolist() == [
+        frame for codes in recordings for frame in delayed_frames(codes.tolist(), BOS, EOS)
+    ]
+    nothing = [[IGNORED] * num_codebooks]
+    assert labels.tolist() == [
+        label
+        for codes, length, (_, is_target) in zip(recordings, num_delayed, described, strict=True)
+        for label in (audio_labels(codes.tolist(), BOS, EOS) if is_target else nothing * length)
+    ]
+
+
 @given(code_matrices())
 def test_exactly_one_eos_of_each_codebook_is_supervised(codes: np.ndarray):
-    labels = target_labels(delay(codes, BOS, EOS))
+    labels = target_labels(delay([codes], BOS, EOS))
     assert (labels == EOS).sum(axis=0).tolist() == [1] * codes.shape[1]
     assert not (labels == BOS).any()
 
@@ -67,4 +88,4 @@ def test_delay_is_the_native_processors_pattern(num_frames: int):
         audio_stream_bos_id, audio_stream_eos_id = BOS, EOS
 
     native = HiggsAudioV2Processor.build_delay_pattern(Ids, torch.from_numpy(stream)[None].long())
-    assert delay(codes, BOS, EOS).T.tolist() == native[0].tolist()
+    assert delay([codes], BOS, EOS).T.tolist() == native[0].tolist()

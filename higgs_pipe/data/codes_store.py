@@ -1,6 +1,7 @@
 """The codes of all shards, by clip."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from higgs_pipe.data.spool import Spool, check_free_space
 from higgs_pipe.data.tables import CodecInfo, codes_spec, open_table, read_codec_info
@@ -20,7 +22,8 @@ REMEDY = "run: snakemake --forcerun tokenize_shard"
 class CodesStore:
     """Codes of every clip, copied into a temporary file: int16, 400 bytes a second for K = 8.
 
-    In memory are 12 bytes a clip, and the ids of the shards while they are read.
+    In memory are 12 bytes a clip, and the ids of the shards while they are read. A thread copies;
+    the first codes that are asked for wait for it.
 
     Args:
         shards: The tables of codes; all of them by one codec.
@@ -49,6 +52,10 @@ class CodesStore:
         num_codes = int(self.num_frames.sum()) * self.codec_info.num_codebooks
         check_free_space(directory, 2 * num_codes, "a copy of all codes would")
         self._spool = Spool(directory, np.int16)
+        self._background = ThreadPoolExecutor(1)
+        self._copied = self._background.submit(self._copy, tables)
+
+    def _copy(self, tables: Sequence[pq.ParquetFile]) -> None:
         for table in tables:
             for batch in table.iter_batches(CLIPS_PER_READ, columns=["codes"]):
                 self._spool.append(_flat(batch.column("codes")))
@@ -65,15 +72,21 @@ class CodesStore:
         self._starts = starts[row.to_numpy()]
 
     def __getitem__(self, clip: int) -> npt.NDArray[np.int16]:
+        self._copied.result()
         num_codebooks = self.codec_info.num_codebooks
         start, num_frames = int(self._starts[clip]), int(self.num_frames[clip])
         codes = self._spool.read(start * num_codebooks, num_frames * num_codebooks)
         return codes.reshape(num_frames, num_codebooks)
 
+    def joined(self, clips: Sequence[int]) -> npt.NDArray[np.int16]:
+        """The codes of some clips, joined in time: (sum of T, K)."""
+        return self[clips[0]] if len(clips) == 1 else np.concatenate([self[c] for c in clips])
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._background.shutdown()
         self._spool.close()
 
 

@@ -77,10 +77,13 @@ def clean_text(text: str) -> str:
     Chinese punctuation becomes Latin, parentheses become spaces, degrees are spelled out, sound
     events become tags, white space is folded, and a text that ends bare gets a full stop.
     """
-    text = text.translate(LATIN_PUNCTUATION)
-    for written, spoken in SPELLED_OUT.items():
-        text = text.replace(written, spoken)
-    text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    if not text.isascii() or "(" in text or ")" in text:
+        text = text.translate(LATIN_PUNCTUATION)
+    if "[" in text or "°" in text:
+        for written, spoken in SPELLED_OUT.items():
+            text = text.replace(written, spoken)
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    text = "\n".join(line for line in lines if line)
     return text if text.endswith(SENTENCE_ENDS) else text + "."
 
 
@@ -117,8 +120,8 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One conversation as the model reads it, with its labels."""
+class Samples:
+    """Conversations one after the other as the model reads them, with their labels."""
 
     input_ids: TokenIds  # (S,)
     labels: TokenIds  # (S,)
@@ -375,34 +378,33 @@ class PromptRenderer:
             )
 
     def sample_length(self, prompt: Prompt, num_frames: Sequence[int]) -> int:
-        """S of the sample that :meth:`sample` builds from recordings of these T."""
+        """S of the sample that :meth:`samples` builds from recordings of these T."""
         delayed = (num_delayed_frames(n, self.tokens.num_codebooks) for n in num_frames)
         return len(prompt.ids) - len(num_frames) + sum(delayed)
 
-    def sample(self, prompt: Prompt, codes: Sequence[Codes]) -> Sample:
-        """Put the recordings of a prompt in, and label those of target turns.
+    def samples(self, prompts: Sequence[Prompt], codes: Sequence[Codes]) -> Samples:
+        """Put the recordings of prompts in, and label those of target turns.
 
         Audio labels are the targets' (:func:`codes.target_labels`); all else is ``IGNORED``.
 
         Args:
-            prompt: Of :meth:`prompt`.
-            codes: (T, K) for each recording, in order.
+            prompts: Of :meth:`prompts`.
+            codes: (T, K) for each recording of all prompts, in order.
         """
         tokens = self.tokens
-        delayed = [delay(c, tokens.stream_bos, tokens.stream_eos) for c in codes]
-        placeholders = np.flatnonzero(prompt.ids == tokens.audio)
-        repeats = np.ones(len(prompt.ids), np.int64)
-        repeats[placeholders] = [len(frames) for frames in delayed]
-        input_ids = np.repeat(prompt.ids, repeats)  # (P,) -> (S,)
-        for end in np.cumsum(repeats)[placeholders]:
-            input_ids[end - (tokens.num_codebooks - 1) : end] = tokens.audio_delay
-        audio_labels = [
-            target_labels(frames) if is_target else np.full_like(frames, IGNORED)
-            for frames, is_target in zip(delayed, prompt.is_target, strict=True)
-        ]
-        return Sample(
+        delayed = delay(codes, tokens.stream_bos, tokens.stream_eos)
+        num_delayed = [num_delayed_frames(*recording.shape) for recording in codes]
+        ids = np.concatenate([prompt.ids for prompt in prompts])  # (P,), all prompts
+        placeholders = np.flatnonzero(ids == tokens.audio)
+        repeats = np.ones(len(ids), np.int64)
+        repeats[placeholders] = num_delayed
+        input_ids = np.repeat(ids, repeats)  # (P,) -> (S,)
+        ends = np.cumsum(repeats)[placeholders]
+        input_ids[np.subtract.outer(ends, np.arange(1, tokens.num_codebooks))] = tokens.audio_delay
+        is_target = [is_target for prompt in prompts for is_target in prompt.is_target]
+        return Samples(
             input_ids=input_ids,
-            labels=np.repeat(prompt.labels, repeats),
-            audio_input_ids=np.concatenate(delayed),
-            audio_labels=np.concatenate(audio_labels),
+            labels=np.repeat(np.concatenate([prompt.labels for prompt in prompts]), repeats),
+            audio_input_ids=delayed,
+            audio_labels=target_labels(delayed, num_delayed, is_target),
         )

@@ -10,6 +10,8 @@ F = T + 2 + (K - 1) (delay pattern of MusicGen, Copet et al. 2023, as Higgs Audi
     codebook 2                  BOS  BOS  BOS  c0   c1   EOS
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,15 +25,28 @@ def num_delayed_frames(num_frames: int, num_codebooks: int) -> int:
     return num_frames + 2 + num_codebooks - 1
 
 
-def delay(codes: Codes, stream_bos: int, stream_eos: int) -> Codes:
-    """Delay codebook k by k frames: (T, K) -> (F, K)."""
-    num_frames, num_codebooks = codes.shape
-    delayed = np.full(
-        (num_delayed_frames(num_frames, num_codebooks), num_codebooks), stream_eos, np.int16
+def delay(recordings: Sequence[Codes], stream_bos: int, stream_eos: int) -> Codes:
+    """Delay codebook k of each recording by k frames.
+
+    Args:
+        recordings: (T, K) each, at least one.
+        stream_bos: What stands before a stream.
+        stream_eos: What stands after it.
+
+    Returns:
+        (sum of F, K), the recordings one after the other.
+    """
+    num_codebooks = recordings[0].shape[1]
+    # Codebook k goes K - k frames up, so that K - k of these are the EOS of the recording before
+    # and the others the BOS of the one after.
+    frame, codebook = np.ogrid[: num_codebooks + 1, :num_codebooks]
+    between = np.where(frame < num_codebooks - codebook, stream_eos, stream_bos).astype(np.int16)
+    undelayed = np.concatenate(
+        [between, *(part for codes in recordings for part in (codes, between))]
     )
+    delayed = np.empty_like(undelayed[num_codebooks + 1 :])
     for k in range(num_codebooks):
-        delayed[: k + 1, k] = stream_bos
-        delayed[k + 1 : k + 1 + num_frames, k] = codes[:, k]
+        delayed[:, k] = undelayed[num_codebooks - k :][: len(delayed), k]
     return delayed
 
 
@@ -42,16 +57,26 @@ def undelay(delayed: Codes) -> Codes:
     return np.stack([delayed[k + 1 : k + 1 + num_frames, k] for k in range(num_codebooks)], axis=1)
 
 
-def target_labels(delayed: Codes) -> Codes:
-    """The labels of a target's delayed frames: (F, K) -> (F, K).
+def target_labels(
+    delayed: Codes, num_frames: Sequence[int] | None = None, is_target: Sequence[bool] = (True,)
+) -> Codes:
+    """The labels of delayed frames: (sum of F, K) -> (sum of F, K).
 
-    Every code and the first EOS of each codebook, which is what makes generation stop; BOS and the
-    EOS after the first one are ``IGNORED``. The label of a frame is the frame itself: whoever
-    computes the loss predicts it from the position before.
+    In a target, every code and the first EOS of each codebook, which is what makes generation stop;
+    BOS, the EOS after the first one and all that is no target are ``IGNORED``. The label of a frame
+    is the frame itself: whoever computes the loss predicts it from the position before.
+
+    Args:
+        delayed: Recordings of :func:`delay`, one after the other.
+        num_frames: F of each; one recording if left out.
+        is_target: Whether a recording is one.
     """
-    num_delayed, num_codebooks = delayed.shape
-    num_labels = num_delayed - num_codebooks  # T codes and one EOS in each codebook
-    labels = np.full_like(delayed, IGNORED)
+    lengths = np.asarray([len(delayed)] if num_frames is None else num_frames)
+    labels = np.where(np.repeat(is_target, lengths)[:, None], delayed, np.int16(IGNORED))
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    num_codebooks = delayed.shape[1]
     for k in range(num_codebooks):
-        labels[k + 1 : k + 1 + num_labels, k] = delayed[k + 1 : k + 1 + num_labels, k]
+        labels[np.add.outer(starts, np.arange(k + 1)), k] = IGNORED
+        labels[np.subtract.outer(ends, np.arange(1, num_codebooks - k)), k] = IGNORED
     return labels

@@ -144,7 +144,7 @@ def _is_delayed(frames: Array, config: Any) -> bool:
     if len(frames) < frames.shape[1] + 2:
         return False
     stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
-    return np.array_equal(delay(undelay(frames), *stream), frames)
+    return np.array_equal(delay([undelay(frames)], *stream), frames)
 
 
 def check_labels(samples: Sequence[PackedRow], config: Any) -> Check:
