@@ -113,7 +113,9 @@ def draw_clips(config: Any, num_clips: int, seed: int = 0) -> list[Clip]:
         labels = np.full_like(input_ids, IGNORED)
         supervised = [num_text, -2, -1]
         labels[supervised] = input_ids[supervised]
-        clips.append(Clip(input_ids, labels, frames, target_labels(frames)))
+        clips.append(
+            Clip(input_ids, labels, frames, target_labels([codes], config.audio_stream_eos_id))
+        )
     return clips
 
 

@@ -8,12 +8,12 @@ rows. Memory holds what a clip takes in the table, not its codes.
 
 import logging
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from higgs_pipe.data.samples import (
     Plan,
     Planner,
     Recording,
+    Turn,
     turns_of,
 )
 from higgs_pipe.data.splits import EVAL, TRAIN, unit_hash
@@ -42,6 +43,7 @@ from higgs_pipe.higgs.chatml import (
     PUBLISHED_TEMPLATE,
     Prompt,
     PromptRenderer,
+    Unsayable,
     clean_text,
 )
 from higgs_pipe.higgs.codes import IGNORED
@@ -116,6 +118,14 @@ def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
         )
 
 
+class Rendering(NamedTuple):
+    """Samples whose prompts are being made."""
+
+    plans: Sequence[Plan]
+    turns: Sequence[Sequence[Turn]]
+    prompts: Future[list[Prompt | Unsayable]]
+
+
 class Packer:
     """Packs one split: :meth:`plan`, then :meth:`write`.
 
@@ -151,13 +161,16 @@ class Packer:
         """
         planner = Planner(self._clips, split, self._settings)
         plans = planner.plans()
-        while chunk := list(islice(plans, SAMPLES_PER_CHUNK)):
-            while chunk:
-                chunk = [
-                    shorter
-                    for plan, prompt, recordings in self._rendered(chunk)
-                    for shorter in self._take(plan, prompt, recordings, planner, spool)
-                ]
+        chunks = iter(lambda: list(islice(plans, SAMPLES_PER_CHUNK)), [])
+        waiting: deque[Rendering] = deque()
+        with ThreadPoolExecutor(1) as background:  # renders a chunk while the next is drawn
+            while True:
+                while len(waiting) < 2 and (chunk := next(chunks, None)):
+                    waiting.append(self._rendering(chunk, background))
+                if not waiting:
+                    break
+                if shorter := self._take_all(waiting.popleft(), planner, spool):
+                    waiting.appendleft(self._rendering(shorter, background))
         if not self._lengths:
             raise UserError(
                 f"no sample of the {split} split fits into pack.max_tokens = "
@@ -165,21 +178,28 @@ class Packer:
                 "bring shorter clips."
             )
 
-    def _rendered(self, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Prompt, list[Recording]]]:
-        """Each sample's prompt and recordings; what the template cannot say is rejected."""
+    def _rendering(self, plans: Sequence[Plan], background: Executor) -> Rendering:
+        """Have some samples rendered in the background."""
         rows = self._clips.rows([clip for plan in plans for clip in plan.clips])
         clean = clean_text if self._settings.clean_text else str
         system_prompt = self._settings.system_prompt
         turns = [turns_of(plan, rows, self._clips, system_prompt, clean) for plan in plans]
-        prompts = self._renderer.prompts(turns)
-        for plan, sample_turns, prompt in zip(plans, turns, prompts, strict=True):
+        return Rendering(plans, turns, background.submit(self._renderer.prompts, turns))
+
+    def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[Plan]:
+        """:meth:`_take` each sample; what the template cannot say is rejected."""
+        plans, turns, prompts = rendering
+        shorter: list[Plan] = []
+        for plan, sample_turns, prompt in zip(plans, turns, prompts.result(), strict=True):
             if isinstance(prompt, Prompt):
                 parts = (part for turn in sample_turns for part in turn.parts)
-                yield plan, prompt, [part for part in parts if isinstance(part, Recording)]
+                recordings = [part for part in parts if isinstance(part, Recording)]
+                shorter += self._take(plan, prompt, recordings, planner, spool)
             elif plan.drawn_task == CONVERSATION:
                 self._reject(plan, "not_in_chat_template", f"{prompt}; rewrite the conversation")
             else:
                 raise UserError(f"{self._place(plan)}: {prompt}; {PUBLISHED_TEMPLATE}")
+        return shorter
 
     def _take(
         self,

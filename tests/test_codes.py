@@ -29,8 +29,7 @@ def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand():
 
 
 def test_labels_of_three_codebooks_of_two_frames_are_as_worked_by_hand():
-    delayed = delay([np.array([[1, 11, 21], [2, 12, 22]], np.int16)], BOS, EOS)
-    assert target_labels(delayed).T.tolist() == [
+    assert target_labels([np.array([[1, 11, 21], [2, 12, 22]], np.int16)], EOS).T.tolist() == [
         [IGNORED, 1, 2, EOS, IGNORED, IGNORED],
         [IGNORED, IGNORED, 11, 12, EOS, IGNORED],
         [IGNORED, IGNORED, IGNORED, 21, 22, EOS],
@@ -47,7 +46,7 @@ def test_delay_and_labels_agree_with_plain_loops(codes: np.ndarray):
     delayed = delay([codes], BOS, EOS)
     assert len(delayed) == num_delayed_frames(*codes.shape)
     assert delayed.tolist() == delayed_frames(codes.tolist(), BOS, EOS)
-    assert target_labels(delayed).tolist() == audio_labels(codes.tolist(), BOS, EOS)
+    assert target_labels([codes], EOS).tolist() == audio_labels(codes.tolist(), BOS, EOS)
 
 
 @given(st.integers(1, 9), st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1))
@@ -58,22 +57,25 @@ def test_several_recordings_at_once_are_each_as_alone(num_codebooks, described):
         for num_frames, _ in described
     ]
     delayed = delay(recordings, BOS, EOS)
-    num_delayed = [num_delayed_frames(*codes.shape) for codes in recordings]
-    labels = target_labels(delayed, num_delayed, [is_target for _, is_target in described])
+    labels = target_labels(recordings, EOS, [is_target for _, is_target in described])
     assert delayed.tolist() == [
         frame for codes in recordings for frame in delayed_frames(codes.tolist(), BOS, EOS)
     ]
     nothing = [[IGNORED] * num_codebooks]
     assert labels.tolist() == [
         label
-        for codes, length, (_, is_target) in zip(recordings, num_delayed, described, strict=True)
-        for label in (audio_labels(codes.tolist(), BOS, EOS) if is_target else nothing * length)
+        for codes, (_, is_target) in zip(recordings, described, strict=True)
+        for label in (
+            audio_labels(codes.tolist(), BOS, EOS)
+            if is_target
+            else nothing * num_delayed_frames(*codes.shape)
+        )
     ]
 
 
 @given(code_matrices())
 def test_exactly_one_eos_of_each_codebook_is_supervised(codes: np.ndarray):
-    labels = target_labels(delay([codes], BOS, EOS))
+    labels = target_labels([codes], EOS)
     assert (labels == EOS).sum(axis=0).tolist() == [1] * codes.shape[1]
     assert not (labels == BOS).any()
 

@@ -158,6 +158,20 @@ def test_labels_that_are_wrong_are_named_with_their_clip(sample, model, broken, 
     assert check.found.startswith(f"{sample.sample_ids[0]}: {message}. ")
 
 
+def test_a_target_with_fewer_frames_than_any_recording_has_is_named(sample, model):
+    config = model.native.config
+    turn = preflight_data.audio_turns(sample, config)[-1]
+    start = len(sample.audio_labels) - (turn.stop - turn.start)  # of the target's frames
+    input_ids, labels = sample.input_ids.copy(), sample.audio_labels.copy()
+    input_ids[turn.start + 1 : turn.stop] = input_ids[0]
+    codes = sample.audio_input_ids.copy()
+    codes[start] = labels[start] = config.audio_stream_eos_id
+    broken = replace(sample, input_ids=input_ids, audio_input_ids=codes, audio_labels=labels)
+    check = preflight_data.check_labels([broken], config)
+    assert check.status == "failed"
+    assert "1 frames in a target, fewer than its BOS, delay and EOS take" in check.found
+
+
 def test_a_frame_that_moved_to_the_next_sample_is_found_though_the_totals_agree(corpus, model):
     row, config = PackedRows(corpus.train_rows)[0], model.native.config
     first, second, *_ = preflight_data.samples_of(row, config)

@@ -392,7 +392,6 @@ class PromptRenderer:
             codes: (T, K) for each recording of all prompts, in order.
         """
         tokens = self.tokens
-        delayed = delay(codes, tokens.stream_bos, tokens.stream_eos)
         num_delayed = [num_delayed_frames(*recording.shape) for recording in codes]
         ids = np.concatenate([prompt.ids for prompt in prompts])  # (P,), all prompts
         placeholders = np.flatnonzero(ids == tokens.audio)
@@ -405,6 +404,6 @@ class PromptRenderer:
         return Samples(
             input_ids=input_ids,
             labels=np.repeat(np.concatenate([prompt.labels for prompt in prompts]), repeats),
-            audio_input_ids=delayed,
-            audio_labels=target_labels(delayed, num_delayed, is_target),
+            audio_input_ids=delay(codes, tokens.stream_bos, tokens.stream_eos),
+            audio_labels=target_labels(codes, tokens.stream_eos, is_target),
         )

@@ -37,16 +37,27 @@ def delay(recordings: Sequence[Codes], stream_bos: int, stream_eos: int) -> Code
         (sum of F, K), the recordings one after the other.
     """
     num_codebooks = recordings[0].shape[1]
-    # Codebook k goes K - k frames up, so that K - k of these are the EOS of the recording before
-    # and the others the BOS of the one after.
+    # Codebook k moves k + 1 frames down: of the K + 1 frames between two recordings, the first
+    # K - k come to lie after the stream and the others before the next one.
     frame, codebook = np.ogrid[: num_codebooks + 1, :num_codebooks]
-    between = np.where(frame < num_codebooks - codebook, stream_eos, stream_bos).astype(np.int16)
-    undelayed = np.concatenate(
-        [between, *(part for codes in recordings for part in (codes, between))]
-    )
-    delayed = np.empty_like(undelayed[num_codebooks + 1 :])
-    for k in range(num_codebooks):
-        delayed[:, k] = undelayed[num_codebooks - k :][: len(delayed), k]
+    return _delayed(recordings, np.where(frame < num_codebooks - codebook, stream_eos, stream_bos))
+
+
+def _delayed(recordings: Sequence[Codes], between: npt.NDArray[np.int64]) -> Codes:
+    """Move codebook k by k + 1 frames.
+
+    Args:
+        recordings: (T, K) each.
+        between: (K + 1, K), what is before, between and after the recordings.
+
+    Returns:
+        (sum of F, K).
+    """
+    gap = between.astype(np.int16)
+    padded = np.concatenate([gap, *(part for codes in recordings for part in (codes, gap))])
+    delayed = np.empty_like(padded[len(gap) :])
+    for k in range(delayed.shape[1]):
+        delayed[:, k] = padded[len(gap) - (k + 1) :][: len(delayed), k]
     return delayed
 
 
@@ -58,25 +69,29 @@ def undelay(delayed: Codes) -> Codes:
 
 
 def target_labels(
-    delayed: Codes, num_frames: Sequence[int] | None = None, is_target: Sequence[bool] = (True,)
+    recordings: Sequence[Codes], stream_eos: int, is_target: Sequence[bool] | None = None
 ) -> Codes:
-    """The labels of delayed frames: (sum of F, K) -> (sum of F, K).
+    """The labels of the frames that :func:`delay` makes of some recordings.
 
     In a target, every code and the first EOS of each codebook, which is what makes generation stop;
     BOS, the EOS after the first one and all that is no target are ``IGNORED``. The label of a frame
     is the frame itself: whoever computes the loss predicts it from the position before.
 
     Args:
-        delayed: Recordings of :func:`delay`, one after the other.
-        num_frames: F of each; one recording if left out.
-        is_target: Whether a recording is one.
+        recordings: (T, K) each, at least one.
+        stream_eos: What stands after a stream.
+        is_target: Whether a recording is one; all of them if left out.
+
+    Returns:
+        (sum of F, K).
     """
-    lengths = np.asarray([len(delayed)] if num_frames is None else num_frames)
-    labels = np.where(np.repeat(is_target, lengths)[:, None], delayed, np.int16(IGNORED))
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    num_codebooks = delayed.shape[1]
-    for k in range(num_codebooks):
-        labels[np.add.outer(starts, np.arange(k + 1)), k] = IGNORED
-        labels[np.subtract.outer(ends, np.arange(1, num_codebooks - k)), k] = IGNORED
+    num_codebooks = recordings[0].shape[1]
+    after_stream = np.full((num_codebooks + 1, num_codebooks), IGNORED)
+    after_stream[0] = stream_eos
+    labels = _delayed(recordings, after_stream)
+    end = 0
+    for codes, learned in zip(recordings, is_target or [True] * len(recordings), strict=True):
+        start, end = end, end + num_delayed_frames(*codes.shape)
+        if not learned:
+            labels[start:end] = IGNORED
     return labels

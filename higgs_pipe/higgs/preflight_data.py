@@ -189,7 +189,10 @@ def _label_problem(sample: PackedRow, targets: Sequence[slice], config: Any) -> 
         num_eos = int((labels == config.audio_stream_eos_id).sum())
         if num_eos != config.num_codebooks:
             return f"{num_eos} EOS labels in a target, where {config.num_codebooks} end it"
-        if not np.array_equal(labels, target_labels(sample.audio_input_ids[frames])):
+        if len(labels) < config.num_codebooks + 2:
+            return f"{len(labels)} frames in a target, fewer than its BOS, delay and EOS take"
+        codes = undelay(sample.audio_input_ids[frames])
+        if not np.array_equal(labels, target_labels([codes], config.audio_stream_eos_id)):
             return "codes of the target have no label, or stream BOS has one"
     return None
 
