@@ -5,7 +5,7 @@ exactly the prompt that it will see.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -26,6 +26,7 @@ TokenIds = npt.NDArray[np.int32]
 ASSISTANT_HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 # Stands for a text in a conversation's shape; private characters that no text needs.
 MARK, MARKED = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
+MAX_KNOWN_PIECES = 2**16  # some 40 MB
 PUBLISHED_TEMPLATE = "use the base model's published chat template."
 
 LATIN_PUNCTUATION = str.maketrans(
@@ -188,6 +189,7 @@ class PromptRenderer:
         special = "|".join(map(re.escape, self.tokenizer.get_added_vocab()))
         self._special_token = re.compile(f"({special})")
         self._shapes: dict[object, Shape | None] = {}
+        self._known_pieces: dict[str, TokenIds] = {}
 
     def _token_id(self, token: str) -> int:
         token_id = self.tokenizer.get_vocab().get(token)
@@ -201,12 +203,18 @@ class PromptRenderer:
         # The template writes the beginning of the text itself.
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
-    def _all_tokenized(self, texts: Sequence[str]) -> list[TokenIds]:
-        """As :meth:`_tokenized`, all at once and on all cores."""
-        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(
-            texts, add_special_tokens=False
-        )
-        return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
+    def _tokenized_pieces(self, pieces: Iterable[str]) -> Mapping[str, TokenIds]:
+        """As :meth:`_tokenized`, all at once, on all cores, and each text once.
+
+        Most texts come again: as those of references.
+        """
+        if len(self._known_pieces) > MAX_KNOWN_PIECES:
+            self._known_pieces.clear()
+        new = [piece for piece in pieces if piece not in self._known_pieces]
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(new, add_special_tokens=False)
+        for piece, encoding in zip(new, encoded, strict=True):
+            self._known_pieces[piece] = np.asarray(encoding.ids, np.int32)
+        return self._known_pieces
 
     def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[Prompt | Unsayable]:
         """:meth:`prompt` of each conversation, or why it has none; many at once are much faster.
@@ -228,8 +236,7 @@ class PromptRenderer:
             else None
             for shape, said in zip(shapes, texts, strict=True)
         ]
-        pieces = list(dict.fromkeys(piece for found in filled for piece in found or ()))
-        ids = dict(zip(pieces, self._all_tokenized(pieces), strict=True))
+        ids = self._tokenized_pieces({piece for found in filled for piece in found or ()})
         prompts: list[Prompt | Unsayable] = []
         compared: set[Shape] = set()
         for turns, shape, found in zip(conversations, shapes, filled, strict=True):
