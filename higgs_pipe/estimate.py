@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 from transformers import (
@@ -19,9 +20,12 @@ from transformers import (
 from higgs_pipe.cli import main
 from higgs_pipe.config import EstimateStage, PackConfig, TrainConfig, load_stage, merge
 from higgs_pipe.data.files import read_json, write_json
+from higgs_pipe.data.samples import CONVERSATION, Clips, Plan, turns_of
 from higgs_pipe.data.splits import TRAIN
 from higgs_pipe.data.summary import table_lines
 from higgs_pipe.data.tables import CLIPS, open_table
+from higgs_pipe.errors import list_offenders
+from higgs_pipe.higgs.chatml import PromptRenderer, Unsayable, clean_text
 from higgs_pipe.higgs.lora import add_lora, trainable_parameters
 
 logger = logging.getLogger("higgs_pipe")
@@ -84,7 +88,7 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
         clips: The accepted clips.
         estimate: JSON to write: tokens and rows, and for each experiment its steps, trainable
             parameters and GPU memory; these are null where the base cannot be reached, and
-            ``unknown_because`` says why.
+            ``unknown_because`` says why. Conversations that pack will reject are named.
     """
     stage = load_stage(EstimateStage, config)
     summary = read_json(validation)
@@ -111,6 +115,7 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
             if isinstance(base, str)
             else model_estimate(base, train, stage.pack.max_tokens)
         )
+    refused = [] if isinstance(tokenizer, str) else refused_conversations(clips, stage)
     write_json(
         estimate,
         {
@@ -119,10 +124,43 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
             "frame_rate_assumed_because": codec if isinstance(codec, str) else None,
             "train": asdict(amount),
             "experiments": experiments,
+            "not_in_chat_template": refused,
         },
     )
     lines = [*table_lines(summary), *_lines(stage, amount, experiments)]
     logger.info("%s", "\n".join(lines))
+    if refused:
+        logger.warning(
+            "%d conversations cannot be said by the chat template of %s, so that pack will leave "
+            "them out; rewrite them:\n%s",
+            *(len(refused), stage.base_model, list_offenders(refused)),
+        )
+
+
+def refused_conversations(clips: Path, stage: EstimateStage) -> list[str]:
+    """The conversations that pack will reject, each with its place and what is not said.
+
+    Args:
+        clips: The accepted clips.
+        stage: Of the base model and of packing.
+    """
+    table, settings = Clips.read(clips), stage.pack
+    conversations = np.flatnonzero(table.is_conversation).tolist()
+    if not conversations:
+        return []
+    renderer = PromptRenderer(stage.base_model, stage.base_model_revision)
+    clean = clean_text if settings.clean_text else str
+    refused = []
+    for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
+        rows = table.rows(conversations[start : start + NUM_TEXTS_PER_BATCH])
+        plans = [Plan(CONVERSATION, (clip,)) for clip in rows]
+        turns = [turns_of(plan, rows, table, settings.system_prompt, clean) for plan in plans]
+        refused += [
+            f"{row['manifest']}:{row['line']}: {prompt}"
+            for row, prompt in zip(rows.values(), renderer.prompts(turns), strict=True)
+            if isinstance(prompt, Unsayable)
+        ]
+    return refused
 
 
 def _reached(auto_class: Any, name: str, revision: str | None) -> Any:

@@ -2,7 +2,8 @@
 
 import json
 import resource
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import soundfile as sf
 
 from higgs_pipe import list_rows, measure, validate, workflow
 from higgs_pipe.config import Config, json_schema
-from higgs_pipe.data.tables import shard_path
+from higgs_pipe.data.tables import CLIPS, read_table, shard_path, write_table
 from higgs_pipe.higgs import tiny
 
 SCHEMA = json_schema()
@@ -91,6 +92,15 @@ class PackedCorpus:
     @property
     def eval_rows(self) -> Path:
         return self.directory / "packed" / "eval.parquet"
+
+    def changed(self, directory: Path, changes: Mapping[str, Mapping[str, Any]]) -> "PackedCorpus":
+        """The corpus with other values in some clips of its table; not packed."""
+        table, _ = read_table(self.clips, CLIPS)
+        rows = [row | changes.get(row["clip_id"], {}) for row in table.to_pylist()]
+        write_table(directory / "data" / "clips.parquet", CLIPS, rows)
+        shutil.copy(self.directory / "data" / "validation.json", directory / "data")
+        (directory / "codes").symlink_to(self.codes_dir)
+        return PackedCorpus(directory, self.base)
 
     def pack(self, output_dir: Path, **settings: Any) -> dict[str, Any]:
         """Pack the corpus with other settings into ``output_dir``; returns packing.json."""

@@ -110,3 +110,21 @@ def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
     assert f"{nowhere} cannot be read" in experiment["unknown_because"]
     assert f"GPU memory unknown: {nowhere} cannot be read" in caplog.text
     assert "hours kept" in caplog.text
+
+
+def test_conversations_that_pack_will_reject_are_named_before_anything_is_encoded(
+    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sayable = '[{"role": "user", "parts": [{"text": "Hi"}], "is_target": false}, '
+    sayable += '{"role": "assistant", "parts": [{"clip_id": "clip-01"}], "is_target": true}]'
+    refused = '[{"role": "user", "parts": [{"clip_id": "clip-02"}], "is_target": false}]'
+    changes = {"clip-01": {"conversation": sayable}, "clip-02": {"conversation": refused}}
+    conversing = corpus.changed(tmp_path, changes)
+    with caplog.at_level(logging.WARNING):
+        found = run(tmp_path, conversing, str(corpus.base))
+    [message] = found["not_in_chat_template"]
+    assert "manifest.jsonl:3: the chat template gives 0 audio placeholders" in message
+    assert "1 conversations cannot be said" in caplog.text
+    assert message in caplog.text
+    packed = conversing.pack(tmp_path / "packed", max_tokens=512)
+    assert [message.split(": ")[0]] == [r["message"].split(": ")[0] for r in packed["rejected"]]

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from higgs_pipe.data.codes_store import CodesStore
 from higgs_pipe.data.samples import DIALOGUE_TOO_LONG, REFERENCE_TOO_LONG
 from higgs_pipe.data.splits import TRAIN
-from higgs_pipe.data.tables import CLIPS, read_table, write_table
+from higgs_pipe.data.tables import CLIPS, read_table
 from higgs_pipe.errors import UserError
 
 SPEECH_ONLY = {"speech": 1, "cloning": 0}
@@ -188,19 +188,10 @@ def test_shards_of_an_earlier_run_are_not_read(corpus, tmp_path):
     assert summary["train"]["num_samples"] == 11
 
 
-def changed(corpus: PackedCorpus, directory: Path, changes: dict[str, dict]) -> PackedCorpus:
-    """The corpus with other values in some clips of its table."""
-    table, _ = read_table(corpus.clips, CLIPS)
-    rows = [row | changes.get(row["clip_id"], {}) for row in table.to_pylist()]
-    write_table(directory / "data" / "clips.parquet", CLIPS, rows)
-    (directory / "codes").symlink_to(corpus.codes_dir)
-    return PackedCorpus(directory, corpus.base)
-
-
 def test_a_dialogue_is_packed_as_one_recording_after_a_reference_of_each_speaker(corpus, tmp_path):
     turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
     tasks = {"speech": 1, "cloning": 0, "dialogue": 0, "dialogue_cloning": 1000}
-    dialogue = changed(corpus, tmp_path, turns)
+    dialogue = corpus.changed(tmp_path, turns)
     summary = dialogue.pack(tmp_path / "packed", max_tokens=1024, tasks=tasks)
     assert summary["train"]["tasks"] == {"speech": 8, "cloning": 0, "dialogue_cloning": 1}
     sample = samples_of(tmp_path / "packed/train.parquet")["clip-00"]
@@ -218,7 +209,7 @@ def test_a_dialogue_is_packed_as_one_recording_after_a_reference_of_each_speaker
 def test_a_dialogue_that_exceeds_a_row_is_packed_turn_by_turn(corpus, tmp_path):
     turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (10, 11, 12, 13)}
     tasks = {"speech": 1, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0}
-    summary = changed(corpus, tmp_path, turns).pack(tmp_path / "p", max_tokens=300, tasks=tasks)
+    summary = corpus.changed(tmp_path, turns).pack(tmp_path / "p", max_tokens=300, tasks=tasks)
     assert summary["train"]["tasks"] == {"speech": 11, "cloning": 0}
     fallen = Counter({item["reason"]: item["num_clips"] for item in summary["fallbacks"]})
     assert fallen == {DIALOGUE_TOO_LONG: 2}  # of each of two speakers
@@ -249,7 +240,7 @@ def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(co
         "clip-02": {"split": "reference"},
         "clip-01": {"conversation": written},
     }
-    summary = changed(corpus, tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
+    summary = corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
     assert summary["train"]["tasks"]["conversation"] == 1
     samples = samples_of(tmp_path / "packed/train.parquet")
     assert len(samples) == 9
@@ -266,7 +257,7 @@ def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(co
 def test_a_conversation_that_the_template_cannot_say_is_rejected_with_its_place(corpus, tmp_path):
     written = '[{"role": "user", "parts": [{"clip_id": "clip-01"}], "is_target": false}]'
     changes = {"clip-01": {"conversation": written}}
-    summary = changed(corpus, tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
+    summary = corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
     [rejected] = summary["rejected"]
     assert rejected["reason"] == "not_in_chat_template"
     assert "manifest.jsonl:2: the chat template gives 0 audio" in rejected["message"]
