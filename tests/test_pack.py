@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PackedCorpus
+from conftest import PackedCorpus, files_of_at_most
 from reference import audio_labels, delayed_frames
 from transformers import AutoTokenizer
 
@@ -282,5 +282,12 @@ def test_a_disk_without_room_is_a_sentence(corpus, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"a copy of all codes would take .* GB are free"):
+        corpus.pack(tmp_path, max_tokens=512)
+    assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}
+
+
+@pytest.mark.parametrize("num_bytes", [1_000, 9_000])
+def test_a_disk_that_fills_up_while_the_codes_are_copied_is_a_sentence(corpus, tmp_path, num_bytes):
+    with files_of_at_most(num_bytes), pytest.raises(UserError, match=r"disk is full, with .* GB"):
         corpus.pack(tmp_path, max_tokens=512)
     assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}

@@ -1,15 +1,16 @@
 """Arrays that are too many for memory, in a temporary file."""
 
-import errno
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from higgs_pipe.data.files import NO_ROOM
 from higgs_pipe.errors import UserError
 
 
@@ -72,7 +73,7 @@ class Spool:
         return np.frombuffer(found, self._dtype)
 
     def _failure(self, error: OSError) -> Exception:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             return error
         written = self._num_items * self._dtype.itemsize / 1e9
         return UserError(
@@ -88,4 +89,5 @@ class Spool:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._file.close()
+        with suppress(OSError):  # closing would write what is buffered, and nobody reads it now
+            self._file.close()

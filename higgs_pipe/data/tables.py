@@ -4,7 +4,6 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 (F = T + 2 + K - 1), K codebooks, V entries of a codebook.
 """
 
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from higgs_pipe.data.files import written_aside
+from higgs_pipe.data.files import NO_ROOM, written_aside
 from higgs_pipe.data.quality import AudioMeasures, TextMeasures
 from higgs_pipe.errors import UserError
 
 METADATA_KEY = b"higgs_pipe"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
