@@ -15,7 +15,7 @@ import torch
 from conftest import PackedCorpus, tone, write_stage_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, HiggsAudioV2TokenizerModel
-from transformers.models.dac.modeling_dac import Snake1d
+from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
 
 from higgs_pipe import tokenize_audio
 from higgs_pipe.data.codes_store import CodesStore
@@ -23,7 +23,13 @@ from higgs_pipe.data.files import sha256_of_file
 from higgs_pipe.data.tables import SHARD_CLIPS, codes_spec, read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import tiny
-from higgs_pipe.higgs.codec import BlockedSnake, encode, load_codec, to_codec_input
+from higgs_pipe.higgs.codec import (
+    BlockedSnake,
+    LeanResidualUnit,
+    encode,
+    load_codec,
+    to_codec_input,
+)
 from higgs_pipe.higgs.devices import least_taken
 from higgs_pipe.tokenize_audio import decode_ahead, encode_clips
 
@@ -114,13 +120,26 @@ def test_no_code_depends_on_batches_threads_or_shards(
     assert {row["clip_id"]: row["codes"].tolist() for row in rows} == one_by_one
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3, 300_001), (2, 64, 9_999), (3, 2048, 25), (1, 5, 1)])
-def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(shape):
+def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(shape, in_place):
     torch.manual_seed(0)
     native = Snake1d(shape[1]).requires_grad_(False)
     native.alpha += 0.5 * torch.randn(native.alpha.shape)
     x = 3 * torch.randn(shape)
-    assert torch.equal(BlockedSnake(native)(x), native(x))
+    expected, before = native(x), x.clone()
+    assert torch.equal(BlockedSnake(native, in_place)(x), expected)
+    assert torch.equal(x, expected if in_place else before)
+
+
+@pytest.mark.parametrize("dilation", [1, 3, 9])
+def test_the_lean_residual_unit_is_the_native_one_bit_for_bit_and_spares_its_input(dilation):
+    torch.manual_seed(0)
+    native = DacResidualUnit(16, dilation).requires_grad_(False)
+    x = torch.randn(2, 16, 1_000)
+    before = x.clone()
+    assert torch.equal(LeanResidualUnit(native)(x), native(x))
+    assert torch.equal(x, before)
 
 
 def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(

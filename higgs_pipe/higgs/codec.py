@@ -8,7 +8,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerModel
-from transformers.models.dac.modeling_dac import Snake1d
+from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
 
 from higgs_pipe.config import CodecDtype
 from higgs_pipe.data.tables import CodecInfo
@@ -25,25 +25,45 @@ class BlockedSnake(nn.Module):
 
     The native one writes four intermediates as large as x, which is most of the encoder's memory.
     This one keeps each block in the cache. The values are the same, bit for bit.
+
+    Args:
+        native: Has alpha.
+        in_place: Write over x, which nobody needs after it: fresh memory costs time.
     """
 
-    def __init__(self, native: Snake1d) -> None:
+    def __init__(self, native: Snake1d, in_place: bool = False) -> None:
         super().__init__()
         self.alpha = native.alpha  # (1, C, 1)
+        self.in_place = in_place
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, n) -> (B, C, n)."""
         factor = (self.alpha + 1e-9).reciprocal()
-        result = torch.empty_like(x)
+        result = x if self.in_place else torch.empty_like(x)
         num_rows = max(1, SNAKE_BLOCK_NUM_VALUES // x.shape[2])
         for row in range(0, x.shape[1], num_rows):
             rows = slice(row, row + num_rows)
             for start in range(0, x.shape[2], SNAKE_BLOCK_NUM_VALUES):
                 columns = slice(start, start + SNAKE_BLOCK_NUM_VALUES)
-                block, x_block = result[:, rows, columns], x[:, rows, columns]
-                torch.mul(self.alpha[:, rows], x_block, out=block)
-                block.sin_().square_().mul_(factor[:, rows]).add_(x_block)
+                x_block = x[:, rows, columns]
+                block = torch.mul(self.alpha[:, rows], x_block)
+                block.sin_().square_().mul_(factor[:, rows])
+                torch.add(block, x_block, out=result[:, rows, columns])
         return result
+
+
+class LeanResidualUnit(nn.Module):
+    """The encoder's residual unit for inference on a CPU, with one fresh tensor less a step."""
+
+    def __init__(self, native: DacResidualUnit) -> None:
+        super().__init__()
+        self.snake1, self.conv1 = BlockedSnake(native.snake1), native.conv1
+        self.snake2, self.conv2 = BlockedSnake(native.snake2, in_place=True), native.conv2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, n) -> (B, C, n)."""
+        change: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
+        return change.add_(x)
 
 
 def load_codec(
@@ -77,9 +97,13 @@ def load_codec(
     # By default float32 convolutions on a GPU are rounded to 10 bits, which changes codes.
     torch.backends.cudnn.allow_tf32 = False
     if device.type == "cpu":
-        for name, module in list(model.acoustic_encoder.named_modules()):
-            if isinstance(module, Snake1d):
-                model.acoustic_encoder.set_submodule(name, BlockedSnake(module))
+        encoder = model.acoustic_encoder
+        for name, module in list(encoder.named_modules()):
+            if isinstance(module, DacResidualUnit):
+                encoder.set_submodule(name, LeanResidualUnit(module))
+        for name, module in list(encoder.named_modules()):
+            if isinstance(module, Snake1d):  # between blocks, with no residual beside it
+                encoder.set_submodule(name, BlockedSnake(module, in_place=True))
     return model.to(device).requires_grad_(False).eval(), info
 
 
