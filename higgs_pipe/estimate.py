@@ -20,12 +20,12 @@ from transformers import (
 from higgs_pipe.cli import main
 from higgs_pipe.config import EstimateStage, PackConfig, TrainConfig, load_stage, merge
 from higgs_pipe.data.files import read_json, write_json
-from higgs_pipe.data.samples import CONVERSATION, Clips, Plan, turns_of
+from higgs_pipe.data.samples import CONVERSATION, Clips, Plan
 from higgs_pipe.data.splits import TRAIN
 from higgs_pipe.data.summary import table_lines
 from higgs_pipe.data.tables import CLIPS, open_table
 from higgs_pipe.errors import list_offenders
-from higgs_pipe.higgs.chatml import PromptRenderer, Unsayable, clean_text
+from higgs_pipe.higgs.chatml import PromptRenderer, Unsayable, turns_of_plans
 from higgs_pipe.higgs.lora import add_lora, trainable_parameters
 
 logger = logging.getLogger("higgs_pipe")
@@ -144,20 +144,19 @@ def refused_conversations(clips: Path, stage: EstimateStage) -> list[str]:
         clips: The accepted clips.
         stage: Of the base model and of packing.
     """
-    table, settings = Clips.read(clips), stage.pack
+    table = Clips.read(clips)
     conversations = np.flatnonzero(table.is_conversation).tolist()
     if not conversations:
         return []
     renderer = PromptRenderer(stage.base_model, stage.base_model_revision)
-    clean = clean_text if settings.clean_text else str
     refused = []
     for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
-        rows = table.rows(conversations[start : start + NUM_TEXTS_PER_BATCH])
-        plans = [Plan(CONVERSATION, (clip,)) for clip in rows]
-        turns = [turns_of(plan, rows, table, settings.system_prompt, clean) for plan in plans]
+        some = conversations[start : start + NUM_TEXTS_PER_BATCH]
+        plans = [Plan(CONVERSATION, (clip,)) for clip in some]
+        prompts = renderer.prompts(turns_of_plans(plans, table, stage.pack))
         refused += [
-            f"{row['manifest']}:{row['line']}: {prompt}"
-            for row, prompt in zip(rows.values(), renderer.prompts(turns), strict=True)
+            f"{table.place(clip)}: {prompt}"
+            for clip, prompt in zip(some, prompts, strict=True)
             if isinstance(prompt, Unsayable)
         ]
     return refused

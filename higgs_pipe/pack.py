@@ -33,7 +33,6 @@ from higgs_pipe.data.samples import (
     Planner,
     Recording,
     Turn,
-    turns_of,
 )
 from higgs_pipe.data.splits import EVAL, TRAIN, unit_hash
 from higgs_pipe.data.spool import Spool, check_free_space
@@ -44,7 +43,7 @@ from higgs_pipe.higgs.chatml import (
     Prompt,
     PromptRenderer,
     Unsayable,
-    clean_text,
+    turns_of_plans,
 )
 from higgs_pipe.higgs.codes import IGNORED
 
@@ -180,10 +179,7 @@ class Packer:
 
     def _rendering(self, plans: Sequence[Plan], background: Executor) -> Rendering:
         """Have some samples rendered in the background."""
-        rows = self._clips.rows([clip for plan in plans for clip in plan.clips])
-        clean = clean_text if self._settings.clean_text else str
-        system_prompt = self._settings.system_prompt
-        turns = [turns_of(plan, rows, self._clips, system_prompt, clean) for plan in plans]
+        turns = turns_of_plans(plans, self._clips, self._settings)
         return Rendering(plans, turns, background.submit(self._renderer.prompts, turns))
 
     def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[Plan]:
@@ -198,7 +194,9 @@ class Packer:
             elif plan.drawn_task == CONVERSATION:
                 self._reject(plan, "not_in_chat_template", f"{prompt}; rewrite the conversation")
             else:
-                raise UserError(f"{self._place(plan)}: {prompt}; {PUBLISHED_TEMPLATE}")
+                raise UserError(
+                    f"{self._clips.place(plan.targets[0])}: {prompt}; {PUBLISHED_TEMPLATE}"
+                )
         return shorter
 
     def _take(
@@ -238,13 +236,8 @@ class Packer:
 
     def _reject(self, plan: Plan, reason: str, message: str) -> None:
         clip_id = self._clips.ids[plan.targets[0]].as_py()
-        message = f"{self._place(plan)}: {message}"
+        message = f"{self._clips.place(plan.targets[0])}: {message}"
         self.rejected.append({"clip_id": clip_id, "reason": reason, "message": message})
-
-    def _place(self, plan: Plan) -> str:
-        first = plan.targets[0]
-        row = self._clips.rows([first])[first]
-        return f"{row['manifest']}:{row['line']}"
 
     def write(self, path: Path, spool: Spool) -> dict[str, Any]:
         """Plan the rows, build them and write them, a row group at a time.

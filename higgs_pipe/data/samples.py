@@ -163,6 +163,11 @@ class Clips:
         rows = self._table.take(wanted).to_pylist()
         return {clip: row | {"clip": clip} for clip, row in zip(wanted, rows, strict=True)}
 
+    def place(self, clip: int) -> str:
+        """The manifest and line of a clip."""
+        row = self.rows([clip])[clip]
+        return f"{row['manifest']}:{row['line']}"
+
     def by_id(self, clip_id: str) -> int:
         """The clip of a conversation's recording: a reference."""
         if not self._by_id:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
-from higgs_pipe.data.samples import Recording, Turn
+from higgs_pipe.config import PackConfig
+from higgs_pipe.data.samples import Clips, Plan, Recording, Turn, turns_of
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.checkpoint import load_pretrained
 from higgs_pipe.higgs.codes import IGNORED, Codes, delay, num_delayed_frames, target_labels
@@ -86,6 +87,15 @@ def clean_text(text: str) -> str:
     lines = (" ".join(line.split()) for line in text.splitlines())
     text = "\n".join(line for line in lines if line)
     return text if text.endswith(SENTENCE_ENDS) else text + "."
+
+
+def turns_of_plans(
+    plans: Sequence[Plan], clips: Clips, settings: PackConfig
+) -> list[tuple[Turn, ...]]:
+    """The turns of each sample, its texts cleaned if ``settings`` say so."""
+    rows = clips.rows([clip for plan in plans for clip in plan.clips])
+    clean = clean_text if settings.clean_text else str
+    return [turns_of(plan, rows, clips, settings.system_prompt, clean) for plan in plans]
 
 
 def message(turn: Turn) -> Message:
