@@ -8,7 +8,9 @@ import re
 import sys
 from pathlib import Path
 
-import higgs_pipe.workflow as pipeline
+import higgs_pipe.planning.config_check as config_check
+import higgs_pipe.planning.launching as launching
+import higgs_pipe.planning.targets as targets
 
 
 configfile: "config.yaml"
@@ -16,7 +18,7 @@ configfile: "config.yaml"
 
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
-config = pipeline.load_config_or_exit(config, SCHEMA_PATH)
+config = config_check.load_config_or_exit(config, SCHEMA_PATH)
 
 
 include: "workflow/rules/common.smk"

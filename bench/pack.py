@@ -32,7 +32,8 @@ TEXT = "This is sentence number {}, and it says something of ordinary length."
 
 def write_corpus(directory: Path, num_clips: int, min_seconds: float, max_seconds: float) -> int:
     """The tables of clips and codes of ``num_clips`` clips; returns the number of shards."""
-    from higgs_pipe.data.tables import CLIPS, CodecInfo, codes_spec, table_writer, to_arrow
+    from higgs_pipe.data.specs import CLIPS, CodecInfo, codes_spec
+    from higgs_pipe.data.tables import table_writer, to_arrow
 
     rng = np.random.default_rng(0)
     info = CodecInfo(
@@ -63,7 +64,7 @@ def write_corpus(directory: Path, num_clips: int, min_seconds: float, max_second
 
 def clip(number: int) -> dict[str, Any]:
     """A row of the table of clips; every fiftieth is held out."""
-    from higgs_pipe.data.tables import CLIPS
+    from higgs_pipe.data.specs import CLIPS
 
     row: dict[str, Any] = dict.fromkeys(column.name for column in CLIPS.columns if column.nullable)
     required = [column for column in CLIPS.columns if not column.nullable]
@@ -86,7 +87,7 @@ def clip(number: int) -> dict[str, Any]:
 def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     """Run the stage in this process, which does nothing else."""
     from higgs_pipe import pack as stage
-    from higgs_pipe.higgs.chatml import PromptRenderer
+    from higgs_pipe.higgs.prompts import PromptRenderer
 
     config = directory / "pack.json"
     config.write_text(json.dumps({"base_model": base_model, "pack": {"max_tokens": 2048}}))
@@ -114,11 +115,11 @@ def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
 
 def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     """As :func:`pack`, to the rows as Arrow tables: nothing is encoded and written."""
-    from higgs_pipe.config import PackConfig
-    from higgs_pipe.data.codes_store import CodesStore
-    from higgs_pipe.data.samples import Clips
-    from higgs_pipe.data.spool import Spool
-    from higgs_pipe.higgs.chatml import PromptRenderer
+    from higgs_pipe.config.settings import PackConfig
+    from higgs_pipe.data.packing.codes_store import CodesStore
+    from higgs_pipe.data.packing.planner import Clips
+    from higgs_pipe.data.packing.spool import Spool
+    from higgs_pipe.higgs.prompts import PromptRenderer
     from higgs_pipe.pack import Packer
 
     renderer = PromptRenderer(base_model)
@@ -244,10 +245,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         base_model = options.base_model
         if base_model is None:
-            from higgs_pipe.higgs import tiny
+            from higgs_pipe.higgs import miniature
 
             base_model = f"{name}/tiny-higgs"
-            tiny.build(Path(base_model), hidden_size=64)
+            miniature.build(Path(base_model), hidden_size=64)
         results = measure(base_model, options)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

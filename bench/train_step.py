@@ -39,8 +39,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
-from higgs_pipe.config import LoraSettings
-from higgs_pipe.data.bins import best_fit_decreasing
+from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.data.packing.bins import best_fit_decreasing
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, collate
 from higgs_pipe.higgs.codes import IGNORED, delay, target_labels
 from higgs_pipe.higgs.lora import add_lora

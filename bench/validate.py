@@ -30,7 +30,8 @@ import soundfile as sf
 
 from higgs_pipe import measure
 from higgs_pipe.data.files import write_json
-from higgs_pipe.data.tables import MEASURED, RECORDINGS, read_table, write_table
+from higgs_pipe.data.specs import MEASURED, RECORDINGS
+from higgs_pipe.data.tables import read_table, write_table
 
 RATE_HZ = 24_000
 FORMATS = {"wav": 0.25, "flac": 0.7, "ogg": 0.7}  # the least ratio to aim at

@@ -18,15 +18,16 @@ from transformers import (
 )
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import EstimateStage, PackConfig, TrainConfig, load_stage, merge
+from higgs_pipe.config.settings import PackConfig, TrainConfig
+from higgs_pipe.config.stages import EstimateStage, load_stage, merge
+from higgs_pipe.data.clips.summary import table_lines
 from higgs_pipe.data.files import read_json, write_json
-from higgs_pipe.data.samples import CONVERSATION, Clips, Plan
-from higgs_pipe.data.splits import TRAIN
-from higgs_pipe.data.summary import table_lines
-from higgs_pipe.data.tables import CLIPS, open_table
+from higgs_pipe.data.packing.planner import CONVERSATION, Clips, Plan
+from higgs_pipe.data.specs import CLIPS, TRAIN
+from higgs_pipe.data.tables import open_table
 from higgs_pipe.errors import list_offenders
-from higgs_pipe.higgs.chatml import PromptRenderer, Unsayable, turns_of_plans
 from higgs_pipe.higgs.lora import add_lora, trainable_parameters
+from higgs_pipe.higgs.prompts import PromptRenderer, Unsayable, turns_of_plans
 
 logger = logging.getLogger("higgs_pipe")
 

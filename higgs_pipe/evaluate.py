@@ -9,15 +9,16 @@ from typing import Any
 from accelerate import Accelerator
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import EvalStage, load_stage
+from higgs_pipe.config.stages import EvalStage, load_stage
 from higgs_pipe.data.files import write_json
-from higgs_pipe.data.tables import EVAL_CLIPS, LOSS_DESCRIPTIONS, write_table
+from higgs_pipe.data.specs import EVAL_CLIPS, LOSS_DESCRIPTIONS
+from higgs_pipe.data.tables import write_table
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
-from higgs_pipe.higgs.held_out import held_out_sums, total_of
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.training.held_out import held_out_sums, total_of
 
 logger = logging.getLogger("higgs_pipe")
 

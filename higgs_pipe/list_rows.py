@@ -4,12 +4,14 @@ import logging
 from pathlib import Path
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import ListRowsStage, ManifestEntry, load_stage
-from higgs_pipe.data.manifest import read_manifests
-from higgs_pipe.data.rows import segments_of, write_rows
+from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.config.stages import ListRowsStage, load_stage
+from higgs_pipe.data.hashing import shard_of
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.rows import segments_of, write_rows
 from higgs_pipe.data.segments import Segment
-from higgs_pipe.data.splits import shard_of
-from higgs_pipe.data.tables import RECORDINGS, write_shards
+from higgs_pipe.data.specs import RECORDINGS
+from higgs_pipe.data.tables import write_shards
 
 logger = logging.getLogger("higgs_pipe")
 

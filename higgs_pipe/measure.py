@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import MeasureConfig, MeasureStage, SpeechModelConfig, load_stage
+from higgs_pipe.config.settings import MeasureConfig, SpeechModelConfig
+from higgs_pipe.config.stages import MeasureStage, load_stage
 from higgs_pipe.data.audio import (
     AudioError,
     AudioFile,
@@ -20,14 +21,15 @@ from higgs_pipe.data.audio import (
     SegmentOutsideError,
     open_audio,
 )
-from higgs_pipe.data.files import sha256_of_file
+from higgs_pipe.data.clips.reasons import Fault, Reason
+from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.quality import measure_audio, peak
-from higgs_pipe.data.reasons import Fault, Reason
 from higgs_pipe.data.segments import Segment
-from higgs_pipe.data.tables import MEASURED, RECORDINGS, read_table, write_table
+from higgs_pipe.data.specs import MEASURED, RECORDINGS
+from higgs_pipe.data.tables import read_table, write_table
 
 if TYPE_CHECKING:
-    from higgs_pipe.higgs.speech_models import SpeechModels
+    from higgs_pipe.listening.speech_models import SpeechModels
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -92,7 +94,7 @@ def _speech_models(settings: SpeechModelConfig) -> Iterator["SpeechModels | None
         return
     # Only now: PyTorch takes seconds to import.
     from higgs_pipe.higgs.devices import own_device
-    from higgs_pipe.higgs.speech_models import SpeechModels
+    from higgs_pipe.listening.speech_models import SpeechModels
 
     with own_device(settings.device) as device:
         logger.info("speech models on %s", device)

@@ -20,11 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import PackConfig, PackStage, load_stage
-from higgs_pipe.data.bins import Indices, best_fit_decreasing
-from higgs_pipe.data.codes_store import CodesStore
+from higgs_pipe.config.settings import PackConfig
+from higgs_pipe.config.stages import PackStage, load_stage
 from higgs_pipe.data.files import write_json
-from higgs_pipe.data.samples import (
+from higgs_pipe.data.hashing import unit_hash
+from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
+from higgs_pipe.data.packing.codes_store import CodesStore
+from higgs_pipe.data.packing.planner import (
     CLIP_TASKS,
     CONVERSATION,
     TASKS,
@@ -34,18 +36,18 @@ from higgs_pipe.data.samples import (
     Recording,
     Turn,
 )
-from higgs_pipe.data.splits import EVAL, TRAIN, unit_hash
-from higgs_pipe.data.spool import Spool, check_free_space
-from higgs_pipe.data.tables import lists_to_arrow, packed_spec, table_writer
+from higgs_pipe.data.packing.spool import Spool, check_free_space
+from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
+from higgs_pipe.data.tables import lists_to_arrow, table_writer
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.chatml import (
+from higgs_pipe.higgs.codes import IGNORED
+from higgs_pipe.higgs.prompts import (
     PUBLISHED_TEMPLATE,
     Prompt,
     PromptRenderer,
     Unsayable,
     turns_of_plans,
 )
-from higgs_pipe.higgs.codes import IGNORED
 
 logger = logging.getLogger("higgs_pipe")
 

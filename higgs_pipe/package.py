@@ -27,8 +27,9 @@ import yaml
 
 import higgs_pipe
 from higgs_pipe.cli import main
-from higgs_pipe.config import STAGES, PackageStage, load_stage
-from higgs_pipe.data.files import read_json, sha256_of_file, write_json, write_text, written_aside
+from higgs_pipe.config.stages import STAGES, PackageStage, load_stage
+from higgs_pipe.data.files import read_json, write_json, write_text, written_aside
+from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 

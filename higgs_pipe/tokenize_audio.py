@@ -16,10 +16,11 @@ import torch
 from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import TokenizeStage, load_stage
+from higgs_pipe.config.stages import TokenizeStage, load_stage
 from higgs_pipe.data.audio import AudioError, decode
-from higgs_pipe.data.files import sha256_of_file
-from higgs_pipe.data.tables import SHARD_CLIPS, CodecInfo, codes_spec, read_table, write_table
+from higgs_pipe.data.hashing import sha256_of_file
+from higgs_pipe.data.specs import SHARD_CLIPS, CodecInfo, codes_spec
+from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
 from higgs_pipe.higgs.devices import own_device

@@ -31,15 +31,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import TrainStage, load_stage
-from higgs_pipe.data.files import sha256_of_file, write_json, write_text
+from higgs_pipe.config.stages import TrainStage, load_stage
+from higgs_pipe.data.files import write_json, write_text
+from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.alarms import Alarm, Alarms, code_entropies
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows
-from higgs_pipe.higgs.chatml import PromptRenderer
-from higgs_pipe.higgs.checkpoints import Checkpoints, State, write_errors_named
 from higgs_pipe.higgs.devices import pick_dtype
-from higgs_pipe.higgs.held_out import held_out_sums, total_of
 from higgs_pipe.higgs.lora import (
     MUTATING,
     adapter_state,
@@ -49,10 +46,14 @@ from higgs_pipe.higgs.lora import (
 )
 from higgs_pipe.higgs.loss import LossSums, Predictions, label_weights, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.higgs.optimizer import make_optimizer, make_schedule
-from higgs_pipe.higgs.predictions import describe_predictions
-from higgs_pipe.higgs.preflight import check_before_training
-from higgs_pipe.higgs.processes import (
+from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.training.alarms import Alarm, Alarms, code_entropies
+from higgs_pipe.training.checkpoints import Checkpoints, State, write_errors_named
+from higgs_pipe.training.held_out import held_out_sums, total_of
+from higgs_pipe.training.optimizer import make_optimizer, make_schedule
+from higgs_pipe.training.predictions import describe_predictions
+from higgs_pipe.training.preflight.checks import check_before_training
+from higgs_pipe.training.processes import (
     LOGS,
     caught_signals,
     from_main_process,
@@ -60,7 +61,7 @@ from higgs_pipe.higgs.processes import (
     make_accelerator,
     start_tracker,
 )
-from higgs_pipe.higgs.step_inputs import (
+from higgs_pipe.training.step_inputs import (
     PlannedStep,
     StepInput,
     build_step,
@@ -68,7 +69,7 @@ from higgs_pipe.higgs.step_inputs import (
     combined_seed,
     planned_steps,
 )
-from higgs_pipe.higgs.telemetry import Telemetry
+from higgs_pipe.training.telemetry import Telemetry
 
 logger = logging.getLogger("higgs_pipe")
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import DataConfig, ValidateConfig, ValidateStage, load_stage
-from higgs_pipe.data import filters
+from higgs_pipe.config.settings import DataConfig, ValidateConfig
+from higgs_pipe.config.stages import ValidateStage, load_stage
+from higgs_pipe.data.clips import filters
+from higgs_pipe.data.clips.reasons import Fault, Reason, Rejection
+from higgs_pipe.data.clips.splits import Key, Stretch, assign_splits, beside, groups_of, keys_of
+from higgs_pipe.data.clips.summary import log_warnings, summarize, table_lines
 from higgs_pipe.data.files import write_json
-from higgs_pipe.data.manifest import Manifest, Row
-from higgs_pipe.data.quality import measure_text
-from higgs_pipe.data.reasons import Fault, Reason, Rejection
-from higgs_pipe.data.rows import (
+from higgs_pipe.data.hashing import shard_of
+from higgs_pipe.data.manifests.reading import Manifest, Row
+from higgs_pipe.data.manifests.rows import (
     conversation_text,
     heard_in,
     read_rows,
@@ -24,34 +27,22 @@ from higgs_pipe.data.rows import (
     segments_of,
     target_of,
 )
+from higgs_pipe.data.quality import measure_text
 from higgs_pipe.data.segments import Segment
-from higgs_pipe.data.speech import word_error_rate
-from higgs_pipe.data.splits import (
-    EVAL,
-    REFERENCE,
-    TRAIN,
-    Key,
-    Stretch,
-    assign_splits,
-    beside,
-    groups_of,
-    keys_of,
-    shard_of,
-)
-from higgs_pipe.data.summary import log_warnings, summarize, table_lines
-from higgs_pipe.data.tables import (
+from higgs_pipe.data.specs import (
     AUDIO_MEASURE_COLUMNS,
     CLIPS,
+    EVAL,
     FILE_COLUMNS,
     MEASURED,
+    REFERENCE,
     REJECTED,
     SHARD_CLIPS,
     SPEECH_COLUMNS,
-    read_table,
-    shard_path,
-    write_shards,
-    write_table,
+    TRAIN,
 )
+from higgs_pipe.data.speech import word_error_rate
+from higgs_pipe.data.tables import read_table, shard_path, write_shards, write_table
 from higgs_pipe.data.text import find_control_token, is_blank
 from higgs_pipe.errors import UserError, list_offenders
 

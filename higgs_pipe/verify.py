@@ -13,16 +13,16 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from higgs_pipe.cli import main
-from higgs_pipe.config import EvalStage, load_stage
+from higgs_pipe.config.stages import EvalStage, load_stage
 from higgs_pipe.data.files import read_json, write_json
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.batch import PackedRows, collate
-from higgs_pipe.higgs.checkpoint import weight_fingerprint
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
-from higgs_pipe.higgs.held_out import held_out_sums, total_of
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.pretrained import weight_fingerprint
+from higgs_pipe.training.held_out import held_out_sums, total_of
 
 logger = logging.getLogger("higgs_pipe")
 

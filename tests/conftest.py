@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from higgs_pipe import list_rows, measure, validate, workflow
-from higgs_pipe.config import Config, json_schema
-from higgs_pipe.data.tables import CLIPS, read_table, shard_path, write_table
-from higgs_pipe.higgs import tiny
+from higgs_pipe import list_rows, measure, validate
+from higgs_pipe.config.schema import json_schema
+from higgs_pipe.config.settings import Config
+from higgs_pipe.data.specs import CLIPS
+from higgs_pipe.data.tables import read_table, shard_path, write_table
+from higgs_pipe.higgs import miniature
+from higgs_pipe.planning import config_check
 
 SCHEMA = json_schema()
 
@@ -25,7 +28,7 @@ SCHEMA = json_schema()
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete miniature checkpoint; its codec is in ``audio_tokenizer/``."""
     directory = tmp_path_factory.mktemp("base") / "tiny-higgs"
-    tiny.build(directory, hidden_size=64, num_layers=2)
+    miniature.build(directory, hidden_size=64, num_layers=2)
     return directory
 
 
@@ -45,7 +48,7 @@ def run_validation(folder: Path, num_threads: int = 1, **sections: Any) -> Path:
     config = Config(base_model="b", codec="c", **sections).model_dump(by_alias=True)
     stages = {}
     for stage in ("list_rows", "measure", "validate"):
-        text = workflow.stage_config_text(config, stage, SCHEMA)
+        text = config_check.stage_config_text(config, stage, SCHEMA)
         stages[stage] = write_stage_config(folder / f"config/{stage}.json", **json.loads(text))
     data = folder / "data"
     rows, recordings, measured = (
@@ -145,7 +148,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> PackedC
 
     data = run_validation(directory, manifest=str(manifest), data={"num_shards": 2})
     tokenize_config = write_stage_config(
-        directory / "config/tokenize.json", codec=str(tiny_base / tiny.AUDIO_TOKENIZER)
+        directory / "config/tokenize.json", codec=str(tiny_base / miniature.AUDIO_TOKENIZER)
     )
     for shard in ("shard-00000", "shard-00001"):
         tokenize_audio.run(

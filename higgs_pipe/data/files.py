@@ -1,7 +1,6 @@
 """Files that are either whole or absent."""
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -41,9 +40,3 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,7 +7,7 @@ import jiwer
 from fontTools.unicodedata import script as script_of_character
 
 from higgs_pipe.data.quality import SPACELESS_SCRIPTS
-from higgs_pipe.data.splits import folded
+from higgs_pipe.data.text import folded
 
 
 @dataclass(frozen=True)

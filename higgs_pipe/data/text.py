@@ -39,3 +39,22 @@ def _plain(text: str) -> str:
         for character in text
         if unicodedata.category(character) not in ("Cc", "Cf", "Mn", "Me")
     )
+
+
+class _Blanked(dict[int, str]):
+    """For ``str.translate``: punctuation, separators and control characters become spaces."""
+
+    def __missing__(self, code_point: int) -> str:
+        character = chr(code_point)
+        is_blank = unicodedata.category(character)[0] in "PZC"
+        self[code_point] = " " if is_blank else character
+        return self[code_point]
+
+
+_BLANKED = _Blanked()
+
+
+def folded(text: str) -> str:
+    """A text without case, punctuation and extra space; texts that differ in no more are one."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(text.translate(_BLANKED).split())

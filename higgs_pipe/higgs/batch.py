@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from higgs_pipe.data.tables import open_table, packed_spec, read_codec_info
+from higgs_pipe.data.specs import packed_spec
+from higgs_pipe.data.tables import open_table, read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import IGNORED
 

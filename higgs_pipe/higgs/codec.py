@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerModel
 from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
 
-from higgs_pipe.config import CodecDtype
-from higgs_pipe.data.tables import CodecInfo
+from higgs_pipe.config.settings import CodecDtype
+from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.checkpoint import load_weights, weight_fingerprint
 from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.devices import pick_dtype
+from higgs_pipe.higgs.pretrained import load_weights, weight_fingerprint
 
 SNAKE_BLOCK_NUM_VALUES = 2**18  # 1 MB: it fits the cache of a core
 

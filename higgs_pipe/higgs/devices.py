@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from higgs_pipe.config import Device, Dtype
+from higgs_pipe.config.settings import Device, Dtype
 from higgs_pipe.errors import UserError
 
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from higgs_pipe.config import LoraSettings
+from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.errors import UserError, list_offenders
 
 # PEFT asks Transformers by an old name; nothing that a user could mend.

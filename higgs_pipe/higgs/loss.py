@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from higgs_pipe.config import LossWeights
+from higgs_pipe.config.settings import LossWeights
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.codes import IGNORED
 

@@ -22,12 +22,12 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rotary_pos_emb
 
-from higgs_pipe.config import Quantization
+from higgs_pipe.config.settings import Quantization
 from higgs_pipe.higgs.attention import Samples, packed_attention
 from higgs_pipe.higgs.batch import PackedBatch
-from higgs_pipe.higgs.checkpoint import load_weights
 from higgs_pipe.higgs.fused_lora import fuse_lora
 from higgs_pipe.higgs.loss import LossSums, Predictions, chunked_loss, loss_sums
+from higgs_pipe.higgs.pretrained import load_weights
 from higgs_pipe.higgs.quantization import quantization_options
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from higgs_pipe.config import Quantization
+from higgs_pipe.config.settings import Quantization
 from higgs_pipe.errors import UserError
 
 HEADS = ["text_lm_head", "audio_lm_head"]

@@ -17,10 +17,10 @@ from reference import norm_as_precise_as_its_input
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
 
 from higgs_pipe import train
-from higgs_pipe.config import TrainStage, load_stage
+from higgs_pipe.config.stages import TrainStage, load_stage
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.processes import make_accelerator
-from higgs_pipe.higgs.step_inputs import PlannedStep
+from higgs_pipe.training.processes import make_accelerator
+from higgs_pipe.training.step_inputs import PlannedStep
 
 
 def dump_gradients(case: dict) -> None:

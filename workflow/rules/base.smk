@@ -15,6 +15,6 @@ rule tiny_base:
         mem_mb=4000,
         runtime=30,
     params:
-        version=pipeline.STAGE_VERSIONS["tiny"],
+        version=targets.STAGE_VERSIONS["tiny"],
     shell:
-        "python -m higgs_pipe.higgs.tiny --output-dir {output.base:q} --log {log:q}"
+        "python -m higgs_pipe.higgs.miniature --output-dir {output.base:q} --log {log:q}"

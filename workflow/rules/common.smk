@@ -1,18 +1,18 @@
 # Shared by all rules; makes no file.
 EXPERIMENTS = list(config["experiments"])
-SHARDS = pipeline.shard_names(config["data"]["num_shards"])
-STAGE_SCHEMA = pipeline.load_schema(SCHEMA_PATH)
+SHARDS = targets.shard_names(config["data"]["num_shards"])
+STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
 
 # Rules wait for the demo base where the config names it; other models are the Hub's or the user's.
 DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
-BASE_MODEL = [DEMO_BASE] if pipeline.is_within(config["base_model"], DEMO_BASE) else []
-CODEC = [DEMO_BASE] if pipeline.is_within(config["codec"], DEMO_BASE) else []
+BASE_MODEL = [DEMO_BASE] if targets.is_within(config["base_model"], DEMO_BASE) else []
+CODEC = [DEMO_BASE] if targets.is_within(config["codec"], DEMO_BASE) else []
 
 
 def launch_settings(wildcards):
     """Of the training of one experiment."""
-    return pipeline.launch_settings(config, wildcards.experiment)
+    return launching.launch_settings(config, wildcards.experiment)
 
 
 def num_processes(wildcards):
@@ -26,7 +26,7 @@ def num_processes_per_machine(wildcards):
 
 
 shell.prefix(
-    pipeline.shell_prefix(
+    launching.shell_prefix(
         ROOT, in_own_environment=not workflow.deployment_settings.deployment_method
     )
 )
@@ -39,7 +39,7 @@ wildcard_constraints:
 
 
 onsuccess:
-    for line in pipeline.closing_lines(
+    for line in targets.closing_lines(
         Path(workflow.pathvars.apply("<results>")), EXPERIMENTS
     ):
         print(line, file=sys.stderr)

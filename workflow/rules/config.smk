@@ -12,7 +12,7 @@ rule stage_config:
     conda:
         "../../envs/higgs-pipe.yaml"
     params:
-        text=lambda wildcards: pipeline.stage_config_text(
+        text=lambda wildcards: config_check.stage_config_text(
             config, wildcards.stage, STAGE_SCHEMA
         ),
     shell:

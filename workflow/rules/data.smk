@@ -15,7 +15,7 @@ checkpoint list_rows:
         config="<results>/config/list_rows.json",
         # A missing manifest is left to the stage, which says what to do about it.
         manifests=lambda wildcards: [
-            path for path in pipeline.manifests(config) if Path(path).is_file()
+            path for path in targets.manifests(config) if Path(path).is_file()
         ],
     output:
         rows="<results>/data/rows.parquet",
@@ -28,7 +28,7 @@ checkpoint list_rows:
         mem_mb=8000,
         runtime=120,
     params:
-        version=pipeline.STAGE_VERSIONS["list_rows"],
+        version=targets.STAGE_VERSIONS["list_rows"],
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
     shell:
         "python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"
@@ -47,14 +47,14 @@ rule measure_shard:
         "../../envs/higgs-pipe.yaml"
     threads: 1
     resources:
-        gpu=pipeline.num_gpus(
+        gpu=launching.num_gpus(
             config["validate"]["speech_models"]["device"],
-            int(pipeline.runs_speech_models(config)),
+            int(launching.runs_speech_models(config)),
         ),
-        mem_mb=16000 if pipeline.runs_speech_models(config) else 2000,
+        mem_mb=16000 if launching.runs_speech_models(config) else 2000,
         runtime=480,
     params:
-        version=pipeline.STAGE_VERSIONS["measure"],
+        version=targets.STAGE_VERSIONS["measure"],
     shell:
         "python -m higgs_pipe.measure --config {input.config:q}"
         " --recordings {input.recordings:q} --measured {output.measured:q}"
@@ -80,7 +80,7 @@ checkpoint judge_clips:
         mem_mb=16000,
         runtime=120,
     params:
-        version=pipeline.STAGE_VERSIONS["validate"],
+        version=targets.STAGE_VERSIONS["validate"],
         measured_dir=lambda wildcards, input: Path(input.measured[0]).parent,
         shards_dir=lambda wildcards, output: Path(output.shards[0]).parent,
     shell:
@@ -107,7 +107,7 @@ rule estimate:
         mem_mb=4000,
         runtime=30,
     params:
-        version=pipeline.STAGE_VERSIONS["estimate"],
+        version=targets.STAGE_VERSIONS["estimate"],
     shell:
         "python -m higgs_pipe.estimate --config {input.config:q}"
         " --validation {input.validation:q} --clips {input.clips:q}"
@@ -128,11 +128,11 @@ rule tokenize_shard:
     # On a GPU threads decode the next files; on a CPU two jobs are faster than two threads.
     threads: 4 if config["tokenize"]["device"] == "cuda" else 1
     resources:
-        gpu=pipeline.num_gpus(config["tokenize"]["device"]),
+        gpu=launching.num_gpus(config["tokenize"]["device"]),
         mem_mb=16000,
         runtime=480,
     params:
-        version=pipeline.STAGE_VERSIONS["tokenize"],
+        version=targets.STAGE_VERSIONS["tokenize"],
     shell:
         "python -m higgs_pipe.tokenize_audio --config {input.config:q}"
         " --shard-clips {input.clips:q} --codes {output.codes:q}"
@@ -158,7 +158,7 @@ rule pack:
         mem_mb=16000,
         runtime=240,
     params:
-        version=pipeline.STAGE_VERSIONS["pack"],
+        version=targets.STAGE_VERSIONS["pack"],
         codes_dir=lambda wildcards, input: Path(input.codes[0]).parent,
         num_shards=len(SHARDS),
     shell:

@@ -19,12 +19,14 @@ rule eval_adapter:
         "../../envs/higgs-pipe.yaml"
     threads: 4 * config["eval"]["num_processes"]
     resources:
-        gpu=pipeline.num_gpus(config["eval"]["device"], config["eval"]["num_processes"]),
+        gpu=launching.num_gpus(
+            config["eval"]["device"], config["eval"]["num_processes"]
+        ),
         mem_mb=32000 * config["eval"]["num_processes"],
         runtime=480,
     params:
-        version=pipeline.STAGE_VERSIONS["eval"],
-        launch=lambda wildcards, threads: pipeline.launch_command(
+        version=targets.STAGE_VERSIONS["eval"],
+        launch=lambda wildcards, threads: launching.launch_command(
             config["eval"]["num_processes"], threads, ACCELERATE_CONFIG
         ),
         adapter_dir=subpath(input.adapter, parent=True),

@@ -33,7 +33,7 @@ rule package_adapter:
         mem_mb=64000,
         runtime=240,
     params:
-        version=pipeline.STAGE_VERSIONS["package"],
+        version=targets.STAGE_VERSIONS["package"],
         config_dir=subpath(input.config, parent=True),
         data_dir=subpath(input.validation, parent=True),
         packed_dir=subpath(input.packing, parent=True),

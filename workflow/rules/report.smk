@@ -35,7 +35,7 @@ rule report:
         mem_mb=4000,
         runtime=30,
     params:
-        version=pipeline.STAGE_VERSIONS["report"],
+        version=targets.STAGE_VERSIONS["report"],
         names=EXPERIMENTS,
         experiments_dir=lambda wildcards, input: Path(input.eval_metrics[0]).parents[2],
     shell:

@@ -24,19 +24,19 @@ rule train_adapter:
         "../../envs/higgs-pipe.yaml"
     threads: lambda wildcards: 4 * num_processes_per_machine(wildcards)
     resources:
-        gpu=lambda wildcards: pipeline.num_gpus(
-            pipeline.train_setting(config, wildcards.experiment, "device"),
+        gpu=lambda wildcards: launching.num_gpus(
+            launching.train_setting(config, wildcards.experiment, "device"),
             num_processes(wildcards),
         ),
         mem_mb=lambda wildcards: 32000 * num_processes_per_machine(wildcards),
         runtime=2880,
     params:
-        version=pipeline.STAGE_VERSIONS["train"],
-        overrides=lambda wildcards: pipeline.overrides_text(
+        version=targets.STAGE_VERSIONS["train"],
+        overrides=lambda wildcards: launching.overrides_text(
             config, wildcards.experiment
         ),
         # It depends on `threads`, so Snakemake does not retrain when --cores differs.
-        launch=lambda wildcards, threads: pipeline.launch_command(
+        launch=lambda wildcards, threads: launching.launch_command(
             num_threads=threads,
             config_path=ACCELERATE_CONFIG,
             **launch_settings(wildcards),

@@ -1,0 +1,1 @@
+"""The settings: every key, what each stage reads of them, and the schema of both."""

@@ -1,0 +1,47 @@
+"""The JSON schema of ``config.yaml``, generated from the settings."""
+
+from typing import Any
+
+from higgs_pipe.config.settings import EXPERIMENT_NAME, Config, Section
+from higgs_pipe.config.stages import STAGES
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of ``config.yaml``.
+
+    Its ``x-stages`` lists the keys that each stage reads (``codec``, or ``data.num_shards`` of a
+    section of which it reads a part), so that the workflow can hand each stage its part without
+    importing this module.
+    """
+    schema = Config.model_json_schema(by_alias=True)
+    # An experiment may name any part of `train`, and nothing else.
+    schema["properties"]["experiments"]["additionalProperties"] = {"$ref": "#/$defs/TrainConfig"}
+    schema["properties"]["experiments"]["propertyNames"] = {"pattern": EXPERIMENT_NAME}
+    schema["x-stages"] = {name: _keys_read(stage, Config) for name, stage in STAGES.items()}
+    return schema
+
+
+def _keys_read(part: type[Section], whole: type[Section]) -> list[str]:
+    """The keys of ``whole`` that ``part`` declares, dotted where it has a part of a section."""
+    keys = []
+    for name, field in part.model_fields.items():
+        key = field.alias or name
+        own: Any = field.annotation
+        full: Any = whole.model_fields[name].annotation
+        if own is not full and isinstance(own, type) and issubclass(own, Section):
+            keys += [f"{key}.{inner}" for inner in _keys_read(own, full)]
+        else:
+            keys.append(key)
+    return keys
+
+
+def schema_text() -> str:
+    """The text of ``workflow/schemas/config.schema.yaml``."""
+    import yaml
+
+    command = "python -m higgs_pipe.config.schema > workflow/schemas/config.schema.yaml"
+    return f"# Generated: {command}\n" + yaml.safe_dump(json_schema(), sort_keys=False, width=100)
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")

@@ -1,0 +1,162 @@
+"""What each stage reads of the config, and how it is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from higgs_pipe.config.settings import (
+    BaseModelField,
+    CodecField,
+    DataConfig,
+    EvalConfig,
+    ExperimentsField,
+    Manifest,
+    ManifestField,
+    MeasureConfig,
+    PackageConfig,
+    PackConfig,
+    ReportConfig,
+    RevisionField,
+    Section,
+    ShardConfig,
+    TokenizeConfig,
+    TrainConfig,
+    ValidateConfig,
+)
+from higgs_pipe.errors import UserError, list_offenders
+
+
+class ListRowsStage(Section):
+    """What ``list_rows`` reads."""
+
+    manifest: Manifest = ManifestField
+    data: ShardConfig = ShardConfig()
+
+
+class MeasureStage(Section):
+    """What ``measure`` reads."""
+
+    validate_: MeasureConfig = Field(MeasureConfig(), alias="validate")
+
+
+class ValidateStage(Section):
+    """What ``validate`` reads."""
+
+    manifest: Manifest = ManifestField
+    data: DataConfig = DataConfig()
+    validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+
+
+class EstimateStage(Section):
+    """What ``estimate`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+    pack: PackConfig = PackConfig()
+    train: TrainConfig = TrainConfig()
+    experiments: dict[str, dict[str, Any]] = ExperimentsField
+
+
+class TokenizeStage(Section):
+    """What ``tokenize`` reads."""
+
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+    tokenize: TokenizeConfig = TokenizeConfig()
+
+
+class PackStage(Section):
+    """What ``pack`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    pack: PackConfig = PackConfig()
+
+
+class TrainStage(Section):
+    """What ``train`` reads; an experiment overrides parts of ``train``."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    train: TrainConfig = TrainConfig()
+
+
+class EvalStage(Section):
+    """What ``eval`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    eval: EvalConfig = EvalConfig()
+
+
+class PackageStage(Section):
+    """What ``package`` reads."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+    package: PackageConfig = PackageConfig()
+
+
+class ReportStage(Section):
+    """What ``report`` reads."""
+
+    report: ReportConfig = ReportConfig()
+
+
+STAGES: dict[str, type[Section]] = {
+    "list_rows": ListRowsStage,
+    "measure": MeasureStage,
+    "validate": ValidateStage,
+    "estimate": EstimateStage,
+    "tokenize": TokenizeStage,
+    "pack": PackStage,
+    "train": TrainStage,
+    "eval": EvalStage,
+    "package": PackageStage,
+    "report": ReportStage,
+}
+
+
+StageT = TypeVar("StageT", bound=Section)
+
+
+def load_stage(stage: type[StageT], path: Path, overrides: str | None = None) -> StageT:
+    """Read ``results/config/<stage>.json``.
+
+    Args:
+        stage: The model of the stage, for example :class:`TrainStage`.
+        path: The file that the workflow wrote.
+        overrides: JSON object of an experiment, merged into the ``train`` section.
+
+    Raises:
+        UserError: A key is unknown, or a value has the wrong type or is out of bounds.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if overrides is not None:
+        values["train"] = merge(values["train"], json.loads(overrides))
+    try:
+        return stage.model_validate(values)
+    except ValidationError as error:
+        offenders = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise UserError(
+            f"{path}: the settings are refused:\n{list_offenders(offenders)}\n"
+            "Mend them in config.yaml and run snakemake again."
+        ) from None
+
+
+def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``overrides`` laid over it, section by section."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both_sections else value
+    return merged

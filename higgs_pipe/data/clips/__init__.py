@@ -1,0 +1,1 @@
+"""Rows judged: which become clips, why others are rejected, and how clips are split."""

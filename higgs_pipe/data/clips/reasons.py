@@ -1,0 +1,113 @@
+"""Why a row is rejected: a code and a remedy, the same wherever the fault is found."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from higgs_pipe.data.manifests.reading import Row
+
+
+class Reason(StrEnum):
+    """A reason code, each with what to do about it."""
+
+    remedy: str
+
+    def __new__(cls, code: str, remedy: str) -> Self:
+        """A reason code that carries its remedy."""
+        reason = str.__new__(cls, code)
+        reason._value_ = code
+        reason.remedy = remedy
+        return reason
+
+    AUDIO_MISSING = (
+        "audio_missing",
+        "put the file there, or mend `audio` (a path relative to the manifest)",
+    )
+    AUDIO_UNREADABLE = "audio_unreadable", "export it again as WAV or FLAC, or drop the row"
+    AUDIO_NON_FINITE = "audio_non_finite", "export it again, best as 16-bit WAV, or drop the row"
+    AUDIO_OUT_OF_RANGE = (
+        "audio_out_of_range",
+        "export it again with samples between -1 and 1, best as 16-bit WAV, or drop the row",
+    )
+    SEGMENT_OUTSIDE = (
+        "segment_outside",
+        "mend `start_seconds` and `end_seconds` (a Kaldi segment, an offset, a cut), or the file",
+    )
+    TEXT_EMPTY = "text_empty", "write down what is said, or drop the row"
+    CONTROL_TOKEN = "control_token", "take it out: the model would read it as a command"
+    SILENT = "silent", "record it again, or drop the row"
+    TOO_SHORT = "too_short", "drop the row, or lower validate.min_clip_seconds"
+    TOO_LONG = "too_long", "cut it into utterances, or raise validate.max_clip_seconds"
+    REFERENCE_MISSING = (
+        "reference_missing",
+        "put the file there, or mend `ref_audio` (a path relative to the manifest)",
+    )
+    REFERENCE_UNREADABLE = (
+        "reference_unreadable",
+        "name another recording as `ref_audio`, or leave out `ref_audio` and `ref_text`",
+    )
+    REFERENCE_IS_TARGET = (
+        "reference_is_target",
+        "name another recording as `ref_audio`, or leave out `ref_audio` and `ref_text`",
+    )
+    # Of the filters.
+    CLIPPED = "clipped", "take an original with more headroom, or drop the row"
+    MOSTLY_SILENT = "mostly_silent", "cut the pauses out, or drop the row"
+    LEADING_SILENCE = "leading_silence", "trim it, or give `start_seconds`"
+    TRAILING_SILENCE = "trailing_silence", "trim it, or give `end_seconds`"
+    NARROW_BAND = "narrow_band", "take an original that was never downsampled, or drop the row"
+    DC_OFFSET = "dc_offset", "subtract the mean sample from it, or drop the row"
+    NOISY = "noisy", "take a cleaner recording, or drop the row"
+    QUIET = "quiet", "amplify it, if it is not noise alone, or drop the row"
+    LOW_SAMPLE_RATE = "low_sample_rate", "take an original of a higher rate, or drop the row"
+    FEW_CHARACTERS_PER_SECOND = (
+        "few_characters_per_second",
+        "complete the transcript, or cut the pauses out",
+    )
+    MANY_CHARACTERS_PER_SECOND = (
+        "many_characters_per_second",
+        "take out what the recording does not say",
+    )
+    FEW_WORDS_PER_SECOND = "few_words_per_second", "complete the transcript, or cut the pauses out"
+    MANY_WORDS_PER_SECOND = "many_words_per_second", "take out what the recording does not say"
+    WRONG_SCRIPT = "wrong_script", "mend `language` (sr-Latn names a script), or the text"
+    # Of the speech models.
+    WORD_ERROR_RATE = "word_error_rate", "write down what is said, or drop the row"
+    LOW_STOI = "low_stoi", "take a cleaner recording, or drop the row"
+    LOW_PESQ = "low_pesq", "take a cleaner recording, or drop the row"
+    LOW_SI_SDR = "low_si_sdr", "take a cleaner recording, or drop the row"
+    # Of what a row shares with others.
+    SPLIT_CONFLICT = (
+        "split_conflict",
+        "give rows that share audio, text or dialogue (or a speaker, where data.split_by is "
+        "speaker) the same `split`; for texts alone, data.keep_text_together can be false",
+    )
+    DIALOGUE_INCOMPLETE = (
+        "dialogue_incomplete",
+        "mend or add that turn, or take `dialogue_id` and `turn` out of its rows",
+    )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a recording or a row."""
+
+    reason: Reason
+    fact: str
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that goes no further; its length is known if its file could be opened."""
+
+    row: Row
+    fault: Fault
+    duration_seconds: float | None
+
+    @property
+    def message(self) -> str:
+        """The fact and the remedy, in a sentence."""
+        return f"{self.fault.fact}; {self.fault.reason.remedy}"
+
+    def __str__(self) -> str:
+        return f"{self.row.place}: {self.fault.reason}: {self.message}"

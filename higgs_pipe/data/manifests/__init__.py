@@ -1,0 +1,1 @@
+"""The manifests: rows of any format, read and checked one by one."""

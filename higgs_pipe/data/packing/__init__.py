@@ -1,0 +1,1 @@
+"""From clips and codes to packed rows: samples are planned, sized and put into bins."""

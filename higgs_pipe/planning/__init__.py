@@ -1,0 +1,1 @@
+"""What the Snakefile needs; the standard library and what every Snakemake brings."""

@@ -1,0 +1,121 @@
+"""How jobs are launched: processes, GPUs, the command and its environment."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from higgs_pipe.errors import UserError
+
+DEFAULT_PORT = 29500
+
+
+def train_setting(config: Mapping[str, Any], experiment: str, key: str) -> Any:
+    """A top-level key of ``train`` as this experiment has it."""
+    return {**config["train"], **config["experiments"][experiment]}[key]
+
+
+def overrides_text(config: Mapping[str, Any], experiment: str) -> str:
+    """The JSON text of what an experiment overrides in ``train``."""
+    return json.dumps(config["experiments"][experiment], sort_keys=True, allow_nan=False)
+
+
+def num_gpus(device: str, num_processes: int = 1) -> int:
+    """GPUs that a job asks for: one a process, none when its section says ``device: cpu``."""
+    return 0 if device == "cpu" else num_processes
+
+
+def runs_speech_models(config: Mapping[str, Any]) -> bool:
+    """Whether validation listens with models, and so may want a GPU and their memory."""
+    models = config["validate"]["speech_models"]
+    return any(models[name] is not None for name in ("asr", "quality", "speaker"))
+
+
+def launch_settings(config: Mapping[str, Any], experiment: str) -> dict[str, Any]:
+    """How the training of one experiment is launched.
+
+    Returns:
+        ``num_processes`` and ``num_machines``, and the other settings of ``train`` that
+        :func:`launch_command` takes. Where ``accelerate_config`` is set, the numbers are that
+        file's.
+
+    Raises:
+        UserError: That file cannot be read or does not say how many processes.
+    """
+    keys = ("num_processes", "num_machines", "main_process_ip", "main_process_port")
+    settings = {key: train_setting(config, experiment, key) for key in keys}
+    path = train_setting(config, experiment, "accelerate_config")
+    if path is not None:
+        try:
+            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            settings |= {key: int(given[key]) for key in ("num_processes", "num_machines")}
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"train.accelerate_config: {path} is no file of `accelerate config` with "
+                f"num_processes and num_machines ({error!r})"
+            ) from None
+    return settings | {"accelerate_config": path}
+
+
+def launch_command(
+    num_processes: int,
+    num_threads: int,
+    config_path: Path,
+    num_machines: int = 1,
+    main_process_ip: str | None = None,
+    main_process_port: int | None = None,
+    accelerate_config: str | None = None,
+) -> str:
+    """``accelerate launch`` and its options, up to the module.
+
+    Every option that Accelerate would otherwise guess is given, and so is the file of defaults:
+    without it, one in the user's home folder would quietly change the run. Mixed precision is
+    "no" because the base is cast once, by ``train.dtype``: autocast would cast it again at each
+    call, and the adapter with it.
+
+    Args:
+        num_processes: Processes to start, over all machines.
+        num_threads: CPU threads for all of them together, on one machine.
+        config_path: ``workflow/accelerate.yaml``.
+        num_machines: With several, ``srun`` starts the launcher on each.
+        main_process_ip: The first machine's address; None asks Slurm.
+        main_process_port: Its port.
+        accelerate_config: The user's own file: it alone says how to launch.
+    """
+    srun = f"srun --nodes={num_machines} --ntasks={num_machines} --ntasks-per-node=1"
+    launcher = f"{srun} python" if num_machines > 1 else "python"
+    threads_per_process = max(1, num_threads * num_machines // num_processes)
+    options = [
+        f"--config_file {shlex.quote(accelerate_config or str(config_path))}",
+        f"--num_cpu_threads_per_process {threads_per_process}",
+    ]
+    if accelerate_config is None:
+        options += [
+            f"--num_processes {num_processes} --num_machines {num_machines}",
+            "--mixed_precision no --dynamo_backend no",
+        ]
+        if num_processes > 1:
+            # Also the way to several CPU processes; port 0 lets launches on one machine coexist.
+            port = main_process_port or (0 if num_machines == 1 else DEFAULT_PORT)
+            options.append(f"--multi_gpu --main_process_port {port}")
+        if main_process_ip is not None:
+            options.append(f"--main_process_ip {shlex.quote(main_process_ip)}")
+    return " ".join([f"{launcher} -m higgs_pipe.training.launch", *options])
+
+
+def shell_prefix(root: Path, in_own_environment: bool) -> str:
+    """What each job's shell command starts with.
+
+    Args:
+        root: The checkout; jobs import ``higgs_pipe`` from it, also in a conda environment.
+        in_own_environment: Jobs run with Snakemake's own Python rather than conda's; then its
+            folder leads the PATH, so that ``.venv/bin/snakemake`` works without activation.
+    """
+    prefix = f"export PYTHONPATH={shlex.quote(str(root))}; "
+    if in_own_environment:
+        prefix += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
+    return prefix.replace("{", "{{").replace("}", "}}")  # Snakemake formats it

@@ -1,0 +1,1 @@
+"""What would train any model: step inputs, optimizer, processes, checkpoints, metrics."""

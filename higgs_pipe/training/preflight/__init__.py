@@ -1,0 +1,1 @@
+"""Checks of data, objective and gradients before the first step."""

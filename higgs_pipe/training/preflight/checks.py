@@ -1,0 +1,151 @@
+"""Pre-flight: before training, look for the mistakes that a falling loss would hide.
+
+The data first: do frames, labels and ids of the packed rows say what the model will read into them?
+Then the model, on a few samples: does it get the batch and nothing else, do its losses ask for the
+next frame, and does every LoRA layer get a gradient?
+
+Nothing here leaves a trace in the training that follows: the forward passes are in evaluation mode,
+which draws no random number, and gradients are computed beside the parameters, not into them.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
+from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.training.preflight.data_checks import (
+    Check,
+    check_index_ranges,
+    check_labels,
+    check_placeholders,
+    samples_of,
+)
+from higgs_pipe.training.preflight.model_checks import (
+    audio_losses_by_offset,
+    check_devices,
+    check_lora_gradients,
+    check_model_inputs,
+    check_offsets,
+    check_shuffled_text,
+    check_training_loss,
+    means_of_codebooks,
+    repeated_codes,
+    seen_in_forward,
+)
+
+logger = logging.getLogger("higgs_pipe")
+
+MAX_ROWS_CHECKED = 64  # of each split, evenly spread
+PROBE_POSITIONS = 2048  # of held-out samples, for the base's losses
+GRADIENT_POSITIONS = 512  # of training samples: no more than any step can hold
+
+
+def check_before_training(
+    model: Any, train_rows: PackedRows, eval_rows: PackedRows, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Run every check, on every process alike.
+
+    The model's losses must be the base's, so this comes before a checkpoint is resumed: a new
+    adapter changes nothing.
+
+    Args:
+        model: A :class:`~higgs_pipe.higgs.model.DualLossModel` with a new adapter, perhaps wrapped
+            by DDP.
+        train_rows: The packed training rows.
+        eval_rows: The packed held-out rows.
+        accelerator: Of this process.
+
+    Returns:
+        ``preflight.json``: ``checks``, each with ``name``, ``status`` (passed, failed or no
+        evidence) and ``found``; and the ``base_audio_loss_by_offset``, a list of K nats per label
+        each.
+
+    Raises:
+        UserError: A check failed, on any process.
+    """
+    dual_loss_model: DualLossModel = accelerator.unwrap_model(model)
+    native = dual_loss_model.native
+    rows = [table[i] for table in (train_rows, eval_rows) for i in _spread(len(table))]
+    samples = [sample for row in rows for sample in samples_of(row, native.config)]
+    checks = [
+        check_index_ranges(rows, native),
+        check_placeholders(samples, native.config),
+        check_labels(samples, native.config),
+    ]
+    _report(checks, accelerator)
+
+    probe = _first_samples(eval_rows, native.config, PROBE_POSITIONS, at_least=2)
+    training = _first_samples(train_rows, native.config, GRADIENT_POSITIONS, at_least=1)
+    batch, training_batch = (
+        collate(some, native.config).to(accelerator.device) for some in (probe, training)
+    )
+    checks.append(check_devices(native, batch, accelerator.device))
+    _report(checks[-1:], accelerator)
+
+    was_training = dual_loss_model.training
+    dual_loss_model.eval()
+    try:
+        seen = seen_in_forward(dual_loss_model, batch)
+        losses = audio_losses_by_offset(native, seen.hidden, batch)
+        of_model = [
+            check_model_inputs(seen, batch),
+            check_training_loss(losses, seen.sums),
+            check_offsets(losses, repeated_codes(batch), native.config.codebook_size),
+            check_lora_gradients(dual_loss_model, training_batch),
+            check_shuffled_text(dual_loss_model, probe, losses, accelerator.device),
+        ]
+    finally:
+        dual_loss_model.train(was_training)
+    _report(of_model, accelerator)
+    checks += of_model
+    return {
+        "checks": [asdict(check) for check in checks],
+        "base_audio_loss_by_offset": {
+            str(offset): [
+                value if math.isfinite(value) else None for value in means_of_codebooks(at_offset)
+            ]
+            for offset, at_offset in enumerate(losses)
+        },
+    }
+
+
+def _spread(num_rows: int) -> list[int]:
+    """At most ``MAX_ROWS_CHECKED`` row indices from first to last."""
+    return sorted({*np.linspace(0, num_rows - 1, min(num_rows, MAX_ROWS_CHECKED)).astype(int)})
+
+
+def _report(checks: Sequence[Check], accelerator: Accelerator) -> None:
+    """Log the checks; stop every process if one failed on any."""
+    for check in checks:
+        if check.status != "failed":
+            level = logging.INFO if check.status == "passed" else logging.WARNING
+            logger.log(level, "pre-flight: %s: %s: %s", check.name, check.status, check.found)
+    failed = gather_object([check for check in checks if check.status == "failed"])
+    messages = list(dict.fromkeys(f"{check.name}: {check.found}" for check in failed))
+    if messages:
+        raise UserError(
+            f"pre-flight: {len(messages)} of the checks before training failed:\n"
+            f"{list_offenders(messages)}\n"
+            "Nothing was trained. If you know better, train.preflight: false trains without them."
+        )
+
+
+def _first_samples(
+    table: PackedRows, config: Any, num_positions: int, at_least: int
+) -> list[PackedRow]:
+    """Samples from the start of a table until they have so many positions."""
+    chosen: list[PackedRow] = []
+    for index in range(len(table)):
+        for sample in samples_of(table[index], config):
+            chosen.append(sample)
+            if len(chosen) >= at_least and sum(len(s.input_ids) for s in chosen) >= num_positions:
+                return chosen
+    return chosen

@@ -1,0 +1,155 @@
+"""The processes of a training: how they join, and what is said when one is lost."""
+
+import importlib.util
+import os
+import re
+import signal
+import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
+
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.errors import LostProcessError, SilentProcessError, UserError
+from higgs_pipe.higgs.devices import pick_device
+
+LOGS = "logs"
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+SAME_SIGNAL_SECONDS = 10.0
+
+# What gloo and NCCL say when the other side is gone or silent; gloo has no exception of its own.
+TIMED_OUT = re.compile(r"timed ?out", re.IGNORECASE)
+EXCHANGE_FAILED = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset)|Timed out waiting")
+
+
+def make_accelerator(settings: TrainConfig, output_dir: Path) -> Accelerator:
+    """Join the other processes that ``accelerate launch`` started.
+
+    Raises:
+        UserError: The launch shards the model or mixes precisions, or the tracker is missing.
+    """
+    _refuse_sharding_and_mixed_precision()
+    tracker = None if settings.tracker == "none" else settings.tracker
+    if tracker is not None and importlib.util.find_spec(tracker) is None:
+        raise UserError(
+            f"train.tracker is {tracker}, but it is not installed. Run: pip install {tracker}, "
+            "or set train.tracker: none."
+        )
+    device = pick_device(settings.device)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        log_with=tracker,
+        project_dir=output_dir,
+        # Else a number of accumulation steps from outside would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout_seconds))
+        ],
+    )
+
+
+def _refuse_sharding_and_mixed_precision() -> None:
+    """Look at what the launcher asks for, before Accelerate does."""
+    for kind in SHARDING:
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
+            raise UserError(
+                f"the launch asks for {kind}, which shards the model; here each process holds it "
+                "whole. In train.accelerate_config set distributed_type to MULTI_GPU or 'NO'; "
+                "where memory is short, set train.gradient_checkpointing: true."
+            )
+    mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed_precision != "no":
+        raise UserError(
+            f"the launch asks for mixed precision {mixed_precision}, but the base is cast once, by "
+            "train.dtype, and the adapter stays in float32. In train.accelerate_config set "
+            "mixed_precision: 'no'."
+        )
+
+
+def start_tracker(
+    accelerator: Accelerator, settings: TrainConfig, output_dir: Path, done: int
+) -> None:
+    """Begin the curves after step ``done``, in ``output_dir/logs``."""
+    if settings.tracker == "tensorboard":
+        options: dict[str, Any] = {"purge_step": done + 1}  # what a kill lost is drawn again
+        accelerator.init_trackers(LOGS, init_kwargs={"tensorboard": options})
+    elif settings.tracker == "wandb":
+        (output_dir / LOGS).mkdir(exist_ok=True)
+        options = {"dir": str(output_dir / LOGS), "name": output_dir.parent.name}
+        config = settings.model_dump(mode="json")
+        accelerator.init_trackers("higgs-pipe", config, init_kwargs={"wandb": options})
+
+
+def from_main_process(value: Any) -> Any:
+    """The main process's ``value``, on every process."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+@contextmanager
+def lost_process_named(accelerator: Accelerator, timeout_seconds: float) -> Iterator[None]:
+    """A failed exchange with another process becomes a sentence.
+
+    Raises:
+        LostProcessError: In place of gloo's or NCCL's error; a :class:`SilentProcessError` where
+            it is a timeout.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_exchange = isinstance(error, torch.distributed.DistError) or EXCHANGE_FAILED.search(
+            str(error)
+        )
+        if accelerator.num_processes == 1 or not is_exchange:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        remedy = "Run snakemake again: training goes on from its last checkpoint, which is good."
+        if TIMED_OUT.search(reason):
+            raise SilentProcessError(
+                "another process of the training did not answer for train.timeout_seconds = "
+                f"{timeout_seconds:g} s ({reason}). {remedy}"
+            ) from error
+        raise LostProcessError(
+            f"another process of the training ended ({reason}). {remedy}"
+        ) from error
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT end up in the list instead of ending the process.
+
+    One that comes again within 10 seconds is taken for the same: a launcher passes on what Slurm
+    or a terminal also sent to every process. After that it ends the process at once.
+    """
+    caught: list[int] = []
+    first_at = 0.0
+
+    def catch(number: int, _: types.FrameType | None) -> None:
+        nonlocal first_at
+        if not caught:
+            first_at = time.monotonic()
+        elif time.monotonic() - first_at > SAME_SIGNAL_SECONDS:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
+        caught.append(number)
+
+    previous: dict[int, Any] = {
+        number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

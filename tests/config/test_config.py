@@ -1,0 +1,258 @@
+"""The config: what is accepted, what is refused and how, and what each stage gets of it."""
+
+import copy
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from higgs_pipe.config import settings as declared
+from higgs_pipe.errors import UserError
+from higgs_pipe.planning import config_check, launching
+
+ROOT = Path(__file__).parents[2]
+SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+SCHEMA = config_check.load_schema(SCHEMA_PATH)
+SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
+MINIMAL = {"manifest": "m.jsonl", "base_model": "b", "codec": "c"}
+
+
+def load(config: dict[str, Any]) -> dict[str, Any]:
+    return config_check.load_config(config, SCHEMA_PATH)
+
+
+def refusal(config: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        load(config)
+    return str(error.value)
+
+
+def with_value(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(config)
+    *sections, key = dotted.split(".")
+    section = changed
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[key] = value
+    return changed
+
+
+def leaves(section: dict[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in section.items():
+        nested = isinstance(value, dict) and prefix + key != "experiments"
+        names += leaves(value, f"{prefix}{key}.") if nested else [prefix + key]
+    return names
+
+
+def test_the_schema_file_is_the_generated_one() -> None:
+    assert SCHEMA_PATH.read_text() == declared.schema_text()
+
+
+def test_the_shipped_config_names_every_setting_and_is_accepted() -> None:
+    assert sorted(leaves(SHIPPED)) == sorted(leaves(load(MINIMAL)))
+    declared.Config.model_validate(load(SHIPPED))
+
+
+def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
+    lines = (ROOT / "config.yaml").read_text().splitlines()
+    settings = [
+        (above, line)
+        for above, line in pairwise(lines)
+        if ": " in line and not line.lstrip().startswith("#") and line != "  default: {}"
+    ]
+    assert len(settings) == len(leaves(SHIPPED)) - 1  # experiments: is a section in the file
+    assert [line for above, line in settings if not above.lstrip().startswith("#")] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_an_example_laid_over_the_shipped_config_is_accepted(path: Path) -> None:
+    laid_over = declared.merge(SHIPPED, yaml.safe_load(path.read_text()))
+    declared.Config.model_validate(load(laid_over))
+
+
+def test_missing_keys_get_the_declared_defaults() -> None:
+    assert load(MINIMAL) == declared.Config(**MINIMAL).model_dump(by_alias=True)  # type: ignore[arg-type]
+
+
+def test_an_experiment_stays_the_part_that_it_overrides() -> None:
+    experiments = {"small": {"lora": {"r": 4}}, "plain": None}
+    assert load({**MINIMAL, "experiments": experiments})["experiments"] == {
+        "small": {"lora": {"r": 4}},
+        "plain": {},
+    }
+
+
+def test_all_faults_are_reported_at_once_by_name() -> None:
+    message = refusal(
+        {
+            "manifest": [],
+            "codec": "c",
+            "data": 3,
+            "train": {"learning_rte": 1, "num_epochs": 0, "dtype": "half", "lora": {"r": "many"}},
+            "experiments": {"a b": {}, "ok": {"lora": {"alfa": 1}}},
+            "learning_rate": 1e-4,
+        }
+    )
+    assert message.splitlines()[1:-1] == [
+        "  learning_rate: unknown key; did you mean train.learning_rate?",
+        "  base_model: missing. A checkpoint directory or a Hub id.",
+        "  data: must be a section of keys, not 3",
+        "  experiments: names hold letters, digits, '.', '_' and '-' only, a letter or digit first,"
+        ' not "a b"',
+        "  experiments.ok.lora.alfa: unknown key; did you mean experiments.ok.lora.alpha?",
+        "  manifest: must not be empty, not []",
+        "  train.learning_rte: unknown key; did you mean train.learning_rate?",
+        '  train.dtype: must be one of auto, bfloat16, float32, float64, not "half"',
+        '  train.lora.r: must be a whole number, not "many"',
+        "  train.num_epochs: must be at least 1, not 0",
+    ]
+
+
+def test_an_unknown_key_unlike_any_other_is_answered_with_the_known_ones() -> None:
+    assert "report.zzz: unknown key; known here: title" in refusal(
+        {**MINIMAL, "report": {"zzz": 1}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("dotted", "text", "value"),
+    [
+        ("train.learning_rate", "2e-4", 0.0002),  # YAML 1.1 takes this for text
+        ("train.num_epochs", "3", 3),
+        ("train.gradient_checkpointing", "True", True),
+        ("codec_revision", "null", None),
+        ("train.seed", 4.0, 4),
+        ("experiments.fast.learning_rate", "1e-3", 0.001),
+        ("package.description", "123", "123"),  # text stays text
+    ],
+)
+def test_text_is_read_as_the_number_that_the_schema_asks_for(
+    dotted: str, text: Any, value: Any
+) -> None:
+    found: Any = load(with_value(MINIMAL, dotted, text))
+    for key in dotted.split("."):
+        found = found[key]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_section_with_every_key_commented_out_means_its_defaults() -> None:
+    assert load({**MINIMAL, "train": None}) == load(MINIMAL)
+
+
+def test_the_path_variables_of_snakemake_pass() -> None:
+    assert load({**MINIMAL, "pathvars": {"results": "out"}})["pathvars"] == {"results": "out"}
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value"),
+    [
+        ("train.learning_rate", 0),
+        ("train.learning_rate", 1.5),
+        ("train.learning_rate", float("nan")),
+        ("train.num_epochs", 2.5),
+        ("train.seed", "one"),
+        ("train.lora.target_modules", []),
+        ("eval.device", "gpu"),
+        ("data.num_shards", 100_001),
+        ("data.eval_fraction", 1),
+        ("pack.tasks", {"speech": 0, "cloning": 0, "dialogue": 0, "dialogue_cloning": 0}),
+        ("package.license", ""),
+        ("manifest", ""),
+        ("manifest", [1]),
+        ("codec", None),
+        ("codec_revision", 7),
+        ("experiments", {}),
+        ("train.frobnicate", 1),
+    ],
+)
+def test_the_schema_and_the_models_refuse_the_same_values(dotted: str, value: Any) -> None:
+    config = with_value(MINIMAL, dotted, value)
+    assert dotted in refusal(config)
+    with pytest.raises(ValidationError):
+        declared.Config.model_validate(config)
+
+
+def test_a_filter_without_the_model_that_it_needs_is_refused() -> None:
+    config = with_value(MINIMAL, "validate.filters.max_word_error_rate", 0.5)
+    assert "filters.max_word_error_rate needs speech_models.asr" in refusal(config)
+    load(with_value(config, "validate.speech_models.asr", "some/model"))
+    off = with_value(config, "validate.filters.max_word_error_rate", None)
+    load(with_value(off, "validate.fill_missing_text", False))
+
+
+def test_validation_listens_only_where_a_model_is_named() -> None:
+    assert not launching.runs_speech_models(load(MINIMAL))
+    for model in ("asr", "quality", "speaker"):
+        listening = load(with_value(MINIMAL, f"validate.speech_models.{model}", "some/model"))
+        assert launching.runs_speech_models(listening)
+
+
+def test_an_infinite_number_is_refused() -> None:
+    config = with_value(MINIMAL, "train.max_grad_norm", float("inf"))
+    assert "train.max_grad_norm: must be a finite number, not Infinity" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "stages"),
+    [
+        ("train.learning_rate", 1e-5, {"estimate", "train"}),
+        ("data.num_shards", 3, {"list_rows", "validate"}),
+        ("data.split_seed", 3, {"validate"}),
+        ("manifest", "other.jsonl", {"list_rows", "validate"}),
+        ("validate.max_clip_seconds", 20, {"measure", "validate"}),
+        ("validate.max_rejected_fraction", 0.2, {"validate"}),  # nothing is decoded again
+        ("tokenize.max_batch_seconds", 60, {"tokenize"}),
+        ("codec", "other", {"estimate", "tokenize", "package"}),
+        ("pack.seed", 1, {"estimate", "pack"}),
+        ("base_model", "other", {"estimate", "pack", "train", "eval", "package"}),
+        ("eval.rows_per_batch", 2, {"eval"}),
+        ("package.license", "mit", {"package"}),
+        ("report.title", "Voices", {"report"}),
+        # It reaches train as an argument.
+        ("experiments", {"a": {}, "b": {"seed": 1}}, {"estimate"}),
+    ],
+)
+def test_a_setting_changes_the_text_of_its_stages_and_no_other(
+    dotted: str, value: Any, stages: set[str]
+) -> None:
+    before, after = load(SHIPPED), load(with_value(SHIPPED, dotted, value))
+    changed = {
+        stage
+        for stage in declared.STAGES
+        if config_check.stage_config_text(before, stage, SCHEMA)
+        != config_check.stage_config_text(after, stage, SCHEMA)
+    }
+    assert changed == stages
+
+
+def test_the_order_and_the_spelling_of_settings_do_not_change_the_text() -> None:
+    one = load({**MINIMAL, "train": {"seed": 1, "max_grad_norm": 1}})
+    other = load({**MINIMAL, "train": {"max_grad_norm": "1.0", "seed": "1"}})
+    assert config_check.stage_config_text(one, "train", SCHEMA) == config_check.stage_config_text(
+        other, "train", SCHEMA
+    )
+
+
+@pytest.mark.parametrize("stage", declared.STAGES)
+def test_every_stage_accepts_its_text(stage: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{stage}.json"
+    path.write_text(config_check.stage_config_text(load(SHIPPED), stage, SCHEMA))
+    loaded = declared.load_stage(declared.STAGES[stage], path)
+    assert json.loads(path.read_text()) == loaded.model_dump(by_alias=True)
+
+
+def test_a_stage_may_read_a_part_of_a_section() -> None:
+    text = config_check.stage_config_text(load(SHIPPED), "list_rows", SCHEMA)
+    assert json.loads(text) == {"manifest": SHIPPED["manifest"], "data": {"num_shards": 2}}
+
+
+def test_every_setting_is_read_by_some_stage() -> None:
+    read = {key for keys in SCHEMA["x-stages"].values() for key in keys}
+    assert set(SCHEMA["properties"]) <= read

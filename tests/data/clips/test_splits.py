@@ -1,0 +1,230 @@
+"""Splits and shards: by hash, checked against a hash written out here."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from higgs_pipe.config.settings import DataConfig
+from higgs_pipe.data.clips.splits import Key, assign_splits, groups_of, keys_of, overlap
+from higgs_pipe.data.hashing import shard_of, unit_hash
+from higgs_pipe.data.text import folded
+
+
+def numbered(num_groups: int) -> list[str]:
+    return [f"group-{index}" for index in range(num_groups)]
+
+
+def test_unit_hash_is_the_first_seven_bytes_of_sha256_over_two_to_the_56() -> None:
+    digest = hashlib.sha256(b"split\x1f7\x1fa").hexdigest()
+    assert unit_hash("split", 7, "a") == int(digest[:14], 16) / 16**14
+
+
+def test_unit_hash_tells_parts_apart() -> None:
+    assert unit_hash("a", "bc") != unit_hash("ab", "c")
+
+
+def test_every_shard_gets_clips_and_no_other_shard_exists() -> None:
+    shards = Counter(shard_of(clip, 4) for clip in numbered(400))
+    assert sorted(shards) == [0, 1, 2, 3]
+    assert min(shards.values()) > 70
+
+
+def test_one_shard_takes_everything() -> None:
+    assert {shard_of(clip, 1) for clip in numbered(50)} == {0}
+
+
+def test_a_group_is_held_out_when_its_hash_is_below_the_fraction() -> None:
+    groups = numbered(30)
+    splits = assign_splits(groups, [None] * 30, eval_fraction=0.3, seed=5)
+    for group, split in zip(groups, splits, strict=True):
+        digest = hashlib.sha256(f"split\x1f5\x1f{group}".encode()).hexdigest()
+        assert split == ("eval" if int(digest[:14], 16) / 16**14 < 0.3 else "train")
+
+
+def test_clips_of_one_group_share_a_split_for_every_seed() -> None:
+    groups = ["a", "b", "a", "c", "b", "a"]
+    for seed in range(100):
+        splits = assign_splits(groups, [None] * 6, eval_fraction=0.5, seed=seed)
+        assert splits[0] == splits[2] == splits[5]
+        assert splits[1] == splits[4]
+
+
+def test_a_given_split_wins_for_the_whole_group() -> None:
+    splits = assign_splits(["a", "a", "b"], [None, "eval", "train"], eval_fraction=0.01, seed=0)
+    assert splits == ["eval", "eval", "train"]
+
+
+def test_two_groups_always_give_both_sides() -> None:
+    for seed in range(100):
+        for fraction in (0.001, 0.999):
+            splits = assign_splits(["a", "b"], [None, None], fraction, seed)
+            assert sorted(splits) == ["eval", "train"]
+
+
+def test_a_free_group_fills_the_side_that_the_given_splits_leave_empty() -> None:
+    for seed in range(20):
+        assert assign_splits(["a", "b"], ["eval", None], 0.999, seed) == ["eval", "train"]
+        assert assign_splits(["a", "b"], ["train", None], 0.001, seed) == ["train", "eval"]
+
+
+def test_one_group_goes_to_train() -> None:
+    assert assign_splits(["a", "a"], [None, None], 0.5, seed=0) == ["train", "train"]
+
+
+def test_another_seed_gives_another_split() -> None:
+    first, second = (assign_splits(numbered(50), [None] * 50, 0.5, seed) for seed in (0, 1))
+    assert first != second
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.5])
+def test_the_held_out_share_is_near_the_fraction(fraction: float) -> None:
+    splits = assign_splits(numbered(4000), [None] * 4000, fraction, seed=0)
+    assert splits.count("eval") / 4000 == pytest.approx(fraction, abs=0.02)
+
+
+def test_adding_groups_moves_no_other_group() -> None:
+    few = assign_splits(numbered(100), [None] * 100, 0.2, seed=0)
+    many = assign_splits(numbered(200), [None] * 200, 0.2, seed=0)
+    assert many[:100] == few
+
+
+def clip(
+    path: str = "a.wav", start: float | None = None, end: float | None = None, **columns: str
+) -> dict[str, Any]:
+    """A clip as the splits see it; unless told otherwise it shares nothing but its file."""
+    unlike = f"{path} {start} {end}"
+    return {
+        "audio_path": path,
+        "start_seconds": start,
+        "end_seconds": end,
+        "pcm_sha256": columns.get("pcm", unlike),
+        "audio_sha256": path,
+        "text": columns.get("text", unlike),
+        "speaker": columns.get("speaker"),
+        "dialogue_id": columns.get("dialogue"),
+        "split": columns.get("split"),
+        "conversation": None,
+    }
+
+
+def together(clips: list[dict[str, Any]], **settings: Any) -> list[list[int]]:
+    """Which clips, by their numbers, share a side."""
+    groups = groups_of(keys_of(clips, DataConfig(**settings)))
+    return [
+        [index for index, group in enumerate(groups) if group == name]
+        for name in dict.fromkeys(groups)
+    ]
+
+
+def test_clips_that_share_audio_are_one_group_however_they_share_it() -> None:
+    clips = [
+        clip("long.wav", 0.0, 5.0, pcm="a"),
+        clip("long.wav", 4.0, 8.0, pcm="b"),  # overlaps a
+        clip("long.wav", 8.0, 9.0, pcm="c"),  # touches b, shares nothing
+        clip("other.wav", pcm="b"),  # a copy of b
+        clip("other.wav", 2.0, 3.0, pcm="d"),  # inside that copy
+        clip("alone.wav", pcm="e"),
+    ]
+    assert groups_of(keys_of(clips, DataConfig())) == ["a", "a", "c", "a", "a", "e"]
+
+
+def test_a_short_segment_does_not_hide_the_long_one_before_it() -> None:
+    clips = [clip("l.wav", 0.0, 9.0), clip("l.wav", 1.0, 2.0), clip("l.wav", 5.0, 10.0)]
+    assert together(clips) == [[0, 1, 2]]
+
+
+def test_no_clip_gives_no_group() -> None:
+    assert groups_of([]) == []
+
+
+def test_clips_of_one_text_are_one_group_unless_texts_may_be_on_both_sides() -> None:
+    texts = ["Yes, I am.", "yes  i AM", "No.", "Yes, I am not.", "...", "?!"]
+    clips = [clip(f"{index}.wav", text=text) for index, text in enumerate(texts)]
+    assert together(clips) == [[0, 1], [2], [3], [4], [5]]
+    assert together(clips, keep_text_together=False) == [[0], [1], [2], [3], [4], [5]]
+
+
+@pytest.mark.parametrize(
+    ("text", "same", "other"),
+    [
+        ("Straße", "STRASSE!", "Strase"),
+        ("कि", "«कि»", "का"),  # a vowel sign is no punctuation
+        ("你好。", "你好", "您好"),
+        ("$5", " $5 ", "5"),
+    ],
+)
+def test_texts_are_one_but_for_case_and_punctuation(text: str, same: str, other: str) -> None:
+    assert folded(text) == folded(same) != folded(other)
+
+
+def test_turns_of_a_dialogue_are_one_group() -> None:
+    clips = [clip("a.wav", dialogue="d"), clip("b.wav", dialogue="d"), clip("c.wav")]
+    assert together(clips) == [[0, 1], [2]]
+
+
+def test_a_split_by_speaker_keeps_speakers_whole_and_is_named_by_them() -> None:
+    clips = [clip("a.wav", speaker="x"), clip("b.wav", speaker="y"), clip("c.wav", speaker="x")]
+    assert together(clips) == [[0], [1], [2]]
+    assert groups_of(keys_of(clips, DataConfig(split_by="speaker"))) == ["x", "y", "x"]
+
+
+def test_a_split_by_recording_keeps_all_segments_of_a_file_together() -> None:
+    clips = [clip("a.wav", 0.0, 1.0), clip("b.wav"), clip("a.wav", 5.0, 6.0)]
+    assert together(clips) == [[0], [1], [2]]
+    assert together(clips, split_by="recording") == [[0, 2], [1]]
+
+
+def test_groups_are_those_of_a_plain_search() -> None:
+    generator = random.Random(0)
+    for _ in range(50):
+        keys = [
+            [Key("audio", f"{index:02d}")]
+            + [Key("text", str(generator.randrange(25))) for _ in range(generator.randrange(3))]
+            for index in range(20)
+        ]
+        linked = [{i} for i in range(20)]
+        for _ in range(20):
+            for i, j in itertools.product(range(20), repeat=2):
+                if set(keys[i]) & set(keys[j]):
+                    linked[i] = linked[j] = linked[i] | linked[j]
+        assert groups_of(keys) == [f"{min(group):02d}" for group in linked]
+
+
+def test_the_overlap_counts_what_lies_on_both_sides() -> None:
+    clips = [
+        clip("l.wav", 0.0, 5.0, split="train", dialogue="d", speaker="x"),
+        clip("l.wav", 4.0, 6.0, split="eval", dialogue="d", speaker="x"),
+        clip("l.wav", 6.0, 7.0, split="train", text="Yes.", pcm="p"),
+        clip("m.wav", split="eval", text="yes", pcm="p"),
+        clip("n.wav", split="train", text="..."),
+        clip("o.wav", split="eval", text="!"),
+    ]
+    found = {"audio": 2, "texts": 1, "dialogues": 1, "context": 0}
+    assert overlap(clips, DataConfig()) == found
+    assert overlap(clips, DataConfig(split_by="speaker")) == found | {"speakers": 1}
+    assert overlap(clips, DataConfig(split_by="recording")) == found | {"recordings": 1}
+
+
+def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
+    def talk(name: str, split: str, *, is_target: bool) -> list[dict[str, Any]]:
+        """A conversation of two recordings, the first of which is ``p``."""
+        recordings = [("ref-p", is_target), (name, True)]
+        turns = [{"parts": [{"clip_id": c}], "is_target": target} for c, target in recordings]
+        own = clip(f"{name}.wav", split=split) | {"clip_id": name}
+        reference = clip("copy.wav", pcm="p", split="reference") | {"clip_id": "ref-p"}
+        return [own | {"conversation": json.dumps(turns)}, reference]
+
+    held_out = clip("p.wav", pcm="p", split="eval") | {"clip_id": "p"}
+    learned = overlap([held_out, *talk("x", "train", is_target=True)], DataConfig())
+    assert (learned["audio"], learned["context"]) == (1, 0)
+    heard = overlap([held_out, *talk("x", "train", is_target=False)], DataConfig())
+    assert (heard["audio"], heard["context"]) == (0, 1)
+    apart = overlap([held_out, *talk("x", "eval", is_target=True)], DataConfig())
+    assert set(apart.values()) == {0}

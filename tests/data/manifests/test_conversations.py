@@ -1,0 +1,463 @@
+"""Boson's ChatML: which samples become rows, which keep their turns, and every fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.manifests.conversations import Part, Turn, read_chatml, read_ref_speakers
+from higgs_pipe.data.manifests.reading import Row, read_manifests
+from higgs_pipe.data.manifests.values import NotRead
+from higgs_pipe.errors import UserError
+
+MANIFESTS = Path(__file__).parents[3] / "examples" / "manifests"
+REQUEST = "Please generate speech for given text in reference audio's voice: "
+USUAL = "Generate audio following instruction."
+
+Fields = dict[str, Any]
+
+
+def text(words: str) -> Fields:
+    return {"type": "text", "text": words}
+
+
+def audio(path: str, **others: Any) -> Fields:
+    return {"type": "audio", "audio_url": path, **others}
+
+
+def system(content: Any) -> Fields:
+    return {"role": "system", "content": content}
+
+
+def user(*content: Any) -> Fields:
+    return {"role": "user", "content": content[0] if len(content) == 1 else list(content)}
+
+
+def assistant(*content: Any) -> Fields:
+    return {"role": "assistant", "content": content[0] if len(content) == 1 else list(content)}
+
+
+def cloning(*content: Any) -> list[Fields]:
+    return [user(*content), assistant(text("Target."), audio("t.wav"))]
+
+
+def row_of(messages: list[Fields], **others: Any) -> Fields:
+    """The fields of the row that a sample becomes, without those it does not have."""
+    fields, conversation = read_chatml({"messages": messages, **others})
+    assert conversation is None
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def turns_of(messages: list[Fields], **others: Any) -> tuple[Turn, ...]:
+    _, conversation = read_chatml({"messages": messages, **others})
+    assert conversation is not None
+    return conversation
+
+
+def fault_of(messages: Any, **others: Any) -> str:
+    with pytest.raises(NotRead) as caught:
+        read_chatml({"messages": messages, **others})
+    return str(caught.value)
+
+
+def said(words: str) -> Turn:
+    return Turn("user", (Part(text=words),))
+
+
+def heard(path: str, is_target: bool = False) -> Turn:
+    return Turn("assistant", (Part(audio_path=Path(path)),), is_target)
+
+
+# --- Rows ----------------------------------------------------------------------------------------
+
+
+PLAIN = {"audio": "t.wav", "text": "Target."}
+CLONED = {**PLAIN, "ref_audio": "r.wav", "ref_text": "Reference."}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (text("Reference."), audio("r.wav"), text(REQUEST + "Target.")),
+        (audio("r.wav"), text("Reference."), text(REQUEST + "Target.")),
+        (text(REQUEST + "Target."), audio("r.wav"), text("Reference.")),
+        (audio("r.wav"), text(f"Reference.\n{REQUEST}Target.")),
+        (text("Reference."), audio("r.wav"), text(REQUEST), text("Target.")),
+        ("Reference.", audio("r.wav", raw_audio="", duration=None, offset=None), REQUEST.upper()),
+    ],
+)
+def test_the_cloning_form_becomes_a_row_whatever_the_order(content: tuple[Any, ...]) -> None:
+    messages = [system("You can speak in the voice of a reference."), *cloning(*content)]
+    assert row_of(messages) == row_of(messages, start_index=0) == CLONED
+
+
+def test_the_target_text_keeps_its_colons_and_line_ends() -> None:
+    target = "Note: at 10:30, he said: “Go!”\nThen: silence."
+    content = (text("Reference: one."), audio("r.wav"), text(REQUEST + target))
+    row = row_of([user(*content), assistant(audio("t.wav"))])
+    assert (row["text"], row["ref_text"]) == (target, "Reference: one.")
+
+
+def test_a_request_within_the_target_text_is_a_part_of_it() -> None:
+    messages = cloning(audio("r.wav"), text(f"Reference. {REQUEST}{REQUEST}Target."))
+    assert row_of(messages) == CLONED
+    messages[1] = assistant(audio("t.wav"))
+    assert row_of(messages)["text"] == f"{REQUEST}Target."
+
+
+def test_the_words_of_a_reference_may_stand_in_misc_alone() -> None:
+    messages = cloning(audio("r.wav"), text(REQUEST + "Target."))
+    assert row_of(messages, misc={"ref_transcript": "Reference."}) == CLONED
+    assert "the reference recording has no words; put what it says" in fault_of(messages)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user("Target."), assistant(audio("t.wav"))],
+        [system(""), user("Target."), assistant([audio("t.wav")])],
+        [system(USUAL), user([text("Target.")]), assistant(text(" Target. "), audio("t.wav"))],
+    ],
+)
+def test_a_text_and_its_recording_are_a_row(messages: list[Fields]) -> None:
+    assert row_of(messages) == PLAIN
+
+
+def test_the_scene_in_a_system_message_becomes_the_scene_of_the_row() -> None:
+    wrapped = f"{USUAL}\n\n<|scene_desc_start|>\nA hall.\n\nSPEAKER0: old\n<|scene_desc_end|>"
+    plain = [user("Target."), assistant(audio("t.wav"))]
+    assert row_of([system(wrapped), *plain]) == {**PLAIN, "scene": "A hall.\n\nSPEAKER0: old"}
+    scene = {"role": "scene", "content": [text("A hall.")]}
+    assert row_of([system(USUAL), scene, *plain]) == {**PLAIN, "scene": "A hall."}
+
+
+def test_a_reference_before_the_target_is_the_reference_of_the_row() -> None:
+    messages = [user("Reference."), assistant(audio("r.wav"))]
+    messages += [user("Target."), assistant(audio("t.wav"))]
+    assert row_of(messages) == row_of(messages, start_index=3) == CLONED
+    assert row_of([system(USUAL), *messages], start_index=4) == CLONED
+
+
+def test_a_target_may_be_a_part_of_its_recording() -> None:
+    recording = audio("t.wav", offset=1.1, duration=2.2)
+    row = row_of([user("Target."), assistant(recording)])
+    assert row == {**PLAIN, "start_seconds": 1.1, "end_seconds": 3.3}
+    start = audio("t.wav", offset=0, duration=2)
+    assert row_of([user("Target."), assistant(start)])["end_seconds"] == 2
+    whole = audio("t.wav", offset=None, duration=2.2)
+    assert row_of([user("Target."), assistant(whole)]) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        (Path("/far/a b.wav").as_uri(), "/far/a b.wav"),
+        ("file:/far/a.wav", "/far/a.wav"),
+        ("/far/a.wav", "/far/a.wav"),
+        ("w/a.wav", "w/a.wav"),
+    ],
+)
+def test_a_recording_is_a_path_or_a_file_address(url: str, path: str) -> None:
+    assert row_of([user("T."), assistant(audio(url))])["audio"] == path
+
+
+# --- Conversations -------------------------------------------------------------------------------
+
+
+def test_all_turns_are_kept_and_the_last_of_the_assistant_is_the_target() -> None:
+    messages = [system("Be brief."), user("One?"), assistant(audio("1.wav"))]
+    messages += [user("Two?"), assistant(audio("2.wav")), user("Three?"), assistant(audio("3.wav"))]
+    expected = [Turn("system", (Part(text="Be brief."),)), said("One?"), heard("1.wav")]
+    expected += [said("Two?"), heard("2.wav"), said("Three?"), heard("3.wav", is_target=True)]
+    assert turns_of(messages) == tuple(expected)
+    fields, _ = read_chatml({"messages": messages})
+    assert (fields["audio"], fields["text"]) == ("3.wav", "Three?")
+
+
+@pytest.mark.parametrize(
+    ("start_index", "targets"), [(0, [1, 3]), (2, [3]), (3, [3]), (None, [3]), (2.0, [3])]
+)
+def test_the_targets_begin_at_start_index(start_index: float | None, targets: list[int]) -> None:
+    messages = [user("[SPEAKER0] A."), assistant(audio("a.wav"))]
+    messages += [user("[SPEAKER1] B."), assistant(audio("b.wav"))]
+    turns = turns_of(messages, start_index=start_index)
+    assert [index for index, turn in enumerate(turns) if turn.is_target] == targets
+
+
+def test_a_reference_that_is_a_target_too_stays_a_turn() -> None:
+    messages = [user("A."), assistant(audio("a.wav")), user("B."), assistant(audio("b.wav"))]
+    assert [turn.is_target for turn in turns_of(messages, start_index=1)] == [False, True] * 2
+
+
+def test_a_system_message_of_its_own_keeps_the_turns_and_gives_its_scene_a_turn() -> None:
+    wrapped = "Whisper.\n\n<|scene_desc_start|>\nA hall.\n<|scene_desc_end|>"
+    turns = turns_of([system(wrapped), user("Target."), assistant(audio("t.wav"))])
+    expected = [Turn("system", (Part(text="Whisper."),)), Turn("scene", (Part(text="A hall."),))]
+    assert turns == (*expected, said("Target."), heard("t.wav", is_target=True))
+
+
+def test_an_answer_in_other_words_than_the_request_is_no_plain_speech() -> None:
+    turns = turns_of([user("A joke?"), assistant(text("Knock, knock."), audio("t.wav"))])
+    assert turns[1].parts == (Part(text="Knock, knock."), Part(audio_path=Path("t.wav")))
+    fields, _ = read_chatml({"messages": [user("A joke?"), assistant("Ha.", audio("t.wav"))]})
+    assert fields["text"] == "Ha."
+
+
+def test_a_reference_that_is_a_part_of_a_recording_stays_a_turn_of_the_inference_layout() -> None:
+    part = audio("r.wav", offset=2, duration=3)
+    turns = turns_of(cloning(text("Reference."), part, text(REQUEST + "Target.")))
+    reference = Part(audio_path=Path("r.wav"), start_seconds=2.0, end_seconds=5.0)
+    middle = Turn("assistant", (reference,))
+    assert turns == (said("Reference."), middle, said("Target."), heard("t.wav", is_target=True))
+
+
+def test_texts_side_by_side_become_one_part() -> None:
+    turns = turns_of([system("Sing."), user(text("La. "), "La."), assistant(audio("t.wav"))])
+    assert turns[1] == said("La. La.")
+
+
+# --- Faults --------------------------------------------------------------------------------------
+
+
+OK = [user("T."), assistant(audio("t.wav"))]
+
+
+@pytest.mark.parametrize(
+    ("messages", "others", "fault"),
+    [
+        (None, {}, "expected `messages`, a list"),
+        ([], {}, "expected `messages`, a list"),
+        ({"role": "user"}, {}, "expected `messages`, a list"),
+        (["hello"], {}, "`messages[0]`: expected an object with `role` and `content`"),
+        ([*OK, {"role": "user"}], {}, "`messages[2]`: expected an object with `role`"),
+        ([{"role": "tool", "content": ""}], {}, "`messages[0]`: the role must be system, scene, "),
+        ([user(7), OK[1]], {}, "`messages[0]`: expected text, "),
+        ([user([[text("T.")]]), OK[1]], {}, "`messages[0]`: expected text, "),
+        ([user({"type": "image"}), OK[1]], {}, '`messages[0]`: expected text, {"type": "text"'),
+        ([user(text(None)), OK[1]], {}, "`messages[0]`: expected text, "),  # type: ignore[arg-type]
+        ([{**OK[0], "recipient": "tool"}, OK[1]], {}, "`messages[0]`: `recipient` has no place"),
+        ([user("T.")], {}, "no message of the assistant from `messages[0]` on"),
+        (OK, {"start_index": 2}, "no message of the assistant from `messages[2]` on"),
+        (OK, {"start_index": -1}, "`start_index` must be the number of a message"),
+        (OK, {"start_index": True}, "`start_index` must be the number of a message"),
+        (OK, {"start_index": "1"}, "`start_index` must be the number of a message"),
+        (OK, {"start_index": 10**400}, "`start_index` must be the number of a message"),
+        ([user("T."), assistant("T.")], {}, "no recording is to be learned"),
+        ([*OK, user("Why?"), assistant("So.")], {}, "no recording is to be learned"),
+        ([*OK, system("Be brief.")], {}, "one system message and then one scene may come first"),
+        ([system([text("S."), audio("r.wav")]), *OK], {}, "a recording in the system message"),
+        (cloning(text(REQUEST + "T.")), {}, "found 0 and 1"),
+        (cloning(text(REQUEST + "T."), audio("r.wav"), audio("q.wav")), {}, "found 2 and 1"),
+        ([user("T."), assistant(audio("https://a.b/t.wav"))], {}, "is an address; download it"),
+        ([user("T."), assistant(audio("s3://a/t.wav"))], {}, "is an address; download it"),
+        ([user("T."), assistant(audio("data:audio/wav;base64,UklG"))], {}, "audio in base64"),
+        ([user("T."), assistant(audio("", raw_audio="UklG"))], {}, "audio in base64"),
+        ([user("T."), assistant({"type": "input_audio"})], {}, "audio in base64"),
+        ([user("T."), assistant({"type": "audio"})], {}, "`audio_url` must be the path"),
+        ([user("T."), assistant(audio("file:a.wav"))], {}, "must hold an absolute path"),
+        ([user("T."), assistant(audio("t.wav", offset="1"))], {}, "no numbers of seconds"),
+        ([user("T."), assistant(audio("t.wav", offset=1, duration=0))], {}, "no numbers of sec"),
+    ],
+)
+def test_a_fault_of_a_sample_is_named(messages: Any, others: Fields, fault: str) -> None:
+    message = fault_of(messages, **others)
+    assert fault in message
+    message.encode()
+
+
+def write(folder: Path, name: str, content: str) -> ManifestEntry:
+    (folder / name).write_text(content, encoding="utf-8")
+    return ManifestEntry(path=str(folder / name))
+
+
+def message_of(entry: ManifestEntry) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifests([entry])
+    return str(caught.value)
+
+
+def test_a_fault_in_an_array_has_the_number_of_its_sample(tmp_path: Path) -> None:
+    samples: list[Any] = [{"messages": OK}, {"messages": [], "id": "b"}, 7]
+    message = message_of(write(tmp_path, "m.json", json.dumps(samples, indent=1)))
+    assert f"{tmp_path}/m.json:2: expected `messages`" in message
+    assert f"{tmp_path}/m.json:3: expected a JSON object as sample 3" in message
+
+
+def test_a_fault_in_json_lines_has_its_line(tmp_path: Path) -> None:
+    lines = [{"messages": OK}, {"messages": OK[:1]}, {"messages": OK, "scene": "A hall."}]
+    lines += [{"messages": [*OK, user("\ud83d"), *OK], "id": "d"}]
+    message = message_of(write(tmp_path, "m.jsonl", "".join(f"{json.dumps(x)}\n" for x in lines)))
+    assert f"{tmp_path}/m.jsonl:2: no message of the assistant" in message
+    assert f"{tmp_path}/m.jsonl:3: 'scene' has no place beside `messages`" in message
+    assert f"{tmp_path}/m.jsonl:4: turn 3 is no valid text: '\\ud83d'" in message
+
+
+@pytest.mark.parametrize("content", ["[", "[7", '[{"messages": []}', "[" * 100_000])
+def test_an_array_that_is_broken_is_a_fault(tmp_path: Path, content: str) -> None:
+    entry = write(tmp_path, "m.json", content)
+    assert "m.json" in message_of(entry.model_copy(update={"format": "boson-chatml"}))
+
+
+# --- Manifests -----------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path, *samples: Fields) -> tuple[Row, ...]:
+    return read_manifests([write(folder, "m.json", json.dumps(samples))]).rows
+
+
+def test_a_sample_has_its_place_its_ids_and_absolute_paths(tmp_path: Path) -> None:
+    messages = [system("Sing."), user("T."), assistant(audio("w/t.wav"))]
+    first, second = rows_of(
+        tmp_path,
+        {"messages": OK, "speaker": "ada", "language": "en", "split": "eval", "extra": 1},
+        {"messages": messages, "id": "x", "misc": {"speaker": "ben", "sample_id": "s1"}},
+    )
+    assert (first.clip_id, first.line, first.speaker, first.split) == ("t", 1, "ada", "eval")
+    assert first.conversation is None
+    assert (second.clip_id, second.line, second.speaker) == ("x", 2, "ben")
+    assert second.conversation is not None
+    assert second.conversation[-1].parts == (Part(audio_path=tmp_path / "w" / "t.wav"),)
+    assert second.audio_path == tmp_path / "w" / "t.wav"
+
+
+def test_a_speaker_that_is_the_id_of_the_sample_is_none(tmp_path: Path) -> None:
+    (row,) = rows_of(
+        tmp_path, {"messages": OK, "speaker": "sample_0", "misc": {"sample_id": "sample_0"}}
+    )
+    assert row.speaker is None
+
+
+def test_the_examples_of_conversations_say_what_is_learned() -> None:
+    path = MANIFESTS / "boson-chatml" / "conversations.jsonl"
+    window, tea = read_manifests([str(path)]).rows
+    assert window.conversation is not None
+    assert tea.conversation is not None
+    assert [turn.is_target for turn in window.conversation] == [False, True, False, True]
+    assert [turn.is_target for turn in tea.conversation] == [False, False, False, False, True]
+    assert window.text == "[SPEAKER1] Please close the door behind you."
+    paths = [part.audio_path for t in window.conversation for part in t.parts if part.audio_path]
+    assert all(path.is_file() for path in paths)
+
+
+# --- References of several speakers --------------------------------------------------------------
+
+
+def test_each_speaker_of_an_older_sample_has_a_reference_turn() -> None:
+    (row,) = read_manifests([str(MANIFESTS / "ref-speakers")]).rows
+    assert row.conversation is not None
+    assert row.scene is None
+    scene, *turns = row.conversation
+    assert scene == Turn("scene", (Part(text="A small kitchen."),))
+    assert [(turn.role, turn.text) for turn in turns] == [
+        ("user", "[SPEAKER0] Can you hear the rain on the roof?"),
+        ("assistant", ""),
+        ("user", "[SPEAKER1] Please close the door behind you."),
+        ("assistant", ""),
+        ("user", "[SPEAKER0] Please close the kitchen window."),
+        ("assistant", ""),
+    ]
+    names = [part.audio_path.name for t in turns for part in t.parts if part.audio_path]
+    assert names == ["ada-005.ogg", "ben-002.wav", "ada-004.flac"]
+    assert [turn.is_target for turn in turns] == [False] * 5 + [True]
+
+
+def test_one_speaker_without_tags_is_an_ordinary_reference() -> None:
+    references = [{"ref_audio_file": "r.wav", "ref_transcript": "R."}]
+    fields, conversation = read_ref_speakers("T.", "t.wav", "A hall.", references)
+    assert conversation is None
+    assert (fields["ref_audio"], fields["ref_text"], fields["scene"]) == ("r.wav", "R.", "A hall.")
+
+
+REFERENCE = {"ref_audio_file": "r.wav", "ref_transcript": "R."}
+
+
+@pytest.mark.parametrize(
+    ("said", "sample", "fault"),
+    [
+        ("T.", {"ref_speakers": "ada"}, "`ref_speakers[0]`: expected an object with `ref_audio"),
+        ("T.", {"ref_speakers": [{"ref_audio_file": "r.wav"}]}, "`ref_speakers[0]`: expected"),
+        ("T.", {"ref_speakers": [REFERENCE | {"speaker_tag": "A"}]}, "`speaker_tag` must be"),
+        ("T.", {"ref_speakers": [REFERENCE, REFERENCE]}, "no tag such as [SPEAKER0] in the text"),
+        ("[SPEAKER1] T.", {"ref_speakers": [REFERENCE]}, "the text has [SPEAKER1], and `ref_"),
+        ("T.", {"ref_speakers": [REFERENCE], "ref_audio_file": "q.wav"}, "two kinds of reference"),
+        ("T.", {"task_type": "multi_speaker_voice_cloning"}, "without `ref_speakers`"),
+    ],
+)
+def test_references_that_cannot_be_told_apart_are_a_fault(
+    tmp_path: Path, said: str, sample: Fields, fault: str
+) -> None:
+    (tmp_path / "a.txt").write_text(said)
+    sample = {"audio_file": "a.wav", "transcript_file": "a.txt", **sample}
+    message = message_of(write(tmp_path, "metadata.json", json.dumps({"samples": [sample]})))
+    assert "metadata.json:1: " in message
+    assert fault in message
+
+
+# --- Anything else -------------------------------------------------------------------------------
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**30, -1, 1e308, float("nan"), float("inf")]),
+    st.floats(),
+    st.sampled_from(["user", "assistant", "system", "scene", "text", "audio", "t.wav", REQUEST]),
+    st.text(st.characters(codec=None), max_size=8),
+    st.just("\ud83d"),
+)
+KEYS = st.sampled_from(
+    ["role", "content", "type", "text", "audio_url", "raw_audio", "offset", "duration", "misc"]
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+PARTS = st.builds(text, st.text(max_size=5)) | st.builds(audio, st.text(max_size=5)) | VALUES
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "scene"])},
+    optional={"content": PARTS | st.lists(PARTS, max_size=4), "recipient": VALUES},
+)
+WILD = st.fixed_dictionaries(
+    {"messages": st.lists(MESSAGES | VALUES, max_size=6) | VALUES},
+    optional=dict.fromkeys(("start_index", "speaker", "misc", "id", "scene", "audios"), VALUES),
+)
+# Samples of sound messages, in any order.
+WORDS = st.sampled_from(["T.", f"R. {REQUEST}T.", REQUEST, "[SPEAKER0] T.", " ", USUAL])
+RECORDING = st.builds(audio, st.just("t.wav"), offset=st.sampled_from([None, 1]))
+SOUND = st.lists(st.builds(text, WORDS) | RECORDING, min_size=1, max_size=3)
+TAME = st.fixed_dictionaries(
+    {
+        "messages": st.lists(
+            st.builds(lambda parts: user(*parts), SOUND)
+            | st.builds(lambda parts: assistant(*parts), SOUND),
+            min_size=1,
+            max_size=5,
+        )
+    },
+    optional={"start_index": st.integers(0, 4), "misc": st.just({"ref_transcript": "R."})},
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(samples=st.lists(WILD | TAME, min_size=1, max_size=3), is_array=st.booleans())
+def test_no_sample_raises_anything_but_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, samples: list[Fields], is_array: bool
+) -> None:
+    lines = [json.dumps(sample) for sample in samples]
+    content = f"[{','.join(lines)}]" if is_array else "\n".join(lines)
+    entry = write(tmp_path_factory.getbasetemp(), "fuzz.json", content)
+    for changes in ({}, {"format": "boson-chatml"}):
+        try:
+            rows = read_manifests([entry.model_copy(update=changes)]).rows
+        except UserError as error:
+            str(error).encode()
+        else:
+            assert all(row.text is not None for row in rows)

@@ -1,0 +1,215 @@
+"""Reading manifests: rows as written, and every fault with file and line in one error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from higgs_pipe.data.manifests.reading import Row, read_manifests
+from higgs_pipe.errors import UserError
+
+GOOD = '{"audio": "a.wav", "text": "A."}'
+
+
+def write(path: Path, *lines: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def rows_of(folder: Path, *rows: dict[str, Any]) -> tuple[Row, ...]:
+    path = write(folder / "m.jsonl", *(json.dumps(row) for row in rows))
+    return read_manifests([path]).rows
+
+
+def message_of(*paths: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifests(paths)
+    return str(caught.value)
+
+
+def test_a_row_carries_its_values_its_place_and_absolute_paths(tmp_path: Path) -> None:
+    values = {"id": "x", "audio": "wavs/a.wav", "text": " Hi. ", "speaker": "s", "language": "de"}
+    values |= {"scene": "A room.", "ref_audio": "r.wav", "ref_text": "R.", "split": "eval"}
+    assert rows_of(tmp_path, values) == (
+        Row(
+            manifest=str(tmp_path / "m.jsonl"),
+            line=1,
+            clip_id="x",
+            audio="wavs/a.wav",
+            audio_path=tmp_path / "wavs" / "a.wav",
+            text=" Hi. ",
+            speaker="s",
+            language="de",
+            scene="A room.",
+            ref_audio_path=tmp_path / "r.wav",
+            ref_text="R.",
+            split="eval",
+        ),
+    )
+
+
+def test_paths_are_absolute_for_a_relative_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "data" / "m.jsonl", GOOD)
+    monkeypatch.chdir(tmp_path)
+    (row,) = read_manifests(["data/m.jsonl"]).rows
+    assert row.audio_path == tmp_path / "data" / "a.wav"
+    assert row.place == "data/m.jsonl:1"
+
+
+def test_an_absolute_audio_path_stays(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, {"audio": "/far/a.wav", "text": "A."})
+    assert row.audio_path == Path("/far/a.wav")
+
+
+def test_a_row_without_id_takes_its_audio_path_without_suffix(tmp_path: Path) -> None:
+    rows = rows_of(
+        tmp_path, {"audio": "wavs/a.b.flac", "text": "A."}, {"audio": "./c", "text": "C."}
+    )
+    assert [row.clip_id for row in rows] == ["wavs/a.b", "./c"]
+
+
+def test_null_and_blank_optional_values_are_as_good_as_none(tmp_path: Path) -> None:
+    optional = ("id", "speaker", "language", "scene", "ref_audio", "ref_text", "split")
+    for blank in (None, "", "  "):
+        (row,) = rows_of(
+            tmp_path, {"audio": "a.wav", "text": "A."} | dict.fromkeys(optional, blank)
+        )
+        assert row.clip_id == "a"
+        assert [row.speaker, row.language, row.scene, row.split] == [None] * 4
+        assert [row.ref_audio_path, row.ref_text] == [None] * 2
+
+
+def test_byte_order_mark_blank_lines_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + f"{GOOD}\r\n\r\n  \r\n".encode() + GOOD[:-1].encode() + b',"id":"b"}'
+    )
+    assert [row.line for row in read_manifests([str(path)]).rows] == [1, 4]
+
+
+def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", '{"audio": "a.wav", "text": "A\u2028\u0085B"}')
+    assert read_manifests([path]).rows[0].text == "A\u2028\u0085B"
+
+
+def test_several_manifests_follow_one_another_each_with_its_folder(tmp_path: Path) -> None:
+    first = write(tmp_path / "one" / "m.jsonl", '{"audio": "a.wav", "text": "A."}')
+    second = write(tmp_path / "two" / "m.jsonl", '{"audio": "b.wav", "text": "B."}')
+    rows = read_manifests([first, second]).rows
+    assert [row.audio_path for row in rows] == [tmp_path / "one/a.wav", tmp_path / "two/b.wav"]
+    assert [row.place for row in rows] == [f"{first}:1", f"{second}:1"]
+
+
+def test_unknown_keys_are_counted(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "m.jsonl",
+        '{"audio": "a.wav", "text": "A.", "duration": 1.5, "Speaker": "s"}',
+        '{"audio": "b.wav", "text": "B.", "duration": {"s": 2}}',
+    )
+    assert read_manifests([path]).ignored_keys == {"Speaker": 1, "duration": 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"audio": "a.wav", "text": "A."', "not JSON: Expecting ',' delimiter (column 32)"),
+        ('["a.wav", "A."]', "expected a JSON object, found"),
+        ("null", "expected a JSON object, found null"),
+        ('{"text": "A."}', "the key 'audio' is missing"),
+        ('{"audio": "a.wav"}', "the key 'text' is missing"),
+        ('{"audio": "a.wav", "text": null}', "the key 'text' is missing"),
+        ('{"audio": 7, "text": "A."}', "`audio` must be a string, found 7"),
+        ('{"audio": "a.wav", "text": ["A."]}', "`text` must be a string"),
+        ('{"audio": "a.wav", "text": "A.", "id": 12}', "`id` must be a string, found 12"),
+        ('{"audio": "a.wav", "text": "A.", "speaker": true}', "`speaker` must be a string"),
+        ('{"audio": " ", "text": "A."}', "`audio` is blank"),
+        ('{"audio": "a.wav", "text": "A.", "split": "test"}', "'train' or 'eval', found 'test'"),
+        ('{"audio": "a.wav", "text": "A.", "ref_audio": "r.wav"}', "must be given together"),
+        ('{"audio": "a.wav", "text": "A.", "ref_text": "R."}', "must be given together"),
+        ('{"audio": "a.wav", "text": "A.", "text": "B."}', "the key 'text' is given twice"),
+        ('{"audio": "a.wav", "text": "\\ud83d"}', "`text` is no valid text: '\\ud83d'"),
+        ('{"audio": "a\\u0000.wav", "text": "A."}', "`audio` is no valid text"),
+        ('{"audio": "a.wav", "text": "A.", "\\ud83d": 1}', "the key '\\ud83d' is no valid text"),
+        ('{"audio": "ref-0123456789abcdef.wav", "text": "A."}', "kept for reference recordings"),
+        ("[" * 100_000, "not JSON that can be read"),
+        ('{"audio": "a.wav", "text": "A.", "n": ' + "9" * 5000 + "}", "not JSON that can be read"),
+    ],
+)
+def test_a_line_that_is_no_row_is_a_fault_with_its_place(
+    tmp_path: Path, line: str, fault: str
+) -> None:
+    path = write(tmp_path / "m.jsonl", "", '{"audio": "good.wav", "text": "G."}', line)
+    message = message_of(path)
+    assert message.startswith("the manifest has 1 fault:\n")
+    assert f"{path}:3: " in message
+    assert fault in message
+    message.encode()
+
+
+def test_a_missing_manifest_is_named_with_what_to_do(tmp_path: Path) -> None:
+    message = message_of(str(tmp_path / "none.jsonl"))
+    assert f"{tmp_path / 'none.jsonl'}: the manifest does not exist" in message
+    assert "`manifest` in config.yaml" in message
+    assert "empty" not in message
+
+
+def test_an_empty_directory_is_no_manifest(tmp_path: Path) -> None:
+    message = message_of(str(tmp_path))
+    assert f"{tmp_path}: the manifest fits no format; looked for a JSON object" in message
+    assert "a folder with wav.scp, metadata.json" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_an_empty_manifest_is_a_fault(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.jsonl").write_bytes(content)
+    assert f"{tmp_path / 'm.jsonl'}: the manifest is empty" in message_of(str(tmp_path / "m.jsonl"))
+
+
+def test_an_empty_manifest_beside_a_good_one_is_a_fault(tmp_path: Path) -> None:
+    good, empty = write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b.jsonl")
+    assert f"{empty}: the manifest is empty" in message_of(good, empty)
+
+
+def test_a_line_in_latin_1_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(GOOD.encode() + b'\n{"audio": "b.wav", "text": "M\xfcller"}\n')
+    assert f"{path}:2: not UTF-8 (byte 30)" in message_of(str(path))
+
+
+def test_a_manifest_in_utf_16_is_one_fault(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(f"{GOOD}\n{GOOD}\n", encoding="utf-16")
+    assert f"1 fault:\n  {path}:1: not UTF-8 but UTF-16" in message_of(str(path))
+
+
+def test_a_duplicate_id_names_both_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", GOOD, '{"id": "a", "audio": "b.wav", "text": "B."}')
+    assert f"{path}:2: the id 'a' is taken by {path}:1;" in message_of(path)
+
+
+def test_one_manifest_listed_twice_is_all_duplicate_ids(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", GOOD)
+    assert f"{path}:1: the id 'a' is taken by {path}:1;" in message_of(path, path)
+
+
+def test_all_faults_of_all_manifests_come_in_one_error(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", "{", GOOD, "7", '{"audio": 1, "text": 2}')
+    second = write(tmp_path / "b.jsonl", GOOD)
+    message = message_of(first, str(tmp_path / "none.jsonl"), second)
+    assert message.startswith("the manifest has 6 faults:\n")
+    places = [f"{first}:1:", f"{first}:3:", f"{first}:4:", "none.jsonl:", f"{second}:1:"]
+    assert all(place in message for place in places)
+
+
+def test_only_the_first_twenty_faults_are_listed(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", *["{"] * 23)
+    message = message_of(path)
+    assert f"{path}:20:" in message
+    assert f"{path}:21:" not in message
+    assert "... and 3 more" in message

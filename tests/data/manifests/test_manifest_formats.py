@@ -1,0 +1,668 @@
+"""The manifest formats: examples against their JSONL twins, detection, and every fault."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+from conftest import run_validation, tone, write_stage_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from higgs_pipe import tokenize_audio
+from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.audio import decode
+from higgs_pipe.data.manifests.formats import READERS, detect
+from higgs_pipe.data.manifests.reading import Row, read_manifests
+from higgs_pipe.data.specs import CLIPS, REJECTED, codes_spec
+from higgs_pipe.data.tables import read_table
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs import miniature
+from higgs_pipe.planning import config_check, targets
+
+ROOT = Path(__file__).parents[3]
+MANIFESTS = ROOT / "examples" / "manifests"
+COMMON_VOICE = {"audio": "path", "text": "sentence", "speaker": "client_id"}
+DEMO_AUDIO = str(ROOT / "examples" / "demo" / "audio")
+
+# Format: the example, and what its entry in the config needs.
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "csv": ("manifest.csv", {}),
+    "tsv": ("manifest.tsv", {"columns": COMMON_VOICE}),
+    "ljspeech": ("metadata.csv", {"root": DEMO_AUDIO, "speaker": "ada", "language": "en"}),
+    "kaldi": ("", {}),
+    "nemo": ("manifest.jsonl", {}),
+    "lhotse": ("cuts.jsonl", {}),
+    "audiofolder": ("metadata.csv", {}),
+    "filelist": ("train.list", {}),
+    "ms-swift": ("train.jsonl", {}),
+    "boson-chatml": ("train.json", {}),
+    "folder": ("", {}),
+}
+
+# Format: the file whose lines these are, the lines of two rows before which a header may stand,
+# and the other files of a folder. `{}` is the id.
+CUT = (
+    '{"id": "{}", "start": 0.0, "duration": 1.0, "type": "MonoCut", "supervisions": '
+    '[{"start": 0.0, "duration": 1.0, "text": "T."}], "recording": {"duration": 1.0, '
+    '"sources": [{"type": "file", "channels": [0], "source": "a.wav"}]}}'
+)
+LINES: dict[str, tuple[str, str, str]] = {
+    "jsonl": ("m.jsonl", "", '{"id": "{}", "audio": "a.wav", "text": "T."}'),
+    "csv": ("m.csv", "id,audio,text", "{},a.wav,T."),
+    "tsv": ("m.tsv", "id\taudio\ttext", "{}\ta.wav\tT."),
+    "ljspeech": ("metadata.csv", "", "{}|T.|T."),
+    "kaldi": ("text", "", "{} T."),
+    "nemo": ("m.jsonl", "", '{"id": "{}", "audio_filepath": "a.wav", "text": "T."}'),
+    "lhotse": ("m.jsonl", "", CUT),
+    "audiofolder": ("metadata.jsonl", "", '{"id": "{}", "file_name": "a.wav", "text": "T."}'),
+    "filelist": ("m.list", "", "{}.wav|s|en|T."),
+    "ms-swift": (
+        "m.jsonl",
+        "",
+        '{"messages": [{"role": "assistant", "content": "<audio>T."}], "audios": ["{}.wav"]}',
+    ),
+    "boson-chatml": (
+        "m.jsonl",
+        "",
+        '{"id": "{}", "messages": [{"role": "user", "content": "T."}, '
+        '{"role": "assistant", "content": {"type": "audio", "audio_url": "a.wav"}}]}',
+    ),
+}
+
+
+def entry_of(name: str, **changes: Any) -> ManifestEntry:
+    file, options = EXAMPLES[name]
+    return ManifestEntry(path=str(MANIFESTS / name / file), **{**options, **changes})
+
+
+def nowhere(rows: tuple[Row, ...]) -> list[Row]:
+    """The rows without their places, which differ between twins."""
+    return [
+        replace(row, manifest="", line=0, audio="", audio_path=path, is_outside_root=False)
+        for row, path in ((row, row.audio_path.resolve()) for row in rows)
+    ]
+
+
+def write_lines(folder: Path, name: str, *lines: str) -> ManifestEntry:
+    """A manifest of a format; what else its folder needs stands beside it."""
+    file, header, _ = LINES[name]
+    text = "".join(f"{line}\n" for line in (header, *lines) if line)
+    (folder / file).write_bytes(text.encode("utf-8", "surrogateescape"))
+    if name == "kaldi":
+        (folder / "wav.scp").write_text("a a.wav\nb b.wav\n")
+    return ManifestEntry(path=str(folder if name == "kaldi" else folder / file), format=name)
+
+
+def row_of(name: str, clip_id: str) -> str:
+    return LINES[name][2].replace("{}", clip_id, 1)
+
+
+def message_of(*entries: ManifestEntry) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifests(entries)
+    return str(caught.value)
+
+
+# --- What is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("forced", [False, True])
+def test_an_example_has_the_rows_of_its_jsonl_twin(name: str, forced: bool) -> None:
+    entry = entry_of(name, format=name if forced else "auto")
+    rows = read_manifests([entry]).rows
+    twin = read_manifests([str(MANIFESTS / name / "twin.jsonl")]).rows
+    if name in ("audiofolder", "filelist", "ms-swift", "nemo"):
+        assert [row.clip_id for row in rows] == [row.clip_id for row in twin]
+    assert nowhere(rows) == nowhere(twin)
+    assert all(row.audio_path.is_file() for row in rows)
+
+
+def test_every_format_has_an_example_that_is_in_the_table() -> None:
+    table = (MANIFESTS / "README.md").read_text()
+    assert {*EXAMPLES, "jsonl", "parquet"} == set(READERS)
+    assert all(f"| `{name}` |" in table for name in READERS)
+    assert all(row.audio_path.is_file() for row in read_example_of_jsonl())
+
+
+def read_example_of_jsonl() -> tuple[Row, ...]:
+    return read_manifests([str(MANIFESTS / "jsonl" / "manifest.jsonl")]).rows
+
+
+def test_parquet_has_the_rows_of_the_table_that_it_was_made_from(tmp_path: Path) -> None:
+    table = pyarrow.csv.read_csv(MANIFESTS / "csv" / "manifest.csv")
+    pq.write_table(table, tmp_path / "m.parquet")
+    entry = ManifestEntry(path=str(tmp_path / "m.parquet"), root=str(MANIFESTS / "csv"))
+    rows = read_manifests([entry]).rows
+    assert [row.line for row in rows] == [1, 2, 3]
+    assert nowhere(rows) == nowhere(read_manifests([entry_of("csv")]).rows)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_format_of_a_plain_file_is_found(tmp_path: Path, name: str) -> None:
+    path = write_lines(tmp_path, name, row_of(name, "a")).path
+    assert detect(path, {}) == name
+
+
+def test_lhotse_cuts_may_be_zipped(tmp_path: Path) -> None:
+    plain = (MANIFESTS / "lhotse" / "cuts.jsonl").read_bytes()
+    (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(plain))
+    entry = ManifestEntry(path=str(tmp_path / "cuts.jsonl.gz"), root=str(MANIFESTS / "lhotse"))
+    assert nowhere(read_manifests([entry]).rows) == nowhere(
+        read_manifests([entry_of("lhotse")]).rows
+    )
+
+
+def test_ljspeech_finds_the_recordings_in_wavs_and_takes_the_normalized_text(
+    tmp_path: Path,
+) -> None:
+    tone(tmp_path / "wavs" / "a.flac", 1.0)
+    (tmp_path / "metadata.csv").write_text("a|It was 5.|It was five.\nb|Raw.\n")
+    first, second = read_manifests([str(tmp_path)]).rows
+    assert (first.audio, first.text) == ("wavs/a.flac", "It was five.")
+    assert (second.audio, second.text) == ("wavs/b.wav", "Raw.")
+
+
+def test_a_folder_of_recordings_and_transcripts_is_a_manifest(tmp_path: Path) -> None:
+    for name in "ba":
+        tone(tmp_path / f"{name}.wav", 1.0)
+        (tmp_path / f"{name}.txt").write_text(f"{name}!\n")
+    rows = read_manifests([ManifestEntry(path=str(tmp_path), speaker="s")]).rows
+    assert [(row.clip_id, row.text, row.speaker) for row in rows] == [
+        ("a", "a!", "s"),
+        ("b", "b!", "s"),
+    ]
+    assert rows[0].place == f"{tmp_path / 'a.txt'}:1"
+
+
+def test_a_quoted_csv_field_may_hold_commas_quotes_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b'audio,text\r\na.wav,"Well, ""yes"",\r\nno."\r\nb.wav,B.\r\n')
+    rows = read_manifests([str(tmp_path / "m.csv")]).rows
+    assert [row.text for row in rows] == ['Well, "yes",\r\nno.', "B."]
+    assert [row.line for row in rows] == [2, 4]
+
+
+def test_quotes_in_tsv_are_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "m.tsv").write_text('audio\ttext\na.wav\t"Hello," he said.\n')
+    assert read_manifests([str(tmp_path / "m.tsv")]).rows[0].text == '"Hello," he said.'
+
+
+def test_columns_name_what_the_manifest_calls_our_keys(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"path": "a.wav", "said": "A.", "text": "no", "x": 1}\n')
+    columns = {"audio": "path", "text": "said"}
+    manifest = read_manifests([ManifestEntry(path=str(tmp_path / "m.jsonl"), columns=columns)])
+    assert (manifest.rows[0].audio, manifest.rows[0].text) == ("a.wav", "A.")
+    assert manifest.ignored_keys == {"x": 1}
+
+
+def test_several_manifests_have_their_own_root_speaker_language_and_split(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"audio": "a.wav", "text": "A."}\n')
+    (tmp_path / "b.csv").write_text("audio,text,speaker\nb.wav,B.,own\nc.wav,C.,\n")
+    options = {"speaker": "s", "language": "de", "split": "eval", "root": "/far"}
+    rows = read_manifests(
+        [str(tmp_path / "a.jsonl"), ManifestEntry(path=str(tmp_path / "b.csv"), **options)]
+    ).rows
+    assert [row.speaker for row in rows] == [None, "own", "s"]
+    assert [row.split for row in rows] == [None, "eval", "eval"]
+    assert [str(row.audio_path) for row in rows] == [
+        str(tmp_path / "a.wav"),
+        "/far/b.wav",
+        "/far/c.wav",
+    ]
+
+
+def test_segments_of_one_file_without_ids_have_different_ones(tmp_path: Path) -> None:
+    lines = [
+        {"audio_filepath": "a.wav", "text": "A.", "offset": o, "duration": 2.2} for o in (0, 1.1)
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_manifests([str(tmp_path / "m.jsonl")]).rows
+    assert [row.clip_id for row in rows] == ["a_0.0-2.2", "a_1.1-3.3"]
+
+
+# --- Dialogues ------------------------------------------------------------------------------------
+
+TURNS = "audio,text,dialogue_id,turn\na.wav,A.,d,1\nb.wav,B.,d,2\nc.wav,C.,,\n"
+
+
+@pytest.mark.parametrize("name", ["jsonl", "csv", "tsv", "parquet"])
+def test_every_table_has_the_turns_of_dialogues(tmp_path: Path, name: str) -> None:
+    table = pyarrow.csv.read_csv(pa.BufferReader(TURNS.encode()))
+    lines = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
+    path = tmp_path / f"m.{name}"
+    if name == "parquet":
+        pq.write_table(table, path)
+    elif name == "jsonl":
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        path.write_text(TURNS.replace(",", "\t") if name == "tsv" else TURNS)
+    rows = read_manifests([str(path)]).rows
+    assert [(row.dialogue_id, row.turn) for row in rows] == [("d", 1), ("d", 2), (None, None)]
+
+
+def test_columns_name_the_dialogue_and_the_turn(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("audio,text,talk,no\na.wav,A.,d,0\n")
+    columns = {"dialogue_id": "talk", "turn": "no"}
+    (row,) = read_manifests([ManifestEntry(path=str(tmp_path / "m.csv"), columns=columns)]).rows
+    assert (row.dialogue_id, row.turn) == ("d", 0)
+
+
+def test_the_example_of_a_dialogue_has_three_turns() -> None:
+    rows = read_manifests([str(MANIFESTS / "jsonl" / "dialogue.jsonl")]).rows
+    assert [(row.dialogue_id, row.turn) for row in rows] == [("glasses", i) for i in range(3)]
+    assert all(row.audio_path.is_file() for row in rows)
+
+
+def test_whole_numbers_of_a_column_with_gaps_are_read(tmp_path: Path) -> None:
+    """A table library makes 0.0 and 1.0 of them."""
+    columns = {"audio": ["a.wav", "b.wav"], "text": ["A.", "B."], "dialogue_id": ["d", None]}
+    pq.write_table(pa.table(columns | {"turn": [3.0, None]}), tmp_path / "m.parquet")
+    rows = read_manifests([str(tmp_path / "m.parquet")]).rows
+    assert [row.turn for row in rows] == [3, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "fact"),
+    [
+        ({"turn": 1}, "`dialogue_id` and `turn` must be given together"),
+        ({"dialogue_id": "d"}, "`dialogue_id` and `turn` must be given together"),
+        ({"dialogue_id": "d", "turn": "1"}, '`turn` must be a whole number from 0, found "1"'),
+        ({"dialogue_id": "d", "turn": 1.5}, "`turn` must be a whole number from 0, found 1.5"),
+        ({"dialogue_id": "d", "turn": -1}, "`turn` must be a whole number from 0, found -1"),
+        ({"dialogue_id": "d", "turn": 1e30}, "`turn` must be a whole number from 0, found 1e+30"),
+        ({"dialogue_id": "d", "turn": True}, "`turn` must be a whole number from 0, found true"),
+        ({"dialogue_id": "d", "turn": 10**300}, "`turn` must be a whole number from 0, found 1000"),
+        ({"dialogue_id": 7, "turn": 1}, "`dialogue_id` must be a string, found 7"),
+    ],
+)
+def test_a_turn_that_is_none_is_a_fault(tmp_path: Path, values: dict[str, Any], fact: str) -> None:
+    row = {"audio": "a.wav", "text": "A.", **values}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    assert f"m.jsonl:1: {fact}" in message_of(ManifestEntry(path=str(tmp_path / "m.jsonl")))
+
+
+# --- Faults ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_missing_manifest_is_named(tmp_path: Path, name: str) -> None:
+    message = message_of(ManifestEntry(path=str(tmp_path / "none"), format=name))
+    assert str(tmp_path / "none") in message
+    assert "does not exist" in message
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_an_empty_manifest_is_a_fault(tmp_path: Path, name: str) -> None:
+    write_lines(tmp_path, name)
+    assert "the manifest is empty" in message_of(write_lines(tmp_path, name))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_line_that_is_not_utf_8_is_named(tmp_path: Path, name: str) -> None:
+    entry = write_lines(tmp_path, name, row_of(name, "a"), row_of(name, "b") + "\udcff")
+    line = 3 if LINES[name][1] else 2
+    assert f"{LINES[name][0]}:{line}: not UTF-8 (byte " in message_of(entry)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_an_id_that_is_taken_is_named_with_both_places(tmp_path: Path, name: str) -> None:
+    message = message_of(write_lines(tmp_path, name, row_of(name, "a"), row_of(name, "a")))
+    first = 2 if LINES[name][1] else 1
+    assert f"{LINES[name][0]}:{first + 1}: " in message
+    assert "'a' is taken by " in message
+    assert f"{LINES[name][0]}:{first}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "fact"),
+    [
+        ("csv", 'b,"b.wav"x,T.', "m.csv:3: not a row"),
+        ("csv", "b,b.wav", "m.csv:3: 2 fields, the header has 3"),
+        ("tsv", "b\tb.wav\tT.\tmore", "m.tsv:3: 4 fields, the header has 3"),
+        ("csv", "b,,T.", "m.csv:3: `audio` is blank"),
+        ("ljspeech", "b", "metadata.csv:2: expected id|text"),
+        ("ljspeech", "b|T.|T.|more", "metadata.csv:2: expected id|text"),
+        ("filelist", "b.wav|s|T.", "m.list:2: expected path|speaker|language|text, found 3"),
+        ("kaldi", "c T.", "text:2: 'c' is not in wav.scp"),
+        ("nemo", "{", "m.jsonl:2: not JSON"),
+        ("nemo", '{"audio_filepath": "b.wav"}', "m.jsonl:2: the key 'text' is missing"),
+        ("nemo", '{"text": "T."}', "m.jsonl:2: the key 'audio_filepath' is missing"),
+        (
+            "nemo",
+            '{"audio_filepath": "b.wav", "text": "T.", "offset": "1", "duration": 1}',
+            "m.jsonl:2: `offset`, `duration`: no numbers",
+        ),
+        ("lhotse", "[]", "m.jsonl:2: expected a JSON object"),
+        ("lhotse", '{"id": "b"}', "m.jsonl:2: expected a cut with numbers"),
+        ("lhotse", CUT.replace("MonoCut", "MultiCut"), "m.jsonl:2: expected a MonoCut"),
+        ("lhotse", CUT.replace("[0]", "[0, 1]"), "m.jsonl:2: the file has several channels"),
+        ("lhotse", CUT.replace('"T."', "7"), "m.jsonl:2: `text` must be a string, found 7"),
+        ("lhotse", CUT.replace('"T."', "null"), "m.jsonl:2: the key 'text' is missing"),
+        ("audiofolder", '{"file_name": 3, "text": "T."}', "`audio` must be a string, found 3"),
+        ("audiofolder", '{"file_name": "b.wav"}', ":2: the key 'text' is missing"),
+        ("ms-swift", '{"messages": [], "audios": ["b.wav"]}', "m.jsonl:2: expected `messages`"),
+        (
+            "ms-swift",
+            '{"messages": [{"role": "assistant", "content": "<audio>T."}], "audios": [1]}',
+            "m.jsonl:2: `audio` must be a string, found 1",
+        ),
+        (
+            "jsonl",
+            '{"audio": "b.wav", "text": "T.", "start_seconds": "1"}',
+            '`start_seconds` must be a number of seconds, found "1"',
+        ),
+        (
+            "jsonl",
+            '{"audio": "b.wav", "text": "T.", "start_seconds": -1}',
+            "`start_seconds` must be a number of seconds, found -1",
+        ),
+        (
+            "jsonl",
+            '{"audio": "b.wav", "text": "T.", "start_seconds": 2, "end_seconds": 2}',
+            "`end_seconds` must be above `start_seconds`, found 2 and 2",
+        ),
+    ],
+)
+def test_a_line_that_is_no_row_is_a_fault_with_its_place(
+    tmp_path: Path, name: str, line: str, fact: str
+) -> None:
+    assert fact in message_of(write_lines(tmp_path, name, row_of(name, "a"), line))
+
+
+@pytest.mark.parametrize(
+    ("files", "fact"),
+    [
+        ({"segments": "a a 0 x\nb b 0 1\n"}, "segments:1: expected `utterance recording start"),
+        ({"segments": "a c 0 1\nb b 0 1\n"}, "segments:1: expected `utterance recording start"),
+        ({"segments": "a a 0 1\n"}, "text:2: 'b' is not in segments"),
+        ({"utt2spk": "a s\n"}, "text:2: 'b' is not in utt2spk"),
+        ({"wav.scp": "a a.wav\nb sox b.sph - |\n"}, "wav.scp:2: 'b' is a command"),
+        ({"wav.scp": "a a.wav\nb b.wav\nc c.wav\n"}, "wav.scp:3: 'c' is not in text"),
+        ({"utt2spk": "a s\nb t\na t\n"}, "utt2spk:3: 'a' is taken by"),
+    ],
+)
+def test_the_files_of_a_kaldi_folder_must_agree(
+    tmp_path: Path, files: dict[str, str], fact: str
+) -> None:
+    entry = write_lines(tmp_path, "kaldi", "a T.", "b T.")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert fact in message_of(entry)
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ("{", "metadata.json: not JSON"),
+        ("[]", "metadata.json: expected an object with a list `samples`"),
+        ('{"samples": []}', "the manifest is empty"),
+        ('{"samples": [3]}', "metadata.json:1: expected a JSON object as sample 1"),
+        ('{"samples": [{"audio_file": "a.wav"}]}', "metadata.json:1: the key 'text' is missing"),
+        (
+            '{"samples": [{"transcript_file": "a.txt"}]}',
+            "metadata.json:1: the key 'audio' is missi",
+        ),
+        ('{"samples": [{"transcript_file": 3}]}', "metadata.json:1: `transcript_file` must be"),
+        ('{"samples": [{"transcript_file": "c.txt"}]}', "c.txt does not exist"),
+        ('{"samples": [{"transcript_file": "latin.txt"}]}', "latin.txt is not UTF-8 (byte 2)"),
+        (
+            '{"samples": [{"id": 1, "audio_file": "a.wav", "transcript_file": "a.txt"}]}',
+            "metadata.json:1: `id` must be a string, found 1",
+        ),
+        (
+            '{"samples": [{"audio_file": "a.wav", "transcript_file": "a.txt"},'
+            ' {"audio_file": "a.wav", "transcript_file": "a.txt"}]}',
+            "metadata.json:2: the id 'a' is taken by",
+        ),
+        (None, "b.wav: there is no transcript b.txt beside it"),
+        (None, "latin.txt: there is no recording latin.* beside it"),
+    ],
+)
+def test_a_fault_of_a_folder_is_named(tmp_path: Path, content: str | None, fact: str) -> None:
+    (tmp_path / "a.txt").write_text("A.")
+    (tmp_path / "latin.txt").write_bytes(b"M\xfcller")
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"")
+    if content is not None:
+        (tmp_path / "metadata.json").write_text(content)
+    assert fact in message_of(ManifestEntry(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "fact"),
+    [
+        ({"audio": ["a.wav"]}, "m.parquet: the column 'text' is missing"),
+        ({"audio": ["a.wav", "b.wav"], "text": ["A.", None]}, ":2: the key 'text' is missing"),
+        ({"audio": ["a.wav"], "text": [7]}, "m.parquet:1: `text` must be a string, found 7"),
+        ({"audio": [{"bytes": b"x"}], "text": ["A."]}, "m.parquet:1: `audio` must be a string"),
+        ({"audio": ["a.wav"] * 2, "text": ["A."] * 2}, ":2: the id 'a' is taken by"),
+        ({"audio": pa.array([], pa.string()), "text": pa.array([], pa.string())}, "is empty"),
+    ],
+)
+def test_a_fault_of_a_parquet_file_is_named(
+    tmp_path: Path, columns: dict[str, Any], fact: str
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    assert fact in message_of(ManifestEntry(path=str(tmp_path / "m.parquet")))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 no table PAR1"])
+def test_a_parquet_file_that_is_none_is_a_fault(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.parquet").write_bytes(content)
+    assert "not a readable Parquet file" in message_of(
+        ManifestEntry(path=str(tmp_path / "m.parquet"))
+    )
+
+
+def test_a_file_of_no_format_says_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Buy milk.\n")
+    message = message_of(ManifestEntry(path=str(tmp_path / "notes.txt")))
+    assert "notes.txt: the manifest fits no format; looked for a JSON object" in message
+    assert "`path|speaker|language|text`" in message
+
+
+def test_a_column_that_no_row_has_is_a_fault(tmp_path: Path) -> None:
+    entry = write_lines(tmp_path, "csv", row_of("csv", "a"))
+    message = message_of(entry.model_copy(update={"columns": {"speaker": "spk"}}))
+    assert "m.csv: no row has 'spk', which `columns` names as speaker" in message
+
+
+def test_columns_for_a_format_without_columns_are_a_fault(tmp_path: Path) -> None:
+    entry = write_lines(tmp_path, "filelist", row_of("filelist", "a"))
+    assert "`columns` has no meaning for the format filelist" in message_of(
+        entry.model_copy(update={"columns": {"text": "t"}})
+    )
+
+
+def test_the_faults_of_all_formats_come_in_one_error(tmp_path: Path) -> None:
+    entries = []
+    for name in ("jsonl", "csv", "filelist"):
+        (tmp_path / name).mkdir()
+        entries.append(write_lines(tmp_path / name, name, row_of(name, name), "?"))
+    message = message_of(*entries)
+    assert message.startswith("the manifest has 3 faults:")
+    assert all(f"{tmp_path / name}/" in message for name in ("jsonl", "csv", "filelist"))
+
+
+PIECES = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [
+            *(line.encode() for _, header, line in LINES.values() for line in (header, line)),
+            *(b"\n", b'"', b"|", b"\t", b",", b"\x1f\x8b", b"PAR1", b"\xff\xfe", b'{"samples": [{'),
+            *(
+                b'"offset": NaN, ',
+                b'"duration": 1e999, ',
+                b"\\ud83d",
+                b"\0",
+                b"[" * 2000,
+                b"a a 0 ",
+            ),
+        ]
+    ),
+)
+
+
+@pytest.mark.parametrize("name", [*READERS, "auto"])
+@settings(max_examples=60, deadline=None)
+@given(contents=st.lists(st.lists(PIECES, max_size=6).map(b"".join), min_size=4, max_size=4))
+def test_no_bytes_raise_anything_but_a_user_error(name: str, contents: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        names = {
+            "kaldi": ["text", "wav.scp", "segments", "utt2spk"],
+            "folder": ["metadata.json", "a.wav", "a.txt", "b.txt"],
+            "auto": ["metadata.csv", "text", "wav.scp", "a.txt"],
+        }.get(name, ["m.txt"])
+        for file, content in zip(names, contents, strict=False):
+            (Path(folder) / file).write_bytes(content)
+        paths = [folder, *(str(Path(folder) / file) for file in names)]
+        for path in paths:
+            try:
+                read_manifests([ManifestEntry(path=path, format=name)])
+            except UserError as error:
+                str(error).encode()
+
+
+# --- The config and the workflow ------------------------------------------------------------------
+
+
+def test_a_manifest_in_the_config_may_be_an_object_and_text_in_it_stays_text() -> None:
+    schema = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+    entry = {"path": "1", "speaker": "007", "columns": {"text": "2"}}
+    models = {"base_model": "b", "codec": "c"}
+    for manifest in (entry, [entry, "3"]):
+        loaded = config_check.load_config({"manifest": manifest, **models}, schema)["manifest"]
+        first = loaded[0] if isinstance(loaded, list) else loaded
+        assert first == ManifestEntry(**entry).model_dump()
+    bad = {"path": "m", "formt": "csv", "split": "test", "columns": {"txt": "a"}}
+    with pytest.raises(UserError) as caught:
+        config_check.load_config({"manifest": ["a", bad], **models}, schema)
+    message = str(caught.value)
+    assert "manifest.1.formt: unknown key; did you mean manifest.1.format?" in message
+    assert "manifest.1.columns: must be one of id, audio, text" in message
+    assert "manifest.1.split: must be" in message
+
+
+def test_a_folder_stands_for_the_files_that_its_reader_looks_at(tmp_path: Path) -> None:
+    for name in ("metadata.json", "x.wav", "sub/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    expected = [str(tmp_path / "metadata.json"), str(tmp_path / "sub" / "x.txt")]
+    assert targets.manifests({"manifest": {"path": str(tmp_path)}}) == expected
+    assert targets.manifests({"manifest": ["a", expected[0]]}) == ["a", *expected]
+
+
+# --- Segments -------------------------------------------------------------------------------------
+
+
+def run_validate(folder: Path, manifest: Any, **limits: float) -> tuple[list[Any], list[Any]]:
+    """The clips and the rejected rows."""
+    out = run_validation(
+        folder,
+        manifest=manifest,
+        data={"num_shards": 1, "keep_text_together": False},
+        validate={"max_rejected_fraction": 1, **limits},
+    )
+    return (
+        read_table(out / "clips.parquet", CLIPS)[0].to_pylist(),
+        read_table(out / "rejected.parquet", REJECTED)[0].to_pylist(),
+    )
+
+
+@pytest.fixture
+def segmented(tmp_path: Path) -> Path:
+    """A recording of four seconds, its second second as a file, and a manifest of segments."""
+    tone(tmp_path / "long.wav", 4.0)
+    samples, rate = sf.read(tmp_path / "long.wav", dtype="int16")
+    sf.write(tmp_path / "cut.wav", samples[rate : 2 * rate], rate)
+    times = {"second": (1, 2), "rest": (2.5, None), "over": (3, 4.5), "late": (9, None)}
+    times |= {"brief": (1, 1.1), "whole": (None, None), "rounded": (3.2, 4.009)}
+    rows = [{"id": "cut", "audio": "cut.wav", "text": "T.", "speaker": "s"}]
+    rows += [
+        {"id": name, "audio": "long.wav", "text": "T.", "speaker": "s"}
+        | {"start_seconds": start, "end_seconds": end}
+        for name, (start, end) in times.items()
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "m.jsonl"
+
+
+def append_row(manifest: Path, **row: object) -> None:
+    with manifest.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def append_unrelated(manifest: Path) -> None:
+    """A recording that shares no audio with the others, so that there are two sides to split."""
+    samples, rate = sf.read(manifest.with_name("cut.wav"), dtype="int16")
+    sf.write(manifest.with_name("other.wav"), samples[::-1] // 2, rate)
+    append_row(manifest, id="other", audio="other.wav", text="T.", speaker="s")
+
+
+def test_a_segment_is_measured_and_judged_by_itself(segmented: Path) -> None:
+    clips, rejected = run_validate(segmented.parent, str(segmented), max_clip_seconds=3)
+    by_id = {clip["clip_id"]: clip for clip in clips}
+    assert {i: clip["duration_seconds"] for i, clip in by_id.items()} == {
+        "cut": 1.0,
+        "second": 1.0,
+        "rest": 1.5,
+        "rounded": pytest.approx(0.8),
+    }
+    assert (by_id["rest"]["start_seconds"], by_id["rest"]["end_seconds"]) == (2.5, None)
+    assert by_id["second"]["pcm_sha256"] == by_id["cut"]["pcm_sha256"]
+    assert by_id["second"]["split"] == by_id["cut"]["split"]
+    assert {row["clip_id"]: row["reason"] for row in rejected} == {
+        "over": "segment_outside",
+        "late": "segment_outside",
+        "brief": "too_short",
+        "whole": "too_long",
+    }
+    over = next(row["message"] for row in rejected if row["clip_id"] == "over")
+    assert "the segment from 3.000 s to 4.500 s is not within the 4.000 s; mend `start_" in over
+
+
+def test_codes_of_a_segment_are_those_of_the_file_cut_out(segmented: Path, tiny_base: Path) -> None:
+    folder = segmented.parent
+    append_unrelated(segmented)
+    run_validate(folder, str(segmented))
+    codes = folder / "codes.parquet"
+    config = write_stage_config(folder / "t.json", codec=str(tiny_base / miniature.AUDIO_TOKENIZER))
+    tokenize_audio.run(config, folder / "data" / "shards" / "shard-00000.parquet", codes)
+    by_id = {row["clip_id"]: row for row in read_table(codes, codes_spec(8))[0].to_pylist()}
+    assert by_id["second"]["codes"] == by_id["cut"]["codes"]
+    assert by_id["whole"]["num_frames"] == 100
+    assert by_id["second"]["codes"] != by_id["whole"]["codes"][:25]
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
+def test_a_decoded_segment_is_that_part_of_the_whole(tmp_path: Path, ending: str) -> None:
+    path = tone(tmp_path / f"a.{ending}", 3.0)
+    part = decode(path, 0.7, 1.9)
+    assert np.array_equal(part.samples, decode(path).samples[16_800:45_600])
+
+
+def test_a_reference_that_holds_the_segment_is_the_target(segmented: Path) -> None:
+    append_unrelated(segmented)
+    row = {"audio": "long.wav", "text": "T.", "start_seconds": 1, "end_seconds": 2}
+    append_row(segmented, **row, ref_audio="long.wav", ref_text="R.")
+    _, rejected = run_validate(segmented.parent, str(segmented))
+    assert rejected[-1]["reason"] == "reference_is_target"
+
+
+def test_a_manifest_of_every_example_passes_validation(tmp_path: Path) -> None:
+    for name in EXAMPLES:
+        entry = entry_of(name).model_dump()
+        clips, rejected = run_validate(tmp_path / name, [entry])
+        assert len(clips) >= 2
+        assert rejected == []

@@ -1,0 +1,258 @@
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from higgs_pipe.config.settings import PackConfig
+from higgs_pipe.data.packing.planner import (
+    DIALOGUE_TOO_LONG,
+    NO_REFERENCE,
+    NO_SPEAKER,
+    OWN_HELD_OUT,
+    REFERENCE_TOO_LONG,
+    Clips,
+    Plan,
+    Planner,
+    Recording,
+    Turn,
+    turns_of,
+)
+from higgs_pipe.data.specs import CLIPS
+from higgs_pipe.errors import UserError
+
+CLONING = {"speech": 0, "cloning": 1}
+NO_DIALOGUES = {"dialogue": 0, "dialogue_cloning": 0}
+DIALOGUE = {"speech": 0, "cloning": 0, "dialogue": 1, "dialogue_cloning": 0}
+DIALOGUE_CLONING = {**DIALOGUE, "dialogue": 0, "dialogue_cloning": 1}
+
+
+def clip(clip_id: str, speaker: str | None, **values: Any) -> dict[str, Any]:
+    """A clip of a file of its own, unless ``values`` says more."""
+    row = dict.fromkeys(column.name for column in CLIPS.columns if column.nullable)
+    own = {"clip_id": clip_id, "audio_path": clip_id, "pcm_sha256": clip_id, "speaker": speaker}
+    said = {"text": f"I am {clip_id}.", "split": "train", "manifest": "m", "line": 1}
+    return row | own | said | values
+
+
+def turn(clip_id: str, speaker: str | None, number: int, **values: Any) -> dict[str, Any]:
+    return clip(clip_id, speaker, dialogue_id="talk", turn=number, **values)
+
+
+class Drawn:
+    """The samples of some clips, by the id of their first target."""
+
+    def __init__(self, rows: list[dict[str, Any]], **settings: Any) -> None:
+        fields = [field for field in CLIPS.schema if field.name in rows[0]]
+        self.clips = Clips(pa.Table.from_pylist(rows, schema=pa.schema(fields)))
+        self.ids = [row["clip_id"] for row in rows]
+        self.planner = Planner(self.clips, "train", PackConfig(**settings))
+        self.plans = {self.ids[plan.targets[0]]: plan for plan in self.planner.plans()}
+
+    def __getitem__(self, clip_id: str) -> Plan:
+        return self.plans[clip_id]
+
+    def references(self, clip_id: str) -> list[str]:
+        return [self.ids[reference.clip] for reference in self.plans[clip_id].references]
+
+    def reasons(self, clip_id: str) -> list[str]:
+        return [fallback.reason for fallback in self.plans[clip_id].fallbacks]
+
+    def turns(self, clip_id: str) -> list[Turn]:
+        plan = self.plans[clip_id]
+        return list(turns_of(plan, self.clips.rows(plan.clips), self.clips, "Do as told.", str))
+
+
+def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so():
+    drawn = Drawn([clip("a", "x"), clip("b", "y"), clip("c", "y")], tasks=CLONING)
+    assert (drawn["a"].task, drawn["a"].fallbacks) == ("speech", (("x", NO_REFERENCE),))
+    assert (drawn.references("b"), drawn.references("c")) == (["c"], ["b"])
+
+
+def test_a_clip_without_speaker_has_no_reference():
+    drawn = Drawn([clip("a", None), clip("b", None)], tasks=CLONING)
+    assert drawn["a"].fallbacks == drawn["b"].fallbacks == (("unknown", NO_REFERENCE),)
+
+
+@pytest.mark.parametrize("speaker", ["x", None])
+def test_a_rows_own_reference_comes_first(speaker):
+    own = clip("own", speaker, split="reference")
+    drawn = Drawn([clip("a", speaker, reference_id="own"), clip("b", speaker), own], tasks=CLONING)
+    assert drawn.references("a") == ["own"]
+    assert "own" not in drawn.plans
+
+
+@pytest.mark.parametrize("shared", [{"pcm_sha256": "held"}, {"audio_path": "held"}])
+def test_training_never_hears_held_out_audio_as_a_rows_own_reference(shared):
+    own = clip("own", "x", split="reference", **shared)
+    rows = [clip("a", "x", reference_id="own"), clip("b", "x"), clip("held", "x", split="eval")]
+    drawn = Drawn([*rows, own], tasks=CLONING)
+    assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_HELD_OUT])
+
+
+def test_a_reference_that_is_no_clip_names_the_rule():
+    with pytest.raises(UserError, match=r"no clips:\n  gone\nrun: snakemake --forcerun"):
+        Drawn([clip("a", "x", reference_id="gone")])
+
+
+def test_a_duplicate_of_the_target_is_never_its_reference():
+    rows = [clip("a", "x"), clip("b", "x", pcm_sha256="a"), clip("c", "x")]
+    drawn = Drawn(rows, tasks=CLONING)
+    assert drawn.references("a") == drawn.references("b") == ["c"]
+
+
+def segment(clip_id: str, start_seconds: float | None, end_seconds: float | None) -> dict[str, Any]:
+    times = {"start_seconds": start_seconds, "end_seconds": end_seconds}
+    return clip(clip_id, "x", audio_path="long.wav", **times)
+
+
+def test_overlapping_segments_of_one_file_are_never_each_others_reference():
+    rows = [segment("a", None, 2.0), segment("b", 2.0, 5.0), segment("c", 4.0, None)]
+    drawn = Drawn(rows, tasks=CLONING)
+    assert drawn.references("b") == drawn.references("c") == ["a"]
+    assert drawn.references("a") in (["b"], ["c"])
+    whole = Drawn([segment("a", 0.0, 2.0), segment("b", None, None)], tasks=CLONING)
+    assert whole.reasons("a") == whole.reasons("b") == [NO_REFERENCE]
+
+
+def test_references_stay_within_the_split():
+    rows = [clip("a", "x"), clip("b", "x", split="eval"), clip("c", "x", split="reference")]
+    assert Drawn(rows, tasks=CLONING).reasons("a") == [NO_REFERENCE]
+
+
+def test_the_task_mix_is_that_of_the_weights():
+    drawn = Drawn([clip(f"{i}", "x") for i in range(2000)], tasks={"speech": 3, "cloning": 1})
+    tasks = Counter(plan.task for plan in drawn.plans.values())
+    assert 0.22 < tasks["cloning"] / 2000 < 0.28
+
+
+def test_another_clip_draws_no_other_sample_anew():
+    rows = [clip(f"{i}", "x") for i in range(200)]
+    shares = {"scene_dropout": 0.5, "reference_dropout": 0.5}
+    before, after = Drawn(rows, **shares), Drawn([clip("new", "x"), *rows], **shares)
+    changed = [i for i in before.plans if before.references(i) != after.references(i)]
+    assert [after.references(i) for i in changed] in ([["new"]], [])
+    for i in before.plans.keys() - set(changed):
+        assert before[i].task == after[i].task
+        assert before[i].has_scene == after[i].has_scene
+
+
+def test_the_clips_of_a_speaker_serve_equally_often():
+    drawn = Drawn([clip(f"{i}", "xy"[i % 2]) for i in range(100)], tasks=CLONING)
+    used = Counter(drawn.references(i)[0] for i in drawn.plans)
+    assert set(used.values()) == {1}
+
+
+def test_the_most_similar_voice_is_the_reference():
+    rows = [
+        clip("a", "x", speaker_embedding=[1.0, 0.0]),
+        clip("b", "x", speaker_embedding=[3.0, 4.0]),
+        clip("c", "x", speaker_embedding=[9.0, 1.0]),
+        clip("d", "x", speaker_embedding=None),
+    ]
+    drawn = Drawn(rows, tasks=CLONING)
+    assert [drawn.references(i) for i in "abc"] == [["c"], ["c"], ["a"]]
+    assert drawn.references("d") != []
+
+
+def test_dropouts_take_their_share_and_are_no_fallback():
+    rows = [clip(f"{i}", "x", scene="A hall.") for i in range(1000)]
+    drawn = Drawn(rows, tasks=CLONING, scene_dropout=0.3, reference_dropout=0.6)
+    plans = drawn.plans.values()
+    assert 0.26 < sum(not plan.has_scene for plan in plans) / 1000 < 0.34
+    assert 0.56 < sum(plan.task == "speech" for plan in plans) / 1000 < 0.64
+    assert not any(plan.fallbacks for plan in plans)
+    without = next(i for i in drawn.plans if not drawn[i].has_scene)
+    assert "scene" not in [t.role for t in drawn.turns(without)]
+
+
+TALK = [
+    turn("t1", "bo", 1, scene="A hall."),
+    turn("t0", "al", 0, scene="A hall."),
+    turn("t2", "al", 2, scene="SPEAKER0: low"),
+]
+
+
+def test_a_dialogue_is_one_target_with_its_speakers_tagged():
+    drawn = Drawn(TALK, tasks=DIALOGUE)
+    assert list(drawn.plans) == ["t0"]
+    assert drawn["t0"].task == "dialogue"
+    assert drawn.turns("t0") == [
+        Turn("system", ("Do as told.",)),
+        Turn("scene", ("A hall.", "SPEAKER0: low")),
+        Turn("user", ("[SPEAKER0] I am t0.\n[SPEAKER1] I am t1.\n[SPEAKER0] I am t2.",)),
+        Turn("assistant", (Recording((1, 0, 2)),), is_target=True),
+    ]
+
+
+def test_each_speaker_of_a_dialogue_has_a_reference_from_outside_it():
+    others = [clip("al-1", "al"), clip("bo-1", "bo", pcm_sha256="t1"), clip("bo-2", "bo")]
+    drawn = Drawn([*TALK, *others], tasks={**DIALOGUE_CLONING, "speech": 1})
+    plan = next(p for p in drawn.plans.values() if p.is_dialogue or len(p.targets) > 1)
+    assert plan.task == "dialogue_cloning"
+    assert drawn.references("t0") == ["al-1", "bo-2"]
+    texts = [t.parts for t in drawn.turns("t0")[2:6]]
+    assert texts == [
+        ("[SPEAKER0] I am al-1.",),
+        (Recording((3,)),),
+        ("[SPEAKER1] I am bo-2.",),
+        (Recording((5,)),),
+    ]
+
+
+def test_a_speaker_of_a_dialogue_without_reference_is_named_and_the_others_keep_theirs():
+    drawn = Drawn([*TALK, clip("al-1", "al")], tasks={**DIALOGUE_CLONING, "speech": 1})
+    assert drawn.references("t0") == ["al-1"]
+    assert drawn["t0"].fallbacks == (("bo", NO_REFERENCE),)
+
+
+def test_an_own_reference_that_is_a_turn_of_the_dialogue_is_not_taken():
+    rows = [turn("t0", "al", 0, reference_id="own"), turn("t1", "bo", 1)]
+    heard = clip("own", "al", split="reference", pcm_sha256="t1")
+    drawn = Drawn([*rows, heard, clip("al-1", "al")], tasks={**DIALOGUE_CLONING, "speech": 1})
+    assert drawn.references("t0") == ["al-1"]
+
+
+def test_the_turns_of_a_dialogue_stand_alone_where_that_is_its_task():
+    drawn = Drawn(TALK, tasks={"speech": 1, "cloning": 0, **NO_DIALOGUES})
+    assert [plan.task for plan in drawn.plans.values()] == ["speech"] * 3
+    assert drawn.turns("t1")[2].parts == ("I am t1.",)
+
+
+def test_a_dialogue_with_a_turn_of_nobody_falls_back_to_its_turns():
+    drawn = Drawn([*TALK, turn("t3", None, 3)], tasks=DIALOGUE)
+    assert [drawn.reasons(f"t{i}") for i in range(4)] == [[NO_SPEAKER]] * 4
+
+
+def test_a_dialogue_that_is_too_long_loses_its_references_then_stands_alone():
+    rows = [*TALK, clip("al-1", "al"), clip("bo-1", "bo")]
+    drawn = Drawn(rows, tasks={**DIALOGUE_CLONING, "speech": 1})
+    [shorter] = drawn.planner.shorter(drawn["t0"])
+    assert shorter.task == "dialogue"
+    assert shorter.fallbacks == (("al", REFERENCE_TOO_LONG), ("bo", REFERENCE_TOO_LONG))
+    alone = drawn.planner.shorter(shorter)
+    assert [plan.task for plan in alone] == ["cloning"] * 3
+    assert {plan.fallbacks[0].reason for plan in alone} == {DIALOGUE_TOO_LONG}
+
+
+def test_clips_outside_dialogues_need_a_task():
+    with pytest.raises(UserError, match="1 clips are no turn of a dialogue"):
+        Drawn([*TALK, clip("a", "x")], tasks=DIALOGUE)
+
+
+def test_a_conversation_keeps_its_turns_and_its_own_system_message():
+    written = (
+        '[{"role": "system", "parts": [{"text": "Be brief."}], "is_target": false},'
+        ' {"role": "user", "parts": [{"text": "Who?"}], "is_target": false},'
+        ' {"role": "assistant", "parts": [{"clip_id": "ref-1"}], "is_target": false},'
+        ' {"role": "assistant", "parts": [{"clip_id": "a"}], "is_target": true}]'
+    )
+    rows = [clip("ref-1", "x", split="reference"), clip("a", "x", conversation=written)]
+    drawn = Drawn(rows, scene_dropout=1, reference_dropout=1)
+    assert drawn["a"].task == "conversation"
+    assert drawn.turns("a") == [
+        Turn("system", ("Be brief.",)),
+        Turn("user", ("Who?",)),
+        Turn("assistant", (Recording((0,)),)),
+        Turn("assistant", (Recording((1,)),), is_target=True),
+    ]

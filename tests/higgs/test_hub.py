@@ -1,0 +1,60 @@
+"""A Hub id instead of a directory: the same code, from the cache of the Hub's own client."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from higgs_pipe.higgs import miniature
+from higgs_pipe.higgs.pretrained import weight_fingerprint
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+LOAD = """
+import torch
+from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.pretrained import weight_fingerprint
+from higgs_pipe.higgs.codec import load_codec
+from higgs_pipe.higgs.model import load_base
+
+for revision in (None, "main"):
+    tokens = PromptRenderer("acme/higgs", revision).tokens
+    base = load_base("acme/higgs", revision, torch.float32)
+    assert base.config.audio_token_id == tokens.audio
+    codec, info = load_codec("acme/codec", revision, torch.device("cpu"))
+    print(weight_fingerprint("acme/higgs", revision), info.fingerprint)
+"""
+
+
+def cached(home: Path, name: str, source: Path) -> None:
+    """Lay a checkpoint into the cache as ``huggingface_hub`` does after a download."""
+    repo = home / "hub" / f"models--{name.replace('/', '--')}"
+    shutil.copytree(
+        source, repo / "snapshots" / COMMIT, ignore=lambda *_: [miniature.AUDIO_TOKENIZER]
+    )
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text(COMMIT)
+
+
+@pytest.mark.slow
+def test_a_hub_id_loads_what_its_directory_would(tiny_base: Path, tmp_path: Path):
+    codec_dir = tiny_base / miniature.AUDIO_TOKENIZER
+    cached(tmp_path, "acme/higgs", tiny_base)
+    cached(tmp_path, "acme/codec", codec_dir)
+    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | offline,
+        cwd=tmp_path,
+    )
+    assert finished.returncode == 0, finished.stderr
+    expected = f"{weight_fingerprint(str(tiny_base), None)} "
+    expected += weight_fingerprint(str(codec_dir), None)
+    assert finished.stdout.splitlines() == [expected, expected]

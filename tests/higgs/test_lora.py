@@ -1,0 +1,163 @@
+"""Adapters, as plain PEFT loads them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PackedCorpus
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
+from higgs_pipe.higgs.lora import (
+    adapter_state,
+    add_lora,
+    load_adapter,
+    save_adapter,
+    trainable_parameters,
+)
+from higgs_pipe.higgs.loss import objective
+from higgs_pipe.higgs.model import DualLossModel, load_base
+
+HIDDEN, NUM_LAYERS, R = 64, 2, 4
+
+
+@pytest.fixture(scope="module")
+def batch(corpus: PackedCorpus) -> PackedBatch:
+    return collate([PackedRows(corpus.train_rows)[0]], load(corpus.base).config)
+
+
+def load(base: Path, dtype: torch.dtype = torch.float32):
+    return load_base(str(base), None, dtype)
+
+
+def moved(model: PeftModel, batch: PackedBatch) -> list[torch.Tensor]:
+    """Move every trained tensor by a gradient step; returns the logits after it."""
+    wrapped = DualLossModel(model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    for _ in range(2):  # LoRA's A has no gradient before B has moved
+        sums = wrapped(batch)[0].total()
+        objective(sums.loss, sums.count).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return [logits.clone() for logits in wrapped.logits(batch)]
+
+
+@pytest.mark.parametrize(
+    ("preset", "parts"),
+    [
+        ("attention", {"attention"}),
+        ("audio", {"attention", "audio FFN"}),
+        ("all", {"attention", "audio FFN", "text FFN"}),
+        (["audio_mlp.down_proj"], {"audio FFN"}),
+    ],
+)
+def test_a_preset_trains_the_parts_that_it_names(tiny_base, preset, parts):
+    model = add_lora(load(tiny_base), LoraSettings(target_modules=preset), seed=0)
+    assert set(trainable_parameters(model)) == parts
+
+
+def test_the_table_counts_the_parameters_as_by_hand(tiny_base):
+    base = load(tiny_base)
+    ffn = base.config.intermediate_size
+    settings = LoraSettings(r=R, target_modules="audio", train_in_full=["audio_head"])
+    counts = trainable_parameters(add_lora(base, settings, seed=0))
+    # gate and up: (hidden + ffn) r each; down: as much.
+    assert counts["audio FFN"] == NUM_LAYERS * 3 * R * (HIDDEN + ffn)
+    head = base.config.num_codebooks * base.config.codebook_size * HIDDEN
+    assert counts["audio head"] == head
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"init": "gaussian"},
+        {"init": "orthogonal"},
+        {"init": "olora"},
+        {"init": "pissa"},
+        {"train_in_full": ["audio_head", "audio_embeddings"]},
+        {"trainable_tokens": ["<|audio_eos|>"]},
+    ],
+    ids=str,
+)
+def test_plain_peft_gives_the_trained_logits_from_the_saved_adapter(
+    tiny_base, batch, tmp_path, settings
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    lora = LoraSettings(r=R, dropout=0, **settings)
+    model = add_lora(load(tiny_base), lora, 0, tokenizer)
+    initial = adapter_state(model)
+    trained = moved(model, batch)
+    save_adapter(model, adapter_state(model), initial, tmp_path / "adapter")
+
+    fresh = DualLossModel(PeftModel.from_pretrained(load(tiny_base), tmp_path / "adapter").eval())
+    base = DualLossModel(load(tiny_base))
+    for found, expected, untrained in zip(
+        fresh.logits(batch), trained, base.logits(batch), strict=True
+    ):
+        assert torch.allclose(found, expected, atol=2e-3)
+        assert (expected - untrained).abs().max() > 0.05
+
+
+def test_all_that_is_trained_is_in_the_file(tiny_base, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    settings = LoraSettings(
+        r=R,
+        train_in_full=["audio_head", "audio_embeddings"],
+        trainable_tokens=["<|audio_eos|>", "<|eot_id|>"],
+    )
+    model = add_lora(load(tiny_base), settings, 0, tokenizer)
+    save_adapter(model, adapter_state(model), {}, tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in saved.values()) == sum(
+        trainable_parameters(model).values()
+    )
+
+
+def test_pissa_starts_from_the_bases_own_logits(tiny_base, batch):
+    base = DualLossModel(load(tiny_base)).logits(batch)
+    model = add_lora(load(tiny_base), LoraSettings(r=R, init="pissa", dropout=0), seed=0)
+    start = DualLossModel(model).logits(batch)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(base, start, strict=True))
+
+
+def test_the_adapter_of_pissa_is_plain_lora_of_twice_the_rank(tiny_base, tmp_path):
+    model = add_lora(load(tiny_base), LoraSettings(r=R, alpha=6, init="pissa"), seed=0)
+    save_adapter(model, adapter_state(model), adapter_state(model), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (2 * R, 12, True)
+
+
+def test_what_is_trained_in_full_keeps_master_weights_beside_a_bfloat16_base(
+    tiny_base, batch, tmp_path
+):
+    settings = LoraSettings(r=R, dropout=0, train_in_full=["audio_head", "audio_embeddings"])
+    model = add_lora(load(tiny_base, torch.bfloat16), settings, seed=0)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    trained = moved(model, batch)
+    save_adapter(model, adapter_state(model), {}, tmp_path / "adapter")
+    loaded = load_adapter(load(tiny_base, torch.bfloat16), tmp_path / "adapter")
+    found = DualLossModel(loaded).logits(batch)
+    assert all(
+        (a - b).abs().max() < 0.1 * b.abs().max() for a, b in zip(found, trained, strict=True)
+    )
+
+
+def test_a_trainable_token_that_is_none_is_a_sentence(tiny_base):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    settings = LoraSettings(trainable_tokens=["<|eot_id|>", "<|no_such|>"])
+    with pytest.raises(UserError, match=r"trainable_tokens: .* no token\n.*<\|no_such\|>"):
+        add_lora(load(tiny_base), settings, 0, tokenizer)
+
+
+def test_target_modules_that_match_nothing_are_a_sentence(tiny_base):
+    with pytest.raises(UserError, match=r"train.lora.target_modules: .*no_such_layer"):
+        add_lora(load(tiny_base), LoraSettings(target_modules=["no_such_layer"]), seed=0)

@@ -1,0 +1,239 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import audio_labels, delayed_frames, text_labels
+from transformers import AutoProcessor
+
+from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT as PROMPT
+from higgs_pipe.data.packing.planner import Recording, Turn
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.prompts import Prompt, PromptRenderer, Unsayable, message
+from higgs_pipe.higgs.text_cleaning import clean_text
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_base: Path) -> PromptRenderer:
+    return PromptRenderer(str(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_base: Path) -> Any:
+    return AutoProcessor.from_pretrained(tiny_base)
+
+
+def random_codes(num_frames: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 1024, (num_frames, 8)).astype(np.int16)
+
+
+SYSTEM = Turn("system", (PROMPT,))
+AUDIO = Recording((0,))
+
+
+def said(text: str) -> Turn:
+    return Turn("user", (text,))
+
+
+def heard(*parts: str | Recording, is_target: bool = False) -> Turn:
+    return Turn("assistant", parts or (AUDIO,), is_target)
+
+
+def speech(text: str, scene: str | None = None, reference_text: str | None = None) -> list[Turn]:
+    scenes = [Turn("scene", (scene,))] if scene else []
+    reference = [said(reference_text), heard()] if reference_text else []
+    return [SYSTEM, *scenes, *reference, said(text), heard(is_target=True)]
+
+
+def tokens_of(renderer: PromptRenderer, ids: np.ndarray) -> list[str | None]:
+    return [
+        None if i == -100 else renderer.tokenizer.convert_ids_to_tokens(int(i))
+        for i in ids.tolist()
+    ]
+
+
+CONVERSATIONS = {
+    "speech": (speech("Good: morning."), [12]),
+    "scene": (speech("Good morning.", "A quiet room."), [12]),
+    "cloning": (speech("Good morning.", "A quiet room.", "This is how I sound."), [9, 12]),
+    "two targets": (
+        [*speech("One."), said("Two."), heard(), said("Three."), heard(is_target=True)],
+        [4, 5, 6],
+    ),
+    "two targets in a row": ([*speech("One."), heard(is_target=True), said("And?")], [4, 5]),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_labels_agree_with_the_written_definition(renderer, name):
+    turns, num_frames = CONVERSATIONS[name]
+    codes = [random_codes(n, seed=n) for n in num_frames]
+    sample = renderer.samples([renderer.prompt(turns)], codes)
+    is_target = [turn.is_target for turn in turns if turn.role == "assistant"]
+    expected = text_labels(tokens_of(renderer, sample.input_ids), is_target)
+    assert tokens_of(renderer, sample.labels) == expected
+    frames = [delayed_frames(c.tolist(), 1024, 1025) for c in codes]
+    assert sample.audio_input_ids.tolist() == [frame for turn in frames for frame in turn]
+    wanted = [
+        audio_labels(c.tolist(), 1024, 1025) if target else [[-100] * 8] * (len(c) + 9)
+        for c, target in zip(codes, is_target, strict=True)
+    ]
+    assert sample.audio_labels.tolist() == [label for turn in wanted for label in turn]
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_training_prompt_is_the_inference_prompt(renderer, processor, name):
+    """The ids before each target are those that the processor makes to generate it."""
+    turns, num_frames = CONVERSATIONS[name]
+    waveforms = [np.zeros(960 * n, np.float32) for n in num_frames]
+    sample = renderer.samples([renderer.prompt(turns)], [random_codes(n) for n in num_frames])
+    starts = np.flatnonzero(sample.input_ids == renderer.tokens.audio_bos)
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    for number, (i, start) in enumerate(zip(answers, starts, strict=True)):
+        inference = processor(
+            text=processor.apply_chat_template(
+                [message(turn) for turn in turns[:i]], tokenize=False, add_generation_prompt=True
+            ),
+            audio=waveforms[:number] or None,
+            return_tensors="pt",
+            add_special_tokens=False,
+        )["input_ids"][0]
+        assert sample.input_ids[: start + 1].tolist() == inference.tolist()
+
+
+@pytest.mark.parametrize("name", ["speech", "cloning", "two targets"])
+def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
+    renderer, processor, name
+):
+    turns, num_frames = CONVERSATIONS[name]
+    waveforms = [
+        np.random.default_rng(n).normal(0, 0.1, 960 * (20 + n)).astype(np.float32)
+        for n in num_frames
+    ]
+    native = processor(
+        text=processor.apply_chat_template([message(turn) for turn in turns], tokenize=False),
+        audio=waveforms,
+        return_tensors="pt",
+        add_special_tokens=False,
+    )
+    with torch.no_grad():
+        codes = [
+            processor.audio_tokenizer.encode(torch.from_numpy(w)[None, None])
+            .audio_codes[0]
+            .T.numpy()
+            .astype(np.int16)
+            for w in waveforms
+        ]
+    sample = renderer.samples([renderer.prompt(turns)], codes)
+    assert sample.input_ids.tolist() == native["input_ids"][0].tolist()
+    assert sample.audio_input_ids.tolist() == native["audio_input_ids"][0].tolist()
+
+
+def test_the_length_is_known_before_the_codes_are(renderer):
+    prompt = renderer.prompt(speech("Yes.", reference_text="No."))
+    sample = renderer.samples([prompt], [random_codes(5), random_codes(31)])
+    assert renderer.sample_length(prompt, [5, 31]) == len(sample.input_ids)
+    assert (sample.input_ids == renderer.tokens.audio).sum() == 5 + 2 + 31 + 2
+    assert (sample.input_ids == renderer.tokens.audio_delay).sum() == 2 * 7
+
+
+def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_base):
+    renderer = PromptRenderer(str(tiny_base))
+    audio = "{{- audio_turn -}}"
+    assert audio in renderer.tokenizer.chat_template
+    renderer.tokenizer.chat_template = renderer.tokenizer.chat_template.replace(
+        audio,
+        "{%- for part in turn['content'] -%}{{- part['text'] if part['type'] == 'text'"
+        " else audio_turn -}}{%- endfor -%}",
+    )
+    turns = [SYSTEM, said("Who?"), heard("It is me.", AUDIO, is_target=True), said("Oh.")]
+    sample = renderer.samples([renderer.prompt(turns)], [random_codes(3)])
+    labels = renderer.tokenizer.decode(sample.labels[sample.labels != -100])
+    assert labels == "It is me.<|audio_out_bos|><|audio_eos|><|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("turns", "fact"),
+    [
+        (speech("Yes.")[1:], "refuses it: A system message is required"),
+        ([SYSTEM, said("Who?"), heard("It is me.", AUDIO, is_target=True)], "leaves out a text"),
+        ([SYSTEM, said("Who?"), heard(AUDIO, AUDIO, is_target=True)], "1 audio placeholders for 2"),
+        (
+            [SYSTEM, Turn("user", ("So", AUDIO)), heard(is_target=True)],
+            "1 audio placeholders for 2",
+        ),
+        ([SYSTEM, said("Who?"), heard()], "no turn of an assistant is a target"),
+    ],
+)
+def test_what_the_template_would_leave_out_is_said(renderer, turns, fact):
+    with pytest.raises(Unsayable, match=fact):
+        renderer.prompt(turns)
+    [found, sound] = renderer.prompts([turns, speech("Yes.")])
+    assert isinstance(found, Unsayable)
+    assert isinstance(sound, Prompt)
+
+
+def test_many_prompts_at_once_are_those_of_one_by_one(renderer):
+    texts = [
+        "One.",
+        " Two. ",
+        "<SE>[Laughter]</SE>",
+        "\ue0000\ue001",
+        "你好, 世界.",
+        "",
+        "[SPEAKER0] A\nB",
+    ]
+    conversations = [
+        speech(text, scene, reference)
+        for text in texts
+        for scene in (None, "A quiet room.")
+        for reference in (None, "Before.")
+    ]
+    for turns, prompt in zip(conversations, renderer.prompts(conversations), strict=True):
+        alone = renderer.prompt(turns)
+        assert prompt.ids.tolist() == alone.ids.tolist()
+        assert prompt.labels.tolist() == alone.labels.tolist()
+        assert prompt.is_target == alone.is_target
+
+
+def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
+    renderer = PromptRenderer(str(tiny_base))
+    renderer.tokenizer.chat_template += (
+        "{%- if 'wolf' in messages[1]['content'][0]['text'] -%}!{%- endif -%}"
+    )
+    renderer.prompts([speech("A sheep.")])
+    with pytest.raises(UserError, match="writes other words around some texts"):
+        renderer.prompts([speech("A wolf.")])
+
+
+def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base):
+    renderer = PromptRenderer(str(tiny_base))
+    template = renderer.tokenizer.chat_template
+    renderer.tokenizer.chat_template = template.replace(
+        "<|audio_out_bos|><|AUDIO_OUT|>", "<|AUDIO_OUT|>"
+    )
+    with pytest.raises(Unsayable, match=r"does not put <\|audio_out_bos\|> before the audio"):
+        renderer.prompt(speech("Yes."))
+
+
+@pytest.mark.parametrize(
+    ("written", "cleaned"),
+    [
+        ("你好，世界。", "你好, 世界."),
+        ("It was 20°C (warm)", "It was 20 degrees Celsius warm."),
+        ("Ha [laugh]", "Ha <SE>[Laughter]</SE>"),
+        ("[music start] la [music end]", "<SE_s>[Music]</SE_s> la <SE_e>[Music]</SE_e>"),
+        ("  two   spaces\n\n next ", "two spaces\nnext."),
+        ("Really?", "Really?"),
+        ("[SPEAKER0] Hi: there", "[SPEAKER0] Hi: there."),
+    ],
+)
+def test_text_is_cleaned_as_at_inference(written, cleaned):
+    assert clean_text(written) == cleaned
+    assert clean_text(cleaned) == cleaned
+
+
+def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path):
+    with pytest.raises(UserError, match=r"base_model .*nowhere.* cannot be loaded"):
+        PromptRenderer(str(tmp_path / "nowhere"))

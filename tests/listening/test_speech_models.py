@@ -1,0 +1,272 @@
+"""Models that listen: what they say, against the models called by hand, and what follows."""
+
+import json
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import torchaudio
+from conftest import run_validation, tone
+from pydantic import ValidationError
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+    WavLMConfig,
+    WavLMForXVector,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+
+from higgs_pipe.config.settings import SpeechModelConfig, ValidateConfig
+from higgs_pipe.data.specs import CLIPS, REJECTED
+from higgs_pipe.data.speech import SpeechMeasures, word_error_rate
+from higgs_pipe.data.tables import read_table
+from higgs_pipe.errors import UserError
+from higgs_pipe.listening.speech_models import SpeechModels
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+RATE_HZ = 16_000
+LETTERS = "abcdefgh"
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """A tiny random model of each kind, by setting."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models")
+    asr, speaker = folder / "asr", folder / "speaker"
+    asr.mkdir()
+    vocab = {token: i for i, token in enumerate(["<pad>", "<unk>", "|", *LETTERS])}
+    (asr / "vocab.json").write_text(json.dumps(vocab))
+    tokenizer = Wav2Vec2CTCTokenizer(str(asr / "vocab.json"), pad_token="<pad>", unk_token="<unk>")
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE_HZ)
+    Wav2Vec2Processor(extractor, tokenizer).save_pretrained(asr)
+    recogniser = Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(vocab), pad_token_id=0, **TINY))
+    recogniser.lm_head.weight.data *= 100  # or one letter wins everywhere
+    recogniser.lm_head.bias.data[:2] = -1e4  # letters and word ends alone
+    recogniser.save_pretrained(asr)
+    dims = {"tdnn_dim": (16,) * 5, "xvector_output_dim": 8}
+    WavLMForXVector(WavLMConfig(**TINY, **dims)).save_pretrained(speaker)
+    extractor.save_pretrained(speaker)
+    torch.save(torchaudio.models.squim_objective_base().state_dict(), folder / "squim.pt")
+    return {"asr": str(asr), "quality": str(folder / "squim.pt"), "speaker": str(speaker)}
+
+
+@pytest.fixture(scope="module")
+def waveform() -> np.ndarray:
+    """A second of noise that swells: (16000, 1)."""
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE_HZ) * np.linspace(0, 1, RATE_HZ)
+    return noise.astype(np.float32)[:, None]
+
+
+def listen(samples: np.ndarray, rate_hz: int = RATE_HZ, **settings: str) -> SpeechMeasures:
+    return SpeechModels(SpeechModelConfig(device="cpu", **settings), CPU).measure(samples, rate_hz)
+
+
+def test_a_transcript_is_the_letters_that_the_model_finds_likeliest(models, waveform):
+    model = Wav2Vec2ForCTC.from_pretrained(models["asr"])
+    normal = (waveform[:, 0] - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
+    best = model(torch.from_numpy(normal)[None]).logits[0].argmax(dim=-1).tolist()
+    letters = ["", "", " ", *LETTERS]
+    expected = "".join(letters[token] for token, _ in groupby(best)).strip()
+    assert len(set(expected)) > 2
+    assert listen(waveform, asr=models["asr"]).transcript == expected
+
+
+def test_quality_is_what_squim_says(models, waveform):
+    model = torchaudio.models.squim_objective_base().eval()
+    model.load_state_dict(torch.load(models["quality"]))
+    expected = [score.item() for score in model(torch.from_numpy(waveform.T))]
+    measures = listen(waveform, quality=models["quality"])
+    assert [measures.stoi, measures.pesq, measures.si_sdr_db] == pytest.approx(expected, rel=1e-5)
+    assert measures.transcript is None
+    assert measures.speaker_embedding is None
+
+
+def test_a_voice_is_the_models_embedding_at_length_1(models, waveform):
+    model = WavLMForXVector.from_pretrained(models["speaker"])
+    normal = (waveform[:, 0] - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
+    embedding = model(torch.from_numpy(normal)[None]).embeddings[0]
+    expected = (embedding / embedding.norm()).tolist()
+    assert listen(waveform, speaker=models["speaker"]).speaker_embedding == pytest.approx(
+        expected, rel=1e-4, abs=1e-5
+    )
+
+
+def test_channels_are_averaged_and_the_rate_becomes_the_models(models, waveform):
+    double = torchaudio.functional.resample(torch.from_numpy(waveform[:, 0]), RATE_HZ, 48_000)
+    difference = torch.sin(torch.arange(len(double)) / 10)
+    stereo = torch.stack([double + difference, double - difference], dim=1).numpy()
+    alone, mixed, left = (
+        listen(samples, rate, speaker=models["speaker"]).speaker_embedding
+        for samples, rate in [(waveform, RATE_HZ), (stereo, 48_000), (stereo[:, :1], 48_000)]
+    )
+    assert np.dot(alone, mixed) > 0.999 > np.dot(alone, left)
+
+
+@pytest.mark.parametrize("num_samples", [1, 160, 8000])
+def test_the_shortest_recording_is_heard(models, waveform, num_samples):
+    measures = listen(waveform[-num_samples:], **models)
+    assert None not in vars(measures).values()
+    assert np.isfinite([measures.stoi, measures.pesq, measures.si_sdr_db]).all()
+
+
+def test_a_sequence_to_sequence_recogniser_is_heard_too(tmp_path, waveform):
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=64,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        max_target_positions=300,
+    )
+    vocab = {token: i for i, token in enumerate([*"!abc", *(f"t{i}" for i in range(60))])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = WhisperTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(tmp_path)
+    WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    assert isinstance(listen(waveform, asr=str(tmp_path)).transcript, str)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("asr", "validate.speech_models.asr .*nowhere.* cannot be loaded"),
+        ("quality", "validate.speech_models.quality .*nowhere.* cannot be loaded"),
+        ("speaker", "validate.speech_models.speaker .*nowhere.* cannot be loaded"),
+    ],
+)
+def test_a_model_that_is_nowhere_is_a_sentence(tmp_path, setting, message):
+    with pytest.raises(UserError, match=message):
+        SpeechModels(SpeechModelConfig(**{setting: str(tmp_path / "nowhere")}), CPU)
+
+
+def test_a_file_that_holds_no_weights_is_a_sentence(tmp_path):
+    (tmp_path / "weights.pt").write_text("<html>")
+    with pytest.raises(UserError, match=r"state_dict of torchaudio's squim_objective_base"):
+        SpeechModels(SpeechModelConfig(quality=str(tmp_path / "weights.pt")), CPU)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "rate"),
+    [
+        ("The cat sat.", "the CAT sat", 0),
+        ("The cat sat.", "The bat sat.", 1 / 3),
+        ("The cat sat.", "The sat", 1 / 3),
+        ("The cat", "The big fat cat", 2 / 2),
+        ("It's late", "its late", 0),
+        ("你好，世界", "你好 事界", 1 / 4),
+        ("12", "", 1),
+        ("...", "a word", 2),
+    ],
+)
+def test_the_word_error_rate_by_hand(reference, hypothesis, rate):
+    assert word_error_rate(reference, hypothesis) == pytest.approx(rate)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory, models) -> Path:
+    """Rows whose texts are what is heard, something else, and nothing."""
+    folder = tmp_path_factory.mktemp("judged")
+    for i in range(5):
+        tone(folder / f"{i}.wav", 1.0, pitch_hz=200 + 150 * i)
+    heard = []
+    for i in range(5):
+        samples, rate = sf.read(folder / f"{i}.wav", dtype="float32", always_2d=True)
+        heard.append(listen(samples, rate, asr=models["asr"]).transcript)
+    texts = [heard[0], heard[1], "nothing like it at all", "", heard[4]]
+    rows = [
+        {"id": str(i), "audio": f"{i}.wav", "text": text, "split": "eval" if i == 1 else "train"}
+        for i, text in enumerate(texts)
+    ]
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "heard.json").write_text(json.dumps(heard))
+    run_validation(
+        folder,
+        manifest=str(manifest),
+        data={"num_shards": 1, "keep_text_together": False},
+        validate={
+            "speech_models": {"device": "cpu", **models},
+            "fill_missing_text": True,
+            "filters": {"max_word_error_rate": 0.5},
+            "max_rejected_fraction": 1.0,
+        },
+    )
+    return folder
+
+
+def test_a_text_unlike_its_recording_is_rejected(judged):
+    [rejected] = read_table(judged / "data/rejected.parquet", REJECTED)[0].to_pylist()
+    assert (rejected["clip_id"], rejected["reason"]) == ("2", "word_error_rate")
+
+
+def test_an_empty_text_becomes_the_transcript_and_says_so(judged):
+    clips = read_table(judged / "data/clips.parquet", CLIPS)[0].to_pylist()
+    heard = json.loads((judged / "heard.json").read_text())
+    sources = {clip["clip_id"]: clip["text_source"] for clip in clips}
+    assert sources == dict.fromkeys("014", "manifest") | {"3": "transcript"}
+    [filled] = [clip for clip in clips if clip["clip_id"] == "3"]
+    assert (filled["text"], filled["word_error_rate"]) == (heard[3], None)
+    assert (
+        json.loads((judged / "data/validation.json").read_text())["num_texts_from_transcripts"] == 1
+    )
+
+
+def test_every_measure_of_the_models_is_a_column(judged):
+    for clip in read_table(judged / "data/clips.parquet", CLIPS)[0].to_pylist():
+        assert np.linalg.norm(clip["speaker_embedding"]) == pytest.approx(1, abs=1e-5)
+        assert None not in (clip["transcript"], clip["stoi"], clip["pesq"], clip["si_sdr_db"])
+
+
+def test_without_models_validation_does_not_import_pytorch():
+    program = "import sys, higgs_pipe.measure, higgs_pipe.validate; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    imported = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert imported.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fill_missing_text": True}, "fill_missing_text needs speech_models.asr"),
+        (
+            {"filters": {"max_word_error_rate": 0.5}, "speech_models": {"speaker": "x"}},
+            "filters.max_word_error_rate needs speech_models.asr",
+        ),
+        ({"filters": {"min_pesq": 2}}, "filters.min_pesq needs speech_models.quality"),
+    ],
+)
+def test_a_setting_without_its_model_is_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        ValidateConfig.model_validate(settings)

@@ -1,0 +1,130 @@
+"""The estimate of tokens, steps and memory, against what packing and the model itself count."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PackedCorpus, write_stage_config
+from transformers import AutoConfig
+
+from higgs_pipe import estimate
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.higgs.miniature import AUDIO_TOKENIZER
+
+
+def run(folder: Path, corpus: PackedCorpus, base: str, **sections: Any) -> dict[str, Any]:
+    sections = {
+        "codec": str(corpus.base / AUDIO_TOKENIZER),
+        "pack": {"max_tokens": 512},
+        **sections,
+    }
+    config = write_stage_config(folder / "estimate.json", base_model=base, **sections)
+    data = corpus.directory / "data"
+    estimate.run(config, data / "validation.json", corpus.clips, folder / "out.json")
+    found: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return found
+
+
+def real_shape(base: Path) -> Any:
+    """The published 3B model's config."""
+    shape = AutoConfig.from_pretrained(base)
+    shape.update({"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28})
+    shape.update({"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128})
+    shape.update({"vocab_size": 128_256})
+    return shape
+
+
+def test_tokens_and_rows_are_near_what_pack_makes(corpus: PackedCorpus, tmp_path: Path) -> None:
+    packed = json.loads((corpus.directory / "packed/packing.json").read_text())["train"]
+    found = run(tmp_path, corpus, str(corpus.base))["train"]
+    assert found["num_clips"] == packed["num_samples"]
+    tokens = found["num_audio_frames"] + found["num_text_tokens"]
+    assert tokens == pytest.approx(packed["num_tokens"], rel=0.1)
+    assert found["num_packed_rows"] == pytest.approx(packed["num_rows"], abs=1)
+
+
+def test_steps_and_parameters_are_those_of_each_experiment(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    experiments = {"small": {"lora": {"r": 4}}, "long": {"num_epochs": 6, "lora": {"r": 8}}}
+    train = {"rows_per_step": 2, "num_epochs": 3}
+    found = run(tmp_path, corpus, str(corpus.base), train=train, experiments=experiments)
+    small, long = (found["experiments"][name] for name in experiments)
+    num_rows = found["train"]["num_packed_rows"]
+    assert (small["num_steps"], long["num_steps"]) == (-(-num_rows // 2) * 3, -(-num_rows // 2) * 6)
+    # By hand, of 2 layers: hidden 64, queries 64, keys and values 32, two FFNs of 128.
+    sizes = [(64, 64), (64, 32), (64, 32), (64, 64), *[(64, 128), (64, 128), (128, 64)] * 2]
+    by_hand = 2 * sum(4 * (inputs + outputs) for inputs, outputs in sizes)
+    assert small["parameters"]["trainable"] == by_hand
+    assert long["parameters"]["trainable"] == 2 * by_hand
+
+
+def test_the_published_shape_has_its_published_size_and_fits_a_24_gb_card(
+    tiny_base: Path,
+) -> None:
+    train = TrainConfig(gradient_checkpointing=True)
+    found = estimate.model_estimate(real_shape(tiny_base), train, max_tokens=2048)
+    assert found["parameters"]["base"] == pytest.approx(5.77e9, rel=0.002)
+    memory = found["memory_gib"]
+    assert memory["weights"] == pytest.approx(11.5e9 / 2**30, rel=0.01)
+    assert memory["total"] == pytest.approx(sum(v for k, v in memory.items() if k != "total"))
+    kept = estimate.model_estimate(real_shape(tiny_base), TrainConfig(), max_tokens=2048)
+    assert memory["activations"] < kept["memory_gib"]["activations"] / 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights_gb", "activations_gb"),
+    [
+        # A layer keeps 6 x 3072 + 2 x 1024 + 4 x 8192 + 7 x 16 values of 2 bytes a position.
+        ({}, 11.54, 28 * 53_360 * 2 * 2048 / 1e9),
+        ({"gradient_checkpointing": 2}, 11.54, (14 * 3072 + 15 * 53_360) * 2 * 2048 / 1e9),
+        # 4.93 of 5.77 thousand million parameters are matrices of the layers.
+        ({"quantization": "8bit"}, 11.54 - 4.93, 28 * 53_360 * 2 * 2048 / 1e9),
+        ({"quantization": "4bit"}, 11.54 - 1.5 * 4.93, 28 * 53_360 * 2 * 2048 / 1e9),
+    ],
+)
+def test_the_memory_of_the_published_shape_is_as_by_hand(
+    tiny_base: Path, settings: dict[str, Any], weights_gb: float, activations_gb: float
+) -> None:
+    found = estimate.model_estimate(real_shape(tiny_base), TrainConfig(**settings), 2048)
+    memory = {part: gib * 2**30 / 1e9 for part, gib in found["memory_gib"].items()}
+    assert memory["weights"] == pytest.approx(weights_gb, rel=0.01)
+    assert memory["activations"] == pytest.approx(activations_gb, rel=0.01)
+    assert memory["logits"] == pytest.approx(0.064)
+
+
+def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
+    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("higgs_pipe").propagate = True
+    nowhere = str(tmp_path / "nowhere")  # neither a folder nor a Hub id
+    with caplog.at_level("INFO", logger="higgs_pipe"):
+        found = run(tmp_path, corpus, nowhere, codec=nowhere)
+    assert found["frame_rate_hz"] == 25
+    experiment = found["experiments"]["default"]
+    assert experiment["memory_gib"] is None
+    assert f"{nowhere} cannot be read" in experiment["unknown_because"]
+    assert f"GPU memory unknown: {nowhere} cannot be read" in caplog.text
+    assert "hours kept" in caplog.text
+
+
+def test_conversations_that_pack_will_reject_are_named_before_anything_is_encoded(
+    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sayable = '[{"role": "user", "parts": [{"text": "Hi"}], "is_target": false}, '
+    sayable += '{"role": "assistant", "parts": [{"clip_id": "clip-01"}], "is_target": true}]'
+    refused = '[{"role": "user", "parts": [{"clip_id": "clip-02"}], "is_target": false}]'
+    changes = {"clip-01": {"conversation": sayable}, "clip-02": {"conversation": refused}}
+    conversing = corpus.changed(tmp_path, changes)
+    with caplog.at_level(logging.WARNING):
+        found = run(tmp_path, conversing, str(corpus.base))
+    [message] = found["not_in_chat_template"]
+    assert "manifest.jsonl:3: the chat template gives 0 audio placeholders" in message
+    assert "1 conversations cannot be said" in caplog.text
+    assert message in caplog.text
+    packed = conversing.pack(tmp_path / "packed", max_tokens=512)
+    assert [message.split(": ")[0]] == [r["message"].split(": ")[0] for r in packed["rejected"]]

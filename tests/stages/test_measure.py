@@ -1,0 +1,176 @@
+"""The stages before judging: rows to shards of recordings, recordings to measures."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+from conftest import tone, write_stage_config
+
+from higgs_pipe import list_rows, measure
+from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.hashing import shard_of
+from higgs_pipe.data.manifests.conversations import Part, Turn
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.rows import read_rows, segments_of, write_rows
+from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.specs import MEASURED, RECORDINGS
+from higgs_pipe.data.tables import read_table, write_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def list_shards(folder: Path, rows: list[dict[str, Any]], num_shards: int = 4) -> dict[str, bytes]:
+    """The shards of a manifest's recordings, by name."""
+    manifest = folder / "m.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = write_stage_config(
+        folder / "list_rows.json", manifest=str(manifest), data={"num_shards": num_shards}
+    )
+    list_rows.run(config, folder / "rows.parquet", folder / "recordings")
+    return {path.name: path.read_bytes() for path in (folder / "recordings").iterdir()}
+
+
+def measure_segments(folder: Path, segments: list[Segment], **options: Any) -> list[dict[str, Any]]:
+    """Rows of MEASURED."""
+    write_table(folder / "r.parquet", RECORDINGS, [segment._asdict() for segment in segments])
+    settings = options.pop("validate", {})
+    config = write_stage_config(folder / "measure.json", validate=settings)
+    measure.run(config, folder / "r.parquet", folder / "measured.parquet", **options)
+    rows: list[dict[str, Any]] = read_table(folder / "measured.parquet", MEASURED)[0].to_pylist()
+    return rows
+
+
+# --- Listing --------------------------------------------------------------------------------------
+
+ROWS = [{"id": name, "audio": f"{name}.wav", "text": name} for name in "abcdefgh"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "of"),
+    [
+        ([{"id": "new", "audio": "n.wav", "text": "N"}, *ROWS], ["new"]),
+        ([*ROWS[:3], *ROWS[4:]], ["d"]),
+        ([ROWS[0] | {"audio": "z.wav"}, *ROWS[1:]], ["a"]),
+        ([ROWS[0] | {"text": "other"}, *ROWS[1:]], []),
+        (ROWS[::-1], []),
+    ],
+    ids=["added first", "removed", "another recording", "another text", "another order"],
+)
+def test_a_changed_row_changes_the_bytes_of_its_own_shard_alone(
+    tmp_path: Path, changed: list[dict[str, Any]], of: list[str]
+) -> None:
+    before = list_shards(tmp_path, ROWS)
+    after = list_shards(tmp_path, changed)
+    differing = {name for name in before if before[name] != after[name]}
+    assert differing == {f"shard-{shard_of(clip_id, 4):05d}.parquet" for clip_id in of}
+
+
+def test_a_shard_lists_each_recording_of_its_rows_once(tmp_path: Path) -> None:
+    rows = [
+        {"id": name, "audio": "long.wav", "text": name, "start_seconds": start, "end_seconds": 2}
+        | {"ref_audio": "r.wav", "ref_text": "R."}
+        for name, start in (("a", 1), ("b", 0.5), ("c", 1))
+    ]
+    list_shards(tmp_path, rows, num_shards=1)
+    table, _ = read_table(tmp_path / "recordings/shard-00000.parquet", RECORDINGS)
+    assert [tuple(row.values()) for row in table.to_pylist()] == [
+        (f"{tmp_path}/long.wav", 0.5, 2.0),
+        (f"{tmp_path}/long.wav", 1.0, 2.0),
+        (f"{tmp_path}/r.wav", None, None),
+    ]
+
+
+def test_the_table_of_rows_gives_back_every_row(tmp_path: Path) -> None:
+    rows = [ROWS[0] | {"speaker": "s", "scene": "A hall.", "split": "eval", "lang": "x"}, ROWS[1]]
+    list_shards(tmp_path, rows)
+    manifest = read_manifests([str(tmp_path / "m.jsonl")])
+    assert read_rows(tmp_path / "rows.parquet") == manifest
+    turns = (
+        Turn("user", (Part(text="Said."), Part(audio_path=Path("/x/r.wav")))),
+        Turn("assistant", (Part(audio_path=Path("/x/t.wav")),), is_target=True),
+    )
+    talking = replace(manifest.rows[0], dialogue_id="d", turn=3, conversation=turns)
+    write_rows(tmp_path / "t.parquet", replace(manifest, rows=(talking,)))
+    assert read_rows(tmp_path / "t.parquet").rows == (talking,)
+    assert Segment("/x/r.wav") in segments_of(talking)
+
+
+@pytest.mark.parametrize(
+    ("audio", "is_outside"),
+    [("in/a.wav", False), ("in/../a.wav", False), ("../a.wav", True), ("/elsewhere/a.wav", True)],
+)
+def test_a_path_that_leads_out_of_the_root_is_recorded(
+    tmp_path: Path, audio: str, is_outside: bool
+) -> None:
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": audio, "text": "A."}))
+    (row,) = read_manifests([ManifestEntry(path=str(tmp_path / "m.jsonl"))]).rows
+    assert row.is_outside_root == is_outside
+
+
+# --- Measuring ------------------------------------------------------------------------------------
+
+
+def test_a_recording_is_measured_or_its_fault_told(tmp_path: Path) -> None:
+    tone(tmp_path / "a.wav", 2.0)
+    (tmp_path / "page.wav").write_text("<!DOCTYPE html>")
+    paths = [str(tmp_path / name) for name in ("a.wav", "none.wav", "page.wav")]
+    whole, second, missing, page = measure_segments(
+        tmp_path, [Segment(paths[0]), Segment(paths[0], 1.0), *map(Segment, paths[1:])]
+    )
+    samples = sf.read(paths[0])[0]
+    assert (whole["reason"], whole["duration_seconds"], whole["num_channels"]) == (None, 2, 1)
+    assert whole["peak"] == pytest.approx(np.abs(samples).max())
+    assert second["peak"] == pytest.approx(np.abs(samples[24_000:]).max())
+    assert whole["audio_sha256"] == second["audio_sha256"]
+    assert whole["pcm_sha256"] != second["pcm_sha256"]
+    assert (missing["reason"], page["reason"]) == ("audio_missing", "audio_unreadable")
+    assert page["duration_seconds"] is page["peak"] is None
+
+
+def test_the_length_of_a_recording_that_is_too_long_is_known(tmp_path: Path) -> None:
+    path = str(tone(tmp_path / "a.wav", 3.0))
+    (row,) = measure_segments(tmp_path, [Segment(path)], validate={"max_clip_seconds": 2.5})
+    assert (row["reason"], row["duration_seconds"]) == ("too_long", 3)
+
+
+def test_any_number_of_threads_gives_equal_bytes(tmp_path: Path) -> None:
+    paths = [tone(tmp_path / f"{i}.wav", 0.5, pitch_hz=100 + i) for i in range(8)]
+    segments = [Segment(str(path)) for path in paths]
+    written = []
+    for num_threads in (1, 4):
+        measure_segments(tmp_path, segments, num_threads=num_threads)
+        written.append((tmp_path / "measured.parquet").read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("moment", ["measure.open_audio", "pq.ParquetWriter.close", "os.fsync"])
+def test_a_killed_job_leaves_no_half_shard_and_the_rerun_gives_identical_bytes(
+    tmp_path: Path, moment: str
+) -> None:
+    segments = [Segment(str(tone(tmp_path / f"{i}.wav", 0.4, 100 + i))) for i in range(3)]
+    measure_segments(tmp_path, segments)
+    measured = tmp_path / "measured.parquet"
+    uninterrupted = measured.read_bytes()
+    measured.unlink()
+    kill = "lambda *_: os.kill(os.getpid(), 9)"
+    program = (
+        "import os, pathlib, pyarrow.parquet as pq\n"
+        "from higgs_pipe import measure\n"
+        f"{moment} = {kill}\n"
+        "measure.run(*map(pathlib.Path, ('measure.json', 'r.parquet', 'measured.parquet')))"
+    )
+    environment = {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    assert not measured.exists()
+    measure_segments(tmp_path, segments)
+    assert measured.read_bytes() == uninterrupted

@@ -1,0 +1,293 @@
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import PackedCorpus, files_of_at_most
+from reference import audio_labels, delayed_frames
+from transformers import AutoTokenizer
+
+from higgs_pipe.data.packing.codes_store import CodesStore
+from higgs_pipe.data.packing.planner import DIALOGUE_TOO_LONG, REFERENCE_TOO_LONG
+from higgs_pipe.data.specs import CLIPS, TRAIN
+from higgs_pipe.data.tables import read_table
+from higgs_pipe.errors import UserError
+
+SPEECH_ONLY = {"speech": 1, "cloning": 0}
+CLONING_ONLY = {"speech": 0, "cloning": 1}
+
+
+def codes_of(corpus: PackedCorpus) -> dict[str, list[list[int]]]:
+    """The codes of every clip, as the shards hold them."""
+    shards = [pq.read_table(path).to_pylist() for path in corpus.codes_dir.glob("*.parquet")]
+    return {row["clip_id"]: row["codes"] for rows in shards for row in rows}
+
+
+def samples_of(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Every packed sample by its id, cut out of its row."""
+    samples = {}
+    for row in pq.read_table(path).to_pylist():
+        start = first_frame = 0
+        for sample_id, length in zip(row["sample_ids"], row["sample_lengths"], strict=True):
+            ids = np.array(row["input_ids"][start : start + length])
+            num_frames = int(np.isin(ids, (270, 272)).sum())
+            frames = slice(first_frame, first_frame + num_frames)
+            samples[sample_id] = {
+                "input_ids": ids,
+                "labels": np.array(row["labels"][start : start + length]),
+                "audio_input_ids": np.array(row["audio_input_ids"][frames]),
+                "audio_labels": np.array(row["audio_labels"][frames]),
+            }
+            start, first_frame = start + length, first_frame + num_frames
+        assert start == len(row["input_ids"])
+    return samples
+
+
+def test_every_clip_is_packed_once_and_no_row_is_too_long(corpus: PackedCorpus):
+    rows = pq.read_table(corpus.train_rows).to_pylist()
+    assert max(len(row["input_ids"]) for row in rows) <= 512
+    counts = Counter(sample_id for row in rows for sample_id in row["sample_ids"])
+    assert counts == {f"clip-{i:02d}": 1 for i in range(14) if i not in (3, 6, 9)}
+    held_out = pq.read_table(corpus.eval_rows)["sample_ids"].to_pylist()
+    assert sorted(i for row in held_out for i in row) == ["clip-03", "clip-06", "clip-09"]
+
+
+def test_packed_codes_and_labels_are_the_plain_ones(corpus, tmp_path):
+    corpus.pack(tmp_path, tasks=SPEECH_ONLY, max_tokens=512)
+    codes = codes_of(corpus)
+    samples = samples_of(tmp_path / "train.parquet")
+    assert len(samples) == 11
+    for clip_id, sample in samples.items():
+        clip_codes = codes[clip_id]
+        assert sample["audio_input_ids"].tolist() == delayed_frames(clip_codes, 1024, 1025)
+        assert sample["audio_labels"].tolist() == audio_labels(clip_codes, 1024, 1025)
+        assert (sample["labels"] != -100).sum() == 3
+
+
+def test_a_cloning_sample_begins_with_another_clip_of_the_speaker(corpus, tmp_path):
+    summary = corpus.pack(tmp_path, tasks=CLONING_ONLY, max_tokens=512)
+    assert summary["train"]["tasks"] == {"speech": 0, "cloning": 11}
+    codes = codes_of(corpus)
+    tokenizer = AutoTokenizer.from_pretrained(corpus.base)
+    train_clips = [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
+    for clip_id, sample in samples_of(tmp_path / "train.parquet").items():
+        same_speaker = [c for c in train_clips if (int(c[-2:]) - int(clip_id[-2:])) % 2 == 0]
+        candidates = {c: delayed_frames(codes[c], 1024, 1025) for c in same_speaker if c != clip_id}
+        frames = sample["audio_input_ids"].tolist()
+        reference = next(c for c, d in candidates.items() if frames[: len(d)] == d)
+        num_reference = len(candidates[reference])
+        assert (sample["audio_labels"][:num_reference] == -100).all()
+        text = tokenizer.decode(sample["input_ids"])
+        first = text.index(f"Tone number {int(reference[-2:])}, held")
+        assert first < text.index(f"Tone number {int(clip_id[-2:])}, held")
+
+
+def test_scene_and_system_prompt_are_in_the_prompt(corpus, tmp_path):
+    corpus.pack(tmp_path, system_prompt="Speak as you are told.", tasks=SPEECH_ONLY)
+    tokenizer = AutoTokenizer.from_pretrained(corpus.base)
+    sample = samples_of(tmp_path / "train.parquet")["clip-05"]
+    text = tokenizer.decode(sample["input_ids"])
+    assert text.startswith(
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nSpeak as"
+    )
+    assert "<|scene_desc_start|>\nA quiet room.\n<|scene_desc_end|>" in text
+    assert "Tone number 5, held for a while.<|eot_id|>" in text  # the bare end got a full stop
+
+
+def test_packing_twice_gives_the_same_bytes_and_another_seed_others(corpus, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        corpus.pack(tmp_path / name, seed=seed)
+    packed = {name: (tmp_path / name / "train.parquet").read_bytes() for name in "abc"}
+    assert packed["a"] == packed["b"]
+    assert packed["a"] != packed["c"]
+
+
+def test_the_summary_counts_what_is_in_the_rows(corpus, tmp_path):
+    summary = corpus.pack(tmp_path, max_tokens=512)["train"]
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    assert summary["num_rows"] == len(rows)
+    assert summary["num_tokens"] == sum(len(row["input_ids"]) for row in rows)
+    assert summary["fill"] == summary["num_tokens"] / (512 * len(rows))
+    assert summary["num_text_labels"] == 3 * summary["num_samples"] == 33
+    codes = codes_of(corpus)
+    num_frames = sum(len(codes[i]) for row in rows for i in row["sample_ids"])
+    assert summary["audio_seconds"] == pytest.approx(num_frames / 25)
+    assert summary["num_audio_labels"] == 8 * (num_frames + 11)
+
+
+def test_a_sample_that_can_never_fit_is_rejected_with_its_place(corpus, tmp_path):
+    summary = corpus.pack(tmp_path, max_tokens=150, tasks=SPEECH_ONLY)
+    assert {item["reason"] for item in summary["rejected"]} == {"too_many_tokens"}
+    longest = next(item for item in summary["rejected"] if item["clip_id"] == "clip-13")
+    assert "manifest.jsonl:14: " in longest["message"]
+    assert "pack.max_tokens = 150" in longest["message"]
+    kept = samples_of(tmp_path / "train.parquet")
+    assert "clip-13" not in kept
+    assert len(kept) == summary["train"]["num_samples"] > 0
+
+
+def test_a_reference_that_does_not_fit_is_left_out_and_counted(corpus, tmp_path):
+    summary = corpus.pack(tmp_path, max_tokens=260, tasks=CLONING_ONLY)
+    reasons = Counter(item["reason"] for item in summary["fallbacks"])
+    assert reasons[REFERENCE_TOO_LONG] > 0
+    assert summary["train"]["tasks"]["speech"] == sum(
+        item["num_clips"] for item in summary["fallbacks"] if item["split"] == "train"
+    )
+
+
+def test_no_sample_that_fits_is_an_error_with_the_next_step(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"no sample of the train split fits .* raise it"):
+        corpus.pack(tmp_path, max_tokens=64)
+    assert not (tmp_path / "train.parquet").exists()
+
+
+def test_codes_of_two_codecs_are_not_mixed(corpus, tmp_path):
+    shards = sorted(corpus.codes_dir.glob("*.parquet"))
+    table = pq.read_table(shards[1])
+    metadata = table.schema.metadata
+    changed = metadata[b"higgs_pipe"].replace(b'"fingerprint": "', b'"fingerprint": "0')
+    other = tmp_path / "shard-00001.parquet"
+    pq.write_table(table.replace_schema_metadata({**metadata, b"higgs_pipe": changed}), other)
+    with pytest.raises(UserError, match="made by another codec"):
+        CodesStore([shards[0], other], pa.array([]), tmp_path)
+
+
+def test_clips_without_codes_are_named_with_the_rule(corpus, tmp_path):
+    shards = sorted(corpus.codes_dir.glob("*.parquet"))
+    with pytest.raises(UserError, match=r"codes:\n  nobody\n  noone\nrun: snakemake"):
+        CodesStore(shards, pa.array(["nobody", "clip-01", "noone"]), tmp_path)
+
+
+def test_codes_are_those_of_the_shards_in_any_order(corpus, tmp_path):
+    shards = sorted(corpus.codes_dir.glob("*.parquet"))
+    ids = ["clip-07", "clip-00", "clip-12"]
+    with CodesStore(shards, pa.array(ids), tmp_path) as codes:
+        assert [codes[i].tolist() for i in (2, 0, 1)] == [
+            codes_of(corpus)[ids[i]] for i in (2, 0, 1)
+        ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_corpus_is_what_the_tests_say_it_is(corpus):
+    clips = read_table(corpus.clips, CLIPS)[0].to_pylist()
+    assert sum(c["split"] == TRAIN for c in clips) == 11
+
+
+def test_shards_of_an_earlier_run_are_not_read(corpus, tmp_path):
+    """Lowering data.num_shards leaves shards behind, perhaps of another codec."""
+    stale = corpus.codes_dir / "shard-00002.parquet"
+    stale.write_text("of another codec")
+    try:
+        summary = corpus.pack(tmp_path, max_tokens=512)
+    finally:
+        stale.unlink()
+    assert summary["train"]["num_samples"] == 11
+
+
+def test_a_dialogue_is_packed_as_one_recording_after_a_reference_of_each_speaker(corpus, tmp_path):
+    turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
+    tasks = {"speech": 1, "cloning": 0, "dialogue": 0, "dialogue_cloning": 1000}
+    dialogue = corpus.changed(tmp_path, turns)
+    summary = dialogue.pack(tmp_path / "packed", max_tokens=1024, tasks=tasks)
+    assert summary["train"]["tasks"] == {"speech": 8, "cloning": 0, "dialogue_cloning": 1}
+    sample = samples_of(tmp_path / "packed/train.parquet")["clip-00"]
+    text = AutoTokenizer.from_pretrained(corpus.base).decode(sample["input_ids"])
+    assert [text.count(f"[SPEAKER{i}] Tone number") for i in (0, 1, 2)] == [3, 2, 0]
+    codes = codes_of(corpus)
+    joined = codes["clip-00"] + codes["clip-01"] + codes["clip-02"]
+    target = delayed_frames(joined, 1024, 1025)
+    assert sample["audio_input_ids"][-len(target) :].tolist() == target
+    assert sample["audio_labels"][-len(target) :].tolist() == audio_labels(joined, 1024, 1025)
+    assert (sample["audio_labels"][: -len(target)] == -100).all()
+    assert (sample["labels"] != -100).sum() == 3
+
+
+def test_a_dialogue_that_exceeds_a_row_is_packed_turn_by_turn(corpus, tmp_path):
+    turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (10, 11, 12, 13)}
+    tasks = {"speech": 1, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0}
+    summary = corpus.changed(tmp_path, turns).pack(tmp_path / "p", max_tokens=300, tasks=tasks)
+    assert summary["train"]["tasks"] == {"speech": 11, "cloning": 0}
+    fallen = Counter({item["reason"]: item["num_clips"] for item in summary["fallbacks"]})
+    assert fallen == {DIALOGUE_TOO_LONG: 2}  # of each of two speakers
+    assert summary["rejected"] == []
+
+
+def conversation_of(*turns: tuple[str, str, bool]) -> str:
+    keys = {"user": "text", "assistant": "clip_id"}
+    return json.dumps(
+        [
+            {"role": role, "parts": [{keys[role]: value}], "is_target": is_target}
+            for role, value, is_target in turns
+        ]
+    )
+
+
+def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(corpus, tmp_path):
+    written = conversation_of(
+        ("user", "Low, please", False),
+        ("assistant", "clip-00", False),
+        ("user", "And now?", False),
+        ("assistant", "clip-02", True),
+        ("user", "Again", False),
+        ("assistant", "clip-01", True),
+    )
+    changes = {
+        "clip-00": {"split": "reference"},
+        "clip-02": {"split": "reference"},
+        "clip-01": {"conversation": written},
+    }
+    summary = corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
+    assert summary["train"]["tasks"]["conversation"] == 1
+    samples = samples_of(tmp_path / "packed/train.parquet")
+    assert len(samples) == 9
+    sample = samples["clip-01"]
+    codes = [codes_of(corpus)[i] for i in ("clip-00", "clip-02", "clip-01")]
+    frames = [delayed_frames(c, 1024, 1025) for c in codes]
+    assert sample["audio_input_ids"].tolist() == frames[0] + frames[1] + frames[2]
+    assert (sample["audio_labels"][: len(frames[0])] == -100).all()
+    learned = [audio_labels(c, 1024, 1025) for c in codes[1:]]
+    assert sample["audio_labels"][len(frames[0]) :].tolist() == learned[0] + learned[1]
+    assert (sample["labels"] != -100).sum() == 6
+
+
+def test_a_conversation_that_the_template_cannot_say_is_rejected_with_its_place(corpus, tmp_path):
+    written = '[{"role": "user", "parts": [{"clip_id": "clip-01"}], "is_target": false}]'
+    changes = {"clip-01": {"conversation": written}}
+    summary = corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
+    [rejected] = summary["rejected"]
+    assert rejected["reason"] == "not_in_chat_template"
+    assert "manifest.jsonl:2: the chat template gives 0 audio" in rejected["message"]
+    assert summary["train"]["num_samples"] == 10
+
+
+def test_the_rows_are_not_in_the_order_of_their_lengths(corpus, tmp_path):
+    corpus.pack(tmp_path, max_tokens=200, tasks=SPEECH_ONLY)
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    longest = [max(row["sample_lengths"]) for row in rows]
+    assert longest != sorted(longest, reverse=True)
+
+
+def test_nothing_but_the_tables_is_left_behind(corpus, tmp_path):
+    corpus.pack(tmp_path / "a", max_tokens=512)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        *("pack.json", "packing.json", "train.parquet", "eval.parquet")
+    }
+
+
+def test_a_disk_without_room_is_a_sentence(corpus, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"a copy of all codes would take .* GB are free"):
+        corpus.pack(tmp_path, max_tokens=512)
+    assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}
+
+
+@pytest.mark.parametrize("num_bytes", [1_000, 9_000])
+def test_a_disk_that_fills_up_while_the_codes_are_copied_is_a_sentence(corpus, tmp_path, num_bytes):
+    with files_of_at_most(num_bytes), pytest.raises(UserError, match=r"disk is full, with .* GB"):
+        corpus.pack(tmp_path, max_tokens=512)
+    assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}

@@ -1,0 +1,190 @@
+"""The package: complete, proved in a fresh process, and usable without this project."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import soundfile as sf
+import yaml
+from conftest import PackedCorpus, write_stage_config
+from safetensors.torch import load_file, save_file
+
+from higgs_pipe import evaluate, package
+from higgs_pipe import train as train_stage
+from higgs_pipe.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results directory after train and eval."""
+    results = tmp_path_factory.mktemp("results")
+    base = {"base_model": str(corpus.base)}
+    codec = {"codec": str(corpus.base / "audio_tokenizer")}
+    config = results / "config"
+    write_stage_config(config / "validate.json", manifest="manifest.jsonl")
+    write_stage_config(config / "tokenize.json", **codec)
+    write_stage_config(config / "pack.json", **base)
+    write_stage_config(config / "eval.json", **base, eval={"device": "cpu"})
+    write_stage_config(config / "package.json", **base, **codec, package={"license": "cc0-1.0"})
+    train = write_stage_config(
+        config / "train.json", **base, train={"device": "cpu", "learning_rate": 5e-3}
+    )
+    directory = results / "experiments/default"
+    train_stage.run(train, corpus.train_rows, corpus.eval_rows, directory / "train")
+    evaluate.run(
+        config / "eval.json",
+        corpus.eval_rows,
+        directory / "train/adapter",
+        directory / "eval/metrics.json",
+        directory / "eval/clips.parquet",
+    )
+    return results
+
+
+def run_package(corpus: PackedCorpus, results: Path, output: Path) -> Path:
+    package.run(
+        config=results / "config/package.json",
+        name="default",
+        data_dir=corpus.directory / "data",
+        packed_dir=corpus.directory / "packed",
+        experiment_dir=results / "experiments/default",
+        config_dir=results / "config",
+        package_dir=output / "default",
+        archive=output / "default.zip",
+    )
+    return output / "default"
+
+
+@pytest.fixture(scope="module")
+def packaged(corpus, experiment, tmp_path_factory) -> Path:
+    return run_package(corpus, experiment, tmp_path_factory.mktemp("adapters"))
+
+
+def test_the_package_is_complete_and_the_archive_is_the_same(packaged):
+    names = {path.name for path in packaged.iterdir()}
+    assert names == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+        "metrics.json",
+        "provenance.json",
+        "SHA256SUMS",
+    }
+    with zipfile.ZipFile(packaged.with_suffix(".zip")) as archive:
+        assert {f"default/{name}" for name in names} == set(archive.namelist())
+        for name in names:
+            assert archive.read(f"default/{name}") == (packaged / name).read_bytes()
+
+
+def test_checksums_are_those_of_the_files(packaged):
+    lines = (packaged / "SHA256SUMS").read_text().splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        digest, name = line.split("  ")
+        assert hashlib.sha256((packaged / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_model_card_has_the_hubs_metadata_and_the_metrics(packaged):
+    card = (packaged / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["library_name"] == "peft"
+    assert metadata["license"] == "cc0-1.0"
+    assert {"base_model", "pipeline_tag", "language", "tags"} <= metadata.keys()
+    metrics = json.loads((packaged / "metrics.json").read_text())
+    assert f"{metrics['adapter']['eval_loss']:.4f}" in card
+    assert f"{metrics['base']['eval_stop_loss']:.4f}" in card
+
+
+def test_provenance_names_config_data_versions_and_weights(packaged, corpus):
+    provenance = json.loads((packaged / "provenance.json").read_text())
+    assert provenance["config"]["train"]["train"]["learning_rate"] == 5e-3
+    assert provenance["config"]["pack"]["pack"]["max_tokens"] == 2048  # the default, spelled out
+    packed = hashlib.sha256(corpus.train_rows.read_bytes()).hexdigest()
+    assert provenance["data"]["sha256"]["train.parquet"] == packed
+    weights = hashlib.sha256((corpus.base / "model.safetensors").read_bytes()).hexdigest()
+    expected = hashlib.sha256(f"{weights}  model.safetensors\n".encode()).hexdigest()
+    assert provenance["base_model"]["fingerprint"] == expected
+    assert len(provenance["codec"]["fingerprint"]) == 64
+    assert {"torch", "transformers", "peft"} <= provenance["packages"].keys()
+    assert provenance["verification"]["num_adapter_tensors"] == 40
+
+
+def test_packaging_twice_gives_the_same_archive(corpus, experiment, packaged, tmp_path):
+    again = run_package(corpus, experiment, tmp_path)
+    assert again.with_suffix(".zip").read_bytes() == packaged.with_suffix(".zip").read_bytes()
+
+
+def code_block(markdown: Path) -> str:
+    """The first Python example in a page."""
+    return markdown.read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "model card"])
+def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
+    packaged, corpus, tmp_path, page
+):
+    """As a reader would copy it, with the demo's base and adapter in place of the names."""
+    code = code_block(ROOT / page if page == "README.md" else packaged / "README.md")
+    code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(corpus.base))
+    code = code.replace("results/adapters/default", "default")
+    shutil.copytree(packaged, tmp_path / "default")
+    (tmp_path / "speak.py").write_text(
+        f"import sys, torch\ntorch.manual_seed(0)\n{code}\n"
+        "assert not any(name.startswith('higgs_pipe') for name in sys.modules)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    finished = subprocess.run(
+        [sys.executable, "speak.py"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert finished.returncode == 0, finished.stderr
+    samples, rate = sf.read(tmp_path / "speech.wav")
+    assert rate == 24_000
+    assert len(samples) >= 960
+    assert abs(samples).max() > 0
+
+
+def changed_adapter(experiment: Path, output: Path, change) -> Path:
+    """A copy of the results whose adapter is changed after eval."""
+    copy = output / "results"
+    shutil.copytree(experiment, copy)
+    path = copy / "experiments/default/train/adapter/adapter_model.safetensors"
+    save_file({key: change(key, tensor) for key, tensor in load_file(path).items()}, path)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda key, tensor: tensor * 0, "it does nothing"),
+        (lambda key, tensor: tensor * 2, r"held-out loss is .* but eval found"),
+    ],
+)
+def test_an_adapter_that_fails_its_proof_is_not_packaged(
+    corpus, experiment, tmp_path, change, message
+):
+    results = changed_adapter(experiment, tmp_path, change)
+    with pytest.raises(UserError, match=message):
+        run_package(corpus, results, tmp_path / "adapters")
+    assert list((tmp_path / "adapters").iterdir()) == []
+
+
+def test_an_adapter_with_renamed_keys_is_not_packaged(corpus, experiment, tmp_path):
+    results = changed_adapter(experiment, tmp_path, lambda key, tensor: tensor)
+    path = results / "experiments/default/train/adapter/adapter_model.safetensors"
+    renamed = {key.replace("self_attn", "attention"): t for key, t in load_file(path).items()}
+    save_file(renamed, path)
+    with pytest.raises(UserError, match="adapter tensors do not load"):
+        run_package(corpus, results, tmp_path / "adapters")

@@ -1,0 +1,313 @@
+import json
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+import torch
+from conftest import PackedCorpus, tone, write_stage_config
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, HiggsAudioV2TokenizerModel
+from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
+
+from higgs_pipe import tokenize_audio
+from higgs_pipe.data.hashing import sha256_of_file
+from higgs_pipe.data.packing.codes_store import CodesStore
+from higgs_pipe.data.specs import SHARD_CLIPS, codes_spec
+from higgs_pipe.data.tables import read_codec_info, read_table, write_table
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs import miniature
+from higgs_pipe.higgs.codec import (
+    BlockedSnake,
+    LeanResidualUnit,
+    encode,
+    load_codec,
+    to_codec_input,
+)
+from higgs_pipe.higgs.devices import least_taken
+from higgs_pipe.tokenize_audio import decode_ahead, encode_clips
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_base: Path):
+    return load_codec(str(tiny_base / miniature.AUDIO_TOKENIZER), None, CPU)
+
+
+def clip_of(path: Path) -> dict:
+    return {
+        "clip_id": path.stem,
+        "audio_path": str(path),
+        "start_seconds": None,
+        "end_seconds": None,
+        "audio_sha256": sha256_of_file(path),
+        "duration_seconds": sf.info(path).duration,
+    }
+
+
+def write_inputs(paths: list[Path], output: Path, base: Path, **settings: object) -> list[Path]:
+    """The stage's config and the shard's clips."""
+    shard = output / "shard-00000.parquet"
+    write_table(shard, SHARD_CLIPS, [clip_of(path) for path in paths])
+    codec = str(base / miniature.AUDIO_TOKENIZER)
+    return [write_stage_config(output / "tokenize.json", codec=codec, tokenize=settings), shard]
+
+
+def encode_paths(paths: list[Path], output: Path, base: Path, **settings: object) -> dict:
+    """The codes of some files, through the stage."""
+    codes = output / "codes.parquet"
+    tokenize_audio.run(*write_inputs(paths, output, base, **settings), codes)
+    table, _ = read_table(codes, codes_spec(8))
+    return {row["clip_id"]: row for row in table.to_pylist()}
+
+
+def test_batched_codes_are_those_of_encoding_one_by_one(tmp_path, tiny_base, codec):
+    model, info = codec
+    seconds = [0.6, 0.6, 0.61, 0.64, 1.0, 1.0, 1.0, 1.5]
+    paths = [tone(tmp_path / f"{i}.wav", s, 150 + 60 * i) for i, s in enumerate(seconds)]
+    rows = encode_paths(paths, tmp_path, tiny_base, max_batch_seconds=2.5)
+    for path in paths:
+        samples, rate = sf.read(path, dtype="float32", always_2d=True)
+        alone = encode(model, to_codec_input(samples, rate, info)[None], info)[0]
+        assert rows[path.stem]["codes"] == alone.tolist()
+        assert rows[path.stem]["num_frames"] == len(alone) == np.ceil(len(samples) / 960)
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("tones")
+    seconds = [0.6, 1.0, 1.0, 0.61, 0.64, 0.6, 1.0, 1.5, 2.4, 0.8, 0.8, 0.6]
+    rates = [24_000, 16_000, 44_100]
+    return [
+        tone(folder / f"{i}.flac", s, 150 + 60 * i, rates[i % 3]) for i, s in enumerate(seconds)
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tones, codec, tiny_base) -> dict[str, list]:
+    """The codes of each clip encoded alone, straight through the native codec."""
+    model = HiggsAudioV2TokenizerModel.from_pretrained(tiny_base / miniature.AUDIO_TOKENIZER)
+    info = codec[1]
+    codes = {}
+    for path in tones:
+        samples, rate = sf.read(path, dtype="float32", always_2d=True)
+        waveform = to_codec_input(samples, rate, info)[None, None]
+        codes[path.stem] = model.encode(waveform).audio_codes[0].T.tolist()
+    return codes
+
+
+@pytest.mark.parametrize("max_batch_seconds", [0.0, 2.0, 100.0])
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_no_code_depends_on_batches_threads_or_shards(
+    tones, one_by_one, codec, max_batch_seconds, num_threads, num_shards
+):
+    clips = [clip_of(path) for path in tones]
+    shards = [clips[i::num_shards] for i in range(num_shards)]
+    rows = [
+        row
+        for shard in shards
+        for row in encode_clips(shard, *codec, max_batch_seconds, num_threads)
+    ]
+    assert {row["clip_id"]: row["codes"].tolist() for row in rows} == one_by_one
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("shape", [(1, 3, 300_001), (2, 64, 9_999), (3, 2048, 25), (1, 5, 1)])
+def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(shape, in_place):
+    torch.manual_seed(0)
+    native = Snake1d(shape[1]).requires_grad_(False)
+    native.alpha += 0.5 * torch.randn(native.alpha.shape)
+    x = 3 * torch.randn(shape)
+    expected, before = native(x), x.clone()
+    assert torch.equal(BlockedSnake(native, in_place)(x), expected)
+    assert torch.equal(x, expected if in_place else before)
+
+
+@pytest.mark.parametrize("dilation", [1, 3, 9])
+def test_the_lean_residual_unit_is_the_native_one_bit_for_bit_and_spares_its_input(dilation):
+    torch.manual_seed(0)
+    native = DacResidualUnit(16, dilation).requires_grad_(False)
+    x = torch.randn(2, 16, 1_000)
+    before = x.clone()
+    assert torch.equal(LeanResidualUnit(native)(x), native(x))
+    assert torch.equal(x, before)
+
+
+def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(
+    tmp_path, tones, tiny_base
+):
+    tables = []
+    num_torch_threads = torch.get_num_threads()
+    for num_threads, settings in [(1, {}), (2, {"max_batch_seconds": 30.0})]:
+        inputs = write_inputs(tones, tmp_path, tiny_base, **settings)
+        tokenize_audio.run(*inputs, tmp_path / "codes.parquet", num_threads)
+        tables.append((tmp_path / "codes.parquet").read_bytes())
+    torch.set_num_threads(num_torch_threads)
+    assert tables[0] == tables[1]
+    assert pq.read_table(tmp_path / "codes.parquet")["clip_id"].to_pylist() == sorted(
+        path.stem for path in tones
+    )
+
+
+def test_files_are_decoded_only_so_far_ahead(tones, codec):
+    one_second = clip_of(tones[1])
+    clips = iter([one_second] * 10)
+    decoded = decode_ahead(clips, codec[1], look_ahead_seconds=3.0, num_threads=2)
+    next(decoded)
+    assert len(list(clips)) == 10 - 4  # one is ours, two wait, one is next
+
+
+@pytest.mark.slow
+def test_a_job_killed_while_it_writes_leaves_no_table_and_the_rerun_gives_the_same_bytes(
+    tmp_path, tones, tiny_base
+):
+    config, shard = write_inputs(tones, tmp_path, tiny_base)
+    codes, uninterrupted = tmp_path / "codes" / "shard-00000.parquet", tmp_path / "whole.parquet"
+    # All bytes are written when the job is killed, and the table has no name yet.
+    program = (
+        "import os, signal; from pathlib import Path; from higgs_pipe import tokenize_audio\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"tokenize_audio.run(Path({str(config)!r}), Path({str(shard)!r}), Path({str(codes)!r}))"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(codes.parent.glob("*.parquet")) == []
+    for path in (codes, uninterrupted):
+        tokenize_audio.run(config, shard, path)
+    assert codes.read_bytes() == uninterrupted.read_bytes()
+
+
+def test_each_job_takes_a_gpu_of_its_own_while_there_is_one(tmp_path):
+    def take(jobs: ExitStack) -> int:
+        return jobs.enter_context(least_taken(["gpu-a", "gpu-b", "gpu-c"], tmp_path))
+
+    with ExitStack() as first, ExitStack() as others:
+        assert [take(first), take(others), take(others)] == [0, 1, 2]
+        assert [take(others), take(others)] == [0, 1]  # five jobs on three GPUs
+        first.close()
+        assert take(others) == 0
+
+
+def test_a_gpu_is_free_again_when_its_job_was_killed(tmp_path):
+    program = (
+        "import fcntl, os, sys, time; lock = open(sys.argv[1], 'w')\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX); print('taken', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "gpu.0.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        job.stdout.readline()
+        with least_taken(["gpu", "other"], tmp_path) as index:
+            assert index == 1
+        job.kill()
+        job.wait()
+    with least_taken(["gpu", "other"], tmp_path) as index:
+        assert index == 0
+
+
+def test_on_a_cpu_the_codec_is_float32_and_the_table_says_so(
+    tmp_path, tones, tiny_base, one_by_one
+):
+    rows = encode_paths(tones[:2], tmp_path, tiny_base, dtype="bfloat16", device="cpu")
+    assert {clip: row["codes"] for clip, row in rows.items()} == {
+        clip: one_by_one[clip] for clip in ("0", "1")
+    }
+    assert read_codec_info(tmp_path / "codes.parquet").dtype == "float32"
+
+
+def test_shards_encoded_in_different_types_are_not_packed_together(tmp_path, codec):
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, dtype in zip(paths, ["float32", "bfloat16"], strict=True):
+        metadata = replace(codec[1], dtype=dtype).as_metadata()
+        write_table(path, codes_spec(8), [], metadata)
+    with pytest.raises(UserError, match=r"b.parquet was made by another codec or number type"):
+        CodesStore(paths, pa.array([]), tmp_path)
+
+
+def test_codes_of_a_version_that_noted_no_type_are_refused(tmp_path, codec):
+    metadata = codec[1].as_metadata()
+    del metadata["codec_info"]["dtype"]
+    write_table(tmp_path / "old.parquet", codes_spec(8), [], metadata)
+    with pytest.raises(UserError, match=r"old.parquet: no table with a codec stamp"):
+        read_codec_info(tmp_path / "old.parquet")
+
+
+def test_codes_are_the_native_processors_for_whole_frames(tmp_path, tiny_base, codec):
+    model, info = codec
+    processor = AutoProcessor.from_pretrained(tiny_base)
+    waveform = np.random.default_rng(0).normal(0, 0.1, 960 * 31).astype(np.float32)
+    inputs = processor.feature_extractor(waveform, sampling_rate=24_000, return_tensors="pt")
+    native = processor.audio_tokenizer.encode(inputs["input_values"]).audio_codes[0].T
+    ours = encode(model, to_codec_input(waveform[:, None], 24_000, info)[None], info)[0]
+    assert ours.tolist() == native.tolist()
+
+
+def test_codes_depend_on_the_audio(tmp_path, tiny_base):
+    paths = [tone(tmp_path / "low.wav", 1.0, 110), tone(tmp_path / "high.wav", 1.0, 3000)]
+    rows = encode_paths(paths, tmp_path, tiny_base)
+    assert rows["low"]["codes"] != rows["high"]["codes"]
+    assert len({code for frame in rows["low"]["codes"] for code in frame}) > 20
+
+
+@pytest.mark.parametrize(("num_samples", "num_frames"), [(960, 1), (961, 2), (1079, 2), (1920, 2)])
+def test_audio_is_padded_at_its_end_to_whole_frames(codec, num_samples, num_frames):
+    padded = to_codec_input(np.ones((num_samples, 1), np.float32), 24_000, codec[1])
+    assert len(padded) == num_frames * 960
+    assert padded[:num_samples].eq(1).all()
+    assert padded[num_samples:].eq(0).all()
+
+
+def test_stereo_at_another_rate_becomes_mono_at_the_codecs(codec):
+    time = np.arange(44_100) / 44_100
+    tone_left = np.sin(2 * np.pi * 440 * time).astype(np.float32)
+    mono = to_codec_input(np.stack([tone_left, -tone_left], axis=1), 44_100, codec[1])
+    assert len(mono) == 25 * 960
+    assert mono.abs().max() < 1e-6
+
+
+def test_the_table_is_stamped_with_its_codec(corpus: PackedCorpus, tiny_base):
+    info = read_codec_info(corpus.codes_dir / "shard-00000.parquet")
+    config = json.loads((tiny_base / "audio_tokenizer/config.json").read_text())
+    assert (info.num_codebooks, info.codebook_size) == (8, config["codebook_size"])
+    assert (info.frame_rate_hz, info.sample_rate_hz, info.hop_length) == (25.0, 24_000, 960)
+    assert len(info.fingerprint) == 64
+
+
+def test_an_empty_shard_gives_an_empty_table(tmp_path, tiny_base):
+    assert encode_paths([], tmp_path, tiny_base) == {}
+    assert pq.read_metadata(tmp_path / "codes.parquet").num_rows == 0
+
+
+def test_a_file_changed_since_validation_is_refused(tmp_path, tiny_base):
+    path = tone(tmp_path / "a.wav", 1.0)
+    encode_paths([path], tmp_path, tiny_base)
+    tone(path, 1.2)
+    config = tmp_path / "tokenize.json"
+    with pytest.raises(UserError, match=r"a.wav changed since it was validated"):
+        tokenize_audio.run(config, tmp_path / "shard-00000.parquet", tmp_path / "again.parquet")
+    assert not (tmp_path / "again.parquet").exists()
+
+
+def test_a_codec_with_missing_weights_is_refused(tmp_path, tiny_base):
+    source = tiny_base / miniature.AUDIO_TOKENIZER
+    weights = load_file(source / "model.safetensors")
+    del weights["fc.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    with pytest.raises(UserError, match=r"1 weights are missing .* fc.weight"):
+        load_codec(str(tmp_path), None, CPU)
+
+
+def test_a_codec_that_is_nowhere_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"codec .*nowhere.* cannot be loaded"):
+        load_codec(str(tmp_path / "nowhere"), None, CPU)

@@ -1,0 +1,420 @@
+"""The training loop: exact on any number of processes, and loud when something is wrong."""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import PackedCorpus, write_stage_config
+from launched.train_cases import run_cases
+from reference import (
+    base_with_lora,
+    dual_loss,
+    loss_of_rows,
+    norm_as_precise_as_its_input,
+    plain_training,
+    read_rows,
+    row_losses,
+)
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
+
+import higgs_pipe.train
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.lora import load_adapter
+from higgs_pipe.higgs.loss import named_losses
+from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.planning.launching import launch_command
+from higgs_pipe.training.held_out import held_out_sums, total_of
+from higgs_pipe.training.step_inputs import epoch_steps
+
+ROOT = Path(__file__).parents[2]
+# max_grad_norm keeps clipping, which would hide a wrong scale, out of the comparison.
+EXACT = {"device": "cpu", "dtype": "float64", "max_grad_norm": 1e9, "lora": {"dropout": 0.0}}
+RATE = 5e-3
+ALL_ROWS = {"rows_per_step": 100, "max_steps": 3, "warmup_fraction": 0.3, "learning_rate": RATE}
+TWO_ROWS = ALL_ROWS | {"rows_per_step": 2, "max_steps": 4}  # the third step has one row
+# A rate that rises until it harms.
+HARMFUL = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
+HARMFUL |= {"rows_per_step": 3, "eval_steps": 1}
+UNEVEN = [3, 0, 2, 1, 4]
+# As `accelerate config` writes it, but for the numbers.
+OWN_ACCELERATE_CONFIG = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+machine_rank: 0
+main_process_port: 0
+main_training_function: main
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 3
+"""
+
+
+def launch(
+    num_processes: int, *arguments: str, accelerate_config: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A real launch, as the rule does it."""
+    launcher = launch_command(
+        num_processes,
+        num_processes,
+        ROOT / "workflow/accelerate.yaml",
+        accelerate_config=accelerate_config and str(accelerate_config),
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.run(
+        f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
+        shell=True,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+
+
+def train(
+    corpus: PackedCorpus,
+    output: Path,
+    train_rows: Path | None = None,
+    base: Path | None = None,
+    **settings: object,
+) -> list[dict[str, float]]:
+    """Train in this process; returns the lines of metrics.jsonl."""
+    config = write_stage_config(
+        output / "train.json",
+        base_model=str(base or corpus.base),
+        train={"device": "cpu", "tracker": "none", **settings},
+    )
+    higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """To 1e-6 of the largest tensor, each one."""
+    assert found.keys() == expected.keys()
+    scale = max(float(tensor.norm()) for tensor in expected.values())
+    for key, tensor in expected.items():
+        assert (found[key] - tensor).norm() <= 1e-6 * scale, key
+
+
+def adapter(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter/adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def precise_norm() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HiggsAudioV2RMSNorm, "forward", norm_as_precise_as_its_input)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain_full_batch(
+    corpus: PackedCorpus, precise_norm: None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Three steps over all samples: what packing and splitting must not change."""
+    steps = [list(range(5))] * 3
+    return plain_training(corpus.base, corpus.train_rows, steps, RATE, num_warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def plain_two_rows(
+    corpus: PackedCorpus, precise_norm: None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Four steps of two rows, but for the third, which ends the epoch with one."""
+    steps = [rows for epoch in (0, 1) for rows in epoch_steps(5, 2, seed=0, epoch=epoch)][:4]
+    return plain_training(corpus.base, corpus.train_rows, steps, RATE, num_warmup_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "settings"),
+    [
+        (512, {}),
+        (2048, {}),
+        (768, {"rows_per_micro_batch": 2}),
+        (512, {"rows_per_micro_batch": 5, "gradient_checkpointing": True}),
+    ],
+)
+def test_the_adapter_is_the_plain_one_whatever_the_row_length_the_split_and_checkpointing(
+    corpus, plain_full_batch, tmp_path, max_tokens, settings
+):
+    corpus.pack(tmp_path / "packed", max_tokens=max_tokens)
+    rows = tmp_path / "packed/train.parquet"
+    metrics = train(corpus, tmp_path, rows, **EXACT, **ALL_ROWS, **settings, log_steps=1)
+    expected, losses = plain_full_batch
+    assert_close(adapter(tmp_path), expected)
+    found = [line["loss"] for line in metrics if "loss" in line]
+    assert found == pytest.approx(losses, rel=1e-6)
+
+
+def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, object]]:
+    """Gradients of one step in three ways of sharing it out, and two trainings."""
+    settings_by_name = {
+        "uneven": ({}, UNEVEN),
+        "micro_batches_of_two": ({"rows_per_micro_batch": 2}, UNEVEN),
+        "fewer_rows_than_processes": ({}, [1]),
+        "two_rows": (TWO_ROWS, None),
+        "early_stop": (HARMFUL | {"early_stopping_patience": 2}, None),
+    }
+    found = {}
+    for name, (settings, gradients_of) in settings_by_name.items():
+        case = {
+            "config": write_stage_config(
+                directory / name / "train.json",
+                base_model=str(corpus.base),
+                train=EXACT | {"tracker": "none", "log_steps": 1} | settings,
+            ),
+            "train_rows": corpus.train_rows,
+            "eval_rows": corpus.eval_rows,
+            "output_dir": directory / name,
+        }
+        case = {key: str(value) for key, value in case.items()}
+        found[name] = case | ({} if gradients_of is None else {"gradients_of": gradients_of})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
+    corpus, plain_two_rows, harmful, tmp_path, num_processes
+):
+    """Three are launched by the user's own file of `accelerate config`."""
+    to_do = cases(corpus, tmp_path)
+    if num_processes == 1:
+        run_cases(list(to_do.values()))
+    else:
+        (tmp_path / "cases.json").write_text(json.dumps(list(to_do.values())))
+        script = str(ROOT / "tests/launched/train_cases.py")
+        own = tmp_path / "accelerate.yaml" if num_processes == 3 else None
+        if own is not None:
+            own.write_text(OWN_ACCELERATE_CONFIG)
+        finished = launch(
+            num_processes, script, str(tmp_path / "cases.json"), accelerate_config=own
+        )
+        assert finished.returncode == 0, finished.stderr
+
+    for name in ("uneven", "micro_batches_of_two", "fewer_rows_than_processes"):
+        model, rows = base_with_lora(corpus.base), read_rows(corpus.train_rows)
+        loss_of_rows(model, [rows[row] for row in to_do[name]["gradients_of"]]).backward()
+        expected = {f"model.{n}": p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert_close(torch.load(tmp_path / name / "gradients.pt"), expected)
+    assert_close(adapter(tmp_path / "two_rows"), plain_two_rows[0])
+    found = held_out_losses(tmp_path / "early_stop")
+    assert found == pytest.approx(harmful[: len(found)], rel=1e-4)
+    assert len(found) == steps_until_patience_ends(harmful, patience=2)
+
+
+def held_out_losses(output: Path) -> list[float]:
+    """After step 1, 2, ..."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["eval_loss"] for line in lines if "eval_loss" in line and line["step"]]
+
+
+def steps_until_patience_ends(losses: list[float], patience: int) -> int:
+    """The first step that follows ``patience`` in a row without a better loss before them."""
+    for step in range(patience + 1, len(losses) + 1):
+        if min(losses[step - patience : step]) >= min(losses[: step - patience]):
+            return step
+    raise AssertionError("the loss kept falling")
+
+
+@pytest.fixture(scope="module")
+def harmful(
+    corpus: PackedCorpus, precise_norm: None, tmp_path_factory: pytest.TempPathFactory
+) -> list[float]:
+    """Held-out losses of a training that a rising rate ruins, to its end."""
+    output = tmp_path_factory.mktemp("harmful")
+    train(corpus, output, **EXACT, **HARMFUL)
+    return held_out_losses(output)
+
+
+def test_training_lowers_every_loss_and_keeps_the_best_adapter(corpus, tmp_path):
+    metrics = train(
+        corpus, tmp_path, num_epochs=15, rows_per_step=3, learning_rate=5e-3, eval_steps=10
+    )
+    held_out = [line for line in metrics if "eval_loss" in line]
+    steps = [line for line in metrics if "loss" in line]
+    assert [line["step"] for line in held_out] == [0, 10, 20, 30]
+    for name in ("loss", "text_loss", "stop_loss"):
+        assert steps[-1][name] < steps[0][name]
+        assert held_out[-1][f"eval_{name}"] < held_out[0][f"eval_{name}"]
+    assert {"learning_rate", "grad_norm", "epoch", "seconds"} <= steps[0].keys()
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir() if p.suffix != ".md") == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
+    """A learning rate that rises until it harms."""
+    harmful = {"learning_rate": 0.3, "warmup_fraction": 0.95, "num_epochs": 8}
+    metrics = train(corpus, tmp_path, rows_per_step=3, eval_steps=2, **harmful)
+    held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line and line["step"]]
+    assert min(held_out) < held_out[-1] - 0.02
+    base = load_base(str(corpus.base), None, torch.float32)
+    model = DualLossModel(load_adapter(base, tmp_path / "adapter"))
+    sums = held_out_sums(model, PackedRows(corpus.eval_rows), Accelerator(cpu=True))
+    assert named_losses(total_of(sums))["loss"] == pytest.approx(min(held_out), rel=1e-5)
+
+
+def test_the_first_training_loss_is_the_bases(corpus, tmp_path):
+    """LoRA starts as the identity: step 1 sees the loss of the base on its rows."""
+    metrics = train(corpus, tmp_path, num_epochs=1, rows_per_step=5, dtype="float64")
+    base = load_base(str(corpus.base), None, torch.float64)
+    table = PackedRows(corpus.train_rows)
+    rows = epoch_steps(len(table), 5, seed=0, epoch=0)[0]
+    found = [row_losses(base, table[row]) for row in rows]
+    audio = [sum(f[2][k] for f in found) for k in range(8)]
+    num_audio = [sum(f[3][k] for f in found) for k in range(8)]
+    expected = dual_loss(sum(f[0] for f in found), sum(f[1] for f in found), audio, num_audio)
+    assert metrics[1]["step"] == 1
+    assert metrics[1]["loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(corpus, tmp_path):
+    metrics = train(corpus, tmp_path, num_epochs=2, rows_per_step=5, log_steps=1)
+    lengths = [sum(row.sample_lengths) for row in read_rows(corpus.train_rows)]
+    for line in (line for line in metrics if "loss" in line):
+        tokens = line["tokens_per_second"] * line["step_seconds"]
+        assert tokens == pytest.approx(sum(lengths))
+        assert line["fill"] == pytest.approx(sum(lengths) / (5 * max(lengths)))
+        parts = ("data", "forward", "backward", "optimizer")
+        assert 0 < sum(line[f"{part}_seconds"] for part in parts) <= line["step_seconds"]
+        assert {"peak_memory_gb", "learning_rate", "grad_norm", "stop_loss"} <= line.keys()
+        assert {f"audio_loss_codebook_{k}" for k in range(8)} <= line.keys()
+
+
+def test_audio_seconds_are_those_of_the_clips_that_are_learnt(corpus, tmp_path):
+    """References of other clips are read, not learnt."""
+    metrics = train(corpus, tmp_path, num_epochs=1, rows_per_step=5)
+    line = next(line for line in metrics if "loss" in line)
+    learnt = {i for row in read_rows(corpus.train_rows) for i in row.sample_ids}
+    shards = [pq.read_table(path).to_pylist() for path in corpus.codes_dir.glob("*.parquet")]
+    frames = [c["num_frames"] for codes in shards for c in codes if c["clip_id"] in learnt]
+    found = line["audio_seconds_per_second"] * line["step_seconds"]
+    frame_rate_hz = PackedRows(corpus.train_rows).codec_info.frame_rate_hz
+    assert found == pytest.approx(sum(frames) / frame_rate_hz)
+
+
+def test_the_curves_of_tensorboard_are_those_of_the_metrics(corpus, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = {"num_epochs": 1, "rows_per_step": 2, "log_steps": 1}
+    metrics = train(corpus, tmp_path, **settings, tracker="tensorboard")
+    curves = events.EventAccumulator(str(tmp_path / "logs"))
+    curves.Reload()
+    assert set(curves.Tags()["scalars"]) == {key for line in metrics for key in line} - {"step"}
+    for name in ("loss", "audio_loss_codebook_7", "eval_loss", "tokens_per_second"):
+        expected = [(line["step"], pytest.approx(line[name])) for line in metrics if name in line]
+        assert [(point.step, point.value) for point in curves.Scalars(name)] == expected
+
+
+def test_predictions_are_logged_beside_their_labels(corpus, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="higgs_pipe"):
+        logging.getLogger("higgs_pipe").propagate = True
+        train(corpus, tmp_path, num_epochs=1, rows_per_step=16)
+    row = PackedRows(corpus.train_rows)[epoch_steps(5, 16, seed=0, epoch=0)[0][0]]
+    text = caplog.text
+    num_frames = int((row.audio_labels != -100).any(axis=1).sum())
+    num_text = 3 * len(row.sample_ids)
+    assert f"text logits ({num_text}, 320), labels ({num_text},)" in text
+    assert f"audio logits ({num_frames}, 8, 1026), labels ({num_frames}, 8)" in text
+    assert all(f"  {sample_id}\n" in text for sample_id in row.sample_ids[:2])
+    assert "label     [269, 268, 265] '<|audio_out_bos|><|audio_eos|><|eot_id|>'" in text
+    codes = row.audio_labels[:, 0][row.audio_labels[:, 0] != -100].tolist()
+    first_sample = codes[: codes.index(1025) + 1]
+    assert f"(cb 0) label     {first_sample[:5] + first_sample[-5:]}" in text
+
+
+def test_a_failure_to_show_predictions_warns_once_and_training_goes_on(
+    corpus, tmp_path, caplog, monkeypatch
+):
+    def broken(*_: object) -> list[str]:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(higgs_pipe.train, "describe_predictions", broken)
+    with caplog.at_level(logging.WARNING, logger="higgs_pipe"):
+        logging.getLogger("higgs_pipe").propagate = True
+        metrics = train(corpus, tmp_path, num_epochs=2, rows_per_step=2, log_steps=1)
+    assert caplog.text.count("predictions cannot be shown") == 1
+    assert metrics[-1]["step"] == 6
+
+
+def changed_base(base: Path, output: Path, change: dict[str, float]) -> Path:
+    """A copy of the base with some weights multiplied."""
+    shutil.copytree(base, output)
+    weights = load_file(output / "model.safetensors")
+    for name, factor in change.items():
+        weights[name] = weights[name] * factor
+    save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
+    return output
+
+
+def test_a_loss_that_is_not_finite_stops_with_what_to_check(corpus, tmp_path):
+    broken = changed_base(corpus.base, tmp_path / "base", {"audio_lm_head.weight": float("inf")})
+    with pytest.raises(UserError, match=r"held-out loss is nan\. Lower train\.learning_rate"):
+        train(corpus, tmp_path / "out", base=broken)
+
+
+def test_a_training_loss_that_is_not_finite_names_the_steps_clips(corpus, tmp_path):
+    """Only clip-08 says an 8; the held-out clips do not."""
+    shutil.copytree(corpus.base, tmp_path / "base")
+    weights = load_file(tmp_path / "base/model.safetensors")
+    eight = AutoTokenizer.from_pretrained(corpus.base).convert_tokens_to_ids("8")
+    weights["model.embed_tokens.weight"][eight] = float("nan")
+    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"step 1, .*: the loss is nan; .*clips: .*clip-08"):
+        train(corpus, tmp_path / "out", base=tmp_path / "base")
+
+
+def test_no_gradient_in_any_lora_tensor_stops_after_the_first_step(corpus, tmp_path):
+    heads = {"audio_lm_head.weight": 0.0, "text_lm_head.weight": 0.0}
+    blind = changed_base(corpus.base, tmp_path / "base", heads)
+    with pytest.raises(UserError, match="gradient of every LoRA tensor is zero"):
+        train(corpus, tmp_path / "out", base=blind)
+
+
+@pytest.mark.parametrize(
+    ("column", "missing"), [("labels", "text"), ("audio_labels", "audio codebook 0, ")]
+)
+def test_a_step_without_labels_of_a_kind_stops_with_what_to_check(
+    corpus, tmp_path, column, missing
+):
+    rows = without_labels(corpus.train_rows, tmp_path / "train.parquet", column)
+    with pytest.raises(UserError, match=f"step 1: no label of {missing}.* snakemake"):
+        train(corpus, tmp_path / "out", train_rows=rows, preflight=False)
+
+
+def without_labels(source: Path, output: Path, column: str) -> Path:
+    """The packed rows with one kind of label taken out."""
+    table = pq.read_table(source)
+    index = table.column_names.index(column)
+
+    def ignored(value: object) -> object:
+        return [ignored(v) for v in value] if isinstance(value, list) else -100
+
+    values = [ignored(value) for value in table[column].to_pylist()]
+    field = table.schema.field(index)
+    changed = table.set_column(index, field, pa.array(values, type=field.type))
+    with pq.ParquetWriter(output, table.schema) as writer:
+        writer.write_table(changed.cast(table.schema))
+    return output
+
+
+def test_cuda_without_a_gpu_is_a_sentence(corpus, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match="device is 'cuda' but PyTorch sees no GPU"):
+        train(corpus, tmp_path, device="cuda")

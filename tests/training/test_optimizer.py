@@ -1,0 +1,44 @@
+"""The optimizer and the schedule, by setting."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.errors import UserError
+from higgs_pipe.training.optimizer import make_optimizer, make_schedule
+
+
+def rates(**settings: object) -> list[float]:
+    """The learning rate of ten steps, two of them warmup, of a peak of 1."""
+    train = TrainConfig(learning_rate=1.0, warmup_fraction=0.2, **settings)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], train, torch.device("cpu"))
+    schedule = make_schedule(optimizer, train, num_steps=10)
+    found = []
+    for _ in range(10):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_the_rate_rises_over_the_warmup_and_falls_as_the_schedule_says():
+    eighths = [1 - n / 8 for n in range(8)]
+    assert rates(schedule="linear") == pytest.approx([0, 0.5, *eighths])
+    assert rates(schedule="constant") == [0, 0.5, *[1] * 8]
+    cosine = rates(schedule="cosine")
+    assert cosine == rates()
+    assert [cosine[n] for n in (0, 1, 2, 6)] == pytest.approx([0, 0.5, 1, 0.5])
+
+
+def test_8_bit_adamw_without_a_gpu_is_a_sentence():
+    with pytest.raises(UserError, match=r"adamw_8bit, which needs a CUDA GPU.* Set train\.opt"):
+        make_optimizer([], TrainConfig(optimizer="adamw_8bit"), torch.device("cpu"))
+
+
+def test_8_bit_adamw_without_bitsandbytes_names_what_to_install():
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        make_optimizer([], TrainConfig(optimizer="adamw_8bit"), torch.device("cuda"))

@@ -1,0 +1,485 @@
+"""Pre-flight: each check passes on sound data and a sound model, and fires on a broken one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import PackedCorpus, write_stage_config
+from safetensors.torch import load_file
+
+import higgs_pipe.train
+from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate
+from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.loss import objective
+from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.training.preflight import checks as preflight
+from higgs_pipe.training.preflight import data_checks as preflight_data
+from higgs_pipe.training.preflight import model_checks as preflight_model
+
+NAMES = [
+    "index range",
+    "audio placeholders",
+    "labels",
+    "device and type",
+    "model inputs",
+    "training loss",
+    "audio offset",
+    "LoRA gradients",
+    "shuffled text",
+]
+
+
+def adapted(base: Any, **lora: Any) -> DualLossModel:
+    return DualLossModel(add_lora(base, LoraSettings(**lora), seed=0)).train()
+
+
+@pytest.fixture
+def model(tiny_base: Path) -> DualLossModel:
+    return adapted(load_base(str(tiny_base), None, torch.float32))
+
+
+@pytest.fixture(scope="module")
+def knowing(tiny_base: Path, corpus: PackedCorpus) -> DualLossModel:
+    """A base that knows the held-out clips: all of its weights were fitted to them."""
+    base = load_base(str(tiny_base), None, torch.float32).requires_grad_(True)
+    fitted, table = DualLossModel(base), PackedRows(corpus.eval_rows)
+    optimizer = torch.optim.Adam(fitted.parameters(), lr=3e-3)
+    batch = collate([table[i] for i in range(len(table))], base.config)
+    for _ in range(40):
+        total = fitted(batch)[0].total()
+        objective(total.loss, total.count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return adapted(base.requires_grad_(False))
+
+
+@pytest.fixture
+def sample(corpus: PackedCorpus, model: DualLossModel) -> PackedRow:
+    return preflight_data.samples_of(PackedRows(corpus.train_rows)[0], model.native.config)[0]
+
+
+def run(model: DualLossModel, corpus: PackedCorpus) -> dict[str, Any]:
+    train_rows, eval_rows = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
+    return preflight.check_before_training(model, train_rows, eval_rows, Accelerator(cpu=True))
+
+
+def statuses(result: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["status"] for check in result["checks"]}
+
+
+def test_a_sound_start_passes_and_a_random_base_gives_no_evidence(model, corpus):
+    result = run(model, corpus)
+    assert list(statuses(result)) == NAMES
+    without_evidence = {name for name, status in statuses(result).items() if status != "passed"}
+    assert without_evidence == {"audio offset", "shuffled text"}
+    assert set(statuses(result).values()) == {"passed", "no evidence"}
+
+
+def test_a_base_that_knows_the_clips_passes_every_check(knowing, corpus):
+    result = run(knowing, corpus)
+    assert set(statuses(result).values()) == {"passed"}
+    for offset, losses in result["base_audio_loss_by_offset"].items():
+        assert all(loss < 1 if offset == "1" else loss > 5 for loss in losses)
+
+
+def test_the_labels_are_counted(model, corpus):
+    """Three text labels and, in each of 8 codebooks, one EOS a clip; 14 clips."""
+    rows = [
+        table[i]
+        for table in map(PackedRows, (corpus.train_rows, corpus.eval_rows))
+        for i in range(len(table))
+    ]
+    num_codes = sum(int(((r.audio_labels >= 0) & (r.audio_labels < 1024)).sum()) for r in rows)
+    (labels,) = [c for c in run(model, corpus)["checks"] if c["name"] == "labels"]
+    assert labels["found"] == (
+        f"14 samples with 14 targets: 42 text, {num_codes:,} code and 112 EOS labels, "
+        "8 EOS labels a target"
+    )
+
+
+def moved(array: np.ndarray, num_frames: int) -> np.ndarray:
+    return np.roll(array, num_frames, axis=0)
+
+
+def text_labels_moved(sample: PackedRow) -> PackedRow:
+    return replace(sample, labels=moved(sample.labels, 1))
+
+
+def placeholder_supervised(sample: PackedRow) -> PackedRow:
+    first_eos_label = np.flatnonzero(sample.labels != -100)[1]  # <|audio_eos|>, after the frames
+    before = np.arange(len(sample.labels)) == first_eos_label - 1
+    return replace(sample, labels=np.where(before, sample.input_ids, sample.labels))
+
+
+def without_eos(sample: PackedRow) -> PackedRow:
+    labels = np.where(sample.audio_labels == 1025, -100, sample.audio_labels)
+    return replace(sample, audio_labels=labels)
+
+
+def with_bos(sample: PackedRow) -> PackedRow:
+    """The last target's stream BOS, which the first of its labels follows, is a label too."""
+    last = np.flatnonzero((sample.audio_input_ids == 1024).all(axis=1))[-1]
+    is_bos = (sample.audio_input_ids == 1024) & (np.arange(len(sample.audio_labels)) >= last)[
+        :, None
+    ]
+    return replace(sample, audio_labels=np.where(is_bos, 1024, sample.audio_labels))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (text_labels_moved, "text labels are not the tokens that they stand on"),
+        (placeholder_supervised, "a placeholder has a text label"),
+        (without_eos, "0 EOS labels in a target, where 8 end it"),
+        (with_bos, "codes of the target have no label, or stream BOS has one"),
+        (
+            lambda s: replace(s, audio_labels=moved(s.audio_labels, 1)),
+            "audio labels are not the codes that they stand on: one of the two is shifted",
+        ),
+        (
+            lambda s: replace(s, audio_input_ids=moved(s.audio_input_ids, -1)),
+            "audio labels are not the codes that they stand on: one of the two is shifted",
+        ),
+        (lambda s: replace(s, labels=np.full_like(s.labels, -100)), "no text label"),
+        (lambda s: replace(s, audio_labels=np.full_like(s.audio_labels, -100)), "no audio label"),
+    ],
+)
+def test_labels_that_are_wrong_are_named_with_their_clip(sample, model, broken, message):
+    assert preflight_data.check_labels([sample], model.native.config).status == "passed"
+    check = preflight_data.check_labels([sample, broken(sample)], model.native.config)
+    assert check.status == "failed"
+    assert check.found.startswith(f"{sample.sample_ids[0]}: {message}. ")
+
+
+def test_a_target_with_fewer_frames_than_any_recording_has_is_named(sample, model):
+    config = model.native.config
+    turn = preflight_data.audio_turns(sample, config)[-1]
+    start = len(sample.audio_labels) - (turn.stop - turn.start)  # of the target's frames
+    input_ids, labels = sample.input_ids.copy(), sample.audio_labels.copy()
+    input_ids[turn.start + 1 : turn.stop] = input_ids[0]
+    codes = sample.audio_input_ids.copy()
+    codes[start] = labels[start] = config.audio_stream_eos_id
+    broken = replace(sample, input_ids=input_ids, audio_input_ids=codes, audio_labels=labels)
+    check = preflight_data.check_labels([broken], config)
+    assert check.status == "failed"
+    assert "1 frames in a target, fewer than its BOS, delay and EOS take" in check.found
+
+
+def test_a_frame_that_moved_to_the_next_sample_is_found_though_the_totals_agree(corpus, model):
+    row, config = PackedRows(corpus.train_rows)[0], model.native.config
+    first, second, *_ = preflight_data.samples_of(row, config)
+    frames = np.concatenate([first.audio_input_ids, second.audio_input_ids[:1]])
+    swapped = [replace(first, audio_input_ids=frames[1:]), second]
+    assert preflight_data.check_placeholders([first, second], config).status == "passed"
+    check = preflight_data.check_placeholders(swapped, config)
+    assert check.status == "failed"
+    assert "do not have the frames of one recording" in check.found
+    assert check.found.startswith(f"{first.sample_ids[0]}: ")
+
+
+def test_a_dropped_frame_is_counted(sample, model):
+    shorter = replace(sample, audio_input_ids=sample.audio_input_ids[:-1])
+    check = preflight_data.check_placeholders([shorter], model.native.config)
+    num_frames = len(sample.audio_input_ids)
+    assert check.status == "failed"
+    assert f"{num_frames} placeholders for {num_frames - 1} frames" in check.found
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("input_ids", "text ids from 0 to 320"),
+        ("labels", "text labels from 0 to 320"),
+        ("audio_input_ids", "audio ids from 0 to 1026"),
+        ("audio_labels", "audio labels from 0 to 1026"),
+    ],
+)
+def test_ids_of_another_vocabulary_are_refused(sample, model, column, message):
+    values = getattr(sample, column).copy()
+    values.flat[0], values.flat[1] = 0, {"i": 320, "l": 320, "a": 1026}[column[0]]
+    check = preflight_data.check_index_ranges([replace(sample, **{column: values})], model.native)
+    assert check.status == "failed"
+    assert message in check.found
+    assert "packed for another base_model" in check.found
+
+
+def test_a_cpu_batch_for_a_model_of_two_types_is_refused(sample, model):
+    batch, cpu = collate([sample], model.native.config), torch.device("cpu")
+    assert preflight_model.check_devices(model.native, batch, cpu).status == "passed"
+    assert (
+        "not on meta"
+        in preflight_model.check_devices(model.native, batch, torch.device("meta")).found
+    )
+    model.native.model.embed_tokens.to(torch.bfloat16)
+    check = preflight_model.check_devices(model.native, batch, cpu)
+    assert check.status == "failed"
+    assert "text embeddings are torch.bfloat16, audio embeddings torch.float32" in check.found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.zeros(1)}, "a stray labels"),
+        ({"attention_mask": None}, None),
+        ({"use_cache": True}, "use_cache is not off"),
+        ({"position_ids": torch.zeros(1)}, "position_ids is not the batch's"),
+        ({"audio_input_ids": None}, "audio_input_ids is missing"),
+    ],
+)
+def test_the_backbone_gets_the_batch_and_nothing_else(model, sample, change, message):
+    batch = collate([sample], model.native.config)
+    seen = preflight_model.seen_in_forward(model, batch)
+    assert preflight_model.check_model_inputs(seen, batch).status == "passed"
+    other = replace(seen, backbone_kwargs=seen.backbone_kwargs | change)
+    check = preflight_model.check_model_inputs(other, batch)
+    assert check.status == ("passed" if message is None else "failed")
+    assert message is None or message in check.found
+
+
+def test_the_native_models_own_forward_may_not_run(model, sample, monkeypatch):
+    batch, sound = collate([sample], model.native.config), model.forward
+
+    def with_native_loss(batch: Any) -> Any:
+        model.native()
+        return sound(batch)
+
+    monkeypatch.setattr(model.native, "forward", lambda: None)
+    monkeypatch.setattr(model, "forward", with_native_loss)
+    check = preflight_model.check_model_inputs(preflight_model.seen_in_forward(model, batch), batch)
+    assert check.found.startswith("the native model's own forward ran")
+
+
+def held_out_batch(model: DualLossModel, corpus: PackedCorpus, label_shift: int) -> PackedBatch:
+    """The held-out clips, with the audio labels moved within each clip."""
+    table, config = PackedRows(corpus.eval_rows), model.native.config
+    samples = [s for i in range(len(table)) for s in preflight_data.samples_of(table[i], config)]
+    shifted = [replace(s, audio_labels=moved(s.audio_labels, label_shift)) for s in samples]
+    return collate(shifted, config)
+
+
+@pytest.mark.parametrize(
+    ("label_shift", "best_offset"), [(0, 1), (1, 2), (-1, 0)], ids=["sound", "late", "early"]
+)
+def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
+    knowing, corpus, label_shift, best_offset
+):
+    batch = held_out_batch(knowing.eval(), corpus, label_shift)
+    hidden = preflight_model.seen_in_forward(knowing, batch).hidden
+    losses = preflight_model.audio_losses_by_offset(knowing.native, hidden, batch)
+    assert np.nanmean(losses, axis=(1, 2)).argmin() == best_offset
+    check = preflight_model.check_offsets(losses, preflight_model.repeated_codes(batch), 1026)
+    assert check.status == ("passed" if label_shift == 0 else "failed")
+    assert (f"at offset {best_offset}" in check.found) == (label_shift != 0)
+
+
+def test_codes_of_another_codec_give_no_evidence(knowing, corpus):
+    def renumbered(array: np.ndarray) -> np.ndarray:
+        is_code = (array >= 0) & (array < 1024)
+        return np.where(is_code, (7 * array.astype(int) + 3) % 1024, array)
+
+    table, config = PackedRows(corpus.eval_rows), knowing.native.config
+    rows = [
+        replace(
+            table[i],
+            audio_input_ids=renumbered(table[i].audio_input_ids),
+            audio_labels=renumbered(table[i].audio_labels),
+        )
+        for i in range(len(table))
+    ]
+    batch = collate(rows, config)
+    hidden = preflight_model.seen_in_forward(knowing.eval(), batch).hidden
+    losses = preflight_model.audio_losses_by_offset(knowing.native, hidden, batch)
+    check = preflight_model.check_offsets(losses, preflight_model.repeated_codes(batch), 1026)
+    assert check.status == "no evidence"
+    assert "for a trained one, check `codec`" in check.found
+
+
+def losses_at(*means: float) -> np.ndarray:
+    """(3, M, 1): a loss an offset, with some noise."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (3, 400, 1))
+    return np.array(means)[:, None, None] + noise
+
+
+@pytest.mark.parametrize(
+    ("means", "share_repeated", "status"),
+    [
+        ((6.0, 4.0, 6.0), 0.0, "passed"),
+        ((9.0, 8.0, 9.0), 0.0, "no evidence"),  # worse than a guess: ln 1026 = 6.93
+        ((5.0, 5.0, 5.0), 0.0, "no evidence"),
+        ((6.0, 4.0, 3.0), 0.0, "failed"),
+        ((0.5, 4.0, 6.0), 0.1, "failed"),  # exp(-0.5) = 0.61 for its own code: it copies
+        ((0.5, 4.0, 6.0), 0.9, "no evidence"),  # nine in ten codes do repeat
+    ],
+)
+def test_the_verdict_on_the_offset(means, share_repeated, status):
+    repeated = (np.arange(400)[:, None] < share_repeated * 400).astype(float)
+    assert preflight_model.check_offsets(losses_at(*means), repeated, 1026).status == status
+
+
+def test_one_codebook_at_another_delay_fails_by_its_name():
+    right, late = losses_at(6, 4, 6), losses_at(6, 6, 4)
+    losses = np.concatenate([right, right, late], axis=2)
+    check = preflight_model.check_offsets(losses, np.zeros(losses.shape[1:]), 1026)
+    assert check.status == "failed"
+    assert "(codebook 2: 3.996 at offset 2, 5.998 at 1;" in check.found
+
+
+def test_codes_repeat_within_a_clip_and_not_across(model, corpus):
+    batch = held_out_batch(model, corpus, 0)
+    repeated = preflight_model.repeated_codes(batch)
+    for k in range(8):
+        for i in range(len(batch.audio_labels)):
+            code = batch.audio_labels[i, k].item()
+            if code in (-100, 1025):  # no label, or the clip's last
+                assert np.isnan(repeated[i, k])
+            else:
+                assert repeated[i, k] == (code == batch.audio_labels[i + 1, k].item())
+
+
+def test_a_loss_that_is_not_shifted_is_found(model, corpus):
+    """The mistake of a trainer that asks each position for what it reads."""
+    batch = held_out_batch(model.eval(), corpus, 0)
+    seen = preflight_model.seen_in_forward(model, batch)
+    losses = preflight_model.audio_losses_by_offset(model.native, seen.hidden, batch)
+    assert preflight_model.check_training_loss(losses, seen.sums).status == "passed"
+    unshifted = replace(batch, audio_predictors=batch.audio_predictors + 1)
+    sums = preflight_model.seen_in_forward(model, unshifted).sums
+    check = preflight_model.check_training_loss(losses, sums)
+    assert check.status == "failed"
+    assert check.found.startswith("codebook 0: ")
+
+
+def test_a_frozen_lora_group_is_named(model, sample):
+    batch = collate([sample], model.native.config)
+    assert preflight_model.check_lora_gradients(model, batch).status == "passed"
+    for name, parameter in model.named_parameters():
+        if ".audio_mlp.up_proj.lora_" in name:
+            parameter.requires_grad_(False)
+    check = preflight_model.check_lora_gradients(model, batch)
+    assert check.status == "failed"
+    assert check.found.startswith(
+        "no gradient in audio FFN up_proj (2 layers, as model.layers.0.audio_mlp.up_proj). "
+    )
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": "attention"},
+        {"use_dora": True},
+        {"init": "pissa"},
+        {"train_in_full": ["audio_head", "audio_embeddings"]},
+    ],
+    ids=["attention", "dora", "pissa", "in full"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_of_adapter_passes(tiny_base, corpus, lora, dtype):
+    result = run(adapted(load_base(str(tiny_base), None, dtype), **lora), corpus)
+    assert "failed" not in statuses(result).values()
+    (gradients,) = [c["found"] for c in result["checks"] if c["name"] == "LoRA gradients"]
+    assert ("audio_lm_head, embed_audio_tokens" in gradients) == ("train_in_full" in lora)
+    assert ("audio FFN" in gradients) == (lora.get("target_modules") is None)
+
+
+def test_one_layer_cut_off_from_the_loss_is_named(model, sample):
+    """The attention of one layer of two."""
+    model.native.model.layers[1].self_attn.o_proj.register_forward_hook(
+        lambda module, args, output: output.detach()
+    )
+    check = preflight_model.check_lora_gradients(model, collate([sample], model.native.config))
+    assert check.status == "failed"
+    for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        layer = f"model.layers.1.self_attn.{projection}"
+        assert f"attention {projection} (1 layers, as {layer})" in check.found
+
+
+def test_texts_are_exchanged_and_audio_stays(model, corpus):
+    """Every token that is no placeholder comes from the other clip, every frame from the clip."""
+    config = model.native.config
+    rows = PackedRows(corpus.train_rows)
+    samples = [s for i in range(len(rows)) for s in preflight_data.samples_of(rows[i], config)]
+    one, other = [s for s in samples if len(preflight_data.audio_turns(s, config)) == 2][:2]
+    mixed = preflight_data.with_text_of(one, other, config)
+    assert collate([mixed], config).sample_ids == one.sample_ids
+    for ids in (mixed.input_ids, other.input_ids):
+        assert len(ids[~preflight_data.is_placeholder(ids, config)]) > 0
+    assert (
+        mixed.input_ids[~preflight_data.is_placeholder(mixed.input_ids, config)].tolist()
+        == other.input_ids[~preflight_data.is_placeholder(other.input_ids, config)].tolist()
+    )
+    assert np.array_equal(mixed.audio_labels, one.audio_labels)
+
+
+def train(corpus: PackedCorpus, output: Path, train_rows: Path | None = None, **settings: Any):
+    config = write_stage_config(
+        output / "train.json",
+        base_model=str(corpus.base),
+        train={"device": "cpu", "rows_per_step": 2, "num_epochs": 1, "log_steps": 1} | settings,
+    )
+    higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
+
+
+def test_it_leaves_no_trace_in_training(corpus, tmp_path):
+    for name, is_on in (("on", True), ("off", False)):
+        train(corpus, tmp_path / name, preflight=is_on)
+    on, off = (
+        load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("on", "off")
+    )
+    assert on.keys() == off.keys()
+    assert all(torch.equal(on[key], off[key]) for key in on)
+    kept = json.loads((tmp_path / "on/preflight.json").read_text())
+    assert list(statuses(kept)) == NAMES
+    assert json.loads((tmp_path / "off/preflight.json").read_text()) == {"checks": []}
+
+
+def test_it_leaves_the_model_as_it_was(model, corpus):
+    """No gradient, no hook, the mode and the state of the random generator unchanged."""
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    state = torch.get_rng_state()
+    run(model, corpus)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_broken_rows_stop_training_with_what_was_found(corpus, tmp_path):
+    rows = with_shifted_codes(corpus.train_rows, tmp_path / "train.parquet")
+    with pytest.raises(UserError) as caught:
+        train(corpus, tmp_path / "out", train_rows=rows)
+    message = str(caught.value)
+    assert message.startswith("pre-flight: 2 of the checks before training failed:\n")
+    assert "do not have the frames of one recording" in message
+    assert "one of the two is shifted" in message
+    assert "snakemake --forcerun pack" in message
+    assert "train.preflight: false" in message
+    assert not (tmp_path / "out/metrics.jsonl").exists()
+
+
+def test_a_failure_on_another_process_stops_this_one(model, corpus, monkeypatch):
+    failed = preflight_data.Check("device and type", "failed", "a GPU is missing there")
+    monkeypatch.setattr(preflight, "gather_object", lambda checks: [*checks, failed, failed])
+    with pytest.raises(UserError, match=r"1 of the checks .*\n  device and type: a GPU is missing"):
+        run(model, corpus)
+    assert model.training
+
+
+def with_shifted_codes(source: Path, output: Path) -> Path:
+    """The packed rows with all frames of a row one place later."""
+    table = pq.read_table(source)
+    index = table.column_names.index("audio_input_ids")
+    frames = [[row[-1], *row[:-1]] for row in table["audio_input_ids"].to_pylist()]
+    field = table.schema.field(index)
+    changed = table.set_column(index, field, pa.array(frames, type=field.type))
+    with pq.ParquetWriter(output, table.schema) as writer:
+        writer.write_table(changed.cast(table.schema))
+    return output

@@ -1,0 +1,392 @@
+"""Interrupted training: real processes, real signals, the adapter of an uninterrupted run."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import PackedCorpus, files_of_at_most, write_stage_config
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+import higgs_pipe.train
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.planning.launching import launch_command
+from higgs_pipe.training.checkpoints import Checkpoints
+from higgs_pipe.training.step_inputs import epoch_steps
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "device": "cpu",
+    "tracker": "none",
+    "learning_rate": 5e-3,
+    "rows_per_step": 2,
+    "num_epochs": 10,
+    "log_steps": 1,
+    "eval_steps": 7,
+    "save_steps": 4,
+}
+PROGRAM = ("-m", "higgs_pipe.train")
+
+
+def start(
+    corpus: PackedCorpus,
+    output: Path,
+    num_processes: int | None = None,
+    program: Sequence[str] = PROGRAM,
+    **settings: object,
+) -> subprocess.Popen[str]:
+    """Train in a process of its own, or under the launcher as the rule does."""
+    config = write_stage_config(
+        output / "train.json", base_model=str(corpus.base), train=SETTINGS | settings
+    )
+    command = [sys.executable]
+    if num_processes is not None:
+        launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
+        command += shlex.split(launcher)[1:]
+    command += [*program, "--config", str(config)]
+    command += ["--train-rows", str(corpus.train_rows), "--eval-rows", str(corpus.eval_rows)]
+    command += ["--output-dir", str(output), "--log", str(output / "train.log")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=output,
+        text=True,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def train(corpus: PackedCorpus, output: Path, base: Path | None = None, **settings: object) -> None:
+    """In this process."""
+    config = write_stage_config(
+        output / "train.json", base_model=str(base or corpus.base), train=SETTINGS | settings
+    )
+    higgs_pipe.train.run(config, corpus.train_rows, corpus.eval_rows, output)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return stderr
+
+
+def wait_for_step(output: Path, step: int) -> None:
+    """Until metrics.jsonl has a line of that step."""
+    metrics = output / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if metrics.is_file() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"no step {step} in {metrics}")
+
+
+def adapter(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter/adapter_model.safetensors")
+
+
+def losses(output: Path) -> list[tuple[int, float]]:
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line.get("loss", line.get("eval_loss"))) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    finish(start(corpus, output))
+    return output
+
+
+def assert_same_run(output: Path, expected: Path) -> None:
+    """Bit for bit: the adapter, and every logged loss."""
+    found = adapter(output)
+    for key, tensor in adapter(expected).items():
+        assert torch.equal(found[key], tensor), key
+    assert losses(output) == losses(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
+    corpus, uninterrupted, tmp_path, number
+):
+    process = start(corpus, tmp_path)
+    wait_for_step(tmp_path, 6)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert "checkpoint saved; run snakemake again to go on" in stderr
+    assert not (tmp_path / "adapter").exists()
+    (tmp_path / "metrics.jsonl").unlink()  # as Snakemake does with a declared output
+
+    stderr = finish(start(corpus, tmp_path))
+    assert "going on after step" in stderr
+    assert_same_run(tmp_path, uninterrupted)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_kill_9_while_saving_loses_save_steps_and_a_cut_off_checkpoint_is_passed_over(
+    corpus, uninterrupted, tmp_path
+):
+    process = start(corpus, tmp_path, program=[str(ROOT / "tests/launched/killed_while_saving.py")])
+    process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL
+    newest = max((tmp_path / "checkpoints").glob("*.pt"))
+    assert newest.name == "step-00000012.pt"
+    assert list((tmp_path / "checkpoints").glob(".step-00000016.pt.*.tmp"))
+    newest.write_bytes(newest.read_bytes()[:-2000])
+
+    stderr = finish(start(corpus, tmp_path))
+    assert f"{newest} is damaged" in stderr
+    assert "going on after step 8 of 30" in stderr
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_anew(
+    corpus, uninterrupted, tmp_path
+):
+    process = start(corpus, tmp_path, learning_rate=1e-4)
+    wait_for_step(tmp_path, 9)
+    process.kill()
+    process.communicate(timeout=60)
+    stderr = finish(start(corpus, tmp_path))
+    assert "checkpoints are of a run with other settings" in stderr
+    assert "going on" not in stderr
+    assert list((tmp_path / "checkpoints/set-aside").glob("*.pt"))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def process_of_rank(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
+    found = psutil.Process(launcher.pid).children()
+    return next(process for process in found if process.environ().get("RANK") == str(rank))
+
+
+def last_words(launcher: subprocess.Popen[str]) -> str:
+    """The last line on stderr; that there is no traceback above it."""
+    _, stderr = launcher.communicate(timeout=200)
+    assert "Traceback" not in stderr, stderr
+    return stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_on_two(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted-on-two")
+    finish(start(corpus, output, 2, num_epochs=20))
+    return output
+
+
+@pytest.mark.slow
+def test_two_processes_survive_whatever_happens_to_one_and_end_as_if_nothing_had(
+    corpus, uninterrupted_on_two, tmp_path
+):
+    """Stopped twice, killed, and hung: five sessions, one training."""
+
+    def session(step: int, **settings: object) -> subprocess.Popen[str]:
+        launcher = start(corpus, tmp_path, 2, num_epochs=20, **settings)
+        wait_for_step(tmp_path, step)
+        return launcher
+
+    launcher = session(5)  # SIGTERM to one process alone
+    process_of_rank(launcher, 1).terminate()
+    assert "checkpoint saved; run snakemake again to go on" in last_words(launcher)
+    assert launcher.returncode == 128 + signal.SIGTERM
+
+    launcher = session(15)  # Ctrl-C: to the launcher and to every process
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert "checkpoint saved; run snakemake again to go on" in last_words(launcher)
+    assert launcher.returncode == 128 + signal.SIGINT
+
+    launcher = session(25)
+    process_of_rank(launcher, 1).kill()
+    assert last_words(launcher).startswith("process 1 was ended by SIGKILL.")
+    assert launcher.returncode == 128 + signal.SIGKILL
+
+    launcher = session(35, timeout_seconds=10)
+    hung = process_of_rank(launcher, 1)
+    hung.suspend()
+    answer = last_words(launcher)
+    assert "did not answer for train.timeout_seconds = 10 s" in answer
+    assert launcher.returncode == 2
+    assert not hung.is_running()
+
+    launcher = start(corpus, tmp_path, 2, num_epochs=20)
+    assert "going on after step" in finish(launcher)
+    assert_same_run(tmp_path, uninterrupted_on_two)
+
+
+def test_a_signal_in_the_last_step_changes_nothing(corpus, tmp_path):
+    """The adapter is complete, so the stage must not fail: Snakemake would delete it."""
+
+    with signals_in_the_first_step():
+        train(corpus, tmp_path, rows_per_step=16, num_epochs=1)
+    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+
+
+def test_the_model_is_gone_before_the_process_group_is(corpus, tmp_path, monkeypatch):
+    """Else a process of several may hang at its end; seen once in some dozens of trainings."""
+    models = []
+
+    class Watched(higgs_pipe.train.Training):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            models.append(weakref.ref(self.model))
+
+    def end_training(_: Accelerator) -> None:
+        assert [model() for model in models] == [None]
+        models.clear()
+
+    monkeypatch.setattr(higgs_pipe.train, "Training", Watched)
+    monkeypatch.setattr(Accelerator, "end_training", end_training)
+    train(corpus, tmp_path, num_epochs=1)
+    assert not models  # the end was reached
+
+
+@contextmanager
+def signals_in_the_first_step() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        caught = nullcontext([signal.SIGTERM])
+        patch.setattr(higgs_pipe.train, "caught_signals", lambda: caught)
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_here(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted-here")
+    train(corpus, output)
+    return output
+
+
+def adapter_bytes(output: Path) -> int:
+    return (output / "adapter/adapter_model.safetensors").stat().st_size
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_from_it(
+    corpus, uninterrupted_here, tmp_path
+):
+    """A checkpoint holds three times the adapter; from the first evaluation on, four times."""
+    too_small = int(3.5 * adapter_bytes(uninterrupted_here))
+    expected = r"step-00000008\.pt: cannot be written .*disk full\?"
+    with files_of_at_most(too_small), pytest.raises(UserError, match=expected):
+        train(corpus, tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004.pt"]
+    train(corpus, tmp_path)
+    assert_same_run(tmp_path, uninterrupted_here)
+
+
+def test_a_disk_too_full_for_the_adapter_leaves_the_last_checkpoint(
+    corpus, uninterrupted_here, tmp_path
+):
+    assert adapter_bytes(uninterrupted_here) > 100_000
+    with signals_in_the_first_step(), pytest.raises(SystemExit):
+        train(corpus, tmp_path)
+    expected = r"adapter: cannot be written .*last checkpoint, which is good"
+    with files_of_at_most(100_000), pytest.raises(UserError, match=expected):
+        train(corpus, tmp_path, save_steps=1000)
+    assert [p.name for p in tmp_path.iterdir() if "adapter" in p.name] == []
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.pt"]
+    train(corpus, tmp_path)
+    assert_same_run(tmp_path, uninterrupted_here)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_weights_and_the_checkpoint_from_before(
+    corpus, tmp_path
+):
+    """Only clip-08 says an 8; a row that holds it, as target or reference, comes third."""
+    shutil.copytree(corpus.base, tmp_path / "base")
+    weights = load_file(tmp_path / "base/model.safetensors")
+    eight = AutoTokenizer.from_pretrained(corpus.base).convert_tokens_to_ids("8")
+    weights["model.embed_tokens.weight"][eight] = float("nan")
+    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    table = PackedRows(corpus.train_rows)
+    has_eight = [eight in table[row].input_ids for row in range(len(table))]
+    for seed in range(100):
+        order = [row for [row] in epoch_steps(len(table), 1, seed, epoch=0)]
+        if [has_eight[row] for row in order[:3]] == [False, False, True]:
+            break
+    expected = rf"step 3, packed rows {order[2]}: the loss is nan; .*clip-"
+    with pytest.raises(UserError, match=expected):
+        train(corpus, tmp_path, tmp_path / "base", rows_per_step=1, save_steps=1, seed=seed)
+    [_, newest] = sorted((tmp_path / "checkpoints").iterdir())
+    state = torch.load(newest)["state"]
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["lora"])
+    assert all(tensor.isfinite().all() for tensor in state["optimizer"]["state"][0].values())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_steps": 5, "schedule": "linear"},
+        {"learning_rate": 0.1, "warmup_fraction": 0.5, "eval_steps": 1}
+        | {"early_stopping_patience": 2},
+    ],
+)
+def test_an_interrupted_training_ends_where_it_would_have(corpus, tmp_path, settings):
+    """By the number of steps, or by patience of which some was spent before."""
+    train(corpus, tmp_path / "whole", **settings)
+    num_steps = max(step for step, _ in losses(tmp_path / "whole"))
+    assert num_steps < 30
+    for _ in range(num_steps - 1):
+        with signals_in_the_first_step(), pytest.raises(SystemExit):
+            train(corpus, tmp_path / "parts", **settings)
+    train(corpus, tmp_path / "parts", **settings)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Callable[..., Checkpoints]:
+    def make(total_limit: int = 2, **identity: str) -> Checkpoints:
+        return Checkpoints(tmp_path / "checkpoints", identity, total_limit)
+
+    return make
+
+
+def test_the_newest_checkpoint_is_loaded_and_old_ones_are_dropped(checkpoints, tmp_path):
+    mine = checkpoints(data="a")
+    for step in (5, 10, 100):
+        mine.save(step, {"step": step, "weight": torch.tensor([float(step)])})
+    assert mine.load_latest() == {"step": 100, "weight": torch.tensor([100.0])}
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000010.pt", "step-00000100.pt"]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 100, -1])
+def test_a_cut_off_checkpoint_is_passed_over(checkpoints, tmp_path, caplog, num_bytes):
+    mine = checkpoints(data="a")
+    for step in (1, 2):
+        mine.save(step, {"step": step, "weight": torch.zeros(1000)})
+    newest = tmp_path / "checkpoints/step-00000002.pt"
+    newest.write_bytes(newest.read_bytes()[:num_bytes])
+    state = mine.load_latest()
+    assert state is not None
+    assert state["step"] == 1
+
+
+def test_a_checkpoint_of_other_data_is_never_resumed(checkpoints, tmp_path):
+    checkpoints(data="a", settings="s").save(1, {"step": 1})
+    assert checkpoints(data="b", settings="s").load_latest() is None
+    assert [p.name for p in (tmp_path / "checkpoints/set-aside").iterdir()] == ["step-00000001.pt"]
+
+
+def test_no_checkpoint_is_no_error(checkpoints):
+    assert checkpoints().load_latest() is None
+    checkpoints().clear()

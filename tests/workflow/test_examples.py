@@ -1,0 +1,45 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from higgs_pipe.config.settings import Config
+from higgs_pipe.config.stages import merge
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples/configs").glob("*.yaml"))
+
+
+def differences(values: dict[str, Any], defaults: dict[str, Any], path: str = "") -> set[str]:
+    """Dotted names of the settings that differ from their defaults."""
+    found: set[str] = set()
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            found |= differences(value, defaults[key], f"{name}.")
+        elif value != defaults.get(key):
+            found.add(name)
+    return found
+
+
+def names(values: dict[str, Any], path: str = "") -> set[str]:
+    return {
+        name
+        for key, value in values.items()
+        for name in (names(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}"})
+    }
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_accepted_and_no_setting_of_the_demo_is_left_in_it(example: Path) -> None:
+    shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
+    overlay = yaml.safe_load(example.read_text())
+    config = Config.model_validate(merge(shipped, overlay)).model_dump(by_alias=True)
+    bare = {key: config[key] for key in ("manifest", "base_model", "codec")}
+    defaults = Config.model_validate(bare).model_dump(by_alias=True)
+    assert differences(config, defaults) <= names(overlay)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 4

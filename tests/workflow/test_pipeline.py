@@ -1,0 +1,160 @@
+"""Whole runs of the workflow with the real stages: recordings in, a packaged adapter out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from higgs_pipe.config.stages import STAGES
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+REAL_SPEECH = ROOT.parent / "shared/data/real_speech/manifest.jsonl"
+# A few steps are enough to see everything move.
+SHORT = {"num_epochs": 6, "rows_per_step": 4, "learning_rate": 5e-3, "eval_steps": 10}
+
+
+def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(
+        [*command, "--cores", "2", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def write_config(folder: Path, manifest: Path, **sections: dict) -> None:
+    settings = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"manifest": str(manifest)}
+    for section, values in sections.items():
+        settings[section] |= values
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def run_in(folder: Path, manifest: Path, **sections: dict) -> Path:
+    write_config(folder, manifest, **sections)
+    finished = snakemake(folder)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (folder / "closing.txt").write_text(finished.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, in a folder of its own, with fewer epochs."""
+    folder = tmp_path_factory.mktemp("demo")
+    return run_in(folder, ROOT / "examples/demo/manifest.jsonl", train=SHORT)
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def assert_it_learnt(folder: Path) -> None:
+    metrics = read_json(folder / "results/experiments/default/eval/metrics.json")
+    for key in ("eval_loss", "eval_text_loss", "eval_stop_loss"):
+        assert metrics["adapter"][key] < metrics["base"][key]
+    lines = (folder / "results/experiments/default/train/metrics.jsonl").read_text().splitlines()
+    losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    assert losses[-1] < losses[0] * 2 / 3
+
+
+def test_the_demo_leaves_every_result_where_it_belongs(demo: Path):
+    results = demo / "results"
+    expected = [
+        *(f"config/{stage}.json" for stage in STAGES),
+        *(f"data/{name}" for name in ("clips.parquet", "rejected.parquet", "validation.json")),
+        "codes/shard-00000.parquet",
+        "codes/shard-00001.parquet",
+        *(f"packed/{name}" for name in ("train.parquet", "eval.parquet", "packing.json")),
+        "experiments/default/train/adapter/adapter_config.json",
+        "experiments/default/train/adapter/adapter_model.safetensors",
+        "experiments/default/train/metrics.jsonl",
+        "experiments/default/train/preflight.json",
+        "experiments/default/eval/metrics.json",
+        "experiments/default/eval/clips.parquet",
+        "adapters/default/README.md",
+        "adapters/default/provenance.json",
+        "adapters/default.zip",
+        "report/index.html",
+    ]
+    assert [path for path in expected if not (results / path).is_file()] == []
+    closing = (demo / "closing.txt").read_text()
+    for path in ("adapters/default", "experiments/default/eval/metrics.json", "report/index.html"):
+        assert f"results/{path}\n" in closing
+
+
+def test_the_demo_learns(demo: Path):
+    assert_it_learnt(demo)
+
+
+def test_the_demos_counts_agree_from_stage_to_stage(demo: Path):
+    results = demo / "results"
+    validation = read_json(results / "data/validation.json")
+    packing = read_json(results / "packed/packing.json")
+    metrics = read_json(results / "experiments/default/eval/metrics.json")["adapter"]
+    for split in ("train", "eval"):
+        assert packing[split]["num_samples"] == validation["splits"][split]["num_clips"]
+    assert metrics["num_clips"] == packing["eval"]["num_samples"]
+    assert metrics["num_text_labels"] == packing["eval"]["num_text_labels"]
+    assert metrics["num_audio_labels"] == packing["eval"]["num_audio_labels"]
+    clips = pq.read_table(results / "experiments/default/eval/clips.parquet")
+    assert len(clips) == metrics["num_clips"]
+
+
+def test_the_report_shows_what_eval_found(demo: Path):
+    page = (demo / "results/report/index.html").read_text()
+    metrics = read_json(demo / "results/experiments/default/eval/metrics.json")
+    for model in ("adapter", "base"):
+        assert f"{metrics[model]['eval_loss']:.3f}" in page
+
+
+def test_a_second_run_does_nothing(demo: Path):
+    finished = snakemake(demo)
+    assert "Nothing to be done" in finished.stdout + finished.stderr
+
+
+def test_one_stage_can_be_rerun_and_gives_the_same_numbers(demo: Path, tmp_path: Path):
+    folder = shutil.copytree(demo, tmp_path / "copy", symlinks=True)
+    metrics = folder / "results/experiments/default/eval/metrics.json"
+    before = metrics.read_text()
+    metrics.unlink()
+    logs = {path: path.stat().st_mtime_ns for path in (folder / "logs").rglob("*.log")}
+    finished = snakemake(folder, "eval")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert metrics.read_text() == before
+    assert [path.stem for path, wrote in logs.items() if path.stat().st_mtime_ns > wrote] == [
+        "eval"
+    ]
+
+
+def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path):
+    manifest = tmp_path / "bad.jsonl"
+    manifest.write_text('{"audio": "a.wav", "text": "Hello."}\n{"audio": oops}\n')
+    write_config(tmp_path, manifest)
+    finished = snakemake(tmp_path)
+    assert finished.returncode != 0
+    assert f"{manifest}:2: " in finished.stderr
+    assert "Traceback" not in finished.stdout + finished.stderr
+    assert not (tmp_path / "results/data").exists() or not any(
+        path.is_file() for path in (tmp_path / "results/data").rglob("*")
+    )
+
+
+@pytest.mark.skipif(not REAL_SPEECH.is_file(), reason="the recordings are not on this machine")
+def test_recordings_of_people_become_an_adapter(tmp_path: Path):
+    folder = run_in(tmp_path, REAL_SPEECH, train=SHORT | {"num_epochs": 12, "rows_per_step": 2})
+    assert_it_learnt(folder)
+    validation = read_json(folder / "results/data/validation.json")
+    assert (validation["num_clips"], validation["num_rejected"]) == (13, 0)
+    assert read_json(folder / "results/adapters/default/provenance.json")["verification"]

@@ -1,0 +1,451 @@
+"""The workflow itself: what is planned, what reruns and why, what is refused before any job.
+
+The stages are stood in for by a stub, so that these tests are about the rules alone; whole runs
+of the real stages are in test_pipeline.py.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from higgs_pipe.errors import UserError
+from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
+from higgs_pipe.planning.targets import closing_lines, is_within
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+EVERYTHING = {
+    "stage_config": 10,
+    "tiny_base": 1,
+    "list_rows": 1,
+    "measure_shard": 2,
+    "judge_clips": 1,
+    "estimate": 1,
+    "tokenize_shard": 2,
+    "pack": 1,
+    "train_adapter": 1,
+    "eval_adapter": 1,
+    "package_adapter": 1,
+    "report": 1,
+    "all": 1,
+}
+TRAINING_ON = ["train_adapter", "eval_adapter", "package_adapter", "report", "all"]
+
+# Writes every output that its options name. A shard holds the manifest's lines of its digit (of
+# what is measured: their first letters); what is made from files holds their text, what is trained
+# its settings.
+STUB = """
+import json, sys
+from pathlib import Path
+stage, words = Path(sys.argv[0]).stem, sys.argv[1:]
+options = {w[2:]: words[i + 1] for i, w in enumerate(words) if w.startswith("--")}
+def read(path):
+    return Path(path).read_text()
+def write(path, text):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+def write_shards(folder, lines):
+    for shard in range(2):
+        text = "\\n".join(line for line in lines if line.startswith(str(shard)))
+        write(Path(folder) / f"shard-{shard:05d}.parquet", text)
+if stage == "list_rows":
+    lines = read(json.loads(read(options["config"]))["manifest"]).splitlines()
+    write(options["rows"], "\\n".join(lines))
+    write_shards(options["recordings-dir"], [line[:3] for line in lines])
+elif stage == "measure":
+    write(options["measured"], read(options["recordings"]))
+elif stage == "validate":
+    lines = read(options["rows"]).splitlines()
+    for name in ("clips", "rejected", "validation"):
+        write(options[name], "\\n".join(lines))
+    write_shards(options["shards-dir"], [line[:3] for line in lines])
+elif stage == "estimate":
+    write(options["estimate"], read(options["config"]))
+elif stage == "tokenize_audio":
+    write(options["codes"], read(options["shard-clips"]))
+elif stage == "pack":
+    for name in ("train-rows", "eval-rows", "packing"):
+        write(options[name], read(options["clips"]))
+elif stage == "train":
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json",
+                 "metrics.jsonl", "preflight.json", "config.json",
+                 "trainable_parameters.json"):
+        write(Path(options["output-dir"]) / name, options["overrides"] + read(options["config"]))
+elif stage == "evaluate":
+    write(options["metrics"], "{}")
+    write(options["clips"], "")
+elif stage == "package":
+    write(Path(options["package-dir"]) / "README.md", options["name"])
+    write(options["archive"], "")
+elif stage == "report":
+    write(options["page"], "")
+elif stage == "miniature":
+    write(Path(options["output-dir"]) / "config.json", "{}")
+write(options["log"], stage)
+"""
+
+
+def snakemake(cwd: Path, *words: str, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(checkout / "Snakefile")]
+    return subprocess.run(
+        [*command, *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def jobs(cwd: Path, *words: str, checkout: Path = ROOT) -> Counter[str]:
+    """How many jobs of each rule a dry run plans."""
+    run = snakemake(cwd, "--dry-run", *words, checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    table = re.search(r"^-+ +-+$(.*?)^total", run.stdout + run.stderr, re.MULTILINE | re.DOTALL)
+    if table is None:
+        assert "Nothing to be done" in run.stdout + run.stderr
+        return Counter()
+    return Counter({name: int(count) for name, count in re.findall(r"(\w+) +(\d+)", table[1])})
+
+
+def write_config(folder: Path, **settings: object) -> None:
+    shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**shipped, **settings}))
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    """A folder of one's own with the shipped config and an empty manifest."""
+    (tmp_path / "m.jsonl").write_text("")
+    write_config(tmp_path, manifest="m.jsonl")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("target", "missing"),
+    [
+        ("all", set()),
+        ("package", {"estimate", "report"}),
+        ("report", {"estimate", "package_adapter"}),
+        ("eval", {"estimate", "package_adapter", "report"}),
+        ("train", {"estimate", "eval_adapter", "package_adapter", "report"}),
+        ("pack", {"estimate", *TRAINING_ON}),
+        ("tokenize", {"estimate", "pack", *TRAINING_ON}),
+        ("validate", {"tokenize_shard", "pack", *TRAINING_ON}),
+    ],
+)
+def test_a_target_plans_what_it_needs_and_no_more(
+    workdir: Path, target: str, missing: set[str]
+) -> None:
+    planned = set(jobs(workdir, target))
+    assert planned - {target} == set(EVERYTHING) - missing - {target, "all"}
+
+
+def test_everything_is_planned_by_default(workdir: Path) -> None:
+    assert jobs(workdir) == EVERYTHING
+
+
+def test_each_experiment_is_trained_evaluated_and_packaged(workdir: Path) -> None:
+    write_config(workdir, experiments={"small": {"lora": {"r": 4}}, "big": {"lora": {"r": 64}}})
+    planned = jobs(workdir)
+    assert [planned[name] for name in TRAINING_ON] == [2, 2, 2, 1, 1]
+    assert planned["pack"] == 1
+
+
+def test_a_base_from_the_hub_needs_no_demo_base(workdir: Path) -> None:
+    write_config(workdir, base_model="org/model", codec="org/codec")
+    assert "tiny_base" not in jobs(workdir)
+
+
+def test_a_faulty_config_stops_snakemake_with_every_fault_by_name(workdir: Path) -> None:
+    run = snakemake(workdir, "-n", "--config", "train={learning_rte: 1, num_epochs: none}", "foo=1")
+    assert run.returncode == 2
+    assert "Traceback" not in run.stdout + run.stderr
+    for name in ("train.learning_rte", "train.num_epochs", "  foo: unknown key"):
+        assert name in run.stderr
+    assert not (workdir / "results").exists()
+
+
+def test_a_number_on_the_command_line_is_a_number(workdir: Path) -> None:
+    run = snakemake(workdir, "-np", "train", "--config", "train={learning_rate: 1e-4}")
+    assert '"learning_rate": 0.0001' in run.stdout + run.stderr
+
+
+def test_a_missing_manifest_is_left_to_the_stage_that_explains_it(workdir: Path) -> None:
+    assert jobs(workdir, "validate", "--config", "manifest=absent.jsonl")["validate"] == 1
+
+
+def test_a_folder_without_config_takes_the_one_given(tmp_path: Path) -> None:
+    config = str(ROOT / "config.yaml")
+    assert jobs(tmp_path, "--configfile", config) == EVERYTHING
+    assert "configfile config.yaml but it is not present" in snakemake(tmp_path, "-n").stdout
+
+
+def test_results_can_be_moved(workdir: Path) -> None:
+    run = snakemake(workdir, "-n", "--config", "pathvars={results: elsewhere}")
+    planned = run.stdout + run.stderr
+    assert "elsewhere/adapters/default.zip" in planned
+    assert " results/" not in planned
+
+
+def test_cpu_jobs_ask_for_no_gpu_and_others_for_one_a_process(workdir: Path) -> None:
+    write_config(workdir, train={"num_processes": 3}, eval={"device": "cpu"})
+    run = snakemake(workdir, "-n", "eval")
+    blocks = (run.stdout + run.stderr).split("\nrule ")
+    [training] = [block for block in blocks if block.startswith("train_adapter")]
+    [evaluation] = [block for block in blocks if block.startswith("eval_adapter")]
+    assert "gpu=3" in training
+    assert "gpu=0" in evaluation
+
+
+def test_lint_finds_nothing() -> None:
+    run = snakemake(ROOT, "--lint")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_rules_are_formatted() -> None:
+    subprocess.run([BIN / "snakefmt", "--check", "Snakefile", "workflow"], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
+    uv = shutil.which("uv", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        pytest.skip("uv is neither beside this Python nor on the PATH; `make test` brings it")
+    bare = workdir / "bare"
+    pin = re.search(r"^snakemake==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert pin is not None
+    python = bare / "bin" / "python"
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, bare], check=True)
+    subprocess.run([uv, "pip", "install", "-q", "--python", python, pin[0]], check=True)
+    command = [bare / "bin" / "snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run"]
+    run = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"total +24", run.stdout + run.stderr)
+    lacks = subprocess.run([python, "-c", "import torch, pydantic"], capture_output=True)
+    assert lacks.returncode != 0
+
+
+# ---------------------------------------------------------------- runs, with a stub for each stage
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose stages are stubs, in a path with a space, and a finished run inside it."""
+    checkout = tmp_path_factory.mktemp("run") / "check out"
+    checkout.mkdir()
+    for name in ("Snakefile", "workflow", "profiles", "envs"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, checkout / name)
+    package = checkout / "higgs_pipe"
+    (package / "higgs").mkdir(parents=True)
+    (package / "training").mkdir()
+    for name in ("__init__.py", "errors.py", "training/launch.py"):
+        shutil.copy(ROOT / "higgs_pipe" / name, package / name)
+    shutil.copytree(ROOT / "higgs_pipe" / "planning", package / "planning")
+    data_stages = ("list_rows", "measure", "validate", "estimate", "tokenize_audio", "pack")
+    for name in (*data_stages, "train", "evaluate", "package", "report"):
+        (package / f"{name}.py").write_text(STUB)
+    (package / "higgs" / "miniature.py").write_text(STUB)
+    (checkout / "m.jsonl").write_text("0 a\n1 a\n")
+    write_config(checkout, manifest="m.jsonl")
+    run = snakemake(checkout, checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (checkout / "closing.txt").write_text(run.stderr)
+    return checkout
+
+
+@pytest.fixture
+def checkout(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to change something in."""
+    copy = tmp_path / "check out"
+    shutil.copytree(finished, copy, symlinks=True)
+    return copy
+
+
+def reruns(checkout: Path, *words: str) -> Counter[str]:
+    return jobs(checkout, *words, checkout=checkout)
+
+
+@pytest.mark.slow
+def test_a_run_ends_by_saying_where_things_are(finished: Path) -> None:
+    closing = (finished / "closing.txt").read_text()
+    for path in ("adapters/default", "experiments/default/eval/metrics.json", "report/index.html"):
+        assert f"results/{path}\n" in closing
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    assert reruns(finished) == {}
+    assert reruns(finished, "--cores", "1") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"report": {"title": "Voices"}}, ["report", "all"]),
+        ({"eval": {"rows_per_batch": 2}}, TRAINING_ON[1:]),
+        ({"train": {"learning_rate": 1e-5}}, ["estimate", *TRAINING_ON]),
+        ({"experiments": {"default": {"seed": 1}}}, ["estimate", *TRAINING_ON]),
+        ({"pack": {"seed": 1}}, ["estimate", "pack", *TRAINING_ON]),
+        # Nothing is decoded again; what follows depends on what judging writes.
+        (
+            {"validate": {"max_rejected_fraction": 0.2, "filters": {"min_snr_db": 5.0}}},
+            ["judge_clips", "estimate", "tokenize_shard", "pack", *TRAINING_ON],
+        ),
+    ],
+)
+def test_a_changed_setting_reruns_its_stage_and_what_follows(
+    checkout: Path, settings: dict[str, object], expected: list[str]
+) -> None:
+    shipped = yaml.safe_load((checkout / "config.yaml").read_text())
+    for section, values in settings.items():
+        shipped[section].update(values)
+    (checkout / "config.yaml").write_text(yaml.safe_dump(shipped))
+    assert set(reruns(checkout)) - {"stage_config"} == set(expected)
+
+
+@pytest.mark.slow
+def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
+    planned = reruns(checkout, "--config", "experiments={default: {}, small: {lora: {r: 4}}}")
+    assert planned == dict.fromkeys(["stage_config", "estimate", *TRAINING_ON], 1)
+
+
+@pytest.mark.slow
+def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
+    source = checkout / "higgs_pipe" / "planning" / "targets.py"
+    source.write_text(source.read_text().replace('"eval": 1', '"eval": 2'))
+    assert reruns(checkout) == dict.fromkeys(TRAINING_ON[1:], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("manifest", "shards"),
+    [
+        ("0 a\n1 a\n1 b\n", ["shard-00001"]),  # a new row
+        ("0 b\n0 a\n1 a\n", ["shard-00000"]),  # before all others
+        ("0 c\n1 a\n", ["shard-00000"]),  # another recording
+        ("0 a\n", ["shard-00001"]),  # a row less
+        ("0 a other text\n1 a\n", []),  # nothing to decode
+    ],
+)
+def test_a_changed_row_redoes_its_own_shard_alone(
+    checkout: Path, manifest: str, shards: list[str]
+) -> None:
+    (checkout / "m.jsonl").write_text(manifest)
+    run = snakemake(checkout, "pack", checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = re.findall(r"rule (\w+):(?:\n +.*)*?\n +wildcards: shard=(\S+)", run.stderr)
+    assert sorted(found) == [
+        (rule, shard) for rule in ("measure_shard", "tokenize_shard") for shard in shards
+    ]
+    assert "checkpoint judge_clips:" in run.stderr
+    assert "rule pack:" in run.stderr
+    assert reruns(checkout, "pack") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rule", ["list_rows", "measure_shard", "judge_clips", "tokenize_shard", "pack", "eval_adapter"]
+)
+def test_the_remedy_that_a_message_gives_reruns_that_rule(checkout: Path, rule: str) -> None:
+    assert rule in reruns(checkout, "--forcerun", rule)
+
+
+@pytest.mark.slow
+def test_the_stage_config_holds_the_settings_whatever_their_characters(checkout: Path) -> None:
+    prompt = 'It\'s {wildcards} "quoted" $HOME `x` é\n'
+    write_config(checkout, manifest="m.jsonl", pack={"system_prompt": prompt})
+    run = snakemake(checkout, "results/config/pack.json", checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    written = json.loads((checkout / "results" / "config" / "pack.json").read_text())
+    assert written["pack"]["system_prompt"] == prompt
+
+
+# -------------------------------------------------------------------------------------- launching
+
+
+@pytest.mark.slow
+def test_two_cpu_processes_start_and_share_the_threads(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(
+        "import os, torch, accelerate\n"
+        "a = accelerate.Accelerator(cpu=True)\n"
+        "total = a.reduce(torch.tensor([a.process_index + 1]), 'sum').item()\n"
+        "found = [a.num_processes, torch.distributed.get_backend(), total]\n"
+        "open(f'out{a.process_index}', 'w').write(f'{found} {os.environ[\"OMP_NUM_THREADS\"]}')\n"
+        "a.end_training()\n"  # leaving the group open aborts now and then
+    )
+    launch = launch_command(2, 5, ROOT / "workflow" / "accelerate.yaml")
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{tmp_path}",
+    }
+    subprocess.run(f"{launch} -m toy", shell=True, cwd=tmp_path, env=environment, check=True)
+    for rank in (0, 1):
+        assert (tmp_path / f"out{rank}").read_text() == "[2, 'gloo', 3] 2"
+
+
+def test_one_process_is_launched_without_the_multi_gpu_launcher() -> None:
+    launch = launch_command(1, 8, Path("a b.yaml"))
+    assert "--multi_gpu" not in launch
+    assert "--num_cpu_threads_per_process 8" in launch
+    assert "--config_file 'a b.yaml'" in launch
+
+
+def test_the_users_own_accelerate_config_alone_says_how_to_launch(tmp_path: Path) -> None:
+    own = tmp_path / "my accelerate.yaml"
+    own.write_text("num_processes: 4\nnum_machines: 2\n")
+    settings = {"num_processes": 1, "num_machines": 1, "accelerate_config": str(own)}
+    settings |= {"main_process_ip": None, "main_process_port": None}
+    found = launch_settings({"train": settings, "experiments": {"a": {}}}, "a")
+    assert (found["num_processes"], found["num_machines"]) == (4, 2)
+    launch = launch_command(num_threads=8, config_path=Path("ours.yaml"), **found)
+    assert launch == (
+        "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 python -m higgs_pipe.training.launch "
+        f"--config_file '{own}' --num_cpu_threads_per_process 4"
+    )
+
+
+@pytest.mark.parametrize("text", [None, "", "num_processes: many\nnum_machines: 1\n"])
+def test_an_accelerate_config_that_does_not_say_how_many_is_refused(
+    tmp_path: Path, text: str | None
+) -> None:
+    own = tmp_path / "accelerate.yaml"
+    if text is not None:
+        own.write_text(text)
+    train = {"num_processes": 1, "num_machines": 1, "accelerate_config": str(own)}
+    train |= {"main_process_ip": None, "main_process_port": None}
+    with pytest.raises(UserError, match=r"train\.accelerate_config: .*num_processes and num_mach"):
+        launch_settings({"train": train, "experiments": {"a": {}}}, "a")
+
+
+def test_several_machines_are_started_by_srun_and_meet_at_the_first() -> None:
+    launch = launch_command(16, 8, Path("a.yaml"), num_machines=2, main_process_ip="node1")
+    assert launch.startswith("srun --nodes=2 --ntasks=2 --ntasks-per-node=1 python -m higgs_pipe")
+    assert "--num_processes 16 --num_machines 2" in launch
+    assert "--num_cpu_threads_per_process 1" in launch
+    assert "--main_process_port 29500 --main_process_ip node1" in launch
+
+
+def test_the_demo_base_is_recognized_by_where_it_lies() -> None:
+    assert is_within("resources/tiny-higgs/audio_tokenizer", "resources/tiny-higgs")
+    assert is_within("./resources/tiny-higgs", "resources/tiny-higgs")
+    assert not is_within("resources/tiny-higgs-2", "resources/tiny-higgs")
+
+
+def test_jobs_import_this_checkout_whatever_its_path() -> None:
+    prefix = shell_prefix(Path("/a {b}'c"), in_own_environment=False).format()
+    found = subprocess.run(
+        ["bash", "-c", f'{prefix}printf %s "$PYTHONPATH"'], capture_output=True, text=True
+    )
+    assert found.stdout == "/a {b}'c"
+
+
+def test_only_what_exists_is_named_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "adapters" / "a").mkdir(parents=True)
+    assert closing_lines(tmp_path, ["a", "b"]) == [f"adapter a  {tmp_path}/adapters/a"]
