@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from higgs_pipe import __version__
 from higgs_pipe.cli import main
-from higgs_pipe.config.settings import Section
+from higgs_pipe.config.rules import Section
 from higgs_pipe.config.stages import ReportStage, TrainStage, load_stage
 from higgs_pipe.data.files import write_text
 from higgs_pipe.errors import UserError
