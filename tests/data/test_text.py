@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_validation, tone
+from helpers import run_validation, tone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

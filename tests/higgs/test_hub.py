@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs import miniature
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 
-ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 LOAD = """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PackedCorpus
+from helpers import PackedCorpus
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer

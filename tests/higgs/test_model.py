@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PackedCorpus
+from helpers import PackedCorpus
 from reference import dual_loss, row_losses
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters

@@ -6,9 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, launch, write_stage_config
 from reference import row_losses
-from test_train import launch
 
 from higgs_pipe import evaluate
 from higgs_pipe.config.settings import LoraSettings

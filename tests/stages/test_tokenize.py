@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
-from conftest import PackedCorpus, tone, write_stage_config
+from helpers import ROOT, PackedCorpus, tone, write_stage_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, HiggsAudioV2TokenizerModel
 from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
@@ -35,7 +35,6 @@ from higgs_pipe.higgs.codec import (
 from higgs_pipe.higgs.devices import least_taken
 from higgs_pipe.tokenize_audio import decode_ahead, encode_clips
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 

@@ -2,11 +2,7 @@
 
 import json
 import logging
-import os
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import PackedCorpus, write_stage_config
+from helpers import ROOT, PackedCorpus, launch, train, write_stage_config
 from launched.train_cases import run_cases
 from reference import (
     base_with_lora,
@@ -37,11 +33,9 @@ from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.step_inputs import epoch_steps
 
-ROOT = Path(__file__).parents[2]
 # max_grad_norm keeps clipping, which would hide a wrong scale, out of the comparison.
 EXACT = {"device": "cpu", "dtype": "float64", "max_grad_norm": 1e9, "lora": {"dropout": 0.0}}
 RATE = 5e-3
@@ -62,45 +56,6 @@ mixed_precision: 'no'
 num_machines: 1
 num_processes: 3
 """
-
-
-def launch(
-    num_processes: int, *arguments: str, accelerate_config: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """A real launch, as the rule does it."""
-    launcher = launch_command(
-        num_processes,
-        num_processes,
-        ROOT / "workflow/accelerate.yaml",
-        accelerate_config=accelerate_config and str(accelerate_config),
-    )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    return subprocess.run(
-        f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
-        shell=True,
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-    )
-
-
-def train(
-    corpus: PackedCorpus,
-    output: Path,
-    train_rows: Path | None = None,
-    base: Path | None = None,
-    **settings: object,
-) -> list[dict[str, float]]:
-    """Train in this process; returns the lines of metrics.jsonl."""
-    config = write_stage_config(
-        output / "train.json",
-        base_model=str(base or corpus.base),
-        train={"device": "cpu", "tracker": "none", **settings},
-    )
-    higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

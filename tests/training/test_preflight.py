@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, train
 from safetensors.torch import load_file
 
-import higgs_pipe.train
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
@@ -37,6 +36,9 @@ NAMES = [
     "LoRA gradients",
     "shuffled text",
 ]
+
+
+BRIEF = {"rows_per_step": 2, "num_epochs": 1, "log_steps": 1}
 
 
 def adapted(base: Any, **lora: Any) -> DualLossModel:
@@ -422,18 +424,9 @@ def test_texts_are_exchanged_and_audio_stays(model, corpus):
     assert np.array_equal(mixed.audio_labels, one.audio_labels)
 
 
-def train(corpus: PackedCorpus, output: Path, train_rows: Path | None = None, **settings: Any):
-    config = write_stage_config(
-        output / "train.json",
-        base_model=str(corpus.base),
-        train={"device": "cpu", "rows_per_step": 2, "num_epochs": 1, "log_steps": 1} | settings,
-    )
-    higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
-
-
 def test_it_leaves_no_trace_in_training(corpus, tmp_path):
     for name, is_on in (("on", True), ("off", False)):
-        train(corpus, tmp_path / name, preflight=is_on)
+        train(corpus, tmp_path / name, **BRIEF, preflight=is_on)
     on, off = (
         load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("on", "off")
     )
@@ -458,7 +451,7 @@ def test_it_leaves_the_model_as_it_was(model, corpus):
 def test_broken_rows_stop_training_with_what_was_found(corpus, tmp_path):
     rows = with_shifted_codes(corpus.train_rows, tmp_path / "train.parquet")
     with pytest.raises(UserError) as caught:
-        train(corpus, tmp_path / "out", train_rows=rows)
+        train(corpus, tmp_path / "out", train_rows=rows, **BRIEF)
     message = str(caught.value)
     assert message.startswith("pre-flight: 2 of the checks before training failed:\n")
     assert "do not have the frames of one recording" in message
