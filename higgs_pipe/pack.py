@@ -84,7 +84,7 @@ def run(
             the disk is full.
     """
     stage = load_stage(PackStage, config)
-    renderer = PromptRenderer(stage.base_model, stage.base_model_revision)
+    renderer = PromptRenderer(stage.pretrained_base)
     table = Clips.read(clips)
     shards = [codes_dir / f"shard-{shard:05d}.parquet" for shard in range(num_shards)]
     train_rows.parent.mkdir(parents=True, exist_ok=True)
