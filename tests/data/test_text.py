@@ -11,6 +11,7 @@ from helpers import run_validation, tone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.packing.planner import Recording, Turn
 from higgs_pipe.data.specs import CLIPS, REJECTED
 from higgs_pipe.data.tables import read_table
@@ -97,7 +98,7 @@ TEXTS = st.lists(PIECES | st.characters(codec="utf-8"), max_size=8).map("".join)
 
 @pytest.fixture(scope="module")
 def renderer(tiny_base: Path) -> PromptRenderer:
-    return PromptRenderer(str(tiny_base))
+    return PromptRenderer(Pretrained("base_model", str(tiny_base)))
 
 
 def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) -> list[int]:

@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
 
 import higgs_pipe.train
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import load_adapter
@@ -219,7 +220,7 @@ def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
     metrics = train(corpus, tmp_path, rows_per_step=3, eval_steps=2, **harmful)
     held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line and line["step"]]
     assert min(held_out) < held_out[-1] - 0.02
-    base = load_base(str(corpus.base), None, torch.float32)
+    base = load_base(Pretrained("base_model", str(corpus.base)), torch.float32)
     model = DualLossModel(load_adapter(base, tmp_path / "adapter"))
     sums = held_out_sums(model, PackedRows(corpus.eval_rows), Accelerator(cpu=True))
     assert named_losses(total_of(sums))["loss"] == pytest.approx(min(held_out), rel=1e-5)
@@ -228,7 +229,7 @@ def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
 def test_the_first_training_loss_is_the_bases(corpus, tmp_path):
     """LoRA starts as the identity: step 1 sees the loss of the base on its rows."""
     metrics = train(corpus, tmp_path, num_epochs=1, rows_per_step=5, dtype="float64")
-    base = load_base(str(corpus.base), None, torch.float64)
+    base = load_base(Pretrained("base_model", str(corpus.base)), torch.float64)
     table = PackedRows(corpus.train_rows)
     rows = epoch_steps(len(table), 5, seed=0, epoch=0)[0]
     found = [row_losses(base, table[row]) for row in rows]

@@ -15,6 +15,7 @@ from helpers import PackedCorpus, train
 from safetensors.torch import load_file
 
 from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate
 from higgs_pipe.higgs.lora import add_lora
@@ -46,13 +47,13 @@ def adapted(base: Any, **lora: Any) -> DualLossModel:
 
 @pytest.fixture
 def model(tiny_base: Path) -> DualLossModel:
-    return adapted(load_base(str(tiny_base), None, torch.float32))
+    return adapted(load_base(Pretrained("base_model", str(tiny_base)), torch.float32))
 
 
 @pytest.fixture(scope="module")
 def knowing(tiny_base: Path, corpus: PackedCorpus) -> DualLossModel:
     """A base that knows the held-out clips: all of its weights were fitted to them."""
-    base = load_base(str(tiny_base), None, torch.float32).requires_grad_(True)
+    base = load_base(Pretrained("base_model", str(tiny_base)), torch.float32).requires_grad_(True)
     fitted, table = DualLossModel(base), PackedRows(corpus.eval_rows)
     optimizer = torch.optim.Adam(fitted.parameters(), lr=3e-3)
     batch = collate([table[i] for i in range(len(table))], base.config)
@@ -385,7 +386,9 @@ def test_a_frozen_lora_group_is_named(model, sample):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_kind_of_adapter_passes(tiny_base, corpus, lora, dtype):
-    result = run(adapted(load_base(str(tiny_base), None, dtype), **lora), corpus)
+    result = run(
+        adapted(load_base(Pretrained("base_model", str(tiny_base)), dtype), **lora), corpus
+    )
     assert "failed" not in statuses(result).values()
     (gradients,) = [c["found"] for c in result["checks"] if c["name"] == "LoRA gradients"]
     assert ("audio_lm_head, embed_audio_tokens" in gradients) == ("train_in_full" in lora)
