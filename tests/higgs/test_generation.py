@@ -11,6 +11,7 @@ from reference import base_with_lora
 from torch import nn
 
 from higgs_pipe.config.settings import Sampling
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.generation import (
     ModelPrompt,
@@ -30,7 +31,7 @@ SAMPLED = Sampling(max_seconds=1)
 
 @pytest.fixture(scope="module")
 def base(tiny_base: Path) -> Any:
-    return load_base(str(tiny_base), None, torch.float32)
+    return load_base(Pretrained("base_model", str(tiny_base)), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def native_codes(base: Any, prompt: ModelPrompt, num_steps: int) -> np.ndarray:
 
 
 def test_greedy_codes_are_those_of_the_native_generation(tiny_base, samples):
-    base = load_base(str(tiny_base), None, torch.float32)
+    base = load_base(Pretrained("base_model", str(tiny_base)), torch.float32)
     for k in range(8):  # the native generation may take stream BOS amid the codes
         base.audio_lm_head.weight[1026 * k + base.config.audio_stream_bos_id] = 0.0
     prompts = [sample.prompt for sample in samples]
