@@ -22,7 +22,8 @@ from higgs_pipe.config.settings import PackConfig, TrainConfig
 from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage, merge
 from higgs_pipe.data.clips.summary import table_lines
 from higgs_pipe.data.files import read_json, write_json
-from higgs_pipe.data.packing.planner import CONVERSATION, Clips, Plan
+from higgs_pipe.data.packing.clips import Clips
+from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
 from higgs_pipe.data.specs import CLIPS, TRAIN
 from higgs_pipe.data.tables import open_table
 from higgs_pipe.errors import list_offenders
@@ -153,7 +154,7 @@ def refused_conversations(clips: Path, stage: EstimateStage) -> list[str]:
     refused = []
     for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
         some = conversations[start : start + NUM_TEXTS_PER_BATCH]
-        plans = [Plan(CONVERSATION, (clip,)) for clip in some]
+        plans = [SamplePlan(CONVERSATION, (clip,)) for clip in some]
         prompts = renderer.prompts(turns_of_plans(plans, table, stage.pack))
         refused += [
             f"{table.place(clip)}: {prompt}"

@@ -25,15 +25,15 @@ from higgs_pipe.config.stages import PackStage, load_stage
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
+from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import (
     CLIP_TASKS,
     CONVERSATION,
     TASKS,
-    Clips,
-    Plan,
     Planner,
     Recording,
+    SamplePlan,
     Turn,
 )
 from higgs_pipe.data.packing.spool import Spool, check_free_space
@@ -122,7 +122,7 @@ def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
 class Rendering(NamedTuple):
     """Samples whose prompts are being made."""
 
-    plans: Sequence[Plan]
+    plans: Sequence[SamplePlan]
     turns: Sequence[Sequence[Turn]]
     prompts: Future[list[Prompt | Unsayable]]
 
@@ -179,15 +179,15 @@ class Packer:
                 "bring shorter clips."
             )
 
-    def _rendering(self, plans: Sequence[Plan], background: Executor) -> Rendering:
+    def _rendering(self, plans: Sequence[SamplePlan], background: Executor) -> Rendering:
         """Have some samples rendered in the background."""
         turns = turns_of_plans(plans, self._clips, self._settings)
         return Rendering(plans, turns, background.submit(self._renderer.prompts, turns))
 
-    def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[Plan]:
+    def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[SamplePlan]:
         """:meth:`_take` each sample; what the template cannot say is rejected."""
         plans, turns, prompts = rendering
-        shorter: list[Plan] = []
+        shorter: list[SamplePlan] = []
         for plan, sample_turns, prompt in zip(plans, turns, prompts.result(), strict=True):
             if isinstance(prompt, Prompt):
                 parts = (part for turn in sample_turns for part in turn.parts)
@@ -203,12 +203,12 @@ class Packer:
 
     def _take(
         self,
-        plan: Plan,
+        plan: SamplePlan,
         prompt: Prompt,
         recordings: Sequence[Recording],
         planner: Planner,
         spool: Spool,
-    ) -> list[Plan]:
+    ) -> list[SamplePlan]:
         """Spool a sample that fits into a row; otherwise say what to try instead of it."""
         num_frames = [
             sum(int(self._codes.num_frames[clip]) for clip in recording.clips)
@@ -236,7 +236,7 @@ class Packer:
         self._ends.append(spool.append(record) + len(record))
         return []
 
-    def _reject(self, plan: Plan, reason: str, message: str) -> None:
+    def _reject(self, plan: SamplePlan, reason: str, message: str) -> None:
         clip_id = self._clips.ids[plan.targets[0]].as_py()
         message = f"{self._clips.place(plan.targets[0])}: {message}"
         self.rejected.append({"clip_id": clip_id, "reason": reason, "message": message})

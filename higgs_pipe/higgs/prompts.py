@@ -17,7 +17,13 @@ from transformers import AutoConfig, AutoTokenizer
 
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.data.packing.planner import Clips, Plan, Recording, Turn, turns_of
+from higgs_pipe.data.packing.clips import Clips
+from higgs_pipe.data.packing.planner import (
+    Recording,
+    SamplePlan,
+    Turn,
+    turns_of,
+)
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import IGNORED, Codes, delay, num_delayed_frames, target_labels
 from higgs_pipe.higgs.pretrained import load_pretrained
@@ -34,7 +40,7 @@ PUBLISHED_TEMPLATE = "use the base model's published chat template."
 
 
 def turns_of_plans(
-    plans: Sequence[Plan], clips: Clips, settings: PackConfig
+    plans: Sequence[SamplePlan], clips: Clips, settings: PackConfig
 ) -> list[tuple[Turn, ...]]:
     """The turns of each sample, its texts cleaned if ``settings`` say so."""
     rows = clips.rows([clip for plan in plans for clip in plan.clips])
