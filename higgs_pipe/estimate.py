@@ -19,10 +19,11 @@ from transformers import (
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, TrainConfig
-from higgs_pipe.config.stages import EstimateStage, load_stage, merge
+from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage, merge
 from higgs_pipe.data.clips.summary import table_lines
 from higgs_pipe.data.files import read_json, write_json
-from higgs_pipe.data.packing.planner import CONVERSATION, Clips, Plan
+from higgs_pipe.data.packing.clips import Clips
+from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
 from higgs_pipe.data.specs import CLIPS, TRAIN
 from higgs_pipe.data.tables import open_table
 from higgs_pipe.errors import list_offenders
@@ -93,9 +94,9 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     """
     stage = load_stage(EstimateStage, config)
     summary = read_json(validation)
-    base = _reached(HiggsAudioV2Config, stage.base_model, stage.base_model_revision)
-    tokenizer = _reached(AutoTokenizer, stage.base_model, stage.base_model_revision)
-    codec = _reached(HiggsAudioV2TokenizerConfig, stage.codec, stage.codec_revision)
+    base = _reached(HiggsAudioV2Config, stage.pretrained_base)
+    tokenizer = _reached(AutoTokenizer, stage.pretrained_base)
+    codec = _reached(HiggsAudioV2TokenizerConfig, stage.pretrained_codec)
     table = open_table(clips, CLIPS)[0].read(["text", "split"])
     texts = table.filter(pc.field("split") == TRAIN)["text"].to_pylist()
     text_tokens = count_text_tokens(
@@ -149,11 +150,11 @@ def refused_conversations(clips: Path, stage: EstimateStage) -> list[str]:
     conversations = np.flatnonzero(table.is_conversation).tolist()
     if not conversations:
         return []
-    renderer = PromptRenderer(stage.base_model, stage.base_model_revision)
+    renderer = PromptRenderer(stage.pretrained_base)
     refused = []
     for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
         some = conversations[start : start + NUM_TEXTS_PER_BATCH]
-        plans = [Plan(CONVERSATION, (clip,)) for clip in some]
+        plans = [SamplePlan(CONVERSATION, (clip,)) for clip in some]
         prompts = renderer.prompts(conversations_of(plans, table, stage.pack))
         refused += [
             f"{table.place(clip)}: {prompt}"
@@ -163,12 +164,12 @@ def refused_conversations(clips: Path, stage: EstimateStage) -> list[str]:
     return refused
 
 
-def _reached(auto_class: Any, name: str, revision: str | None) -> Any:
+def _reached(auto_class: Any, pretrained: Pretrained) -> Any:
     """A checkpoint's config or tokenizer, or why it cannot be read."""
     try:
-        return auto_class.from_pretrained(name, revision=revision)
+        return auto_class.from_pretrained(pretrained.name, revision=pretrained.revision)
     except (OSError, ValueError) as error:
-        return f"{name} cannot be read ({str(error).splitlines()[0]})"
+        return f"{pretrained.name} cannot be read ({str(error).splitlines()[0]})"
 
 
 def count_text_tokens(texts: Sequence[str], system_prompt: str, tokenizer: Any) -> TextTokens:

@@ -43,7 +43,7 @@ def run(config: Path, eval_rows: Path, adapter_dir: Path, metrics: Path, clips: 
     accelerator = Accelerator(cpu=pick_device(settings.device).type == "cpu")
     rows = PackedRows(eval_rows)
     dtype = pick_dtype(settings.dtype, accelerator.device)
-    base = load_base(stage.base_model, stage.base_model_revision, dtype)
+    base = load_base(stage.pretrained_base, dtype)
     adapted = load_adapter(base, adapter_dir)
     model = DualLossModel(adapted).to(accelerator.device)
 

@@ -26,14 +26,14 @@ from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
+from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import (
     CLIP_TASKS,
     CONVERSATION,
     TASKS,
-    Clips,
-    Plan,
     Planner,
+    SamplePlan,
 )
 from higgs_pipe.data.packing.spool import Spool, check_free_space
 from higgs_pipe.data.packing.turns import Recording
@@ -84,7 +84,7 @@ def run(
             the disk is full.
     """
     stage = load_stage(PackStage, config)
-    renderer = PromptRenderer(stage.base_model, stage.base_model_revision)
+    renderer = PromptRenderer(stage.pretrained_base)
     table = Clips.read(clips)
     shards = [codes_dir / f"shard-{shard:05d}.parquet" for shard in range(num_shards)]
     train_rows.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
 class Rendering(NamedTuple):
     """Samples whose prompts are being made."""
 
-    plans: Sequence[Plan]
+    plans: Sequence[SamplePlan]
     conversations: Sequence[Conversation[Recording]]
     prompts: Future[list[Prompt | Unsayable]]
 
@@ -179,16 +179,16 @@ class Packer:
                 "bring shorter clips."
             )
 
-    def _rendering(self, plans: Sequence[Plan], background: Executor) -> Rendering:
+    def _rendering(self, plans: Sequence[SamplePlan], background: Executor) -> Rendering:
         """Have some samples rendered in the background."""
         conversations = conversations_of(plans, self._clips, self._settings)
         prompts = background.submit(self._renderer.prompts, conversations)
         return Rendering(plans, conversations, prompts)
 
-    def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[Plan]:
+    def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[SamplePlan]:
         """:meth:`_take` each sample; what the template cannot say is rejected."""
         plans, conversations, prompts = rendering
-        shorter: list[Plan] = []
+        shorter: list[SamplePlan] = []
         for plan, conversation, prompt in zip(plans, conversations, prompts.result(), strict=True):
             if isinstance(prompt, Prompt):
                 recordings = [part for turn in conversation.turns for part in turn.recordings]
@@ -203,12 +203,12 @@ class Packer:
 
     def _take(
         self,
-        plan: Plan,
+        plan: SamplePlan,
         prompt: Prompt,
         recordings: Sequence[Recording],
         planner: Planner,
         spool: Spool,
-    ) -> list[Plan]:
+    ) -> list[SamplePlan]:
         """Spool a sample that fits into a row; otherwise say what to try instead of it."""
         num_frames = [
             sum(int(self._codes.num_frames[clip]) for clip in recording.clips)
@@ -236,7 +236,7 @@ class Packer:
         self._ends.append(spool.append(record) + len(record))
         return []
 
-    def _reject(self, plan: Plan, reason: str, message: str) -> None:
+    def _reject(self, plan: SamplePlan, reason: str, message: str) -> None:
         clip_id = self._clips.ids[plan.targets[0]].as_py()
         message = f"{self._clips.place(plan.targets[0])}: {message}"
         self.rejected.append({"clip_id": clip_id, "reason": reason, "message": message})

@@ -28,7 +28,7 @@ import yaml
 import higgs_pipe
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import STAGES, PackageStage, load_stage
-from higgs_pipe.data.files import read_json, write_json, write_text, written_aside
+from higgs_pipe.data.files import atomic_write, read_json, write_json, write_text
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
@@ -102,7 +102,7 @@ def run(
         card = model_card(name, stage, provenance, read_json(metrics_path))
         write_text(staged / "README.md", card)
         write_text(staged / "SHA256SUMS", checksums(staged))
-        with written_aside(archive) as archive_aside:
+        with atomic_write(archive) as archive_aside:
             write_zip(staged, archive_aside)
         shutil.rmtree(package_dir, ignore_errors=True)
         staged.rename(package_dir)

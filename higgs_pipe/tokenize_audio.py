@@ -56,7 +56,7 @@ def run(config: Path, shard_clips: Path, codes: Path, num_threads: int = 1) -> N
     with own_device(settings.device) as device:
         on_gpu = device.type == "cuda"
         torch.set_num_threads(1 if on_gpu else num_threads)
-        model, info = load_codec(stage.codec, stage.codec_revision, device, settings.dtype)
+        model, info = load_codec(stage.pretrained_codec, device, settings.dtype)
         logger.info("%s: %d clips on %s in %s", codes.name, len(clips), device, info.dtype)
         max_batch_seconds = settings.max_batch_seconds
         if max_batch_seconds is None:

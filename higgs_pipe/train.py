@@ -173,12 +173,9 @@ class Training:
         dtype = pick_dtype(settings.dtype, self.device)
         if settings.tf32 and self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        base = load_base(
-            *(stage.base_model, stage.base_model_revision, dtype),
-            *(settings.quantization, self.device),
-        )
+        base = load_base(stage.pretrained_base, dtype, settings.quantization, self.device)
         self.config = base.config
-        self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
+        self.tokenizer = PromptRenderer(stage.pretrained_base).tokenizer
         self._check_codebook_weights()
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
         self.initial_adapter = (

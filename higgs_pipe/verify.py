@@ -47,7 +47,7 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
     stage = load_stage(EvalStage, config)
     accelerator = Accelerator(cpu=pick_device(stage.eval.device).type == "cpu")
     dtype = pick_dtype(stage.eval.dtype, accelerator.device)
-    base = load_base(stage.base_model, stage.base_model_revision, dtype)
+    base = load_base(stage.pretrained_base, dtype)
     adapted = load_adapter(base, adapter_dir)
     num_tensors = _check_tensors(adapted, adapter_dir)
 
@@ -73,7 +73,7 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
             "num_adapter_tensors": num_tensors,
             "max_logit_change": max_logit_change,
             "eval_loss": eval_loss,
-            "base_fingerprint": weight_fingerprint(stage.base_model, stage.base_model_revision),
+            "base_fingerprint": weight_fingerprint(stage.pretrained_base),
         },
     )
     logger.info("%s: %d tensors, held-out loss %.4f as eval", adapter_dir, num_tensors, eval_loss)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from higgs_pipe.config.stages import STAGES
 from higgs_pipe.planning.targets import STAGE_VERSIONS
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "higgs_pipe"
 # Imports flow from a higher level to a lower one.
 LEVELS = {

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from higgs_pipe.data.files import NO_ROOM, written_aside
+from higgs_pipe.data.files import NO_ROOM, atomic_write
 from higgs_pipe.data.specs import CodecInfo, TableSpec
 from higgs_pipe.errors import UserError
 
@@ -39,8 +39,8 @@ def table_writer(
     schema = spec.schema.with_metadata({METADATA_KEY: json.dumps(stamp, sort_keys=True).encode()})
     try:
         with (
-            written_aside(path) as aside,
-            pq.ParquetWriter(aside, schema, **_encodings(spec)) as writer,
+            atomic_write(path) as temporary,
+            pq.ParquetWriter(temporary, schema, **_encodings(spec)) as writer,
         ):
             yield writer
     except OSError as error:

@@ -11,6 +11,7 @@ from transformers import HiggsAudioV2TokenizerModel
 from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
 
 from higgs_pipe.config.settings import CodecDtype
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import Codes
@@ -67,26 +68,25 @@ class LeanResidualUnit(nn.Module):
 
 
 def load_codec(
-    codec: str, revision: str | None, device: torch.device, dtype: CodecDtype = "float32"
+    pretrained: Pretrained, device: torch.device, dtype: CodecDtype = "float32"
 ) -> tuple[HiggsAudioV2TokenizerModel, CodecInfo]:
     """Load the codec for inference, and what identifies it.
 
     Args:
-        codec: A directory or a Hub id.
-        revision: A Hub revision, or None.
+        pretrained: The codec.
         device: Where it runs.
         dtype: What it computes in on a GPU; on a CPU that is always float32.
 
     Raises:
         UserError: It cannot be loaded, or some of its weights are missing.
     """
-    model = load_weights(HiggsAudioV2TokenizerModel, "codec", codec, revision, dtype=torch.float32)
+    model = load_weights(HiggsAudioV2TokenizerModel, pretrained, dtype=torch.float32)
     config = model.config
     compute_dtype = torch.float32 if device.type == "cpu" else pick_dtype(dtype, device)
     info = CodecInfo(
-        codec=codec,
-        revision=revision,
-        fingerprint=weight_fingerprint(codec, revision),
+        codec=pretrained.name,
+        revision=pretrained.revision,
+        fingerprint=weight_fingerprint(pretrained),
         num_codebooks=config.num_quantizers,
         codebook_size=config.codebook_size,
         frame_rate_hz=config.sample_rate / config.hop_length,

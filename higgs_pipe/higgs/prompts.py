@@ -16,8 +16,10 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
 from higgs_pipe.config.settings import PackConfig
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import ASSISTANT, Conversation, Turn
-from higgs_pipe.data.packing.planner import Clips, Plan
+from higgs_pipe.data.packing.clips import Clips
+from higgs_pipe.data.packing.planner import SamplePlan
 from higgs_pipe.data.packing.turns import Recording, conversation_of
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import IGNORED, Codes, delay, num_delayed_frames, target_labels
@@ -35,7 +37,7 @@ PUBLISHED_TEMPLATE = "use the base model's published chat template."
 
 
 def conversations_of(
-    plans: Sequence[Plan], clips: Clips, settings: PackConfig
+    plans: Sequence[SamplePlan], clips: Clips, settings: PackConfig
 ) -> list[Conversation[Recording]]:
     """Return the conversation of each sample, its texts cleaned if ``settings`` say so."""
     rows = clips.rows([clip for plan in plans for clip in plan.clips])
@@ -125,11 +127,11 @@ class PromptRenderer:
         UserError: The checkpoint cannot be loaded, or lacks a template or a token.
     """
 
-    def __init__(self, base_model: str, revision: str | None = None) -> None:
-        config = load_pretrained(AutoConfig, "base_model", base_model, revision)
-        self.tokenizer = load_pretrained(AutoTokenizer, "base_model", base_model, revision)
+    def __init__(self, base: Pretrained) -> None:
+        config = load_pretrained(AutoConfig, base)
+        self.tokenizer = load_pretrained(AutoTokenizer, base)
         if self.tokenizer.chat_template is None:
-            raise UserError(f"base_model {base_model!r} has no chat template; use a complete one.")
+            raise UserError(f"base_model {base.name!r} has no chat template; use a complete one.")
         self.tokens = HiggsTokens(
             audio=config.audio_token_id,
             audio_bos=config.audio_bos_token_id,

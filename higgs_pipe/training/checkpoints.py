@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from higgs_pipe.data.files import written_aside
+from higgs_pipe.data.files import atomic_write
 from higgs_pipe.errors import UserError
 
 logger = logging.getLogger("higgs_pipe")
@@ -48,7 +48,7 @@ class Checkpoints:
             UserError: The disk does not take it; the checkpoints before are as they were.
         """
         path = self._path(step)
-        with write_errors_named(path), written_aside(path) as aside:
+        with write_errors_named(path), atomic_write(path) as aside:
             torch.save({"identity": self.identity, "state": state}, aside)
         for path in self._newest_first()[self.total_limit :]:
             path.unlink()

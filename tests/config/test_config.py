@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import ROOT
 from pydantic import ValidationError
 
-from higgs_pipe.config import settings as declared
+from higgs_pipe.config.schema import schema_text
+from higgs_pipe.config.settings import Config
+from higgs_pipe.config.stages import STAGES, load_stage, merge
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import config_check, launching
 
-ROOT = Path(__file__).parents[2]
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SCHEMA = config_check.load_schema(SCHEMA_PATH)
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -50,12 +52,12 @@ def leaves(section: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def test_the_schema_file_is_the_generated_one() -> None:
-    assert SCHEMA_PATH.read_text() == declared.schema_text()
+    assert SCHEMA_PATH.read_text() == schema_text()
 
 
 def test_the_shipped_config_names_every_setting_and_is_accepted() -> None:
     assert sorted(leaves(SHIPPED)) == sorted(leaves(load(MINIMAL)))
-    declared.Config.model_validate(load(SHIPPED))
+    Config.model_validate(load(SHIPPED))
 
 
 def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
@@ -73,12 +75,12 @@ def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
     "path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_an_example_laid_over_the_shipped_config_is_accepted(path: Path) -> None:
-    laid_over = declared.merge(SHIPPED, yaml.safe_load(path.read_text()))
-    declared.Config.model_validate(load(laid_over))
+    laid_over = merge(SHIPPED, yaml.safe_load(path.read_text()))
+    Config.model_validate(load(laid_over))
 
 
 def test_missing_keys_get_the_declared_defaults() -> None:
-    assert load(MINIMAL) == declared.Config(**MINIMAL).model_dump(by_alias=True)  # type: ignore[arg-type]
+    assert load(MINIMAL) == Config(**MINIMAL).model_dump(by_alias=True)  # type: ignore[arg-type]
 
 
 def test_an_experiment_stays_the_part_that_it_overrides() -> None:
@@ -176,7 +178,7 @@ def test_the_schema_and_the_models_refuse_the_same_values(dotted: str, value: An
     config = with_value(MINIMAL, dotted, value)
     assert dotted in refusal(config)
     with pytest.raises(ValidationError):
-        declared.Config.model_validate(config)
+        Config.model_validate(config)
 
 
 def test_a_filter_without_the_model_that_it_needs_is_refused() -> None:
@@ -225,7 +227,7 @@ def test_a_setting_changes_the_text_of_its_stages_and_no_other(
     before, after = load(SHIPPED), load(with_value(SHIPPED, dotted, value))
     changed = {
         stage
-        for stage in declared.STAGES
+        for stage in STAGES
         if config_check.stage_config_text(before, stage, SCHEMA)
         != config_check.stage_config_text(after, stage, SCHEMA)
     }
@@ -240,11 +242,11 @@ def test_the_order_and_the_spelling_of_settings_do_not_change_the_text() -> None
     )
 
 
-@pytest.mark.parametrize("stage", declared.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_accepts_its_text(stage: str, tmp_path: Path) -> None:
     path = tmp_path / f"{stage}.json"
     path.write_text(config_check.stage_config_text(load(SHIPPED), stage, SCHEMA))
-    loaded = declared.load_stage(declared.STAGES[stage], path)
+    loaded = load_stage(STAGES[stage], path)
     assert json.loads(path.read_text()) == loaded.model_dump(by_alias=True)
 
 

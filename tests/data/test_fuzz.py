@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 
-MANIFESTS = Path(__file__).parents[2] / "examples" / "manifests"
+MANIFESTS = ROOT / "examples" / "manifests"
 FUZZ = settings(max_examples=40, deadline=None, derandomize=True)
 
 # Where, as a share of the file; how many bytes go; what comes in their place.

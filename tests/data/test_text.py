@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_validation, tone
+from helpers import run_validation, tone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import CLIPS, REJECTED
@@ -98,7 +99,7 @@ TEXTS = st.lists(PIECES | st.characters(codec="utf-8"), max_size=8).map("".join)
 
 @pytest.fixture(scope="module")
 def renderer(tiny_base: Path) -> PromptRenderer:
-    return PromptRenderer(str(tiny_base))
+    return PromptRenderer(Pretrained("base_model", str(tiny_base)))
 
 
 def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) -> list[int]:

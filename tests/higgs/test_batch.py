@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import PackedCorpus
+from helpers import PackedCorpus
 from transformers import AutoConfig
 
 from higgs_pipe.errors import UserError

@@ -8,6 +8,7 @@ from reference import audio_labels, delayed_frames, text_labels
 from transformers import AutoProcessor
 
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT as PROMPT
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.errors import UserError
@@ -17,7 +18,7 @@ from higgs_pipe.higgs.text_cleaning import clean_text
 
 @pytest.fixture(scope="module")
 def renderer(tiny_base: Path) -> PromptRenderer:
-    return PromptRenderer(str(tiny_base))
+    return PromptRenderer(Pretrained("base_model", str(tiny_base)))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_the_length_is_known_before_the_codes_are(renderer):
 
 
 def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_base):
-    renderer = PromptRenderer(str(tiny_base))
+    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     audio = "{{- audio_turn -}}"
     assert audio in renderer.tokenizer.chat_template
     renderer.tokenizer.chat_template = renderer.tokenizer.chat_template.replace(
@@ -220,7 +221,7 @@ def test_many_prompts_at_once_are_those_of_one_by_one(renderer):
 
 
 def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
-    renderer = PromptRenderer(str(tiny_base))
+    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     renderer.tokenizer.chat_template += (
         "{%- if 'wolf' in messages[1]['content'][0]['text'] -%}!{%- endif -%}"
     )
@@ -230,7 +231,7 @@ def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
 
 
 def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base):
-    renderer = PromptRenderer(str(tiny_base))
+    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     template = renderer.tokenizer.chat_template
     renderer.tokenizer.chat_template = template.replace(
         "<|audio_out_bos|><|AUDIO_OUT|>", "<|AUDIO_OUT|>"
@@ -258,4 +259,4 @@ def test_text_is_cleaned_as_at_inference(written, cleaned):
 
 def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path):
     with pytest.raises(UserError, match=r"base_model .*nowhere.* cannot be loaded"):
-        PromptRenderer(str(tmp_path / "nowhere"))
+        PromptRenderer(Pretrained("base_model", str(tmp_path / "nowhere")))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, write_stage_config
 from transformers import AutoConfig
 
 from higgs_pipe import estimate

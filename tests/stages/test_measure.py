@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from conftest import tone, write_stage_config
+from helpers import ROOT, tone, write_stage_config
 
 from higgs_pipe import list_rows, measure
 from higgs_pipe.config.settings import ManifestEntry
@@ -24,8 +24,6 @@ from higgs_pipe.data.manifests.rows import read_rows, write_rows
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table
-
-ROOT = Path(__file__).parents[2]
 
 
 def list_shards(folder: Path, rows: list[dict[str, Any]], num_shards: int = 4) -> dict[str, bytes]:

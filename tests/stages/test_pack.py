@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PackedCorpus, files_of_at_most
+from helpers import PackedCorpus, files_of_at_most
 from reference import audio_labels, delayed_frames
 from transformers import AutoTokenizer
 

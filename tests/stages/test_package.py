@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 import soundfile as sf
 import yaml
-from conftest import PackedCorpus, write_stage_config
+from helpers import ROOT, PackedCorpus, write_stage_config
 from safetensors.torch import load_file, save_file
 
 from higgs_pipe import evaluate, package
 from higgs_pipe import train as train_stage
 from higgs_pipe.errors import UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
-from conftest import PackedCorpus, tone, write_stage_config
+from helpers import ROOT, PackedCorpus, tone, write_stage_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, HiggsAudioV2TokenizerModel
 from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
 
 from higgs_pipe import tokenize_audio
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.specs import SHARD_CLIPS, codes_spec
@@ -34,13 +35,12 @@ from higgs_pipe.higgs.codec import (
 from higgs_pipe.higgs.devices import least_taken
 from higgs_pipe.tokenize_audio import decode_ahead, encode_clips
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def codec(tiny_base: Path):
-    return load_codec(str(tiny_base / miniature.AUDIO_TOKENIZER), None, CPU)
+    return load_codec(Pretrained("codec", str(tiny_base / miniature.AUDIO_TOKENIZER)), CPU)
 
 
 def clip_of(path: Path) -> dict:
@@ -305,9 +305,9 @@ def test_a_codec_with_missing_weights_is_refused(tmp_path, tiny_base):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     with pytest.raises(UserError, match=r"1 weights are missing .* fc.weight"):
-        load_codec(str(tmp_path), None, CPU)
+        load_codec(Pretrained("codec", str(tmp_path)), CPU)
 
 
 def test_a_codec_that_is_nowhere_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"codec .*nowhere.* cannot be loaded"):
-        load_codec(str(tmp_path / "nowhere"), None, CPU)
+        load_codec(Pretrained("codec", str(tmp_path / "nowhere")), CPU)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
 from higgs_pipe.planning.targets import closing_lines, is_within
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 EVERYTHING = {
     "stage_config": 10,

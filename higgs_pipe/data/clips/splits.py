@@ -10,7 +10,7 @@ from higgs_pipe.data.conversation import ClipId, Conversation
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, REFERENCE, TRAIN
-from higgs_pipe.data.text import folded
+from higgs_pipe.data.text import bare_words
 
 
 class Beside(NamedTuple):
@@ -93,7 +93,7 @@ def _own_keys(clip: Mapping[str, Any], span: Key, data: DataConfig) -> list[Key]
     own = [Key("audio", clip["pcm_sha256"]), span]
     if clip["dialogue_id"] is not None:
         own.append(Key("dialogue", clip["dialogue_id"]))
-    if data.keep_text_together and (text := folded(clip["text"])):
+    if data.keep_text_together and (text := bare_words(clip["text"])):
         own.append(Key("text", text))
     if data.split_by == "speaker" and clip["speaker"] is not None:
         own.insert(0, Key("speaker", clip["speaker"]))
@@ -172,7 +172,7 @@ def overlap(clips: Sequence[Mapping[str, Any]], data: DataConfig) -> dict[str, i
 
     found = {
         "audio": _num_shared_audio(learned),
-        "texts": num_shared(lambda clip: folded(clip["text"])),
+        "texts": num_shared(lambda clip: bare_words(clip["text"])),
         "dialogues": num_shared(lambda clip: clip["dialogue_id"]),
         "context": _num_shared_audio([learned[0], heard[1]])
         + _num_shared_audio([heard[0], learned[1]]),

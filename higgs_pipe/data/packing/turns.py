@@ -12,7 +12,8 @@ from higgs_pipe.data.conversation import (
     Conversation,
     Turn,
 )
-from higgs_pipe.data.packing.planner import CONVERSATION, Clips, Plan, Row
+from higgs_pipe.data.packing.clips import ClipRow, Clips
+from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
 
 
 class Recording(NamedTuple):
@@ -22,8 +23,8 @@ class Recording(NamedTuple):
 
 
 def conversation_of(
-    plan: Plan,
-    rows: Mapping[int, Row],
+    plan: SamplePlan,
+    rows: Mapping[int, ClipRow],
     clips: Clips,
     system_prompt: str,
     clean: Callable[[str], str],
@@ -62,7 +63,9 @@ def conversation_of(
     return Conversation(tuple(turns))
 
 
-def _conversation(row: Row, clips: Clips, clean: Callable[[str], str]) -> Conversation[Recording]:
+def _conversation(
+    row: ClipRow, clips: Clips, clean: Callable[[str], str]
+) -> Conversation[Recording]:
     """The row's own conversation; its recordings are the row's clip and references."""
 
     def joined(named: ClipId) -> Recording:

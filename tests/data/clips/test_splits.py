@@ -14,7 +14,7 @@ from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.data.clips.splits import Key, assign_splits, groups_of, keys_of, overlap
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.data.hashing import shard_of, unit_hash
-from higgs_pipe.data.text import folded
+from higgs_pipe.data.text import bare_words
 
 
 def numbered(num_groups: int) -> list[str]:
@@ -161,7 +161,7 @@ def test_clips_of_one_text_are_one_group_unless_texts_may_be_on_both_sides() -> 
     ],
 )
 def test_texts_are_one_but_for_case_and_punctuation(text: str, same: str, other: str) -> None:
-    assert folded(text) == folded(same) != folded(other)
+    assert bare_words(text) == bare_words(same) != bare_words(other)
 
 
 def test_turns_of_a_dialogue_are_one_group() -> None:

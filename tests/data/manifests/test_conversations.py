@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from higgs_pipe.data.manifests.values import NotRead
 from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 
-MANIFESTS = Path(__file__).parents[3] / "examples" / "manifests"
+MANIFESTS = ROOT / "examples" / "manifests"
 REQUEST = "Please generate speech for given text in reference audio's voice: "
 USUAL = "Generate audio following instruction."
 
