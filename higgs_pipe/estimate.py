@@ -28,7 +28,7 @@ from higgs_pipe.data.specs import CLIPS, TRAIN
 from higgs_pipe.data.tables import open_table
 from higgs_pipe.errors import list_offenders
 from higgs_pipe.higgs.lora import add_lora, trainable_parameters
-from higgs_pipe.higgs.prompts import PromptRenderer, Unsayable, turns_of_plans
+from higgs_pipe.higgs.prompts import PromptRenderer, Unsayable, conversations_of
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -155,7 +155,7 @@ def refused_conversations(clips: Path, stage: EstimateStage) -> list[str]:
     for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
         some = conversations[start : start + NUM_TEXTS_PER_BATCH]
         plans = [SamplePlan(CONVERSATION, (clip,)) for clip in some]
-        prompts = renderer.prompts(turns_of_plans(plans, table, stage.pack))
+        prompts = renderer.prompts(conversations_of(plans, table, stage.pack))
         refused += [
             f"{table.place(clip)}: {prompt}"
             for clip, prompt in zip(some, prompts, strict=True)
