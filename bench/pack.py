@@ -119,8 +119,8 @@ def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     """As :func:`pack`, to the rows as Arrow tables: nothing is encoded and written."""
     from higgs_pipe.config.settings import PackConfig
     from higgs_pipe.config.stages import Pretrained
+    from higgs_pipe.data.packing.clips import Clips
     from higgs_pipe.data.packing.codes_store import CodesStore
-    from higgs_pipe.data.packing.planner import Clips
     from higgs_pipe.data.packing.spool import Spool
     from higgs_pipe.higgs.prompts import PromptRenderer
     from higgs_pipe.pack import Packer

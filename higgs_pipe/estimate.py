@@ -22,12 +22,13 @@ from higgs_pipe.config.settings import PackConfig, TrainConfig
 from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage, merge
 from higgs_pipe.data.clips.summary import table_lines
 from higgs_pipe.data.files import read_json, write_json
-from higgs_pipe.data.packing.planner import CONVERSATION, Clips, Plan
+from higgs_pipe.data.packing.clips import Clips
+from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
 from higgs_pipe.data.specs import CLIPS, TRAIN
 from higgs_pipe.data.tables import open_table
 from higgs_pipe.errors import list_offenders
 from higgs_pipe.higgs.lora import add_lora, trainable_parameters
-from higgs_pipe.higgs.prompts import PromptRenderer, Unsayable, turns_of_plans
+from higgs_pipe.higgs.prompts import PromptRenderer, Unsayable, conversations_of
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -153,8 +154,8 @@ def refused_conversations(clips: Path, stage: EstimateStage) -> list[str]:
     refused = []
     for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
         some = conversations[start : start + NUM_TEXTS_PER_BATCH]
-        plans = [Plan(CONVERSATION, (clip,)) for clip in some]
-        prompts = renderer.prompts(turns_of_plans(plans, table, stage.pack))
+        plans = [SamplePlan(CONVERSATION, (clip,)) for clip in some]
+        prompts = renderer.prompts(conversations_of(plans, table, stage.pack))
         refused += [
             f"{table.place(clip)}: {prompt}"
             for clip, prompt in zip(some, prompts, strict=True)
