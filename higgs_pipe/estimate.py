@@ -21,7 +21,7 @@ from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import list_offenders
 from higgs_pipe.higgs.memory import Memory, Parameters, estimate_model
-from higgs_pipe.higgs.prompts import PromptRenderer, Unsayable, turns_of_plans
+from higgs_pipe.higgs.prompts import PromptRenderer, Unsayable, conversations_of
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -145,7 +145,7 @@ def refused_conversations(table: Clips, stage: EstimateStage) -> list[str]:
     for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
         some = conversations[start : start + NUM_TEXTS_PER_BATCH]
         plans = [SamplePlan(CONVERSATION, (clip,)) for clip in some]
-        prompts = renderer.prompts(turns_of_plans(plans, table, stage.pack))
+        prompts = renderer.prompts(conversations_of(plans, table, stage.pack))
         refused += [
             f"{table.place(clip)}: {prompt}"
             for clip, prompt in zip(some, prompts, strict=True)

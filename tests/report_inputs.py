@@ -42,9 +42,15 @@ SPLIT = {
     "num_audio_labels": 70000,
     "fill": 0.968,
 }
+
+
+def share(num_clips: int, hours: float, **counts: int) -> dict[str, Any]:
+    return {"num_clips": num_clips, "seconds": 3600 * hours, "hours": hours, **counts}
+
+
 SPEAKERS = {
-    "ada": {"num_clips": 80, "hours": 0.4, "num_train_clips": 64, "num_eval_clips": 16},
-    "ben": {"num_clips": 40, "hours": 0.2, "num_train_clips": 32, "num_eval_clips": 8},
+    "ada": share(80, 0.4, num_train_clips=64, num_eval_clips=16),
+    "ben": share(40, 0.2, num_train_clips=32, num_eval_clips=8),
 }
 
 
@@ -69,11 +75,9 @@ class Inputs:
             "num_rejected": 5,
             "num_references": 0,
             "num_rejected_by_reason": {"too_short": 2, "silent": 3},
+            "seconds": 2160.0,
             "hours": 0.6,
-            "splits": {
-                "train": {"num_clips": 96, "hours": 0.5},
-                "eval": {"num_clips": 24, "hours": 0.1},
-            },
+            "splits": {"train": share(96, 0.5), "eval": share(24, 0.1)},
             "clip_seconds": {"min": 1.004, "median": 3.1, "max": 29.5},
             "speakers": SPEAKERS,
             "languages": {"en": SPEAKERS["ada"], "de": SPEAKERS["ben"]},
@@ -105,10 +109,12 @@ class Inputs:
                 "checks": [
                     {"name": "labels", "status": "passed", "found": "96 samples"},
                     {"name": "audio offset", "status": "no evidence", "found": "a random base"},
-                ]
+                ],
+                "base_audio_loss_by_offset": {},
             },
             "train/config.json": {
                 "base_model": "resources/tiny-higgs",
+                "base_model_revision": None,
                 "train": {"learning_rate": 0.0002, "lora": {"r": 16, "target_modules": ["a", "b"]}},
             },
         }

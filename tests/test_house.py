@@ -20,8 +20,9 @@ PACKAGE = ROOT / "higgs_pipe"
 LEVELS = {
     **{"errors": 0, "cli": 1, "config": 1, "planning": 1},
     **{"data": 2, "higgs": 3, "training": 4, "listening": 4},
+    "reporting": 5,
 }
-STAGE = 5
+STAGE = 6
 RULES = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
 
 

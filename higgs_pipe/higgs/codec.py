@@ -159,3 +159,24 @@ def encode(
             f"says {expected} (clips, codebooks, frames); use the codec of the base model."
         )
     return list(codes.transpose(1, 2).to(torch.int16).cpu().numpy())  # (B, T, K)
+
+
+@torch.inference_mode()
+def decode(
+    model: HiggsAudioV2TokenizerModel, codes: Codes, info: CodecInfo
+) -> npt.NDArray[np.float32]:
+    """Decode the codes of one recording.
+
+    Args:
+        model: The codec.
+        codes: (T, K).
+        info: The codec.
+
+    Returns:
+        (T * hop_length,), mono, nominally between -1 and 1.
+    """
+    if len(codes) == 0:
+        return np.empty(0, np.float32)
+    batch = torch.from_numpy(codes.T.astype(np.int64))[None].to(model.device)  # (1, K, T)
+    samples: npt.NDArray[np.float32] = model.decode(batch).audio_values.flatten().cpu().numpy()
+    return samples

@@ -12,13 +12,14 @@ clusters is the simplest case of Carter, Schnepel and Steigerwald (2017); the tw
 for shares are those of Bonett and Price (2012).
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from higgs_pipe.data.results import ResultPart
 
@@ -30,13 +31,19 @@ Statistic = Callable[[Array], Array]  # totals (..., D) -> (...)
 
 
 class Estimate(ResultPart):
-    """A measure over clips, or a difference of two, with its 95 % interval."""
+    """A measure over clips with its 95 % interval."""
 
     value: float
     low: float | None  # None: fewer than two clusters hold what the measure is of
     high: float | None
     num_clips: int
     num_clusters: int
+
+
+class Difference(Estimate):
+    """The difference of a measure between two models, first minus second."""
+
+    p_value: float | None  # two-sided, of no difference; below 0.05 where the interval is beside 0
 
 
 @dataclass(frozen=True)
@@ -47,19 +54,33 @@ class Clusters:
     index: npt.NDArray[np.intp]  # (N,) cluster of each clip, from 0
 
     @classmethod
-    def of(cls, speakers: Sequence[str | None], recordings: Sequence[str | None]) -> "Clusters":
-        """Group by speaker, else by recording, else not at all: the first with five groups.
+    def of(
+        cls,
+        clip_ids: Sequence[str],
+        recordings: Sequence[str | None],
+        speakers: Sequence[str | None],
+    ) -> "Clusters":
+        """Group by speaker, else by recording, else by clip: the first with five groups.
 
         Args:
-            speakers: Speaker of each clip; None stands for a speaker of its own.
-            recordings: Recording that each clip is cut from; None stands for one of its own.
+            clip_ids: Of each row (N,); a clip that was spoken several times comes several times.
+            recordings: What each clip is cut from; None stands for a recording of its own.
+            speakers: Who speaks; None stands for a speaker of its own.
         """
-        by_speaker, by_recording = _numbered(speakers), _numbered(recordings)
-        if _num_groups(by_speaker) >= MIN_CLUSTERS and _num_groups(by_speaker) < len(speakers):
-            return cls("speaker", by_speaker)
-        if _num_groups(by_recording) >= MIN_CLUSTERS and _num_groups(by_recording) < len(speakers):
-            return cls("recording", by_recording)
-        return cls("clip", np.arange(len(speakers)))
+        alone = [(clip_id,) for clip_id in clip_ids]
+
+        def numbered(names: Sequence[str | None]) -> npt.NDArray[np.intp]:
+            keys = [own if name is None else name for own, name in zip(alone, names, strict=True)]
+            numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+            return np.array([numbers[key] for key in keys], np.intp)
+
+        by_clip = numbered([None] * len(alone))
+        names: tuple[Literal["speaker", "recording"], Sequence[str | None]]
+        for names in (("speaker", speakers), ("recording", recordings)):
+            index = numbered(names[1])
+            if MIN_CLUSTERS <= _num_groups(index) < _num_groups(by_clip):
+                return cls(names[0], index)
+        return cls("clip", by_clip)
 
     def take(self, rows: npt.ArrayLike) -> "Clusters":
         """Return the clusters of some of the clips, given by their indices or a mask (N,)."""
@@ -89,8 +110,10 @@ def mean_estimate(
     """
     weights, sums, counts = _arrays(weights, sums, counts)
     columns = np.concatenate([sums, counts], axis=1)
-    sizes = _sizes(counts, weights)
-    return estimate(lambda totals: _weighted_mean(totals, weights), columns, sizes, clusters)
+    found = _jackknife(
+        lambda totals: _weighted_mean(totals, weights), columns, _sizes(counts, weights), clusters
+    )
+    return Estimate(**found.interval())
 
 
 def mean_difference(
@@ -99,7 +122,7 @@ def mean_difference(
     clusters: Clusters,
     weights: npt.ArrayLike = (1.0,),
     yes_or_no: bool = False,
-) -> Estimate:
+) -> Difference:
     """Estimate the difference of two means on the same clips, first minus second.
 
     The audio loss, for example, has the columns of the codebooks and weights of 1 / K. A stop rate
@@ -123,59 +146,92 @@ def mean_difference(
         first, second = np.split(totals, 2, axis=-1)
         return _weighted_mean(first, weights) - _weighted_mean(second, weights)
 
-    plain = estimate(difference, columns, sizes, clusters)
-    if not yes_or_no or plain.low is None:
-        return plain
-    size = first_counts.sum() / plain.num_clusters
-    pseudo = np.array([[size, size, 0, size], [0, size, size, size]])
+    found = _jackknife(difference, columns, sizes, clusters)
+    if not yes_or_no:
+        return Difference(**found.interval(), p_value=found.p_value)
     num_groups = _num_groups(clusters.index)
-    widened = estimate(
+    size = first_counts.sum() / found.num_clusters
+    widened = _jackknife(
         difference,
-        np.concatenate([columns, pseudo]),
-        np.concatenate([sizes, np.full(2, sizes.sum() / plain.num_clusters)]),
+        np.concatenate([columns, [[size, size, 0, size], [0, size, size, size]]]),
+        np.concatenate([sizes, [1 / found.num_clusters] * 2]),
         Clusters(clusters.by, np.concatenate([clusters.index, [num_groups, num_groups + 1]])),
     )
-    if widened.low is None or widened.high is None:
-        return plain
-    limits = {"low": max(widened.low, -1.0), "high": min(widened.high, 1.0)}
-    return plain.model_copy(update=limits)
+    limits = {
+        "low": max(widened.value - widened.half_width, -1.0),
+        "high": min(widened.value + widened.half_width, 1.0),
+    }
+    return Difference(**found.interval() | limits, p_value=widened.p_value)
 
 
-def estimate(statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters) -> Estimate:
-    """Estimate any smooth function of totals over the clips.
+def difference(
+    statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters
+) -> Difference:
+    """Estimate a difference that is any smooth function of totals over the clips.
 
     Args:
-        statistic: From totals (..., D) to the measure (...).
+        statistic: From totals (..., D) to the difference (...).
         columns: (N, D) what each clip adds to the totals.
         sizes: (N,) how much each clip weighs in the measure; sets the effective number of clusters.
             Clips of size 0 take no part and are not counted.
         clusters: Of the N clips.
     """
+    found = _jackknife(statistic, columns, sizes, clusters)
+    return Difference(**found.interval(), p_value=found.p_value)
+
+
+@dataclass(frozen=True)
+class _Jackknife:
+    value: float
+    standard_error: float  # NaN: none
+    degrees: float  # of freedom, of Student's t
+    num_clips: int
+    num_clusters: int
+
+    @property
+    def half_width(self) -> float:
+        return self.standard_error * float(stdtrit(self.degrees, (1 + LEVEL) / 2))
+
+    @property
+    def p_value(self) -> float | None:
+        if math.isnan(self.standard_error):
+            return None
+        if self.standard_error == 0:
+            return float(self.value == 0)
+        return 2 * float(stdtr(self.degrees, -abs(self.value) / self.standard_error))
+
+    def interval(self) -> dict[str, Any]:
+        """Return the fields of :class:`Estimate`."""
+        is_known = not math.isnan(self.standard_error)
+        return {
+            "value": self.value,
+            "low": self.value - self.half_width if is_known else None,
+            "high": self.value + self.half_width if is_known else None,
+            "num_clips": self.num_clips,
+            "num_clusters": self.num_clusters,
+        }
+
+
+def _jackknife(
+    statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters
+) -> _Jackknife:
+    """Compute a function of totals with all clusters, and without each; see :func:`difference`."""
     taking_part = sizes > 0
-    num_clips = int(taking_part.sum())
     clusters = clusters.take(taking_part)
     by_cluster = clusters.totals(columns[taking_part])  # (G, D)
     total = by_cluster.sum(0)
     value = float(statistic(total))
     num_clusters = len(by_cluster)
-    low = high = None
+    standard_error, degrees = math.nan, 1.0
     if num_clusters > 1:
         with np.errstate(divide="ignore", invalid="ignore"):
-            without_one = statistic(total - by_cluster)  # (G,)
-        shares = clusters.totals(sizes[taking_part, None])[:, 0] / sizes.sum()
-        half_width = _half_width(without_one - value, shares)
-        if np.isfinite(half_width):
-            low, high = value - half_width, value + half_width
-    return Estimate(value=value, low=low, high=high, num_clips=num_clips, num_clusters=num_clusters)
-
-
-def _half_width(deviations: Array, shares: Array) -> float:
-    """Return half the interval's width from what leaving out each cluster changes, both (G,)."""
-    num_clusters = len(deviations)
-    variance = (num_clusters - 1) / num_clusters * (deviations**2).sum()
-    effective_clusters = 1 / (shares**2).sum()
-    degrees = max(effective_clusters - 1, 1.0)
-    return float(np.sqrt(variance) * stdtrit(degrees, (1 + LEVEL) / 2))
+            deviations = statistic(total - by_cluster) - value  # (G,)
+        variance = (num_clusters - 1) / num_clusters * (deviations**2).sum()
+        # Infinite where one cluster alone holds a column: NaN, as with one cluster.
+        standard_error = float(np.sqrt(variance)) if np.isfinite(variance) else math.nan
+        shares = clusters.totals(sizes[taking_part, None]) / sizes.sum()  # (G, 1)
+        degrees = max(1 / float((shares**2).sum()) - 1, 1.0)
+    return _Jackknife(value, standard_error, degrees, int(taking_part.sum()), num_clusters)
 
 
 def _weighted_mean(totals: Array, weights: Array) -> Array:
@@ -199,13 +255,6 @@ def _arrays(weights: npt.ArrayLike, *arrays: npt.ArrayLike) -> list[Array]:
     columns = [np.asarray(array, np.float64) for array in arrays]
     columns = [array[:, None] if array.ndim == 1 else array for array in columns]
     return [np.asarray(weights, np.float64), *columns]
-
-
-def _numbered(names: Sequence[str | None]) -> npt.NDArray[np.intp]:
-    """Number the groups in the order of their first clips; None is a group of its own."""
-    numbers: dict[Hashable, int] = {}
-    keys = [name if name is not None else (i,) for i, name in enumerate(names)]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.intp)
 
 
 def _num_groups(index: npt.NDArray[np.intp]) -> int:

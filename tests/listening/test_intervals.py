@@ -4,20 +4,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from higgs_pipe.listening.intervals import Clusters, Estimate, mean_difference, mean_estimate
+from higgs_pipe.listening.intervals import (
+    Clusters,
+    Difference,
+    Estimate,
+    mean_difference,
+    mean_estimate,
+)
 
-ALONE = [None] * 100
+CLIPS = list("abcdefghijkl")
 
 
 def by_clip(num_clips: int) -> Clusters:
-    return Clusters.of(ALONE[:num_clips], ALONE[:num_clips])
+    return Clusters("clip", np.arange(num_clips))
 
 
 def test_equal_clips_give_the_interval_of_a_paired_t_test() -> None:
     adapter, base = np.random.default_rng(0).normal(size=(2, 12))
     found = mean_difference((adapter, base), (np.ones(12), np.ones(12)), by_clip(12))
-    expected = stats.ttest_rel(adapter, base).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    test = stats.ttest_rel(adapter, base)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found.p_value == pytest.approx(test.pvalue)
     assert found.value == pytest.approx(adapter.mean() - base.mean())
 
 
@@ -45,7 +52,7 @@ def test_clusters_are_left_out_as_wholes() -> None:
     counts = rng.integers(1, 9, 12).astype(float)
     sums = rng.normal(size=12) * counts
     speakers = list("aaabbccddeee")
-    found = mean_estimate(sums, counts, Clusters.of(speakers, ALONE[:12]))
+    found = mean_estimate(sums, counts, Clusters.of(CLIPS, [None] * 12, speakers))
 
     mean = sums.sum() / counts.sum()
     squares, shares = 0.0, 0.0
@@ -62,7 +69,7 @@ def test_clusters_are_left_out_as_wholes() -> None:
 def test_equal_models_differ_by_zero_exactly() -> None:
     sums, counts = np.random.default_rng(2).gamma(2, size=(2, 9, 3))
     found = mean_difference((sums, sums), (counts, counts), by_clip(9), [1, 0.5, 0.5])
-    assert found == Estimate(value=0, low=0, high=0, num_clips=9, num_clusters=9)
+    assert found == Difference(value=0, low=0, high=0, num_clips=9, num_clusters=9, p_value=1)
 
 
 def test_one_clip_has_no_interval() -> None:
@@ -93,13 +100,18 @@ def test_clips_without_a_count_are_not_counted() -> None:
 def test_clips_are_grouped_by_speaker_else_recording_else_not(
     speakers: str, recordings: str, by: str, num_clusters: int
 ) -> None:
-    clusters = Clusters.of(list(speakers), list(recordings))
+    clusters = Clusters.of(CLIPS[:10], list(recordings), list(speakers))
     assert (clusters.by, clusters.index.max() + 1) == (by, num_clusters)
 
 
 def test_an_unknown_speaker_is_a_speaker_alone() -> None:
-    clusters = Clusters.of(["a", None, "a", None, "b", "c"], ALONE[:6])
+    clusters = Clusters.of(CLIPS[:6], [None] * 6, ["a", None, "a", None, "b", "c"])
     assert clusters.index.tolist() == [0, 1, 0, 2, 3, 4]
+
+
+def test_a_clip_spoken_twice_is_one_cluster() -> None:
+    clusters = Clusters.of(["a", "b", "a", "b"], [None] * 4, ["x"] * 4)
+    assert (clusters.by, clusters.index.tolist()) == ("clip", [0, 1, 0, 1])
 
 
 def test_twenty_equal_answers_are_not_certain() -> None:

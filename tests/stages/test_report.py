@@ -3,12 +3,14 @@
 import html
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_inputs import ADAPTER, SPEAKERS, Inputs
 
-from higgs_pipe import report
 from higgs_pipe.errors import UserError
+from higgs_pipe.reporting.charts import INK
+from higgs_pipe.reporting.experiments import COLOURS
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_the_preflight_is_a_table(inputs: Inputs) -> None:
     assert rows(page, "labels") == [["passed", "96 samples"]]
     assert rows(page, "audio offset") == [["no evidence", "a random base"]]
     inputs.experiments["default"]["train/preflight.json"]["checks"] = []
-    assert "Pre-flight It was off." in words(inputs.html())
+    assert "Pre-flight The pre-flight was off." in words(inputs.html())
 
 
 def test_alarms_are_listed_and_are_a_caution_in_the_verdict(inputs: Inputs) -> None:
@@ -138,8 +140,8 @@ def test_alarms_beyond_the_twentieth_are_counted(inputs: Inputs) -> None:
 def test_each_loss_has_its_drawing_in_the_colours_of_the_page(inputs: Inputs) -> None:
     drawings = re.findall(r'<svg [^>]*role="img".*?</svg>', inputs.html(), re.DOTALL)
     assert len(drawings) == 4
-    assert all("currentColor" in d and report.COLOURS[0] in d for d in drawings)
-    assert not any(report.INK in d or "#000000" in d or "#ffffff" in d for d in drawings)
+    assert all("currentColor" in d and COLOURS[0] in d for d in drawings)
+    assert not any(INK in d or "#000000" in d or "#ffffff" in d for d in drawings)
 
 
 def test_the_recordings_are_summed_up(inputs: Inputs) -> None:
@@ -232,20 +234,19 @@ def test_a_missing_file_is_named_with_the_rule_to_rerun(
 ) -> None:
     inputs.write()
     (inputs.folder / path).unlink()
-    with pytest.raises(UserError, match=rf"{path}: the file is missing; .*--forcerun {rule}$"):
+    with pytest.raises(UserError, match=rf"{path}: .*--forcerun {rule}$"):
         inputs.run()
     assert not inputs.page.exists()
 
 
 @pytest.mark.parametrize("key", sorted(ADAPTER))
 @pytest.mark.parametrize("model", ["adapter", "base"])
-def test_a_metric_missing_from_eval_is_an_error(inputs: Inputs, model: str, key: str) -> None:
+def test_a_metric_missing_from_eval_is_named(inputs: Inputs, model: str, key: str) -> None:
     del inputs.experiments["default"]["eval/metrics.json"][model][key]
     inputs.write()
-    with pytest.raises(
-        UserError, match=r"eval/metrics.json: '.*' is missing; .*forcerun eval_adapter"
-    ):
+    with pytest.raises(UserError, match=rf"eval/metrics.json:\s+.*{model}.*{key}") as error:
         inputs.run()
+    assert "--forcerun eval_adapter" in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["loss", "text_loss", "audio_loss", "stop_loss"])
@@ -256,36 +257,36 @@ def test_a_loss_missing_from_training_names_the_line(
     lines = inputs.experiments["default"]["train/metrics.jsonl"]
     del lines[line - 1][prefix + key]
     inputs.write()
-    with pytest.raises(UserError, match=rf"metrics.jsonl:{line}: .*; .*forcerun train_adapter"):
+    with pytest.raises(UserError, match=rf"metrics.jsonl:{line}:\s+`{prefix}{key}`") as error:
         inputs.run()
+    assert "--forcerun train_adapter" in str(error.value)
 
 
-def test_a_metric_that_is_no_finite_number_is_an_error(inputs: Inputs) -> None:
-    for value in (None, float("nan"), "8.9", True):
-        inputs.experiments = {"default": inputs.experiment(eval_stop_loss=value)}
-        inputs.write()
-        with pytest.raises(UserError, match=r"'eval_stop_loss' is .*, not a finite number"):
-            inputs.run()
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "8.9", True])
+@pytest.mark.parametrize("key", ["eval_stop_loss", "eval_audio_loss_codebook_1"])
+def test_a_metric_that_is_not_a_finite_number_is_named(
+    inputs: Inputs, key: str, value: Any
+) -> None:
+    inputs.experiments = {"default": inputs.experiment(**{key: value})}
+    inputs.write()
+    with pytest.raises(UserError, match=rf"eval/metrics.json:\s+`adapter.{key}`"):
+        inputs.run()
 
 
 def test_losses_over_different_clips_are_not_compared(inputs: Inputs) -> None:
     inputs.experiments = {"default": inputs.experiment(num_audio_labels=12344)}
     inputs.write()
-    with pytest.raises(UserError, match=r"differ in 'num_audio_labels' \(12344 and 12345\)"):
+    with pytest.raises(UserError, match=r"num_audio_labels.*12344.*12345"):
         inputs.run()
 
 
-@pytest.mark.parametrize(
-    ("kept", "message"), [(slice(3, None), "step 0"), (slice(1), "step 0"), (slice(3), "training")]
-)
-def test_training_without_both_kinds_of_loss_is_an_error(
-    inputs: Inputs, kept: slice, message: str
-) -> None:
+@pytest.mark.parametrize("kept", [slice(3, None), slice(1), slice(3)])
+def test_training_without_both_kinds_of_loss_is_an_error(inputs: Inputs, kept: slice) -> None:
     experiment = inputs.experiments["default"]
     lines = experiment["train/metrics.jsonl"]
     experiment["train/metrics.jsonl"] = lines[kept] + (lines[3:] if kept == slice(1) else [])
     inputs.write()
-    with pytest.raises(UserError, match=rf"metrics.jsonl: no .*{message}"):
+    with pytest.raises(UserError, match=r"train/metrics.jsonl: .*--forcerun train_adapter"):
         inputs.run()
 
 
@@ -293,7 +294,7 @@ def test_a_line_that_is_not_json_is_named(inputs: Inputs) -> None:
     inputs.write()
     with (inputs.folder / "experiments/default/train/metrics.jsonl").open("a") as stream:
         stream.write('{"step": 50, "lo')
-    with pytest.raises(UserError, match=r"metrics.jsonl:8: not JSON .*forcerun train_adapter"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:8:(.|\n)*--forcerun train_adapter"):
         inputs.run()
 
 
@@ -306,12 +307,12 @@ def test_a_line_that_is_not_json_is_named(inputs: Inputs) -> None:
         ("packing", "eval", "pack"),
     ],
 )
-def test_a_key_missing_from_the_data_is_an_error(
+def test_a_key_missing_from_the_data_is_named(
     inputs: Inputs, path: str, key: str, rule: str
 ) -> None:
     del getattr(inputs, path)[key]
     inputs.write()
-    with pytest.raises(UserError, match=rf"{path}.json: '{key}' is missing; .*forcerun {rule}"):
+    with pytest.raises(UserError, match=rf"{path}.json:\s+`{key}`(.|\n)*--forcerun {rule}"):
         inputs.run()
 
 
@@ -319,5 +320,5 @@ def test_experiments_with_different_settings_files_are_refused(inputs: Inputs) -
     inputs.experiments["old"] = inputs.experiment()
     del inputs.experiments["old"]["train/config.json"]["train"]["lora"]["r"]
     inputs.write()
-    with pytest.raises(UserError, match=r"old/train/config.json: 'train.lora.r' is missing"):
+    with pytest.raises(UserError, match=r"old/train/config.json: .*train.lora.r;"):
         inputs.run()
