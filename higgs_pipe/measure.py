@@ -93,10 +93,10 @@ def _speech_models(settings: SpeechModelConfig) -> Iterator["SpeechModels | None
         yield None
         return
     # Only now: PyTorch takes seconds to import.
-    from higgs_pipe.higgs.devices import own_device
+    from higgs_pipe.higgs.devices import claim_device
     from higgs_pipe.listening.speech_models import SpeechModels
 
-    with own_device(settings.device) as device:
+    with claim_device(settings.device) as device:
         logger.info("speech models on %s", device)
         yield SpeechModels(settings, device)
 

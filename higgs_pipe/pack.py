@@ -250,7 +250,7 @@ class Packer:
         max_tokens, info = self._settings.max_tokens, self._codes.codec_info
         # Two matrices of int16, most positions being frames, at about half their size.
         num_bytes = 2 * info.num_codebooks * sum(self._lengths)
-        check_free_space(path.parent, num_bytes, f"{path.name} would")
+        check_free_space(path.parent, num_bytes, path.name)
         with (
             table_writer(path, self._spec, info.as_metadata()) as writer,
             ThreadPoolExecutor(1) as background,  # encodes a row group while the next is built
