@@ -22,6 +22,7 @@ import pyarrow as pa
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.config.stages import PackStage, load_stage
+from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
@@ -32,11 +33,10 @@ from higgs_pipe.data.packing.planner import (
     CONVERSATION,
     TASKS,
     Planner,
-    Recording,
     SamplePlan,
-    Turn,
 )
 from higgs_pipe.data.packing.spool import Spool, check_free_space
+from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
 from higgs_pipe.data.tables import lists_to_arrow, table_writer
 from higgs_pipe.errors import UserError, list_offenders
@@ -46,7 +46,7 @@ from higgs_pipe.higgs.prompts import (
     Prompt,
     PromptRenderer,
     Unsayable,
-    turns_of_plans,
+    conversations_of,
 )
 
 logger = logging.getLogger("higgs_pipe")
@@ -123,7 +123,7 @@ class Rendering(NamedTuple):
     """Samples whose prompts are being made."""
 
     plans: Sequence[SamplePlan]
-    turns: Sequence[Sequence[Turn]]
+    conversations: Sequence[Conversation[Recording]]
     prompts: Future[list[Prompt | Unsayable]]
 
 
@@ -181,17 +181,17 @@ class Packer:
 
     def _rendering(self, plans: Sequence[SamplePlan], background: Executor) -> Rendering:
         """Have some samples rendered in the background."""
-        turns = turns_of_plans(plans, self._clips, self._settings)
-        return Rendering(plans, turns, background.submit(self._renderer.prompts, turns))
+        conversations = conversations_of(plans, self._clips, self._settings)
+        prompts = background.submit(self._renderer.prompts, conversations)
+        return Rendering(plans, conversations, prompts)
 
     def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[SamplePlan]:
         """:meth:`_take` each sample; what the template cannot say is rejected."""
-        plans, turns, prompts = rendering
+        plans, conversations, prompts = rendering
         shorter: list[SamplePlan] = []
-        for plan, sample_turns, prompt in zip(plans, turns, prompts.result(), strict=True):
+        for plan, conversation, prompt in zip(plans, conversations, prompts.result(), strict=True):
             if isinstance(prompt, Prompt):
-                parts = (part for turn in sample_turns for part in turn.parts)
-                recordings = [part for part in parts if isinstance(part, Recording)]
+                recordings = [part for turn in conversation.turns for part in turn.recordings]
                 shorter += self._take(plan, prompt, recordings, planner, spool)
             elif plan.drawn_task == CONVERSATION:
                 self._reject(plan, "not_in_chat_template", f"{prompt}; rewrite the conversation")
@@ -250,7 +250,7 @@ class Packer:
         max_tokens, info = self._settings.max_tokens, self._codes.codec_info
         # Two matrices of int16, most positions being frames, at about half their size.
         num_bytes = 2 * info.num_codebooks * sum(self._lengths)
-        check_free_space(path.parent, num_bytes, f"{path.name} would")
+        check_free_space(path.parent, num_bytes, path.name)
         with (
             table_writer(path, self._spec, info.as_metadata()) as writer,
             ThreadPoolExecutor(1) as background,  # encodes a row group while the next is built

@@ -26,6 +26,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+class Sampling(Section):
+    """How codes are drawn when a model speaks; the defaults are those of Higgs Audio's examples."""
+
+    temperature: float = Field(
+        1.0, ge=0, le=10, description="Spread of the draw; 0 takes the most likely code each time."
+    )
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="Draw among the likeliest codes of this probability together."
+    )
+    top_k: int = Field(50, ge=0, description="Draw among this many likeliest codes; 0 is all.")
+    ras_win_len: int = Field(
+        7,
+        ge=0,
+        description="Frames in which repeated codes are counted; 0 is off, as is temperature 0.",
+    )
+    ras_win_max_num_repeat: int = Field(
+        2,
+        ge=1,
+        description="A code that these frames hold as often is drawn again at temperature 1.",
+    )
+    max_seconds: float = Field(
+        30.0, gt=0, description="Longest speech of one prompt; what has not stopped is cut there."
+    )
+    seed: int = Field(0, ge=0, description="Another seed gives another take.")
+
+
 class ShardConfig(Section):
     """How the rows are spread over jobs."""
 

@@ -1,4 +1,4 @@
-"""Loading pretrained checkpoints, with refusals where Transformers only reports."""
+"""Loading of pretrained checkpoints; refuses what Transformers only warns about."""
 
 import hashlib
 import sys
@@ -12,7 +12,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
 
-if not sys.stderr.isatty():  # bars are for a terminal, a log wants lines
+if not sys.stderr.isatty():  # a progress bar would fill a log file
     transformers_logging.disable_progress_bar()
 
 
@@ -41,14 +41,14 @@ def load_weights(model_class: Any, pretrained: Pretrained, **options: Any) -> An
 
     Raises:
         UserError: As there; or weights are missing or of another shape, which Transformers would
-            fill at random.
+            initialise at random.
     """
     model, loading = load_pretrained(model_class, pretrained, output_loading_info=True, **options)
     lacking = sorted(loading["missing_keys"]) + sorted(str(k) for k in loading["mismatched_keys"])
     if lacking:
         raise UserError(
             f"{pretrained.setting} {pretrained.name!r}: {len(lacking)} weights are missing or of "
-            f"another shape and would be random, for example {lacking[0]}; use a complete "
+            f"another shape and would be random, such as {lacking[0]}; use a complete "
             "checkpoint in the native Transformers format."
         )
     return model
@@ -57,7 +57,7 @@ def load_weights(model_class: Any, pretrained: Pretrained, **options: Any) -> An
 def weight_fingerprint(pretrained: Pretrained) -> str:
     """Return the SHA-256 over the names and hashes of a checkpoint's weight files, in hexadecimal.
 
-    It does not depend on where the files lie, nor on the type they are loaded in.
+    It depends neither on the folder of the files nor on the dtype that they are loaded in.
 
     Raises:
         UserError: There is no weight file.

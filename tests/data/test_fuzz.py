@@ -22,7 +22,7 @@ from higgs_pipe.config.settings import ManifestEntry, MeasureConfig
 from higgs_pipe.data.audio import AudioError, decode
 from higgs_pipe.data.manifests.formats import READERS
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 
 MANIFESTS = ROOT / "examples" / "manifests"
@@ -135,7 +135,7 @@ def recording(name: str) -> bytes:
 
 def check(path: Path) -> None:
     """Through the stage: whole, a beginning, and a part."""
-    segments = [Segment(str(path), *times) for times in ((None, None), (0.0, 0.1), (0.05, 0.12))]
+    segments = [Span(str(path), *times) for times in ((None, None), (0.0, 0.1), (0.05, 0.12))]
     for row in measure._measure_file(segments, MeasureConfig(), None):
         measures = [value for value in row.values() if isinstance(value, float)]
         assert (row["reason"] is None) == (row["peak"] is not None)

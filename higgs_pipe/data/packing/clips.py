@@ -83,6 +83,10 @@ class Clips:
         rows = self._table.take(wanted).to_pylist()
         return {clip: row | {"clip": clip} for clip, row in zip(wanted, rows, strict=True)}
 
+    def texts(self, clips: npt.NDArray[np.int64]) -> list[str]:
+        """Return the transcripts of some clips."""
+        return cast("list[str]", self._table.column("text").take(clips).to_pylist())
+
     def place(self, clip: int) -> str:
         """Return the manifest and line of a clip."""
         row = self.rows([clip])[clip]

@@ -3,8 +3,7 @@
 Draws depend on a hash of ids and seed, so adding or removing a clip leaves other samples alone.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
 from typing import NamedTuple, cast
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.data.hashing import unit_hash
-from higgs_pipe.data.packing.clips import ClipRow, Clips
+from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.specs import EVAL, TRAIN
 from higgs_pipe.errors import UserError
 
@@ -31,20 +30,6 @@ DIALOGUE_TOO_LONG = "the dialogue exceeds pack.max_tokens, so its turns stand al
 NO_SPEAKER = "a turn of the dialogue has no speaker, so its turns stand alone"
 
 NUM_RANKED = 32  # candidates for a reference that are compared by their embeddings
-
-
-class Recording(NamedTuple):
-    """Clips joined in time, each by its row in the table of clips."""
-
-    clips: tuple[int, ...]
-
-
-class Turn(NamedTuple):
-    """One message: pieces of text and recordings in order; a target is what the model learns."""
-
-    role: str  # system, scene, user or assistant
-    parts: tuple[str | Recording, ...]
-    is_target: bool = False
 
 
 class Fallback(NamedTuple):
@@ -283,59 +268,3 @@ class Planner:
                 f"{alone.sum():,} clips are not turns of a dialogue, and pack.tasks.speech and "
                 "pack.tasks.cloning are 0; raise one, or remove these rows from the manifest."
             )
-
-
-def turns_of(
-    plan: SamplePlan,
-    rows: Mapping[int, ClipRow],
-    clips: Clips,
-    system_prompt: str,
-    clean: Callable[[str], str],
-) -> tuple[Turn, ...]:
-    """The turns of a sample, the scene and the references before its target.
-
-    A dialogue is one target: what each speaker says on a line of its own, speakers numbered by
-    first appearance, and the turns' recordings joined in time.
-
-    Args:
-        plan: The sample.
-        rows: The texts of its clips, from :meth:`Clips.rows`.
-        clips: The table of clips.
-        system_prompt: The system message; a conversation may have its own.
-        clean: Cleans what users and assistants say.
-    """
-    system = Turn("system", (system_prompt,))
-    if plan.drawn_task == CONVERSATION:
-        written = _conversation(rows[plan.targets[0]], clips, clean)
-        return written if written[0].role == "system" else (system, *written)
-    speakers = dict.fromkeys(int(clips.speaker[clip]) for clip in plan.targets)
-    tags = dict.fromkeys(speakers, "")
-    if plan.is_dialogue:
-        tags = {speaker: f"[SPEAKER{number}] " for number, speaker in enumerate(speakers)}
-    turns = [system]
-    scenes = dict.fromkeys(s for clip in plan.targets if (s := rows[clip]["scene"]))
-    if scenes and plan.has_scene:
-        turns.append(Turn("scene", tuple(scenes)))
-    for speaker, clip in plan.references:
-        turns.append(Turn("user", (clean(tags[speaker] + rows[clip]["text"]),)))
-        turns.append(Turn("assistant", (Recording((clip,)),)))
-    lines = [tags[int(clips.speaker[clip])] + rows[clip]["text"] for clip in plan.targets]
-    turns.append(Turn("user", (clean("\n".join(lines)),)))
-    turns.append(Turn("assistant", (Recording(plan.targets),), is_target=True))
-    return tuple(turns)
-
-
-def _conversation(row: ClipRow, clips: Clips, clean: Callable[[str], str]) -> tuple[Turn, ...]:
-    """The turns of a row's own conversation; its recordings are the row's clip and references."""
-
-    def part(written: Mapping[str, str], role: str) -> str | Recording:
-        if "text" in written:
-            return clean(written["text"]) if role in ("user", "assistant") else written["text"]
-        clip_id = written["clip_id"]
-        own = row["clip_id"] == clip_id
-        return Recording((row["clip"] if own else clips.by_id(clip_id),))
-
-    return tuple(
-        Turn(turn["role"], tuple(part(p, turn["role"]) for p in turn["parts"]), turn["is_target"])
-        for turn in json.loads(row["conversation"])
-    )

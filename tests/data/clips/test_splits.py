@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import random
 from collections import Counter
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.data.clips.splits import Key, assign_splits, groups_of, keys_of, overlap
+from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.data.hashing import shard_of, unit_hash
 from higgs_pipe.data.text import bare_words
 
@@ -216,10 +216,10 @@ def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
     def talk(name: str, split: str, *, is_target: bool) -> list[dict[str, Any]]:
         """A conversation of two recordings, the first of which is ``p``."""
         recordings = [("ref-p", is_target), (name, True)]
-        turns = [{"parts": [{"clip_id": c}], "is_target": target} for c, target in recordings]
+        turns = tuple(Turn("assistant", (ClipId(c),), target) for c, target in recordings)
         own = clip(f"{name}.wav", split=split) | {"clip_id": name}
         reference = clip("copy.wav", pcm="p", split="reference") | {"clip_id": "ref-p"}
-        return [own | {"conversation": json.dumps(turns)}, reference]
+        return [own | {"conversation": Conversation(turns).to_json()}, reference]
 
     held_out = clip("p.wav", pcm="p", split="eval") | {"clip_id": "p"}
     learned = overlap([held_out, *talk("x", "train", is_target=True)], DataConfig())

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from higgs_pipe.config.settings import PackConfig
+from higgs_pipe.data.conversation import Turn
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import (
     DIALOGUE_TOO_LONG,
@@ -13,11 +14,9 @@ from higgs_pipe.data.packing.planner import (
     OWN_HELD_OUT,
     REFERENCE_TOO_LONG,
     Planner,
-    Recording,
     SamplePlan,
-    Turn,
-    turns_of,
 )
+from higgs_pipe.data.packing.turns import Recording, conversation_of
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.errors import UserError
 
@@ -58,9 +57,10 @@ class Drawn:
     def reasons(self, clip_id: str) -> list[str]:
         return [fallback.reason for fallback in self.plans[clip_id].fallbacks]
 
-    def turns(self, clip_id: str) -> list[Turn]:
+    def turns(self, clip_id: str) -> list[Turn[Recording]]:
         plan = self.plans[clip_id]
-        return list(turns_of(plan, self.clips.rows(plan.clips), self.clips, "Do as told.", str))
+        rows = self.clips.rows(plan.clips)
+        return list(conversation_of(plan, rows, self.clips, "Do as told.", str).turns)
 
 
 def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so():
