@@ -38,7 +38,7 @@ from higgs_pipe.data.packing.planner import (
 from higgs_pipe.data.packing.spool import Spool, check_free_space
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
-from higgs_pipe.data.tables import lists_to_arrow, table_writer
+from higgs_pipe.data.tables import lists_to_arrow, shard_path, table_writer
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.prompts import (
@@ -86,7 +86,7 @@ def run(
     stage = load_stage(PackStage, config)
     renderer = PromptRenderer(stage.pretrained_base)
     table = Clips.read(clips)
-    shards = [codes_dir / f"shard-{shard:05d}.parquet" for shard in range(num_shards)]
+    shards = [shard_path(codes_dir, shard) for shard in range(num_shards)]
     train_rows.parent.mkdir(parents=True, exist_ok=True)
     with CodesStore(shards, table.ids, train_rows.parent) as codes:
         _check_codec(codes, renderer)
