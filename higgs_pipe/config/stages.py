@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
+from higgs_pipe.config.rules import Section
 from higgs_pipe.config.settings import (
     BaseModelField,
     CodecField,
@@ -20,7 +21,6 @@ from higgs_pipe.config.settings import (
     PackConfig,
     ReportConfig,
     RevisionField,
-    Section,
     ShardConfig,
     TokenizeConfig,
     TrainConfig,

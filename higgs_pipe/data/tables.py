@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from higgs_pipe.data.files import NO_ROOM, atomic_write
 from higgs_pipe.data.specs import CodecInfo, TableSpec
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.file_names import shard_name
 
 METADATA_KEY = b"higgs_pipe"
 
@@ -97,7 +98,7 @@ def write_shards(folder: Path, spec: TableSpec, shards: Sequence[Sequence[dict[s
 
 def shard_path(folder: Path, index: int) -> Path:
     """Where the table of a shard is."""
-    return folder / f"shard-{index:05d}.parquet"
+    return folder / f"{shard_name(index)}.parquet"
 
 
 def to_arrow(

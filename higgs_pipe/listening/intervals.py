@@ -2,8 +2,8 @@
 
 Confidence intervals at 95 % by the delete-one-cluster jackknife: the measure is computed again
 without each cluster, and a t-quantile with the effective number of clusters turns their spread into
-an interval. Coverage in simulations is 94 to 96 %, also with five clips or five speakers; the
-percentile bootstrap's is 81 to 90 % there (docs/verdict.md). No random numbers: equal inputs give
+an interval. Coverage in simulations is 93 to 96 %, also with five clips or five speakers; the
+percentile bootstrap covers 80 to 83 % there (docs/verdict.md). No random numbers: equal inputs give
 equal intervals.
 
 Sources: the jackknife of cluster totals is CV3 of MacKinnon, Nielsen and Webb, "Fast and reliable

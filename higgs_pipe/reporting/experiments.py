@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from higgs_pipe.config.settings import Section
+from higgs_pipe.config.rules import Section
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
 from higgs_pipe.training.results import (

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -181,12 +182,50 @@ def test_the_schema_and_the_models_refuse_the_same_values(dotted: str, value: An
         Config.model_validate(config)
 
 
-def test_a_filter_without_the_model_that_it_needs_is_refused() -> None:
-    config = with_value(MINIMAL, "validate.filters.max_word_error_rate", 0.5)
-    assert "filters.max_word_error_rate needs speech_models.asr" in refusal(config)
-    load(with_value(config, "validate.speech_models.asr", "some/model"))
-    off = with_value(config, "validate.filters.max_word_error_rate", None)
-    load(with_value(off, "validate.fill_missing_text", False))
+NO_TASK = {"speech": 0, "cloning": 0, "dialogue": 0, "dialogue_cloning": 0}
+FORBIDDEN = {
+    "fill_missing_text needs speech_models.asr": ("validate", {"fill_missing_text": True}),
+    "filters.min_si_sdr_db needs speech_models.quality": (
+        "validate",
+        {"filters": {"min_si_sdr_db": 0.0}, "speech_models": {"asr": "a/b"}},
+    ),
+    "at least one task needs a weight above 0": ("pack.tasks", NO_TASK),
+    "text or audio needs a weight above 0": ("train.loss_weights", {"text": 0, "audio": 0}),
+    "a codebook needs a weight above 0": ("train.loss_weights", {"codebooks": [0, 0.0]}),
+    "init olora and pissa do not go with use_dora": (
+        "experiments.e.lora",
+        {"init": "pissa", "use_dora": True},
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "part"), FORBIDDEN.items())
+def test_settings_that_do_not_go_together_are_refused_by_the_schema_and_the_models(
+    rule: str, part: tuple[str, dict[str, Any]]
+) -> None:
+    dotted, values = part
+    assert f"  {dotted}: {rule}\n" in refusal(with_value(MINIMAL, dotted, values))
+    in_train = dotted.replace("experiments.e", "train")
+    with pytest.raises(ValidationError, match=re.escape(rule)):
+        Config.model_validate(with_value(MINIMAL, in_train, values))
+
+
+@pytest.mark.parametrize(
+    ("dotted", "values"),
+    [
+        ("validate", {"fill_missing_text": False, "filters": {"max_word_error_rate": None}}),
+        ("validate", {"filters": {"min_stoi": 0}, "speech_models": {"quality": "q.pt"}}),
+        ("pack.tasks", {"speech": 0, "cloning": 0, "dialogue": 0}),  # the default of the last is 1
+        ("train.loss_weights", {"text": 0, "codebooks": [0, 0.5]}),
+        ("train.lora", {"init": "pissa", "use_dora": False}),
+        ("train.lora", {"init": "default", "use_dora": True, "use_rslora": True}),
+    ],
+)
+def test_settings_that_go_together_are_accepted_by_the_schema_and_the_models(
+    dotted: str, values: dict[str, Any]
+) -> None:
+    config = with_value(MINIMAL, dotted, values)
+    assert Config.model_validate(config).model_dump(by_alias=True) == load(config)
 
 
 def test_validation_listens_only_where_a_model_is_named() -> None:
