@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.conversation import Turn
-from higgs_pipe.data.manifests.conversations import read_chatml, read_ref_speakers
-from higgs_pipe.data.manifests.reading import Row, read_manifests
-from higgs_pipe.data.manifests.values import NotRead
+from higgs_pipe.data.manifests.fields import RowFault
+from higgs_pipe.data.manifests.formats.chatml import read_chatml
+from higgs_pipe.data.manifests.formats.folders import read_ref_speakers
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 
@@ -64,7 +66,7 @@ def turns_of(messages: list[Fields], **others: Any) -> tuple[Turn[Span], ...]:
 
 
 def fault_of(messages: Any, **others: Any) -> str:
-    with pytest.raises(NotRead) as caught:
+    with pytest.raises(RowFault) as caught:
         read_chatml({"messages": messages, **others})
     return str(caught.value)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from higgs_pipe.data.manifests.reading import Row, read_manifests
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.errors import UserError
 
 GOOD = '{"audio": "a.wav", "text": "A."}'

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from higgs_pipe import tokenize_audio
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.audio import decode
-from higgs_pipe.data.manifests.formats import READERS, detect
-from higgs_pipe.data.manifests.reading import Row, read_manifests
+from higgs_pipe.data.manifests.detection import detect
+from higgs_pipe.data.manifests.formats import READERS
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.specs import CLIPS, REJECTED, codes_spec
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
