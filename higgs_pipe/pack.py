@@ -10,8 +10,13 @@ from higgs_pipe.cli import main
 from higgs_pipe.config.stages import PackStage, load_stage
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.codes_store import CodesStore
+from higgs_pipe.data.packing.results import (
+    FallbackCount,
+    PackedSplit,
+    PackingSummary,
+    RejectedSample,
+)
 from higgs_pipe.data.packing.spool import Spool
-from higgs_pipe.data.packing.summary import Fallbacks, Packing, RejectedSample, SplitCounts
 from higgs_pipe.data.specs import EVAL, TRAIN
 from higgs_pipe.data.tables import shard_path
 from higgs_pipe.errors import UserError, list_offenders
@@ -39,7 +44,7 @@ def run(
         num_shards: Their number; the folder may hold others of an earlier run.
         train_rows: The packed training rows to write; temporary files stand beside them.
         eval_rows: The packed held-out rows to write.
-        packing: :class:`Packing` to write.
+        packing: :class:`PackingSummary` to write.
 
     Raises:
         UserError: The codec does not fit the base model, codes are missing, a split is empty, or
@@ -52,7 +57,7 @@ def run(
     train_rows.parent.mkdir(parents=True, exist_ok=True)
     with CodesStore(shards, table.ids, train_rows.parent) as codes:
         _check_codec(codes, renderer)
-        counts: dict[str, SplitCounts] = {}
+        counts: dict[str, PackedSplit] = {}
         rejected: list[RejectedSample] = []
         fallbacks: Counter[tuple[str, str, str]] = Counter()
         for split, path in ((TRAIN, train_rows), (EVAL, eval_rows)):
@@ -62,12 +67,12 @@ def run(
                 counts[split] = packer.write(path, spool)
             rejected += packer.rejected
             fallbacks.update({(split, *key): n for key, n in packer.fallbacks.items()})
-    summary = Packing(
+    summary = PackingSummary(
         max_tokens=stage.pack.max_tokens,
         train=counts[TRAIN],
         eval=counts[EVAL],
         fallbacks=[
-            Fallbacks(split=split, speaker=speaker, reason=reason, num_clips=num_clips)
+            FallbackCount(split=split, speaker=speaker, reason=reason, num_clips=num_clips)
             for (split, speaker, reason), num_clips in sorted(fallbacks.items())
         ],
         rejected=rejected,
@@ -86,7 +91,7 @@ def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
         )
 
 
-def _log(summary: Packing) -> None:
+def _log(summary: PackingSummary) -> None:
     for split, counts in ((TRAIN, summary.train), (EVAL, summary.eval)):
         logger.info(
             "%s: %d samples (%s) in %d rows of %d, %.1f %% full",

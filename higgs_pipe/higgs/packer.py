@@ -25,8 +25,8 @@ from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import CLIP_TASKS, CONVERSATION, TASKS, Planner, SamplePlan
+from higgs_pipe.data.packing.results import PackedSplit, RejectedSample
 from higgs_pipe.data.packing.spool import Spool, check_free_space
-from higgs_pipe.data.packing.summary import RejectedSample, SplitCounts
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import packed_spec
 from higgs_pipe.data.tables import lists_to_arrow, table_writer
@@ -167,7 +167,7 @@ class Packer:
         message = f"{self._clips.place(plan.targets[0])}: {message}"
         self.rejected.append(RejectedSample(clip_id=clip_id, reason=reason, message=message))
 
-    def write(self, path: Path, spool: Spool) -> SplitCounts:
+    def write(self, path: Path, spool: Spool) -> PackedSplit:
         """Assign samples to rows, and build and write the rows by row group."""
         max_tokens, info = self._settings.max_tokens, self._codes.codec_info
         # Two matrices of int16, compressed to about half; most positions are frames.
@@ -186,7 +186,7 @@ class Packer:
                 written.result()
         tasks = {task: self._tasks[task] for task in TASKS}
         counts = self._counts
-        return SplitCounts(
+        return PackedSplit(
             num_rows=counts["num_rows"],
             num_samples=len(self._lengths),
             tasks={task: n for task, n in tasks.items() if n or task in CLIP_TASKS},
