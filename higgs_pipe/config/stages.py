@@ -39,7 +39,7 @@ class Pretrained:
 
 
 class BaseModelStage(Section):
-    """What every stage reads that loads the base model or a part of it."""
+    """What ``pin_model`` and every stage that loads the base or its tokenizer reads."""
 
     base_model: str = BaseModelField
     base_model_revision: str | None = RevisionField
@@ -51,7 +51,7 @@ class BaseModelStage(Section):
 
 
 class CodecStage(Section):
-    """What every stage reads that loads the codec or a part of it."""
+    """What ``pin_model`` and every stage that loads the codec reads."""
 
     codec: str = CodecField
     codec_revision: str | None = RevisionField
@@ -128,6 +128,8 @@ class ReportStage(Section):
 
 
 STAGES: dict[str, type[Section]] = {
+    "base_model": BaseModelStage,
+    "codec": CodecStage,
     "list_rows": ListRowsStage,
     "measure": MeasureStage,
     "validate": ValidateStage,
