@@ -52,4 +52,4 @@ $(READY): requirements-bootstrap.txt requirements.txt
 
 .PHONY: clean
 clean:
-	rm -rf results resources logs .snakemake
+	rm -rf results resources logs benchmarks .snakemake

@@ -87,11 +87,13 @@ def clip(number: int) -> dict[str, Any]:
 def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     """Run the stage in this process, which does nothing else."""
     from higgs_pipe import pack as stage
+    from higgs_pipe.config.stages import Pretrained
     from higgs_pipe.higgs.prompts import PromptRenderer
 
     config = directory / "pack.json"
     config.write_text(json.dumps({"base_model": base_model, "pack": {"max_tokens": 2048}}))
-    PromptRenderer(base_model)  # what is loaded once is no part of the time
+    # What is loaded once is not part of the time.
+    PromptRenderer(Pretrained("base_model", base_model))
     before = peak_bytes()
     start, cpu_start = time.perf_counter(), time.process_time()
     rows, packing = directory / "rows", directory / "rows" / "packing.json"
@@ -116,13 +118,14 @@ def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
 def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     """As :func:`pack`, to the rows as Arrow tables: nothing is encoded and written."""
     from higgs_pipe.config.settings import PackConfig
+    from higgs_pipe.config.stages import Pretrained
+    from higgs_pipe.data.packing.clips import Clips
     from higgs_pipe.data.packing.codes_store import CodesStore
-    from higgs_pipe.data.packing.planner import Clips
     from higgs_pipe.data.packing.spool import Spool
     from higgs_pipe.higgs.prompts import PromptRenderer
     from higgs_pipe.pack import Packer
 
-    renderer = PromptRenderer(base_model)
+    renderer = PromptRenderer(Pretrained("base_model", base_model))
     gc.freeze()  # as the command line does
     start, cpu_start = time.perf_counter(), time.process_time()
     clips = Clips.read(directory / "clips.parquet")

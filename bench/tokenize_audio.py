@@ -44,6 +44,7 @@ from transformers import (
     HubertConfig,
 )
 
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.audio import decode
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import sha256_of_file
@@ -116,7 +117,7 @@ def variant_on_cpu(name: str, codec: str, clips: list[Clip]) -> Callable[[], dic
             chat_template=CHAT_TEMPLATE,
         )
         return lambda: {clip["clip_id"]: _through_processor(processor, clip) for clip in clips}
-    model, info = load_codec(codec, None, torch.device("cpu"))
+    model, info = load_codec(Pretrained("codec", codec), torch.device("cpu"))
     _resident(model)
     if name == "stage":
         return lambda: {r["clip_id"]: r["codes"] for r in encode_clips(clips, model, info, 0.0)}
@@ -269,7 +270,7 @@ def _status_bytes(key: str) -> int:
 def compare_on_gpu(codec: str, clips: list[Clip], num_rounds: int) -> dict[str, Any]:
     """Speed and memory by number type and batch; codes that agree with float32."""
     device = torch.device("cuda")
-    model, info = load_codec(codec, None, device)
+    model, info = load_codec(Pretrained("codec", codec), device)
     # As many clips of one length as the largest batch takes.
     num_clips = int(max(GPU_BATCH_SECONDS) / clips[0]["duration_seconds"])
     equal = [clips[0] | {"clip_id": f"{i:03d}"} for i in range(max(1, num_clips))]

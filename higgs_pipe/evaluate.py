@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import EvalStage, load_stage
-from higgs_pipe.data.files import write_json
 from higgs_pipe.data.specs import EVAL_CLIPS, LOSS_DESCRIPTIONS
 from higgs_pipe.data.tables import write_table
 from higgs_pipe.higgs.batch import PackedRows
@@ -19,6 +18,7 @@ from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.training.held_out import held_out_sums, total_of
+from higgs_pipe.training.results import EvalMetrics, SplitMetrics
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -33,7 +33,7 @@ def run(config: Path, eval_rows: Path, adapter_dir: Path, metrics: Path, clips: 
         eval_rows: Packed held-out rows.
         adapter_dir: The PEFT adapter.
         metrics: Where the totals go (JSON): ``{"adapter": {...}, "base": {...}}``.
-        clips: Where the table with a row a clip goes.
+        clips: Where the table with a row per clip goes.
 
     Raises:
         UserError: The adapter does not fit the base, or the held-out split is empty.
@@ -43,7 +43,7 @@ def run(config: Path, eval_rows: Path, adapter_dir: Path, metrics: Path, clips: 
     accelerator = Accelerator(cpu=pick_device(settings.device).type == "cpu")
     rows = PackedRows(eval_rows)
     dtype = pick_dtype(settings.dtype, accelerator.device)
-    base = load_base(stage.base_model, stage.base_model_revision, dtype)
+    base = load_base(stage.pretrained_base, dtype)
     adapted = load_adapter(base, adapter_dir)
     model = DualLossModel(adapted).to(accelerator.device)
 
@@ -52,28 +52,32 @@ def run(config: Path, eval_rows: Path, adapter_dir: Path, metrics: Path, clips: 
         with state:
             sums[name] = held_out_sums(model, rows, accelerator, settings.rows_per_batch)
     if accelerator.is_main_process:
-        report = {name: summarize(of_clips) for name, of_clips in sums.items()}
         write_table(clips, EVAL_CLIPS, list(clip_rows(sums)))
-        write_json(metrics, report)
-        for name, values in report.items():
+        totals = {name: summarize(of_clips) for name, of_clips in sums.items()}
+        EvalMetrics(**totals).write(metrics)
+        for name, total in totals.items():
             logger.info(
                 "%-7s  eval_loss %.4f  text %.4f  audio %.4f  stop %.4f  (%d clips)",
-                *(name, values["eval_loss"], values["eval_text_loss"]),
-                *(values["eval_audio_loss"], values["eval_stop_loss"], values["num_clips"]),
+                name,
+                total.eval_loss,
+                total.eval_text_loss,
+                total.eval_audio_loss,
+                total.eval_stop_loss,
+                total.num_clips,
             )
     accelerator.end_training()
 
 
-def summarize(sums: dict[str, LossSums]) -> dict[str, float]:
-    """The metrics over all clips: nats per label over the whole split, one division last."""
+def summarize(sums: dict[str, LossSums]) -> SplitMetrics:
+    """Return the metrics over all clips: nats per label over the whole split, one division last."""
     total = total_of(sums)
-    return {
+    return SplitMetrics(
         **named_losses(total, prefix="eval_"),
         **named_accuracies(total, prefix="eval_"),
-        "num_clips": len(sums),
-        "num_text_labels": int(total.count[0]),
-        "num_audio_labels": int(total.count[1:-1].sum()),
-    }
+        num_clips=len(sums),
+        num_text_labels=int(total.count[0]),
+        num_audio_labels=int(total.count[1:-1].sum()),
+    )
 
 
 def clip_rows(sums: Mapping[str, dict[str, LossSums]]) -> Iterator[dict[str, Any]]:

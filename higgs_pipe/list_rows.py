@@ -8,8 +8,8 @@ from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.config.stages import ListRowsStage, load_stage
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.manifests.rows import segments_of, write_rows
-from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.manifests.rows import write_rows
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import RECORDINGS
 from higgs_pipe.data.tables import write_shards
 
@@ -35,29 +35,29 @@ def run(config: Path, rows: Path, recordings_dir: Path) -> None:
         [*stage.manifest] if isinstance(stage.manifest, list) else [stage.manifest]
     )
     manifest = read_manifests(entries)
-    shards: list[set[Segment]] = [set() for _ in range(stage.data.num_shards)]
+    shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]
     for row in manifest.rows:
-        shards[shard_of(row.clip_id, len(shards))].update(segments_of(row))
+        shards[shard_of(row.clip_id, len(shards))].update(row.all_spans)
     write_rows(rows, manifest)
     write_shards(
         recordings_dir,
         RECORDINGS,
-        [[segment._asdict() for segment in sorted(shard, key=_order)] for shard in shards],
+        [[span._asdict() for span in sorted(shard, key=_order)] for shard in shards],
     )
     names = [entry if isinstance(entry, str) else entry.path for entry in entries]
-    num_segments = sum(map(len, shards))
+    num_spans = sum(map(len, shards))
     logger.info(
         "%s: %d rows, %d recordings or segments to measure in %d shards",
         ", ".join(names),
         len(manifest.rows),
-        num_segments,
+        num_spans,
         len(shards),
     )
 
 
-def _order(segment: Segment) -> tuple[str, float, float]:
-    """The segments of one file together, in time; None comes first."""
-    audio_path, start_seconds, end_seconds = segment
+def _order(span: Span) -> tuple[str, float, float]:
+    """The spans of one file together, in time; None comes first."""
+    audio_path, start_seconds, end_seconds = span
     return (
         audio_path,
         -1.0 if start_seconds is None else start_seconds,

@@ -24,7 +24,7 @@ from higgs_pipe.data.audio import (
 from higgs_pipe.data.clips.reasons import Fault, Reason
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.quality import measure_audio, peak
-from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table
 
@@ -61,7 +61,7 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
     rows = read_table(recordings, RECORDINGS)[0].to_pylist()
     files = [
         list(of_file)
-        for _, of_file in groupby(map(Segment.of, rows), key=lambda segment: segment.audio_path)
+        for _, of_file in groupby(map(Span.of, rows), key=lambda span: span.audio_path)
     ]
     measured_rows: list[dict[str, Any]] = []
     with (
@@ -69,7 +69,7 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
         ThreadPoolExecutor(num_threads) as executor,
     ):
         spread = executor.map if num_threads > 1 else map  # to wait for one thread is no gain
-        results = spread(lambda segments: _measure_file(segments, limits, models), files)
+        results = spread(lambda spans: _measure_file(spans, limits, models), files)
         for num_files, of_file in enumerate(results, start=1):
             measured_rows += of_file
             if num_files % NUM_FILES_PER_PROGRESS_LINE == 0:
@@ -93,23 +93,23 @@ def _speech_models(settings: SpeechModelConfig) -> Iterator["SpeechModels | None
         yield None
         return
     # Only now: PyTorch takes seconds to import.
-    from higgs_pipe.higgs.devices import own_device
+    from higgs_pipe.higgs.devices import claim_device
     from higgs_pipe.listening.speech_models import SpeechModels
 
-    with own_device(settings.device) as device:
+    with claim_device(settings.device) as device:
         logger.info("speech models on %s", device)
         yield SpeechModels(settings, device)
 
 
 def _measure_file(
-    segments: Iterable[Segment], limits: MeasureConfig, models: "SpeechModels | None"
+    spans: Iterable[Span], limits: MeasureConfig, models: "SpeechModels | None"
 ) -> list[dict[str, Any]]:
-    """Rows of MEASURED for the segments of one file; its header and its hash are read once."""
-    segments = list(segments)
-    path = Path(segments[0].audio_path)
+    """Rows of MEASURED for the spans of one file; its header and its hash are read once."""
+    spans = list(spans)
+    path = Path(spans[0].audio_path)
     try:
         with open_audio(path) as file:
-            found = [_measure(segment, file, limits, models) for segment in segments]
+            found = [_measure(span, file, limits, models) for span in spans]
         if any(fault is None for fault, _ in found):
             audio_sha256 = sha256_of_file(path)
             found = [
@@ -117,36 +117,36 @@ def _measure_file(
                 for fault, measures in found
             ]
     except AudioMissingError as error:
-        found = [(Fault(Reason.AUDIO_MISSING, str(error)), {})] * len(segments)
+        found = [(Fault(Reason.AUDIO_MISSING, str(error)), {})] * len(spans)
     except AudioError as error:
-        found = [(Fault(Reason.AUDIO_UNREADABLE, str(error)), {})] * len(segments)
+        found = [(Fault(Reason.AUDIO_UNREADABLE, str(error)), {})] * len(spans)
     unknown = dict.fromkeys(column.name for column in MEASURED.columns)
     return [
         {
             **unknown,
-            **segment._asdict(),
+            **span._asdict(),
             "reason": fault.reason.value if fault else None,
             "fact": fault.fact if fault else None,
             **measures,
         }
-        for segment, (fault, measures) in zip(segments, found, strict=True)
+        for span, (fault, measures) in zip(spans, found, strict=True)
     ]
 
 
 def _measure(
-    segment: Segment, file: AudioFile, limits: MeasureConfig, models: "SpeechModels | None"
+    span: Span, file: AudioFile, limits: MeasureConfig, models: "SpeechModels | None"
 ) -> tuple[Fault | None, Measures]:
-    """What a segment holds; ``audio_sha256`` is left to the caller."""
+    """What a span holds; ``audio_sha256`` is left to the caller."""
     path, header = file.path, file.header
     measures: Measures = {}
     try:
-        first, end = header.segment(segment.start_seconds, segment.end_seconds)
+        first, end = header.segment(span.start_seconds, span.end_seconds)
         # The header decides, so that an hour-long file is never decoded.
         seconds = measures["duration_seconds"] = (end - first) / header.sample_rate_hz
         if seconds > limits.max_clip_seconds:
             fact = f"lasts {seconds:.3f} s, more than {limits.max_clip_seconds:g} s"
-            return Fault(Reason.TOO_LONG, f"{segment.name} {fact}"), measures
-        audio = file.decode(segment.start_seconds, segment.end_seconds)
+            return Fault(Reason.TOO_LONG, f"{span.name} {fact}"), measures
+        audio = file.decode(span.start_seconds, span.end_seconds)
     except SegmentOutsideError as error:
         return Fault(Reason.SEGMENT_OUTSIDE, str(error)), measures
     except AudioError as error:

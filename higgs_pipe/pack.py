@@ -22,23 +22,23 @@ import pyarrow as pa
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.config.stages import PackStage, load_stage
+from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
+from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import (
     CLIP_TASKS,
     CONVERSATION,
     TASKS,
-    Clips,
-    Plan,
     Planner,
-    Recording,
-    Turn,
+    SamplePlan,
 )
 from higgs_pipe.data.packing.spool import Spool, check_free_space
+from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
-from higgs_pipe.data.tables import lists_to_arrow, table_writer
+from higgs_pipe.data.tables import lists_to_arrow, shard_path, table_writer
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.prompts import (
@@ -46,7 +46,7 @@ from higgs_pipe.higgs.prompts import (
     Prompt,
     PromptRenderer,
     Unsayable,
-    turns_of_plans,
+    conversations_of,
 )
 
 logger = logging.getLogger("higgs_pipe")
@@ -84,9 +84,9 @@ def run(
             the disk is full.
     """
     stage = load_stage(PackStage, config)
-    renderer = PromptRenderer(stage.base_model, stage.base_model_revision)
+    renderer = PromptRenderer(stage.pretrained_base)
     table = Clips.read(clips)
-    shards = [codes_dir / f"shard-{shard:05d}.parquet" for shard in range(num_shards)]
+    shards = [shard_path(codes_dir, shard) for shard in range(num_shards)]
     train_rows.parent.mkdir(parents=True, exist_ok=True)
     with CodesStore(shards, table.ids, train_rows.parent) as codes:
         _check_codec(codes, renderer)
@@ -122,8 +122,8 @@ def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
 class Rendering(NamedTuple):
     """Samples whose prompts are being made."""
 
-    plans: Sequence[Plan]
-    turns: Sequence[Sequence[Turn]]
+    plans: Sequence[SamplePlan]
+    conversations: Sequence[Conversation[Recording]]
     prompts: Future[list[Prompt | Unsayable]]
 
 
@@ -179,19 +179,19 @@ class Packer:
                 "bring shorter clips."
             )
 
-    def _rendering(self, plans: Sequence[Plan], background: Executor) -> Rendering:
+    def _rendering(self, plans: Sequence[SamplePlan], background: Executor) -> Rendering:
         """Have some samples rendered in the background."""
-        turns = turns_of_plans(plans, self._clips, self._settings)
-        return Rendering(plans, turns, background.submit(self._renderer.prompts, turns))
+        conversations = conversations_of(plans, self._clips, self._settings)
+        prompts = background.submit(self._renderer.prompts, conversations)
+        return Rendering(plans, conversations, prompts)
 
-    def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[Plan]:
+    def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[SamplePlan]:
         """:meth:`_take` each sample; what the template cannot say is rejected."""
-        plans, turns, prompts = rendering
-        shorter: list[Plan] = []
-        for plan, sample_turns, prompt in zip(plans, turns, prompts.result(), strict=True):
+        plans, conversations, prompts = rendering
+        shorter: list[SamplePlan] = []
+        for plan, conversation, prompt in zip(plans, conversations, prompts.result(), strict=True):
             if isinstance(prompt, Prompt):
-                parts = (part for turn in sample_turns for part in turn.parts)
-                recordings = [part for part in parts if isinstance(part, Recording)]
+                recordings = [part for turn in conversation.turns for part in turn.recordings]
                 shorter += self._take(plan, prompt, recordings, planner, spool)
             elif plan.drawn_task == CONVERSATION:
                 self._reject(plan, "not_in_chat_template", f"{prompt}; rewrite the conversation")
@@ -203,12 +203,12 @@ class Packer:
 
     def _take(
         self,
-        plan: Plan,
+        plan: SamplePlan,
         prompt: Prompt,
         recordings: Sequence[Recording],
         planner: Planner,
         spool: Spool,
-    ) -> list[Plan]:
+    ) -> list[SamplePlan]:
         """Spool a sample that fits into a row; otherwise say what to try instead of it."""
         num_frames = [
             sum(int(self._codes.num_frames[clip]) for clip in recording.clips)
@@ -236,7 +236,7 @@ class Packer:
         self._ends.append(spool.append(record) + len(record))
         return []
 
-    def _reject(self, plan: Plan, reason: str, message: str) -> None:
+    def _reject(self, plan: SamplePlan, reason: str, message: str) -> None:
         clip_id = self._clips.ids[plan.targets[0]].as_py()
         message = f"{self._clips.place(plan.targets[0])}: {message}"
         self.rejected.append({"clip_id": clip_id, "reason": reason, "message": message})
@@ -250,7 +250,7 @@ class Packer:
         max_tokens, info = self._settings.max_tokens, self._codes.codec_info
         # Two matrices of int16, most positions being frames, at about half their size.
         num_bytes = 2 * info.num_codebooks * sum(self._lengths)
-        check_free_space(path.parent, num_bytes, f"{path.name} would")
+        check_free_space(path.parent, num_bytes, path.name)
         with (
             table_writer(path, self._spec, info.as_metadata()) as writer,
             ThreadPoolExecutor(1) as background,  # encodes a row group while the next is built

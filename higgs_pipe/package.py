@@ -1,4 +1,4 @@
-"""Stage 6: what a user of the adapter gets, proved to load before it has a name.
+"""Stage 7: package the adapter, once a fresh process has proved that it loads and works.
 
 ::
 
@@ -20,18 +20,24 @@ import tempfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import yaml
 
 import higgs_pipe
 from higgs_pipe.cli import main
-from higgs_pipe.config.stages import STAGES, PackageStage, load_stage
-from higgs_pipe.data.files import read_json, write_json, write_text, written_aside
+from higgs_pipe.config.settings import PackConfig
+from higgs_pipe.config.stages import STAGES, PackageStage, PackStage, load_stage
+from higgs_pipe.data.clips.results import ValidationSummary
+from higgs_pipe.data.files import atomic_write, write_text
 from higgs_pipe.data.hashing import sha256_of_file
+from higgs_pipe.data.packing.results import PackingSummary
+from higgs_pipe.data.results import Result, ResultPart
+from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
+from higgs_pipe.training.results import EvalMetrics, Proof, TrainedSettings
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -45,6 +51,45 @@ METRIC_ROWS = (
     ("eval_audio_loss_codebook_0", "audio, codebook 0"),
     ("eval_stop_loss", "stop"),
 )
+
+
+class Software(ResultPart):
+    """This package; the commit ends in ``-dirty`` if it was changed, and is None without git."""
+
+    version: str
+    git_commit: str | None
+
+
+class BaseWeights(ResultPart):
+    """The checkpoint that the adapter was trained on."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+
+
+class DataSummary(ResultPart):
+    """Counts and hashes of the data that the adapter was trained on."""
+
+    validation: ValidationSummary
+    packing: PackingSummary
+    sha256: dict[str, str]
+
+
+class Provenance(Result):
+    """``provenance.json``; ``config`` holds the settings of every stage, defaults included."""
+
+    made_by: ClassVar[str] = "package_adapter"
+
+    name: str
+    higgs_pipe: Software
+    python: str
+    packages: dict[str, str]
+    base_model: BaseWeights
+    codec: CodecInfo
+    config: dict[str, Any]
+    data: DataSummary
+    verification: Proof
 
 
 def run(
@@ -73,8 +118,10 @@ def run(
         UserError: The packaged adapter does not load, does nothing, or misses eval's loss.
     """
     stage = load_stage(PackageStage, config)
+    pack = load_stage(PackStage, config_dir / "pack.json").pack
     metrics_path = experiment_dir / "eval" / "metrics.json"
-    with tempfile.TemporaryDirectory(prefix=".package-", dir=_made(package_dir.parent)) as aside:
+    package_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".package-", dir=package_dir.parent) as aside:
         staged = Path(aside) / name
         staged.mkdir()
         for file_name in ADAPTER_FILES:
@@ -83,40 +130,35 @@ def run(
         proof = verify_in_fresh_process(
             staged, config_dir / "eval.json", packed_dir / "eval.parquet", metrics_path
         )
-        provenance = {
-            "name": name,
-            "higgs_pipe": {"version": higgs_pipe.__version__, "git_commit": git_commit()},
-            "python": platform.python_version(),
-            "packages": {package: metadata.version(package) for package in PACKAGES},
-            "base_model": {
-                "name": stage.base_model,
-                "revision": stage.base_model_revision,
-                "fingerprint": proof.pop("base_fingerprint"),
-            },
-            "codec": read_codec_info(packed_dir / "train.parquet").as_metadata()["codec_info"],
-            "config": all_settings(config_dir, experiment_dir),
-            "data": data_summary(data_dir, packed_dir),
-            "verification": proof,
-        }
-        write_json(staged / "provenance.json", provenance)
-        card = model_card(name, stage, provenance, read_json(metrics_path))
+        provenance = Provenance(
+            name=name,
+            higgs_pipe=Software(version=higgs_pipe.__version__, git_commit=git_commit()),
+            python=platform.python_version(),
+            packages={package: metadata.version(package) for package in PACKAGES},
+            base_model=BaseWeights(
+                name=stage.base_model,
+                revision=stage.base_model_revision,
+                fingerprint=proof.base_fingerprint,
+            ),
+            codec=read_codec_info(packed_dir / "train.parquet"),
+            config=all_settings(config_dir, experiment_dir),
+            data=data_summary(data_dir, packed_dir),
+            verification=proof,
+        )
+        provenance.write(staged / "provenance.json")
+        card = model_card(provenance, stage, pack, EvalMetrics.read(metrics_path))
         write_text(staged / "README.md", card)
         write_text(staged / "SHA256SUMS", checksums(staged))
-        with written_aside(archive) as archive_aside:
+        with atomic_write(archive) as archive_aside:
             write_zip(staged, archive_aside)
         shutil.rmtree(package_dir, ignore_errors=True)
         staged.rename(package_dir)
     logger.info("%s and %s", package_dir, archive)
 
 
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
 def verify_in_fresh_process(
     adapter_dir: Path, eval_config: Path, eval_rows: Path, metrics: Path
-) -> dict[str, Any]:
+) -> Proof:
     """Run :mod:`higgs_pipe.verify` in a process of its own and return its proof.
 
     Raises:
@@ -125,23 +167,23 @@ def verify_in_fresh_process(
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "proof.json"
         command = [sys.executable, "-m", "higgs_pipe.verify"]
-        for option, path in (
-            ("--config", eval_config),
-            ("--adapter-dir", adapter_dir),
-            ("--eval-rows", eval_rows),
-            ("--metrics", metrics),
-            ("--result", result),
-        ):
+        options = {
+            "--config": eval_config,
+            "--adapter-dir": adapter_dir,
+            "--eval-rows": eval_rows,
+            "--metrics": metrics,
+            "--result": result,
+        }
+        for option, path in options.items():
             command += [option, str(path)]
         finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
         if finished.returncode != 0:
             raise UserError(f"the packaged adapter failed its proof:\n{finished.stderr.strip()}")
-        proof: dict[str, Any] = read_json(result)
-        return proof
+        return Proof.read(result)
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with ``-dirty`` if it was changed; None outside a repository."""
+    """Return the commit of this code, ``-dirty`` if it was changed; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         described = subprocess.run(
@@ -153,41 +195,41 @@ def git_commit() -> str | None:
 
 
 def all_settings(config_dir: Path, experiment_dir: Path) -> dict[str, Any]:
-    """The settings of every stage, defaults included; of train, those of the experiment."""
+    """Return the settings of every stage, defaults included; of train, the experiment's."""
     settings = {
         name: load_stage(stage, config_dir / f"{name}.json").model_dump(by_alias=True)
         for name, stage in STAGES.items()
         # Those of list_rows, measure and estimate are parts of the others.
         if name not in ("list_rows", "measure", "estimate", "train", "report")
     }
-    return settings | {"train": read_json(experiment_dir / "train" / "config.json")}
+    trained = TrainedSettings.read(experiment_dir / "train" / "config.json")
+    return settings | {"train": trained.model_dump()}
 
 
-def data_summary(data_dir: Path, packed_dir: Path) -> dict[str, Any]:
-    """Counts and hashes of the data that the adapter was trained on."""
+def data_summary(data_dir: Path, packed_dir: Path) -> DataSummary:
+    """Return counts and hashes of the data that the adapter was trained on."""
     hashed = [data_dir / "clips.parquet", packed_dir / "train.parquet", packed_dir / "eval.parquet"]
-    return {
-        "validation": read_json(data_dir / "validation.json"),
-        "packing": read_json(packed_dir / "packing.json"),
-        "sha256": {path.name: sha256_of_file(path) for path in hashed},
-    }
+    return DataSummary(
+        validation=ValidationSummary.read(data_dir / "validation.json"),
+        packing=PackingSummary.read(packed_dir / "packing.json"),
+        sha256={path.name: sha256_of_file(path) for path in hashed},
+    )
 
 
 def model_card(
-    name: str, stage: PackageStage, provenance: dict[str, Any], metrics: dict[str, Any]
+    provenance: Provenance, stage: PackageStage, pack: PackConfig, metrics: EvalMetrics
 ) -> str:
-    """``README.md`` with the Hub's metadata."""
-    validation = provenance["data"]["validation"]
+    """Render ``README.md`` with the Hub's metadata."""
     front_matter = {
         "base_model": stage.base_model,
         "library_name": "peft",
         "pipeline_tag": "text-to-speech",
         "license": stage.package.license,
-        "language": sorted(validation["languages"]),
+        "language": sorted(provenance.data.validation.languages),
         "tags": ["higgs-audio-v2", "lora", "text-to-speech"],
     }
     training: dict[str, Any] = {}
-    for key, value in provenance["config"]["train"]["train"].items():
+    for key, value in provenance.config["train"]["train"].items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         training |= {f"{key} {part}".rstrip(): setting for part, setting in parts}
     environment = jinja2.Environment(
@@ -198,36 +240,28 @@ def model_card(
     )
     return environment.get_template("model_card.md.j2").render(
         front_matter=yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True).strip(),
-        name=name,
+        name=provenance.name,
         description=stage.package.description,
-        base=provenance["base_model"],
+        base=provenance.base_model,
         version=higgs_pipe.__version__,
-        data={
-            "train_hours": validation["splits"]["train"]["hours"],
-            "num_clips": validation["num_clips"],
-            "num_speakers": len(validation["speakers"]),
-            "num_train_clips": validation["splits"]["train"]["num_clips"],
-            "num_eval_clips": validation["splits"]["eval"]["num_clips"],
-            "num_rejected": validation["num_rejected"],
-            "speakers": validation["speakers"],
-        },
+        data=provenance.data.validation,
         metrics=metrics,
         metric_rows=METRIC_ROWS,
-        system_prompt=json.dumps(provenance["config"]["pack"]["pack"]["system_prompt"]),
-        clean_text=provenance["config"]["pack"]["pack"]["clean_text"],
+        system_prompt=json.dumps(pack.system_prompt),
+        clean_text=pack.clean_text,
         train={key: value for key, value in training.items() if value is not None},
-        verification=provenance["verification"],
+        verification=provenance.verification,
     )
 
 
 def checksums(directory: Path) -> str:
-    """The lines of ``SHA256SUMS``, as ``sha256sum`` writes them."""
+    """Return the lines of ``SHA256SUMS``, as ``sha256sum`` writes them."""
     paths = sorted(directory.iterdir())
     return "".join(f"{sha256_of_file(path)}  {path.name}\n" for path in paths)
 
 
 def write_zip(directory: Path, archive: Path) -> None:
-    """Pack a directory under its own name; equal files give equal bytes."""
+    """Archive a directory under its own name; equal files give equal bytes."""
     with zipfile.ZipFile(archive, "w", compression=zipfile.ZIP_DEFLATED) as stream:
         for path in sorted(directory.iterdir()):
             entry = zipfile.ZipInfo(f"{directory.name}/{path.name}", date_time=ZIP_TIME)

@@ -1,8 +1,8 @@
-"""Stage 2: the recordings of one shard become codec codes.
+"""Stage 2: encode the recordings of one shard to codec codes.
 
-Clips are encoded in batches of exactly equal length, because padding inside a batch changes the
-codes: whatever the batch, the codes are those of encoding one by one. Threads decode the files of
-the next batches meanwhile, a bounded time ahead.
+Batches hold clips of exactly equal length, because padding inside a batch changes the codes. So the
+codes equal those of encoding one by one. Meanwhile, threads decode the files of the next batches, a
+bounded time ahead.
 """
 
 import logging
@@ -23,13 +23,14 @@ from higgs_pipe.data.specs import SHARD_CLIPS, CodecInfo, codes_spec
 from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
-from higgs_pipe.higgs.devices import own_device
+from higgs_pipe.higgs.devices import claim_device
 
 logger = logging.getLogger("higgs_pipe")
 
-Row: TypeAlias = dict[str, Any]
-# A clip and its waveform (T * hop_length,).
-Decoded: TypeAlias = tuple[Row, torch.Tensor]
+# A row of SHARD_CLIPS, a row of a table of codes, and a clip with its waveform (T * hop_length,).
+ShardClip: TypeAlias = dict[str, Any]
+CodesRow: TypeAlias = dict[str, Any]
+Decoded: TypeAlias = tuple[ShardClip, torch.Tensor]
 
 MAX_BATCH_SECONDS_ON_GPU = 120.0
 LOOK_AHEAD_SECONDS = 120.0  # 12 MB at 24 kHz
@@ -39,13 +40,13 @@ NUM_CLIPS_PER_PROGRESS_LINE = 1000
 def run(config: Path, shard_clips: Path, codes: Path, num_threads: int = 1) -> None:
     """Encode the clips of one shard.
 
-    Equal inputs give equal bytes, whatever ``num_threads`` and the batches are.
+    Equal inputs give equal bytes for all ``num_threads`` and batch sizes.
 
     Args:
         config: ``results/config/tokenize.json``.
         shard_clips: The shard's clips, from validate.
-        codes: Where the table of codes goes.
-        num_threads: CPU threads: of the codec on a CPU, of decoding files on a GPU.
+        codes: The table of codes to write.
+        num_threads: CPU threads: for the codec on a CPU; for decoding files if it runs on a GPU.
 
     Raises:
         UserError: A file changed or vanished since validate, or the codec cannot be loaded.
@@ -53,10 +54,10 @@ def run(config: Path, shard_clips: Path, codes: Path, num_threads: int = 1) -> N
     stage = load_stage(TokenizeStage, config)
     settings = stage.tokenize
     clips = read_table(shard_clips, SHARD_CLIPS)[0].to_pylist()
-    with own_device(settings.device) as device:
+    with claim_device(settings.device) as device:
         on_gpu = device.type == "cuda"
         torch.set_num_threads(1 if on_gpu else num_threads)
-        model, info = load_codec(stage.codec, stage.codec_revision, device, settings.dtype)
+        model, info = load_codec(stage.pretrained_codec, device, settings.dtype)
         logger.info("%s: %d clips on %s in %s", codes.name, len(clips), device, info.dtype)
         max_batch_seconds = settings.max_batch_seconds
         if max_batch_seconds is None:
@@ -68,32 +69,32 @@ def run(config: Path, shard_clips: Path, codes: Path, num_threads: int = 1) -> N
 
 
 def encode_clips(
-    clips: list[Row],
+    clips: list[ShardClip],
     model: HiggsAudioV2TokenizerModel,
     info: CodecInfo,
     max_batch_seconds: float,
     num_decoding_threads: int = 1,
-) -> list[Row]:
-    """The rows of a table of codes, by clip_id.
+) -> list[CodesRow]:
+    """Return the rows of a table of codes, sorted by clip_id.
 
-    Holds the codes, one batch and the look-ahead: never the shard's audio.
+    Memory holds the codes, one batch and the look-ahead, but not the audio of the shard.
 
     Args:
         clips: Rows of SHARD_CLIPS.
         model: The codec.
-        info: What identifies it.
-        max_batch_seconds: Audio in a batch; a longer clip is a batch of its own, so 0 encodes
+        info: Its identity.
+        max_batch_seconds: Audio per batch; a longer clip is a batch of its own, so 0 encodes
             one by one.
-        num_decoding_threads: Files decoded at once, while the codec works.
+        num_decoding_threads: Files decoded at the same time, while the codec works.
 
     Raises:
         UserError: A file changed or vanished since validate.
     """
-    # The longest first: if memory is short, it is short at once.
+    # The longest first: if memory does not suffice, that shows at once.
     order = sorted(clips, key=lambda clip: (-clip["duration_seconds"], clip["clip_id"]))
     look_ahead_seconds = max(LOOK_AHEAD_SECONDS, max_batch_seconds)
     decoded = decode_ahead(order, info, look_ahead_seconds, num_decoding_threads)
-    rows: list[Row] = []
+    rows: list[CodesRow] = []
     for batch in equal_length_batches(decoded, info, max_batch_seconds):
         waveforms = torch.stack([waveform for _, waveform in batch])  # (B, T * hop_length)
         for (clip, _), clip_codes in zip(batch, encode(model, waveforms, info), strict=True):
@@ -111,24 +112,24 @@ def encode_clips(
 
 
 def decode_ahead(
-    clips: Iterable[Row], info: CodecInfo, look_ahead_seconds: float, num_threads: int
+    clips: Iterable[ShardClip], info: CodecInfo, look_ahead_seconds: float, num_threads: int
 ) -> Iterator[Decoded]:
     """Decode clips in threads, in their order, while the caller is busy.
 
-    libsndfile, NumPy and PyTorch release Python's lock, so threads are enough.
+    libsndfile, NumPy and PyTorch release the GIL, so threads suffice.
 
     Args:
         clips: Rows of SHARD_CLIPS.
         info: The codec.
-        look_ahead_seconds: Audio that may wait for the caller; one clip always may.
-        num_threads: Files decoded at once.
+        look_ahead_seconds: Decoded audio that may wait for the caller, at least one clip.
+        num_threads: Files decoded at the same time.
 
     Yields:
         (clip, waveform (T * hop_length,)).
     """
-    waiting: deque[tuple[Row, Future[torch.Tensor]]] = deque()
+    waiting: deque[tuple[ShardClip, Future[torch.Tensor]]] = deque()
     waiting_seconds = 0.0
-    checksums: dict[Path, str] = {}  # a long recording is hashed once, not for each segment
+    checksums: dict[Path, str] = {}  # a long recording is hashed once, not per segment
     executor = ThreadPoolExecutor(num_threads)
     try:
         for clip in clips:
@@ -148,15 +149,15 @@ def decode_ahead(
 def equal_length_batches(
     decoded: Iterable[Decoded], info: CodecInfo, max_batch_seconds: float
 ) -> Iterator[list[Decoded]]:
-    """Clips that follow one another and are equally long, as batches.
+    """Yield consecutive clips of equal length as batches.
 
     Args:
         decoded: Clips with their waveforms, sorted by length.
         info: The codec.
-        max_batch_seconds: Audio in a batch; a longer clip is a batch of its own.
+        max_batch_seconds: Audio per batch; a longer clip is a batch of its own.
 
     Yields:
-        Lists of (clip, waveform (T * hop_length,)), one T a list.
+        Lists of (clip, waveform (T * hop_length,)), one T per list.
     """
     batch: list[Decoded] = []
     for clip, waveform in decoded:
@@ -169,7 +170,7 @@ def equal_length_batches(
         yield batch
 
 
-def _waveform(clip: Row, info: CodecInfo, checksums: dict[Path, str]) -> torch.Tensor:
+def _waveform(clip: ShardClip, info: CodecInfo, checksums: dict[Path, str]) -> torch.Tensor:
     path = Path(clip["audio_path"])
     try:
         audio = decode(path, clip["start_seconds"], clip["end_seconds"])

@@ -129,12 +129,10 @@ class Training:
         dtype = pick_dtype(settings.dtype, device)
         if settings.tf32 and device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        base = load_base(
-            stage.base_model, stage.base_model_revision, dtype, settings.quantization, device
-        )
+        base = load_base(stage.pretrained_base, dtype, settings.quantization, device)
         self.config = base.config
         self._check_codebook_weights()
-        self.tokenizer = PromptRenderer(stage.base_model, stage.base_model_revision).tokenizer
+        self.tokenizer = PromptRenderer(stage.pretrained_base).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
         is_mutating = settings.lora.init in MUTATING
         self.initial_adapter = adapter_state(adapter) if is_mutating else {}

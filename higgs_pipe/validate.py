@@ -14,21 +14,15 @@ from higgs_pipe.config.settings import DataConfig, ValidateConfig
 from higgs_pipe.config.stages import ValidateStage, load_stage
 from higgs_pipe.data.clips import filters
 from higgs_pipe.data.clips.reasons import Fault, Reason, Rejection
-from higgs_pipe.data.clips.splits import Key, Stretch, assign_splits, beside, groups_of, keys_of
+from higgs_pipe.data.clips.splits import Key, assign_splits, beside, groups_of, keys_of
 from higgs_pipe.data.clips.summary import log_warnings, summarize, table_lines
+from higgs_pipe.data.conversation import ClipId, Conversation
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.reading import Manifest, Row
-from higgs_pipe.data.manifests.rows import (
-    conversation_text,
-    heard_in,
-    read_rows,
-    reference_of,
-    segments_of,
-    target_of,
-)
+from higgs_pipe.data.manifests.rows import read_rows
 from higgs_pipe.data.quality import measure_text
-from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import (
     AUDIO_MEASURE_COLUMNS,
     CLIPS,
@@ -114,19 +108,17 @@ def run(
     logger.info("%s", "\n".join(table_lines(summary)))
 
 
-def _read_measured(
-    measured_dir: Path, num_shards: int, manifest: Manifest
-) -> dict[Segment, Measured]:
-    """What every segment that the rows name holds."""
-    measured: dict[Segment, Measured] = {}
+def _read_measured(measured_dir: Path, num_shards: int, manifest: Manifest) -> dict[Span, Measured]:
+    """What every span that the rows name holds."""
+    measured: dict[Span, Measured] = {}
     for index in range(num_shards):
         shard = read_table(shard_path(measured_dir, index), MEASURED)[0]
-        measured |= {Segment.of(columns): columns for columns in shard.to_pylist()}
+        measured |= {Span.of(columns): columns for columns in shard.to_pylist()}
     for row in manifest.rows:
-        for segment in segments_of(row):
-            if segment not in measured:
+        for span in row.all_spans:
+            if span not in measured:
                 raise UserError(
-                    f"{row.place}: {segment.name} was not measured; "
+                    f"{row.place}: {span.name} was not measured; "
                     "run: snakemake --forcerun measure_shard"
                 )
     return measured
@@ -148,7 +140,7 @@ def _check_splits_can_be_made(rows: Sequence[Row], data: DataConfig) -> None:
 
 
 def _judge(
-    rows: Sequence[Row], measured: Mapping[Segment, Measured], stage: ValidateStage
+    rows: Sequence[Row], measured: Mapping[Span, Measured], stage: ValidateStage
 ) -> tuple[list[tuple[Row, Clip]], list[Rejection]]:
     """Each row is accepted as a clip, or rejected; both in the manifest's order."""
     faults: dict[str, Fault] = {}
@@ -157,7 +149,7 @@ def _judge(
         row = _filled(given, measured) if stage.validate_.fill_missing_text else given
         fault = _fault(row, measured, stage.validate_)
         if fault is None:
-            clip = _clip(row, measured[target_of(row)], is_transcript=row is not given)
+            clip = _clip(row, measured[row.span], is_transcript=row is not given)
             fault = _filtered(row, clip, measured, stage.validate_)
             sound.append((row, clip))
         if fault is not None:
@@ -166,21 +158,21 @@ def _judge(
     faults |= _split_conflicts(unfaulted, measured, stage.data)
     faults |= _dialogue_faults(rows, faults)
     rejections = [
-        Rejection(row, faults[row.clip_id], measured[target_of(row)]["duration_seconds"])
+        Rejection(row, faults[row.clip_id], measured[row.span]["duration_seconds"])
         for row in rows
         if row.clip_id in faults
     ]
     return [pair for pair in sound if pair[0].clip_id not in faults], rejections
 
 
-def _filled(row: Row, measured: Mapping[Segment, Measured]) -> Row:
+def _filled(row: Row, measured: Mapping[Span, Measured]) -> Row:
     """The row, with what a recogniser heard where it has no text of its own."""
-    transcript = measured[target_of(row)]["transcript"]
+    transcript = measured[row.span]["transcript"]
     is_lacking = row.conversation is None and is_blank(row.text)
     return replace(row, text=transcript) if is_lacking and transcript else row
 
 
-def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfig) -> Fault | None:
+def _fault(row: Row, measured: Mapping[Span, Measured], limits: ValidateConfig) -> Fault | None:
     """What is wrong with a row by itself."""
     if fault := _conversation_fault(row, measured, limits):
         return fault
@@ -189,10 +181,10 @@ def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfi
     for key in ("text", "scene", "ref_text", "speaker"):
         if token := find_control_token([getattr(row, key) or ""]):
             return Fault(Reason.CONTROL_TOKEN, f"`{key}` contains {token:.60}")
-    target = target_of(row)
+    target = row.span
     if fault := _audio_fault(target, measured, limits):
         return fault
-    reference = reference_of(row)
+    reference = row.reference_span
     if reference is None:
         return None
     if fault := _audio_fault(reference, measured, limits):
@@ -209,37 +201,41 @@ def _fault(row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfi
 
 
 def _conversation_fault(
-    row: Row, measured: Mapping[Segment, Measured], limits: ValidateConfig
+    row: Row, measured: Mapping[Span, Measured], limits: ValidateConfig
 ) -> Fault | None:
     """What is wrong with a turn, or with what one turn has of another."""
-    for number, turn in enumerate(row.conversation or (), start=1):
-        if token := find_control_token([part.text for part in turn.parts if part.text]):
+    turns = row.conversation.turns if row.conversation else ()
+    for number, turn in enumerate(turns, start=1):
+        if token := find_control_token(turn.texts):
             return Fault(Reason.CONTROL_TOKEN, f"turn {number} contains {token:.60}")
         if is_blank(turn.text) and not turn.recordings:
             return Fault(Reason.TEXT_EMPTY, f"turn {number} says nothing")
-    heard = heard_in(row)
-    for recording in heard:
-        if fault := _audio_fault(recording.segment, measured, limits):
-            return Fault(fault.reason, f"turn {recording.turn}: {fault.fact}")
-    for prompt, target in product(heard, heard):
+    for heard in row.utterances:
+        if fault := _audio_fault(heard.recording, measured, limits):
+            return Fault(fault.reason, f"turn {heard.turn_number}: {fault.fact}")
+    for prompt, target in product(row.utterances, row.utterances):
         if prompt.is_target or not target.is_target:
             continue
-        one, other = (Stretch.of_clip(measured[of.segment]) for of in (prompt, target))
-        if one.pcm_sha256 == other.pcm_sha256 or one.overlaps(other):
-            fact = f"turn {prompt.turn} holds audio of turn {target.turn}, which is to be learned"
+        one, other = prompt.recording, target.recording
+        has_equal_samples = measured[one]["pcm_sha256"] == measured[other]["pcm_sha256"]
+        if has_equal_samples or one.overlaps(other):
+            fact = (
+                f"turn {prompt.turn_number} holds audio of turn {target.turn_number}, "
+                "which is to be learned"
+            )
             return Fault(Reason.REFERENCE_IS_TARGET, fact)
     return None
 
 
 def _filtered(
-    row: Row, clip: Clip, measured: Mapping[Segment, Measured], limits: ValidateConfig
+    row: Row, clip: Clip, measured: Mapping[Span, Measured], limits: ValidateConfig
 ) -> Fault | None:
     """What the filters have against what is learned of a row."""
     learned = [("", clip)]
-    for heard in heard_in(row):
+    for heard in row.utterances:
         if heard.is_target and not heard.is_own:
-            other = _clip(_alone(row, heard.text), measured[heard.segment])
-            learned.append((f"turn {heard.turn}: ", other))
+            other = _clip(_alone(row, heard.text), measured[heard.recording])
+            learned.append((f"turn {heard.turn_number}: ", other))
     for place, of in learned:
         if found := filters.faults(of, limits.filters):
             reason, fact = found[0]
@@ -248,21 +244,21 @@ def _filtered(
 
 
 def _audio_fault(
-    segment: Segment, measured: Mapping[Segment, Measured], limits: ValidateConfig
+    span: Span, measured: Mapping[Span, Measured], limits: ValidateConfig
 ) -> Fault | None:
     """What is wrong with a recording; one that is too short is that before all else."""
-    found = measured[segment]
+    found = measured[span]
     seconds = found["duration_seconds"]
     if seconds is not None and seconds < limits.min_clip_seconds:
         fact = f"lasts {seconds:.3f} s, less than {limits.min_clip_seconds:g} s"
-        return Fault(Reason.TOO_SHORT, f"{segment.name} {fact}")
+        return Fault(Reason.TOO_SHORT, f"{span.name} {fact}")
     if found["reason"] is not None:
         return Fault(Reason[found["reason"].upper()], found["fact"])
     return None
 
 
 def _split_conflicts(
-    sound: Sequence[tuple[Row, Clip]], measured: Mapping[Segment, Measured], data: DataConfig
+    sound: Sequence[tuple[Row, Clip]], measured: Mapping[Span, Measured], data: DataConfig
 ) -> dict[str, Fault]:
     """Rows that are given to train and share something with a row that is given to eval."""
     rows = [row for row, _ in sound]
@@ -347,7 +343,7 @@ def _split(
 
 
 def _add_references(
-    accepted: Sequence[tuple[Row, Clip]], measured: Mapping[Segment, Measured]
+    accepted: Sequence[tuple[Row, Clip]], measured: Mapping[Span, Measured]
 ) -> list[Clip]:
     """The distinct recordings that go with the clips, as clips whose ids the clips now name.
 
@@ -356,8 +352,8 @@ def _add_references(
     references: dict[tuple[str, str], Clip] = {}
     num_texts: Counter[str] = Counter()
 
-    def id_of(row: Row, segment: Segment, text: str) -> str:
-        recording = measured[segment]
+    def id_of(row: Row, span: Span, text: str) -> str:
+        recording = measured[span]
         key = (recording["pcm_sha256"], text)
         if key not in references:
             num_texts[key[0]] += 1
@@ -367,17 +363,19 @@ def _add_references(
         clip_id: str = references[key]["clip_id"]
         return clip_id
 
+    def with_ids(row: Row, conversation: Conversation[Span]) -> Conversation[ClipId]:
+        ids = iter(
+            row.clip_id if heard.is_own else id_of(row, heard.recording, heard.text)
+            for heard in conversation.utterances()
+        )
+        return conversation.map_recordings(lambda _: ClipId(next(ids)))
+
     for row, clip in accepted:
-        segment = reference_of(row)
-        if segment is not None and row.ref_text is not None:
-            clip["reference_id"] = id_of(row, segment, row.ref_text)
+        span = row.reference_span
+        if span is not None and row.ref_text is not None:
+            clip["reference_id"] = id_of(row, span, row.ref_text)
         if row.conversation is not None:
-            ids = [
-                row.clip_id if heard.is_own else id_of(row, heard.segment, heard.text)
-                for heard in heard_in(row)
-            ]
-            names = [{"clip_id": clip_id} for clip_id in ids]
-            clip["conversation"] = conversation_text(row.conversation, names)
+            clip["conversation"] = with_ids(row, row.conversation).to_json()
     return list(references.values())
 
 
@@ -398,7 +396,7 @@ def _clip(row: Row, recording: Measured, is_transcript: bool = False) -> Clip:
     compares = transcript is not None and not is_transcript
     return {
         "clip_id": row.clip_id,
-        **Segment.of(recording)._asdict(),
+        **Span.of(recording)._asdict(),
         "manifest": row.manifest,
         "line": row.line,
         "text": row.text,

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import EvalStage, load_stage
-from higgs_pipe.data.files import read_json, write_json
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
@@ -23,18 +22,19 @@ from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.training.held_out import held_out_sums, total_of
+from higgs_pipe.training.results import EvalMetrics, Proof
 
 logger = logging.getLogger("higgs_pipe")
 
-# The same sums in the same type; room for another device's or thread count's rounding.
+# The same sums in the same dtype; room for another device's or thread count's rounding.
 RELATIVE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 
 def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result: Path) -> None:
-    """Load an adapter with plain PEFT and hold it against eval's numbers.
+    """Load an adapter with plain PEFT and compare it with eval's numbers.
 
     Args:
-        config: ``results/config/eval.json``: base, device and type, as eval used them.
+        config: ``results/config/eval.json``: base, device and dtype, as eval used them.
         adapter_dir: The packaged adapter.
         eval_rows: Packed held-out rows.
         metrics: The metrics of eval.
@@ -47,7 +47,7 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
     stage = load_stage(EvalStage, config)
     accelerator = Accelerator(cpu=pick_device(stage.eval.device).type == "cpu")
     dtype = pick_dtype(stage.eval.dtype, accelerator.device)
-    base = load_base(stage.base_model, stage.base_model_revision, dtype)
+    base = load_base(stage.pretrained_base, dtype)
     adapted = load_adapter(base, adapter_dir)
     num_tensors = _check_tensors(adapted, adapter_dir)
 
@@ -56,31 +56,28 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
     max_logit_change = _max_logit_change(model, rows)
     if max_logit_change == 0:
         raise UserError(
-            f"{adapter_dir}: with and without the adapter the logits are equal: it does nothing; "
+            f"{adapter_dir}: the adapter does nothing, its logits are the base's; "
             "run: snakemake --forcerun train_adapter"
         )
     sums = held_out_sums(model, rows, accelerator, stage.eval.rows_per_batch)
     eval_loss = named_losses(total_of(sums))["loss"]
-    expected = read_json(metrics)["adapter"]["eval_loss"]
+    expected = EvalMetrics.read(metrics).adapter.eval_loss
     if abs(eval_loss - expected) > RELATIVE_TOLERANCE[dtype] * abs(expected):
         raise UserError(
-            f"{adapter_dir}: the held-out loss is {eval_loss}, but eval found {expected}; "
+            f"{adapter_dir}: the held-out loss is {eval_loss}, in {metrics} it is {expected}; "
             "run: snakemake --forcerun eval_adapter"
         )
-    write_json(
-        result,
-        {
-            "num_adapter_tensors": num_tensors,
-            "max_logit_change": max_logit_change,
-            "eval_loss": eval_loss,
-            "base_fingerprint": weight_fingerprint(stage.base_model, stage.base_model_revision),
-        },
-    )
-    logger.info("%s: %d tensors, held-out loss %.4f as eval", adapter_dir, num_tensors, eval_loss)
+    Proof(
+        num_adapter_tensors=num_tensors,
+        max_logit_change=max_logit_change,
+        eval_loss=eval_loss,
+        base_fingerprint=weight_fingerprint(stage.pretrained_base),
+    ).write(result)
+    logger.info("%s: %d tensors, held-out loss %.4f, eval's", adapter_dir, num_tensors, eval_loss)
 
 
 def _check_tensors(adapted: Any, adapter_dir: Path) -> int:
-    """Each tensor of the file is in the model, with its values, and the other way round."""
+    """Check that file and model hold the same adapter tensors; return their number."""
     in_file = load_file(adapter_dir / "adapter_model.safetensors")
     in_model = get_peft_model_state_dict(adapted)
     wrong = sorted(in_file.keys() ^ in_model.keys())
@@ -99,7 +96,7 @@ def _check_tensors(adapted: Any, adapter_dir: Path) -> int:
 
 @torch.inference_mode()
 def _max_logit_change(model: DualLossModel, rows: PackedRows) -> float:
-    """Largest change of an audio logit that the adapter makes on the first held-out row."""
+    """Return the adapter's largest change of an audio logit on the first held-out row."""
     batch = collate([rows[0]], model.native.config).to(next(model.parameters()).device)
     with_adapter = model.logits(batch)[1]
     with model.model.disable_adapter():

@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -10,19 +12,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
+from snakemake.api import SnakemakeApi
+from snakemake.rules import Rule
+from snakemake.settings.types import OutputSettings, ResourceSettings
 
-from higgs_pipe.config.stages import STAGES
-from higgs_pipe.planning.targets import STAGE_VERSIONS
+from higgs_pipe.config.stages import STAGES as STAGE_SETTINGS
+from higgs_pipe.planning.stages import STAGES
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "higgs_pipe"
 # Imports flow from a higher level to a lower one.
 LEVELS = {
     **{"errors": 0, "cli": 1, "config": 1, "planning": 1},
     **{"data": 2, "higgs": 3, "training": 4, "listening": 4},
+    "reporting": 5,
 }
-STAGE = 5
-RULES = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
+STAGE = 6
+RULE_FILES = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
 
 
 def imports(source: str) -> Iterator[str]:
@@ -100,46 +106,84 @@ def test_the_workflow_needs_only_what_every_snakemake_installation_has() -> None
         assert all(name == "errors" or name.startswith("planning.") for name in modules), foreign
 
 
-@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
-def test_rules_import_modules_of_the_standard_library_and_ours_alone(path: Path) -> None:
-    lines = re.findall(r"^ *(?:import|from) .*$", path.read_text(), re.MULTILINE)
-    others = [line.split()[1] for line in lines if "import higgs_pipe.planning." not in line]
-    assert set(others) <= sys.stdlib_module_names
+@pytest.fixture(scope="module")
+def rules() -> dict[str, Rule]:
+    """The rules that make files, by name, as Snakemake reads them."""
+    with SnakemakeApi(OutputSettings()) as api:
+        workflow = api.workflow(resource_settings=ResourceSettings(), snakefile=ROOT / "Snakefile")
+        return {rule.name: rule for rule in workflow._workflow.rules if rule.shellcmd}
 
 
-def test_every_stage_has_a_version_that_its_rule_names() -> None:
-    assert set(STAGES) <= set(STAGE_VERSIONS)
-    text = "\n".join(path.read_text() for path in RULES)
-    assert set(re.findall(r'STAGE_VERSIONS\["(\w+)"\]', text)) == set(STAGE_VERSIONS)
+def test_the_rules_import_the_standard_library_and_planning_alone() -> None:
+    for path in RULE_FILES:
+        lines = [line.split() for line in path.read_text().splitlines()]
+        imported = {line[1] for line in lines if line and line[0] in ("import", "from")}
+        ours = {name for name in imported if name.startswith("higgs_pipe.planning.")}
+        assert imported - ours <= sys.stdlib_module_names, path.name
 
 
-def test_every_remedy_names_a_rule_that_there_is() -> None:
-    source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
-    named = set(re.findall(r'--forcerun (\w+)|made_by="(\w+)"', source))
-    text = "\n".join(path.read_text() for path in RULES[1:])
-    rules = set(re.findall(r"^(?:rule|checkpoint) (\w+):", text, re.MULTILINE))
-    assert {forced or made_by for forced, made_by in named} <= rules
+def test_every_stage_has_the_rule_module_and_version_of_its_line(rules: dict[str, Rule]) -> None:
+    assert set(rules) == {stage.rule for stage in STAGES.values()} | {"stage_config"}
+    for stage in STAGES.values():
+        rule = rules[stage.rule]
+        assert f" -m higgs_pipe.{stage.module} " in rule.shellcmd
+        assert dict(rule.params.items())["version"] == stage.version
 
 
-def test_every_rule_calls_its_module_with_the_options_that_it_has() -> None:
-    text = "\n".join(path.read_text() for path in RULES)
-    calls = re.findall(r"-m (higgs_pipe\.[\w.]+)(.*?)(?:\n\n|\Z)", text, re.DOTALL)
-    assert len(calls) == len(STAGE_VERSIONS)
-    for module, words in calls:
-        path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-        functions = ast.parse(path.read_text()).body
-        [run] = [f for f in functions if isinstance(f, ast.FunctionDef) and f.name == "run"]
-        declared = [argument.arg.replace("_", "-") for argument in run.args.args]
-        required = set(declared[: len(declared) - len(run.args.defaults)])
-        given = set(re.findall(r"--([a-z-]+)", words)) - {"log"}
-        assert required <= given <= set(declared), module
+def test_the_settings_of_every_stage_have_a_line_of_names() -> None:
+    assert set(STAGES) == set(STAGE_SETTINGS) | {"tiny"}
 
 
-def test_each_rule_file_opens_with_what_goes_in_and_what_comes_out() -> None:
-    for path in RULES[1:]:
-        heading = path.read_text().split("\n\n")[0]
-        contract = "# in:" in heading and "# out:" in heading
-        assert contract or path.name == "common.smk", path.name
+def test_contributing_shows_the_names_of_every_stage() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+    lines = [line.strip("|") for line in page if line.startswith("|")]
+    cells = [[cell.strip(" `") for cell in line.split("|")] for line in lines]
+    names = [[name, *stage[:3]] for name, stage in STAGES.items()]
+    assert [row for row in cells if row[0] in STAGES] == names
+
+
+def remedies() -> Iterator[str]:
+    """Rules that a file is said to be made by, or that an error says to run again."""
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                _, *after = node.value.split("--forcerun ")
+                yield from (text.split()[0].strip(".,;`") for text in after if text.strip())
+            elif (isinstance(node, ast.keyword) and node.arg == "made_by") or (
+                isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "made_by"
+            ):
+                yield ast.literal_eval(node.value)
+
+
+def test_every_remedy_names_the_rule_of_a_stage() -> None:
+    found = set(remedies()) - {"<rule>"}  # in a docstring
+    assert len(found) > 5
+    assert found <= {stage.rule for stage in STAGES.values()}
+
+
+def test_every_rule_gives_its_module_the_options_that_it_has(rules: dict[str, Rule]) -> None:
+    for stage in STAGES.values():
+        run = importlib.import_module(f"higgs_pipe.{stage.module}").run
+        declared = inspect.signature(run).parameters
+        required = {name for name, p in declared.items() if p.default is p.empty}
+        words = rules[stage.rule].shellcmd.split()
+        given = {word[2:].replace("-", "_") for word in words if word.startswith("--")} - {"log"}
+        assert required <= given <= set(declared), stage.module
+
+
+def test_every_rule_of_a_stage_keeps_a_log_and_a_benchmark(rules: dict[str, Rule]) -> None:
+    for stage in STAGES.values():
+        assert rules[stage.rule].log, stage.rule
+        assert rules[stage.rule].benchmark, stage.rule
+
+
+def test_above_every_rule_stands_what_it_reads_and_writes(rules: dict[str, Rule]) -> None:
+    blocks = [block for path in RULE_FILES[1:] for block in path.read_text().split("\n\n\n")]
+    for name in rules:
+        [block] = [b for b in blocks if f"rule {name}:" in b or f"checkpoint {name}:" in b]
+        contract = block.split(f" {name}:")[0]
+        assert "\n# reads:  " in contract, name
+        assert "\n# writes: " in contract, name
 
 
 def test_the_conda_environment_has_the_versions_of_the_lock() -> None:

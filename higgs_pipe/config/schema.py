@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from higgs_pipe.config.settings import EXPERIMENT_NAME, Config, Section
+from higgs_pipe.config.rules import Section
+from higgs_pipe.config.settings import EXPERIMENT_NAME, Config
 from higgs_pipe.config.stages import STAGES
 
 

@@ -5,9 +5,11 @@
 user's ``config.yaml`` against it and hands each stage only the part that it reads.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from higgs_pipe.config.rules import EACH_ZERO, OFF, ON, TRUE, ZERO, Forbidden, Section, Value
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32", "float64"]
@@ -20,10 +22,30 @@ DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Section(BaseModel):
-    """A part of the config: unknown keys are refused, values never change."""
+class Sampling(Section):
+    """How codes are drawn when a model speaks; the defaults are those of Higgs Audio's examples."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    temperature: float = Field(
+        1.0, ge=0, le=10, description="Spread of the draw; 0 takes the most likely code each time."
+    )
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="Draw among the likeliest codes of this probability together."
+    )
+    top_k: int = Field(50, ge=0, description="Draw among this many likeliest codes; 0 is all.")
+    ras_win_len: int = Field(
+        7,
+        ge=0,
+        description="Frames in which repeated codes are counted; 0 is off, as is temperature 0.",
+    )
+    ras_win_max_num_repeat: int = Field(
+        2,
+        ge=1,
+        description="A code that these frames hold as often is drawn again at temperature 1.",
+    )
+    max_seconds: float = Field(
+        30.0, gt=0, description="Longest speech of one prompt; what has not stopped is cut there."
+    )
+    seed: int = Field(0, ge=0, description="Another seed gives another take.")
 
 
 class ShardConfig(Section):
@@ -151,37 +173,24 @@ class MeasureConfig(Section):
     speech_models: SpeechModelConfig = SpeechModelConfig()
 
 
-# What a setting of `validate` needs: the model, the section of the setting or "", and its name.
-NEEDED_MODELS = (
-    ("asr", "", "fill_missing_text"),
-    ("asr", "filters", "max_word_error_rate"),
-    ("quality", "filters", "min_stoi"),
-    ("quality", "filters", "min_pesq"),
-    ("quality", "filters", "min_si_sdr_db"),
-)
-
-
-def _without_its_model(model: str, section: str, setting: str) -> dict[str, Any]:
-    """The schema of a ``validate`` that sets something and not the model that it needs."""
-    on: dict[str, Any] = {
-        "properties": {setting: {"not": {"enum": [None, False]}}},
-        "required": [setting],
-    }
-    if section:
-        on = {"properties": {section: on}, "required": [section]}
-    name = f"{section}.{setting}".removeprefix(".")
-    no_model = {"properties": {"speech_models": {"properties": {model: {"const": None}}}}}
-    return {"description": f"{name} needs speech_models.{model}", "allOf": [on, no_model]}
+# What a setting of `validate` needs of `validate.speech_models`.
+NEEDED_MODELS = {
+    "fill_missing_text": "asr",
+    "filters.max_word_error_rate": "asr",
+    "filters.min_stoi": "quality",
+    "filters.min_pesq": "quality",
+    "filters.min_si_sdr_db": "quality",
+}
 
 
 class ValidateConfig(MeasureConfig):
     """What a clip must satisfy."""
 
-    # The rule of `_models_are_there`, for the schema.
-    model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [{"not": _without_its_model(*needed)} for needed in NEEDED_MODELS]
-        }
+    forbidden = tuple(
+        Forbidden(
+            f"{setting} needs speech_models.{model}", {setting: ON, f"speech_models.{model}": OFF}
+        )
+        for setting, model in NEEDED_MODELS.items()
     )
 
     min_clip_seconds: float = Field(0.3, gt=0, description="Shorter clips are rejected.")
@@ -192,14 +201,6 @@ class ValidateConfig(MeasureConfig):
         False, description="Give rows with an empty text the transcript by speech_models.asr."
     )
     filters: FilterConfig = FilterConfig()
-
-    @model_validator(mode="after")
-    def _models_are_there(self) -> Self:
-        for model, section, setting in NEEDED_MODELS:
-            value = getattr(getattr(self, section) if section else self, setting)
-            if value not in (None, False) and getattr(self.speech_models, model) is None:
-                raise ValueError(f"{section}.{setting} needs speech_models.{model}".lstrip("."))
-        return self
 
 
 class TokenizeConfig(Section):
@@ -220,20 +221,11 @@ class TokenizeConfig(Section):
 class TaskMix(Section):
     """Weights of the kinds of sample; each clip or dialogue gets one kind, drawn by seed."""
 
-    # The rule of `_some_weight`, for the schema, so that Snakemake refuses it before any job.
-    model_config = ConfigDict(
-        json_schema_extra={
-            "not": {
-                "description": "at least one task needs a weight above 0",
-                "properties": {
-                    "speech": {"const": 0},
-                    "cloning": {"const": 0},
-                    "dialogue": {"const": 0},
-                    "dialogue_cloning": {"const": 0},
-                },
-                "required": ["speech", "cloning", "dialogue", "dialogue_cloning"],
-            }
-        }
+    forbidden = (
+        Forbidden(
+            "at least one task needs a weight above 0",
+            dict.fromkeys(("speech", "cloning", "dialogue", "dialogue_cloning"), ZERO),
+        ),
     )
 
     speech: float = Field(1.0, ge=0, description="Text to speech without a reference voice.")
@@ -244,12 +236,6 @@ class TaskMix(Section):
     dialogue_cloning: float = Field(
         1.0, ge=0, description="The same after a reference clip of each speaker."
     )
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Self:
-        if self.speech + self.cloning + self.dialogue + self.dialogue_cloning <= 0:
-            raise ValueError("at least one task needs a weight above 0")
-        return self
 
 
 class PackConfig(Section):
@@ -280,19 +266,12 @@ LoraPreset = Literal["attention", "audio", "all"]
 class LoraSettings(Section):
     """The adapter, in PEFT's terms."""
 
-    # The rule of `_convertible`, for the schema.
-    model_config = ConfigDict(
-        json_schema_extra={
-            "not": {
-                "description": "init olora and pissa go with neither use_rslora nor use_dora",
-                "properties": {"init": {"enum": ["olora", "pissa"]}},
-                "required": ["init"],
-                "anyOf": [
-                    {"properties": {key: {"const": True}}, "required": [key]}
-                    for key in ("use_rslora", "use_dora")
-                ],
-            }
-        }
+    forbidden = tuple(
+        Forbidden(
+            f"init olora and pissa do not go with {key}",
+            {"init": Value(("olora", "pissa")), key: TRUE},
+        )
+        for key in ("use_rslora", "use_dora")
     )
 
     r: int = Field(16, ge=1, le=1024, description="Rank.")
@@ -321,12 +300,6 @@ class LoraSettings(Section):
         "example reserved ones that the transcripts use anew.",
     )
 
-    @model_validator(mode="after")
-    def _convertible(self) -> Self:
-        if self.init in ("olora", "pissa") and (self.use_rslora or self.use_dora):
-            raise ValueError("init olora and pissa go with neither use_rslora nor use_dora")
-        return self
-
 
 class LossWeights(Section):
     """The objective: text * T + audio * sum of c_k A_k / sum of c_k + eos * E, in nats per label.
@@ -335,15 +308,9 @@ class LossWeights(Section):
     A_k too.
     """
 
-    # The rule of `_some_weight`, for the schema.
-    model_config = ConfigDict(
-        json_schema_extra={
-            "not": {
-                "description": "text or audio needs a weight above 0",
-                "properties": {"text": {"const": 0}, "audio": {"const": 0}},
-                "required": ["text", "audio"],
-            }
-        }
+    forbidden = (
+        Forbidden("text or audio needs a weight above 0", {"text": ZERO, "audio": ZERO}),
+        Forbidden("a codebook needs a weight above 0", {"codebooks": EACH_ZERO}),
     )
 
     text: float = Field(1.0, ge=0, description="Weight of the mean text loss.")
@@ -357,14 +324,6 @@ class LossWeights(Section):
     codebooks: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = Field(
         None, description="A weight for each codebook's loss in their mean; null: all alike."
     )
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Self:
-        if self.text + self.audio <= 0:
-            raise ValueError("text or audio needs a weight above 0")
-        if self.codebooks is not None and sum(self.codebooks) <= 0:
-            raise ValueError("a codebook needs a weight above 0")
-        return self
 
 
 class TrainConfig(Section):

@@ -1,11 +1,13 @@
 """What each stage reads of the config, and how it is loaded."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
+from higgs_pipe.config.rules import Section
 from higgs_pipe.config.settings import (
     BaseModelField,
     CodecField,
@@ -19,13 +21,45 @@ from higgs_pipe.config.settings import (
     PackConfig,
     ReportConfig,
     RevisionField,
-    Section,
     ShardConfig,
     TokenizeConfig,
     TrainConfig,
     ValidateConfig,
 )
 from higgs_pipe.errors import UserError, list_offenders
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint that the config names: a directory, or a Hub id with a revision or without."""
+
+    setting: str  # the key that names it, for messages
+    name: str
+    revision: str | None = None
+
+
+class BaseModelStage(Section):
+    """What every stage reads that loads the base model or a part of it."""
+
+    base_model: str = BaseModelField
+    base_model_revision: str | None = RevisionField
+
+    @property
+    def pretrained_base(self) -> Pretrained:
+        """The base model."""
+        return Pretrained("base_model", self.base_model, self.base_model_revision)
+
+
+class CodecStage(Section):
+    """What every stage reads that loads the codec or a part of it."""
+
+    codec: str = CodecField
+    codec_revision: str | None = RevisionField
+
+    @property
+    def pretrained_codec(self) -> Pretrained:
+        """The codec."""
+        return Pretrained("codec", self.codec, self.codec_revision)
 
 
 class ListRowsStage(Section):
@@ -49,57 +83,41 @@ class ValidateStage(Section):
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
 
 
-class EstimateStage(Section):
+class EstimateStage(BaseModelStage, CodecStage):
     """What ``estimate`` reads."""
 
-    base_model: str = BaseModelField
-    base_model_revision: str | None = RevisionField
-    codec: str = CodecField
-    codec_revision: str | None = RevisionField
     pack: PackConfig = PackConfig()
     train: TrainConfig = TrainConfig()
     experiments: dict[str, dict[str, Any]] = ExperimentsField
 
 
-class TokenizeStage(Section):
+class TokenizeStage(CodecStage):
     """What ``tokenize`` reads."""
 
-    codec: str = CodecField
-    codec_revision: str | None = RevisionField
     tokenize: TokenizeConfig = TokenizeConfig()
 
 
-class PackStage(Section):
+class PackStage(BaseModelStage):
     """What ``pack`` reads."""
 
-    base_model: str = BaseModelField
-    base_model_revision: str | None = RevisionField
     pack: PackConfig = PackConfig()
 
 
-class TrainStage(Section):
+class TrainStage(BaseModelStage):
     """What ``train`` reads; an experiment overrides parts of ``train``."""
 
-    base_model: str = BaseModelField
-    base_model_revision: str | None = RevisionField
     train: TrainConfig = TrainConfig()
 
 
-class EvalStage(Section):
+class EvalStage(BaseModelStage):
     """What ``eval`` reads."""
 
-    base_model: str = BaseModelField
-    base_model_revision: str | None = RevisionField
     eval: EvalConfig = EvalConfig()
 
 
-class PackageStage(Section):
+class PackageStage(BaseModelStage, CodecStage):
     """What ``package`` reads."""
 
-    base_model: str = BaseModelField
-    base_model_revision: str | None = RevisionField
-    codec: str = CodecField
-    codec_revision: str | None = RevisionField
     package: PackageConfig = PackageConfig()
 
 

@@ -94,18 +94,12 @@ ROW_COLUMNS = (
     Column("scene", pa.string(), "Description of the scene.", nullable=True),
     Column("dialogue_id", pa.string(), "The dialogue that the row is a turn of.", nullable=True),
     Column("turn", pa.int32(), "Its place among the dialogue's turns.", nullable=True),
-    Column(
-        "conversation",
-        pa.string(),
-        "The turns of a conversation around the clip, as JSON text.",
-        nullable=True,
-    ),
 )
 
 
 ROWS = TableSpec(
     name="rows",
-    version=1,
+    version=2,
     made_by="list_rows",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
@@ -113,6 +107,12 @@ ROWS = TableSpec(
         Column("audio_path", pa.string(), "Absolute path of the audio file."),
         *SEGMENT_COLUMNS,
         *ROW_COLUMNS,
+        Column(
+            "file_conversation",
+            pa.string(),
+            "The conversation around the clip as JSON text; its recordings are spans of files.",
+            nullable=True,
+        ),
         Column(
             "ref_audio_path",
             pa.string(),
@@ -220,6 +220,12 @@ CLIPS = TableSpec(
         Column("audio_path", pa.string(), "Absolute path of the audio file."),
         *SEGMENT_COLUMNS,
         *ROW_COLUMNS,
+        Column(
+            "conversation",
+            pa.string(),
+            "The conversation around the clip as JSON text; its recordings are clip_ids.",
+            nullable=True,
+        ),
         Column(
             "reference_id",
             pa.string(),

@@ -7,7 +7,7 @@ import jiwer
 from fontTools.unicodedata import script as script_of_character
 
 from higgs_pipe.data.quality import SPACELESS_SCRIPTS
-from higgs_pipe.data.text import folded
+from higgs_pipe.data.text import bare_words
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
 
 def _words(text: str) -> list[str]:
     # An apostrophe stands within a word: "it's" is "its" to a recogniser that writes none.
-    text = folded(unicodedata.normalize("NFKC", text).replace("'", "").replace("\u2019", ""))
+    text = bare_words(unicodedata.normalize("NFKC", text).replace("'", "").replace("\u2019", ""))
     return "".join(
         f" {character} " if script_of_character(character) in SPACELESS_SCRIPTS else character
         for character in text

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from higgs_pipe.data.files import NO_ROOM, written_aside
+from higgs_pipe.data.files import NO_ROOM, atomic_write
 from higgs_pipe.data.specs import CodecInfo, TableSpec
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.file_names import shard_name
 
 METADATA_KEY = b"higgs_pipe"
 
@@ -39,8 +40,8 @@ def table_writer(
     schema = spec.schema.with_metadata({METADATA_KEY: json.dumps(stamp, sort_keys=True).encode()})
     try:
         with (
-            written_aside(path) as aside,
-            pq.ParquetWriter(aside, schema, **_encodings(spec)) as writer,
+            atomic_write(path) as temporary,
+            pq.ParquetWriter(temporary, schema, **_encodings(spec)) as writer,
         ):
             yield writer
     except OSError as error:
@@ -97,7 +98,7 @@ def write_shards(folder: Path, spec: TableSpec, shards: Sequence[Sequence[dict[s
 
 def shard_path(folder: Path, index: int) -> Path:
     """Where the table of a shard is."""
-    return folder / f"shard-{index:05d}.parquet"
+    return folder / f"{shard_name(index)}.parquet"
 
 
 def to_arrow(

@@ -54,7 +54,7 @@ class _Blanked(dict[int, str]):
 _BLANKED = _Blanked()
 
 
-def folded(text: str) -> str:
-    """A text without case, punctuation and extra space; texts that differ in no more are one."""
+def bare_words(text: str) -> str:
+    """Return the words of a text without case, punctuation and extra space."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(text.translate(_BLANKED).split())

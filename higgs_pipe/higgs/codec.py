@@ -1,4 +1,4 @@
-"""The audio tokenizer: waveforms in, codes out, never a code that depends on its batch."""
+"""The audio tokenizer: waveforms in, codes out, independent of the batch."""
 
 import math
 
@@ -11,6 +11,7 @@ from transformers import HiggsAudioV2TokenizerModel
 from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
 
 from higgs_pipe.config.settings import CodecDtype
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import Codes
@@ -21,14 +22,14 @@ SNAKE_BLOCK_NUM_VALUES = 2**18  # 1 MB: it fits the cache of a core
 
 
 class BlockedSnake(nn.Module):
-    """The activation x + sin²(alpha x) / alpha, a block at a time, for inference on a CPU.
+    """The activation x + sin²(alpha x) / alpha, computed in blocks, for inference on a CPU.
 
-    The native one writes four intermediates as large as x, which is most of the encoder's memory.
-    This one keeps each block in the cache. The values are the same, bit for bit.
+    The native one writes four intermediates as large as x, most of the encoder's memory. This one
+    keeps each block in the cache. The values are equal bit for bit.
 
     Args:
-        native: Has alpha.
-        in_place: Write over x, which nobody needs after it: fresh memory costs time.
+        native: The module to replace; provides alpha.
+        in_place: Overwrite x, which saves the time of allocating memory.
     """
 
     def __init__(self, native: Snake1d, in_place: bool = False) -> None:
@@ -53,7 +54,7 @@ class BlockedSnake(nn.Module):
 
 
 class LeanResidualUnit(nn.Module):
-    """The encoder's residual unit for inference on a CPU, with one fresh tensor less a step."""
+    """The encoder's residual unit for inference on a CPU, with one allocation less per step."""
 
     def __init__(self, native: DacResidualUnit) -> None:
         super().__init__()
@@ -67,26 +68,28 @@ class LeanResidualUnit(nn.Module):
 
 
 def load_codec(
-    codec: str, revision: str | None, device: torch.device, dtype: CodecDtype = "float32"
+    pretrained: Pretrained, device: torch.device, dtype: CodecDtype = "float32"
 ) -> tuple[HiggsAudioV2TokenizerModel, CodecInfo]:
-    """Load the codec for inference, and what identifies it.
+    """Load the codec for inference.
 
     Args:
-        codec: A directory or a Hub id.
-        revision: A Hub revision, or None.
-        device: Where it runs.
-        dtype: What it computes in on a GPU; on a CPU that is always float32.
+        pretrained: The codec.
+        device: The device that it runs on.
+        dtype: The dtype that it computes in on a GPU; on a CPU it is always float32.
+
+    Returns:
+        The model, and its identity for the tables of codes.
 
     Raises:
         UserError: It cannot be loaded, or some of its weights are missing.
     """
-    model = load_weights(HiggsAudioV2TokenizerModel, "codec", codec, revision, dtype=torch.float32)
+    model = load_weights(HiggsAudioV2TokenizerModel, pretrained, dtype=torch.float32)
     config = model.config
     compute_dtype = torch.float32 if device.type == "cpu" else pick_dtype(dtype, device)
     info = CodecInfo(
-        codec=codec,
-        revision=revision,
-        fingerprint=weight_fingerprint(codec, revision),
+        codec=pretrained.name,
+        revision=pretrained.revision,
+        fingerprint=weight_fingerprint(pretrained),
         num_codebooks=config.num_quantizers,
         codebook_size=config.codebook_size,
         frame_rate_hz=config.sample_rate / config.hop_length,
@@ -94,7 +97,7 @@ def load_codec(
         hop_length=config.hop_length,
         dtype=str(compute_dtype).removeprefix("torch."),
     )
-    # By default float32 convolutions on a GPU are rounded to 10 bits, which changes codes.
+    # By default a GPU rounds the inputs of float32 convolutions to 10 bits, which changes codes.
     torch.backends.cudnn.allow_tf32 = False
     if device.type == "cpu":
         encoder = model.acoustic_encoder
@@ -102,7 +105,7 @@ def load_codec(
             if isinstance(module, DacResidualUnit):
                 encoder.set_submodule(name, LeanResidualUnit(module))
         for name, module in list(encoder.named_modules()):
-            if isinstance(module, Snake1d):  # between blocks, with no residual beside it
+            if isinstance(module, Snake1d):  # between blocks, outside residual units
                 encoder.set_submodule(name, BlockedSnake(module, in_place=True))
     return model.to(device).requires_grad_(False).eval(), info
 
@@ -110,14 +113,14 @@ def load_codec(
 def to_codec_input(
     samples: npt.NDArray[np.float32], sample_rate_hz: int, info: CodecInfo
 ) -> torch.Tensor:
-    """Mono, at the codec's rate, zero-padded at the end to whole frames.
+    """Return audio as mono at the codec's rate, zero-padded at the end to whole frames.
 
-    The padding matters: the native codec pads lengths that are not a multiple of the hop
+    The padding matters: the native codec pads a length that is not a multiple of the hop
     differently from the original and gives other codes.
 
     Args:
         samples: (num_samples, num_channels).
-        sample_rate_hz: Their rate.
+        sample_rate_hz: Their sample rate.
         info: The codec.
 
     Returns:
@@ -145,14 +148,35 @@ def encode(
         B arrays of (T, K).
     """
     dtype: torch.dtype = getattr(torch, info.dtype)
-    # Not a codec cast to bfloat16: it would also resample in bfloat16.
+    # Autocast, because a codec cast to bfloat16 would also resample in bfloat16.
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         codes = model.encode(waveforms[:, None].to(model.device)).audio_codes  # (B, K, T)
     num_frames = waveforms.shape[1] // info.hop_length
     expected = (len(waveforms), info.num_codebooks, num_frames)
     if tuple(codes.shape) != expected:
         raise UserError(
-            f"codec {info.codec!r} gave codes of shape {tuple(codes.shape)} where its config "
-            f"promises {expected} (clips, codebooks, frames); use the codec of the base model."
+            f"codec {info.codec!r} gave codes of shape {tuple(codes.shape)}, but its config "
+            f"says {expected} (clips, codebooks, frames); use the codec of the base model."
         )
     return list(codes.transpose(1, 2).to(torch.int16).cpu().numpy())  # (B, T, K)
+
+
+@torch.inference_mode()
+def decode(
+    model: HiggsAudioV2TokenizerModel, codes: Codes, info: CodecInfo
+) -> npt.NDArray[np.float32]:
+    """Decode the codes of one recording.
+
+    Args:
+        model: The codec.
+        codes: (T, K).
+        info: The codec.
+
+    Returns:
+        (T * hop_length,), mono, nominally between -1 and 1.
+    """
+    if len(codes) == 0:
+        return np.empty(0, np.float32)
+    batch = torch.from_numpy(codes.T.astype(np.int64))[None].to(model.device)  # (1, K, T)
+    samples: npt.NDArray[np.float32] = model.decode(batch).audio_values.flatten().cpu().numpy()
+    return samples

@@ -1,7 +1,7 @@
-"""The delay pattern: how T frames of K codes become what the language model reads and predicts.
+"""The delay pattern: T frames of K codes as the language model reads and predicts them.
 
 Each codebook's stream is ``[BOS, code 0, …, code T-1, EOS]``; codebook k starts k frames later than
-codebook 0. What is before a stream is BOS, what is after it is EOS, so that T frames become
+codebook 0. BOS fills the frames before a stream and EOS those after it, so T frames become
 F = T + 2 + (K - 1) (delay pattern of MusicGen, Copet et al. 2023, as Higgs Audio v2 uses it)::
 
     K = 3, T = 2          frame  0    1    2    3    4    5
@@ -21,7 +21,7 @@ Codes = npt.NDArray[np.int16]
 
 
 def num_delayed_frames(num_frames: int, num_codebooks: int) -> int:
-    """F for T frames of K codebooks."""
+    """Return F for T frames of K codebooks."""
     return num_frames + 2 + num_codebooks - 1
 
 
@@ -30,15 +30,15 @@ def delay(recordings: Sequence[Codes], stream_bos: int, stream_eos: int) -> Code
 
     Args:
         recordings: (T, K) each, at least one.
-        stream_bos: What stands before a stream.
-        stream_eos: What stands after it.
+        stream_bos: The code before a stream.
+        stream_eos: The code after it.
 
     Returns:
         (sum of F, K), the recordings one after the other.
     """
     num_codebooks = recordings[0].shape[1]
     # Codebook k moves k + 1 frames down: of the K + 1 frames between two recordings, the first
-    # K - k come to lie after the stream and the others before the next one.
+    # K - k end up after the stream and the others before the next one.
     frame, codebook = np.ogrid[: num_codebooks + 1, :num_codebooks]
     return _delayed(recordings, np.where(frame < num_codebooks - codebook, stream_eos, stream_bos))
 
@@ -48,7 +48,7 @@ def _delayed(recordings: Sequence[Codes], between: npt.NDArray[np.int64]) -> Cod
 
     Args:
         recordings: (T, K) each.
-        between: (K + 1, K), what is before, between and after the recordings.
+        between: (K + 1, K), the frames before, between and after the recordings.
 
     Returns:
         (sum of F, K).
@@ -71,16 +71,16 @@ def undelay(delayed: Codes) -> Codes:
 def target_labels(
     recordings: Sequence[Codes], stream_eos: int, is_target: Sequence[bool] | None = None
 ) -> Codes:
-    """The labels of the frames that :func:`delay` makes of some recordings.
+    """Return the labels of the frames that :func:`delay` makes of some recordings.
 
-    In a target, every code and the first EOS of each codebook, which is what makes generation stop;
-    BOS, the EOS after the first one and all that is no target are ``IGNORED``. The label of a frame
-    is the frame itself: whoever computes the loss predicts it from the position before.
+    In a target, every code and the first EOS of each codebook are labels; that EOS teaches
+    generation to stop. BOS, every later EOS and all other recordings are ``IGNORED``. The label of
+    a frame is the frame itself: the loss predicts it from the position before.
 
     Args:
         recordings: (T, K) each, at least one.
-        stream_eos: What stands after a stream.
-        is_target: Whether a recording is one; all of them if left out.
+        stream_eos: The code after a stream.
+        is_target: True for each recording that is a target; by default all are.
 
     Returns:
         (sum of F, K).

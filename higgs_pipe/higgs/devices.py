@@ -1,4 +1,4 @@
-"""Which device and number type to use."""
+"""Choice of device and dtype."""
 
 import fcntl
 import itertools
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -15,10 +16,10 @@ from higgs_pipe.errors import UserError
 
 
 def pick_device(setting: Device) -> torch.device:
-    """The device of this process; ``auto`` is CUDA where there is a GPU.
+    """Return the device of this process; ``auto`` is CUDA if there is a GPU.
 
     Raises:
-        UserError: ``cuda`` is asked for and there is no GPU.
+        UserError: The setting is ``cuda`` and PyTorch sees no GPU.
     """
     if setting == "cuda" and not torch.cuda.is_available():
         raise UserError("device is 'cuda' but PyTorch sees no GPU here; set it to auto or cpu.")
@@ -26,23 +27,22 @@ def pick_device(setting: Device) -> torch.device:
 
 
 def pick_dtype(setting: Dtype, device: torch.device) -> torch.dtype:
-    """The type of the base model; ``auto`` is bfloat16 on a GPU that has it, else float32."""
+    """Return the dtype of a model; ``auto`` is bfloat16 on a GPU that has it, else float32."""
     if setting == "auto":
         has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if has_bfloat16 else torch.float32
-    dtype: torch.dtype = getattr(torch, setting)
-    return dtype
+    return cast("torch.dtype", getattr(torch, setting))
 
 
 @contextmanager
-def own_device(setting: Device) -> Iterator[torch.device]:
-    """As :func:`pick_device`, and of several GPUs the one that fewest of our jobs have.
+def claim_device(setting: Device) -> Iterator[torch.device]:
+    """Claim a device: as :func:`pick_device`, of several GPUs the one with fewest of our jobs.
 
-    Snakemake counts GPUs but does not hand them out, so jobs of one machine agree among
-    themselves. Where a scheduler hands them out, a job sees its own alone and takes that.
+    Snakemake counts GPUs but does not assign them, so the jobs of a machine coordinate by locks.
+    Under a scheduler that assigns GPUs, a job sees only its own one.
 
     Raises:
-        UserError: ``cuda`` is asked for and there is no GPU.
+        UserError: The setting is ``cuda`` and PyTorch sees no GPU.
     """
     device = pick_device(setting)
     if device.type == "cpu":
@@ -51,23 +51,23 @@ def own_device(setting: Device) -> Iterator[torch.device]:
     indices = range(torch.cuda.device_count())
     uuids = [str(torch.cuda.get_device_properties(index).uuid) for index in indices]
     lock_dir = Path(tempfile.gettempdir()) / f"higgs-pipe-{os.getuid()}"
-    with least_taken(uuids, lock_dir) as index:
+    with claim_least_used(uuids, lock_dir) as index:
         yield torch.device("cuda", index)
 
 
 @contextmanager
-def least_taken(names: Sequence[str], lock_dir: Path) -> Iterator[int]:
-    """Take one of ``names``, the first of those that fewest other processes have taken.
+def claim_least_used(names: Sequence[str], lock_dir: Path) -> Iterator[int]:
+    """Claim one of ``names``: the first of those that the fewest other processes have claimed.
 
-    A name is taken by a lock on the file of its first free slot. The system drops the lock when
-    the process ends, however it ends, so nothing is ever left taken.
+    A claim is a lock on the file of the name's first free slot. The operating system releases it
+    when the process ends, even by a kill.
 
     Args:
-        names: What there is to take, the same words in every process.
-        lock_dir: Folder of this machine, where the locks lie.
+        names: The same in every process.
+        lock_dir: Folder for the lock files, on this machine.
 
     Yields:
-        The index of the name, ours until the block ends.
+        The index of the name, claimed until the block ends.
     """
     lock_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     places = ((slot, index) for slot in itertools.count() for index in range(len(names)))

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rotary_pos_emb
 
 from higgs_pipe.config.settings import Quantization
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.attention import packed_attention
 from higgs_pipe.higgs.batch import Layout, PackedBatch
 from higgs_pipe.higgs.fused_lora import fuse_lora
@@ -35,8 +36,7 @@ DEFAULT_MAX_LOGITS_MB = 64.0
 
 
 def load_base(
-    base_model: str,
-    revision: str | None,
+    pretrained: Pretrained,
     dtype: torch.dtype,
     quantization: Quantization | None = None,
     device: torch.device = CPU,
@@ -49,9 +49,7 @@ def load_base(
     """
     model: HiggsAudioV2ForConditionalGeneration = load_weights(
         HiggsAudioV2ForConditionalGeneration,
-        "base_model",
-        base_model,
-        revision,
+        pretrained,
         dtype=dtype,
         use_text_head=True,
         **quantization_options(quantization, device, dtype),

@@ -16,7 +16,11 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
 from higgs_pipe.config.settings import PackConfig
-from higgs_pipe.data.packing.planner import Clips, Plan, Recording, Turn, turns_of
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.conversation import ASSISTANT, Conversation, Turn
+from higgs_pipe.data.packing.clips import Clips
+from higgs_pipe.data.packing.planner import SamplePlan
+from higgs_pipe.data.packing.turns import Recording, conversation_of
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import IGNORED, Codes, delay, num_delayed_frames, target_labels
 from higgs_pipe.higgs.pretrained import load_pretrained
@@ -32,19 +36,19 @@ MAX_KNOWN_PIECES = 2**16  # some 40 MB
 PUBLISHED_TEMPLATE = "use the base model's published chat template."
 
 
-def turns_of_plans(
-    plans: Sequence[Plan], clips: Clips, settings: PackConfig
-) -> list[tuple[Turn, ...]]:
-    """The turns of each sample, its texts cleaned if ``settings`` say so."""
+def conversations_of(
+    plans: Sequence[SamplePlan], clips: Clips, settings: PackConfig
+) -> list[Conversation[Recording]]:
+    """Return the conversation of each sample, its texts cleaned if ``settings`` say so."""
     rows = clips.rows([clip for plan in plans for clip in plan.clips])
     clean = clean_text if settings.clean_text else str
-    return [turns_of(plan, rows, clips, settings.system_prompt, clean) for plan in plans]
+    return [conversation_of(plan, rows, clips, settings.system_prompt, clean) for plan in plans]
 
 
-def message(turn: Turn) -> Message:
-    """A turn as the chat template reads it."""
+def message(turn: Turn[Any]) -> Message:
+    """Return a turn as the chat template reads it."""
     content = [
-        {"type": "audio"} if isinstance(part, Recording) else {"type": "text", "text": part}
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "audio"}
         for part in turn.parts
     ]
     return {"role": turn.role, "content": content}
@@ -123,11 +127,11 @@ class PromptRenderer:
         UserError: The checkpoint cannot be loaded, or lacks a template or a token.
     """
 
-    def __init__(self, base_model: str, revision: str | None = None) -> None:
-        config = load_pretrained(AutoConfig, "base_model", base_model, revision)
-        self.tokenizer = load_pretrained(AutoTokenizer, "base_model", base_model, revision)
+    def __init__(self, base: Pretrained) -> None:
+        config = load_pretrained(AutoConfig, base)
+        self.tokenizer = load_pretrained(AutoTokenizer, base)
         if self.tokenizer.chat_template is None:
-            raise UserError(f"base_model {base_model!r} has no chat template; use a complete one.")
+            raise UserError(f"base_model {base.name!r} has no chat template; use a complete one.")
         self.tokens = HiggsTokens(
             audio=config.audio_token_id,
             audio_bos=config.audio_bos_token_id,
@@ -169,7 +173,7 @@ class PromptRenderer:
             self._known_pieces[piece] = np.asarray(encoding.ids, np.int32)
         return self._known_pieces
 
-    def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[Prompt | Unsayable]:
+    def prompts(self, conversations: Sequence[Conversation[Any]]) -> list[Prompt | Unsayable]:
         """:meth:`prompt` of each conversation, or why it has none; many at once are much faster.
 
         Conversations of one :class:`Shape` differ in their texts alone: the template is rendered
@@ -179,10 +183,8 @@ class PromptRenderer:
         Raises:
             UserError: The template writes other words around some texts than around others.
         """
-        shapes = [self._shape_of(turns) for turns in conversations]
-        texts = [
-            [p for t in turns for p in t.parts if isinstance(p, str)] for turns in conversations
-        ]
+        shapes = [self._shape_of(conversation) for conversation in conversations]
+        texts = [[text for turn in c.turns for text in turn.texts] for c in conversations]
         filled = [
             shape.fill(said)
             if shape and all(text and text == text.strip() for text in said)
@@ -192,14 +194,14 @@ class PromptRenderer:
         ids = self._tokenized_pieces({piece for found in filled for piece in found or ()})
         prompts: list[Prompt | Unsayable] = []
         compared: set[Shape] = set()
-        for turns, shape, found in zip(conversations, shapes, filled, strict=True):
+        for conversation, shape, found in zip(conversations, shapes, filled, strict=True):
             if shape is None or found is None:
-                prompts.append(self._prompt_or_fact(turns))
+                prompts.append(self._prompt_or_fact(conversation))
                 continue
             prompt = shape.prompt([ids[piece] for piece in found])
             if shape not in compared:
                 compared.add(shape)
-                if not np.array_equal(prompt.ids, self.prompt(turns).ids):
+                if not np.array_equal(prompt.ids, self.prompt(conversation).ids):
                     raise UserError(
                         "the chat template writes other words around some texts than around "
                         f"others; {PUBLISHED_TEMPLATE}"
@@ -207,33 +209,28 @@ class PromptRenderer:
             prompts.append(prompt)
         return prompts
 
-    def _prompt_or_fact(self, turns: Sequence[Turn]) -> Prompt | Unsayable:
+    def _prompt_or_fact(self, conversation: Conversation[Any]) -> Prompt | Unsayable:
         try:
-            return self.prompt(turns)
+            return self.prompt(conversation)
         except Unsayable as fact:
             return fact
 
-    def _shape_of(self, turns: Sequence[Turn]) -> Shape | None:
-        key = tuple((t.role, t.is_target, *(isinstance(p, str) for p in t.parts)) for t in turns)
+    def _shape_of(self, conversation: Conversation[Any]) -> Shape | None:
+        key = tuple(
+            (turn.role, turn.is_target, *(isinstance(part, str) for part in turn.parts))
+            for turn in conversation.turns
+        )
         if key not in self._shapes:
-            self._shapes[key] = self._shape(turns)
+            self._shapes[key] = self._shape(conversation)
         return self._shapes[key]
 
-    def _shape(self, turns: Sequence[Turn]) -> Shape | None:
+    def _shape(self, conversation: Conversation[Any]) -> Shape | None:
         """The shape of a conversation.
 
         None if the template does not say such ones in full, or if a text of theirs is learned.
         """
         numbers = count()
-        marked = [
-            turn._replace(
-                parts=tuple(
-                    MARK.format(next(numbers)) if isinstance(part, str) else part
-                    for part in turn.parts
-                )
-            )
-            for turn in turns
-        ]
+        marked = conversation.map_texts(lambda _: MARK.format(next(numbers)))
         prompt = self._prompt_or_fact(marked)
         if isinstance(prompt, Unsayable):
             return None
@@ -263,7 +260,7 @@ class PromptRenderer:
             is_target=prompt.is_target,
         )
 
-    def prompt(self, turns: Sequence[Turn]) -> Prompt:
+    def prompt(self, conversation: Conversation[Any]) -> Prompt:
         """Render and tokenize a conversation, and label its target turns.
 
         Text labels are all tokens of a target turn after its header but the placeholders:
@@ -272,16 +269,16 @@ class PromptRenderer:
         Raises:
             Unsayable: The template refuses the conversation or leaves out a part of it.
         """
-        ids = self._tokenized(self._rendered(turns))
+        ids = self._tokenized(self._rendered(conversation))
         labels = np.full_like(ids, IGNORED)
         headers = self._after_assistant_headers(ids)
-        answers = [turn for turn in turns if turn.role == "assistant"]
+        answers = [turn for turn in conversation.turns if turn.role == ASSISTANT]
         if len(headers) != len(answers):
             raise Unsayable(
                 f"the chat template writes {len(headers)} assistant headers for {len(answers)} "
                 "assistant turns"
             )
-        heard = [turn for turn in turns for part in turn.parts if isinstance(part, Recording)]
+        heard = [turn for turn in conversation.turns for _ in turn.recordings]
         is_audio = ids == self.tokens.audio
         if is_audio.sum() != len(heard):
             raise Unsayable(
@@ -298,22 +295,20 @@ class PromptRenderer:
             raise Unsayable("no turn of an assistant is a target")
         return Prompt(ids, labels, tuple(turn.is_target for turn in heard))
 
-    def _rendered(self, turns: Sequence[Turn]) -> str:
+    def _rendered(self, conversation: Conversation[Any]) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [message(turn) for turn in turns], tokenize=False
+                [message(turn) for turn in conversation.turns], tokenize=False
             )
         except TemplateError as error:
             raise Unsayable(f"the chat template refuses it: {error}") from None
         place = 0
-        for turn in turns:
-            for part in turn.parts:
-                if not isinstance(part, str):
-                    continue
-                place = text.find(part.strip(), place)
+        for turn in conversation.turns:
+            for written in turn.texts:
+                place = text.find(written.strip(), place)
                 if place < 0:
                     raise Unsayable(f"the chat template leaves out a text of a {turn.role} turn")
-                place += len(part.strip())
+                place += len(written.strip())
         return text
 
     def _after_assistant_headers(self, ids: TokenIds) -> list[int]:

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from higgs_pipe.config.settings import SpeechModelConfig
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.speech import SpeechMeasures
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.pretrained import load_pretrained, load_weights
@@ -108,12 +109,12 @@ def _resampled(mono: Tensor, rate_hz: int, wanted_hz: int) -> Tensor:
 
 def _load_recogniser(name: str, device: torch.device) -> AutomaticSpeechRecognitionPipeline:
     setting = f"{SETTING}.asr"
-    config = load_pretrained(AutoConfig, setting, name, None)
+    config = load_pretrained(AutoConfig, Pretrained(setting, name))
     is_seq2seq = type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
     model_class: Any = AutoModelForSpeechSeq2Seq if is_seq2seq else AutoModelForCTC
-    processor = load_pretrained(AutoProcessor, setting, name, None)
+    processor = load_pretrained(AutoProcessor, Pretrained(setting, name))
     return AutomaticSpeechRecognitionPipeline(
-        model=load_weights(model_class, setting, name, None, dtype=torch.float32).eval(),
+        model=load_weights(model_class, Pretrained(setting, name), dtype=torch.float32).eval(),
         tokenizer=processor.tokenizer,
         feature_extractor=processor.feature_extractor,
         device=device,
@@ -134,6 +135,6 @@ def _load_judge(path: Path) -> torch.nn.Module:
 
 def _load_speaker_model(name: str, device: torch.device) -> tuple[Any, Any]:
     setting = f"{SETTING}.speaker"
-    extractor = load_pretrained(AutoFeatureExtractor, setting, name, None)
-    model = load_weights(AutoModelForAudioXVector, setting, name, None, dtype=torch.float32)
+    extractor = load_pretrained(AutoFeatureExtractor, Pretrained(setting, name))
+    model = load_weights(AutoModelForAudioXVector, Pretrained(setting, name), dtype=torch.float32)
     return extractor, model.to(device).eval()

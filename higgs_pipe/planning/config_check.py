@@ -196,6 +196,8 @@ def _faults(error: Any, root: Schema) -> Iterator[str]:
     elif error.validator == "anyOf" and (fitting := _branch_of_right_type(error)):
         for inner in fitting:
             yield from _faults(inner, root)
+    elif error.validator == "not":
+        yield f"{'.'.join(path)}: {error.validator_value.get('description', 'is not allowed')}"
     else:
         yield f"{'.'.join(path)}: {_requirement(error, root)}, not {_shown(error.instance)}"
 
@@ -227,8 +229,6 @@ def _requirement(error: Any, root: Schema) -> str:
             return f"must be below {limit}"
         case "minLength" | "minItems" | "minProperties":
             return "must not be empty"
-        case "not":
-            return str(limit.get("description", "is not allowed"))
     return re.sub(r"\s+", " ", error.message)
 
 

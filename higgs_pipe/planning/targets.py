@@ -1,31 +1,10 @@
-"""Files that the rules wait for and name: manifests, shards, what a run leaves."""
+"""Files that the rules wait for and name: manifests, the demo base, what a run leaves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Bump a number when the stage's output changes: Snakemake does not see edits to modules that a
-# rule runs with `python -m`, but it reruns a rule whose parameters changed.
-STAGE_VERSIONS: dict[str, int] = {
-    "tiny": 1,
-    "list_rows": 1,
-    "measure": 2,
-    "validate": 4,
-    "estimate": 1,
-    "tokenize": 2,
-    "pack": 2,
-    "train": 4,
-    "eval": 1,
-    "package": 1,
-    "report": 2,
-}
-
-
-# What a folder that is a manifest may hold, beside transcripts.
-FOLDER_MANIFESTS = (
-    *("wav.scp", "text", "utt2spk", "segments"),
-    *("metadata.json", "metadata.jsonl", "metadata.csv"),
-)
+from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA_JSON
 
 
 def manifests(config: Mapping[str, Any]) -> list[str]:
@@ -39,18 +18,13 @@ def manifests(config: Mapping[str, Any]) -> list[str]:
     paths = [Path(entry if isinstance(entry, str) else entry["path"]) for entry in entries]
     files: dict[str, None] = {}
     for path in paths:
-        folder = path.parent if path.name == "metadata.json" else path
+        folder = path.parent if path.name == METADATA_JSON else path
         if folder.is_dir():
-            found = [folder / name for name in FOLDER_MANIFESTS if (folder / name).is_file()]
+            found = [folder / name for name in MANIFESTS_IN_FOLDER if (folder / name).is_file()]
             files |= dict.fromkeys(map(str, [*found, *sorted(folder.rglob("*.txt"))]))
         else:
             files[str(path)] = None
     return list(files)
-
-
-def shard_names(num_shards: int) -> list[str]:
-    """``shard-00000``, ``shard-00001``, ..."""
-    return [f"shard-{index:05d}" for index in range(num_shards)]
 
 
 def is_within(path: str, folder: str) -> bool:

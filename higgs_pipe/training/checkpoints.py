@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from higgs_pipe.config.stages import TrainStage
-from higgs_pipe.data.files import written_aside
+from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
 from higgs_pipe.training.processes import from_main_process
@@ -57,7 +57,7 @@ class Checkpoints:
             UserError: The file cannot be written; earlier checkpoints are unchanged.
         """
         path = self._path(step)
-        with write_errors_named(path), written_aside(path) as aside:
+        with write_errors_named(path), atomic_write(path) as aside:
             torch.save({"identity": self.identity, "state": state}, aside)
         for path in self._newest_first()[self.total_limit :]:
             path.unlink()

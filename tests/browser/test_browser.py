@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from test_report import Inputs
+from report_inputs import Inputs
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 LIGHT_PAPER, DARK_PAPER = (0xFF, 0xFF, 0xFF), (0x14, 0x17, 0x1B)

@@ -2,19 +2,22 @@
 
 import copy
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers import ROOT
 from pydantic import ValidationError
 
-from higgs_pipe.config import settings as declared
+from higgs_pipe.config.schema import schema_text
+from higgs_pipe.config.settings import Config
+from higgs_pipe.config.stages import STAGES, load_stage, merge
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import config_check, launching
 
-ROOT = Path(__file__).parents[2]
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SCHEMA = config_check.load_schema(SCHEMA_PATH)
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -50,12 +53,12 @@ def leaves(section: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def test_the_schema_file_is_the_generated_one() -> None:
-    assert SCHEMA_PATH.read_text() == declared.schema_text()
+    assert SCHEMA_PATH.read_text() == schema_text()
 
 
 def test_the_shipped_config_names_every_setting_and_is_accepted() -> None:
     assert sorted(leaves(SHIPPED)) == sorted(leaves(load(MINIMAL)))
-    declared.Config.model_validate(load(SHIPPED))
+    Config.model_validate(load(SHIPPED))
 
 
 def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
@@ -73,12 +76,12 @@ def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
     "path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_an_example_laid_over_the_shipped_config_is_accepted(path: Path) -> None:
-    laid_over = declared.merge(SHIPPED, yaml.safe_load(path.read_text()))
-    declared.Config.model_validate(load(laid_over))
+    laid_over = merge(SHIPPED, yaml.safe_load(path.read_text()))
+    Config.model_validate(load(laid_over))
 
 
 def test_missing_keys_get_the_declared_defaults() -> None:
-    assert load(MINIMAL) == declared.Config(**MINIMAL).model_dump(by_alias=True)  # type: ignore[arg-type]
+    assert load(MINIMAL) == Config(**MINIMAL).model_dump(by_alias=True)  # type: ignore[arg-type]
 
 
 def test_an_experiment_stays_the_part_that_it_overrides() -> None:
@@ -176,15 +179,53 @@ def test_the_schema_and_the_models_refuse_the_same_values(dotted: str, value: An
     config = with_value(MINIMAL, dotted, value)
     assert dotted in refusal(config)
     with pytest.raises(ValidationError):
-        declared.Config.model_validate(config)
+        Config.model_validate(config)
 
 
-def test_a_filter_without_the_model_that_it_needs_is_refused() -> None:
-    config = with_value(MINIMAL, "validate.filters.max_word_error_rate", 0.5)
-    assert "filters.max_word_error_rate needs speech_models.asr" in refusal(config)
-    load(with_value(config, "validate.speech_models.asr", "some/model"))
-    off = with_value(config, "validate.filters.max_word_error_rate", None)
-    load(with_value(off, "validate.fill_missing_text", False))
+NO_TASK = {"speech": 0, "cloning": 0, "dialogue": 0, "dialogue_cloning": 0}
+FORBIDDEN = {
+    "fill_missing_text needs speech_models.asr": ("validate", {"fill_missing_text": True}),
+    "filters.min_si_sdr_db needs speech_models.quality": (
+        "validate",
+        {"filters": {"min_si_sdr_db": 0.0}, "speech_models": {"asr": "a/b"}},
+    ),
+    "at least one task needs a weight above 0": ("pack.tasks", NO_TASK),
+    "text or audio needs a weight above 0": ("train.loss_weights", {"text": 0, "audio": 0}),
+    "a codebook needs a weight above 0": ("train.loss_weights", {"codebooks": [0, 0.0]}),
+    "init olora and pissa do not go with use_dora": (
+        "experiments.e.lora",
+        {"init": "pissa", "use_dora": True},
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "part"), FORBIDDEN.items())
+def test_settings_that_do_not_go_together_are_refused_by_the_schema_and_the_models(
+    rule: str, part: tuple[str, dict[str, Any]]
+) -> None:
+    dotted, values = part
+    assert f"  {dotted}: {rule}\n" in refusal(with_value(MINIMAL, dotted, values))
+    in_train = dotted.replace("experiments.e", "train")
+    with pytest.raises(ValidationError, match=re.escape(rule)):
+        Config.model_validate(with_value(MINIMAL, in_train, values))
+
+
+@pytest.mark.parametrize(
+    ("dotted", "values"),
+    [
+        ("validate", {"fill_missing_text": False, "filters": {"max_word_error_rate": None}}),
+        ("validate", {"filters": {"min_stoi": 0}, "speech_models": {"quality": "q.pt"}}),
+        ("pack.tasks", {"speech": 0, "cloning": 0, "dialogue": 0}),  # the default of the last is 1
+        ("train.loss_weights", {"text": 0, "codebooks": [0, 0.5]}),
+        ("train.lora", {"init": "pissa", "use_dora": False}),
+        ("train.lora", {"init": "default", "use_dora": True, "use_rslora": True}),
+    ],
+)
+def test_settings_that_go_together_are_accepted_by_the_schema_and_the_models(
+    dotted: str, values: dict[str, Any]
+) -> None:
+    config = with_value(MINIMAL, dotted, values)
+    assert Config.model_validate(config).model_dump(by_alias=True) == load(config)
 
 
 def test_validation_listens_only_where_a_model_is_named() -> None:
@@ -225,7 +266,7 @@ def test_a_setting_changes_the_text_of_its_stages_and_no_other(
     before, after = load(SHIPPED), load(with_value(SHIPPED, dotted, value))
     changed = {
         stage
-        for stage in declared.STAGES
+        for stage in STAGES
         if config_check.stage_config_text(before, stage, SCHEMA)
         != config_check.stage_config_text(after, stage, SCHEMA)
     }
@@ -240,11 +281,11 @@ def test_the_order_and_the_spelling_of_settings_do_not_change_the_text() -> None
     )
 
 
-@pytest.mark.parametrize("stage", declared.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_accepts_its_text(stage: str, tmp_path: Path) -> None:
     path = tmp_path / f"{stage}.json"
     path.write_text(config_check.stage_config_text(load(SHIPPED), stage, SCHEMA))
-    loaded = declared.load_stage(declared.STAGES[stage], path)
+    loaded = load_stage(STAGES[stage], path)
     assert json.loads(path.read_text()) == loaded.model_dump(by_alias=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile as sf
-from conftest import write_stage_config
+from helpers import write_stage_config
 
 from higgs_pipe import measure
 from higgs_pipe.data.audio import AudioError, read_header

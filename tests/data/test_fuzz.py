@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +22,10 @@ from higgs_pipe.config.settings import ManifestEntry, MeasureConfig
 from higgs_pipe.data.audio import AudioError, decode
 from higgs_pipe.data.manifests.formats import READERS
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 
-MANIFESTS = Path(__file__).parents[2] / "examples" / "manifests"
+MANIFESTS = ROOT / "examples" / "manifests"
 FUZZ = settings(max_examples=40, deadline=None, derandomize=True)
 
 # Where, as a share of the file; how many bytes go; what comes in their place.
@@ -134,7 +135,7 @@ def recording(name: str) -> bytes:
 
 def check(path: Path) -> None:
     """Through the stage: whole, a beginning, and a part."""
-    segments = [Segment(str(path), *times) for times in ((None, None), (0.0, 0.1), (0.05, 0.12))]
+    segments = [Span(str(path), *times) for times in ((None, None), (0.0, 0.1), (0.05, 0.12))]
     for row in measure._measure_file(segments, MeasureConfig(), None):
         measures = [value for value in row.values() if isinstance(value, float)]
         assert (row["reason"] is None) == (row["peak"] is not None)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile as sf
+from helpers import REAL_SPEECH, needs_real_speech
 
 from higgs_pipe.data.quality import (
     AudioMeasures,
@@ -24,7 +25,6 @@ from higgs_pipe.data.quality import (
 from higgs_pipe.data.specs import MEASURE_COLUMNS, TableSpec
 from higgs_pipe.data.tables import read_table, write_table
 
-REAL_SPEECH = Path(__file__).parents[3] / "shared" / "data" / "real_speech" / "manifest.jsonl"
 RATE = 24_000
 
 Samples = npt.NDArray[np.float32]
@@ -165,7 +165,7 @@ def test_the_shortest_recording_has_measures(
     assert not any(math.isnan(measure) for measure in asdict(measures).values())
 
 
-@pytest.mark.skipif(not REAL_SPEECH.exists(), reason="no real recordings here")
+@needs_real_speech
 def test_real_recordings_have_the_measures_of_clean_speech() -> None:
     for line in REAL_SPEECH.read_text().splitlines():
         row = json.loads(line)

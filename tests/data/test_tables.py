@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import files_of_at_most
+from helpers import files_of_at_most
 
 from higgs_pipe.data.specs import codes_spec
 from higgs_pipe.data.tables import write_table

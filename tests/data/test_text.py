@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_validation, tone
+from helpers import run_validation, tone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from higgs_pipe.data.packing.planner import Recording, Turn
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.conversation import Conversation, Turn
+from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import CLIPS, REJECTED
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.data.text import find_control_token, is_blank
@@ -97,15 +99,15 @@ TEXTS = st.lists(PIECES | st.characters(codec="utf-8"), max_size=8).map("".join)
 
 @pytest.fixture(scope="module")
 def renderer(tiny_base: Path) -> PromptRenderer:
-    return PromptRenderer(str(tiny_base))
+    return PromptRenderer(Pretrained("base_model", str(tiny_base)))
 
 
 def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) -> list[int]:
     """The special ids of a sample's prompt, in order."""
     reference = [Turn("user", (ref_text,)), Turn("assistant", (Recording((0,)),))]
     target = [Turn("user", (text,)), Turn("assistant", (Recording((1,)),), is_target=True)]
-    turns = [Turn("system", ("Speak.",)), Turn("scene", (scene,)), *reference, *target]
-    [prompt] = renderer.prompts([turns])
+    head = [Turn("system", ("Speak.",)), Turn("scene", (scene,))]
+    [prompt] = renderer.prompts([Conversation((*head, *reference, *target))])
     assert isinstance(prompt, Prompt)
     return [i for i in prompt.ids.tolist() if i in renderer.tokenizer.added_tokens_decoder]
 

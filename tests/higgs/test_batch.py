@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import PackedCorpus
+from helpers import PackedCorpus
 from transformers import AutoConfig
 
 from higgs_pipe.errors import UserError

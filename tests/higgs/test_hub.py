@@ -7,26 +7,29 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs import miniature
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 
-ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 LOAD = """
 import torch
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.codec import load_codec
 from higgs_pipe.higgs.model import load_base
 
 for revision in (None, "main"):
-    tokens = PromptRenderer("acme/higgs", revision).tokens
-    base = load_base("acme/higgs", revision, torch.float32)
-    assert base.config.audio_token_id == tokens.audio
-    codec, info = load_codec("acme/codec", revision, torch.device("cpu"))
-    print(weight_fingerprint("acme/higgs", revision), info.fingerprint)
+    base = Pretrained("base_model", "acme/higgs", revision)
+    tokens = PromptRenderer(base).tokens
+    model = load_base(base, torch.float32)
+    assert model.config.audio_token_id == tokens.audio
+    codec, info = load_codec(Pretrained("codec", "acme/codec", revision), torch.device("cpu"))
+    print(weight_fingerprint(base), info.fingerprint)
 """
 
 
@@ -55,6 +58,9 @@ def test_a_hub_id_loads_what_its_directory_would(tiny_base: Path, tmp_path: Path
         cwd=tmp_path,
     )
     assert finished.returncode == 0, finished.stderr
-    expected = f"{weight_fingerprint(str(tiny_base), None)} "
-    expected += weight_fingerprint(str(codec_dir), None)
+    base, codec = (
+        weight_fingerprint(Pretrained("base_model", str(directory)))
+        for directory in (tiny_base, codec_dir)
+    )
+    expected = f"{base} {codec}"
     assert finished.stdout.splitlines() == [expected, expected]

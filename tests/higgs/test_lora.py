@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PackedCorpus
+from helpers import PackedCorpus
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
 from higgs_pipe.higgs.lora import (
@@ -32,7 +33,7 @@ def batch(corpus: PackedCorpus) -> PackedBatch:
 
 
 def load(base: Path, dtype: torch.dtype = torch.float32):
-    return load_base(str(base), None, dtype)
+    return load_base(Pretrained("base_model", str(base)), dtype)
 
 
 def moved(model: PeftModel, batch: PackedBatch) -> list[torch.Tensor]:

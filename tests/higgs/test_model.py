@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PackedCorpus
+from helpers import PackedCorpus
 from reference import dual_loss, row_losses
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate
 from higgs_pipe.higgs.lora import add_lora
@@ -34,7 +35,7 @@ def base_with_lora(
     settings: LoraSettings = LoraSettings(dropout=0.0),  # noqa: B008 - frozen
 ) -> torch.nn.Module:
     """The native model with an adapter whose B is not zero, so that every tensor has a gradient."""
-    model = add_lora(load_base(str(tiny_base), None, DTYPE), settings, seed=0)
+    model = add_lora(load_base(Pretrained("base_model", str(tiny_base)), DTYPE), settings, seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -73,7 +74,7 @@ def test_packed_loss_and_gradients_are_the_plain_loops_over_single_samples(tiny_
 def test_dual_loss_is_the_native_loss_where_the_two_must_agree(tiny_base, rows):
     """One sample: the native model sums its codebooks' means where ours averages them."""
     row = first_sample_of(rows[0], tiny_base)
-    native = load_base(str(tiny_base), None, DTYPE)
+    native = load_base(Pretrained("base_model", str(tiny_base)), DTYPE)
     num_codebooks = row.audio_labels.shape[1]
     native_loss = native(
         input_ids=as_tensor(row.input_ids)[None],
@@ -90,7 +91,7 @@ def test_dual_loss_is_the_native_loss_where_the_two_must_agree(tiny_base, rows):
 
 def first_sample_of(row: PackedRow, tiny_base: Path) -> PackedRow:
     length = int(row.sample_lengths[0])
-    config = load_base(str(tiny_base), None, DTYPE).config
+    config = load_base(Pretrained("base_model", str(tiny_base)), DTYPE).config
     ids = row.input_ids[:length]
     frames = int(np.isin(ids, (config.audio_token_id, config.audio_delay_token_id)).sum())
     return PackedRow(
@@ -109,7 +110,7 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 
 def test_routing_by_index_equals_the_native_dual_ffn_layer(tiny_base, rows):
     row = first_sample_of(rows[0], tiny_base)
-    native = load_base(str(tiny_base), None, DTYPE)
+    native = load_base(Pretrained("base_model", str(tiny_base)), DTYPE)
     inputs = {
         "input_ids": as_tensor(row.input_ids)[None],
         "audio_input_ids": as_tensor(row.audio_input_ids)[None],
@@ -184,7 +185,7 @@ def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(tiny_base, r
     monkeypatch.setattr(torch, "compile", with_backend)
     torch._dynamo.reset()
     counters.clear()
-    config = load_base(str(tiny_base), None, DTYPE).config
+    config = load_base(Pretrained("base_model", str(tiny_base)), DTYPE).config
     model = DualLossModel(base_with_lora(tiny_base), compile_layers=True).train()
     plain = DualLossModel(base_with_lora(tiny_base)).train()
     single = [first_sample_of(row, tiny_base) for row in rows[:3]]
@@ -229,7 +230,7 @@ def test_the_micro_step_never_waits_for_the_device(tiny_base, rows):
     with Waits() as micro_step:
         model(batch, weights)[0].objective.backward()
     with Waits() as native:
-        load_base(str(tiny_base), None, DTYPE)(
+        load_base(Pretrained("base_model", str(tiny_base)), DTYPE)(
             batch.input_ids, audio_input_ids=batch.audio_input_ids
         )
     assert micro_step.found == []
@@ -254,7 +255,9 @@ def test_a_base_in_bfloat16_trains_lora_in_float32(tiny_base, rows):
     settings = LoraSettings(dropout=0.0)
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = DualLossModel(add_lora(load_base(str(tiny_base), None, dtype), settings, seed=0))
+        model = DualLossModel(
+            add_lora(load_base(Pretrained("base_model", str(tiny_base)), dtype), settings, seed=0)
+        )
         batch = collate([rows[0]], model.native.config)
         sums, _ = model.train()(batch, label_weights(batch.label_counts()))
         sums.objective.backward()
@@ -280,10 +283,10 @@ def test_a_base_without_its_text_head_is_refused(tiny_base, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((tiny_base / "config.json").read_text())
     with pytest.raises(UserError, match=r"1 weights.* text_lm_head.weight"):
-        load_base(str(tmp_path), None, DTYPE)
+        load_base(Pretrained("base_model", str(tmp_path)), DTYPE)
 
 
 def test_the_native_class_is_what_is_loaded(tiny_base):
-    base = load_base(str(tiny_base), None, DTYPE)
+    base = load_base(Pretrained("base_model", str(tiny_base)), DTYPE)
     assert type(base) is HiggsAudioV2ForConditionalGeneration
     assert not any(parameter.requires_grad for parameter in base.parameters())

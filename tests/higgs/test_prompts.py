@@ -8,7 +8,9 @@ from reference import audio_labels, delayed_frames, text_labels
 from transformers import AutoProcessor
 
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT as PROMPT
-from higgs_pipe.data.packing.planner import Recording, Turn
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.conversation import Conversation, Turn
+from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.prompts import Prompt, PromptRenderer, Unsayable, message
 from higgs_pipe.higgs.text_cleaning import clean_text
@@ -16,7 +18,7 @@ from higgs_pipe.higgs.text_cleaning import clean_text
 
 @pytest.fixture(scope="module")
 def renderer(tiny_base: Path) -> PromptRenderer:
-    return PromptRenderer(str(tiny_base))
+    return PromptRenderer(Pretrained("base_model", str(tiny_base)))
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +34,24 @@ SYSTEM = Turn("system", (PROMPT,))
 AUDIO = Recording((0,))
 
 
-def said(text: str) -> Turn:
+def said(text: str) -> Turn[Recording]:
     return Turn("user", (text,))
 
 
-def heard(*parts: str | Recording, is_target: bool = False) -> Turn:
+def heard(*parts: str | Recording, is_target: bool = False) -> Turn[Recording]:
     return Turn("assistant", parts or (AUDIO,), is_target)
 
 
-def speech(text: str, scene: str | None = None, reference_text: str | None = None) -> list[Turn]:
+def talk(*turns: Turn[Recording]) -> Conversation[Recording]:
+    return Conversation(turns)
+
+
+def speech(
+    text: str, scene: str | None = None, reference_text: str | None = None
+) -> Conversation[Recording]:
     scenes = [Turn("scene", (scene,))] if scene else []
     reference = [said(reference_text), heard()] if reference_text else []
-    return [SYSTEM, *scenes, *reference, said(text), heard(is_target=True)]
+    return talk(SYSTEM, *scenes, *reference, said(text), heard(is_target=True))
 
 
 def tokens_of(renderer: PromptRenderer, ids: np.ndarray) -> list[str | None]:
@@ -58,19 +66,22 @@ CONVERSATIONS = {
     "scene": (speech("Good morning.", "A quiet room."), [12]),
     "cloning": (speech("Good morning.", "A quiet room.", "This is how I sound."), [9, 12]),
     "two targets": (
-        [*speech("One."), said("Two."), heard(), said("Three."), heard(is_target=True)],
+        talk(*speech("One.").turns, said("Two."), heard(), said("Three."), heard(is_target=True)),
         [4, 5, 6],
     ),
-    "two targets in a row": ([*speech("One."), heard(is_target=True), said("And?")], [4, 5]),
+    "two targets in a row": (
+        talk(*speech("One.").turns, heard(is_target=True), said("And?")),
+        [4, 5],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_labels_agree_with_the_written_definition(renderer, name):
-    turns, num_frames = CONVERSATIONS[name]
+    conversation, num_frames = CONVERSATIONS[name]
     codes = [random_codes(n, seed=n) for n in num_frames]
-    sample = renderer.samples([renderer.prompt(turns)], codes)
-    is_target = [turn.is_target for turn in turns if turn.role == "assistant"]
+    sample = renderer.samples([renderer.prompt(conversation)], codes)
+    is_target = [turn.is_target for turn in conversation.turns if turn.role == "assistant"]
     expected = text_labels(tokens_of(renderer, sample.input_ids), is_target)
     assert tokens_of(renderer, sample.labels) == expected
     frames = [delayed_frames(c.tolist(), 1024, 1025) for c in codes]
@@ -85,15 +96,18 @@ def test_labels_agree_with_the_written_definition(renderer, name):
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_training_prompt_is_the_inference_prompt(renderer, processor, name):
     """The ids before each target are those that the processor makes to generate it."""
-    turns, num_frames = CONVERSATIONS[name]
+    conversation, num_frames = CONVERSATIONS[name]
     waveforms = [np.zeros(960 * n, np.float32) for n in num_frames]
-    sample = renderer.samples([renderer.prompt(turns)], [random_codes(n) for n in num_frames])
+    sample = renderer.samples(
+        [renderer.prompt(conversation)], [random_codes(n) for n in num_frames]
+    )
     starts = np.flatnonzero(sample.input_ids == renderer.tokens.audio_bos)
-    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    messages = [message(turn) for turn in conversation.turns]
+    answers = [i for i, turn in enumerate(conversation.turns) if turn.role == "assistant"]
     for number, (i, start) in enumerate(zip(answers, starts, strict=True)):
         inference = processor(
             text=processor.apply_chat_template(
-                [message(turn) for turn in turns[:i]], tokenize=False, add_generation_prompt=True
+                messages[:i], tokenize=False, add_generation_prompt=True
             ),
             audio=waveforms[:number] or None,
             return_tensors="pt",
@@ -106,13 +120,15 @@ def test_the_training_prompt_is_the_inference_prompt(renderer, processor, name):
 def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
     renderer, processor, name
 ):
-    turns, num_frames = CONVERSATIONS[name]
+    conversation, num_frames = CONVERSATIONS[name]
     waveforms = [
         np.random.default_rng(n).normal(0, 0.1, 960 * (20 + n)).astype(np.float32)
         for n in num_frames
     ]
     native = processor(
-        text=processor.apply_chat_template([message(turn) for turn in turns], tokenize=False),
+        text=processor.apply_chat_template(
+            [message(turn) for turn in conversation.turns], tokenize=False
+        ),
         audio=waveforms,
         return_tensors="pt",
         add_special_tokens=False,
@@ -125,7 +141,7 @@ def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
             .astype(np.int16)
             for w in waveforms
         ]
-    sample = renderer.samples([renderer.prompt(turns)], codes)
+    sample = renderer.samples([renderer.prompt(conversation)], codes)
     assert sample.input_ids.tolist() == native["input_ids"][0].tolist()
     assert sample.audio_input_ids.tolist() == native["audio_input_ids"][0].tolist()
 
@@ -139,7 +155,7 @@ def test_the_length_is_known_before_the_codes_are(renderer):
 
 
 def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_base):
-    renderer = PromptRenderer(str(tiny_base))
+    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     audio = "{{- audio_turn -}}"
     assert audio in renderer.tokenizer.chat_template
     renderer.tokenizer.chat_template = renderer.tokenizer.chat_template.replace(
@@ -147,29 +163,36 @@ def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_
         "{%- for part in turn['content'] -%}{{- part['text'] if part['type'] == 'text'"
         " else audio_turn -}}{%- endfor -%}",
     )
-    turns = [SYSTEM, said("Who?"), heard("It is me.", AUDIO, is_target=True), said("Oh.")]
-    sample = renderer.samples([renderer.prompt(turns)], [random_codes(3)])
+    answer = heard("It is me.", AUDIO, is_target=True)
+    conversation = talk(SYSTEM, said("Who?"), answer, said("Oh."))
+    sample = renderer.samples([renderer.prompt(conversation)], [random_codes(3)])
     labels = renderer.tokenizer.decode(sample.labels[sample.labels != -100])
     assert labels == "It is me.<|audio_out_bos|><|audio_eos|><|eot_id|>"
 
 
 @pytest.mark.parametrize(
-    ("turns", "fact"),
+    ("conversation", "fact"),
     [
-        (speech("Yes.")[1:], "refuses it: A system message is required"),
-        ([SYSTEM, said("Who?"), heard("It is me.", AUDIO, is_target=True)], "leaves out a text"),
-        ([SYSTEM, said("Who?"), heard(AUDIO, AUDIO, is_target=True)], "1 audio placeholders for 2"),
+        (talk(*speech("Yes.").turns[1:]), "refuses it: A system message is required"),
         (
-            [SYSTEM, Turn("user", ("So", AUDIO)), heard(is_target=True)],
+            talk(SYSTEM, said("Who?"), heard("It is me.", AUDIO, is_target=True)),
+            "leaves out a text",
+        ),
+        (
+            talk(SYSTEM, said("Who?"), heard(AUDIO, AUDIO, is_target=True)),
             "1 audio placeholders for 2",
         ),
-        ([SYSTEM, said("Who?"), heard()], "no turn of an assistant is a target"),
+        (
+            talk(SYSTEM, Turn("user", ("So", AUDIO)), heard(is_target=True)),
+            "1 audio placeholders for 2",
+        ),
+        (talk(SYSTEM, said("Who?"), heard()), "no turn of an assistant is a target"),
     ],
 )
-def test_what_the_template_would_leave_out_is_said(renderer, turns, fact):
+def test_what_the_template_would_leave_out_is_said(renderer, conversation, fact):
     with pytest.raises(Unsayable, match=fact):
-        renderer.prompt(turns)
-    [found, sound] = renderer.prompts([turns, speech("Yes.")])
+        renderer.prompt(conversation)
+    [found, sound] = renderer.prompts([conversation, speech("Yes.")])
     assert isinstance(found, Unsayable)
     assert isinstance(sound, Prompt)
 
@@ -190,15 +213,15 @@ def test_many_prompts_at_once_are_those_of_one_by_one(renderer):
         for scene in (None, "A quiet room.")
         for reference in (None, "Before.")
     ]
-    for turns, prompt in zip(conversations, renderer.prompts(conversations), strict=True):
-        alone = renderer.prompt(turns)
+    for conversation, prompt in zip(conversations, renderer.prompts(conversations), strict=True):
+        alone = renderer.prompt(conversation)
         assert prompt.ids.tolist() == alone.ids.tolist()
         assert prompt.labels.tolist() == alone.labels.tolist()
         assert prompt.is_target == alone.is_target
 
 
 def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
-    renderer = PromptRenderer(str(tiny_base))
+    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     renderer.tokenizer.chat_template += (
         "{%- if 'wolf' in messages[1]['content'][0]['text'] -%}!{%- endif -%}"
     )
@@ -208,7 +231,7 @@ def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
 
 
 def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base):
-    renderer = PromptRenderer(str(tiny_base))
+    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     template = renderer.tokenizer.chat_template
     renderer.tokenizer.chat_template = template.replace(
         "<|audio_out_bos|><|AUDIO_OUT|>", "<|AUDIO_OUT|>"
@@ -236,4 +259,4 @@ def test_text_is_cleaned_as_at_inference(written, cleaned):
 
 def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path):
     with pytest.raises(UserError, match=r"base_model .*nowhere.* cannot be loaded"):
-        PromptRenderer(str(tmp_path / "nowhere"))
+        PromptRenderer(Pretrained("base_model", str(tmp_path / "nowhere")))

@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 import torch
 import torchaudio
-from conftest import run_validation, tone
+from helpers import ROOT, run_validation, tone
 from pydantic import ValidationError
 from transformers import (
     Wav2Vec2Config,
@@ -35,7 +35,6 @@ from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.listening.speech_models import SpeechModels
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 RATE_HZ = 16_000
 LETTERS = "abcdefgh"

@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, launch, write_stage_config
 from reference import row_losses
-from test_train import launch
 
 from higgs_pipe import evaluate
 from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import add_lora
@@ -35,7 +35,9 @@ KEYS = {
 def adapter(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that changes the base: its B is random."""
     directory = tmp_path_factory.mktemp("adapter")
-    model = add_lora(load_base(str(corpus.base), None, torch.float32), LoraSettings(), seed=0)
+    model = add_lora(
+        load_base(Pretrained("base_model", str(corpus.base)), torch.float32), LoraSettings(), seed=0
+    )
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -59,7 +61,7 @@ def run(
 
 def test_the_metrics_are_the_plain_loops_sums_divided_once(corpus, adapter, tmp_path):
     metrics, _ = run(corpus, adapter, tmp_path)
-    base = load_base(str(corpus.base), None, torch.float64)
+    base = load_base(Pretrained("base_model", str(corpus.base)), torch.float64)
     rows = PackedRows(corpus.eval_rows)
     found = [row_losses(base, rows[i]) for i in range(len(rows))]
     text = sum(f[0] for f in found).item() / sum(f[1] for f in found)

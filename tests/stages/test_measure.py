@@ -13,19 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from conftest import tone, write_stage_config
+from helpers import ROOT, tone, write_stage_config
 
 from higgs_pipe import list_rows, measure
 from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.hashing import shard_of
-from higgs_pipe.data.manifests.conversations import Part, Turn
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.manifests.rows import read_rows, segments_of, write_rows
-from higgs_pipe.data.segments import Segment
+from higgs_pipe.data.manifests.rows import read_rows, write_rows
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table
-
-ROOT = Path(__file__).parents[2]
 
 
 def list_shards(folder: Path, rows: list[dict[str, Any]], num_shards: int = 4) -> dict[str, bytes]:
@@ -39,7 +37,7 @@ def list_shards(folder: Path, rows: list[dict[str, Any]], num_shards: int = 4) -
     return {path.name: path.read_bytes() for path in (folder / "recordings").iterdir()}
 
 
-def measure_segments(folder: Path, segments: list[Segment], **options: Any) -> list[dict[str, Any]]:
+def measure_segments(folder: Path, segments: list[Span], **options: Any) -> list[dict[str, Any]]:
     """Rows of MEASURED."""
     write_table(folder / "r.parquet", RECORDINGS, [segment._asdict() for segment in segments])
     settings = options.pop("validate", {})
@@ -95,13 +93,13 @@ def test_the_table_of_rows_gives_back_every_row(tmp_path: Path) -> None:
     manifest = read_manifests([str(tmp_path / "m.jsonl")])
     assert read_rows(tmp_path / "rows.parquet") == manifest
     turns = (
-        Turn("user", (Part(text="Said."), Part(audio_path=Path("/x/r.wav")))),
-        Turn("assistant", (Part(audio_path=Path("/x/t.wav")),), is_target=True),
+        Turn("user", ("Said.", Span("/x/r.wav"))),
+        Turn("assistant", (Span("/x/t.wav"),), is_target=True),
     )
-    talking = replace(manifest.rows[0], dialogue_id="d", turn=3, conversation=turns)
+    talking = replace(manifest.rows[0], dialogue_id="d", turn=3, conversation=Conversation(turns))
     write_rows(tmp_path / "t.parquet", replace(manifest, rows=(talking,)))
     assert read_rows(tmp_path / "t.parquet").rows == (talking,)
-    assert Segment("/x/r.wav") in segments_of(talking)
+    assert Span("/x/r.wav") in talking.all_spans
 
 
 @pytest.mark.parametrize(
@@ -124,7 +122,7 @@ def test_a_recording_is_measured_or_its_fault_told(tmp_path: Path) -> None:
     (tmp_path / "page.wav").write_text("<!DOCTYPE html>")
     paths = [str(tmp_path / name) for name in ("a.wav", "none.wav", "page.wav")]
     whole, second, missing, page = measure_segments(
-        tmp_path, [Segment(paths[0]), Segment(paths[0], 1.0), *map(Segment, paths[1:])]
+        tmp_path, [Span(paths[0]), Span(paths[0], 1.0), *map(Span, paths[1:])]
     )
     samples = sf.read(paths[0])[0]
     assert (whole["reason"], whole["duration_seconds"], whole["num_channels"]) == (None, 2, 1)
@@ -138,13 +136,13 @@ def test_a_recording_is_measured_or_its_fault_told(tmp_path: Path) -> None:
 
 def test_the_length_of_a_recording_that_is_too_long_is_known(tmp_path: Path) -> None:
     path = str(tone(tmp_path / "a.wav", 3.0))
-    (row,) = measure_segments(tmp_path, [Segment(path)], validate={"max_clip_seconds": 2.5})
+    (row,) = measure_segments(tmp_path, [Span(path)], validate={"max_clip_seconds": 2.5})
     assert (row["reason"], row["duration_seconds"]) == ("too_long", 3)
 
 
 def test_any_number_of_threads_gives_equal_bytes(tmp_path: Path) -> None:
     paths = [tone(tmp_path / f"{i}.wav", 0.5, pitch_hz=100 + i) for i in range(8)]
-    segments = [Segment(str(path)) for path in paths]
+    segments = [Span(str(path)) for path in paths]
     written = []
     for num_threads in (1, 4):
         measure_segments(tmp_path, segments, num_threads=num_threads)
@@ -156,7 +154,7 @@ def test_any_number_of_threads_gives_equal_bytes(tmp_path: Path) -> None:
 def test_a_killed_job_leaves_no_half_shard_and_the_rerun_gives_identical_bytes(
     tmp_path: Path, moment: str
 ) -> None:
-    segments = [Segment(str(tone(tmp_path / f"{i}.wav", 0.4, 100 + i))) for i in range(3)]
+    segments = [Span(str(tone(tmp_path / f"{i}.wav", 0.4, 100 + i))) for i in range(3)]
     measure_segments(tmp_path, segments)
     measured = tmp_path / "measured.parquet"
     uninterrupted = measured.read_bytes()

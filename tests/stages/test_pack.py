@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PackedCorpus, files_of_at_most
+from helpers import PackedCorpus, files_of_at_most
 from reference import audio_labels, delayed_frames
 from transformers import AutoTokenizer
 
@@ -152,13 +152,15 @@ def test_codes_of_two_codecs_are_not_mixed(corpus, tmp_path):
     changed = metadata[b"higgs_pipe"].replace(b'"fingerprint": "', b'"fingerprint": "0')
     other = tmp_path / "shard-00001.parquet"
     pq.write_table(table.replace_schema_metadata({**metadata, b"higgs_pipe": changed}), other)
-    with pytest.raises(UserError, match="made by another codec"):
+    with pytest.raises(UserError, match=r"shard-00001.parquet .*shard-00000.parquet"):
         CodesStore([shards[0], other], pa.array([]), tmp_path)
 
 
 def test_clips_without_codes_are_named_with_the_rule(corpus, tmp_path):
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
-    with pytest.raises(UserError, match=r"codes:\n  nobody\n  noone\nrun: snakemake"):
+    with pytest.raises(
+        UserError, match=r"\n  nobody\n  noone\nrun: snakemake --forcerun tokenize_shard"
+    ):
         CodesStore(shards, pa.array(["nobody", "clip-01", "noone"]), tmp_path)
 
 
@@ -281,7 +283,7 @@ def test_nothing_but_the_tables_is_left_behind(corpus, tmp_path):
 def test_a_disk_without_room_is_a_sentence(corpus, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"a copy of all codes would take .* GB are free"):
+    with pytest.raises(UserError, match=r"takes \d+.\d\d GB, .* 0.00 GB"):
         corpus.pack(tmp_path, max_tokens=512)
     assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}
 

@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 import soundfile as sf
 import yaml
-from conftest import PackedCorpus, write_stage_config
+from helpers import ROOT, PackedCorpus, write_stage_config
 from safetensors.torch import load_file, save_file
 
 from higgs_pipe import evaluate, package
 from higgs_pipe import train as train_stage
 from higgs_pipe.errors import UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +164,16 @@ def changed_adapter(experiment: Path, output: Path, change) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("factor", "message"),
     [
-        (lambda key, tensor: tensor * 0, "it does nothing"),
-        (lambda key, tensor: tensor * 2, r"held-out loss is .* but eval found"),
+        (0, r"default: the adapter does nothing.*--forcerun train_adapter"),
+        (2, r"default: .* loss is [\d.]+, in .*metrics.json .*[\d.]+; .*--forcerun eval_adapter"),
     ],
 )
 def test_an_adapter_that_fails_its_proof_is_not_packaged(
-    corpus, experiment, tmp_path, change, message
+    corpus, experiment, tmp_path, factor, message
 ):
-    results = changed_adapter(experiment, tmp_path, change)
+    results = changed_adapter(experiment, tmp_path, lambda key, tensor: tensor * factor)
     with pytest.raises(UserError, match=message):
         run_package(corpus, results, tmp_path / "adapters")
     assert list((tmp_path / "adapters").iterdir()) == []
@@ -186,5 +184,5 @@ def test_an_adapter_with_renamed_keys_is_not_packaged(corpus, experiment, tmp_pa
     path = results / "experiments/default/train/adapter/adapter_model.safetensors"
     renamed = {key.replace("self_attn", "attention"): t for key, t in load_file(path).items()}
     save_file(renamed, path)
-    with pytest.raises(UserError, match="adapter tensors do not load"):
+    with pytest.raises(UserError, match=r"default: 32 adapter tensors.*\n"):
         run_package(corpus, results, tmp_path / "adapters")

@@ -1,154 +1,16 @@
 """The page: what it says, what it refuses, and that it needs nothing from outside."""
 
 import html
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from report_inputs import ADAPTER, SPEAKERS, Inputs
 
-from higgs_pipe import report
 from higgs_pipe.errors import UserError
-
-BASE = {
-    "eval_loss": 10.9,
-    "eval_text_loss": 2.0,
-    "eval_audio_loss": 8.9,
-    "eval_audio_loss_codebook_0": 8.7,
-    "eval_audio_loss_codebook_1": 9.1,
-    "eval_stop_loss": 7.25,
-    "eval_text_accuracy": 0.333,
-    "eval_audio_accuracy_codebook_0": 0.001,
-    "eval_audio_accuracy_codebook_1": 0.002,
-    "num_clips": 24,
-    "num_text_labels": 72,
-    "num_audio_labels": 12345,
-}
-ADAPTER = BASE | {
-    "eval_loss": 8.65,
-    "eval_text_loss": 1.25,
-    "eval_audio_loss": 7.4,
-    "eval_audio_loss_codebook_0": 6.5,
-    "eval_audio_loss_codebook_1": 8.3,
-    "eval_stop_loss": 3.5,
-    "eval_text_accuracy": 0.9,
-    "eval_audio_accuracy_codebook_0": 0.051,
-    "eval_audio_accuracy_codebook_1": 0.002,
-}
-SPLIT = {
-    "num_rows": 6,
-    "num_samples": 96,
-    "tasks": {"cloning": 41, "speech": 55},
-    "audio_seconds": 1800.0,
-    "num_tokens": 11900,
-    "num_audio_frames": 9000,
-    "num_text_labels": 288,
-    "num_audio_labels": 70000,
-    "fill": 0.968,
-}
-SPEAKERS = {
-    "ada": {"num_clips": 80, "hours": 0.4, "num_train_clips": 64, "num_eval_clips": 16},
-    "ben": {"num_clips": 40, "hours": 0.2, "num_train_clips": 32, "num_eval_clips": 8},
-}
-
-
-def evaluation_line(step: int, loss: float) -> dict[str, float]:
-    losses = {"loss": loss, "text_loss": 2.0, "audio_loss": loss - 2, "stop_loss": 7.0}
-    return {"step": step} | {f"eval_{key}": value for key, value in losses.items()}
-
-
-def training_line(step: int, loss: float) -> dict[str, float]:
-    return {"step": step, "loss": loss, "text_loss": 2, "audio_loss": loss - 2, "stop_loss": 7}
-
-
-class Inputs:
-    """The files that the page is made from, each a value that a test may change."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.title = "A voice"
-        self.validation: dict[str, Any] = {
-            "num_rows": 125,
-            "num_clips": 120,
-            "num_rejected": 5,
-            "num_references": 0,
-            "num_rejected_by_reason": {"too_short": 2, "silent": 3},
-            "hours": 0.6,
-            "splits": {
-                "train": {"num_clips": 96, "hours": 0.5},
-                "eval": {"num_clips": 24, "hours": 0.1},
-            },
-            "clip_seconds": {"min": 1.004, "median": 3.1, "max": 29.5},
-            "speakers": SPEAKERS,
-            "languages": {"en": SPEAKERS["ada"], "de": SPEAKERS["ben"]},
-            "num_clips_without_speaker": 0,
-            "num_clips_without_language": 0,
-            "speakers_with_one_clip": {"speakers": [], "message": "cloning falls back"},
-            "num_audio_shared_by_splits": 0,
-            "duplicates": [],
-        }
-        self.packing: dict[str, Any] = {
-            "max_tokens": 2048,
-            "train": SPLIT,
-            "eval": SPLIT | {"fill": 0.654},
-            "fallbacks": [],
-            "rejected": [],
-        }
-        self.experiments: dict[str, dict[str, Any]] = {"default": self.experiment()}
-
-    @staticmethod
-    def experiment(**adapter: float) -> dict[str, Any]:
-        lines = [(0, 10.9), (20, 8.5), (40, 8.65)]
-        return {
-            "eval/metrics.json": {"adapter": ADAPTER | adapter, "base": dict(BASE)},
-            "train/metrics.jsonl": [
-                *(evaluation_line(step, loss) for step, loss in lines),
-                *(training_line(step, 10.5 - step / 20) for step in (10, 20, 30, 40)),
-            ],
-            "train/preflight.json": {
-                "checks": [
-                    {"name": "labels", "status": "passed", "found": "96 samples"},
-                    {"name": "audio offset", "status": "no evidence", "found": "a random base"},
-                ]
-            },
-            "train/config.json": {
-                "base_model": "resources/tiny-higgs",
-                "train": {"learning_rate": 0.0002, "lora": {"r": 16, "target_modules": ["a", "b"]}},
-            },
-        }
-
-    @property
-    def page(self) -> Path:
-        return self.folder / "report" / "index.html"
-
-    def write(self) -> None:
-        files = {
-            "report.json": {"report": {"title": self.title}},
-            "validation.json": self.validation,
-            "packing.json": self.packing,
-        }
-        for name, experiment in self.experiments.items():
-            files |= {f"experiments/{name}/{path}": value for path, value in experiment.items()}
-        for path, value in files.items():
-            values = value if path.endswith(".jsonl") else [value]
-            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / path).write_text("".join(json.dumps(line) + "\n" for line in values))
-
-    def run(self) -> None:
-        report.run(
-            config=self.folder / "report.json",
-            validation=self.folder / "validation.json",
-            packing=self.folder / "packing.json",
-            experiments_dir=self.folder / "experiments",
-            names=list(self.experiments),
-            page=self.page,
-        )
-
-    def html(self) -> str:
-        self.write()
-        self.run()
-        return self.page.read_text(encoding="utf-8")
+from higgs_pipe.reporting.charts import INK
+from higgs_pipe.reporting.experiments import COLOURS
 
 
 @pytest.fixture
@@ -252,7 +114,7 @@ def test_the_preflight_is_a_table(inputs: Inputs) -> None:
     assert rows(page, "labels") == [["passed", "96 samples"]]
     assert rows(page, "audio offset") == [["no evidence", "a random base"]]
     inputs.experiments["default"]["train/preflight.json"]["checks"] = []
-    assert "Pre-flight It was off." in words(inputs.html())
+    assert "Pre-flight The pre-flight was off." in words(inputs.html())
 
 
 def test_alarms_are_listed_and_are_a_caution_in_the_verdict(inputs: Inputs) -> None:
@@ -278,8 +140,8 @@ def test_alarms_beyond_the_twentieth_are_counted(inputs: Inputs) -> None:
 def test_each_loss_has_its_drawing_in_the_colours_of_the_page(inputs: Inputs) -> None:
     drawings = re.findall(r'<svg [^>]*role="img".*?</svg>', inputs.html(), re.DOTALL)
     assert len(drawings) == 4
-    assert all("currentColor" in d and report.COLOURS[0] in d for d in drawings)
-    assert not any(report.INK in d or "#000000" in d or "#ffffff" in d for d in drawings)
+    assert all("currentColor" in d and COLOURS[0] in d for d in drawings)
+    assert not any(INK in d or "#000000" in d or "#ffffff" in d for d in drawings)
 
 
 def test_the_recordings_are_summed_up(inputs: Inputs) -> None:
@@ -372,20 +234,19 @@ def test_a_missing_file_is_named_with_the_rule_to_rerun(
 ) -> None:
     inputs.write()
     (inputs.folder / path).unlink()
-    with pytest.raises(UserError, match=rf"{path}: the file is missing; .*--forcerun {rule}$"):
+    with pytest.raises(UserError, match=rf"{path}: .*--forcerun {rule}$"):
         inputs.run()
     assert not inputs.page.exists()
 
 
 @pytest.mark.parametrize("key", sorted(ADAPTER))
 @pytest.mark.parametrize("model", ["adapter", "base"])
-def test_a_metric_missing_from_eval_is_an_error(inputs: Inputs, model: str, key: str) -> None:
+def test_a_metric_missing_from_eval_is_named(inputs: Inputs, model: str, key: str) -> None:
     del inputs.experiments["default"]["eval/metrics.json"][model][key]
     inputs.write()
-    with pytest.raises(
-        UserError, match=r"eval/metrics.json: '.*' is missing; .*forcerun eval_adapter"
-    ):
+    with pytest.raises(UserError, match=rf"eval/metrics.json:\s+.*{model}.*{key}") as error:
         inputs.run()
+    assert "--forcerun eval_adapter" in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["loss", "text_loss", "audio_loss", "stop_loss"])
@@ -396,36 +257,36 @@ def test_a_loss_missing_from_training_names_the_line(
     lines = inputs.experiments["default"]["train/metrics.jsonl"]
     del lines[line - 1][prefix + key]
     inputs.write()
-    with pytest.raises(UserError, match=rf"metrics.jsonl:{line}: .*; .*forcerun train_adapter"):
+    with pytest.raises(UserError, match=rf"metrics.jsonl:{line}:\s+`{prefix}{key}`") as error:
         inputs.run()
+    assert "--forcerun train_adapter" in str(error.value)
 
 
-def test_a_metric_that_is_no_finite_number_is_an_error(inputs: Inputs) -> None:
-    for value in (None, float("nan"), "8.9", True):
-        inputs.experiments = {"default": inputs.experiment(eval_stop_loss=value)}
-        inputs.write()
-        with pytest.raises(UserError, match=r"'eval_stop_loss' is .*, not a finite number"):
-            inputs.run()
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "8.9", True])
+@pytest.mark.parametrize("key", ["eval_stop_loss", "eval_audio_loss_codebook_1"])
+def test_a_metric_that_is_not_a_finite_number_is_named(
+    inputs: Inputs, key: str, value: Any
+) -> None:
+    inputs.experiments = {"default": inputs.experiment(**{key: value})}
+    inputs.write()
+    with pytest.raises(UserError, match=rf"eval/metrics.json:\s+`adapter.{key}`"):
+        inputs.run()
 
 
 def test_losses_over_different_clips_are_not_compared(inputs: Inputs) -> None:
     inputs.experiments = {"default": inputs.experiment(num_audio_labels=12344)}
     inputs.write()
-    with pytest.raises(UserError, match=r"differ in 'num_audio_labels' \(12344 and 12345\)"):
+    with pytest.raises(UserError, match=r"num_audio_labels.*12344.*12345"):
         inputs.run()
 
 
-@pytest.mark.parametrize(
-    ("kept", "message"), [(slice(3, None), "step 0"), (slice(1), "step 0"), (slice(3), "training")]
-)
-def test_training_without_both_kinds_of_loss_is_an_error(
-    inputs: Inputs, kept: slice, message: str
-) -> None:
+@pytest.mark.parametrize("kept", [slice(3, None), slice(1), slice(3)])
+def test_training_without_both_kinds_of_loss_is_an_error(inputs: Inputs, kept: slice) -> None:
     experiment = inputs.experiments["default"]
     lines = experiment["train/metrics.jsonl"]
     experiment["train/metrics.jsonl"] = lines[kept] + (lines[3:] if kept == slice(1) else [])
     inputs.write()
-    with pytest.raises(UserError, match=rf"metrics.jsonl: no .*{message}"):
+    with pytest.raises(UserError, match=r"train/metrics.jsonl: .*--forcerun train_adapter"):
         inputs.run()
 
 
@@ -433,7 +294,7 @@ def test_a_line_that_is_not_json_is_named(inputs: Inputs) -> None:
     inputs.write()
     with (inputs.folder / "experiments/default/train/metrics.jsonl").open("a") as stream:
         stream.write('{"step": 50, "lo')
-    with pytest.raises(UserError, match=r"metrics.jsonl:8: not JSON .*forcerun train_adapter"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:8:(.|\n)*--forcerun train_adapter"):
         inputs.run()
 
 
@@ -446,12 +307,12 @@ def test_a_line_that_is_not_json_is_named(inputs: Inputs) -> None:
         ("packing", "eval", "pack"),
     ],
 )
-def test_a_key_missing_from_the_data_is_an_error(
+def test_a_key_missing_from_the_data_is_named(
     inputs: Inputs, path: str, key: str, rule: str
 ) -> None:
     del getattr(inputs, path)[key]
     inputs.write()
-    with pytest.raises(UserError, match=rf"{path}.json: '{key}' is missing; .*forcerun {rule}"):
+    with pytest.raises(UserError, match=rf"{path}.json:\s+`{key}`(.|\n)*--forcerun {rule}"):
         inputs.run()
 
 
@@ -459,5 +320,5 @@ def test_experiments_with_different_settings_files_are_refused(inputs: Inputs) -
     inputs.experiments["old"] = inputs.experiment()
     del inputs.experiments["old"]["train/config.json"]["train"]["lora"]["r"]
     inputs.write()
-    with pytest.raises(UserError, match=r"old/train/config.json: 'train.lora.r' is missing"):
+    with pytest.raises(UserError, match=r"old/train/config.json: .*train.lora.r;"):
         inputs.run()

@@ -2,11 +2,7 @@
 
 import json
 import logging
-import os
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import PackedCorpus, write_stage_config
+from helpers import ROOT, PackedCorpus, launch, train, write_stage_config
 from launched.train_cases import run_cases
 from reference import (
     base_with_lora,
@@ -31,16 +27,15 @@ from transformers import AutoTokenizer
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
 
 import higgs_pipe.train
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.step_inputs import epoch_steps
 
-ROOT = Path(__file__).parents[2]
 # max_grad_norm keeps clipping, which would hide a wrong scale, out of the comparison.
 EXACT = {"device": "cpu", "dtype": "float64", "max_grad_norm": 1e9, "lora": {"dropout": 0.0}}
 RATE = 5e-3
@@ -61,45 +56,6 @@ mixed_precision: 'no'
 num_machines: 1
 num_processes: 3
 """
-
-
-def launch(
-    num_processes: int, *arguments: str, accelerate_config: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """A real launch, as the rule does it."""
-    launcher = launch_command(
-        num_processes,
-        num_processes,
-        ROOT / "workflow/accelerate.yaml",
-        accelerate_config=accelerate_config and str(accelerate_config),
-    )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    return subprocess.run(
-        f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
-        shell=True,
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-    )
-
-
-def train(
-    corpus: PackedCorpus,
-    output: Path,
-    train_rows: Path | None = None,
-    base: Path | None = None,
-    **settings: object,
-) -> list[dict[str, float]]:
-    """Train in this process; returns the lines of metrics.jsonl."""
-    config = write_stage_config(
-        output / "train.json",
-        base_model=str(base or corpus.base),
-        train={"device": "cpu", "tracker": "none", **settings},
-    )
-    higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -264,7 +220,7 @@ def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
     metrics = train(corpus, tmp_path, rows_per_step=3, eval_steps=2, **harmful)
     held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line and line["step"]]
     assert min(held_out) < held_out[-1] - 0.02
-    base = load_base(str(corpus.base), None, torch.float32)
+    base = load_base(Pretrained("base_model", str(corpus.base)), torch.float32)
     model = DualLossModel(load_adapter(base, tmp_path / "adapter"))
     sums = held_out_sums(model, PackedRows(corpus.eval_rows), Accelerator(cpu=True))
     assert named_losses(total_of(sums))["loss"] == pytest.approx(min(held_out), rel=1e-5)
@@ -273,7 +229,7 @@ def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
 def test_the_first_training_loss_is_the_bases(corpus, tmp_path):
     """LoRA starts as the identity: step 1 sees the loss of the base on its rows."""
     metrics = train(corpus, tmp_path, num_epochs=1, rows_per_step=5, dtype="float64")
-    base = load_base(str(corpus.base), None, torch.float64)
+    base = load_base(Pretrained("base_model", str(corpus.base)), torch.float64)
     table = PackedRows(corpus.train_rows)
     rows = epoch_steps(len(table), 5, seed=0, epoch=0)[0]
     found = [row_losses(base, table[row]) for row in rows]

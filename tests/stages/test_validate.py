@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile as sf
-from conftest import run_validation, write_stage_config
+from helpers import REAL_SPEECH, ROOT, needs_real_speech, run_validation, write_stage_config
 
 from higgs_pipe.data.audio import Audio, AudioFile
 from higgs_pipe.data.clips.reasons import Reason
@@ -25,8 +25,6 @@ from higgs_pipe.data.specs import CLIPS, REJECTED, SHARD_CLIPS
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-REAL_SPEECH = Path(__file__).parents[3] / "shared" / "data" / "real_speech" / "manifest.jsonl"
 DEMO = ROOT / "examples" / "demo" / "manifest.jsonl"
 RATE = 16_000
 
@@ -873,7 +871,7 @@ def test_a_dialogue_lies_on_one_side(tmp_path: Path) -> None:
             REAL_SPEECH,
             13,
             {"LJ": 3, "spk1": 5, "spk2": 5},
-            marks=pytest.mark.skipif(not REAL_SPEECH.exists(), reason="no real_speech here"),
+            marks=needs_real_speech,
         ),
         pytest.param(
             DEMO,

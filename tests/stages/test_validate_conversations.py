@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from conftest import run_validation, tone, write_stage_config
+from helpers import run_validation, tone, write_stage_config
 from transformers import AutoTokenizer
 
 from higgs_pipe import pack, tokenize_audio

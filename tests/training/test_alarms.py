@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
-from conftest import PackedCorpus, write_stage_config
+from helpers import PackedCorpus
 
-import higgs_pipe.train
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.training.alarms import Alarms, code_entropies
@@ -186,13 +186,7 @@ def test_the_entropy_of_a_real_table(corpus: PackedCorpus):
 def train(corpus: PackedCorpus, output: Path, **settings: Any) -> list[dict[str, Any]]:
     """Train for 24 steps; returns the lines of metrics.jsonl."""
     few = {"rows_per_step": 2, "num_epochs": 8, "log_steps": 4, "eval_steps": 8}
-    config = write_stage_config(
-        output / "train.json",
-        base_model=str(corpus.base),
-        train={"device": "cpu", **few, **settings},
-    )
-    higgs_pipe.train.run(config, corpus.train_rows, corpus.eval_rows, output)
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return helpers.train(corpus, output, **few | settings)
 
 
 def given(metrics: list[dict[str, Any]]) -> dict[str, int]:

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, train
 from safetensors.torch import load_file
 
-import higgs_pipe.train
 from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate
 from higgs_pipe.higgs.lora import add_lora
@@ -39,19 +39,22 @@ NAMES = [
 ]
 
 
+BRIEF = {"rows_per_step": 2, "num_epochs": 1, "log_steps": 1}
+
+
 def adapted(base: Any, **lora: Any) -> DualLossModel:
     return DualLossModel(add_lora(base, LoraSettings(**lora), seed=0)).train()
 
 
 @pytest.fixture
 def model(tiny_base: Path) -> DualLossModel:
-    return adapted(load_base(str(tiny_base), None, torch.float32))
+    return adapted(load_base(Pretrained("base_model", str(tiny_base)), torch.float32))
 
 
 @pytest.fixture(scope="module")
 def knowing(tiny_base: Path, corpus: PackedCorpus) -> DualLossModel:
     """A base that knows the held-out clips: all of its weights were fitted to them."""
-    base = load_base(str(tiny_base), None, torch.float32).requires_grad_(True)
+    base = load_base(Pretrained("base_model", str(tiny_base)), torch.float32).requires_grad_(True)
     fitted, table = DualLossModel(base), PackedRows(corpus.eval_rows)
     optimizer = torch.optim.Adam(fitted.parameters(), lr=3e-3)
     batch = collate([table[i] for i in range(len(table))], base.config)
@@ -384,7 +387,9 @@ def test_a_frozen_lora_group_is_named(model, sample):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_kind_of_adapter_passes(tiny_base, corpus, lora, dtype):
-    result = run(adapted(load_base(str(tiny_base), None, dtype), **lora), corpus)
+    result = run(
+        adapted(load_base(Pretrained("base_model", str(tiny_base)), dtype), **lora), corpus
+    )
     assert "failed" not in statuses(result).values()
     (gradients,) = [c["found"] for c in result["checks"] if c["name"] == "LoRA gradients"]
     assert ("audio_lm_head, embed_audio_tokens" in gradients) == ("train_in_full" in lora)
@@ -420,18 +425,9 @@ def test_texts_are_exchanged_and_audio_stays(model, corpus):
     assert np.array_equal(mixed.audio_labels, one.audio_labels)
 
 
-def train(corpus: PackedCorpus, output: Path, train_rows: Path | None = None, **settings: Any):
-    config = write_stage_config(
-        output / "train.json",
-        base_model=str(corpus.base),
-        train={"device": "cpu", "rows_per_step": 2, "num_epochs": 1, "log_steps": 1} | settings,
-    )
-    higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
-
-
 def test_it_leaves_no_trace_in_training(corpus, tmp_path):
     for name, is_on in (("on", True), ("off", False)):
-        train(corpus, tmp_path / name, preflight=is_on)
+        train(corpus, tmp_path / name, **BRIEF, preflight=is_on)
     on, off = (
         load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("on", "off")
     )
@@ -456,7 +452,7 @@ def test_it_leaves_the_model_as_it_was(model, corpus):
 def test_broken_rows_stop_training_with_what_was_found(corpus, tmp_path):
     rows = with_shifted_codes(corpus.train_rows, tmp_path / "train.parquet")
     with pytest.raises(UserError) as caught:
-        train(corpus, tmp_path / "out", train_rows=rows)
+        train(corpus, tmp_path / "out", train_rows=rows, **BRIEF)
     message = str(caught.value)
     assert message.startswith("pre-flight: 2 of the checks")
     assert "do not have the frames of one recording" in message

@@ -14,11 +14,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import helpers
 import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import PackedCorpus, files_of_at_most, write_stage_config
+from helpers import ROOT, PackedCorpus, files_of_at_most, write_stage_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -29,7 +30,6 @@ from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.training.checkpoints import Checkpoints
 from higgs_pipe.training.step_inputs import epoch_steps
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "device": "cpu",
     "tracker": "none",
@@ -74,10 +74,7 @@ def start(
 
 def train(corpus: PackedCorpus, output: Path, base: Path | None = None, **settings: object) -> None:
     """In this process."""
-    config = write_stage_config(
-        output / "train.json", base_model=str(base or corpus.base), train=SETTINGS | settings
-    )
-    higgs_pipe.train.run(config, corpus.train_rows, corpus.eval_rows, output)
+    helpers.train(corpus, output, base=base, **SETTINGS | settings)
 
 
 def finish(process: subprocess.Popen[str]) -> str:

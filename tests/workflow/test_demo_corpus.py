@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf  # type: ignore[import-untyped, unused-ignore]
+from helpers import ROOT
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo"
+DEMO = ROOT / "examples" / "demo"
 ROWS: list[dict[str, Any]] = [
     json.loads(line) for line in (DEMO / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
 ]

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from higgs_pipe.config.settings import Config
 from higgs_pipe.config.stages import merge
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples/configs").glob("*.yaml"))
 
 

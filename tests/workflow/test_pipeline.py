@@ -10,13 +10,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers import REAL_SPEECH, ROOT, needs_real_speech
 
 from higgs_pipe.config.stages import STAGES
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-REAL_SPEECH = ROOT.parent / "shared/data/real_speech/manifest.jsonl"
 # A few steps are enough to see everything move.
 SHORT = {"num_epochs": 6, "rows_per_step": 4, "learning_rate": 5e-3, "eval_steps": 10}
 
@@ -151,7 +150,7 @@ def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path
     )
 
 
-@pytest.mark.skipif(not REAL_SPEECH.is_file(), reason="the recordings are not on this machine")
+@needs_real_speech
 def test_recordings_of_people_become_an_adapter(tmp_path: Path):
     folder = run_in(tmp_path, REAL_SPEECH, train=SHORT | {"num_epochs": 12, "rows_per_step": 2})
     assert_it_learnt(folder)

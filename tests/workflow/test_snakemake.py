@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
 from higgs_pipe.planning.targets import closing_lines, is_within
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 EVERYTHING = {
     "stage_config": 10,
@@ -317,8 +317,9 @@ def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
-    source = checkout / "higgs_pipe" / "planning" / "targets.py"
-    source.write_text(source.read_text().replace('"eval": 1', '"eval": 2'))
+    source = checkout / "higgs_pipe" / "planning" / "stages.py"
+    text = source.read_text()
+    source.write_text(text.replace('"evaluate", 1)', '"evaluate", 2)'))
     assert reruns(checkout) == dict.fromkeys(TRAINING_ON[1:], 1)
 
 

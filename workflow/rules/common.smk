@@ -1,27 +1,27 @@
-# Shared by all rules; makes no file.
+# What the rules share; no rule of its own.
 EXPERIMENTS = list(config["experiments"])
-SHARDS = targets.shard_names(config["data"]["num_shards"])
+SHARDS = file_names.shard_names(config["data"]["num_shards"])
 STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
 
-# Rules wait for the demo base where the config names it; other models are the Hub's or the user's.
+# Rules wait for the demo base only where the config names it; other models already exist.
 DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
 BASE_MODEL = [DEMO_BASE] if targets.is_within(config["base_model"], DEMO_BASE) else []
 CODEC = [DEMO_BASE] if targets.is_within(config["codec"], DEMO_BASE) else []
 
 
 def launch_settings(wildcards):
-    """Of the training of one experiment."""
+    """Return how the training of one experiment is launched."""
     return launching.launch_settings(config, wildcards.experiment)
 
 
 def num_processes(wildcards):
-    """Of the training of one experiment, over all machines."""
+    """Return the number of processes of one training, over all machines."""
     return launch_settings(wildcards)["num_processes"]
 
 
 def num_processes_per_machine(wildcards):
-    """Of the training of one experiment."""
+    """Return the number of processes of one training on each machine, rounded up."""
     return -(-num_processes(wildcards) // launch_settings(wildcards)["num_machines"])
 
 

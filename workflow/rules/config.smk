@@ -1,9 +1,10 @@
-# The part of the config that a stage reads.
-# in:  config.yaml and the command line
-# out: <results>/config/{stage}.json; its bytes change only if that part does, so that a changed
-#      setting reruns its stage and what follows, nothing else
+# The settings of each stage, a file of its own.
 
 
+# Write the part of the config that one stage reads. Its bytes change only when that part changes,
+# so a changed setting reruns its stage and what follows, nothing else.
+# reads:  config.yaml and the command line
+# writes: <results>/config/{stage}.json
 rule stage_config:
     output:
         config="<results>/config/{stage}.json",

@@ -1,15 +1,11 @@
 # From the manifest to packed training rows; all experiments share them.
-# in:  the manifests and the recordings that they name
-# out: <results>/data/rows.parquet and recordings/{shard}.parquet             (list_rows)
-#      <results>/data/measured/{shard}.parquet                                (measure_shard)
-#      <results>/data/{clips,rejected}.parquet, validation.json and shards/   (judge_clips)
-#      <results>/data/estimate.json                                           (estimate)
-#      <results>/codes/{shard}.parquet                                        (tokenize_shard)
-#      <results>/packed/{train,eval}.parquet and packing.json                 (pack)
 
 
-# A checkpoint, so that Snakemake looks again once the shards are written: those whose bytes did
-# not change are not measured again.
+# List the rows of all manifests and the recordings that each shard measures. It is a checkpoint:
+# Snakemake looks again once the shards are written, and does not measure those whose bytes are
+# the same as before.
+# reads:  the manifests
+# writes: <results>/data/rows.parquet, <results>/data/recordings/{shard}.parquet
 checkpoint list_rows:
     input:
         config="<results>/config/list_rows.json",
@@ -22,19 +18,24 @@ checkpoint list_rows:
         recordings=expand("<results>/data/recordings/{shard}.parquet", shard=SHARDS),
     log:
         "<logs>/list_rows.log",
+    benchmark:
+        "<benchmarks>/list_rows.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     resources:
         mem_mb=8000,
         runtime=120,
     params:
-        version=targets.STAGE_VERSIONS["list_rows"],
+        version=stages.STAGES["list_rows"].version,
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
     shell:
         "python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"
         " --recordings-dir {params.recordings_dir:q} --log {log:q}"
 
 
+# Measure the recordings of one shard: length, level, quality and, where asked for, transcripts.
+# reads:  <results>/data/recordings/{shard}.parquet, the recordings that it lists
+# writes: <results>/data/measured/{shard}.parquet
 rule measure_shard:
     input:
         config="<results>/config/measure.json",
@@ -43,6 +44,8 @@ rule measure_shard:
         measured="<results>/data/measured/{shard}.parquet",
     log:
         "<logs>/measure/{shard}.log",
+    benchmark:
+        "<benchmarks>/measure/{shard}.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: 1
@@ -54,14 +57,18 @@ rule measure_shard:
         mem_mb=16000 if launching.runs_speech_models(config) else 2000,
         runtime=480,
     params:
-        version=targets.STAGE_VERSIONS["measure"],
+        version=stages.STAGES["measure"].version,
     shell:
         "python -m higgs_pipe.measure --config {input.config:q}"
         " --recordings {input.recordings:q} --measured {output.measured:q}"
         " --num-threads {threads} --log {log:q}"
 
 
-# A checkpoint for the same reason: shards whose clips did not change are not encoded again.
+# Accept or reject each row, and split the clips. It is a checkpoint for the same reason: shards
+# whose clips did not change are not encoded again.
+# reads:  <results>/data/rows.parquet, <results>/data/measured/
+# writes: <results>/data/{clips,rejected}.parquet, <results>/data/validation.json,
+#         <results>/data/shards/{shard}.parquet
 checkpoint judge_clips:
     input:
         config="<results>/config/validate.json",
@@ -74,13 +81,15 @@ checkpoint judge_clips:
         shards=expand("<results>/data/shards/{shard}.parquet", shard=SHARDS),
     log:
         "<logs>/judge_clips.log",
+    benchmark:
+        "<benchmarks>/judge_clips.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     resources:
         mem_mb=16000,
         runtime=120,
     params:
-        version=targets.STAGE_VERSIONS["validate"],
+        version=stages.STAGES["validate"].version,
         measured_dir=lambda wildcards, input: Path(input.measured[0]).parent,
         shards_dir=lambda wildcards, output: Path(output.shards[0]).parent,
     shell:
@@ -90,6 +99,9 @@ checkpoint judge_clips:
         " --shards-dir {params.shards_dir:q} --log {log:q}"
 
 
+# Estimate the tokens, steps and memory of training, and print them with the counts.
+# reads:  <results>/data/validation.json, <results>/data/clips.parquet, the base's configuration
+# writes: <results>/data/estimate.json
 rule estimate:
     input:
         config="<results>/config/estimate.json",
@@ -101,19 +113,24 @@ rule estimate:
         estimate="<results>/data/estimate.json",
     log:
         "<logs>/estimate.log",
+    benchmark:
+        "<benchmarks>/estimate.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     resources:
         mem_mb=4000,
         runtime=30,
     params:
-        version=targets.STAGE_VERSIONS["estimate"],
+        version=stages.STAGES["estimate"].version,
     shell:
         "python -m higgs_pipe.estimate --config {input.config:q}"
         " --validation {input.validation:q} --clips {input.clips:q}"
         " --estimate {output.estimate:q} --log {log:q}"
 
 
+# Encode the clips of one shard.
+# reads:  <results>/data/shards/{shard}.parquet, the recordings, the codec
+# writes: <results>/codes/{shard}.parquet
 rule tokenize_shard:
     input:
         config="<results>/config/tokenize.json",
@@ -123,6 +140,8 @@ rule tokenize_shard:
         codes="<results>/codes/{shard}.parquet",
     log:
         "<logs>/tokenize/{shard}.log",
+    benchmark:
+        "<benchmarks>/tokenize/{shard}.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     # On a GPU threads decode the next files; on a CPU two jobs are faster than two threads.
@@ -132,13 +151,16 @@ rule tokenize_shard:
         mem_mb=16000,
         runtime=480,
     params:
-        version=targets.STAGE_VERSIONS["tokenize"],
+        version=stages.STAGES["tokenize"].version,
     shell:
         "python -m higgs_pipe.tokenize_audio --config {input.config:q}"
         " --shard-clips {input.clips:q} --codes {output.codes:q}"
         " --num-threads {threads} --log {log:q}"
 
 
+# Pack codes and text into rows of full length.
+# reads:  <results>/data/clips.parquet, <results>/codes/, the base's tokenizer and chat template
+# writes: <results>/packed/{train,eval}.parquet, <results>/packed/packing.json
 rule pack:
     input:
         config="<results>/config/pack.json",
@@ -151,6 +173,8 @@ rule pack:
         packing="<results>/packed/packing.json",
     log:
         "<logs>/pack.log",
+    benchmark:
+        "<benchmarks>/pack.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: 2
@@ -158,7 +182,7 @@ rule pack:
         mem_mb=16000,
         runtime=240,
     params:
-        version=targets.STAGE_VERSIONS["pack"],
+        version=stages.STAGES["pack"].version,
         codes_dir=lambda wildcards, input: Path(input.codes[0]).parent,
         num_shards=len(SHARDS),
     shell:

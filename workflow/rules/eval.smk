@@ -1,8 +1,9 @@
-# The held-out loss of each adapter beside its base's.
-# in:  <results>/packed/eval.parquet, <results>/experiments/{experiment}/train/adapter/
-# out: <results>/experiments/{experiment}/eval/metrics.json and clips.parquet
+# How good each adapter is.
 
 
+# Compute the held-out loss of an adapter and of its base.
+# reads:  <results>/packed/eval.parquet, <results>/experiments/{experiment}/train/adapter/, the base
+# writes: <results>/experiments/{experiment}/eval/metrics.json, clips.parquet
 rule eval_adapter:
     input:
         config="<results>/config/eval.json",
@@ -15,6 +16,8 @@ rule eval_adapter:
         clips="<results>/experiments/{experiment}/eval/clips.parquet",
     log:
         "<logs>/experiments/{experiment}/eval.log",
+    benchmark:
+        "<benchmarks>/experiments/{experiment}/eval.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: 4 * config["eval"]["num_processes"]
@@ -25,7 +28,7 @@ rule eval_adapter:
         mem_mb=32000 * config["eval"]["num_processes"],
         runtime=480,
     params:
-        version=targets.STAGE_VERSIONS["eval"],
+        version=stages.STAGES["eval"].version,
         launch=lambda wildcards, threads: launching.launch_command(
             config["eval"]["num_processes"], threads, ACCELERATE_CONFIG
         ),

@@ -1,8 +1,10 @@
-# What a user of the adapter gets, checked in a fresh process.
-# in:  the data's counts, the experiment's adapter and metrics, the settings of every stage
-# out: <results>/adapters/{experiment}/ and <results>/adapters/{experiment}.zip
+# What a user of the adapter gets.
 
 
+# Package an adapter with its model card, metrics and provenance, and prove in a fresh process that
+# the package loads.
+# reads:  the data's counts, the experiment's adapter and metrics, the settings of every stage
+# writes: <results>/adapters/{experiment}/, <results>/adapters/{experiment}.zip
 rule package_adapter:
     input:
         config="<results>/config/package.json",
@@ -26,6 +28,8 @@ rule package_adapter:
         archive="<results>/adapters/{experiment}.zip",
     log:
         "<logs>/experiments/{experiment}/package.log",
+    benchmark:
+        "<benchmarks>/experiments/{experiment}/package.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: 4
@@ -33,7 +37,7 @@ rule package_adapter:
         mem_mb=64000,
         runtime=240,
     params:
-        version=targets.STAGE_VERSIONS["package"],
+        version=stages.STAGES["package"].version,
         config_dir=subpath(input.config, parent=True),
         data_dir=subpath(input.validation, parent=True),
         packed_dir=subpath(input.packing, parent=True),

@@ -1,8 +1,9 @@
 # The page that people look at.
-# in:  the data's counts, the metrics of training and evaluation of every experiment
-# out: <results>/report/index.html
 
 
+# Render the report of all experiments.
+# reads:  the data's counts, the metrics of training and evaluation of every experiment
+# writes: <results>/report/index.html
 rule report:
     input:
         config="<results>/config/report.json",
@@ -28,6 +29,8 @@ rule report:
         page="<results>/report/index.html",
     log:
         "<logs>/report.log",
+    benchmark:
+        "<benchmarks>/report.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: 1
@@ -35,7 +38,7 @@ rule report:
         mem_mb=4000,
         runtime=30,
     params:
-        version=targets.STAGE_VERSIONS["report"],
+        version=stages.STAGES["report"].version,
         names=EXPERIMENTS,
         experiments_dir=lambda wildcards, input: Path(input.eval_metrics[0]).parents[2],
     shell:

@@ -1,10 +1,11 @@
-# One adapter an experiment.
-# in:  <results>/packed/{train,eval}.parquet
-# out: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, preflight.json,
-#      config.json and trainable_parameters.json; beside them checkpoints/ while training runs, and
-#      logs/ of the tracker, which Snakemake leaves alone
+# One adapter per experiment.
 
 
+# Train an adapter.
+# reads:  <results>/packed/{train,eval}.parquet, the base
+# writes: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, preflight.json,
+#         config.json, trainable_parameters.json; beside them checkpoints/ while training runs and
+#         logs/ of the tracker, which are not outputs: Snakemake leaves them alone
 rule train_adapter:
     input:
         config="<results>/config/train.json",
@@ -20,6 +21,8 @@ rule train_adapter:
         trainable_parameters="<results>/experiments/{experiment}/train/trainable_parameters.json",
     log:
         "<logs>/experiments/{experiment}/train.log",
+    benchmark:
+        "<benchmarks>/experiments/{experiment}/train.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: lambda wildcards: 4 * num_processes_per_machine(wildcards)
@@ -31,7 +34,7 @@ rule train_adapter:
         mem_mb=lambda wildcards: 32000 * num_processes_per_machine(wildcards),
         runtime=2880,
     params:
-        version=targets.STAGE_VERSIONS["train"],
+        version=stages.STAGES["train"].version,
         overrides=lambda wildcards: launching.overrides_text(
             config, wildcards.experiment
         ),

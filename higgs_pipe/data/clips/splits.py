@@ -1,40 +1,16 @@
 """Which clips are held out, and which shard a clip belongs to: by hash, so nothing drifts."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from higgs_pipe.config.settings import DataConfig
+from higgs_pipe.data.conversation import ClipId, Conversation
 from higgs_pipe.data.hashing import unit_hash
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, REFERENCE, TRAIN
-from higgs_pipe.data.text import folded
-
-
-class Stretch(NamedTuple):
-    """What a clip holds of a recording; None is the recording's own start or end."""
-
-    path: Path | str
-    start_seconds: float | None
-    end_seconds: float | None
-    pcm_sha256: str
-
-    @classmethod
-    def of_clip(cls, clip: Mapping[str, Any]) -> Self:
-        """That of a row of the table of clips."""
-        return cls(*(clip[name] for name in ("audio_path", *cls._fields[1:])))
-
-    @property
-    def span_seconds(self) -> tuple[float, float]:
-        """Start and end in the file; infinity is the file's own end."""
-        return self.start_seconds or 0.0, math.inf if self.end_seconds is None else self.end_seconds
-
-    def overlaps(self, other: "Stretch") -> bool:
-        """Whether both are parts of one file and share some of its time."""
-        (start, end), (other_start, other_end) = self.span_seconds, other.span_seconds
-        return self.path == other.path and start < other_end and other_start < end
+from higgs_pipe.data.text import bare_words
 
 
 class Beside(NamedTuple):
@@ -56,10 +32,11 @@ def beside(
     by_id = {reference["clip_id"]: reference for reference in references}
     return [
         [
-            Beside(by_id[part["clip_id"]], turn["is_target"])
-            for turn in json.loads(clip["conversation"] or "[]")
-            for part in turn["parts"]
-            if part.get("clip_id") in by_id
+            Beside(by_id[heard.recording.clip_id], heard.is_target)
+            for heard in Conversation.from_json(
+                clip["conversation"] or "[]", ClipId.of
+            ).utterances()
+            if heard.recording.clip_id in by_id
         ]
         for clip in clips
     ]
@@ -97,10 +74,10 @@ def keys_of(
         for index, of_clip in enumerate(others)
         for other, is_target in of_clip
     ]
-    stretches = _stretch_keys([Stretch.of_clip(clip) for _, clip, _ in heard])
+    spans = _span_keys([Span.of(clip) for _, clip, _ in heard])
     found = [
-        (index, _own_keys(clip, stretch, data), is_target)
-        for (index, clip, is_target), stretch in zip(heard, stretches, strict=True)
+        (index, _own_keys(clip, span, data), is_target)
+        for (index, clip, is_target), span in zip(heard, spans, strict=True)
     ]
     learned = {key for _, own, is_target in found if is_target for key in own}
     keys: list[list[Key]] = [[] for _ in clips]
@@ -112,11 +89,11 @@ def keys_of(
     return keys
 
 
-def _own_keys(clip: Mapping[str, Any], stretch: Key, data: DataConfig) -> list[Key]:
-    own = [Key("audio", clip["pcm_sha256"]), stretch]
+def _own_keys(clip: Mapping[str, Any], span: Key, data: DataConfig) -> list[Key]:
+    own = [Key("audio", clip["pcm_sha256"]), span]
     if clip["dialogue_id"] is not None:
         own.append(Key("dialogue", clip["dialogue_id"]))
-    if data.keep_text_together and (text := folded(clip["text"])):
+    if data.keep_text_together and (text := bare_words(clip["text"])):
         own.append(Key("text", text))
     if data.split_by == "speaker" and clip["speaker"] is not None:
         own.insert(0, Key("speaker", clip["speaker"]))
@@ -125,20 +102,20 @@ def _own_keys(clip: Mapping[str, Any], stretch: Key, data: DataConfig) -> list[K
     return own
 
 
-def _stretch_keys(stretches: Sequence[Stretch]) -> list[Key]:
-    """A key for each stretch; those that overlap, also by way of others, have equal ones."""
-    by_file: dict[Path | str, list[tuple[float, float, int]]] = defaultdict(list)
-    for index, stretch in enumerate(stretches):
-        by_file[stretch.path].append((*stretch.span_seconds, index))
+def _span_keys(spans: Sequence[Span]) -> list[Key]:
+    """A key for each span; those that overlap, also by way of others, have equal ones."""
+    by_file: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
+    for index, span in enumerate(spans):
+        by_file[span.audio_path].append((*span.bounds_seconds, index))
     clusters = {}
-    for path, spans in by_file.items():
+    for path, bounds in by_file.items():
         reach, first = -math.inf, 0.0
-        for start, end, index in sorted(spans):
+        for start, end, index in sorted(bounds):
             if start >= reach:
                 first = start
             clusters[index] = Key("audio", f"{path} from {first} s")
             reach = max(reach, end)
-    return [clusters[index] for index in range(len(stretches))]
+    return [clusters[index] for index in range(len(spans))]
 
 
 def groups_of(keys: Sequence[Sequence[Key]]) -> list[str]:
@@ -195,7 +172,7 @@ def overlap(clips: Sequence[Mapping[str, Any]], data: DataConfig) -> dict[str, i
 
     found = {
         "audio": _num_shared_audio(learned),
-        "texts": num_shared(lambda clip: folded(clip["text"])),
+        "texts": num_shared(lambda clip: bare_words(clip["text"])),
         "dialogues": num_shared(lambda clip: clip["dialogue_id"]),
         "context": _num_shared_audio([learned[0], heard[1]])
         + _num_shared_audio([heard[0], learned[1]]),
@@ -216,7 +193,7 @@ def _num_shared_audio(sides: Sequence[Sequence[Mapping[str, Any]]]) -> int:
 def _num_overlapping(sides: Sequence[Sequence[Mapping[str, Any]]]) -> int:
     """Segments that begin within a segment of the other side."""
     spans = sorted(
-        (str(clip["audio_path"]), *Stretch.of_clip(clip).span_seconds, side)
+        (clip["audio_path"], *Span.of(clip).bounds_seconds, side)
         for side, side_clips in enumerate(sides)
         for clip in side_clips
     )

@@ -10,15 +10,15 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT
+from higgs_pipe.data.conversation import ASSISTANT, SCENE, SYSTEM, USER, Conversation, Turn
 from higgs_pipe.data.manifests.values import NotRead, end_of, is_number, is_whole_number, shown
-
-SYSTEM, SCENE, USER, ASSISTANT = "system", "scene", "user", "assistant"
+from higgs_pipe.data.spans import Span
 
 # The model's usual way to put a scene into the system message.
 SCENE_IN_SYSTEM = re.compile(
@@ -34,40 +34,10 @@ SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
 FILE_ADDRESS = re.compile(r"^file:(?:/{2}(?:localhost)?)?(?=/[^/])", re.IGNORECASE)
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a turn: text, or a recording or a part of one; one of the two is given."""
-
-    text: str | None = None
-    audio_path: Path | None = None
-    start_seconds: float | None = None
-    end_seconds: float | None = None
+SpokenTurn = Turn[Span]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation; a target is what the model learns to say."""
-
-    role: str  # system, scene, user or assistant
-    parts: tuple[Part, ...]
-    is_target: bool = False
-
-    @property
-    def text(self) -> str:
-        """All that is written in it."""
-        return " ".join(text for part in self.parts if (text := (part.text or "").strip()))
-
-    @property
-    def recordings(self) -> tuple[Part, ...]:
-        """All that is heard in it."""
-        return tuple(part for part in self.parts if part.audio_path is not None)
-
-
-Conversation = tuple[Turn, ...]
-
-
-def read_chatml(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Conversation | None]:
+def read_chatml(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Conversation[Span] | None]:
     """A sample with ``messages`` as the fields of a row, and its turns where those say more.
 
     Targets are the assistant's turns from the message ``start_index`` on, counted from 0, or the
@@ -81,12 +51,12 @@ def read_chatml(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Conversation
     turns = _rewritten(turns, misc.get("ref_transcript") if isinstance(misc, dict) else None)
     turns = [_without_gaps(turn) for turn in _without_echoes(turns)]
     row = as_row(turns)
-    return (_fields(turns), tuple(turns)) if row is None else (row, None)
+    return (_fields(turns), Conversation(tuple(turns))) if row is None else (row, None)
 
 
 def read_ref_speakers(
     text: str, audio: str, scene: str | None, ref_speakers: Any
-) -> tuple[dict[str, Any], Conversation | None]:
+) -> tuple[dict[str, Any], Conversation[Span] | None]:
     """An older trainer's sample with a reference for each speaker, as :func:`read_chatml`.
 
     Raises:
@@ -123,10 +93,10 @@ def read_ref_speakers(
         turns += [_turn(USER, f"{tag} {words}" if tags else words), _recording(path)]
     turns += [_turn(USER, text), replace(_recording(audio), is_target=True)]
     row = as_row(turns)
-    return (_fields(turns), tuple(turns)) if row is None else (row, None)
+    return (_fields(turns), Conversation(tuple(turns))) if row is None else (row, None)
 
 
-def as_row(turns: Sequence[Turn]) -> dict[str, Any] | None:
+def as_row(turns: Sequence[SpokenTurn]) -> dict[str, Any] | None:
     """The fields of a row that says the same as the turns, if there is one.
 
     There is one for speech of a single voice, with or without one whole recording as its
@@ -145,14 +115,14 @@ def as_row(turns: Sequence[Turn]) -> dict[str, Any] | None:
     if scene := next((turn.text for turn in head if turn.role == SCENE), None):
         fields["scene"] = scene
     if len(pairs) == 2:
-        words, (reference,) = pairs[0][0].text, pairs[0][1].parts
-        if (reference.start_seconds, reference.end_seconds) != (None, None):
+        words, (reference,) = pairs[0][0].text, pairs[0][1].recordings
+        if not reference.is_whole_file:
             return None
-        fields |= {"ref_text": words, "ref_audio": os.fspath(reference.audio_path or "")}
+        fields |= {"ref_text": words, "ref_audio": reference.audio_path}
     return fields
 
 
-def _is_speech(asked: Turn, said: Turn) -> bool:
+def _is_speech(asked: SpokenTurn, said: SpokenTurn) -> bool:
     """Whether a user's text is followed by one recording of it, in one voice."""
     return (
         (asked.role, said.role) == (USER, ASSISTANT)
@@ -162,45 +132,26 @@ def _is_speech(asked: Turn, said: Turn) -> bool:
     )
 
 
-def own_place(turns: Sequence[Turn]) -> tuple[int, int] | None:
-    """Turn and part of the last recording to learn: the one that the row of the turns is of."""
-    places = [
-        (index, number)
-        for index, turn in enumerate(turns)
-        for number, part in enumerate(turn.parts)
-        if turn.is_target and part.audio_path is not None
-    ]
-    return places[-1] if places else None
-
-
-def words_of(turns: Sequence[Turn], index: int) -> str:
-    """What is said in a turn with a recording: its text, or the user's before it."""
-    asked = (turn.text for turn in reversed(turns[:index]) if turn.role == USER)
-    return turns[index].text or next((text for text in asked if text), "")
-
-
-def _fields(turns: Sequence[Turn]) -> dict[str, Any]:
+def _fields(turns: Sequence[SpokenTurn]) -> dict[str, Any]:
     """Those of the last recording to learn."""
-    place = own_place(turns)
-    if place is None:
+    own = next((u for u in Conversation(tuple(turns)).utterances() if u.is_own), None)
+    if own is None:
         raise NotRead(
             "no recording is to be learned: none of the assistant's messages from `start_index` "
             "on (without it, the last one) has audio"
         )
-    index, number = place
-    recording = turns[index].parts[number]
     return {
-        "audio": os.fspath(recording.audio_path or ""),
-        "text": words_of(turns, index),
-        "start_seconds": recording.start_seconds,
-        "end_seconds": recording.end_seconds,
+        "audio": own.recording.audio_path,
+        "text": own.text,
+        "start_seconds": own.recording.start_seconds,
+        "end_seconds": own.recording.end_seconds,
     }
 
 
 # --- From messages to turns ----------------------------------------------------------------------
 
 
-def _turns(sample: Mapping[str, Any]) -> list[Turn]:
+def _turns(sample: Mapping[str, Any]) -> list[SpokenTurn]:
     """The messages one by one, a scene in the system message as a turn of its own."""
     messages = sample.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -235,7 +186,7 @@ def _turns(sample: Mapping[str, Any]) -> list[Turn]:
     return turns
 
 
-def _message(message: Any, place: str) -> Turn:
+def _message(message: Any, place: str) -> SpokenTurn:
     match message:
         case {"role": "system" | "scene" | "user" | "assistant" as role, "content": content}:
             pass
@@ -251,12 +202,12 @@ def _message(message: Any, place: str) -> Turn:
     return Turn(role, tuple(parts))
 
 
-def _part(part: Any, place: str) -> Part:
+def _part(part: Any, place: str) -> str | Span:
     match part:
         case None:
-            return Part(text="")
+            return ""
         case str(text) | {"type": "text", "text": str(text)}:
-            return Part(text=text)
+            return text
         case {"type": "audio"}:
             return _audio_part(part, place)
         case {"type": "input_audio"}:
@@ -267,7 +218,7 @@ def _part(part: Any, place: str) -> Part:
     )
 
 
-def _audio_part(part: Mapping[str, Any], place: str) -> Part:
+def _audio_part(part: Mapping[str, Any], place: str) -> Span:
     path, offset, duration = (part.get(key) for key in ("audio_url", "offset", "duration"))
     if part.get("raw_audio") or (isinstance(path, str) and path.startswith("data:")):
         raise NotRead(f"{place}: audio in base64 is not read; save it as a file and name that")
@@ -281,19 +232,19 @@ def _audio_part(part: Mapping[str, Any], place: str) -> Part:
     elif ADDRESS.match(path):
         raise NotRead(f"{place}: {shown(path)} is an address; download it and name the file")
     if offset is None:  # `duration` alone is that of the file
-        return Part(audio_path=Path(path))
+        return Span(os.fspath(Path(path)))
     if not (is_number(offset) and offset >= 0) or not (
         duration is None or (is_number(duration) and duration > 0)
     ):
         raise NotRead(f"{place}: `offset`, `duration`: no numbers of seconds")
-    return Part(
-        audio_path=Path(path),
+    return Span(
+        os.fspath(Path(path)),
         start_seconds=float(offset),
         end_seconds=None if duration is None else end_of(offset, duration),
     )
 
 
-def _system_and_scene(turn: Turn) -> list[Turn]:
+def _system_and_scene(turn: SpokenTurn) -> list[SpokenTurn]:
     """The first turn; if it is the system's, without empty text and with the scene apart."""
     if turn.role != SYSTEM:
         return [turn]
@@ -306,7 +257,7 @@ def _system_and_scene(turn: Turn) -> list[Turn]:
 # --- Into the layout of inference ----------------------------------------------------------------
 
 
-def _rewritten(turns: list[Turn], ref_transcript: Any) -> list[Turn]:
+def _rewritten(turns: list[SpokenTurn], ref_transcript: Any) -> list[SpokenTurn]:
     """The community's cloning form as turns of its own for the reference; others as they are.
 
     Its one user turn holds the reference's text and recording, in any order, and the request with
@@ -314,7 +265,7 @@ def _rewritten(turns: list[Turn], ref_transcript: Any) -> list[Turn]:
     """
     match [turn for turn in turns if turn.role not in (SYSTEM, SCENE)]:
         case [Turn(role="user") as user, Turn(role="assistant") as said] if any(
-            CLONING_REQUEST.search(part.text or "") for part in user.parts
+            CLONING_REQUEST.search(text) for text in user.texts
         ):
             pass
         case _:
@@ -339,9 +290,9 @@ def _rewritten(turns: list[Turn], ref_transcript: Any) -> list[Turn]:
     ]
 
 
-def _words_and_target(user: Turn) -> tuple[str, str]:
+def _words_and_target(user: SpokenTurn) -> tuple[str, str]:
     """What the reference says, and the text after the request."""
-    texts = [part.text for part in user.parts if part.text and part.text.strip()]
+    texts = [text for text in user.texts if text.strip()]
     place = next(i for i, text in enumerate(texts) if CLONING_REQUEST.search(text))
     words, target = CLONING_REQUEST.split(texts[place], maxsplit=1)
     others = texts[:place] + texts[place + 1 :]
@@ -350,7 +301,7 @@ def _words_and_target(user: Turn) -> tuple[str, str]:
     return " ".join(text.strip() for text in (*others, words) if text.strip()), target.strip()
 
 
-def _without_echoes(turns: Sequence[Turn]) -> list[Turn]:
+def _without_echoes(turns: Sequence[SpokenTurn]) -> list[SpokenTurn]:
     """The turns; a recording's transcript beside it that repeats the user's text is left out."""
     return [
         replace(turn, parts=turn.recordings)
@@ -362,21 +313,21 @@ def _without_echoes(turns: Sequence[Turn]) -> list[Turn]:
     ]
 
 
-def _without_gaps(turn: Turn) -> Turn:
+def _without_gaps(turn: SpokenTurn) -> SpokenTurn:
     """The turn with texts side by side as one, and none blank beside another part."""
-    parts: list[Part] = []
-    for is_audio, group in itertools.groupby(turn.parts, lambda part: part.audio_path is not None):
+    parts: list[str | Span] = []
+    for is_text, group in itertools.groupby(turn.parts, lambda part: isinstance(part, str)):
         joined = Turn(turn.role, tuple(group))
-        if is_audio:
+        if not is_text:
             parts += joined.parts
         elif joined.text:
-            parts.append(Part(text=joined.text))
-    return replace(turn, parts=tuple(parts) or (Part(text=""),))
+            parts.append(joined.text)
+    return replace(turn, parts=tuple(parts) or ("",))
 
 
-def _turn(role: str, text: str) -> Turn:
-    return Turn(role, (Part(text=text),))
+def _turn(role: str, text: str) -> SpokenTurn:
+    return Turn(role, (text,))
 
 
-def _recording(path: str) -> Turn:
-    return Turn(ASSISTANT, (Part(audio_path=Path(path)),))
+def _recording(path: str) -> SpokenTurn:
+    return Turn(ASSISTANT, (Span(os.fspath(Path(path))),))

@@ -20,8 +20,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from higgs_pipe.data.manifests.conversations import Conversation, read_chatml, read_ref_speakers
+from higgs_pipe.data.conversation import Conversation
+from higgs_pipe.data.manifests.conversations import read_chatml, read_ref_speakers
 from higgs_pipe.data.manifests.values import NotRead, end_of, is_number
+from higgs_pipe.data.spans import Span
 
 REQUIRED_KEYS = ("audio", "text")
 SECONDS_KEYS = ("start_seconds", "end_seconds")
@@ -68,7 +70,7 @@ class Record:
     file: str
     line: int
     fields: Fields
-    conversation: Conversation | None = None
+    conversation: Conversation[Span] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from higgs_pipe.config.settings import ManifestEntry
-from higgs_pipe.data.manifests.conversations import Conversation, Part
+from higgs_pipe.data.conversation import Conversation, Utterance
 from higgs_pipe.data.manifests.formats import (
     LOOKED_FOR,
     OUR_KEYS,
@@ -22,6 +22,7 @@ from higgs_pipe.data.manifests.formats import (
     detect,
 )
 from higgs_pipe.data.manifests.values import is_encodable, is_number, is_whole_number, shown
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, TRAIN
 from higgs_pipe.errors import UserError, list_offenders
 
@@ -57,13 +58,34 @@ class Row:
     end_seconds: float | None = None
     dialogue_id: str | None = None
     turn: int | None = None
-    conversation: Conversation | None = None
+    conversation: Conversation[Span] | None = None
     is_outside_root: bool = False  # whether a path leads out of the manifest's root
 
     @property
     def place(self) -> str:
         """``file:line``."""
         return f"{self.manifest}:{self.line}"
+
+    @property
+    def span(self) -> Span:
+        """The part of a file that the row is a clip of."""
+        return Span(str(self.audio_path), self.start_seconds, self.end_seconds)
+
+    @property
+    def reference_span(self) -> Span | None:
+        """The row's own reference recording: always a whole file."""
+        return None if self.ref_audio_path is None else Span(str(self.ref_audio_path))
+
+    @property
+    def utterances(self) -> list[Utterance[Span]]:
+        """The recordings of the row's conversation, in order; none without one."""
+        return [] if self.conversation is None else self.conversation.utterances()
+
+    @property
+    def all_spans(self) -> list[Span]:
+        """All that must be measured to judge the row."""
+        references = [] if self.reference_span is None else [self.reference_span]
+        return [self.span, *references, *(heard.recording for heard in self.utterances)]
 
 
 @dataclass(frozen=True)
@@ -186,8 +208,9 @@ def _faults_of(record: Record, names: Mapping[str, str]) -> list[str]:
             faults.append(f"`{key}` must be a string, found {shown(value)}")
         elif not is_encodable(value):
             faults.append(f"`{key}` is no valid text: {value!r:.60}")
-    for number, turn in enumerate(record.conversation or (), start=1):
-        for text in (part.text or str(part.audio_path) for part in turn.parts):
+    turns = record.conversation.turns if record.conversation else ()
+    for number, turn in enumerate(turns, start=1):
+        for text in (part if isinstance(part, str) else part.audio_path for part in turn.parts):
             if not is_encodable(text):
                 faults.append(f"turn {number} is no valid text: {text!r:.60}")
     if faults:
@@ -242,8 +265,10 @@ def _row(record: Record, root: Path) -> Row:
     audio_path = root / fields["audio"]
     ref_audio_path = root / ref_audio if ref_audio is not None else None
     start_seconds, end_seconds = _segment(fields)
-    conversation = _conversation(record, root)
-    recording_paths = [part.audio_path for turn in conversation or () for part in turn.parts]
+    conversation = record.conversation and record.conversation.map_recordings(
+        lambda span: span._replace(audio_path=str(root / span.audio_path))
+    )
+    utterances = conversation.utterances() if conversation else []
     return Row(
         manifest=record.file,
         line=record.line,
@@ -264,24 +289,13 @@ def _row(record: Record, root: Path) -> Row:
         conversation=conversation,
         is_outside_root=any(
             path is not None and _is_outside(path, root)
-            for path in (audio_path, ref_audio_path, *recording_paths)
+            for path in (
+                audio_path,
+                ref_audio_path,
+                *(Path(heard.recording.audio_path) for heard in utterances),
+            )
         ),
     )
-
-
-def _conversation(record: Record, root: Path) -> Conversation | None:
-    """The record's, with absolute paths."""
-    if record.conversation is None:
-        return None
-    return tuple(
-        replace(turn, parts=tuple(_below(root, part) for part in turn.parts))
-        for turn in record.conversation
-    )
-
-
-def _below(root: Path, part: Part) -> Part:
-    path = part.audio_path
-    return part if path is None else replace(part, audio_path=root / path)
 
 
 def _is_outside(path: Path, root: Path) -> bool:

@@ -1,1 +1,1 @@
-"""From clips and codes to packed rows: samples are planned, sized and put into bins."""
+"""Packing: plan samples of clips, and assign them to rows by their lengths."""

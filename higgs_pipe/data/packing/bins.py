@@ -9,21 +9,20 @@ Indices = npt.NDArray[np.int64]
 
 
 def best_fit_decreasing(lengths: npt.NDArray[np.int32], capacity: int) -> list[Indices]:
-    """Pack items into bins: longest first, each into the bin that it leaves least room in.
+    """Pack items into bins: longest first, each into the bin that it fills best.
 
-    At most 11/9 of the fewest possible bins, plus 4 (Johnson et al., 1974). Bins with equal room
-    are alike, and so are items of equal length: they are placed together, so that a million items
-    take a few seconds.
+    Uses at most 11/9 of the fewest possible bins, plus 4 (Johnson et al., 1974). Items of equal
+    length are placed together, so a million items take a few seconds.
 
     Args:
         lengths: Length of each item, 1 to ``capacity``.
-        capacity: Of a bin.
+        capacity: Length of a bin.
 
     Returns:
-        The items' indices, an ascending array a bin, bins in the order of their opening.
+        The indices of the items, one ascending array per bin, bins in the order of their opening.
 
     Raises:
-        ValueError: An item is longer than a bin, or has no length.
+        ValueError: An item is longer than a bin, or shorter than 1.
     """
     if len(lengths) == 0:
         return []
@@ -46,13 +45,13 @@ def best_fit_decreasing(lengths: npt.NDArray[np.int32], capacity: int) -> list[I
 
     by_length = np.argsort(-lengths, kind="stable")
     steps = np.flatnonzero(np.diff(lengths[by_length])) + 1
-    for items in np.split(by_length, steps):  # all of one length
+    for items in np.split(by_length, steps):  # items of one length
         length = int(lengths[items[0]])
         placed = 0
         while placed < len(items):
             tightest = bisect_left(rooms, length)
             room = rooms[tightest] if tightest < len(rooms) else capacity
-            # The tightest bin stays the tightest until it is full.
+            # The tightest bin remains the tightest until it is full.
             items_per_bin = room // length
             num_wanted = -(-(len(items) - placed) // items_per_bin)
             if tightest == len(rooms):

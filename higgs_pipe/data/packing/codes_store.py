@@ -1,9 +1,9 @@
-"""The codes of all shards, by clip."""
+"""Random access to the codes of all shards by clip."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,15 @@ REMEDY = "run: snakemake --forcerun tokenize_shard"
 
 
 class CodesStore:
-    """Codes of every clip, copied into a temporary file: int16, 400 bytes a second for K = 8.
+    """Codes of every clip, copied into a temporary file: int16, 400 bytes per second for K = 8.
 
-    In memory are 12 bytes a clip, and the ids of the shards while they are read. A thread copies;
-    the first codes that are asked for wait for it.
+    Memory holds 12 bytes per clip, and the ids of the shards while they are read. A thread copies
+    the codes; the first access waits for it.
 
     Args:
-        shards: The tables of codes; all of them by one codec.
-        clip_ids: The clips, in the order by which they are asked for.
-        directory: Where the temporary file lies.
+        shards: The tables of codes, all of one codec.
+        clip_ids: The clips, in the order by which they are indexed.
+        directory: The folder of the temporary file.
 
     Raises:
         UserError: A shard is missing or unreadable, the shards come from different codecs, a clip
@@ -42,7 +42,7 @@ class CodesStore:
             info = read_codec_info(shard)
             if info != self.codec_info:
                 raise UserError(
-                    f"{shard} was made by another codec or number type than {shards[0]} "
+                    f"{shard} was made by another codec or in another dtype than {shards[0]} "
                     f"({info.codec} in {info.dtype}, {self.codec_info.codec} in "
                     f"{self.codec_info.dtype}); {REMEDY}"
                 )
@@ -51,7 +51,7 @@ class CodesStore:
         listing = [table.read(columns=["clip_id", "num_frames"]) for table in tables]
         self._place(pa.concat_tables(listing), clip_ids)
         num_codes = int(self.num_frames.sum()) * self.codec_info.num_codebooks
-        check_free_space(directory, 2 * num_codes, "a copy of all codes would")
+        check_free_space(directory, 2 * num_codes, "a copy of all codes")
         self._spool = Spool(directory, np.int16)
         self._background = ThreadPoolExecutor(1)
         self._copied = self._background.submit(self._copy, tables)
@@ -62,7 +62,7 @@ class CodesStore:
                 self._spool.append(_flat(batch.column("codes")))
 
     def _place(self, listing: pa.Table, clip_ids: pa.Array) -> None:
-        """Find each clip among the shards' rows; their codes follow each other in the file."""
+        """Find the position of each clip's codes, which lie in the file in the shards' order."""
         row = pc.index_in(clip_ids, value_set=listing.column("clip_id").combine_chunks())
         if row.null_count:
             missing = clip_ids.filter(pc.is_null(row)).to_pylist()
@@ -80,7 +80,7 @@ class CodesStore:
         return codes.reshape(num_frames, num_codebooks)
 
     def joined(self, clips: Sequence[int]) -> npt.NDArray[np.int16]:
-        """The codes of some clips, joined in time: (sum of T, K)."""
+        """Return the codes of some clips, joined in time: (sum of T, K)."""
         return self[clips[0]] if len(clips) == 1 else np.concatenate([self[c] for c in clips])
 
     def __enter__(self) -> Self:
@@ -92,6 +92,5 @@ class CodesStore:
 
 
 def _flat(codes: Any) -> npt.NDArray[np.int16]:
-    """The codes of a batch, one after the other: (sum of T * K,)."""
-    flat: npt.NDArray[np.int16] = codes.flatten().flatten().to_numpy()
-    return flat
+    """Return the codes of a batch, one clip after the other: (sum of T * K,)."""
+    return cast("npt.NDArray[np.int16]", codes.flatten().flatten().to_numpy())

@@ -1,25 +1,21 @@
-"""What each sample is made from: a clip, a dialogue or a conversation, and its references.
+"""The samples of a split: of clips, dialogues and conversations, with their references.
 
-All is drawn by hash of ids and seed, so that a clip more or less draws no other sample anew.
+Draws depend on a hash of ids and seed, so adding or removing a clip leaves other samples alone.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.data.hashing import unit_hash
-from higgs_pipe.data.specs import CLIPS, EVAL, REFERENCE, TRAIN
-from higgs_pipe.data.tables import open_table
-from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.data.packing.clips import Clips
+from higgs_pipe.data.specs import EVAL, TRAIN
+from higgs_pipe.errors import UserError
 
 SPEECH, CLONING = "speech", "cloning"
 DIALOGUE, DIALOGUE_CLONING = "dialogue", "dialogue_cloning"
@@ -28,42 +24,16 @@ CONVERSATION = "conversation"
 TASKS = (SPEECH, CLONING, DIALOGUE, DIALOGUE_CLONING, CONVERSATION)
 
 NO_REFERENCE = "no other recording of the speaker in this split"
-OWN_HELD_OUT = "the row's own reference is audio that is held out, so that another was sought"
+OWN_HELD_OUT = "the row's own reference is held-out audio, so another one is used"
 REFERENCE_TOO_LONG = "the sample with its reference exceeds pack.max_tokens"
-DIALOGUE_TOO_LONG = "the dialogue exceeds pack.max_tokens, so that its turns stand alone"
-NO_SPEAKER = "a turn of the dialogue has no speaker, so that its turns stand alone"
+DIALOGUE_TOO_LONG = "the dialogue exceeds pack.max_tokens, so its turns stand alone"
+NO_SPEAKER = "a turn of the dialogue has no speaker, so its turns stand alone"
 
-NUM_RANKED = 32  # candidates of a reference that are compared, where there are embeddings
-
-# What the turns of a sample are written from.
-EMBEDDING = "speaker_embedding"  # a column of clips where a speaker model ran
-TEXT_COLUMNS = ("clip_id", "text", "scene", "conversation", "manifest", "line")
-# What samples are planned from.
-CLIP_COLUMNS = (
-    *TEXT_COLUMNS,
-    *("speaker", "split", "reference_id", "dialogue_id", "turn"),
-    *("audio_path", "start_seconds", "end_seconds", "pcm_sha256", EMBEDDING),
-)
-
-Row = dict[str, Any]
-
-
-class Recording(NamedTuple):
-    """Clips joined in time, each by its row in the table of clips."""
-
-    clips: tuple[int, ...]
-
-
-class Turn(NamedTuple):
-    """One message: pieces of text and recordings in order; a target is what the model learns."""
-
-    role: str  # system, scene, user or assistant
-    parts: tuple[str | Recording, ...]
-    is_target: bool = False
+NUM_RANKED = 32  # candidates for a reference that are compared by their embeddings
 
 
 class Fallback(NamedTuple):
-    """Whose part of a sample is less than its drawn task asks for, and why."""
+    """A speaker's part of a sample that fell back to a simpler task, and the reason."""
 
     speaker: str
     reason: str
@@ -77,7 +47,7 @@ class Reference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SamplePlan:
     """A sample before its texts and codes are read; clips are rows in the table of clips."""
 
     drawn_task: str
@@ -88,12 +58,12 @@ class Plan:
 
     @property
     def is_dialogue(self) -> bool:
-        """Whether its turns are said as one."""
+        """Tell if its turns are spoken as one recording."""
         return self.drawn_task in DIALOGUE_TASKS
 
     @property
     def task(self) -> str:
-        """What the sample teaches in the end."""
+        """The task after all fallbacks."""
         if self.drawn_task == CONVERSATION:
             return CONVERSATION
         if self.is_dialogue:
@@ -102,151 +72,22 @@ class Plan:
 
     @property
     def clips(self) -> tuple[int, ...]:
-        """The clips whose rows are needed to write the sample's turns."""
+        """The clips whose texts the turns of the sample are made of."""
         return self.targets + tuple(reference.clip for reference in self.references)
 
 
-class Clips:
-    """The table of clips by column: a few numbers a clip at hand, its texts on request.
-
-    A clip is its row in the table; -1 stands for no speaker, no reference, no dialogue.
-
-    Raises:
-        UserError: A clip names a reference that the table does not hold.
-    """
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """The columns of ``clips.parquet`` that packing needs."""
-        table, _ = open_table(path, CLIPS)
-        return cls(table.read(columns=list(CLIP_COLUMNS)))
-
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table.select(TEXT_COLUMNS)
-        self.ids: pa.Array = _column(table, "clip_id")
-        self.speaker, speakers = _coded(table, "speaker")  # (N,)
-        self.split, splits = _coded(table, "split")
-        self.dialogue, dialogues = _coded(table, "dialogue_id")
-        self.speakers, self._splits = speakers.to_pylist(), splits.to_pylist()
-        self.dialogues = dialogues.to_pylist()
-        self.turn = _numbers(table, "turn", -1)
-        self.is_conversation = _column(table, "conversation").is_valid().to_numpy(False)
-        self.reference = self._references(_column(table, "reference_id"))
-        self._audio, _ = _coded(table, "pcm_sha256")
-        self._file, _ = _coded(table, "audio_path")
-        self._start = _numbers(table, "start_seconds", 0.0)
-        self._end = _numbers(table, "end_seconds", np.inf)
-        self._embeddings = _column(table, EMBEDDING)
-        self.has_embeddings = self._embeddings.null_count < len(self._embeddings)
-        self._by_id: dict[str, int] = {}
-        self._audio_by_split: dict[str, tuple[set[int], set[int]]] = {}
-
-    def _references(self, named: pa.Array) -> npt.NDArray[np.int32]:
-        found = pc.index_in(named, value_set=self.ids)
-        missing = named.filter(pc.and_(named.is_valid(), found.is_null()))
-        if len(missing):
-            raise UserError(
-                f"references that are no clips:\n{list_offenders(missing.to_pylist())}\n"
-                f"run: snakemake --forcerun {CLIPS.made_by}"
-            )
-        rows: npt.NDArray[np.int32] = found.fill_null(-1).to_numpy()
-        return rows
-
-    def in_split(self, split: str) -> npt.NDArray[np.int64]:
-        """The clips of a split, in the table's order."""
-        if split not in self._splits:
-            return np.empty(0, np.int64)
-        return np.flatnonzero(self.split == self._splits.index(split))
-
-    def rows(self, clips: Sequence[int]) -> dict[int, Row]:
-        """The texts of some clips: ``TEXT_COLUMNS``, and ``clip``."""
-        wanted = sorted(set(clips))
-        rows = self._table.take(wanted).to_pylist()
-        return {clip: row | {"clip": clip} for clip, row in zip(wanted, rows, strict=True)}
-
-    def place(self, clip: int) -> str:
-        """The manifest and line of a clip."""
-        row = self.rows([clip])[clip]
-        return f"{row['manifest']}:{row['line']}"
-
-    def by_id(self, clip_id: str) -> int:
-        """The clip of a conversation's recording: a reference."""
-        if not self._by_id:
-            references = self.in_split(REFERENCE)
-            ids = self.ids.take(references).to_pylist()
-            self._by_id = dict(zip(ids, references.tolist(), strict=True))
-        return self._by_id[clip_id]
-
-    def shares_audio(self, clip: int, others: Sequence[int]) -> bool:
-        """Whether a clip sounds as one of the others, or overlaps one in its file."""
-        return any(
-            self._audio[clip] == self._audio[other]
-            or (
-                self._file[clip] == self._file[other]
-                and self._start[clip] < self._end[other]
-                and self._start[other] < self._end[clip]
-            )
-            for other in others
-        )
-
-    def holds_audio_of(self, clip: int, split: str) -> bool:
-        """Whether a whole recording is that of a clip of a split, or the file of one."""
-        if split not in self._audio_by_split:
-            members = self.in_split(split)
-            self._audio_by_split[split] = (
-                set(self._audio[members].tolist()),
-                set(self._file[members].tolist()),
-            )
-        audio, files = self._audio_by_split[split]
-        return self._audio[clip] in audio or self._file[clip] in files
-
-    def most_similar(self, clip: int, candidates: Sequence[int]) -> int:
-        """The candidate whose speaker embedding has the largest cosine to the clip's.
-
-        The first candidate where the clip or all candidates lack an embedding.
-        """
-        if (target := self._direction(clip)) is None:
-            return candidates[0]
-        directions = [(c, self._direction(c)) for c in candidates]
-        cosines = [(float(d @ target), c) for c, d in directions if d is not None]
-        return max(cosines, key=lambda item: item[0])[1] if cosines else candidates[0]
-
-    def _direction(self, clip: int) -> npt.NDArray[np.float64] | None:
-        """The clip's speaker embedding at unit length."""
-        if not self._embeddings[clip].is_valid:
-            return None
-        vector: npt.NDArray[np.float64] = self._embeddings[clip].values.to_numpy().astype(float)
-        return vector / np.linalg.norm(vector)
-
-
-def _column(table: pa.Table, name: str) -> pa.Array:
-    return table.column(name).combine_chunks()
-
-
-def _coded(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int32], pa.Array]:
-    """A column as numbers, and what each number stands for; -1 is a missing value."""
-    encoded = _column(table, name).dictionary_encode()
-    codes: npt.NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy()
-    return codes, encoded.dictionary
-
-
-def _numbers(table: pa.Table, name: str, missing: float) -> npt.NDArray[Any]:
-    numbers: npt.NDArray[Any] = _column(table, name).fill_null(missing).to_numpy()
-    return numbers
-
-
 class References:
-    """Other recordings of a speaker among some clips.
+    """Reference recordings for clips: others of the same speaker in the split.
 
-    A speaker's clips lie on a ring in the order of their hashes, and each takes the next one that
-    it may: all serve about equally often, and a clip more or less changes only the clip before it.
-    Where there are speaker embeddings, the most similar of the next ``NUM_RANKED`` is taken.
+    The clips of a speaker form a ring in the order of their hashes. Each clip takes the next
+    allowed one, so all serve about equally often, and adding a clip affects only the one before
+    it. With speaker embeddings, each takes the most similar of the next ``NUM_RANKED``.
 
     Args:
         clips: The table of clips.
         members: The clips of one split.
-        seed: Another seed gives another ring.
-        is_training: Whether that split is trained on.
+        seed: Determines the ring.
+        is_training: True for the training split.
     """
 
     def __init__(
@@ -267,9 +108,9 @@ class References:
         self._bounds = bounds.tolist()
 
     def of(self, clip: int, targets: Sequence[int]) -> Reference | None:
-        """A reference for the speaker of a clip, for a sample with these targets.
+        """Return a reference for the speaker of a clip, in a sample with these targets.
 
-        The row's own reference recording comes first; none shares audio with a target.
+        The row's own reference comes first. No reference shares audio with a target.
         """
         speaker = int(self._clips.speaker[clip])
         own = int(self._clips.reference[clip])
@@ -286,11 +127,11 @@ class References:
         return Reference(speaker, self._clips.most_similar(clip, ranked))
 
     def refuses(self, own: int) -> bool:
-        """Whether a row's own reference is held-out audio, which training must not hear."""
+        """Tell if a row's own reference is held-out audio, which must not be in training."""
         return self._is_training and self._clips.holds_audio_of(own, EVAL)
 
     def _following(self, clip: int, targets: Sequence[int]) -> Iterator[int]:
-        """The clips after one on its speaker's ring, without those that share audio."""
+        """Yield the clips after one on its speaker's ring that share no audio with the targets."""
         speaker = int(self._clips.speaker[clip])
         start, end = self._bounds[speaker], self._bounds[speaker + 1]
         place = int(self._place[clip])
@@ -304,39 +145,39 @@ class References:
 class Planner:
     """Draws the task and the references of each clip and dialogue of a split.
 
-    A clip is plain speech or cloning. A dialogue as a whole draws among all tasks that have a
-    weight; speech and cloning then mean its turns one by one. A conversation is what it is, and
-    keeps all its turns. The dropouts take the scene of a share of the other samples, and the
-    reference of a share of those that have one, in a dialogue each speaker's apart.
+    A clip is plain speech or cloning. A dialogue draws among all tasks that have a weight; speech
+    and cloning then stand for its turns one by one. A conversation keeps all its turns. The
+    dropouts remove the scene from a share of the other samples, and a share of the references;
+    in a dialogue, each speaker's reference is drawn separately.
 
     Raises:
-        UserError: There are clips outside dialogues, and neither speech nor cloning has a weight.
+        UserError: Clips stand outside dialogues, and neither speech nor cloning has a weight.
     """
 
     def __init__(self, clips: Clips, split: str, settings: PackConfig) -> None:
         self._clips = clips
         self._members = clips.in_split(split)
-        # A conversation is no reference: its text may be an answer, or that of several voices.
+        # A conversation cannot serve as a reference: its text may hold several voices.
         alone = self._members[~clips.is_conversation[self._members]]
         self._references = References(clips, alone, settings.seed, split == TRAIN)
         self._settings = settings
         self._check_weights()
 
-    def plans(self) -> Iterator[Plan]:
-        """The samples in the order of the table; a dialogue stands where its first row stands."""
+    def plans(self) -> Iterator[SamplePlan]:
+        """Yield the samples in the order of the table, a dialogue at its first row."""
         dialogues = self._dialogues()
         for clip in map(int, self._members):
             if self._clips.is_conversation[clip]:
-                yield Plan(CONVERSATION, (clip,))
+                yield SamplePlan(CONVERSATION, (clip,))
             elif (dialogue := int(self._clips.dialogue[clip])) < 0:
                 yield self._one_clip(clip, self._draw(CLIP_TASKS, self._id(clip)))
             elif turns := dialogues.pop(dialogue, None):
                 yield from self._dialogue(dialogue, turns)
 
-    def shorter(self, plan: Plan) -> list[Plan]:
-        """What to try instead of a sample that exceeds a row; nothing if nothing is left out.
+    def shorter(self, plan: SamplePlan) -> list[SamplePlan]:
+        """Return shorter samples for one that exceeds a row; none if it cannot be shortened.
 
-        First without its references; then a dialogue's turns one by one.
+        First without its references; then the turns of a dialogue one by one.
         """
         if plan.references:
             speakers = [self._speaker_name(reference.speaker) for reference in plan.references]
@@ -346,11 +187,13 @@ class Planner:
             return list(self._turns_alone(plan.drawn_task, plan.targets, DIALOGUE_TOO_LONG))
         return []
 
-    def _one_clip(self, clip: int, task: str, *fallbacks: Fallback) -> Plan:
-        plan = Plan(task, (clip,), has_scene=self._keeps_scene(self._id(clip)), fallbacks=fallbacks)
+    def _one_clip(self, clip: int, task: str, *fallbacks: Fallback) -> SamplePlan:
+        plan = SamplePlan(
+            task, (clip,), has_scene=self._keeps_scene(self._id(clip)), fallbacks=fallbacks
+        )
         return self._with_references(plan, [clip]) if task == CLONING else plan
 
-    def _dialogue(self, dialogue: int, turns: tuple[int, ...]) -> Iterator[Plan]:
+    def _dialogue(self, dialogue: int, turns: tuple[int, ...]) -> Iterator[SamplePlan]:
         dialogue_id = self._clips.dialogues[dialogue]
         task = self._draw(CLIP_TASKS + DIALOGUE_TASKS, "dialogue", dialogue_id)
         if task in CLIP_TASKS:
@@ -361,18 +204,18 @@ class Planner:
             yield from self._turns_alone(task, turns, NO_SPEAKER)
             return
         keeps_scene = self._keeps_scene("dialogue", dialogue_id)
-        plan = Plan(task, turns, has_scene=keeps_scene)
+        plan = SamplePlan(task, turns, has_scene=keeps_scene)
         first_turns = sorted(speakers.values(), key=turns.index)
         yield self._with_references(plan, first_turns) if task == DIALOGUE_CLONING else plan
 
-    def _turns_alone(self, task: str, turns: Sequence[int], reason: str) -> Iterator[Plan]:
+    def _turns_alone(self, task: str, turns: Sequence[int], reason: str) -> Iterator[SamplePlan]:
         alone = CLONING if task == DIALOGUE_CLONING else SPEECH
         for turn in turns:
             speaker = self._speaker_name(int(self._clips.speaker[turn]))
             yield self._one_clip(turn, alone, Fallback(speaker, reason))
 
-    def _with_references(self, plan: Plan, clips: Sequence[int]) -> Plan:
-        """The plan with a reference for the speaker of each of these clips, if there is one."""
+    def _with_references(self, plan: SamplePlan, clips: Sequence[int]) -> SamplePlan:
+        """Return the plan with a reference for the speaker of each clip, if one is found."""
         references, lacking = [], []
         for clip in clips:
             if self._is_dropped("reference", self._settings.reference_dropout, self._id(clip)):
@@ -387,7 +230,7 @@ class Planner:
         return replace(plan, references=tuple(references), fallbacks=(*plan.fallbacks, *lacking))
 
     def _draw(self, tasks: Sequence[str], *key: object) -> str:
-        """One of the tasks, as their weights say."""
+        """Draw one of the tasks by their weights."""
         weights = [getattr(self._settings.tasks, task) for task in tasks]
         place = unit_hash("task", self._settings.seed, *key) * sum(weights)
         for task, end in zip(tasks, accumulate(weights), strict=True):
@@ -402,14 +245,13 @@ class Planner:
         return share > 0 and unit_hash(f"{what} dropout", self._settings.seed, *key) < share
 
     def _id(self, clip: int) -> str:
-        clip_id: str = self._clips.ids[clip].as_py()
-        return clip_id
+        return cast("str", self._clips.ids[clip].as_py())
 
     def _speaker_name(self, speaker: int) -> str:
         return "unknown" if speaker < 0 else self._clips.speakers[speaker]
 
     def _dialogues(self) -> dict[int, tuple[int, ...]]:
-        """The turns of each dialogue, in order."""
+        """Return the turns of each dialogue, in order."""
         turns = self._members[self._clips.dialogue[self._members] >= 0]
         dialogue = self._clips.dialogue[turns]
         order = np.lexsort((self._clips.turn[turns], dialogue))
@@ -423,62 +265,6 @@ class Planner:
         alone = in_no_dialogue & ~self._clips.is_conversation[self._members]
         if alone.any() and not (tasks.speech or tasks.cloning):
             raise UserError(
-                f"{alone.sum():,} clips are no turn of a dialogue, and pack.tasks gives them no "
-                "weight; give speech or cloning one, or take their rows out of the manifest."
+                f"{alone.sum():,} clips are not turns of a dialogue, and pack.tasks.speech and "
+                "pack.tasks.cloning are 0; raise one, or remove these rows from the manifest."
             )
-
-
-def turns_of(
-    plan: Plan,
-    rows: Mapping[int, Row],
-    clips: Clips,
-    system_prompt: str,
-    clean: Callable[[str], str],
-) -> tuple[Turn, ...]:
-    """The turns of a sample, the scene and the references before its target.
-
-    A dialogue is one target: what each speaker says on a line of its own, speakers numbered by
-    first appearance, and the turns' recordings joined in time.
-
-    Args:
-        plan: The sample.
-        rows: The texts of its clips, from :meth:`Clips.rows`.
-        clips: The table of clips.
-        system_prompt: The system message; a conversation may have its own.
-        clean: Cleans what users and assistants say.
-    """
-    system = Turn("system", (system_prompt,))
-    if plan.drawn_task == CONVERSATION:
-        written = _conversation(rows[plan.targets[0]], clips, clean)
-        return written if written[0].role == "system" else (system, *written)
-    speakers = dict.fromkeys(int(clips.speaker[clip]) for clip in plan.targets)
-    tags = dict.fromkeys(speakers, "")
-    if plan.is_dialogue:
-        tags = {speaker: f"[SPEAKER{number}] " for number, speaker in enumerate(speakers)}
-    turns = [system]
-    scenes = dict.fromkeys(s for clip in plan.targets if (s := rows[clip]["scene"]))
-    if scenes and plan.has_scene:
-        turns.append(Turn("scene", tuple(scenes)))
-    for speaker, clip in plan.references:
-        turns.append(Turn("user", (clean(tags[speaker] + rows[clip]["text"]),)))
-        turns.append(Turn("assistant", (Recording((clip,)),)))
-    lines = [tags[int(clips.speaker[clip])] + rows[clip]["text"] for clip in plan.targets]
-    turns.append(Turn("user", (clean("\n".join(lines)),)))
-    turns.append(Turn("assistant", (Recording(plan.targets),), is_target=True))
-    return tuple(turns)
-
-
-def _conversation(row: Row, clips: Clips, clean: Callable[[str], str]) -> tuple[Turn, ...]:
-    """The turns of a row's own conversation; its recordings are the row's clip and references."""
-
-    def part(written: Mapping[str, str], role: str) -> str | Recording:
-        if "text" in written:
-            return clean(written["text"]) if role in ("user", "assistant") else written["text"]
-        clip_id = written["clip_id"]
-        own = row["clip_id"] == clip_id
-        return Recording((row["clip"] if own else clips.by_id(clip_id),))
-
-    return tuple(
-        Turn(turn["role"], tuple(part(p, turn["role"]) for p in turn["parts"]), turn["is_target"])
-        for turn in json.loads(row["conversation"])
-    )

@@ -1,4 +1,4 @@
-"""Arrays that are too many for memory, in a temporary file."""
+"""Arrays in a temporary file instead of memory."""
 
 import os
 import shutil
@@ -15,27 +15,27 @@ from higgs_pipe.errors import UserError
 
 
 def check_free_space(directory: Path, num_bytes: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Check that the disk has room before a stage begins to write.
 
     Raises:
-        UserError: Fewer than ``num_bytes`` are free where ``directory`` lies.
+        UserError: Fewer than ``num_bytes`` are free on the disk of ``directory``.
     """
     free = shutil.disk_usage(directory).free
     if free < num_bytes:
         raise UserError(
-            f"{directory}: {what} take {num_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
-            "free some space, or let the results lie on a larger disk."
+            f"{directory}: {what} takes {num_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
+            "free; free some space, or put the results on a larger disk."
         )
 
 
 class Spool:
-    """Items of one type, appended in any amount and read back from any place.
+    """Items of one dtype, appended in any amount and read back from any position.
 
-    The file has no name: it is gone when it is closed, however the process ends.
+    The file has no name: the operating system removes it even if the process is killed.
 
     Args:
-        directory: Where the file lies.
-        dtype: Type of the items.
+        directory: The folder of the file.
+        dtype: The dtype of the items.
     """
 
     def __init__(self, directory: Path, dtype: npt.DTypeLike) -> None:
@@ -46,7 +46,7 @@ class Spool:
         self._is_flushed = True
 
     def append(self, items: npt.NDArray[Any]) -> int:
-        """Append ``items``; returns the place of the first one.
+        """Append ``items`` and return the position of the first one.
 
         Raises:
             UserError: The disk is full.
@@ -61,7 +61,7 @@ class Spool:
         return start
 
     def read(self, start: int, num_items: int) -> npt.NDArray[Any]:
-        """The items from place ``start`` on: (num_items,), read-only."""
+        """Return the items from position ``start`` on: (num_items,), read-only."""
         if not self._is_flushed:
             try:
                 self._file.flush()
@@ -88,6 +88,6 @@ class Spool:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
-        with suppress(OSError):  # closing would write what is buffered, and nobody reads it now
+        """Close the file, which removes it."""
+        with suppress(OSError):  # closing flushes the buffer, which is not needed any more
             self._file.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import random
 from collections import Counter
 from typing import Any
@@ -13,8 +12,9 @@ import pytest
 
 from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.data.clips.splits import Key, assign_splits, groups_of, keys_of, overlap
+from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.data.hashing import shard_of, unit_hash
-from higgs_pipe.data.text import folded
+from higgs_pipe.data.text import bare_words
 
 
 def numbered(num_groups: int) -> list[str]:
@@ -161,7 +161,7 @@ def test_clips_of_one_text_are_one_group_unless_texts_may_be_on_both_sides() -> 
     ],
 )
 def test_texts_are_one_but_for_case_and_punctuation(text: str, same: str, other: str) -> None:
-    assert folded(text) == folded(same) != folded(other)
+    assert bare_words(text) == bare_words(same) != bare_words(other)
 
 
 def test_turns_of_a_dialogue_are_one_group() -> None:
@@ -216,10 +216,10 @@ def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
     def talk(name: str, split: str, *, is_target: bool) -> list[dict[str, Any]]:
         """A conversation of two recordings, the first of which is ``p``."""
         recordings = [("ref-p", is_target), (name, True)]
-        turns = [{"parts": [{"clip_id": c}], "is_target": target} for c, target in recordings]
+        turns = tuple(Turn("assistant", (ClipId(c),), target) for c, target in recordings)
         own = clip(f"{name}.wav", split=split) | {"clip_id": name}
         reference = clip("copy.wav", pcm="p", split="reference") | {"clip_id": "ref-p"}
-        return [own | {"conversation": json.dumps(turns)}, reference]
+        return [own | {"conversation": Conversation(turns).to_json()}, reference]
 
     held_out = clip("p.wav", pcm="p", split="eval") | {"clip_id": "p"}
     learned = overlap([held_out, *talk("x", "train", is_target=True)], DataConfig())

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from higgs_pipe.config.settings import ManifestEntry
-from higgs_pipe.data.manifests.conversations import Part, Turn, read_chatml, read_ref_speakers
+from higgs_pipe.data.conversation import Turn
+from higgs_pipe.data.manifests.conversations import read_chatml, read_ref_speakers
 from higgs_pipe.data.manifests.reading import Row, read_manifests
 from higgs_pipe.data.manifests.values import NotRead
+from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 
-MANIFESTS = Path(__file__).parents[3] / "examples" / "manifests"
+MANIFESTS = ROOT / "examples" / "manifests"
 REQUEST = "Please generate speech for given text in reference audio's voice: "
 USUAL = "Generate audio following instruction."
 
@@ -54,10 +57,10 @@ def row_of(messages: list[Fields], **others: Any) -> Fields:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def turns_of(messages: list[Fields], **others: Any) -> tuple[Turn, ...]:
+def turns_of(messages: list[Fields], **others: Any) -> tuple[Turn[Span], ...]:
     _, conversation = read_chatml({"messages": messages, **others})
     assert conversation is not None
-    return conversation
+    return conversation.turns
 
 
 def fault_of(messages: Any, **others: Any) -> str:
@@ -67,11 +70,11 @@ def fault_of(messages: Any, **others: Any) -> str:
 
 
 def said(words: str) -> Turn:
-    return Turn("user", (Part(text=words),))
+    return Turn("user", (words,))
 
 
 def heard(path: str, is_target: bool = False) -> Turn:
-    return Turn("assistant", (Part(audio_path=Path(path)),), is_target)
+    return Turn("assistant", (Span(str(Path(path))),), is_target)
 
 
 # --- Rows ----------------------------------------------------------------------------------------
@@ -173,7 +176,7 @@ def test_a_recording_is_a_path_or_a_file_address(url: str, path: str) -> None:
 def test_all_turns_are_kept_and_the_last_of_the_assistant_is_the_target() -> None:
     messages = [system("Be brief."), user("One?"), assistant(audio("1.wav"))]
     messages += [user("Two?"), assistant(audio("2.wav")), user("Three?"), assistant(audio("3.wav"))]
-    expected = [Turn("system", (Part(text="Be brief."),)), said("One?"), heard("1.wav")]
+    expected = [Turn("system", ("Be brief.",)), said("One?"), heard("1.wav")]
     expected += [said("Two?"), heard("2.wav"), said("Three?"), heard("3.wav", is_target=True)]
     assert turns_of(messages) == tuple(expected)
     fields, _ = read_chatml({"messages": messages})
@@ -198,13 +201,13 @@ def test_a_reference_that_is_a_target_too_stays_a_turn() -> None:
 def test_a_system_message_of_its_own_keeps_the_turns_and_gives_its_scene_a_turn() -> None:
     wrapped = "Whisper.\n\n<|scene_desc_start|>\nA hall.\n<|scene_desc_end|>"
     turns = turns_of([system(wrapped), user("Target."), assistant(audio("t.wav"))])
-    expected = [Turn("system", (Part(text="Whisper."),)), Turn("scene", (Part(text="A hall."),))]
+    expected = [Turn("system", ("Whisper.",)), Turn("scene", ("A hall.",))]
     assert turns == (*expected, said("Target."), heard("t.wav", is_target=True))
 
 
 def test_an_answer_in_other_words_than_the_request_is_no_plain_speech() -> None:
     turns = turns_of([user("A joke?"), assistant(text("Knock, knock."), audio("t.wav"))])
-    assert turns[1].parts == (Part(text="Knock, knock."), Part(audio_path=Path("t.wav")))
+    assert turns[1].parts == ("Knock, knock.", Span("t.wav"))
     fields, _ = read_chatml({"messages": [user("A joke?"), assistant("Ha.", audio("t.wav"))]})
     assert fields["text"] == "Ha."
 
@@ -212,7 +215,7 @@ def test_an_answer_in_other_words_than_the_request_is_no_plain_speech() -> None:
 def test_a_reference_that_is_a_part_of_a_recording_stays_a_turn_of_the_inference_layout() -> None:
     part = audio("r.wav", offset=2, duration=3)
     turns = turns_of(cloning(text("Reference."), part, text(REQUEST + "Target.")))
-    reference = Part(audio_path=Path("r.wav"), start_seconds=2.0, end_seconds=5.0)
+    reference = Span("r.wav", 2.0, 5.0)
     middle = Turn("assistant", (reference,))
     assert turns == (said("Reference."), middle, said("Target."), heard("t.wav", is_target=True))
 
@@ -322,7 +325,7 @@ def test_a_sample_has_its_place_its_ids_and_absolute_paths(tmp_path: Path) -> No
     assert first.conversation is None
     assert (second.clip_id, second.line, second.speaker) == ("x", 2, "ben")
     assert second.conversation is not None
-    assert second.conversation[-1].parts == (Part(audio_path=tmp_path / "w" / "t.wav"),)
+    assert second.conversation.turns[-1].parts == (Span(str(tmp_path / "w" / "t.wav")),)
     assert second.audio_path == tmp_path / "w" / "t.wav"
 
 
@@ -338,11 +341,11 @@ def test_the_examples_of_conversations_say_what_is_learned() -> None:
     window, tea = read_manifests([str(path)]).rows
     assert window.conversation is not None
     assert tea.conversation is not None
-    assert [turn.is_target for turn in window.conversation] == [False, True, False, True]
-    assert [turn.is_target for turn in tea.conversation] == [False, False, False, False, True]
+    assert [turn.is_target for turn in window.conversation.turns] == [False, True, False, True]
+    assert [turn.is_target for turn in tea.conversation.turns] == [False, False, False, False, True]
     assert window.text == "[SPEAKER1] Please close the door behind you."
-    paths = [part.audio_path for t in window.conversation for part in t.parts if part.audio_path]
-    assert all(path.is_file() for path in paths)
+    paths = [heard.recording.audio_path for heard in window.utterances]
+    assert all(Path(path).is_file() for path in paths)
 
 
 # --- References of several speakers --------------------------------------------------------------
@@ -352,8 +355,8 @@ def test_each_speaker_of_an_older_sample_has_a_reference_turn() -> None:
     (row,) = read_manifests([str(MANIFESTS / "ref-speakers")]).rows
     assert row.conversation is not None
     assert row.scene is None
-    scene, *turns = row.conversation
-    assert scene == Turn("scene", (Part(text="A small kitchen."),))
+    scene, *turns = row.conversation.turns
+    assert scene == Turn("scene", ("A small kitchen.",))
     assert [(turn.role, turn.text) for turn in turns] == [
         ("user", "[SPEAKER0] Can you hear the rain on the roof?"),
         ("assistant", ""),
@@ -362,7 +365,7 @@ def test_each_speaker_of_an_older_sample_has_a_reference_turn() -> None:
         ("user", "[SPEAKER0] Please close the kitchen window."),
         ("assistant", ""),
     ]
-    names = [part.audio_path.name for t in turns for part in t.parts if part.audio_path]
+    names = [Path(heard.recording.audio_path).name for heard in row.utterances]
     assert names == ["ada-005.ogg", "ben-002.wav", "ada-004.flac"]
     assert [turn.is_target for turn in turns] == [False] * 5 + [True]
 

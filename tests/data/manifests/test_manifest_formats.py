@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from conftest import run_validation, tone, write_stage_config
+from helpers import ROOT, run_validation, tone, write_stage_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +30,6 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import miniature
 from higgs_pipe.planning import config_check, targets
 
-ROOT = Path(__file__).parents[3]
 MANIFESTS = ROOT / "examples" / "manifests"
 COMMON_VOICE = {"audio": "path", "text": "sentence", "speaker": "client_id"}
 DEMO_AUDIO = str(ROOT / "examples" / "demo" / "audio")

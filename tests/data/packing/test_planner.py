@@ -5,19 +5,18 @@ import pyarrow as pa
 import pytest
 
 from higgs_pipe.config.settings import PackConfig
+from higgs_pipe.data.conversation import Turn
+from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import (
     DIALOGUE_TOO_LONG,
     NO_REFERENCE,
     NO_SPEAKER,
     OWN_HELD_OUT,
     REFERENCE_TOO_LONG,
-    Clips,
-    Plan,
     Planner,
-    Recording,
-    Turn,
-    turns_of,
+    SamplePlan,
 )
+from higgs_pipe.data.packing.turns import Recording, conversation_of
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.errors import UserError
 
@@ -49,7 +48,7 @@ class Drawn:
         self.planner = Planner(self.clips, "train", PackConfig(**settings))
         self.plans = {self.ids[plan.targets[0]]: plan for plan in self.planner.plans()}
 
-    def __getitem__(self, clip_id: str) -> Plan:
+    def __getitem__(self, clip_id: str) -> SamplePlan:
         return self.plans[clip_id]
 
     def references(self, clip_id: str) -> list[str]:
@@ -58,9 +57,10 @@ class Drawn:
     def reasons(self, clip_id: str) -> list[str]:
         return [fallback.reason for fallback in self.plans[clip_id].fallbacks]
 
-    def turns(self, clip_id: str) -> list[Turn]:
+    def turns(self, clip_id: str) -> list[Turn[Recording]]:
         plan = self.plans[clip_id]
-        return list(turns_of(plan, self.clips.rows(plan.clips), self.clips, "Do as told.", str))
+        rows = self.clips.rows(plan.clips)
+        return list(conversation_of(plan, rows, self.clips, "Do as told.", str).turns)
 
 
 def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so():
@@ -91,7 +91,7 @@ def test_training_never_hears_held_out_audio_as_a_rows_own_reference(shared):
 
 
 def test_a_reference_that_is_no_clip_names_the_rule():
-    with pytest.raises(UserError, match=r"no clips:\n  gone\nrun: snakemake --forcerun"):
+    with pytest.raises(UserError, match=r"\n  gone\nrun: snakemake --forcerun judge_clips"):
         Drawn([clip("a", "x", reference_id="gone")])
 
 
@@ -236,7 +236,7 @@ def test_a_dialogue_that_is_too_long_loses_its_references_then_stands_alone():
 
 
 def test_clips_outside_dialogues_need_a_task():
-    with pytest.raises(UserError, match="1 clips are no turn of a dialogue"):
+    with pytest.raises(UserError, match=r"1 clips .* pack.tasks.speech"):
         Drawn([*TALK, clip("a", "x")], tasks=DIALOGUE)
 
 

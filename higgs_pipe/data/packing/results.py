@@ -1,0 +1,48 @@
+"""What ``packing.json`` holds."""
+
+from typing import ClassVar
+
+from higgs_pipe.data.results import Result, ResultPart
+
+
+class PackedSplit(ResultPart):
+    """Counts of a packed split; ``fill`` is the share of its positions that hold a sample."""
+
+    num_rows: int
+    num_samples: int
+    tasks: dict[str, int]
+    audio_seconds: float
+    num_tokens: int
+    num_audio_frames: int
+    num_text_labels: int
+    num_audio_labels: int
+    fill: float
+
+
+class Fallback(ResultPart):
+    """Samples of a speaker that fell back to a simpler task, and the reason in words."""
+
+    split: str
+    speaker: str
+    reason: str
+    num_clips: int
+
+
+class RejectedSample(ResultPart):
+    """A sample that was not packed: its clip, a reason code and a sentence."""
+
+    clip_id: str
+    reason: str
+    message: str
+
+
+class PackingSummary(Result):
+    """``packing.json``."""
+
+    made_by: ClassVar[str] = "pack"
+
+    max_tokens: int
+    train: PackedSplit
+    eval: PackedSplit
+    fallbacks: list[Fallback]
+    rejected: list[RejectedSample]

@@ -1,0 +1,391 @@
+"""Speech from prompts: the one path for speak, evaluation, the report and samples of a training.
+
+The native model generates, and the codec makes a waveform of its codes::
+
+    spoken = speak(model, codec, info, prompts, Sampling(seed=1))  # one Spoken per prompt
+
+``model`` is the native model, a ``PeftModel`` of it, or the ``DualLossModel`` of a running
+training, which it leaves as it was: weights, modes and random numbers. Prompts come from
+:func:`prompt_of` (a conversation) or :func:`recorded_samples` (the samples of a packed row, each
+with its recording). :class:`higgs_pipe.higgs.speaker.Speaker` wraps this for texts.
+
+B prompts, P positions of a prompt, T codec frames, F delayed frames, G generated delayed frames,
+K codebooks, V codebook entries.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import (
+    GenerationConfig,
+    HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2TokenizerModel,
+    LogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from higgs_pipe.config.settings import Sampling
+from higgs_pipe.data.packing.planner import Turn
+from higgs_pipe.data.specs import CodecInfo
+from higgs_pipe.higgs.batch import PackedRow, is_placeholder
+from higgs_pipe.higgs.codec import decode
+from higgs_pipe.higgs.codes import IGNORED, Codes, undelay
+from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.higgs.prompts import Prompt, PromptRenderer, TokenIds
+
+DEFAULT_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPrompt:
+    """A prompt as the model reads it, up to the ``<|audio_out_bos|>`` of what it shall speak."""
+
+    input_ids: TokenIds  # (P,), with a placeholder for each delayed frame
+    audio_input_ids: Codes  # (F, K), delayed; F is 0 without a reference
+
+    def seed(self, seed: int) -> int:
+        """Return a seed that depends on ``seed`` and on the prompt alone."""
+        digest = hashlib.sha256(f"{seed} ".encode())
+        digest.update(self.input_ids.astype("<i4").tobytes())
+        digest.update(self.audio_input_ids.astype("<i2").tobytes())
+        return int.from_bytes(digest.digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedSample:
+    """A packed sample as a prompt, and the recording that follows it."""
+
+    sample_id: str
+    prompt: ModelPrompt
+    codes: Codes  # (T, K)
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedCodes:
+    """The codes that a model generated for a prompt."""
+
+    codes: Codes  # (T, K)
+    has_stopped: bool  # by itself, before the cap
+
+
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """Generated speech."""
+
+    samples: npt.NDArray[np.float32]  # (num_samples,), mono
+    sample_rate_hz: int
+    codes: Codes  # (T, K)
+    has_stopped: bool  # by itself, before the cap
+
+    @property
+    def duration_seconds(self) -> float:
+        """Length of the samples."""
+        return len(self.samples) / self.sample_rate_hz
+
+
+def speak(
+    model: nn.Module,
+    codec: HiggsAudioV2TokenizerModel,
+    info: CodecInfo,
+    prompts: Sequence[ModelPrompt],
+    sampling: Sampling,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> list[Spoken]:
+    """Speak prompts; arguments as of :func:`generate`, and the codec."""
+    generated = generate(model, prompts, sampling, info.frame_rate_hz, batch_size)
+    return [
+        Spoken(decode(codec, g.codes, info), info.sample_rate_hz, g.codes, g.has_stopped)
+        for g in generated
+    ]
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[ModelPrompt],
+    sampling: Sampling,
+    frame_rate_hz: float,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> list[GeneratedCodes]:
+    """Generate the codes of prompts, in their order.
+
+    A prompt's result depends on the prompt, the sampling and the model, and but for rounding not
+    on the prompts beside it. Equal prompts give equal results: vary the seed for another take.
+
+    Args:
+        model: The native model, a ``PeftModel`` of it, or a ``DualLossModel``.
+        prompts: Of any lengths, with and without references.
+        sampling: How codes are drawn.
+        frame_rate_hz: The codec's, for ``sampling.max_seconds``.
+        batch_size: Prompts generated at once; those of similar length go together.
+    """
+    max_frames = max(1, int(sampling.max_seconds * frame_rate_hz))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    generated: dict[int, GeneratedCodes] = {}
+    with native_forward(model) as native:
+        for number, batch in enumerate(batches, start=1):
+            frames = _generate_batch(
+                native,
+                [prompts[i] for i in batch],
+                sampling,
+                max_frames,
+                f"speaking, batch {number} of {len(batches)}",
+            )
+            stream_eos = native.config.audio_stream_eos_id
+            for i, delayed in zip(batch, frames, strict=True):
+                generated[i] = generated_codes(delayed, max_frames, stream_eos)
+    return [generated[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def native_forward(model: nn.Module) -> Iterator[HiggsAudioV2ForConditionalGeneration]:
+    """Lend the native model inside ``model`` for generation: evaluation mode, its own forward.
+
+    A ``DualLossModel`` has other forward passes in place of the native ones, which take packed rows
+    and no cache. They, and the mode of every module, are back when the block ends.
+
+    Args:
+        model: The native model, a ``PeftModel`` of it, or a ``DualLossModel``.
+    """
+    native: Any = model
+    packed_forwards = {}
+    if isinstance(model, DualLossModel):
+        native = model.native
+        body = native.model
+        packed_forwards = {module: module.forward for module in (body, *body.layers)}
+    elif isinstance(model, PeftModel):
+        native = model.get_base_model()  # LoRA layers inside, which heed disable_adapter
+    modes = {module: module.training for module in model.modules()}
+    for module in packed_forwards:
+        del module.forward  # the instance's; the class's remains
+    model.eval()
+    try:
+        yield native
+    finally:
+        for module, forward in packed_forwards.items():
+            module.forward = forward
+        for module, is_training in modes.items():
+            module.training = is_training
+
+
+@torch.no_grad()
+def _generate_batch(
+    native: HiggsAudioV2ForConditionalGeneration,
+    prompts: Sequence[ModelPrompt],
+    sampling: Sampling,
+    max_frames: int,
+    description: str,
+) -> list[Codes]:
+    """Run the native generation.
+
+    Returns:
+        (G, K) for each prompt, delayed, beginning with the frame of stream BOS.
+    """
+    config = native.config
+    # Frame 0 is BOS, codebook k is k frames late, and one frame more tells that it has stopped.
+    num_steps = max_frames + config.num_codebooks + 1
+    inputs = _inputs(prompts, config, native.device)
+    num_prompt_frames = max(len(prompt.audio_input_ids) for prompt in prompts)
+    seeds = [prompt.seed(sampling.seed) for prompt in prompts]
+    with tqdm(total=num_steps, desc=description, unit="frame", disable=None) as bar:
+        sampler = _Sampler(sampling, config, seeds, bar)
+
+        def loop(model: Any, input_ids: Tensor, **options: Any) -> Any:
+            # The sampler draws the codes. The native loop finds one left of each codebook.
+            options["generation_config"].ras_win_len = None
+            options["logits_processor"].append(sampler)
+            return type(model)._sample(model, input_ids, **options)
+
+        frames = native.generate(
+            **inputs,
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=num_steps,
+                pad_token_id=_pad_token_id(config),
+                eos_token_id=config.eos_token_id,
+                return_dict_in_generate=False,
+            ),
+            custom_generate=loop,
+        )  # (B, F + G, K)
+    delayed = frames[:, num_prompt_frames:].to(torch.int16).cpu().numpy()
+    return list(delayed)
+
+
+def _inputs(prompts: Sequence[ModelPrompt], config: Any, device: torch.device) -> dict[str, Tensor]:
+    """The prompts, padded on the left; their frames, padded on the right."""
+    shape = (len(prompts), max(len(prompt.input_ids) for prompt in prompts))
+    input_ids = torch.full(shape, _pad_token_id(config))  # (B, P)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    num_frames = [len(prompt.audio_input_ids) for prompt in prompts]
+    audio_input_ids = torch.full(
+        (len(prompts), max(num_frames), config.num_codebooks), config.audio_stream_eos_id
+    )  # (B, F, K)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, -len(prompt.input_ids) :] = _tensor(prompt.input_ids)
+        attention_mask[row, -len(prompt.input_ids) :] = 1
+        audio_input_ids[row, : num_frames[row]] = _tensor(prompt.audio_input_ids)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if max(num_frames):
+        is_frame = torch.arange(max(num_frames)) < torch.tensor(num_frames)[:, None]
+        inputs |= {"audio_input_ids": audio_input_ids, "audio_input_ids_mask": is_frame}
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _pad_token_id(config: Any) -> int:
+    """Any text token: what is padded is masked."""
+    return int(config.bos_token_id if config.pad_token_id is None else config.pad_token_id)
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))
+
+
+class _Sampler(LogitsProcessor):  # type: ignore[misc]  # Transformers has no types here
+    """Draws each prompt's next frame with random numbers of its own.
+
+    After the delay pattern has masked what must not come, each codebook draws by temperature,
+    top-k and top-p. A code that the last ``ras_win_len`` frames hold ``ras_win_max_num_repeat``
+    times is drawn again from the plain distribution (repetition-aware sampling, VALL-E 2, Chen et
+    al. 2024). A stream never begins again: stream BOS is masked once it is no longer forced, since
+    no training teaches it.
+
+    Args:
+        sampling: How codes are drawn; at temperature 0 the most likely one is taken.
+        config: The model's.
+        seeds: One per prompt.
+        bar: Advances by a frame each step.
+    """
+
+    def __init__(self, sampling: Sampling, config: Any, seeds: Sequence[int], bar: Any) -> None:
+        self._is_greedy = sampling.temperature == 0
+        self._warpers: list[LogitsProcessor] = []
+        if not self._is_greedy:
+            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            self._warpers.append(TopKLogitsWarper(min(sampling.top_k, config.codebook_size)))
+        if sampling.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(sampling.top_p))
+        self._max_num_repeat = sampling.ras_win_max_num_repeat
+        self._window: deque[Tensor] = deque(maxlen=sampling.ras_win_len)  # (B, K) each
+        self._num_codebooks = config.num_codebooks
+        self._stream_bos = config.audio_stream_bos_id
+        self._specials = (config.audio_stream_bos_id, config.audio_stream_eos_id)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._bar = bar
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Leave one code of each codebook: (B * K, V) -> (B * K, V), -inf but for the drawn."""
+        self._bar.update()
+        is_free = scores.isfinite().sum(dim=-1) > 1  # (B * K,)
+        is_bos = torch.arange(scores.shape[-1], device=scores.device) == self._stream_bos
+        scores = scores.masked_fill(is_free[:, None] & is_bos, -torch.inf)
+        drawn = scores.argmax(dim=-1) if self._is_greedy else self._drawn(input_ids, scores)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+
+    def _drawn(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The drawn codes: (B * K,)."""
+        warped = scores
+        for warper in self._warpers:
+            warped = warper(input_ids, warped)
+        rows = range(len(self._generators))
+        drawn = _most_likely(warped, self._noise(rows, warped)).view(len(rows), -1)
+        if self._window:
+            window = torch.stack(tuple(self._window), dim=1)  # (B, window, K)
+            is_code = torch.stack([drawn != special for special in self._specials]).all(dim=0)
+            repeats = (window == drawn[:, None]).sum(dim=1)  # (B, K)
+            redrawn = is_code & (repeats >= self._max_num_repeat)
+            for row in redrawn.any(dim=1).nonzero()[:, 0].tolist():
+                plain = scores.view(len(rows), self._num_codebooks, -1)[row]  # (K, V)
+                again = _most_likely(plain, self._noise([row], plain))
+                drawn[row] = torch.where(redrawn[row], again, drawn[row])
+        self._window.append(drawn)
+        return drawn.flatten()
+
+    def _noise(self, rows: Sequence[int], scores: Tensor) -> Tensor:
+        """Exponential noise of some prompts, the same on every device: (len(rows) * K, V)."""
+        shape = (self._num_codebooks, scores.shape[-1])
+        noise = [torch.empty(shape).exponential_(generator=self._generators[row]) for row in rows]
+        return torch.cat(noise).to(scores.device)
+
+
+def _most_likely(scores: Tensor, noise: Tensor) -> Tensor:
+    """A draw from the softmax of scores: the first of independent clocks to ring."""
+    times = noise.clamp_min(torch.finfo(noise.dtype).tiny) / scores.softmax(dim=-1)
+    return times.argmin(dim=-1)
+
+
+def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> GeneratedCodes:
+    """Undo the delay of generated frames and end them where the first codebook ends.
+
+    Args:
+        delayed: (G, K), from the frame of stream BOS on; G is at least ``max_frames + K + 1``
+            unless each codebook has stopped.
+        max_frames: The cap.
+        stream_eos: Stands after a codebook's last code.
+    """
+    streams = [delayed[k + 1 :, k] for k in range(delayed.shape[1])]
+    ends = [np.flatnonzero(stream == stream_eos)[:1] for stream in streams]
+    num_frames = min([max_frames + 1, *(int(end[0]) for end in ends if len(end))])
+    has_stopped = num_frames <= max_frames
+    num_frames = min(num_frames, max_frames)
+    codes = np.stack([stream[:num_frames] for stream in streams], axis=1)
+    return GeneratedCodes(codes, has_stopped)
+
+
+def prompt_of(
+    renderer: PromptRenderer, turns: Sequence[Turn], references: Sequence[Codes]
+) -> ModelPrompt:
+    """The prompt of a conversation's last turn, as training sees it.
+
+    Args:
+        renderer: Of the base.
+        turns: A conversation; the last turn is the target, with a recording as its only part.
+        references: (T, K) for each recording before it, in order.
+
+    Raises:
+        Unsayable: The chat template does not render the conversation in full.
+    """
+    sample = renderer.prompt(turns)
+    end = int(np.flatnonzero(sample.ids == renderer.tokens.audio)[-1])
+    ids, labels = sample.ids[:end], sample.labels[:end]
+    if not references:
+        return ModelPrompt(ids, np.empty((0, renderer.tokens.num_codebooks), np.int16))
+    read = renderer.samples([Prompt(ids, labels, sample.is_target[:-1])], references)
+    return ModelPrompt(read.input_ids, read.audio_input_ids)
+
+
+def recorded_samples(row: PackedRow, config: Any) -> list[RecordedSample]:
+    """The samples of a packed row as prompts, each with the recording of its first target.
+
+    Args:
+        row: A packed row.
+        config: The model's.
+    """
+    samples = []
+    is_audio = is_placeholder(row.input_ids, config)
+    frame_of = np.cumsum(is_audio)  # frames up to and with a position
+    ends = np.cumsum(row.sample_lengths)
+    for sample_id, start, end in zip(row.sample_ids, ends - row.sample_lengths, ends, strict=True):
+        first_label = np.flatnonzero(row.labels[start:end] != IGNORED)[0]  # <|audio_out_bos|>
+        prompt_end = int(start + first_label) + 1
+        num_frames = int(np.flatnonzero(~is_audio[prompt_end:end])[0])
+        first_frame = int(frame_of[start]) - int(is_audio[start])
+        first_target = int(frame_of[prompt_end - 1])
+        target = row.audio_input_ids[first_target : first_target + num_frames]
+        prompt = ModelPrompt(
+            row.input_ids[start:prompt_end], row.audio_input_ids[first_frame:first_target]
+        )
+        samples.append(RecordedSample(sample_id, prompt, undelay(target)))
+    return samples

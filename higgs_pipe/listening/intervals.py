@@ -1,0 +1,261 @@
+"""Intervals of measures over clips, and of the difference of two models on the same clips.
+
+Confidence intervals at 95 % by the delete-one-cluster jackknife: the measure is computed again
+without each cluster, and a t-quantile with the effective number of clusters turns their spread into
+an interval. Coverage in simulations is 93 to 96 %, also with five clips or five speakers; the
+percentile bootstrap covers 80 to 83 % there (docs/verdict.md). No random numbers: equal inputs give
+equal intervals.
+
+Sources: the jackknife of cluster totals is CV3 of MacKinnon, Nielsen and Webb, "Fast and reliable
+jackknife and bootstrap methods for cluster-robust inference" (2023); the effective number of
+clusters is the simplest case of Carter, Schnepel and Steigerwald (2017); the two pseudo-clusters
+for shares are those of Bonett and Price (2012).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtr, stdtrit
+
+from higgs_pipe.data.results import ResultPart
+
+LEVEL = 0.95
+MIN_CLUSTERS = 5  # fewer speakers or recordings are not clusters; see Clusters.of
+
+Array = npt.NDArray[np.float64]
+Statistic = Callable[[Array], Array]  # totals (..., D) -> (...)
+
+
+class Estimate(ResultPart):
+    """A measure over clips with its 95 % interval."""
+
+    value: float
+    low: float | None  # None: fewer than two clusters hold what the measure is of
+    high: float | None
+    num_clips: int
+    num_clusters: int
+
+
+class Difference(Estimate):
+    """The difference of a measure between two models, first minus second."""
+
+    p_value: float | None  # two-sided, of no difference; below 0.05 where the interval is beside 0
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Groups of clips that are not independent of each other."""
+
+    by: Literal["speaker", "recording", "clip"]
+    index: npt.NDArray[np.intp]  # (N,) cluster of each clip, from 0
+
+    @classmethod
+    def of(
+        cls,
+        clip_ids: Sequence[str],
+        recordings: Sequence[str | None],
+        speakers: Sequence[str | None],
+    ) -> "Clusters":
+        """Group by speaker, else by recording, else by clip: the first with five groups.
+
+        Args:
+            clip_ids: Of each row (N,); a clip that was spoken several times comes several times.
+            recordings: What each clip is cut from; None stands for a recording of its own.
+            speakers: Who speaks; None stands for a speaker of its own.
+        """
+        alone = [(clip_id,) for clip_id in clip_ids]
+
+        def numbered(names: Sequence[str | None]) -> npt.NDArray[np.intp]:
+            keys = [own if name is None else name for own, name in zip(alone, names, strict=True)]
+            numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+            return np.array([numbers[key] for key in keys], np.intp)
+
+        by_clip = numbered([None] * len(alone))
+        names: tuple[Literal["speaker", "recording"], Sequence[str | None]]
+        for names in (("speaker", speakers), ("recording", recordings)):
+            index = numbered(names[1])
+            if MIN_CLUSTERS <= _num_groups(index) < _num_groups(by_clip):
+                return cls(names[0], index)
+        return cls("clip", by_clip)
+
+    def take(self, rows: npt.ArrayLike) -> "Clusters":
+        """Return the clusters of some of the clips, given by their indices or a mask (N,)."""
+        _, index = np.unique(self.index[np.asarray(rows)], return_inverse=True)
+        return Clusters(self.by, index)
+
+    def totals(self, columns: Array) -> Array:
+        """Sum columns (N, D) by cluster: (G, D), added in the order of the clips."""
+        sums = np.zeros((_num_groups(self.index), columns.shape[1]))
+        np.add.at(sums, self.index, columns)
+        return sums
+
+
+def mean_estimate(
+    sums: npt.ArrayLike,
+    counts: npt.ArrayLike,
+    clusters: Clusters,
+    weights: npt.ArrayLike = (1.0,),
+) -> Estimate:
+    """Estimate a mean over labels, frames, words or clips: total of sums over total of counts.
+
+    Args:
+        sums: (N, C), or (N,) for C = 1: each clip's sums.
+        counts: As ``sums``: what each sum is over.
+        clusters: Of the N clips.
+        weights: (C,) the measure is the sum of ``weight * sum / count`` over the columns.
+    """
+    weights, sums, counts = _arrays(weights, sums, counts)
+    columns = np.concatenate([sums, counts], axis=1)
+    found = _jackknife(
+        lambda totals: _weighted_mean(totals, weights), columns, _sizes(counts, weights), clusters
+    )
+    return Estimate(**found.interval())
+
+
+def mean_difference(
+    sums: tuple[npt.ArrayLike, npt.ArrayLike],
+    counts: tuple[npt.ArrayLike, npt.ArrayLike],
+    clusters: Clusters,
+    weights: npt.ArrayLike = (1.0,),
+    yes_or_no: bool = False,
+) -> Difference:
+    """Estimate the difference of two means on the same clips, first minus second.
+
+    The audio loss, for example, has the columns of the codebooks and weights of 1 / K. A stop rate
+    has the sums 1 (stopped) or 0, and counts of 1.
+
+    Args:
+        sums: Of the adapter and of the base, each (N, C), or (N,) for C = 1.
+        counts: As ``sums``; a loss has the same counts twice.
+        clusters: Of the N clips.
+        weights: (C,) as in :func:`mean_estimate`.
+        yes_or_no: Each clip's value is 0 or 1 (C = 1). Then two clusters are added for the
+            interval, one in favour of each model, and the interval stays within -1 to 1: without
+            them twenty equal clips would have an interval of no width.
+    """
+    weights, first_sums, second_sums = _arrays(weights, *sums)
+    _, first_counts, second_counts = _arrays(weights, *counts)
+    columns = np.concatenate([first_sums, first_counts, second_sums, second_counts], axis=1)
+    sizes = (_sizes(first_counts, weights) + _sizes(second_counts, weights)) / 2
+
+    def difference(totals: Array) -> Array:
+        first, second = np.split(totals, 2, axis=-1)
+        return _weighted_mean(first, weights) - _weighted_mean(second, weights)
+
+    found = _jackknife(difference, columns, sizes, clusters)
+    if not yes_or_no:
+        return Difference(**found.interval(), p_value=found.p_value)
+    num_groups = _num_groups(clusters.index)
+    size = first_counts.sum() / found.num_clusters
+    widened = _jackknife(
+        difference,
+        np.concatenate([columns, [[size, size, 0, size], [0, size, size, size]]]),
+        np.concatenate([sizes, [1 / found.num_clusters] * 2]),
+        Clusters(clusters.by, np.concatenate([clusters.index, [num_groups, num_groups + 1]])),
+    )
+    limits = {
+        "low": max(widened.value - widened.half_width, -1.0),
+        "high": min(widened.value + widened.half_width, 1.0),
+    }
+    return Difference(**found.interval() | limits, p_value=widened.p_value)
+
+
+def difference(
+    statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters
+) -> Difference:
+    """Estimate a difference that is any smooth function of totals over the clips.
+
+    Args:
+        statistic: From totals (..., D) to the difference (...).
+        columns: (N, D) what each clip adds to the totals.
+        sizes: (N,) how much each clip weighs in the measure; sets the effective number of clusters.
+            Clips of size 0 take no part and are not counted.
+        clusters: Of the N clips.
+    """
+    found = _jackknife(statistic, columns, sizes, clusters)
+    return Difference(**found.interval(), p_value=found.p_value)
+
+
+@dataclass(frozen=True)
+class _Jackknife:
+    value: float
+    standard_error: float  # NaN: none
+    degrees: float  # of freedom, of Student's t
+    num_clips: int
+    num_clusters: int
+
+    @property
+    def half_width(self) -> float:
+        return self.standard_error * float(stdtrit(self.degrees, (1 + LEVEL) / 2))
+
+    @property
+    def p_value(self) -> float | None:
+        if math.isnan(self.standard_error):
+            return None
+        if self.standard_error == 0:
+            return float(self.value == 0)
+        return 2 * float(stdtr(self.degrees, -abs(self.value) / self.standard_error))
+
+    def interval(self) -> dict[str, Any]:
+        """Return the fields of :class:`Estimate`."""
+        is_known = not math.isnan(self.standard_error)
+        return {
+            "value": self.value,
+            "low": self.value - self.half_width if is_known else None,
+            "high": self.value + self.half_width if is_known else None,
+            "num_clips": self.num_clips,
+            "num_clusters": self.num_clusters,
+        }
+
+
+def _jackknife(
+    statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters
+) -> _Jackknife:
+    """Compute a function of totals with all clusters, and without each; see :func:`difference`."""
+    taking_part = sizes > 0
+    clusters = clusters.take(taking_part)
+    by_cluster = clusters.totals(columns[taking_part])  # (G, D)
+    total = by_cluster.sum(0)
+    value = float(statistic(total))
+    num_clusters = len(by_cluster)
+    standard_error, degrees = math.nan, 1.0
+    if num_clusters > 1:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            deviations = statistic(total - by_cluster) - value  # (G,)
+        variance = (num_clusters - 1) / num_clusters * (deviations**2).sum()
+        # Infinite where one cluster alone holds a column: NaN, as with one cluster.
+        standard_error = float(np.sqrt(variance)) if np.isfinite(variance) else math.nan
+        shares = clusters.totals(sizes[taking_part, None]) / sizes.sum()  # (G, 1)
+        degrees = max(1 / float((shares**2).sum()) - 1, 1.0)
+    return _Jackknife(value, standard_error, degrees, int(taking_part.sum()), num_clusters)
+
+
+def _weighted_mean(totals: Array, weights: Array) -> Array:
+    """Totals (..., 2 * C) of sums and counts -> (...)."""
+    sums, counts = np.split(totals, 2, axis=-1)
+    used = weights != 0
+    means: Array = (sums[..., used] / counts[..., used]) @ weights[used]
+    return means
+
+
+def _sizes(counts: Array, weights: Array) -> Array:
+    """Share of each clip in a mean with these weights: (N, C) -> (N,), summing to 1."""
+    used = weights != 0
+    share = np.abs(weights[used]) / np.abs(weights[used]).sum()
+    sizes: Array = (counts[:, used] / counts[:, used].sum(0)) @ share
+    return sizes
+
+
+def _arrays(weights: npt.ArrayLike, *arrays: npt.ArrayLike) -> list[Array]:
+    """Return the weights (C,), and each array as (N, C), all float64."""
+    columns = [np.asarray(array, np.float64) for array in arrays]
+    columns = [array[:, None] if array.ndim == 1 else array for array in columns]
+    return [np.asarray(weights, np.float64), *columns]
+
+
+def _num_groups(index: npt.NDArray[np.intp]) -> int:
+    return int(index.max()) + 1 if len(index) else 0

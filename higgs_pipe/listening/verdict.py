@@ -1,0 +1,215 @@
+"""The verdict on an adapter: better, worse or no evidence, per measure and overall.
+
+The rules are written out for users in docs/verdict.md::
+
+    verdict = judge(differences, audio_loss=..., num_entries=1026, text_use=..., clustered_by=...)
+    verdict.write(path)
+    verdict.require("not_worse")  # raises UserError, after everything is written
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from higgs_pipe.data.results import Result, ResultPart
+from higgs_pipe.errors import UserError
+from higgs_pipe.listening.intervals import LEVEL, Difference
+
+Outcome = Literal["better", "worse", "no evidence", "not measured"]
+
+MIN_CLIPS = 8
+MIN_LOSS_DIFFERENCE = 0.001  # nats; less is what rounding in bfloat16 can make
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that an adapter and its base are compared by."""
+
+    name: str  # key of the differences
+    words: str
+    unit: str
+    better: Literal["lower", "higher"]
+    leads: bool = False  # can make the overall verdict
+    negligible: float = 0.0  # differences up to this much count as none
+
+
+NATS = "nats per label"
+MEASURES = (
+    Measure("audio_loss", "audio loss", NATS, "lower", True, MIN_LOSS_DIFFERENCE),
+    Measure("stop_loss", "stop loss", NATS, "lower", True, MIN_LOSS_DIFFERENCE),
+    Measure("text_loss", "text loss", NATS, "lower", False, MIN_LOSS_DIFFERENCE),
+    Measure("text_use", "use of the text", NATS, "higher", False, MIN_LOSS_DIFFERENCE),
+    Measure("stop_rate", "share that stops", "of the prompts", "higher", True),
+    Measure("runaway_rate", "share of runaways", "of the prompts", "lower", True),
+    Measure("duration_error", "error of the duration", "octaves", "lower", True),
+    Measure("silence_error", "error of the silence share", "of the time", "lower"),
+    Measure("longest_silence_excess", "excess of the longest silence", "s", "lower"),
+    Measure("repeated_frame_excess", "excess of repeated frames", "of the frames", "lower"),
+    Measure("code_distance", "distance of the code distribution", "0 to 1", "lower"),
+    Measure("word_error_rate", "word error rate", "errors per word", "lower", True),
+    Measure("character_error_rate", "character error rate", "errors per character", "lower"),
+    Measure("speaker_similarity", "similarity to the recording's voice", "cosine", "higher", True),
+    Measure(
+        "speaker_similarity_to_others",
+        "similarity to the speaker's other clips",
+        "cosine",
+        "higher",
+    ),
+    Measure("quality_shortfall", "quality below the recording's", "DNSMOS", "lower", True),
+)
+
+
+class MeasureVerdict(ResultPart):
+    """What one measure says of the adapter."""
+
+    name: str
+    outcome: Outcome
+    leads: bool
+    difference: Difference | None  # adapter minus base; None: not measured
+    sentence: str
+
+
+class Verdict(Result):
+    """``verdict.json``."""
+
+    made_by: ClassVar[str] = "eval_adapter"
+
+    overall: Literal["better", "worse", "no evidence"]
+    sentences: list[str]  # in words: the verdict, then its reasons
+    clustered_by: Literal["speaker", "recording", "clip"]
+    measures: list[MeasureVerdict]
+
+    def require(self, wanted: Literal["not_worse", "better"]) -> None:
+        """Raise the error that keeps an adapter from being shipped.
+
+        Raises:
+            UserError: The adapter is worse, or with ``better`` anything else than better.
+        """
+        if self.overall == "better" or (wanted == "not_worse" and self.overall != "worse"):
+            return
+        raise UserError(
+            f"eval.require is {wanted}, but the verdict is {self.overall}:\n"
+            + "\n".join(self.sentences)
+            + "\nTrain another adapter, or set eval.require to null to ship this one."
+        )
+
+
+def judge(
+    differences: Mapping[str, Difference | None],
+    *,
+    audio_loss: float,
+    num_entries: int,
+    text_use: Difference | None,
+    clustered_by: Literal["speaker", "recording", "clip"],
+) -> Verdict:
+    """Judge an adapter by its differences to the base.
+
+    Args:
+        differences: Adapter minus base, by the names of :data:`MEASURES`; what is None or missing
+            is not measured.
+        audio_loss: The adapter's, nats per label.
+        num_entries: V, entries of a codebook: a blind guess has a loss of ln V.
+        text_use: The adapter's audio loss with other clips' texts minus that with the right ones;
+            None if not measured.
+        clustered_by: What the intervals are clustered by.
+
+    Raises:
+        KeyError: A difference has a name that is no measure's.
+    """
+    unknown = differences.keys() - {measure.name for measure in MEASURES}
+    if unknown:
+        raise KeyError(f"not in MEASURES: {sorted(unknown)}")
+    measures = [judge_measure(measure, differences.get(measure.name)) for measure in MEASURES]
+    leading = [measure for measure in measures if measure.leads]
+    surely = _after_correction(leading)
+    surely_worse = [m for m in surely if m.outcome == "worse"]
+    surely_better = [m for m in surely if m.outcome == "better"]
+    doubts = _doubts(leading, audio_loss, num_entries, text_use)
+
+    overall: Literal["better", "worse", "no evidence"]
+    if surely_worse:
+        overall, reasons = "worse", surely_worse
+        headline = "Worse than the base."
+    elif surely_better and not doubts:
+        overall, reasons = "better", surely_better
+        headline = "Better than the base."
+    else:
+        overall, reasons = "no evidence", surely_better
+        headline = "No evidence that the adapter is better or worse than the base."
+    sentences = [headline, *(measure.sentence for measure in reasons), *doubts]
+    text = next(measure for measure in measures if measure.name == "text_loss")
+    if text.outcome == "better" and not surely_better:
+        sentences.append(f"{text.sentence} Text loss alone makes no adapter better.")
+    return Verdict(
+        overall=overall, sentences=sentences, clustered_by=clustered_by, measures=measures
+    )
+
+
+def judge_measure(measure: Measure, difference: Difference | None) -> MeasureVerdict:
+    """Judge one measure by its interval, whatever the others say."""
+    outcome, sentence = _outcome(measure, difference)
+    return MeasureVerdict(
+        name=measure.name,
+        outcome=outcome,
+        leads=measure.leads,
+        difference=difference,
+        sentence=f"{measure.words[0].upper()}{measure.words[1:]}: {sentence}.",
+    )
+
+
+def _outcome(measure: Measure, difference: Difference | None) -> tuple[Outcome, str]:
+    if difference is None:
+        return "not measured", "not measured"
+    if difference.num_clips < MIN_CLIPS:
+        return "no evidence", f"{difference.num_clips} clips, and {MIN_CLIPS} are needed"
+    if difference.low is None or difference.high is None:
+        return "no evidence", f"{difference.num_clusters} independent clips are too few"
+    numbers = f"{difference.value:+.3g} ({difference.low:+.3g} to {difference.high:+.3g})"
+    gain_low, gain_high = difference.low, difference.high
+    if measure.better == "lower":
+        gain_low, gain_high = -difference.high, -difference.low
+    if gain_low > measure.negligible:
+        return "better", f"better, {numbers} {measure.unit}"
+    if gain_high < -measure.negligible:
+        return "worse", f"worse, {numbers} {measure.unit}"
+    return "no evidence", f"no evidence, {numbers} {measure.unit}"
+
+
+def _after_correction(leading: list[MeasureVerdict]) -> list[MeasureVerdict]:
+    """Return the measures that are better or worse also among so many (Holm, 1979).
+
+    Of ten measures of an adapter that changes nothing, at least one is off in two cases of five.
+    """
+    tested = sorted(
+        (measure.difference.p_value, measure.name, measure)
+        for measure in leading
+        if measure.difference is not None
+        and measure.difference.p_value is not None
+        and measure.difference.num_clips >= MIN_CLIPS
+    )
+    found = []
+    for rank, (p_value, _, measure) in enumerate(tested):
+        if p_value > (1 - LEVEL) / (len(tested) - rank):
+            break
+        found.append(measure)
+    return [measure for measure in leading if measure in found]
+
+
+def _doubts(
+    leading: list[MeasureVerdict], audio_loss: float, num_entries: int, text_use: Difference | None
+) -> list[str]:
+    """Return what forbids to call an adapter better, as sentences."""
+    doubts = [measure.sentence for measure in leading if measure.outcome == "worse"]
+    blind_guess = math.log(num_entries)
+    if audio_loss > blind_guess:
+        doubts.append(
+            f"The adapter's audio loss, {audio_loss:.2f}, is above that of a blind guess, "
+            f"ln {num_entries} = {blind_guess:.2f}: it has not learned to speak."
+        )
+    if text_use is not None and (text_use.low is None or text_use.low <= 0):
+        doubts.append(
+            "Nothing shows that the adapter follows its text: with other clips' texts its audio "
+            f"loss is {text_use.value:+.3g} nats per label."
+        )
+    return doubts

@@ -1,0 +1,28 @@
+"""Names of files that both the rules and the stages must know."""
+
+# A Kaldi data folder.
+WAV_SCP, KALDI_TEXT, UTT2SPK, SEGMENTS = "wav.scp", "text", "utt2spk", "segments"
+# A Hugging Face audiofolder.
+METADATA_JSONL, METADATA_CSV = "metadata.jsonl", "metadata.csv"
+# An older trainer's folder of samples.
+METADATA_JSON = "metadata.json"
+# What a folder that is a manifest may hold, beside transcripts.
+MANIFESTS_IN_FOLDER = (
+    WAV_SCP,
+    KALDI_TEXT,
+    UTT2SPK,
+    SEGMENTS,
+    METADATA_JSON,
+    METADATA_JSONL,
+    METADATA_CSV,
+)
+
+
+def shard_name(index: int) -> str:
+    """Return ``shard-00000`` for the first shard."""
+    return f"shard-{index:05d}"
+
+
+def shard_names(num_shards: int) -> list[str]:
+    """Return ``shard-00000``, ``shard-00001``, ..."""
+    return [shard_name(index) for index in range(num_shards)]

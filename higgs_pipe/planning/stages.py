@@ -1,0 +1,36 @@
+"""Every stage by its names: what the user types, the rule, the module and the version."""
+
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """The names of one stage.
+
+    Attributes:
+        target: What brings it up to date: ``snakemake <target>``.
+        rule: What runs it again: ``snakemake --forcerun <rule>``.
+        module: What the rule runs: ``python -m higgs_pipe.<module>``.
+        version: Bump it when the stage's output changes. Snakemake does not see edits to modules
+            that a rule runs with ``python -m``, but reruns a rule whose parameters changed.
+    """
+
+    target: str
+    rule: str
+    module: str
+    version: int
+
+
+# By the name of the stage's settings, results/config/<name>.json; `tiny` has none.
+STAGES = {
+    "tiny": Stage("all", "tiny_base", "higgs.miniature", 1),
+    "list_rows": Stage("validate", "list_rows", "list_rows", 2),
+    "measure": Stage("validate", "measure_shard", "measure", 2),
+    "validate": Stage("validate", "judge_clips", "validate", 4),
+    "estimate": Stage("validate", "estimate", "estimate", 1),
+    "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 2),
+    "pack": Stage("pack", "pack", "pack", 2),
+    "train": Stage("train", "train_adapter", "train", 4),
+    "eval": Stage("eval", "eval_adapter", "evaluate", 1),
+    "package": Stage("package", "package_adapter", "package", 1),
+    "report": Stage("report", "report", "report", 2),
+}

@@ -1,0 +1,177 @@
+"""JSON results of training, evaluation and verification: a class per file or line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from higgs_pipe.data.results import Result, ResultPart
+from higgs_pipe.errors import UserError
+
+CODEBOOK_LOSS = "eval_audio_loss_codebook_"
+CODEBOOK_ACCURACY = "eval_audio_accuracy_codebook_"
+COUNTS = ("num_clips", "num_text_labels", "num_audio_labels")
+
+
+class SplitMetrics(ResultPart):
+    """Losses (nats per label) and accuracies (0 to 1) of one model over the held-out split.
+
+    For each of the K codebooks there is a :data:`CODEBOOK_LOSS` and a :data:`CODEBOOK_ACCURACY`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    eval_loss: float
+    eval_text_loss: float
+    eval_audio_loss: float
+    eval_stop_loss: float
+    eval_text_accuracy: float
+    num_clips: int
+    num_text_labels: int
+    num_audio_labels: int
+
+    @property
+    def num_codebooks(self) -> int:
+        """K, and at least 1."""
+        return max(1, len([key for key in self.__pydantic_extra__ if CODEBOOK_LOSS in key]))
+
+
+class EvalMetrics(Result):
+    """``metrics.json``: the adapter and its base on the same held-out clips."""
+
+    made_by: ClassVar[str] = "eval_adapter"
+
+    adapter: SplitMetrics
+    base: SplitMetrics
+
+    @model_validator(mode="after")
+    def _check_comparable(self) -> Self:
+        num_codebooks = max(self.adapter.num_codebooks, self.base.num_codebooks)
+        for name, metrics in (("adapter", self.adapter), ("base", self.base)):
+            for prefix in (CODEBOOK_LOSS, CODEBOOK_ACCURACY):
+                for key in (f"{prefix}{index}" for index in range(num_codebooks)):
+                    if not hasattr(metrics, key):
+                        raise PydanticCustomError("missing", f"{name} has no {key}")
+        for key in COUNTS:
+            of_adapter, of_base = getattr(self.adapter, key), getattr(self.base, key)
+            if of_adapter != of_base:
+                message = f"{key} is {of_adapter} for the adapter, {of_base} for the base: "
+                raise PydanticCustomError("counts", f"{message}their losses do not compare")
+        return self
+
+
+class LoggedLine(Result):
+    """A line of ``metrics.jsonl``; each kind has more keys than are declared."""
+
+    model_config = ConfigDict(extra="allow")
+    made_by: ClassVar[str] = "train_adapter"
+
+    step: int
+
+
+class TrainingLine(LoggedLine):
+    """Losses of the training rows of a step, nats per label."""
+
+    loss: float
+    text_loss: float
+    audio_loss: float
+    stop_loss: float
+
+
+class HeldOutLine(LoggedLine):
+    """Losses of the held-out rows after a step, nats per label."""
+
+    eval_loss: float
+    eval_text_loss: float
+    eval_audio_loss: float
+    eval_stop_loss: float
+
+
+class AlarmLine(LoggedLine):
+    """An alarm: its name and a sentence."""
+
+    alarm: str
+    message: str
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """``metrics.jsonl``, by kind of line; ``held_out`` begins with the base's losses, at step 0."""
+
+    training: list[TrainingLine]
+    held_out: list[HeldOutLine]
+    alarms: list[AlarmLine]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the lines.
+
+        Raises:
+            UserError: A line lacks a key, or there is no training loss, no held-out loss at step 0
+                or none after it.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: the file is missing; {LoggedLine.rerun()}")
+        log = cls([], [], [])
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            place = f"{path}:{number}"
+            keys = LoggedLine.parse(text, place).model_extra or {}
+            if "alarm" in keys:
+                log.alarms.append(AlarmLine.parse(text, place))
+            elif any(key.startswith("eval_") for key in keys):
+                log.held_out.append(HeldOutLine.parse(text, place))
+            else:
+                log.training.append(TrainingLine.parse(text, place))
+        if not log.training:
+            raise UserError(f"{path}: no line with a training loss; {LoggedLine.rerun()}")
+        if len(log.held_out) < 2 or log.held_out[0].step != 0:
+            raise UserError(
+                f"{path}: no held-out loss at step 0 and after it; {LoggedLine.rerun()}"
+            )
+        return log
+
+    @property
+    def kept(self) -> HeldOutLine:
+        """The held-out line of the saved adapter: the first with the lowest loss."""
+        return min(self.held_out[1:], key=lambda line: line.eval_loss)
+
+
+class PreflightCheck(ResultPart):
+    """A check before the first step, its status and the finding in a sentence."""
+
+    name: str
+    status: Literal["passed", "failed", "no evidence"]
+    found: str
+
+
+class Preflight(Result):
+    """``preflight.json``; without checks if the pre-flight was off."""
+
+    made_by: ClassVar[str] = "train_adapter"
+
+    checks: list[PreflightCheck]
+    base_audio_loss_by_offset: dict[str, list[float | None]] = Field({})
+
+
+class TrainedSettings(Result):
+    """``config.json`` of the train folder: the settings of one experiment."""
+
+    made_by: ClassVar[str] = "train_adapter"
+
+    base_model: str
+    base_model_revision: str | None
+    train: dict[str, Any]
+
+
+class Proof(Result):
+    """What :mod:`higgs_pipe.verify` found out about a packaged adapter."""
+
+    made_by: ClassVar[str] = "package_adapter"
+
+    num_adapter_tensors: int
+    max_logit_change: float
+    eval_loss: float
+    base_fingerprint: str

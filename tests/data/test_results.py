@@ -1,0 +1,87 @@
+"""JSON results: what is written is read back, and anything else is refused with its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import ValidationError
+
+from higgs_pipe.data.results import Result, ResultPart
+from higgs_pipe.errors import UserError
+
+
+class Share(ResultPart):
+    hours: float
+    num_clips: int
+
+
+class Counts(Result):
+    made_by: ClassVar[str] = "count_rule"
+
+    title: str
+    shares: dict[str, Share]
+    ids: tuple[str, ...] = ()
+    longest: float | None = None
+
+
+COUNTS = Counts(title="ä", shares={"ada": Share(hours=0.5, num_clips=2)}, ids=("a", "b"))
+TEXT = json.dumps(COUNTS.model_dump())
+
+
+def test_a_result_is_written_as_indented_json_in_the_order_of_its_fields(tmp_path: Path) -> None:
+    COUNTS.write(tmp_path / "counts.json")
+    written = (tmp_path / "counts.json").read_text(encoding="utf-8")
+    expected = {
+        "title": "ä",
+        "shares": {"ada": {"hours": 0.5, "num_clips": 2}},
+        "ids": ["a", "b"],
+        "longest": None,
+    }
+    assert written == json.dumps(expected, indent=2, ensure_ascii=False) + "\n"
+    assert Counts.read(tmp_path / "counts.json") == COUNTS
+
+
+def test_a_missing_file_is_a_sentence_that_names_the_rule(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="count_rule") as caught:
+        Counts.read(tmp_path / "counts.json")
+    assert str(tmp_path / "counts.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"title": 3}, "title"),
+        ({"shares": {"ada": {"hours": 0.5}}}, "shares.ada.num_clips"),
+        ({"shares": {"ada": {"hours": float("nan"), "num_clips": 2}}}, "shares.ada.hours"),
+        ({"shares": {"ada": {"hours": float("inf"), "num_clips": 2}}}, "shares.ada.hours"),
+        ({"shares": {"ada": {"hours": "0.5", "num_clips": 2}}}, "shares.ada.hours"),
+        ({"shares": {"ada": {"hours": True, "num_clips": 2}}}, "shares.ada.hours"),
+        ({"shares": {"ada": {"hours": 0.5, "num_clips": 2.5}}}, "shares.ada.num_clips"),
+        ({"of_another_version": 1}, "of_another_version"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_file_key_and_rule(
+    tmp_path: Path, change: dict[str, Any], key: str
+) -> None:
+    path = tmp_path / "counts.json"
+    path.write_text(json.dumps(json.loads(TEXT) | change))
+    with pytest.raises(UserError) as caught:
+        Counts.read(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert f"`{key}`" in message
+    assert "--forcerun count_rule" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", TEXT[:-1]])
+def test_text_that_is_not_the_json_object_is_refused_with_its_place(text: str) -> None:
+    with pytest.raises(UserError, match=r"counts.jsonl:3"):
+        Counts.parse(text, "counts.jsonl:3")
+
+
+def test_nan_is_refused_when_it_is_written() -> None:
+    with pytest.raises(ValidationError, match=r"hours"):
+        Share(hours=float("nan"), num_clips=1)

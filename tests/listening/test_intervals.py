@@ -1,0 +1,192 @@
+"""Intervals: against Student's t, a plain loop, and by how often they cover the truth."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from higgs_pipe.listening.intervals import (
+    Clusters,
+    Difference,
+    Estimate,
+    mean_difference,
+    mean_estimate,
+)
+
+CLIPS = list("abcdefghijkl")
+
+
+def by_clip(num_clips: int) -> Clusters:
+    return Clusters("clip", np.arange(num_clips))
+
+
+def test_equal_clips_give_the_interval_of_a_paired_t_test() -> None:
+    adapter, base = np.random.default_rng(0).normal(size=(2, 12))
+    found = mean_difference((adapter, base), (np.ones(12), np.ones(12)), by_clip(12))
+    test = stats.ttest_rel(adapter, base)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found.p_value == pytest.approx(test.pvalue)
+    assert found.value == pytest.approx(adapter.mean() - base.mean())
+
+
+def test_a_mean_is_the_sum_over_the_count_not_the_mean_of_means() -> None:
+    found = mean_estimate([10.0, 2.0], [10, 1], by_clip(2))
+    assert found.value == pytest.approx(12 / 11)
+
+
+def test_columns_are_divided_each_by_its_own_count_then_weighed() -> None:
+    # Text 6 / 3, codebook 8 / 4, codebook 3 / 1: 2 + (2 + 3) / 2.
+    found = mean_estimate(
+        [[4, 8, 1], [2, 0, 2]], [[1, 2, 0.5], [2, 2, 0.5]], by_clip(2), [1, 0.5, 0.5]
+    )
+    assert found.value == pytest.approx(4.5)
+
+
+def test_a_column_without_weight_may_have_no_label() -> None:
+    found = mean_estimate([[1, 0], [3, 0], [2, 0]], [[1, 0], [1, 0], [1, 0]], by_clip(3), [1, 0])
+    assert found.value == pytest.approx(2)
+    assert found.low is not None
+
+
+def test_clusters_are_left_out_as_wholes() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.integers(1, 9, 12).astype(float)
+    sums = rng.normal(size=12) * counts
+    speakers = list("aaabbccddeee")
+    found = mean_estimate(sums, counts, Clusters.of(CLIPS, [None] * 12, speakers))
+
+    mean = sums.sum() / counts.sum()
+    squares, shares = 0.0, 0.0
+    for speaker in "abcde":
+        others = [i for i, name in enumerate(speakers) if name != speaker]
+        own = sum(counts[i] for i, name in enumerate(speakers) if name == speaker)
+        squares += (sum(sums[others]) / sum(counts[others]) - mean) ** 2
+        shares += (own / counts.sum()) ** 2
+    half = stats.t.ppf(0.975, 1 / shares - 1) * (squares * 4 / 5) ** 0.5
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
+    assert (found.num_clips, found.num_clusters) == (12, 5)
+
+
+def test_equal_models_differ_by_zero_exactly() -> None:
+    sums, counts = np.random.default_rng(2).gamma(2, size=(2, 9, 3))
+    found = mean_difference((sums, sums), (counts, counts), by_clip(9), [1, 0.5, 0.5])
+    assert found == Difference(value=0, low=0, high=0, num_clips=9, num_clusters=9, p_value=1)
+
+
+def test_one_clip_has_no_interval() -> None:
+    found = mean_estimate([3.0], [2], by_clip(1))
+    assert (found.value, found.low, found.high) == (1.5, None, None)
+
+
+def test_a_column_that_one_cluster_holds_alone_has_no_interval() -> None:
+    found = mean_estimate([[1, 2], [1, 0]], [[1, 1], [1, 0]], by_clip(2), [1, 1])
+    assert (found.value, found.low) == (3, None)
+
+
+def test_clips_without_a_count_are_not_counted() -> None:
+    found = mean_estimate([1.0, 0, 2], [1, 0, 1], by_clip(3))
+    assert (found.num_clips, found.num_clusters) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "recordings", "by", "num_clusters"),
+    [
+        ("aabbccddee", "1234567890", "speaker", 5),
+        ("aabbccdddd", "1122334455", "recording", 5),  # four speakers are too few
+        ("aabbccdddd", "1111222233", "clip", 10),
+        ("abcdefghij", "1122334455", "recording", 5),
+        ("abcdefghij", "1234567890", "clip", 10),
+    ],
+)
+def test_clips_are_grouped_by_speaker_else_recording_else_not(
+    speakers: str, recordings: str, by: str, num_clusters: int
+) -> None:
+    clusters = Clusters.of(CLIPS[:10], list(recordings), list(speakers))
+    assert (clusters.by, clusters.index.max() + 1) == (by, num_clusters)
+
+
+def test_an_unknown_speaker_is_a_speaker_alone() -> None:
+    clusters = Clusters.of(CLIPS[:6], [None] * 6, ["a", None, "a", None, "b", "c"])
+    assert clusters.index.tolist() == [0, 1, 0, 2, 3, 4]
+
+
+def test_a_clip_spoken_twice_is_one_cluster() -> None:
+    clusters = Clusters.of(["a", "b", "a", "b"], [None] * 4, ["x"] * 4)
+    assert (clusters.by, clusters.index.tolist()) == ("clip", [0, 1, 0, 1])
+
+
+def test_twenty_equal_answers_are_not_certain() -> None:
+    ones = np.ones(20)
+    found = mean_difference((ones, ones), (ones, ones), by_clip(20), yes_or_no=True)
+    assert found.value == 0
+    assert (found.low, found.high) == pytest.approx((-0.14, 0.14), abs=0.01)
+
+
+def test_eight_of_eight_that_no_longer_stop_are_a_difference() -> None:
+    ones = np.ones(8)
+    found = mean_difference((0 * ones, ones), (ones, ones), by_clip(8), yes_or_no=True)
+    assert (found.value, found.low) == (-1, -1)
+    assert found.high == pytest.approx(-0.35, abs=0.01)
+
+
+@pytest.mark.parametrize("skewness", [0, 1])
+@pytest.mark.parametrize(
+    ("num_clusters", "clips_per_cluster"),
+    [(5, 1), (8, 1), (20, 1), (60, 1), (5, 6), (8, 3), (12, 5), (30, 4)],
+)
+def test_93_to_97_of_100_intervals_cover_the_truth(
+    num_clusters: int, clips_per_cluster: int, skewness: int
+) -> None:
+    """Clips of very different lengths, clusters of different sizes, a third of the spread theirs.
+
+    Across all clusters that could be drawn the mean difference per label is -0.05 nats.
+    """
+    rng = np.random.default_rng(7)
+    num_covered = 0
+    for _ in range(1000):
+        more = (clips_per_cluster - 1) * rng.gamma(4, 1 / 4, num_clusters)
+        num_clips = 1 + rng.poisson(more)
+        speakers = np.repeat(np.arange(num_clusters), num_clips)
+        counts = rng.lognormal(4.5, 0.6, len(speakers)).round()
+        spread = 0.1 * (
+            (1 / 3) ** 0.5 * deviations(rng, skewness, num_clusters)[speakers]
+            + (2 / 3) ** 0.5 * deviations(rng, skewness, len(speakers))
+        )
+        base = rng.gamma(20, 0.3, len(speakers)) * counts
+        adapter = base + (spread - 0.05) * counts
+        found = mean_difference((adapter, base), (counts, counts), Clusters("speaker", speakers))
+        num_covered += covers(found, -0.05)
+    assert 930 <= num_covered <= 970
+
+
+def covers(found: Estimate, truth: float) -> bool:
+    assert found.low is not None
+    assert found.high is not None
+    return found.low <= truth <= found.high
+
+
+def deviations(rng: np.random.Generator, skewness: int, size: int) -> np.ndarray:
+    """Mean 0, variance 1."""
+    if skewness == 0:
+        return rng.normal(size=size)
+    shape = 4 / skewness**2
+    return (rng.gamma(shape, size=size) - shape) / shape**0.5
+
+
+@pytest.mark.parametrize("num_prompts", [8, 20, 60])
+@pytest.mark.parametrize(("base_rate", "both"), [(0.9, 0.8), (0.7, 0.5), (0.5, 0.4)])
+def test_intervals_of_yes_or_no_cover_the_truth(
+    num_prompts: int, base_rate: float, both: float
+) -> None:
+    rng = np.random.default_rng(8)
+    adapter_rate = both + (1 - base_rate) / 2
+    neither = 1 - base_rate - adapter_rate + both
+    probabilities = [both, base_rate - both, adapter_rate - both, neither]
+    num_covered = 0
+    ones = np.ones(num_prompts)
+    for _ in range(1000):
+        case = rng.choice(4, num_prompts, p=probabilities)
+        base, adapter = np.isin(case, [0, 1]), np.isin(case, [0, 2])
+        found = mean_difference((adapter, base), (ones, ones), by_clip(num_prompts), yes_or_no=True)
+        num_covered += covers(found, adapter_rate - base_rate)
+    # Few prompts give few different answers: the interval leans to the safe side.
+    assert 930 <= num_covered <= (975 if num_prompts == 60 else 1000)

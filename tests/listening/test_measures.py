@@ -1,0 +1,82 @@
+"""Measures of generated speech, worked by hand."""
+
+import numpy as np
+import pytest
+
+from higgs_pipe.listening.measures import (
+    code_distance,
+    code_histogram,
+    measure_speech,
+    repeated_frame_share,
+)
+
+RATE_HZ = 1000  # 20 samples a frame
+
+
+def tone(seconds: float, level: float = 0.5) -> np.ndarray:
+    """A square wave: its level is that of every frame."""
+    return np.where(np.arange(round(seconds * RATE_HZ)) % 2, level, -level).astype(np.float32)
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(round(seconds * RATE_HZ), np.float32)
+
+
+def test_silence_is_counted_in_frames_of_20_ms() -> None:
+    samples = np.concatenate([tone(0.4), silence(0.2), tone(0.2), silence(0.1), tone(0.1)])
+    found = measure_speech(samples, RATE_HZ)
+    assert found.duration_seconds == pytest.approx(1)
+    assert found.silence_share == pytest.approx(0.3)
+    assert found.longest_silence_seconds == pytest.approx(0.2)
+    assert found.repeated_frame_share is None
+
+
+def test_a_silent_waveform_is_all_silence() -> None:
+    found = measure_speech(silence(1), RATE_HZ)
+    assert (found.silence_share, found.longest_silence_seconds) == (1, pytest.approx(1))
+
+
+def test_faint_noise_alone_is_silence_and_faint_speech_is_not() -> None:
+    assert measure_speech(tone(1, 0.0009), RATE_HZ).silence_share == 1  # -60.9 dBFS
+    assert measure_speech(tone(1, 0.0011), RATE_HZ).silence_share == 0
+
+
+def test_a_pause_filled_by_noise_40_db_below_the_speech_is_silence() -> None:
+    samples = np.concatenate([tone(0.8, 0.5), tone(0.2, 0.0049)])
+    assert measure_speech(samples, RATE_HZ).silence_share == pytest.approx(0.2)
+    samples = np.concatenate([tone(0.8, 0.5), tone(0.2, 0.0051)])
+    assert measure_speech(samples, RATE_HZ).silence_share == 0
+
+
+def test_no_sample_at_all_is_silence_of_no_length() -> None:
+    found = measure_speech(silence(0), RATE_HZ, np.zeros((0, 8), np.int16))
+    assert (found.duration_seconds, found.silence_share) == (0, 1)
+    assert (found.longest_silence_seconds, found.repeated_frame_share) == (0, 0)
+
+
+def test_a_frame_repeats_the_one_before_only_in_all_codebooks() -> None:
+    codes = np.array([[1, 2], [1, 2], [1, 3], [1, 3], [1, 3]], np.int16)
+    assert repeated_frame_share(codes) == pytest.approx(3 / 4)
+    assert repeated_frame_share(codes[:1]) == 0
+
+
+def test_a_histogram_counts_each_codebook() -> None:
+    codes = np.array([[0, 2], [0, 1], [2, 2]], np.int16)
+    assert code_histogram(codes, 4).tolist() == [[2, 0, 1, 0], [0, 1, 2, 0]]
+
+
+def test_distances_are_0_of_like_shares_and_1_of_nothing_in_common() -> None:
+    first = np.array([[2.0, 2, 0, 0]])
+    assert code_distance(first, first * 7) == pytest.approx(0)
+    assert code_distance(first, first[:, ::-1]) == pytest.approx(1)
+
+
+def test_the_distance_of_half_is_that_of_the_formula() -> None:
+    """P = (1, 0), Q = (1/2, 1/2), M = (3/4, 1/4); two codebooks, the other one equal."""
+    first = np.array([[1.0, 0], [1, 1]])
+    second = np.array([[1.0, 1], [1, 1]])
+    of_p = np.log2(4 / 3)
+    of_q = 0.5 * np.log2((1 / 2) / (3 / 4)) + 0.5 * np.log2((1 / 2) / (1 / 4))
+    expected = np.sqrt((of_p + of_q) / 2) / 2
+    assert code_distance(first, second) == pytest.approx(expected)
+    assert code_distance(np.stack([first, second]), second) == pytest.approx([expected, 0])

@@ -1,0 +1,168 @@
+"""The verdict's rules, each by a table of differences written by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from higgs_pipe.errors import UserError
+from higgs_pipe.listening.intervals import Difference
+from higgs_pipe.listening.verdict import MEASURES, Measure, Verdict, judge
+
+LOWER, EQUAL, HIGHER = -1, 0, 1
+
+
+def difference(
+    sign: int, p_value: float | None = None, num_clips: int = 20, scale: float = 1
+) -> Difference:
+    """-0.2 (-0.3 to -0.1), 0 (-0.1 to 0.1) or 0.2 (0.1 to 0.3)."""
+    value = 0.2 * sign * scale
+    return Difference(
+        value=value,
+        low=value - 0.1 * scale,
+        high=value + 0.1 * scale,
+        num_clips=num_clips,
+        num_clusters=num_clips,
+        p_value=(0.0001 if sign else 1.0) if p_value is None else p_value,
+    )
+
+
+FOLLOWS_TEXT = difference(HIGHER)
+
+
+def verdict_of(
+    adapter_audio_loss: float = 5.0,
+    adapter_text_use: Difference | None = FOLLOWS_TEXT,
+    **differences: Difference,
+) -> Verdict:
+    return judge(
+        differences,
+        audio_loss=adapter_audio_loss,
+        num_entries=1026,
+        text_use=adapter_text_use,
+        clustered_by="clip",
+    )
+
+
+def outcomes(verdict: Verdict) -> dict[str, str]:
+    return {measure.name: measure.outcome for measure in verdict.measures}
+
+
+@pytest.mark.parametrize(
+    ("signs", "overall"),
+    [
+        ({}, "no evidence"),
+        ({"audio_loss": EQUAL, "stop_loss": EQUAL, "text_loss": EQUAL}, "no evidence"),
+        ({"audio_loss": LOWER}, "better"),
+        ({"audio_loss": HIGHER}, "worse"),
+        ({"stop_loss": LOWER, "audio_loss": EQUAL}, "better"),
+        # Text loss alone is never better, and never worse.
+        ({"text_loss": LOWER, "audio_loss": EQUAL}, "no evidence"),
+        ({"text_loss": HIGHER, "audio_loss": EQUAL}, "no evidence"),
+        ({"text_loss": HIGHER, "audio_loss": LOWER}, "better"),
+        ({"text_loss": LOWER, "audio_loss": HIGHER}, "worse"),
+        # What leads and is worse outweighs all that is better.
+        ({"audio_loss": LOWER, "stop_rate": LOWER}, "worse"),
+        ({"audio_loss": LOWER, "stop_rate": HIGHER}, "better"),
+        ({"audio_loss": LOWER, "word_error_rate": HIGHER}, "worse"),
+        ({"audio_loss": EQUAL, "word_error_rate": LOWER}, "better"),
+        ({"audio_loss": LOWER, "speaker_similarity": LOWER}, "worse"),
+        ({"audio_loss": LOWER, "quality_shortfall": HIGHER}, "worse"),
+        # What does not lead is shown and decides nothing.
+        ({"audio_loss": EQUAL, "code_distance": LOWER, "silence_error": LOWER}, "no evidence"),
+        ({"audio_loss": LOWER, "repeated_frame_excess": HIGHER}, "better"),
+    ],
+)
+def test_leading_measures_decide(signs: dict[str, int], overall: str) -> None:
+    differences = {name: difference(sign) for name, sign in signs.items()}
+    assert verdict_of(**differences).overall == overall
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
+def test_each_measure_knows_its_good_direction(measure: Measure) -> None:
+    higher_is_better = {"text_use", "stop_rate", "speaker_similarity"}
+    higher_is_better.add("speaker_similarity_to_others")
+    name = measure.name
+    expected = ("better", "worse") if name in higher_is_better else ("worse", "better")
+    found = [outcomes(verdict_of(**{name: difference(sign)}))[name] for sign in (HIGHER, LOWER)]
+    assert tuple(found) == expected
+
+
+def test_fewer_clips_than_eight_are_no_evidence_whatever_their_interval() -> None:
+    few = verdict_of(stop_loss=difference(LOWER, num_clips=7))
+    assert few.overall == "no evidence"
+    assert outcomes(few)["stop_loss"] == "no evidence"
+    [stop] = [measure for measure in few.measures if measure.name == "stop_loss"]
+    assert "7 clips" in stop.sentence
+    assert verdict_of(stop_loss=difference(LOWER, num_clips=8)).overall == "better"
+
+
+def test_one_cluster_alone_is_no_evidence() -> None:
+    alone = Difference(value=-1, low=None, high=None, num_clips=30, num_clusters=1, p_value=None)
+    assert outcomes(verdict_of(stop_loss=alone))["stop_loss"] == "no evidence"
+
+
+def test_what_is_missing_is_not_measured_and_not_zero() -> None:
+    verdict = verdict_of(stop_loss=difference(EQUAL))
+    assert outcomes(verdict)["word_error_rate"] == "not measured"
+    [words] = [measure for measure in verdict.measures if measure.name == "word_error_rate"]
+    assert words.difference is None
+
+
+def test_a_difference_of_a_loss_within_rounding_is_none() -> None:
+    tiny = difference(LOWER, scale=0.004)  # -0.0008 (-0.0012 to -0.0004)
+    assert outcomes(verdict_of(stop_loss=tiny))["stop_loss"] == "no evidence"
+    assert outcomes(verdict_of(code_distance=tiny))["code_distance"] == "better"
+
+
+def test_a_chance_among_many_measures_decides_nothing_but_forbids_better() -> None:
+    """p = 0.02 is a difference by itself, and not the smallest of four measures."""
+    others = {name: difference(EQUAL) for name in ("duration_error", "stop_rate", "stop_loss")}
+    by_chance = difference(HIGHER, p_value=0.02)
+    verdict = verdict_of(word_error_rate=by_chance, **others)
+    assert outcomes(verdict)["word_error_rate"] == "worse"
+    assert verdict.overall == "no evidence"
+    surely_better = {"duration_error": difference(LOWER)}
+    assert verdict_of(word_error_rate=by_chance, **others | surely_better).overall == "no evidence"
+    assert verdict_of(word_error_rate=by_chance).overall == "worse"
+
+
+def test_above_a_blind_guess_is_never_better_and_said_in_words() -> None:
+    blind = verdict_of(adapter_audio_loss=6.94, stop_loss=difference(LOWER))
+    assert blind.overall == "no evidence"
+    assert any("6.94" in sentence and "ln 1026 = 6.93" in sentence for sentence in blind.sentences)
+    assert verdict_of(adapter_audio_loss=6.93, stop_loss=difference(LOWER)).overall == "better"
+
+
+def test_an_adapter_that_ignores_its_text_is_never_better() -> None:
+    better = {"stop_loss": difference(LOWER)}
+    assert verdict_of(adapter_text_use=difference(EQUAL), **better).overall == "no evidence"
+    assert verdict_of(adapter_text_use=difference(LOWER), **better).overall == "no evidence"
+    assert verdict_of(adapter_text_use=None, **better).overall == "better"
+
+
+def test_the_headline_comes_first_then_the_measure_that_decided() -> None:
+    verdict = verdict_of(stop_rate=difference(LOWER), stop_loss=difference(LOWER))
+    assert verdict.sentences[0].startswith("Worse")
+    assert "-0.2 (-0.3 to -0.1)" in verdict.sentences[1]
+
+
+def test_a_required_verdict_names_the_measure_that_failed() -> None:
+    worse = verdict_of(stop_rate=difference(LOWER))
+    with pytest.raises(UserError, match=r"not_worse[^$]*Share that stops: worse, -0\.2"):
+        worse.require("not_worse")
+    undecided = verdict_of(stop_rate=difference(EQUAL))
+    undecided.require("not_worse")
+    with pytest.raises(UserError, match="better"):
+        undecided.require("better")
+    verdict_of(stop_rate=difference(HIGHER)).require("better")
+
+
+def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
+    verdict = verdict_of(stop_rate=difference(LOWER))
+    verdict.write(tmp_path / "verdict.json")
+    assert Verdict.read(tmp_path / "verdict.json") == verdict
+
+
+def test_a_difference_of_an_unknown_name_is_a_bug() -> None:
+    with pytest.raises(KeyError, match="stopp_rate"):
+        verdict_of(stopp_rate=difference(LOWER))
