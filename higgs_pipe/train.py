@@ -278,15 +278,8 @@ class Training:
                 "train.learning_rate, or try train.dtype: float32."
             )
         metrics.write(progress.step, losses)
-        if progress.step == 0:
-            return
-        if losses["eval_loss"] < progress.best_eval_loss:
-            progress.num_evaluations_without_better = 0
-            progress.best_eval_loss = losses["eval_loss"]
-            progress.best_adapter = adapter_state(self._peft_model())
-            logger.info("step %d: the best adapter so far", progress.step)
-        else:
-            progress.num_evaluations_without_better += 1
+        if progress.step:
+            progress.keep_if_best(losses["eval_loss"], self._peft_model())
 
     def _save_best(self, adapter_dir: Path) -> None:
         best = self.state.progress.best_adapter

@@ -8,7 +8,7 @@ micro-batches; one division ends it::
 Nats per label. Nothing here averages averages.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, cast
 
@@ -47,17 +47,6 @@ class LossSums:
         parts = [self.loss, self.count, *([] if self.correct is None else [self.correct])]
         rows = zip(*(part.detach().double().cpu() for part in parts), strict=True)
         return [type(self)(*row) for row in rows]
-
-    @classmethod
-    def of_samples(cls, samples: Iterable[Self]) -> Self:
-        """Put the sums of single samples together: (2 + K,) each -> (N, 2 + K)."""
-        rows = list(samples)
-        correct = [row.correct for row in rows if row.correct is not None]
-        return cls(
-            torch.stack([row.loss for row in rows]),
-            torch.stack([row.count for row in rows]),
-            torch.stack(correct) if correct else None,
-        )
 
 
 @dataclass(frozen=True)

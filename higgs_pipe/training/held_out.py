@@ -41,4 +41,10 @@ def held_out_sums(
 
 def total_of(sums: dict[str, LossSums]) -> LossSums:
     """Add up all samples, in the order of the ids: (2 + K,)."""
-    return LossSums.of_samples(sums.values()).total()
+    samples = list(sums.values())
+    correct = [sample.correct for sample in samples if sample.correct is not None]
+    return LossSums(
+        loss=torch.stack([sample.loss for sample in samples]),
+        count=torch.stack([sample.count for sample in samples]),
+        correct=torch.stack(correct) if correct else None,
+    ).total()

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.training.checkpoints import Checkpoints, State
 from higgs_pipe.training.metrics import MetricsLog
 from higgs_pipe.training.processes import from_main_process
@@ -27,6 +29,15 @@ class Progress:
     best_eval_loss: float = math.inf
     best_adapter: dict[str, Tensor] = field(default_factory=dict)
     num_evaluations_without_better: int = 0
+
+    def keep_if_best(self, eval_loss: float, adapter: PeftModel) -> None:
+        """Keep a copy of the adapter if no earlier evaluation had as low a loss."""
+        self.num_evaluations_without_better += 1
+        if eval_loss < self.best_eval_loss:
+            self.num_evaluations_without_better = 0
+            self.best_eval_loss = eval_loss
+            self.best_adapter = adapter_state(adapter)
+            logger.info("step %d: the best adapter so far", self.step)
 
 
 @dataclass

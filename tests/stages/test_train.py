@@ -26,7 +26,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
 
-import higgs_pipe.train
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
