@@ -21,7 +21,7 @@ def describe_predictions(batch: PackedBatch, predictions: Predictions, tokenizer
         tokenizer: Decodes the text ids.
     """
     lines = [
-        f"text logits {predictions.text_logits_shape}, labels {tuple(batch.text.values.shape)}; "
+        f"text logits {predictions.text_logits_shape}, labels {tuple(batch.text.values[:, 0].shape)}; "
         f"audio logits {predictions.audio_logits_shape}, labels {tuple(batch.audio.values.shape)}"
     ]
     for sample, sample_id in enumerate(batch.sample_ids[:NUM_SAMPLES_SHOWN]):
