@@ -1,6 +1,7 @@
 # make demo    recordings to an adapter, on the shipped demo
 # make test    all tests
 # make check   format, types and lints
+# make generated   write the schema and docs/config.md anew, after a change of a setting
 # make clean   remove what the workflow made; the environment in .venv stays
 #
 # Needs Python 3.11 or newer with venv, git and make. PYTHON=python3.12 picks another one.
@@ -37,6 +38,11 @@ check: $(READY)
 	$(IN_VENV) mypy
 	$(IN_VENV) snakefmt --check Snakefile workflow
 	$(IN_VENV) snakemake --lint
+
+.PHONY: generated
+generated: $(READY)
+	$(BIN)/python -m higgs_pipe.config.schema > workflow/schemas/config.schema.yaml
+	$(BIN)/python -m higgs_pipe.config.reference > docs/config.md
 
 .PHONY: environment
 environment: $(READY)

@@ -122,8 +122,8 @@ def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     from higgs_pipe.data.packing.clips import Clips
     from higgs_pipe.data.packing.codes_store import CodesStore
     from higgs_pipe.data.packing.spool import Spool
+    from higgs_pipe.higgs.packer import Packer
     from higgs_pipe.higgs.prompts import PromptRenderer
-    from higgs_pipe.pack import Packer
 
     renderer = PromptRenderer(Pretrained("base_model", base_model))
     gc.freeze()  # as the command line does

@@ -21,7 +21,7 @@ from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import list_offenders
 from higgs_pipe.higgs.memory import Memory, Parameters, estimate_model
-from higgs_pipe.higgs.prompts import PromptRenderer, Unsayable, conversations_of
+from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, conversations_of
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -147,9 +147,9 @@ def refused_conversations(table: Clips, stage: EstimateStage) -> list[str]:
         plans = [SamplePlan(CONVERSATION, (clip,)) for clip in some]
         prompts = renderer.prompts(conversations_of(plans, table, stage.pack))
         refused += [
-            f"{table.place(clip)}: {prompt}"
+            f"{table.place(clip)}: {prompt.fact}"
             for clip, prompt in zip(some, prompts, strict=True)
-            if isinstance(prompt, Unsayable)
+            if isinstance(prompt, NotRendered)
         ]
     return refused
 

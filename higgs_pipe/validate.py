@@ -19,8 +19,8 @@ from higgs_pipe.data.clips.summary import log_warnings, summarize, table_lines
 from higgs_pipe.data.conversation import ClipId, Conversation
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import shard_of
-from higgs_pipe.data.manifests.reading import Manifest, Row
-from higgs_pipe.data.manifests.rows import read_rows
+from higgs_pipe.data.manifests.row import ManifestRows, Row
+from higgs_pipe.data.manifests.row_table import read_rows
 from higgs_pipe.data.quality import measure_text
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import (
@@ -108,7 +108,9 @@ def run(
     logger.info("%s", "\n".join(table_lines(summary)))
 
 
-def _read_measured(measured_dir: Path, num_shards: int, manifest: Manifest) -> dict[Span, Measured]:
+def _read_measured(
+    measured_dir: Path, num_shards: int, manifest: ManifestRows
+) -> dict[Span, Measured]:
     """What every span that the rows name holds."""
     measured: dict[Span, Measured] = {}
     for index in range(num_shards):

@@ -23,44 +23,49 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Sampling(Section):
-    """How codes are drawn when a model speaks; the defaults are those of Higgs Audio's examples."""
+    """Sampling of codes in generation; the defaults are those of Higgs Audio's examples."""
 
     temperature: float = Field(
-        1.0, ge=0, le=10, description="Spread of the draw; 0 takes the most likely code each time."
+        1.0, ge=0, le=10, description="Spread of the draw; 0 always takes the likeliest code."
     )
     top_p: float = Field(
-        0.95, gt=0, le=1, description="Draw among the likeliest codes of this probability together."
+        0.95,
+        gt=0,
+        le=1,
+        description="Draw from the smallest set of codes with this total probability.",
     )
-    top_k: int = Field(50, ge=0, description="Draw among this many likeliest codes; 0 is all.")
+    top_k: int = Field(50, ge=0, description="Draw from this many likeliest codes; 0: all.")
     ras_win_len: int = Field(
         7,
         ge=0,
-        description="Frames in which repeated codes are counted; 0 is off, as is temperature 0.",
+        description="Frames in which repeats of a code are counted; 0, or temperature 0: never.",
     )
     ras_win_max_num_repeat: int = Field(
         2,
         ge=1,
-        description="A code that these frames hold as often is drawn again at temperature 1.",
+        description="Repeats in these frames after which a code is drawn again at temperature 1.",
     )
     max_seconds: float = Field(
-        30.0, gt=0, description="Longest speech of one prompt; what has not stopped is cut there."
+        30.0,
+        gt=0,
+        description="Longest speech per prompt; speech that has not ended by then is cut.",
     )
     seed: int = Field(0, ge=0, description="Another seed gives another take.")
 
 
 class ShardConfig(Section):
-    """How the rows are spread over jobs."""
+    """Number of shards that the rows are spread over."""
 
     num_shards: int = Field(
         8,
         ge=1,
         le=100_000,
-        description="Jobs that measure, and jobs that tokenize; a row's shard is a hash of its id.",
+        description="Jobs that measure, and as many that tokenize; a hash of its id places a row.",
     )
 
 
 class DataConfig(ShardConfig):
-    """How the clips are spread over jobs and split."""
+    """Spread of the rows over jobs, and the split into train and eval."""
 
     eval_fraction: float = Field(
         0.05, gt=0, lt=1, description="Share of the clips held out for evaluation."
@@ -68,21 +73,21 @@ class DataConfig(ShardConfig):
     split_seed: int = Field(0, ge=0, description="Another seed gives another train/eval split.")
     split_by: Literal["clip", "speaker", "recording", "given"] = Field(
         "clip",
-        description="What is held out: clips, whole speakers, whole recordings with all their "
-        "segments, or what the manifest gives, for every row.",
+        description="Unit that is held out: clip, speaker, recording (all its segments); given: "
+        "every row of the manifest names its split.",
     )
     keep_text_together: bool = Field(
         True,
-        description="Whether clips of one text, but for case and punctuation, share a side.",
+        description="Keep clips with equal text (ignoring case and punctuation) in one split.",
     )
     keep_context_together: bool = Field(
         True,
-        description="Whether a clip shares a side with the conversations in which it is heard.",
+        description="Keep a clip in the split of the conversations that contain its audio.",
     )
 
 
 class FilterConfig(Section):
-    """Which clips are rejected for how they sound or read; null is off."""
+    """Limits on measured sound and text; a clip outside one is rejected, null is off."""
 
     max_clipping_fraction: float | None = Field(
         None, ge=0, le=1, description="Largest share of samples at full scale."
@@ -100,7 +105,7 @@ class FilterConfig(Section):
         None, ge=0, description="Lowest bandwidth; telephone speech has less than 4000 Hz."
     )
     max_dc_offset: float | None = Field(
-        None, ge=0, le=1, description="Farthest mean sample from 0, full scale is 1."
+        None, ge=0, le=1, description="Largest distance of the mean sample from 0; full scale is 1."
     )
     min_snr_db: float | None = Field(
         None, ge=0, le=100, description="Lowest estimated signal-to-noise ratio, in dB."
@@ -112,19 +117,23 @@ class FilterConfig(Section):
         None, ge=1, description="Lowest sample rate of the file, in Hz."
     )
     min_characters_per_second: float | None = Field(
-        None, ge=0, description="Slowest speech, in characters without white space."
+        None, ge=0, description="Slowest speech, in characters per second without white space."
     )
     max_characters_per_second: float | None = Field(
-        None, gt=0, description="Fastest speech, in characters without white space."
+        None, gt=0, description="Fastest speech, in characters per second without white space."
     )
     min_words_per_second: float | None = Field(
-        None, ge=0, description="Slowest speech, in words (letters, where no spaces are written)."
+        None,
+        ge=0,
+        description="Slowest speech, in words per second (letters, in scripts without spaces).",
     )
     max_words_per_second: float | None = Field(
-        None, gt=0, description="Fastest speech, in words (letters, where no spaces are written)."
+        None,
+        gt=0,
+        description="Fastest speech, in words per second (letters, in scripts without spaces).",
     )
     require_language_script: bool = Field(
-        False, description="Reject text in a script that its language is not written in."
+        False, description="Reject text in a script that its language does not use."
     )
     max_word_error_rate: float | None = Field(
         None, ge=0, description="Largest word error rate of the transcript by speech_models.asr."
@@ -141,31 +150,31 @@ class FilterConfig(Section):
 
 
 class SpeechModelConfig(Section):
-    """Models that listen to every recording; null is off, and all are off by default."""
+    """Models that listen to every recording; null is off."""
 
-    device: Device = Field("auto", description="Where they run.")
+    device: Device = Field("auto", description="Device that they run on.")
     asr: str | None = Field(
-        None, min_length=1, description="A Transformers speech recogniser: a directory or a Hub id."
+        None, min_length=1, description="Transformers speech recogniser: a directory or a Hub id."
     )
     quality: str | None = Field(
         None,
         min_length=1,
-        description="Weights of torchaudio's squim_objective_base: a file of its state_dict.",
+        description="Weights of torchaudio's squim_objective_base: a file with its state_dict.",
     )
     speaker: str | None = Field(
         None,
         min_length=1,
-        description="A Transformers x-vector speaker model: a directory or a Hub id.",
+        description="Transformers x-vector speaker model: a directory or a Hub id.",
     )
 
     @property
     def is_on(self) -> bool:
-        """Whether any model is asked for."""
+        """Whether any model is named."""
         return any((self.asr, self.quality, self.speaker))
 
 
 class MeasureConfig(Section):
-    """What decides which recordings are decoded, and how they are measured."""
+    """Settings that decide which recordings are decoded and how they are measured."""
 
     max_clip_seconds: float = Field(
         30.0, gt=0, description="Longer clips are rejected, and never decoded."
@@ -184,7 +193,7 @@ NEEDED_MODELS = {
 
 
 class ValidateConfig(MeasureConfig):
-    """What a clip must satisfy."""
+    """Requirements that a clip must meet."""
 
     forbidden = tuple(
         Forbidden(
@@ -204,22 +213,22 @@ class ValidateConfig(MeasureConfig):
 
 
 class TokenizeConfig(Section):
-    """How audio becomes codes."""
+    """Encoding of audio into codes."""
 
-    device: Device = Field("auto", description="Where the codec runs.")
+    device: Device = Field("auto", description="Device that the codec runs on.")
     dtype: CodecDtype = Field(
-        "float32", description="Number type of the codec on a GPU; on a CPU it is float32."
+        "float32", description="Dtype of the codec on a GPU; on a CPU it is always float32."
     )
     max_batch_seconds: float | None = Field(
         None,
         gt=0,
-        description="Audio seconds encoded at once, in clips of equal length; null is 120 on a "
-        "GPU and one clip at a time on a CPU.",
+        description="Seconds of audio encoded at once, in clips of equal length; null: 120 on a "
+        "GPU, one clip at a time on a CPU.",
     )
 
 
 class TaskMix(Section):
-    """Weights of the kinds of sample; each clip or dialogue gets one kind, drawn by seed."""
+    """Weights of the sample tasks; each clip or dialogue gets one task, drawn by seed."""
 
     forbidden = (
         Forbidden(
@@ -229,35 +238,41 @@ class TaskMix(Section):
     )
 
     speech: float = Field(1.0, ge=0, description="Text to speech without a reference voice.")
-    cloning: float = Field(1.0, ge=0, description="A reference clip of the speaker comes first.")
+    cloning: float = Field(
+        1.0, ge=0, description="Text to speech after a reference clip of the speaker."
+    )
     dialogue: float = Field(
-        1.0, ge=0, description="The turns of a dialogue at once, without reference voices."
+        1.0, ge=0, description="All turns of a dialogue, without reference voices."
     )
     dialogue_cloning: float = Field(
-        1.0, ge=0, description="The same after a reference clip of each speaker."
+        1.0, ge=0, description="All turns of a dialogue, after a reference clip of each speaker."
     )
 
 
 class PackConfig(Section):
-    """How codes and text become training rows."""
+    """Building of training rows from codes and text."""
 
     max_tokens: int = Field(
-        2048, ge=64, le=131_072, description="Positions in a packed row, text and audio frames."
+        2048,
+        ge=64,
+        le=131_072,
+        description="Positions in a packed row: text tokens and audio frames.",
     )
     tasks: TaskMix = TaskMix()
     scene_dropout: float = Field(
-        0.0, ge=0, le=1, description="Share of the samples that lose their scene."
+        0.0, ge=0, le=1, description="Share of samples that lose their scene."
     )
     reference_dropout: float = Field(
-        0.0, ge=0, le=1, description="Share of the reference recordings that are left out."
+        0.0, ge=0, le=1, description="Share of reference recordings that are left out."
     )
     system_prompt: str = Field(
-        DEFAULT_SYSTEM_PROMPT, min_length=1, description="The system message of each sample."
+        DEFAULT_SYSTEM_PROMPT, min_length=1, description="System message of each sample."
     )
     clean_text: bool = Field(
-        True, description="Clean the text as Higgs Audio's own inference does; keep it the same."
+        True,
+        description="Clean text as Higgs Audio's inference does; keep it the same to generate.",
     )
-    seed: int = Field(0, ge=0, description="Draws tasks, references and dropouts.")
+    seed: int = Field(0, ge=0, description="Seed of the draws: tasks, references and dropouts.")
 
 
 LoraPreset = Literal["attention", "audio", "all"]
@@ -275,37 +290,41 @@ class LoraSettings(Section):
     )
 
     r: int = Field(16, ge=1, le=1024, description="Rank.")
-    alpha: int = Field(32, ge=1, description="Scale; the update is multiplied by alpha / r.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the LoRA matrices.")
+    alpha: int = Field(32, ge=1, description="Scale: the update is multiplied by alpha / r.")
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="Dropout on the input of the LoRA matrices."
+    )
     target_modules: LoraPreset | Annotated[list[Text], Field(min_length=1)] = Field(
         "all",
-        description="Layers that get LoRA: attention, audio (attention and audio FFN), all (these "
+        description="Layers that get LoRA: attention, audio (attention and audio FFN), all (both "
         "and the text FFN), or a list of name endings such as audio_mlp.down_proj.",
     )
     use_rslora: bool = Field(
         False, description="Scale by alpha / sqrt(r) instead (rank-stabilised LoRA)."
     )
-    use_dora: bool = Field(False, description="Weight-decomposed LoRA: magnitude apart; slower.")
+    use_dora: bool = Field(
+        False, description="Weight-decomposed LoRA (DoRA), which trains magnitudes apart; slower."
+    )
     init: Literal["default", "gaussian", "orthogonal", "olora", "pissa"] = Field(
         "default",
-        description="How LoRA starts, as PEFT names it; olora and pissa are saved as plain LoRA of "
+        description="Initialisation, by PEFT's name; olora and pissa are saved as plain LoRA of "
         "twice the rank.",
     )
     train_in_full: list[Literal["audio_head", "audio_embeddings"]] = Field(
-        [], description="Parts of the base that are trained whole and saved with the adapter."
+        [], description="Parts of the base that are trained in full and saved with the adapter."
     )
     trainable_tokens: list[Text] = Field(
         [],
         description="Tokens of the base's tokenizer whose text embeddings are trained, for "
-        "example reserved ones that the transcripts use anew.",
+        "example reserved tokens to which the transcripts give a meaning.",
     )
 
 
 class LossWeights(Section):
-    """The objective: text * T + audio * sum of c_k A_k / sum of c_k + eos * E, in nats per label.
+    """Weights of the objective: text * T + audio * sum of c_k A_k / sum of c_k + eos * E.
 
-    T is the mean text loss, A_k that of codebook k, E that of the stream EOS labels, which are in
-    A_k too.
+    In nats per label: T is the mean text loss, A_k that of codebook k, E that of the stream EOS
+    labels, which count in A_k too.
     """
 
     forbidden = (
@@ -322,123 +341,131 @@ class LossWeights(Section):
         "the audio loss; raise it when generation does not stop.",
     )
     codebooks: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = Field(
-        None, description="A weight for each codebook's loss in their mean; null: all alike."
+        None, description="Weight of each codebook's loss in their mean; null: equal weights."
     )
 
 
 class TrainConfig(Section):
-    """How the adapter is trained."""
+    """Training of the adapter."""
 
     num_processes: int = Field(
         1, ge=1, le=1024, description="Processes of `accelerate launch`, one GPU each."
     )
     num_machines: int = Field(
-        1, ge=1, le=1024, description="Machines that the processes are spread over, by `srun`."
+        1, ge=1, le=1024, description="Machines that `srun` spreads the processes over."
     )
     main_process_ip: str | None = Field(
-        None, min_length=1, description="The first machine's address; null asks Slurm."
+        None, min_length=1, description="Address of the first machine; null asks Slurm."
     )
     main_process_port: int | None = Field(
-        None, ge=1, le=65_535, description="Its port; null is 29500, or any on a single machine."
+        None,
+        ge=1,
+        le=65_535,
+        description="Port of the first machine; null: 29500, or any free port on a single machine.",
     )
     accelerate_config: str | None = Field(
         None,
         min_length=1,
-        description="Your own `accelerate config` file; it replaces the launch settings here.",
+        description="Your own `accelerate config` file, which replaces the four settings above.",
     )
     timeout_seconds: float = Field(
-        1800.0, gt=0, description="A process that does not answer for so long ends the training."
+        1800.0,
+        gt=0,
+        description="Seconds without an answer from a process after which training ends.",
     )
-    device: Device = Field("auto", description="Where training runs.")
+    device: Device = Field("auto", description="Device that training runs on.")
     dtype: Dtype = Field(
-        "auto", description="Type of the frozen base: bfloat16 where the device has it."
+        "auto", description="Dtype of the frozen base; auto: bfloat16 where the device supports it."
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
-        "adamw", description="adamw_8bit keeps its state in 8 bits, by bitsandbytes on CUDA."
+        "adamw", description="adamw_8bit keeps the optimizer state in 8 bits (bitsandbytes, CUDA)."
     )
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak of the schedule.")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="How the rate falls after the warmup: to 0, or not at all."
+        "cosine",
+        description="Decay of the rate after the warmup: cosine or linear to 0, or constant.",
     )
     num_epochs: int = Field(2, ge=1, description="Passes over the packed rows.")
     max_steps: int | None = Field(
-        None, ge=1, description="Optimizer steps, whatever num_epochs says; null leaves it to that."
+        None, ge=1, description="Optimizer steps, in place of num_epochs; null: num_epochs decides."
     )
     early_stopping_patience: int | None = Field(
-        None, ge=1, description="Held-out losses in a row without a better one that end training."
+        None,
+        ge=1,
+        description="Held-out losses in a row without a new best that end training; null: never.",
     )
     rows_per_step: int = Field(
-        16, ge=1, description="Packed rows in an optimizer step, over all processes together."
+        16, ge=1, description="Packed rows per optimizer step, over all processes together."
     )
     rows_per_micro_batch: int = Field(
-        1, ge=1, description="Packed rows that a process takes at once; set by memory."
+        1, ge=1, description="Packed rows per forward pass of a process; as many as memory holds."
     )
     warmup_fraction: float = Field(
-        0.05, ge=0, lt=1, description="Share of the steps in which the rate rises from 0."
+        0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from 0."
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     eval_steps: int = Field(50, ge=1, description="Steps between held-out losses.")
     log_steps: int = Field(
-        10, ge=1, description="Steps between lines of the log, with prediction against label."
+        10, ge=1, description="Steps between log lines, which show predictions beside labels."
     )
     save_steps: int = Field(
-        50, ge=1, description="Steps between checkpoints: what a kill can cost at most."
+        50, ge=1, description="Steps between checkpoints: the most that a kill can cost."
     )
-    save_total_limit: int = Field(2, ge=1, description="Checkpoints kept, the newest.")
+    save_total_limit: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
-        "tensorboard", description="Where the curves go, beside metrics.jsonl."
+        "tensorboard", description="Tracker that receives the curves, beside metrics.jsonl."
     )
     gradient_checkpointing: bool | Annotated[int, Field(ge=1, le=1024)] = Field(
         False,
-        description="Recompute layers in the backward pass: less memory, slower. true is every "
-        "layer, n every n-th.",
+        description="Recompute layers in the backward pass: less memory, slower. true: every "
+        "layer; n: every n-th layer.",
     )
     max_logits_mb: float = Field(
         64.0,
         gt=0,
         le=1_000_000,
-        description="Megabytes for the logits and their gradient; more labels go in chunks.",
+        description="Megabytes for logits and their gradient; more labels are computed in chunks.",
     )
     quantization: Quantization | None = Field(
         None,
         description="Keep the frozen base's linear layers in 8 or 4 bits (CUDA, bitsandbytes).",
     )
     compile: bool = Field(
-        False, description="Compile the layers around attention; the first steps wait for it."
+        False, description="Compile the layers around attention; the first steps take longer."
     )
-    tf32: bool = Field(
-        True, description="Let float32 matrix products on CUDA round their factors to TF32."
-    )
+    tf32: bool = Field(True, description="Let float32 matrix products on CUDA use TF32.")
     preflight: bool = Field(
         True, description="Check data, objective and gradients before the first step."
     )
     stop_on_alarm: bool = Field(
-        False, description="An alarm stops training, after a checkpoint; else it is a warning."
+        False, description="Stop at an alarm, after a checkpoint; otherwise an alarm is a warning."
     )
-    seed: int = Field(0, ge=0, description="Seeds the order of rows, LoRA and dropout.")
+    seed: int = Field(0, ge=0, description="Seed of row order, LoRA initialisation and dropout.")
     loss_weights: LossWeights = LossWeights()
     lora: LoraSettings = LoraSettings()
 
 
 class EvalConfig(Section):
-    """How the held-out loss is computed."""
+    """Computation of the held-out loss."""
 
     num_processes: int = Field(1, ge=1, le=1024, description="Processes of `accelerate launch`.")
-    device: Device = Field("auto", description="Where evaluation runs.")
-    dtype: Dtype = Field("auto", description="Type of the base; bfloat16 where the device has it.")
-    rows_per_batch: int = Field(1, ge=1, description="Packed rows in a forward pass.")
+    device: Device = Field("auto", description="Device that evaluation runs on.")
+    dtype: Dtype = Field(
+        "auto", description="Dtype of the base; auto: bfloat16 where the device supports it."
+    )
+    rows_per_batch: int = Field(1, ge=1, description="Packed rows per forward pass.")
 
 
 class PackageConfig(Section):
-    """What the model card says."""
+    """Entries of the model card."""
 
     license: str = Field("other", min_length=1, description="Licence id of the model card.")
     description: str = Field("", description="A sentence about the voice, for the model card.")
 
 
 class ReportConfig(Section):
-    """The page that people look at."""
+    """The report page."""
 
     title: str = Field("Higgs Audio v2 adapter", min_length=1, description="Title of the page.")
 
@@ -477,37 +504,39 @@ ManifestKey = Literal[
 
 
 class ManifestEntry(Section):
-    """A manifest, and what its rows do not say themselves."""
+    """A manifest, with values for what its rows leave out."""
 
     path: str = Field(min_length=1, description="The manifest: a file or a folder.")
     format: ManifestFormat = Field(
-        "auto", description="Its format; auto looks at its name and first line."
+        "auto", description="Format; auto recognises it by name and first line."
     )
     root: Text | None = Field(
-        None, description="Folder that audio paths are relative to; null is the manifest's own."
+        None, description="Folder that audio paths are relative to; null: the manifest's own."
     )
-    speaker: Text | None = Field(None, description="Speaker of the rows without one.")
-    language: Text | None = Field(None, description="Language of the rows without one.")
+    speaker: Text | None = Field(None, description="Speaker of rows that name none.")
+    language: Text | None = Field(None, description="Language of rows that name none.")
     split: Literal["train", "eval"] | None = Field(
-        None, description="Split of the rows without one."
+        None, description="Split of rows that name none."
     )
     columns: dict[ManifestKey, Text] = Field(
-        {}, description="The manifest's own column names, by ours."
+        {}, description="Column names of the manifest, keyed by the names used here."
     )
 
 
 Manifest = Text | ManifestEntry | Annotated[list[Text | ManifestEntry], Field(min_length=1)]
 ManifestField: Any = Field(
-    description="A manifest's path, an object that says more of it, or a list of these."
+    description="Path of a manifest, an object as below, or a list of these."
 )
-BaseModelField: Any = Field(min_length=1, description="A checkpoint directory or a Hub id.")
-CodecField: Any = Field(min_length=1, description="The audio tokenizer: a directory or a Hub id.")
+BaseModelField: Any = Field(
+    min_length=1, description="Model to fine-tune: a checkpoint directory or a Hub id."
+)
+CodecField: Any = Field(min_length=1, description="Audio tokenizer: a directory or a Hub id.")
 ExperimentsField: Any = Field(
     {"default": {}},
     min_length=1,
-    description="Adapters to train from the same data; each overrides parts of `train`.",
+    description="Adapters to train on the same data; each may override parts of `train`.",
 )
-RevisionField: Any = Field(None, description="A Hub branch, tag or commit; null is the default.")
+RevisionField: Any = Field(None, description="Hub branch, tag or commit; null: the default branch.")
 
 
 class Config(Section):

@@ -37,13 +37,14 @@ from transformers import (
 )
 
 from higgs_pipe.config.settings import Sampling
-from higgs_pipe.data.packing.planner import Turn
+from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.higgs.batch import PackedRow, is_placeholder
+from higgs_pipe.higgs.chat_template import Prompt, TokenIds
 from higgs_pipe.higgs.codec import decode
 from higgs_pipe.higgs.codes import IGNORED, Codes, undelay
 from higgs_pipe.higgs.model import DualLossModel
-from higgs_pipe.higgs.prompts import Prompt, PromptRenderer, TokenIds
+from higgs_pipe.higgs.prompts import PromptRenderer
 
 DEFAULT_BATCH_SIZE = 8
 
@@ -345,24 +346,24 @@ def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> Generat
 
 
 def prompt_of(
-    renderer: PromptRenderer, turns: Sequence[Turn], references: Sequence[Codes]
+    renderer: PromptRenderer, conversation: Conversation[Any], references: Sequence[Codes]
 ) -> ModelPrompt:
     """The prompt of a conversation's last turn, as training sees it.
 
     Args:
         renderer: Of the base.
-        turns: A conversation; the last turn is the target, with a recording as its only part.
+        conversation: The last turn is the target, with a recording as its only part.
         references: (T, K) for each recording before it, in order.
 
     Raises:
-        Unsayable: The chat template does not render the conversation in full.
+        RenderError: The chat template does not render the conversation in full.
     """
-    sample = renderer.prompt(turns)
+    sample = renderer.prompt(conversation)
     end = int(np.flatnonzero(sample.ids == renderer.tokens.audio)[-1])
     ids, labels = sample.ids[:end], sample.labels[:end]
     if not references:
         return ModelPrompt(ids, np.empty((0, renderer.tokens.num_codebooks), np.int16))
-    read = renderer.samples([Prompt(ids, labels, sample.is_target[:-1])], references)
+    read = renderer.model_inputs([Prompt(ids, labels, sample.is_target[:-1])], references)
     return ModelPrompt(read.input_ids, read.audio_input_ids)
 
 

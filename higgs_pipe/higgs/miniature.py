@@ -70,52 +70,9 @@ WORD_PATTERN = (
 
 # Renders like the published checkpoint's template: a system message, an optional scene inside it,
 # then the turns; each assistant turn is one audio placeholder.
-CHAT_TEMPLATE = """\
-{%- macro text_of(content) -%}
-  {%- if content is string -%}{{ content | trim }}
-  {%- else -%}
-    {%- for part in content if part['type'] == 'text' -%}{{ part['text'] | trim }}{%- endfor -%}
-  {%- endif -%}
-{%- endmacro -%}
-{%- set audio_turn = '<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>' -%}
-{%- if not messages or messages[0]['role'] != 'system' -%}
-  {{ raise_exception('A system message is required but not provided!') }}
-{%- endif -%}
-{{- bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\n' -}}
-{%- set system = messages[0]['content'] -%}
-{{- (system if system is string else system[0]['text']) | trim -}}
-{%- set turns = messages[1:] -%}
-{%- if turns and turns[0]['role'] == 'scene' -%}
-  {{- '\\n\\n<|scene_desc_start|>\\n' -}}
-  {%- set scene = turns[0]['content'] -%}
-  {%- if scene is string -%}{{- scene | trim -}}
-  {%- else -%}
-    {%- for part in scene -%}
-      {%- if part['type'] == 'text' -%}
-        {{- part['text'] | trim -}}
-        {%- if loop.first and not loop.last -%}{{- '\\n\\n' -}}
-        {%- elif not loop.last and scene[loop.index]['type'] != 'audio' -%}{{- '\\n' -}}
-        {%- endif -%}
-      {%- elif part['type'] == 'audio' -%}
-        {{- ' ' + audio_turn -}}{%- if not loop.last -%}{{- '\\n' -}}{%- endif -%}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
-  {{- '\\n<|scene_desc_end|>' -}}
-  {%- set turns = turns[1:] -%}
-{%- endif -%}
-{{- '<|eot_id|>' -}}
-{%- for turn in turns -%}
-  {{- '<|start_header_id|>' + turn['role'] + '<|end_header_id|>\\n\\n' -}}
-  {%- if turn['role'] == 'assistant' -%}{{- audio_turn -}}
-  {%- else -%}{{- text_of(turn['content']) -}}
-  {%- endif -%}
-  {{- '<|eot_id|>' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n<|audio_out_bos|>' -}}
-{%- endif -%}
-"""
+CHAT_TEMPLATE = (
+    Path(__file__).parents[1] / "templates" / "miniature_chat_template.jinja"
+).read_text(encoding="utf-8")
 
 
 def run(
@@ -127,8 +84,13 @@ def run(
 ) -> None:
     """Build the miniature checkpoint in ``output_dir``.
 
-    LoRA alone visibly teaches a small random base only when its weights are large, hence the
-    ``initializer_range``.
+    Args:
+        output_dir: Folder to write; the codec lies in its ``audio_tokenizer/``.
+        hidden_size: Width of the body.
+        num_layers: Layers of the body.
+        initializer_range: Standard deviation of the weights: LoRA alone visibly teaches a small
+            random base only when its weights are large.
+        seed: Seed of the weights.
     """
     build(output_dir, hidden_size, num_layers, initializer_range, seed)
 

@@ -51,7 +51,8 @@ class Clusters:
     """Groups of clips that are not independent of each other."""
 
     by: Literal["speaker", "recording", "clip"]
-    index: npt.NDArray[np.intp]  # (N,) cluster of each clip, from 0
+    index: npt.NDArray[np.intp]  # (N,) cluster of each row, from 0
+    clip_index: npt.NDArray[np.intp]  # (N,) clip of each row, from 0
 
     @classmethod
     def of(
@@ -79,16 +80,26 @@ class Clusters:
         for names in (("speaker", speakers), ("recording", recordings)):
             index = numbered(names[1])
             if MIN_CLUSTERS <= _num_groups(index) < _num_groups(by_clip):
-                return cls(names[0], index)
-        return cls("clip", by_clip)
+                return cls(names[0], index, by_clip)
+        return cls("clip", by_clip, by_clip)
 
     def take(self, rows: npt.ArrayLike) -> "Clusters":
-        """Return the clusters of some of the clips, given by their indices or a mask (N,)."""
-        _, index = np.unique(self.index[np.asarray(rows)], return_inverse=True)
-        return Clusters(self.by, index)
+        """Return the clusters of some of the rows, given by their indices or a mask (N,)."""
+        taken = np.asarray(rows)
+        _, index = np.unique(self.index[taken], return_inverse=True)
+        return Clusters(self.by, index, self.clip_index[taken])
+
+    def with_two_more(self) -> "Clusters":
+        """Return these clusters and two new ones, of one new clip each."""
+        new = np.arange(2)
+        return Clusters(
+            by=self.by,
+            index=np.concatenate([self.index, _num_groups(self.index) + new]),
+            clip_index=np.concatenate([self.clip_index, _num_groups(self.clip_index) + new]),
+        )
 
     def totals(self, columns: Array) -> Array:
-        """Sum columns (N, D) by cluster: (G, D), added in the order of the clips."""
+        """Sum columns (N, D) by cluster: (G, D), added in the order of the rows."""
         sums = np.zeros((_num_groups(self.index), columns.shape[1]))
         np.add.at(sums, self.index, columns)
         return sums
@@ -99,6 +110,7 @@ def mean_estimate(
     counts: npt.ArrayLike,
     clusters: Clusters,
     weights: npt.ArrayLike = (1.0,),
+    yes_or_no: bool = False,
 ) -> Estimate:
     """Estimate a mean over labels, frames, words or clips: total of sums over total of counts.
 
@@ -107,13 +119,21 @@ def mean_estimate(
         counts: As ``sums``: what each sum is over.
         clusters: Of the N clips.
         weights: (C,) the measure is the sum of ``weight * sum / count`` over the columns.
+        yes_or_no: Each clip's value is 0 or 1 (C = 1). Then two clusters are added for the
+            interval, one of each answer, and the interval stays within 0 to 1: without them twenty
+            equal answers would have an interval of no width.
     """
     weights, sums, counts = _arrays(weights, sums, counts)
     columns = np.concatenate([sums, counts], axis=1)
-    found = _jackknife(
-        lambda totals: _weighted_mean(totals, weights), columns, _sizes(counts, weights), clusters
-    )
-    return Estimate(**found.interval())
+    sizes = _sizes(counts, weights)
+
+    def mean(totals: Array) -> Array:
+        return _weighted_mean(totals, weights)
+
+    if not yes_or_no:
+        return estimate(mean, columns, sizes, clusters)
+    found, widened = _with_pseudo_clusters(mean, columns, sizes, clusters, [[1, 1], [0, 1]])
+    return Estimate(**found.interval() | widened.limits(0, 1))
 
 
 def mean_difference(
@@ -133,49 +153,41 @@ def mean_difference(
         counts: As ``sums``; a loss has the same counts twice.
         clusters: Of the N clips.
         weights: (C,) as in :func:`mean_estimate`.
-        yes_or_no: Each clip's value is 0 or 1 (C = 1). Then two clusters are added for the
-            interval, one in favour of each model, and the interval stays within -1 to 1: without
-            them twenty equal clips would have an interval of no width.
+        yes_or_no: As in :func:`mean_estimate`; one cluster in favour of each model.
     """
     weights, first_sums, second_sums = _arrays(weights, *sums)
     _, first_counts, second_counts = _arrays(weights, *counts)
     columns = np.concatenate([first_sums, first_counts, second_sums, second_counts], axis=1)
     sizes = (_sizes(first_counts, weights) + _sizes(second_counts, weights)) / 2
 
-    def difference(totals: Array) -> Array:
+    def mean_change(totals: Array) -> Array:
         first, second = np.split(totals, 2, axis=-1)
         return _weighted_mean(first, weights) - _weighted_mean(second, weights)
 
-    found = _jackknife(difference, columns, sizes, clusters)
     if not yes_or_no:
-        return Difference(**found.interval(), p_value=found.p_value)
-    num_groups = _num_groups(clusters.index)
-    size = first_counts.sum() / found.num_clusters
-    widened = _jackknife(
-        difference,
-        np.concatenate([columns, [[size, size, 0, size], [0, size, size, size]]]),
-        np.concatenate([sizes, [1 / found.num_clusters] * 2]),
-        Clusters(clusters.by, np.concatenate([clusters.index, [num_groups, num_groups + 1]])),
-    )
-    limits = {
-        "low": max(widened.value - widened.half_width, -1.0),
-        "high": min(widened.value + widened.half_width, 1.0),
-    }
-    return Difference(**found.interval() | limits, p_value=widened.p_value)
+        return difference(mean_change, columns, sizes, clusters)
+    pseudo = [[1, 1, 0, 1], [0, 1, 1, 1]]
+    found, widened = _with_pseudo_clusters(mean_change, columns, sizes, clusters, pseudo)
+    return Difference(**found.interval() | widened.limits(-1, 1), p_value=widened.p_value)
 
 
-def difference(
-    statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters
-) -> Difference:
-    """Estimate a difference that is any smooth function of totals over the clips.
+def estimate(statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters) -> Estimate:
+    """Estimate any smooth function of totals over the clips.
 
     Args:
-        statistic: From totals (..., D) to the difference (...).
+        statistic: From totals (..., D) to the measure (...).
         columns: (N, D) what each clip adds to the totals.
         sizes: (N,) how much each clip weighs in the measure; sets the effective number of clusters.
             Clips of size 0 take no part and are not counted.
         clusters: Of the N clips.
     """
+    return Estimate(**_jackknife(statistic, columns, sizes, clusters).interval())
+
+
+def difference(
+    statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters
+) -> Difference:
+    """Estimate a difference that is a smooth function of totals; see :func:`estimate`."""
     found = _jackknife(statistic, columns, sizes, clusters)
     return Difference(**found.interval(), p_value=found.p_value)
 
@@ -202,20 +214,27 @@ class _Jackknife:
 
     def interval(self) -> dict[str, Any]:
         """Return the fields of :class:`Estimate`."""
-        is_known = not math.isnan(self.standard_error)
         return {
             "value": self.value,
-            "low": self.value - self.half_width if is_known else None,
-            "high": self.value + self.half_width if is_known else None,
+            **self.limits(-math.inf, math.inf),
             "num_clips": self.num_clips,
             "num_clusters": self.num_clusters,
+        }
+
+    def limits(self, lowest: float, highest: float) -> dict[str, float | None]:
+        """Return the interval, cut to what is possible."""
+        if math.isnan(self.standard_error):
+            return {"low": None, "high": None}
+        return {
+            "low": max(self.value - self.half_width, lowest),
+            "high": min(self.value + self.half_width, highest),
         }
 
 
 def _jackknife(
     statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters
 ) -> _Jackknife:
-    """Compute a function of totals with all clusters, and without each; see :func:`difference`."""
+    """Compute a function of totals with all clusters, and without each; see :func:`estimate`."""
     taking_part = sizes > 0
     clusters = clusters.take(taking_part)
     by_cluster = clusters.totals(columns[taking_part])  # (G, D)
@@ -231,7 +250,27 @@ def _jackknife(
         standard_error = float(np.sqrt(variance)) if np.isfinite(variance) else math.nan
         shares = clusters.totals(sizes[taking_part, None]) / sizes.sum()  # (G, 1)
         degrees = max(1 / float((shares**2).sum()) - 1, 1.0)
-    return _Jackknife(value, standard_error, degrees, int(taking_part.sum()), num_clusters)
+    num_clips = len(np.unique(clusters.clip_index))
+    return _Jackknife(value, standard_error, degrees, num_clips, num_clusters)
+
+
+def _with_pseudo_clusters(
+    statistic: Statistic,
+    columns: Array,
+    sizes: Array,
+    clusters: Clusters,
+    pseudo: Sequence[Sequence[int]],
+) -> tuple[_Jackknife, _Jackknife]:
+    """Return the jackknife, and that with two more clusters (2, D) of the mean size."""
+    found = _jackknife(statistic, columns, sizes, clusters)
+    mean_size = columns[:, 1].sum() / found.num_clusters
+    widened = _jackknife(
+        statistic,
+        np.concatenate([columns, mean_size * np.array(pseudo)]),
+        np.concatenate([sizes, [sizes.sum() / found.num_clusters] * 2]),
+        clusters.with_two_more(),
+    )
+    return found, widened
 
 
 def _weighted_mean(totals: Array, weights: Array) -> Array:

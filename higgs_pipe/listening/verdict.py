@@ -51,6 +51,9 @@ MEASURES = (
     Measure("character_error_rate", "character error rate", "errors per character", "lower"),
     Measure("speaker_similarity", "similarity to the recording's voice", "cosine", "higher", True),
     Measure(
+        "speaker_similarity_to_reference", "similarity to the reference's voice", "cosine", "higher"
+    ),
+    Measure(
         "speaker_similarity_to_others",
         "similarity to the speaker's other clips",
         "cosine",

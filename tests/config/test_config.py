@@ -12,8 +12,9 @@ import yaml
 from helpers import ROOT
 from pydantic import ValidationError
 
+from higgs_pipe.config.reference import reference_text
 from higgs_pipe.config.schema import schema_text
-from higgs_pipe.config.settings import Config
+from higgs_pipe.config.settings import Config, ManifestEntry
 from higgs_pipe.config.stages import STAGES, load_stage, merge
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import config_check, launching
@@ -54,6 +55,17 @@ def leaves(section: dict[str, Any], prefix: str = "") -> list[str]:
 
 def test_the_schema_file_is_the_generated_one() -> None:
     assert SCHEMA_PATH.read_text() == schema_text()
+
+
+def test_the_page_of_every_setting_is_the_generated_one() -> None:
+    assert (ROOT / "docs" / "config.md").read_text() == reference_text()
+
+
+def test_the_page_of_every_setting_has_a_row_per_key_with_its_default_and_bounds() -> None:
+    page = reference_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert "| `learning_rate` | number > 0, ≤ 1 | `0.0002` | Peak learning rate. |" in rows
+    assert len(rows) == len(leaves(load(MINIMAL))) + len(ManifestEntry.model_fields)
 
 
 def test_the_shipped_config_names_every_setting_and_is_accepted() -> None:
@@ -105,7 +117,7 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
     )
     assert message.splitlines()[1:-1] == [
         "  learning_rate: unknown key; did you mean train.learning_rate?",
-        "  base_model: missing. A checkpoint directory or a Hub id.",
+        f"  base_model: missing. {Config.model_fields['base_model'].description}",
         "  data: must be a section of keys, not 3",
         "  experiments: names hold letters, digits, '.', '_' and '-' only, a letter or digit first,"
         ' not "a b"',

@@ -18,7 +18,8 @@ from higgs_pipe.data.specs import CLIPS, REJECTED
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.data.text import find_control_token, is_blank
 from higgs_pipe.higgs import miniature
-from higgs_pipe.higgs.prompts import Prompt, PromptRenderer
+from higgs_pipe.higgs.chat_template import Prompt
+from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.higgs.text_cleaning import clean_text
 
 

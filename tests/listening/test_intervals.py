@@ -16,7 +16,7 @@ CLIPS = list("abcdefghijkl")
 
 
 def by_clip(num_clips: int) -> Clusters:
-    return Clusters("clip", np.arange(num_clips))
+    return Clusters.of([str(i) for i in range(num_clips)], [None] * num_clips, [None] * num_clips)
 
 
 def test_equal_clips_give_the_interval_of_a_paired_t_test() -> None:
@@ -153,7 +153,11 @@ def test_93_to_97_of_100_intervals_cover_the_truth(
         )
         base = rng.gamma(20, 0.3, len(speakers)) * counts
         adapter = base + (spread - 0.05) * counts
-        found = mean_difference((adapter, base), (counts, counts), Clusters("speaker", speakers))
+        found = mean_difference(
+            (adapter, base),
+            (counts, counts),
+            Clusters("speaker", speakers, np.arange(len(speakers))),
+        )
         num_covered += covers(found, -0.05)
     assert 930 <= num_covered <= 970
 
@@ -190,3 +194,10 @@ def test_intervals_of_yes_or_no_cover_the_truth(
         num_covered += covers(found, adapter_rate - base_rate)
     # Few prompts give few different answers: the interval leans to the safe side.
     assert 930 <= num_covered <= (975 if num_prompts == 60 else 1000)
+
+
+def test_twenty_that_stop_may_be_nineteen_of_twenty() -> None:
+    ones = np.ones(20)
+    found = mean_estimate(ones, ones, by_clip(20), yes_or_no=True)
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(0.86, abs=0.01)

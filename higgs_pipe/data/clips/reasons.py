@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from higgs_pipe.data.manifests.reading import Row
+from higgs_pipe.data.manifests.row import Row
 
 
 class Reason(StrEnum):

@@ -10,7 +10,7 @@ from typing import Any
 from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.data.clips.reasons import Reason, Rejection
 from higgs_pipe.data.clips.splits import beside, groups_of, keys_of, overlap
-from higgs_pipe.data.manifests.reading import Manifest
+from higgs_pipe.data.manifests.row import ManifestRows
 from higgs_pipe.data.quality import outliers
 from higgs_pipe.data.specs import EVAL, REFERENCE, TRAIN
 from higgs_pipe.errors import list_offenders
@@ -34,7 +34,7 @@ Clip = Mapping[str, Any]
 
 
 def summarize(
-    clips: Sequence[Clip], rejections: Sequence[Rejection], manifest: Manifest, data: DataConfig
+    clips: Sequence[Clip], rejections: Sequence[Rejection], manifest: ManifestRows, data: DataConfig
 ) -> dict[str, Any]:
     """What ``validation.json`` holds."""
     targets = [clip for clip in clips if clip["split"] != REFERENCE]

@@ -1,4 +1,4 @@
-"""What ``packing.json`` holds."""
+"""``packing.json``: packed rows of each split, and the samples that fell back or were rejected."""
 
 from typing import ClassVar
 
@@ -19,8 +19,8 @@ class PackedSplit(ResultPart):
     fill: float
 
 
-class Fallback(ResultPart):
-    """Samples of a speaker that fell back to a simpler task, and the reason in words."""
+class FallbackCount(ResultPart):
+    """Number of samples of a speaker that fell back to a simpler task for one reason."""
 
     split: str
     speaker: str
@@ -44,5 +44,5 @@ class PackingSummary(Result):
     max_tokens: int
     train: PackedSplit
     eval: PackedSplit
-    fallbacks: list[Fallback]
+    fallbacks: list[FallbackCount]
     rejected: list[RejectedSample]

@@ -1,0 +1,113 @@
+"""Totals and differences over prompts, worked by hand."""
+
+import numpy as np
+import pytest
+
+from higgs_pipe.listening.comparison import Heard, ListenedMeasures, differences, totals
+from higgs_pipe.listening.intervals import Clusters
+from higgs_pipe.listening.measures import SoundMeasures
+from higgs_pipe.listening.verdict import MEASURES
+
+CODES = np.array([[0, 1], [0, 1], [2, 3]], np.int16)
+CLIPS = Clusters.of(["a", "b", "c"], [None] * 3, [None] * 3)
+
+
+def heard(
+    seconds: float = 2.0,
+    silence: float = 0.1,
+    longest: float = 0.2,
+    has_stopped: bool | None = True,
+    codes: np.ndarray | None = CODES,
+    **listened: float,
+) -> Heard:
+    sound = SoundMeasures(seconds, silence, longest, None if codes is None else 0.5)
+    return Heard(sound, has_stopped, codes, ListenedMeasures(**listened))
+
+
+def recording(**measures: float) -> Heard:
+    return heard(has_stopped=None, **measures)
+
+
+RECORDINGS = [recording(), recording(), recording()]
+
+
+def test_what_stops_at_twice_the_length_is_no_runaway_and_what_never_stops_is() -> None:
+    voice = [heard(4.0), heard(4.1), heard(1.0, has_stopped=False)]
+    found = totals(voice, RECORDINGS, CLIPS, 4)
+    assert found["stop_rate"].value == pytest.approx(2 / 3)
+    assert found["runaway_rate"].value == pytest.approx(2 / 3)
+    assert found["duration_ratio"].value == pytest.approx(9.1 / 6)
+
+
+def test_totals_weigh_seconds_and_words_not_prompts() -> None:
+    voice = [
+        heard(1.0, silence=0.5, num_word_errors=1, num_words=2),
+        heard(3.0, silence=0.1, num_word_errors=0, num_words=8),
+        heard(4.0, silence=0.0, num_word_errors=3, num_words=2),
+    ]
+    found = totals(voice, RECORDINGS, CLIPS, 4)
+    assert found["silence_share"].value == pytest.approx((0.5 + 0.3) / 8)
+    assert found["word_error_rate"].value == pytest.approx(4 / 12)
+    assert found["repeated_frame_share"].value == pytest.approx(0.5)
+
+
+def test_what_nobody_measured_is_none() -> None:
+    found = totals([heard(codes=None)] * 3, RECORDINGS, CLIPS, 4)
+    for name in ("word_error_rate", "speaker_similarity", "dnsmos", "code_distance"):
+        assert found[name] is None
+    assert found["repeated_frame_share"] is None
+    assert totals(RECORDINGS, RECORDINGS, CLIPS, 4)["stop_rate"] is None
+
+
+def test_recordings_are_at_no_distance_from_themselves() -> None:
+    found = totals(RECORDINGS, RECORDINGS, CLIPS, 4)
+    assert found["code_distance"].value == pytest.approx(0)
+    assert found["duration_ratio"].value == 1
+
+
+def test_durations_are_compared_in_octaves() -> None:
+    adapter = [heard(2.0), heard(4.0), heard(0.0)]  # 0, 1 and at most 3
+    base = [heard(1.0)] * 3  # 1 each
+    found = differences(adapter, base, RECORDINGS, CLIPS, 4)
+    assert found["duration_error"].value == pytest.approx(4 / 3 - 1)
+
+
+def test_silence_is_compared_with_the_recordings() -> None:
+    adapter = [heard(silence=0.3, longest=0.1)] * 3  # 0.2 off, no excess
+    base = [heard(silence=0.0, longest=0.9)] * 3  # 0.1 off, 0.7 s in excess
+    found = differences(adapter, base, RECORDINGS, CLIPS, 4)
+    assert found["silence_error"].value == pytest.approx(0.1)
+    assert found["longest_silence_excess"].value == pytest.approx(-0.7)
+
+
+def test_quality_counts_only_below_the_recordings() -> None:
+    recordings = [recording(dnsmos=3.0)] * 3
+    adapter, base = [heard(dnsmos=2.5)] * 3, [heard(dnsmos=3.5)] * 3
+    found = differences(adapter, base, recordings, CLIPS, 4)
+    assert found["quality_shortfall"].value == pytest.approx(0.5)
+
+
+def test_prompts_that_one_model_lacks_are_left_out_of_both() -> None:
+    adapter = [heard(similarity_to_recording=0.5), heard(), heard(similarity_to_recording=0.9)]
+    base = [heard(similarity_to_recording=0.4)] * 3
+    found = differences(adapter, base, RECORDINGS, CLIPS, 4)["speaker_similarity"]
+    assert (found.value, found.num_clips) == (pytest.approx(0.3), 2)
+
+
+def test_codes_nearer_to_the_recordings_have_a_lower_distance() -> None:
+    other = np.array([[1, 0], [1, 0], [3, 2]], np.int16)
+    found = differences([heard()] * 3, [heard(codes=other)] * 3, RECORDINGS, CLIPS, 4)
+    assert found["code_distance"].value == pytest.approx(-1)
+
+
+def test_every_difference_is_a_measure_of_the_verdict() -> None:
+    found = differences([heard()] * 3, [heard()] * 3, RECORDINGS, CLIPS, 4)
+    names = {measure.name for measure in MEASURES}
+    assert names - found.keys() == {"audio_loss", "stop_loss", "text_loss", "text_use"}
+    assert found.keys() <= names
+
+
+def test_a_prompt_spoken_at_two_temperatures_is_one_clip() -> None:
+    clusters = Clusters.of(["a", "b", "a", "b"], [None] * 4, [None] * 4)
+    found = totals([heard()] * 4, [recording()] * 4, clusters, 4)
+    assert (found["stop_rate"].num_clips, found["stop_rate"].num_clusters) == (2, 2)
