@@ -119,7 +119,7 @@ def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
         return PeftModel.from_pretrained(model, adapter_dir).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{adapter_dir} does not hold an adapter for this base_model ({error}); "
+            f"{adapter_dir}: no adapter for this base_model ({error}); "
             "run: snakemake --forcerun train_adapter"
         ) from None
 

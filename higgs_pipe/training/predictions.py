@@ -20,9 +20,10 @@ def describe_predictions(batch: PackedBatch, predictions: Predictions, tokenizer
         predictions: The model's predictions of its labels.
         tokenizer: Decodes the text ids.
     """
+    text_shape, audio_shape = tuple(batch.text.values[:, 0].shape), tuple(batch.audio.values.shape)
     lines = [
-        f"text logits {predictions.text_logits_shape}, labels {tuple(batch.text.values[:, 0].shape)}; "
-        f"audio logits {predictions.audio_logits_shape}, labels {tuple(batch.audio.values.shape)}"
+        f"text logits {predictions.text_logits_shape}, labels {text_shape}; "
+        f"audio logits {predictions.audio_logits_shape}, labels {audio_shape}"
     ]
     for sample, sample_id in enumerate(batch.sample_ids[:NUM_SAMPLES_SHOWN]):
         text, text_labels = _both_ends(predictions.text, batch.text, sample)
