@@ -8,7 +8,7 @@ from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.config.stages import ListRowsStage, load_stage
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.manifests.rows import write_rows
+from higgs_pipe.data.manifests.row_table import write_rows
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import RECORDINGS
 from higgs_pipe.data.tables import write_shards

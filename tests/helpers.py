@@ -175,3 +175,8 @@ def train(
     )
     higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def has_line_with(message: str, *tokens: str) -> bool:
+    """Return whether one line of a message holds all tokens: a place, a key, a number."""
+    return any(all(token in line for token in tokens) for line in message.splitlines())

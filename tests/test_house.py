@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from snakemake.api import SnakemakeApi
 from snakemake.rules import Rule
 from snakemake.settings.types import OutputSettings, ResourceSettings
 
+import higgs_pipe
 from higgs_pipe.config.stages import STAGES as STAGE_SETTINGS
 from higgs_pipe.planning.stages import STAGES
 
@@ -184,6 +186,37 @@ def test_above_every_rule_stands_what_it_reads_and_writes(rules: dict[str, Rule]
         contract = block.split(f" {name}:")[0]
         assert "\n# reads:  " in contract, name
         assert "\n# writes: " in contract, name
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_citation_names_the_version_and_the_licence_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == higgs_pipe.__version__
+    assert citation["license"] == project["license"]
+
+
+def test_the_tree_of_the_readme_shows_every_room() -> None:
+    page = (ROOT / "README.md").read_text()
+    rooms = {
+        path.parent.relative_to(PACKAGE).parts[0] for _, path in modules() if path.parent != PACKAGE
+    }
+    assert [room for room in sorted(rooms) if f"\n  {room}/ " not in page] == []
+
+
+def test_every_link_of_a_page_leads_to_a_file() -> None:
+    link = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+    pages = [path for path in tracked_files() if path.suffix == ".md" and path.is_file()]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in link.findall(page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []
 
 
 def test_the_conda_environment_has_the_versions_of_the_lock() -> None:

@@ -1,1 +1,11 @@
-"""What is heard: speech models, and measures of recordings and of generated speech."""
+"""Measures of recordings and of generated speech, what can be concluded from them, and models.
+
+An evaluation goes through it so::
+
+    clusters = Clusters.of(clip_ids, recordings, speakers)               # intervals
+    mean_difference((adapter_sums, base_sums), (counts, counts), clusters, weights)  # a loss
+    OtherTexts(rows, speakers)                                            # text_use
+    measure_speech(samples, sample_rate_hz, codes)                        # measures, per waveform
+    totals(...), differences(...)                                         # comparison, over prompts
+    judge(differences, ...).write(path)                                   # verdict
+"""

@@ -17,6 +17,9 @@ MANIFESTS_IN_FOLDER = (
     METADATA_CSV,
 )
 
+# Recordings, and the transcripts beside them.
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
 
 def shard_name(index: int) -> str:
     """Return ``shard-00000`` for the first shard."""

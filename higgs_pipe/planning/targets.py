@@ -12,10 +12,10 @@ from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA_JSON
 
 
 def manifests(config: Mapping[str, Any]) -> list[str]:
-    """The files that the manifests consist of; a change of one is a reason to validate again.
+    """Return the files of all manifests; a change of one is a reason to validate again.
 
-    A manifest that is a folder stands for the files in it that a reader looks at: those of Kaldi,
-    the metadata and the transcripts. A file that is missing is named too.
+    A folder stands for the files in it that a reader opens: Kaldi's tables, metadata and
+    transcripts. A missing file is listed too.
     """
     manifest = config["manifest"]
     entries = manifest if isinstance(manifest, list) else [manifest]
@@ -72,12 +72,12 @@ def _sha256(path: Path) -> str:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether ``path`` is ``folder`` or lies below it; neither need exist."""
+    """Return whether ``path`` is ``folder`` or lies below it; neither need exist."""
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def closing_lines(results_dir: Path, experiments: Sequence[str]) -> list[str]:
-    """Where the adapters, their metrics and the report are; only those that exist."""
+    """Return a line per adapter, metrics file and report: label and path, if it exists."""
     products = [
         (label, path)
         for name in experiments

@@ -20,7 +20,7 @@ from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.manifests.rows import read_rows, write_rows
+from higgs_pipe.data.manifests.row_table import read_rows, write_rows
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table

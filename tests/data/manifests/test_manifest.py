@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import has_line_with
 
-from higgs_pipe.data.manifests.reading import Row, read_manifests
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.errors import UserError
 
 GOOD = '{"audio": "a.wav", "text": "A."}'
@@ -116,39 +118,38 @@ def test_unknown_keys_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "fault"),
+    ("line", "tokens"),
     [
-        ('{"audio": "a.wav", "text": "A."', "not JSON: Expecting ',' delimiter (column 32)"),
-        ('["a.wav", "A."]', "expected a JSON object, found"),
-        ("null", "expected a JSON object, found null"),
-        ('{"text": "A."}', "the key 'audio' is missing"),
-        ('{"audio": "a.wav"}', "the key 'text' is missing"),
-        ('{"audio": "a.wav", "text": null}', "the key 'text' is missing"),
-        ('{"audio": 7, "text": "A."}', "`audio` must be a string, found 7"),
-        ('{"audio": "a.wav", "text": ["A."]}', "`text` must be a string"),
-        ('{"audio": "a.wav", "text": "A.", "id": 12}', "`id` must be a string, found 12"),
-        ('{"audio": "a.wav", "text": "A.", "speaker": true}', "`speaker` must be a string"),
-        ('{"audio": " ", "text": "A."}', "`audio` is blank"),
-        ('{"audio": "a.wav", "text": "A.", "split": "test"}', "'train' or 'eval', found 'test'"),
-        ('{"audio": "a.wav", "text": "A.", "ref_audio": "r.wav"}', "must be given together"),
-        ('{"audio": "a.wav", "text": "A.", "ref_text": "R."}', "must be given together"),
-        ('{"audio": "a.wav", "text": "A.", "text": "B."}', "the key 'text' is given twice"),
-        ('{"audio": "a.wav", "text": "\\ud83d"}', "`text` is no valid text: '\\ud83d'"),
-        ('{"audio": "a\\u0000.wav", "text": "A."}', "`audio` is no valid text"),
-        ('{"audio": "a.wav", "text": "A.", "\\ud83d": 1}', "the key '\\ud83d' is no valid text"),
-        ('{"audio": "ref-0123456789abcdef.wav", "text": "A."}', "kept for reference recordings"),
-        ("[" * 100_000, "not JSON that can be read"),
-        ('{"audio": "a.wav", "text": "A.", "n": ' + "9" * 5000 + "}", "not JSON that can be read"),
+        ('{"audio": "a.wav", "text": "A."', ("JSON", "','", "32")),
+        ('["a.wav", "A."]', ("JSON",)),
+        ("null", ("JSON",)),
+        ('{"text": "A."}', ("'audio'",)),
+        ('{"audio": "a.wav"}', ("'text'",)),
+        ('{"audio": "a.wav", "text": null}', ("'text'",)),
+        ('{"audio": 7, "text": "A."}', ("`audio`", "7")),
+        ('{"audio": "a.wav", "text": ["A."]}', ("`text`",)),
+        ('{"audio": "a.wav", "text": "A.", "id": 12}', ("`id`", "12")),
+        ('{"audio": "a.wav", "text": "A.", "speaker": true}', ("`speaker`",)),
+        ('{"audio": " ", "text": "A."}', ("`audio`",)),
+        ('{"audio": "a.wav", "text": "A.", "split": "test"}', ("'train'", "'eval'", "'test'")),
+        ('{"audio": "a.wav", "text": "A.", "ref_audio": "r.wav"}', ("`ref_audio`", "`ref_text`")),
+        ('{"audio": "a.wav", "text": "A.", "ref_text": "R."}', ("`ref_audio`", "`ref_text`")),
+        ('{"audio": "a.wav", "text": "A.", "text": "B."}', ("'text'",)),
+        ('{"audio": "a.wav", "text": "\\ud83d"}', ("`text`", "'\\ud83d'")),
+        ('{"audio": "a\\u0000.wav", "text": "A."}', ("`audio`",)),
+        ('{"audio": "a.wav", "text": "A.", "\\ud83d": 1}', ("'\\ud83d'",)),
+        ('{"audio": "ref-0123456789abcdef.wav", "text": "A."}', ("ref-0123456789abcdef",)),
+        ("[" * 100_000, ("JSON",)),
+        ('{"audio": "a.wav", "text": "A.", "n": ' + "9" * 5000 + "}", ("JSON",)),
     ],
 )
 def test_a_line_that_is_no_row_is_a_fault_with_its_place(
-    tmp_path: Path, line: str, fault: str
+    tmp_path: Path, line: str, tokens: tuple[str, ...]
 ) -> None:
     path = write(tmp_path / "m.jsonl", "", '{"audio": "good.wav", "text": "G."}', line)
     message = message_of(path)
     assert message.startswith("the manifest has 1 fault:\n")
-    assert f"{path}:3: " in message
-    assert fault in message
+    assert has_line_with(message, f"{path}:3: ", *tokens)
     message.encode()
 
 
@@ -185,7 +186,7 @@ def test_a_line_in_latin_1_is_a_fault(tmp_path: Path) -> None:
 def test_a_manifest_in_utf_16_is_one_fault(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(f"{GOOD}\n{GOOD}\n", encoding="utf-16")
-    assert f"1 fault:\n  {path}:1: not UTF-8 but UTF-16" in message_of(str(path))
+    assert has_line_with(message_of(str(path)), f"{path}:1:", "UTF-16")
 
 
 def test_a_duplicate_id_names_both_lines(tmp_path: Path) -> None:

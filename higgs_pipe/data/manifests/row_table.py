@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs_pipe.data.conversation import Conversation
-from higgs_pipe.data.manifests.reading import Manifest, Row
+from higgs_pipe.data.manifests.row import ManifestRows, Row
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import ROWS
 from higgs_pipe.data.tables import read_table, write_table
@@ -13,20 +13,22 @@ from higgs_pipe.data.tables import read_table, write_table
 PATHS = ("audio_path", "ref_audio_path")
 
 
-def write_rows(path: Path, manifest: Manifest) -> None:
+def write_rows(path: Path, manifest: ManifestRows) -> None:
     """Write the rows of all manifests, in order."""
     rows = [_columns(row) for row in manifest.rows]
     write_table(path, ROWS, rows, {"ignored_keys": manifest.ignored_keys})
 
 
-def read_rows(path: Path) -> Manifest:
+def read_rows(path: Path) -> ManifestRows:
     """Read what :func:`write_rows` wrote.
 
     Raises:
         UserError: The table is missing or of another version.
     """
     table, stamp = read_table(path, ROWS)
-    return Manifest(tuple(_row(columns) for columns in table.to_pylist()), stamp["ignored_keys"])
+    return ManifestRows(
+        tuple(_row(columns) for columns in table.to_pylist()), stamp["ignored_keys"]
+    )
 
 
 def _columns(row: Row) -> dict[str, Any]:

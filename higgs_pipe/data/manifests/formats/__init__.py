@@ -1,0 +1,52 @@
+"""The manifest formats: a reader for each, from a file or folder to rows with our keys.
+
+To add one: write its reader in the module of its family, or in a new one; name it in ``READERS``
+here (and in ``TABLES`` if its columns can be renamed) and in ``config.settings.ManifestFormat``;
+teach ``detection`` its first line, unless it must be named; put an example beside its twin into
+``examples/manifests/``, and a line into the table there.
+
+A reader notes what is wrong in its source and goes on, so that one run names every fault.
+"""
+
+from collections.abc import Callable, Mapping
+
+from higgs_pipe.data.manifests.formats.chatml import read_chatml_samples, read_ms_swift
+from higgs_pipe.data.manifests.formats.folders import (
+    AUDIOFOLDER_COLUMNS,
+    read_audiofolder,
+    read_folder,
+)
+from higgs_pipe.data.manifests.formats.lists import read_filelist, read_ljspeech
+from higgs_pipe.data.manifests.formats.tables import read_csv, read_jsonl, read_parquet, read_tsv
+from higgs_pipe.data.manifests.formats.toolkits import (
+    NEMO_COLUMNS,
+    read_kaldi,
+    read_lhotse,
+    read_nemo,
+)
+from higgs_pipe.data.manifests.source import RawRows, Source
+
+READERS: dict[str, Callable[[Source], RawRows]] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "parquet": read_parquet,
+    "ljspeech": read_ljspeech,
+    "kaldi": read_kaldi,
+    "nemo": read_nemo,
+    "lhotse": read_lhotse,
+    "audiofolder": read_audiofolder,
+    "filelist": read_filelist,
+    "ms-swift": read_ms_swift,
+    "boson-chatml": read_chatml_samples,
+    "folder": read_folder,
+}
+# Formats whose columns can be renamed, with their own names for ours.
+TABLES: dict[str, Mapping[str, str]] = {
+    "jsonl": {},
+    "csv": {},
+    "tsv": {},
+    "parquet": {},
+    "nemo": NEMO_COLUMNS,
+    "audiofolder": AUDIOFOLDER_COLUMNS,
+}

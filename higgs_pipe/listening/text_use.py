@@ -1,0 +1,124 @@
+"""Does a model follow its text? The held-out clips again, each with another clip's text.
+
+The audio loss of a clip under a wrong text, minus that under its own, is what the model draws from
+the text. Near 0, it speaks without reading::
+
+    own = held_out_sums(model, rows, accelerator)
+    other = held_out_sums(model, OtherTexts(rows, speakers), accelerator)
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from higgs_pipe.higgs.batch import PackedRow, PackedRows
+from higgs_pipe.higgs.codes import IGNORED
+
+TokenIds = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _TextTurn:
+    """Where a sample's first spoken text stands: its user turn, up to ``<|audio_out_bos|>``."""
+
+    start: int
+    end: int
+
+
+class OtherTexts:
+    """Packed rows whose samples have the text of another clip; the audio and its labels stay.
+
+    The other clip is the speaker's next by id, or where the speaker has no other text, the next of
+    all. References and scene stay a clip's own. A sample with several target turns gets another
+    text for the first. A clip that no other text can be found for keeps its own.
+
+    Args:
+        rows: The packed rows.
+        speakers: Speaker by sample id, where it is known.
+    """
+
+    def __init__(self, rows: PackedRows, speakers: Mapping[str, str | None]) -> None:
+        self._rows = rows
+        texts: dict[str, TokenIds] = {}
+        for number in range(len(rows)):
+            row = rows[number]
+            for sample_id, sample in zip(row.sample_ids, _samples(row), strict=True):
+                turn = _text_turn(row, sample)
+                texts[sample_id] = row.input_ids[turn.start : turn.end]
+        self._other = _other_texts(texts, speakers)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> PackedRow:
+        row = self._rows[index]
+        input_ids, labels, lengths = [], [], []
+        for sample_id, sample in zip(row.sample_ids, _samples(row), strict=True):
+            turn, text = _text_turn(row, sample), self._other[sample_id]
+            # The text's last token is <|audio_out_bos|>, the first label.
+            no_labels = np.full(len(text) - 1, IGNORED, row.labels.dtype)
+            input_ids += [
+                row.input_ids[sample.start : turn.start],
+                text,
+                row.input_ids[turn.end : sample.stop],
+            ]
+            labels += [
+                row.labels[sample.start : turn.start],
+                no_labels,
+                row.labels[turn.end - 1 : sample.stop],
+            ]
+            lengths.append(sample.stop - sample.start - (turn.end - turn.start) + len(text))
+        return replace(
+            row,
+            input_ids=np.concatenate(input_ids),
+            labels=np.concatenate(labels),
+            sample_lengths=np.array(lengths, row.sample_lengths.dtype),
+        )
+
+
+def _samples(row: PackedRow) -> list[slice]:
+    ends = np.cumsum(row.sample_lengths)
+    return [slice(int(end - n), int(end)) for end, n in zip(ends, row.sample_lengths, strict=True)]
+
+
+def _text_turn(row: PackedRow, sample: slice) -> _TextTurn:
+    """Return the user turn before the first label, which follows the last turn's ``<|eot_id|>``."""
+    labelled = np.flatnonzero(row.labels[sample] != IGNORED) + sample.start
+    end = int(labelled[0]) + 1
+    end_of_turn = row.labels[labelled[-1]]
+    ends_of_turns = np.flatnonzero(row.input_ids[sample.start : end] == end_of_turn) + sample.start
+    # The last one ends the user turn itself.
+    start = int(ends_of_turns[-2]) + 1 if len(ends_of_turns) > 1 else sample.start
+    return _TextTurn(start, end)
+
+
+def _other_texts(
+    texts: dict[str, TokenIds], speakers: Mapping[str, str | None]
+) -> dict[str, TokenIds]:
+    everyone = sorted(texts)
+    of_speaker: dict[str, list[str]] = {}
+    for sample_id in everyone:
+        of_speaker.setdefault(speakers.get(sample_id) or "", []).append(sample_id)
+    return {
+        sample_id: next(
+            (
+                text
+                for group in (of_speaker[speakers.get(sample_id) or ""], everyone)
+                for text in map(texts.__getitem__, _after(group, sample_id))
+                if not np.array_equal(text, texts[sample_id])
+            ),
+            texts[sample_id],
+        )
+        for sample_id in everyone
+    }
+
+
+def _after(ids: list[str], sample_id: str) -> Iterator[str]:
+    """Yield the sorted ids from the one after ``sample_id`` on, around to the one before it."""
+    place = bisect_left(ids, sample_id)
+    yield from islice(ids, place + 1, None)
+    yield from islice(ids, place)

@@ -1,0 +1,74 @@
+"""Clips with another clip's text: against rows that were packed with that text."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from transformers import AutoConfig
+
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.listening.text_use import OtherTexts
+from higgs_pipe.training.held_out import held_out_sums
+
+SPEAKERS = {"clip-03": "high", "clip-06": "low", "clip-09": "high"}
+
+
+def samples(rows: PackedRows | OtherTexts) -> dict[str, tuple[list[int], list[int]]]:
+    """Tokens and labels by sample."""
+    found = {}
+    for number in range(len(rows)):
+        row = rows[number]
+        ends = np.cumsum(row.sample_lengths)
+        for sample_id, end, length in zip(row.sample_ids, ends, row.sample_lengths, strict=True):
+            part = slice(end - length, end)
+            found[sample_id] = (row.input_ids[part].tolist(), row.labels[part].tolist())
+    return found
+
+
+NO_REFERENCE = {"max_tokens": 512, "reference_dropout": 1.0}
+
+
+def test_a_clip_reads_as_if_packed_with_the_speakers_next_text(corpus, tmp_path) -> None:
+    texts = {row["clip_id"]: row["text"] for row in pq.read_table(corpus.clips).to_pylist()}
+    partner = {"clip-03": "clip-09", "clip-06": "clip-09", "clip-09": "clip-03"}
+    changes = {clip_id: {"text": texts[other]} for clip_id, other in partner.items()}
+    changed = corpus.changed(tmp_path / "changed", changes)
+    changed.pack(changed.directory / "packed", **NO_REFERENCE)
+    plain = corpus.changed(tmp_path / "plain", {})
+    plain.pack(plain.directory / "packed", **NO_REFERENCE)
+
+    found = samples(OtherTexts(PackedRows(plain.eval_rows), SPEAKERS))
+    assert found == samples(PackedRows(changed.eval_rows))
+    assert found != samples(PackedRows(plain.eval_rows))
+
+
+def test_the_reference_and_its_text_stay(corpus) -> None:
+    """Clips 3 and 9 are each other's references: both prompts begin as they did."""
+    rows = PackedRows(corpus.eval_rows)
+    config = AutoConfig.from_pretrained(corpus.base)
+    own, other = samples(rows), samples(OtherTexts(rows, SPEAKERS))
+    for clip_id in ("clip-03", "clip-09"):
+        after_reference = own[clip_id][0].index(config.audio_delay_token_id)
+        assert own[clip_id][0][:after_reference] == other[clip_id][0][:after_reference]
+        assert own[clip_id][0] != other[clip_id][0]
+
+
+def test_a_clip_without_another_text_keeps_its_own(corpus, tmp_path) -> None:
+    same = corpus.changed(tmp_path, {name: {"text": "The same."} for name in SPEAKERS})
+    same.pack(tmp_path / "packed", max_tokens=512)
+    rows = PackedRows(same.eval_rows)
+    assert samples(OtherTexts(rows, SPEAKERS)) == samples(rows)
+
+
+def test_the_loss_has_the_same_audio_labels(corpus) -> None:
+    model = DualLossModel(load_base(Pretrained("base_model", str(corpus.base)), torch.float32))
+    rows = PackedRows(corpus.eval_rows)
+    accelerator = Accelerator(cpu=True)
+    own = held_out_sums(model, rows, accelerator)
+    other = held_out_sums(model, OtherTexts(rows, SPEAKERS), accelerator)
+    assert own.keys() == other.keys()
+    for clip_id in own:
+        assert torch.equal(own[clip_id].count, other[clip_id].count)
+        assert not torch.equal(own[clip_id].loss, other[clip_id].loss)
