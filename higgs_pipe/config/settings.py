@@ -270,7 +270,8 @@ class PackConfig(Section):
     )
     clean_text: bool = Field(
         True,
-        description="Clean text as Higgs Audio's inference does; keep it the same to generate.",
+        description="Clean the texts to be spoken as Higgs Audio's inference does (reference "
+        "transcripts stay as they are); keep it the same to generate.",
     )
     seed: int = Field(0, ge=0, description="Seed of the draws: tasks, references and dropouts.")
 
