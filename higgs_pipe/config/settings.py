@@ -228,7 +228,10 @@ class TokenizeConfig(Section):
 
 
 class TaskMix(Section):
-    """Weights of the sample tasks; each clip or dialogue gets one task, drawn by seed."""
+    """Weights of the sample tasks; each clip or dialogue gets one task, drawn by seed.
+
+    A row that brings a reference is always cloning, unless that has the weight 0.
+    """
 
     forbidden = (
         Forbidden(

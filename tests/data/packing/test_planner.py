@@ -283,3 +283,34 @@ def test_in_a_conversation_the_questions_of_targets_alone_are_cleaned():
     rows = [clip("ref-1", "x", split=REFERENCE), clip("a", "x", conversation=json.dumps(written))]
     texts = [t.text for t in Drawn(rows).turns("a", str.upper) if t.texts]
     assert texts == ["be brief", "reference", "FIRST", "AND MORE", "thanks"]
+
+
+def test_a_row_that_brings_a_reference_is_always_cloning_with_it():
+    rows = [clip(f"{i}", "x", reference_id="own") for i in range(50)]
+    own = clip("own", "y", split=REFERENCE)
+    drawn = Drawn([*rows, own, *(clip(f"plain-{i}", "x") for i in range(50))])
+    assert {drawn[f"{i}"].task for i in range(50)} == {"cloning"}
+    assert {tuple(drawn.references(f"{i}")) for i in range(50)} == {("own",)}
+    tasks = Counter(drawn[f"plain-{i}"].task for i in range(50))
+    assert min(tasks["speech"], tasks["cloning"]) > 10
+
+
+def test_without_a_weight_of_cloning_no_reference_is_used():
+    rows = [clip("a", "x", reference_id="own"), clip("own", "x", split=REFERENCE)]
+    assert Drawn(rows, tasks={"speech": 1, "cloning": 0})["a"].task == "speech"
+
+
+def test_a_reference_that_is_held_out_makes_no_row_cloning():
+    own = clip("own", "x", split=REFERENCE, pcm_sha256="held")
+    rows = [clip(f"{i}", "x", reference_id="own") for i in range(50)]
+    drawn = Drawn([*rows, clip("held", "x", split="eval"), own])
+    assert Counter(drawn[f"{i}"].task for i in range(50))["speech"] > 10
+
+
+def test_a_dialogue_whose_turns_bring_references_is_drawn_with_them():
+    rows = [turn("t0", "al", 0, reference_id="own"), turn("t1", "bo", 1)]
+    others = [clip("own", "al", split=REFERENCE), clip("bo-1", "bo")]
+    tasks = {"speech": 1, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0.001}
+    drawn = Drawn([*rows, *others], tasks=tasks)
+    assert drawn["t0"].task == "dialogue_cloning"
+    assert drawn.references("t0") == ["own", "bo-1"]
