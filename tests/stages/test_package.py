@@ -132,7 +132,10 @@ def test_the_documented_examples_speak_in_a_process_that_does_not_know_us(
     packaged, corpus, tmp_path, page
 ):
     """As a reader would copy them, with the demo's base and adapter in place of the names."""
-    code, cloning = code_blocks(ROOT / page if page == "README.md" else packaged / "README.md")
+    if page == "README.md":
+        code, cloning = code_blocks(ROOT / page)[0], code_blocks(ROOT / "docs/speak.md")[-1]
+    else:
+        code, cloning = code_blocks(packaged / "README.md")
     code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(corpus.base))
     code = code.replace("results/adapters/default", "default")
     again = "inputs =" + code.partition("inputs =")[2].replace("speech.wav", "clone.wav")
