@@ -30,7 +30,7 @@ STAGES = {
     "validate": Stage("validate", "judge_clips", "validate", 4),
     "estimate": Stage("validate", "estimate", "estimate", 1),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 3),
-    "pack": Stage("pack", "pack", "pack", 3),
+    "pack": Stage("pack", "pack", "pack", 4),
     "train": Stage("train", "train_adapter", "train", 4),
     "eval": Stage("eval", "eval_adapter", "evaluate", 1),
     "package": Stage("package", "package_adapter", "package", 1),
