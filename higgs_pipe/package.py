@@ -39,9 +39,6 @@ from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.training.results import EvalMetrics, Proof, TrainedSettings
 
-# Stages whose settings are parts of those of other stages.
-PARTS_OF_OTHERS = {"base_model", "codec", "list_rows", "measure", "estimate"}
-
 logger = logging.getLogger("higgs_pipe")
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -202,7 +199,9 @@ def all_settings(config_dir: Path, experiment_dir: Path) -> dict[str, Any]:
     settings = {
         name: load_stage(stage, config_dir / f"{name}.json").model_dump(by_alias=True)
         for name, stage in STAGES.items()
-        if name not in PARTS_OF_OTHERS | {"train", "report"}
+        # Those that are left out are parts of the others.
+        if name
+        not in ("base_model", "codec", "list_rows", "measure", "estimate", "train", "report")
     }
     trained = TrainedSettings.read(experiment_dir / "train" / "config.json")
     return settings | {"train": trained.model_dump()}
