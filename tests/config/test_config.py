@@ -23,7 +23,7 @@ SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
 SCHEMA = config_check.load_schema(SCHEMA_PATH)
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
-MINIMAL = {"manifest": "m.jsonl", "base_model": "b", "codec": "c"}
+MINIMAL: dict[str, Any] = {"manifest": "m.jsonl", "base_model": "b", "codec": "c"}
 
 
 def load(config: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def test_an_example_laid_over_the_shipped_config_is_accepted(path: Path) -> None
 
 
 def test_missing_keys_get_the_declared_defaults() -> None:
-    assert load(MINIMAL) == Config(**MINIMAL).model_dump(by_alias=True)  # type: ignore[arg-type]
+    assert load(MINIMAL) == Config(**MINIMAL).model_dump(by_alias=True)
 
 
 def test_an_experiment_stays_the_part_that_it_overrides() -> None:
