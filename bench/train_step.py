@@ -95,7 +95,7 @@ def model_config(
     )
 
 
-def draw_clips(config: Any, num_clips: int, seed: int = 0) -> list[Clip]:
+def draw_clips(config: HiggsAudioV2Config, num_clips: int, seed: int = 0) -> list[Clip]:
     """Clips of 1 to 20 s, evenly spread, with random text and codes."""
     generator = np.random.default_rng(seed)
     audio_eos = config.pad_token_id + 1
@@ -119,7 +119,9 @@ def draw_clips(config: Any, num_clips: int, seed: int = 0) -> list[Clip]:
     return clips
 
 
-def packed_batches(clips: Sequence[Clip], row_length: int, config: Any) -> list[PackedBatch]:
+def packed_batches(
+    clips: Sequence[Clip], row_length: int, config: HiggsAudioV2Config
+) -> list[PackedBatch]:
     """The clips in rows of at most ``row_length`` positions, a row a batch."""
     batches = []
     lengths = np.array([len(clip.input_ids) for clip in clips], np.int32)
@@ -132,7 +134,9 @@ def packed_batches(clips: Sequence[Clip], row_length: int, config: Any) -> list[
     return batches
 
 
-def native_batches(clips: Sequence[Clip], config: Any, sft_labels: bool) -> list[dict[str, Tensor]]:
+def native_batches(
+    clips: Sequence[Clip], config: HiggsAudioV2Config, sft_labels: bool
+) -> list[dict[str, Tensor]]:
     """Batches of 8 clips padded to the longest, in the order in which they come."""
     batches = []
     for start in range(0, len(clips), NATIVE_BATCH_SIZE):
@@ -166,7 +170,7 @@ def native_batches(clips: Sequence[Clip], config: Any, sft_labels: bool) -> list
     return batches
 
 
-def build_model(config: Any, dropout: float) -> Any:
+def build_model(config: HiggsAudioV2Config, dropout: float) -> Any:
     """A random base with LoRA r16, ready to train, on the default device in the default type."""
     torch.manual_seed(0)
     base = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).requires_grad_(False)
@@ -350,7 +354,7 @@ def timed_on_cuda(step: Step, repetitions: int, num_tokens: int) -> dict[str, An
     }
 
 
-def num_active_weights(config: Any) -> int:
+def num_active_weights(config: HiggsAudioV2Config) -> int:
     """Weights of matrix products that a token passes: one FFN of the two, and the audio head.
 
     Forward and the gradient of the activations take 2 operations each a weight; the base's own

@@ -1,6 +1,6 @@
-"""higgs_pipe: from recordings with transcripts to a LoRA adapter for Higgs Audio v2.
+"""From recordings with transcripts to a LoRA adapter for Higgs Audio v2.
 
-One module a stage (``validate``, ``tokenize_audio``, ``pack``, ``train``, ``evaluate``,
+One module per stage (``validate``, ``tokenize_audio``, ``pack``, ``train``, ``evaluate``,
 ``package``, ``report``), each a function from files to files that a Snakemake rule calls.
 """
 

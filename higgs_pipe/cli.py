@@ -1,4 +1,4 @@
-"""The command line that every stage shares: options from ``run``'s signature, log, exit code."""
+"""The command line that all stages share: options from ``run``'s signature, log, exit code."""
 
 import argparse
 import gc
@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import time
 import types
@@ -19,19 +20,21 @@ from higgs_pipe.errors import UserError
 logger = logging.getLogger("higgs_pipe")
 
 EXIT_USER_ERROR = 2
+METAVARS: dict[type, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 
 
 def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     """Run one stage from the command line and exit the process.
 
     Every keyword of ``run`` becomes an option: ``clips_path: Path`` is ``--clips-path``,
-    ``list[Path]`` takes several values, a keyword with a default may be left out. ``--log``
-    also writes the messages to a file.
+    ``list[Path]`` takes several values, a keyword with a default may be left out. The help of an
+    option is its entry under ``Args:`` in ``run``'s docstring. ``--log`` also writes the messages
+    to a file.
 
-    Exits with 0, with 2 after a :class:`UserError` (its sentence is printed, no traceback), and
-    as Python does after a bug (its traceback goes to the log too).
+    The exit code is 0, 2 after a :class:`UserError` (its sentence is printed, no traceback), 130
+    after Ctrl-C, and 1 after a bug (its traceback goes to the log too).
     """
-    gc.freeze()  # else each collection looks through all that the imports made
+    gc.freeze()  # keeps the many objects that imports make out of every later collection
     options = vars(_parser(run).parse_args(argv))
     _set_up_logging(options.pop("log"))
     sys.excepthook = _log_bug
@@ -41,17 +44,17 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
         logger.error("%s", error)
         if _record_for_launcher(error):
             logging.shutdown()
-            os._exit(EXIT_USER_ERROR)  # a tidy end would wait for the others, or abort
+            os._exit(EXIT_USER_ERROR)  # a normal exit would wait for the other processes
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def _record_for_launcher(error: UserError) -> bool:
-    """Leave the sentence where torchrun looks, so that the launcher can say it last.
+    """Write the sentence to torchrun's error file, for the launcher to print last.
 
     Returns:
-        Whether torchrun started this process, one of several.
+        Whether torchrun started this process, as one of several.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
@@ -67,39 +70,54 @@ def _record_for_launcher(error: UserError) -> bool:
 def _log_bug(
     kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None
 ) -> None:
-    """Print a bug's traceback, and write it to the log file too."""
-    message = "a bug in higgs_pipe; please report it with this traceback"
+    """Write a bug's traceback to the console and to the log file."""
+    message = "This is a bug in higgs_pipe; please report it with this traceback"
     logger.critical(message, exc_info=(kind, error, traceback))
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks, of those that ``accelerate launch`` started."""
+    """Return whether this process writes the log, of those that ``accelerate launch`` started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _parser(run: Callable[..., None]) -> argparse.ArgumentParser:
-    doc = inspect.getdoc(run) or ""
+    summary, described = _documented(inspect.getdoc(run) or "")
     parser = argparse.ArgumentParser(
         prog=f"python -m {inspect.getmodule(run).__spec__.name}",  # type: ignore[union-attr]
-        description=doc.split("\n\n")[0],
+        description=summary,
     )
     hints = typing.get_type_hints(run)
     for name, parameter in inspect.signature(run).parameters.items():
         value_type, is_list = _value_type(hints[name])
         required = parameter.default is inspect.Parameter.empty
+        default = None if required else parameter.default
+        suffix = "" if default is None else f" (default: {default})"
         parser.add_argument(
             "--" + name.replace("_", "-"),
             type=value_type,
             nargs="+" if is_list else None,
+            metavar=METAVARS[value_type],
             required=required,
-            default=None if required else parameter.default,
+            default=default,
+            help=described.get(name, "") + suffix,
         )
-    parser.add_argument("--log", type=Path, default=None, help="also write messages to this file")
+    parser.add_argument(
+        "--log", type=Path, metavar="PATH", help="File that also gets the messages of the log."
+    )
     return parser
 
 
+def _documented(docstring: str) -> tuple[str, dict[str, str]]:
+    """Return the summary of a Google-style docstring, and its text on each argument."""
+    plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", docstring).replace("``", "").replace("%", "%%")
+    summary, *sections = plain.split("\n\n")
+    arguments = [section for section in sections if section.startswith("Args:\n")]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", "".join(arguments), re.MULTILINE)
+    return summary, {name: " ".join(text.split()) for name, text in entries}
+
+
 def _value_type(hint: Any) -> tuple[type, bool]:
-    """The type of one value and whether the option takes several."""
+    """Return the type of one value, and whether the option takes several."""
     if isinstance(hint, types.UnionType):  # ``X | None``
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if typing.get_origin(hint) is list:
@@ -114,7 +132,7 @@ def _set_up_logging(log_path: Path | None) -> None:
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
     if not is_main_process():
-        # Its sentence is for the launcher, which says the one that matters.
+        # The launcher prints the one sentence that matters.
         is_recorded = "TORCHELASTIC_ERROR_FILE" in os.environ
         console.setLevel(logging.CRITICAL if is_recorded else logging.ERROR)
     logger.addHandler(console)

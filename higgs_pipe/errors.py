@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read."""
+"""The exception for errors that a user can fix."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,22 @@ NUM_OFFENDERS_SHOWN = 20
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the place, the fact and the next step.
+    """An error that the user can fix: its message names the place, the fact and the next step.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints the message without a traceback and exits with code 2.
     """
 
 
 class LostProcessError(UserError):
-    """Another process of the same launch ended: it knows why, this one does not."""
+    """Another process of the same launch ended; it knows why, this one does not."""
 
 
 class SilentProcessError(LostProcessError):
-    """Another process of the same launch hangs: this one is the only one that can say so."""
+    """Another process of the same launch hangs; only those that wait for it can report it."""
 
 
 def list_offenders(offenders: Sequence[str]) -> str:
-    """The first 20 offenders, one indented line each, and how many more there are."""
+    """Return the first 20 offenders, one indented line each, and the number of the others."""
     lines = [f"  {offender}" for offender in offenders[:NUM_OFFENDERS_SHOWN]]
     if len(offenders) > NUM_OFFENDERS_SHOWN:
         lines.append(f"  ... and {len(offenders) - NUM_OFFENDERS_SHOWN:,} more")

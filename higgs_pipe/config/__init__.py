@@ -1,1 +1,1 @@
-"""The settings: every key, what each stage reads of them, and the schema of both."""
+"""The settings: every key, the part of each stage, their schema and reference page."""

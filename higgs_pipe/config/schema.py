@@ -8,11 +8,11 @@ from higgs_pipe.config.stages import STAGES
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of ``config.yaml``.
+    """Return the JSON schema of ``config.yaml``.
 
-    Its ``x-stages`` lists the keys that each stage reads (``codec``, or ``data.num_shards`` of a
-    section of which it reads a part), so that the workflow can hand each stage its part without
-    importing this module.
+    Its ``x-stages`` lists the keys that each stage reads: ``codec``, or ``data.num_shards`` where
+    a stage reads only a part of a section. The workflow uses it to give each stage its part
+    without importing this module.
     """
     schema = Config.model_json_schema(by_alias=True)
     # An experiment may name any part of `train`, and nothing else.
@@ -23,7 +23,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _keys_read(part: type[Section], whole: type[Section]) -> list[str]:
-    """The keys of ``whole`` that ``part`` declares, dotted where it has a part of a section."""
+    """Return the keys of ``whole`` that ``part`` has, dotted for parts of a section."""
     keys = []
     for name, field in part.model_fields.items():
         key = field.alias or name
@@ -37,7 +37,7 @@ def _keys_read(part: type[Section], whole: type[Section]) -> list[str]:
 
 
 def schema_text() -> str:
-    """The text of ``workflow/schemas/config.schema.yaml``."""
+    """Return the text of ``workflow/schemas/config.schema.yaml``."""
     import yaml
 
     command = "python -m higgs_pipe.config.schema > workflow/schemas/config.schema.yaml"

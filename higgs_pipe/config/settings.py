@@ -228,7 +228,10 @@ class TokenizeConfig(Section):
 
 
 class TaskMix(Section):
-    """Weights of the sample tasks; each clip or dialogue gets one task, drawn by seed."""
+    """Weights of the sample tasks; each clip or dialogue gets one task, drawn by seed.
+
+    A row that brings a reference is always cloning, unless that has the weight 0.
+    """
 
     forbidden = (
         Forbidden(
@@ -270,7 +273,8 @@ class PackConfig(Section):
     )
     clean_text: bool = Field(
         True,
-        description="Clean text as Higgs Audio's inference does; keep it the same to generate.",
+        description="Clean the texts to be spoken as Higgs Audio's inference does (reference "
+        "transcripts stay as they are); keep it the same to generate.",
     )
     seed: int = Field(0, ge=0, description="Seed of the draws: tasks, references and dropouts.")
 

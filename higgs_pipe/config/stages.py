@@ -1,4 +1,4 @@
-"""What each stage reads of the config, and how it is loaded."""
+"""The part of the config that each stage reads, and its loading."""
 
 import json
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from higgs_pipe.errors import UserError, list_offenders
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint that the config names: a directory, or a Hub id with a revision or without."""
+    """A checkpoint that the config names: a directory, or a Hub id, perhaps with a revision."""
 
     setting: str  # the key that names it, for messages
     name: str
@@ -39,7 +39,7 @@ class Pretrained:
 
 
 class BaseModelStage(Section):
-    """What every stage reads that loads the base model or a part of it."""
+    """Settings of ``pin_model`` and of every stage that loads the base or a part of it."""
 
     base_model: str = BaseModelField
     base_model_revision: str | None = RevisionField
@@ -51,7 +51,7 @@ class BaseModelStage(Section):
 
 
 class CodecStage(Section):
-    """What every stage reads that loads the codec or a part of it."""
+    """Settings of ``pin_model`` and of every stage that loads the codec or a part of it."""
 
     codec: str = CodecField
     codec_revision: str | None = RevisionField
@@ -63,20 +63,20 @@ class CodecStage(Section):
 
 
 class ListRowsStage(Section):
-    """What ``list_rows`` reads."""
+    """Settings that ``list_rows`` reads."""
 
     manifest: Manifest = ManifestField
     data: ShardConfig = ShardConfig()
 
 
 class MeasureStage(Section):
-    """What ``measure`` reads."""
+    """Settings that ``measure`` reads."""
 
     validate_: MeasureConfig = Field(MeasureConfig(), alias="validate")
 
 
 class ValidateStage(Section):
-    """What ``validate`` reads."""
+    """Settings that ``validate`` reads."""
 
     manifest: Manifest = ManifestField
     data: DataConfig = DataConfig()
@@ -84,7 +84,7 @@ class ValidateStage(Section):
 
 
 class EstimateStage(BaseModelStage, CodecStage):
-    """What ``estimate`` reads."""
+    """Settings that ``estimate`` reads."""
 
     pack: PackConfig = PackConfig()
     train: TrainConfig = TrainConfig()
@@ -92,42 +92,44 @@ class EstimateStage(BaseModelStage, CodecStage):
 
 
 class TokenizeStage(CodecStage):
-    """What ``tokenize`` reads."""
+    """Settings that ``tokenize`` reads."""
 
     tokenize: TokenizeConfig = TokenizeConfig()
 
 
 class PackStage(BaseModelStage):
-    """What ``pack`` reads."""
+    """Settings that ``pack`` reads."""
 
     pack: PackConfig = PackConfig()
 
 
 class TrainStage(BaseModelStage):
-    """What ``train`` reads; an experiment overrides parts of ``train``."""
+    """Settings that ``train`` reads; an experiment overrides parts of ``train``."""
 
     train: TrainConfig = TrainConfig()
 
 
 class EvalStage(BaseModelStage):
-    """What ``eval`` reads."""
+    """Settings that ``eval`` reads."""
 
     eval: EvalConfig = EvalConfig()
 
 
 class PackageStage(BaseModelStage, CodecStage):
-    """What ``package`` reads."""
+    """Settings that ``package`` reads."""
 
     package: PackageConfig = PackageConfig()
 
 
 class ReportStage(Section):
-    """What ``report`` reads."""
+    """Settings that ``report`` reads."""
 
     report: ReportConfig = ReportConfig()
 
 
 STAGES: dict[str, type[Section]] = {
+    "base_model": BaseModelStage,
+    "codec": CodecStage,
     "list_rows": ListRowsStage,
     "measure": MeasureStage,
     "validate": ValidateStage,
@@ -167,12 +169,12 @@ def load_stage(stage: type[StageT], path: Path, overrides: str | None = None) ->
         ]
         raise UserError(
             f"{path}: the settings are refused:\n{list_offenders(offenders)}\n"
-            "Mend them in config.yaml and run snakemake again."
+            "Fix them in config.yaml and run snakemake again."
         ) from None
 
 
 def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``overrides`` laid over it, section by section."""
+    """Return ``base`` with ``overrides`` laid over it, section by section."""
     merged = dict(base)
     for key, value in overrides.items():
         both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)

@@ -1,4 +1,4 @@
-"""Causal attention inside each sample of a packed row, by what the device has for it.
+"""Causal attention within each sample of a packed row, by the fastest kernel of the device.
 
 The cost grows with the sum of the squared sample lengths, and no mask is needed. N samples, S
 positions in all.
@@ -18,23 +18,23 @@ logger = logging.getLogger("higgs_pipe")
 MAX_FLASH_HEAD_DIM = 256
 
 
-class Samples(NamedTuple):
-    """Where the samples of a packed row lie."""
+class SampleBounds(NamedTuple):
+    """Where the samples of a packed row begin and end."""
 
     lengths: tuple[int, ...]  # (N,), sum S
     offsets: Tensor  # (N + 1,) int32, on the device: 0, then where each sample ends
 
 
 def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, samples: Samples, dropout: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, samples: SampleBounds, dropout: float = 0.0
 ) -> Tensor:
-    """Causal attention of each sample of a packed row.
+    """Compute causal attention within each sample of a packed row.
 
     Args:
         query: (S, heads, head_dim).
         key: (S, key-value heads, head_dim).
         value: As ``key``.
-        samples: Where the samples lie.
+        samples: Where each sample begins and ends.
         dropout: Of the attention weights.
 
     Returns:
@@ -47,23 +47,20 @@ def packed_attention(
 
 @cache
 def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether PyTorch's variable-length attention runs here; what is used is said in the log."""
+    """Tell if PyTorch's variable-length attention runs here; the log names the choice."""
     is_able = (
         device.type == "cuda"
         and torch.cuda.get_device_capability(device) >= (8, 0)
         and dtype in (torch.bfloat16, torch.float16)
         and head_dim <= MAX_FLASH_HEAD_DIM
     )
-    logger.info(
-        "attention on %s in %s: %s",
-        *(device, str(dtype).removeprefix("torch.")),
-        "one call of torch.nn.attention.varlen a row" if is_able else "one SDPA call a sample",
-    )
+    way = "torch.nn.attention.varlen, one call per row" if is_able else "SDPA, one call per sample"
+    logger.info("attention on %s in %s: %s", device, str(dtype).removeprefix("torch."), way)
     return is_able
 
 
-def varlen_attention(query: Tensor, key: Tensor, value: Tensor, samples: Samples) -> Tensor:
-    """All samples in one call of the flash kernel (CUDA, half precision)."""
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, samples: SampleBounds) -> Tensor:
+    """Attend in one call of the flash kernel for all samples (CUDA, half precision)."""
     longest = max(samples.lengths)
     attended = varlen_attn(
         query,
@@ -80,14 +77,13 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, samples: Samples
 
 
 def attention_by_sample(
-    query: Tensor, key: Tensor, value: Tensor, samples: Samples, dropout: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, samples: SampleBounds, dropout: float = 0.0
 ) -> Tensor:
-    """One call of scaled dot-product attention a sample; runs everywhere."""
+    """Attend in one call of scaled dot-product attention per sample; runs everywhere."""
     lengths = list(samples.lengths)
     attended = []
-    for parts in zip(
-        *(torch.split(tensor, lengths) for tensor in (query, key, value)), strict=True
-    ):
+    by_sample = (torch.split(tensor, lengths) for tensor in (query, key, value))
+    for parts in zip(*by_sample, strict=True):
         q, k, v = (part.transpose(0, 1)[None] for part in parts)  # (1, heads, length, head_dim)
         of_sample = scaled_dot_product_attention(
             q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True

@@ -1,4 +1,4 @@
-"""Packed rows from the table, as the tensors of one forward pass.
+"""Packed rows of the table as the tensors of one forward pass.
 
 The rows of a micro-batch are laid end to end in one sequence without padding: S positions, N
 samples, F delayed frames. Everything that depends on the data's layout is worked out here, on the
@@ -8,16 +8,19 @@ CPU, so that the forward pass never waits for the device.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate.utils import recursively_apply
 from torch import Tensor
 
 from higgs_pipe.data.specs import packed_spec
 from higgs_pipe.data.tables import open_table, read_codec_info
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.attention import SampleBounds
+from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.codes import IGNORED
 
 
@@ -76,9 +79,26 @@ class PackedRows:
         )
 
     def row_lengths(self) -> list[int]:
-        """Positions of each row, read from one small column."""
+        """Count the positions of each row, from one small column."""
         lengths = self._table.read(columns=["sample_lengths"]).column(0).to_pylist()
         return [sum(of_samples) for of_samples in lengths]
+
+
+class Labels(NamedTuple):
+    """What is to be predicted in M places, and from where; K is 1 for text."""
+
+    predictors: Tensor  # (M,) positions whose next token or frame is labelled
+    values: Tensor  # (M, K), IGNORED where a codebook has none
+    samples: Tensor  # (M,) the sample, from 0, that each place belongs to
+
+
+class Layout(NamedTuple):
+    """Which positions hold text, which hold audio, and which belong to one sample."""
+
+    num_text: int  # S - F
+    routed: Tensor  # (S,) positions of text tokens, then of audio frames
+    unrouted: Tensor  # (S,) where in ``routed`` each position is: its inverse
+    samples: SampleBounds
 
 
 @dataclass(frozen=True)
@@ -86,57 +106,44 @@ class PackedBatch:
     """One forward pass over N samples in one sequence; index tensors are int64."""
 
     input_ids: Tensor  # (1, S)
-    position_ids: Tensor  # (1, S), from 0 in each sample
     audio_input_ids: Tensor  # (1, F, K)
-    text_positions: Tensor  # (S - F,) positions of text tokens
-    audio_positions: Tensor  # (F,) positions of audio frames
-    routed: Tensor  # (S,) text_positions, then audio_positions
-    unrouted: Tensor  # (S,) where in ``routed`` each position is: its inverse
-    text_predictors: Tensor  # (L,) positions whose next token has a text label
-    text_labels: Tensor  # (L,)
-    text_sample: Tensor  # (L,) the sample, from 0, of each label
-    audio_predictors: Tensor  # (M,) positions whose next frame has audio labels
-    audio_labels: Tensor  # (M, K), IGNORED where a codebook has none
-    audio_sample: Tensor  # (M,)
+    position_ids: Tensor  # (1, S), from 0 in each sample
+    text: Labels  # (L, 1)
+    audio: Labels  # (M, K)
+    layout: Layout
     stream_eos: int
     sample_ids: tuple[str, ...]  # (N,)
-    sample_lengths: tuple[int, ...]  # (N,), sum S
-    sample_offsets: Tensor  # (N + 1,) int32: 0, then where each sample ends
 
     def to(self, device: torch.device) -> Self:
-        """The batch on ``device``."""
+        """Copy the batch to ``device``."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked memory, from where :meth:`to` copies without a wait."""
+        """Copy the batch to page-locked memory, from where :meth:`to` copies without a wait."""
         return self._with_each(Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        tensors: dict[str, Any] = {
-            field.name: change(getattr(self, field.name))
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tensors)
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **recursively_apply(change, parts))
 
     def label_counts(self) -> Tensor:
-        """Labels of each kind: (2 + K,) float64, in the columns of :class:`loss.LossSums`."""
-        is_label = self.audio_labels != IGNORED
-        stop = (self.audio_labels == self.stream_eos).sum().reshape(1)
-        text = stop.new_tensor([len(self.text_labels)])
+        """Count the labels of each kind: (2 + K,) float64, columns as in :class:`loss.LossSums`."""
+        is_label = self.audio.values != IGNORED
+        stop = (self.audio.values == self.stream_eos).sum().reshape(1)
+        text = stop.new_tensor([len(self.text.values)])
         return torch.cat([text, is_label.sum(dim=0), stop]).to(torch.float64)
 
 
-def collate(rows: Sequence[PackedRow], config: Any) -> PackedBatch:
+def collate(rows: Sequence[PackedRow], config: BaseConfig) -> PackedBatch:
     """Lay packed rows end to end.
 
     Args:
         rows: At least one row.
-        config: The model's config, for its token ids.
+        config: The base's.
 
     Raises:
-        UserError: A row does not agree with itself (placeholders and frames, lengths), or a label
-            could only be predicted from another sample.
+        UserError: A row contradicts itself (placeholders and frames, lengths), or a label could
+            only be predicted from another sample.
     """
     for row in rows:
         _check(row, config)
@@ -148,29 +155,31 @@ def collate(rows: Sequence[PackedRow], config: Any) -> PackedBatch:
     starts = np.cumsum(lengths) - lengths
 
     is_audio = is_placeholder(input_ids, config)
-    text_positions, audio_positions = np.flatnonzero(~is_audio), np.flatnonzero(is_audio)
-    routed = np.concatenate([text_positions, audio_positions])
-    text_labelled = np.flatnonzero(labels != IGNORED)
-    frames_labelled = np.flatnonzero((audio_labels != IGNORED).any(axis=1))
-    audio_labelled = audio_positions[frames_labelled]
+    audio_positions = np.flatnonzero(is_audio)
+    routed = np.concatenate([np.flatnonzero(~is_audio), audio_positions])
+    labelled = np.flatnonzero(labels != IGNORED)
+    labelled_frames = np.flatnonzero((audio_labels != IGNORED).any(axis=1))
+
+    def labels_at(positions: npt.NDArray[Any], values: npt.NDArray[Any]) -> Labels:
+        return Labels(_tensor(positions - 1), _tensor(values), _tensor(sample[positions]))
+
     return PackedBatch(
         input_ids=_tensor(input_ids)[None],
-        position_ids=_tensor(np.arange(len(input_ids)) - starts[sample])[None],
         audio_input_ids=_tensor(np.concatenate([row.audio_input_ids for row in rows]))[None],
-        text_positions=_tensor(text_positions),
-        audio_positions=_tensor(audio_positions),
-        routed=_tensor(routed),
-        unrouted=_tensor(np.argsort(routed)),
-        text_predictors=_tensor(text_labelled - 1),
-        text_labels=_tensor(labels[text_labelled]),
-        text_sample=_tensor(sample[text_labelled]),
-        audio_predictors=_tensor(audio_labelled - 1),
-        audio_labels=_tensor(audio_labels[frames_labelled]),
-        audio_sample=_tensor(sample[audio_labelled]),
+        position_ids=_tensor(np.arange(len(input_ids)) - starts[sample])[None],
+        text=labels_at(labelled, labels[labelled, None]),
+        audio=labels_at(audio_positions[labelled_frames], audio_labels[labelled_frames]),
+        layout=Layout(
+            num_text=len(routed) - len(audio_positions),
+            routed=_tensor(routed),
+            unrouted=_tensor(np.argsort(routed)),
+            samples=SampleBounds(
+                lengths=tuple(lengths.tolist()),
+                offsets=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+            ),
+        ),
         stream_eos=config.audio_stream_eos_id,
         sample_ids=tuple(sample_id for row in rows for sample_id in row.sample_ids),
-        sample_lengths=tuple(lengths.tolist()),
-        sample_offsets=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
     )
 
 
@@ -178,14 +187,14 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def is_placeholder(input_ids: npt.NDArray[np.int32], config: Any) -> npt.NDArray[np.bool_]:
-    """Which positions stand for an audio frame: (S,)."""
+def is_placeholder(input_ids: npt.NDArray[np.int32], config: BaseConfig) -> npt.NDArray[np.bool_]:
+    """Tell for each position if it stands for an audio frame: (S,)."""
     placeholders = (config.audio_token_id, config.audio_delay_token_id)
     return np.isin(input_ids, placeholders)
 
 
-def _check(row: PackedRow, config: Any) -> None:
-    """Refuse a row whose parts disagree: it would train the model on something else."""
+def _check(row: PackedRow, config: BaseConfig) -> None:
+    """Refuse a row whose parts contradict each other: it would train something else."""
     name = f"packed row of {row.sample_ids[0]!r}" if row.sample_ids else "packed row"
     remedy = "run: snakemake --forcerun pack"
     num_positions, num_frames = len(row.input_ids), len(row.audio_input_ids)

@@ -1,9 +1,9 @@
 """LoRA's linear layers with fewer passes over their outputs.
 
-PEFT computes ``base(x) + scaling * B(A(x))`` with a product and a sum of their own, and with a copy
-of ``x`` in the adapter's type where the base is in bfloat16. Here the low-rank part is added into
-the base's output by the matrix product itself, in the base's type, with A and B rounded to it: what
-autocast does. Their own values, gradients and optimizer states keep their type (float32).
+PEFT computes ``base(x) + scaling * B(A(x))`` with a separate product and sum, and copies ``x`` to
+the adapter's dtype where the base is in bfloat16. Here the matrix product itself adds the low-rank
+part to the base's output, in the base's dtype, with A and B rounded to it as autocast does. The
+values, gradients and optimizer states of A and B stay in float32.
 """
 
 import types
@@ -16,14 +16,14 @@ from torch.nn.functional import linear
 
 
 def fuse_lora(model: nn.Module) -> None:
-    """Put the fused forward into every plain LoRA layer over an ``nn.Linear``."""
+    """Give every plain LoRA layer over an ``nn.Linear`` the fused forward."""
     for module in model.modules():
         if type(module) is LoraLinear and type(module.base_layer) is nn.Linear:
             module.forward = types.MethodType(_lora_forward, module)
 
 
 def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """PEFT's forward of a LoRA layer; what is not plain LoRA is left to PEFT itself."""
+    """Replace PEFT's forward of a LoRA layer; PEFT itself computes what is not plain LoRA."""
     adapter = self.active_adapters[0]
     is_plain = (
         not (self.disable_adapters or self.merged or args or kwargs)
@@ -71,19 +71,19 @@ class _LowRankLinear(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
         adapter_input, low, weight, a, b = ctx.saved_tensors
-        of_low = ctx.scaling * (gradient @ b.to(gradient.dtype))  # (S, r)
-        of_a = (of_low.T @ adapter_input).to(a.dtype)
-        of_b = (ctx.scaling * (gradient.T @ low)).to(b.dtype)
-        of_x = of_dropped = None
+        grad_low = ctx.scaling * (grad_output @ b.to(grad_output.dtype))  # (S, r)
+        grad_a = (grad_low.T @ adapter_input).to(a.dtype)
+        grad_b = (ctx.scaling * (grad_output.T @ low)).to(b.dtype)
+        grad_x = grad_dropped = None
         if ctx.needs_input_grad[0]:
-            of_x = gradient @ weight
+            grad_x = grad_output @ weight
             if ctx.has_dropout:
-                of_dropped = of_low @ a.to(gradient.dtype)
+                grad_dropped = grad_low @ a.to(grad_output.dtype)
             else:
-                of_x.addmm_(of_low, a.to(gradient.dtype))
-        return of_x, of_dropped, None, None, of_a, of_b, None
+                grad_x.addmm_(grad_low, a.to(grad_output.dtype))
+        return grad_x, grad_dropped, None, None, grad_a, grad_b, None
 
 
-_low_rank_linear: Any = _LowRankLinear.apply  # it has no type
+_low_rank_linear: Any = _LowRankLinear.apply  # untyped in PyTorch

@@ -1,4 +1,4 @@
-"""LoRA on the base: a new adapter, a trained one, and what is trained by part of the model."""
+"""LoRA on the base: a new adapter, a trained one, and the trained parameters by part."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.errors import UserError, list_offenders
 
-# PEFT asks Transformers by an old name; nothing that a user could mend.
+# PEFT uses a deprecated name of Transformers; a user cannot fix it.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -30,11 +30,11 @@ IN_FULL = {
     "audio_head": "audio_lm_head",
     "audio_embeddings": "embed_audio_tokens.embed_audio_tokens",
 }
-# Initialisations that take their part out of the base's weights: the difference to the start is
-# the adapter of the base itself.
+# Initialisations that move a part of the base's weights into the adapter: for the base as it was
+# published, the adapter is the difference to its start.
 MUTATING = ("olora", "pissa")
 
-# Names of the parts of the model, by a piece of the parameter's name; the first that fits.
+# Parts of the model, and a piece of their parameters' names; the first match counts.
 PARTS = (
     ("attention", ".self_attn."),
     ("audio FFN", ".audio_mlp."),
@@ -49,7 +49,7 @@ PARTS = (
 def add_lora(
     model: nn.Module, settings: LoraSettings, seed: int, tokenizer: Any = None
 ) -> PeftModel:
-    """A new adapter on the base.
+    """Put a new adapter on the base.
 
     Parts that are trained in full are kept in float32 at least, as LoRA's matrices are.
 
@@ -60,7 +60,7 @@ def add_lora(
         tokenizer: The base's, which knows ``trainable_tokens``.
 
     Raises:
-        UserError: ``target_modules`` match no layer, or a trainable token is none.
+        UserError: ``target_modules`` match no layer, or the tokenizer lacks a trainable token.
     """
     targets = settings.target_modules
     config = LoraConfig(
@@ -99,7 +99,7 @@ def _token_ids(tokens: Sequence[str], tokenizer: Any) -> list[int]:
 
 
 def _keep_in_float32(module: nn.Linear | nn.Embedding) -> None:
-    """Master weights for the optimizer; what goes in and out keeps the base's type."""
+    """Keep master weights for the optimizer; inputs and outputs keep the base's dtype."""
     dtype = module.weight.dtype
     if dtype not in (torch.bfloat16, torch.float16):
         return
@@ -110,7 +110,7 @@ def _keep_in_float32(module: nn.Linear | nn.Embedding) -> None:
 
 
 def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
-    """A trained adapter on the base, for inference, as plain PEFT loads it.
+    """Put a trained adapter on the base, for inference, as plain PEFT loads it.
 
     Raises:
         UserError: The directory holds no adapter for this base.
@@ -125,7 +125,7 @@ def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
-    """A copy of all that the adapter's file holds, on the CPU."""
+    """Copy every tensor of the adapter's file to the CPU."""
     return {
         name: tensor.detach().to("cpu", copy=True)
         for name, tensor in get_peft_model_state_dict(model).items()
@@ -137,8 +137,8 @@ def save_adapter(
 ) -> None:
     """Write a PEFT adapter for the base as it was published, whole or not at all.
 
-    OLoRA and PiSSA start from parts of the base's weights and leave the rest of them in the base.
-    What was learnt is the difference to the start, a LoRA of twice the rank::
+    OLoRA and PiSSA start from a part of the base's weights and leave the rest in the base. The
+    training result is the difference to the start, a LoRA of twice the rank::
 
         B A - B_0 A_0 = [B, -B_0] [A; A_0]
 
@@ -168,7 +168,7 @@ def save_adapter(
         shutil.rmtree(adapter_dir, ignore_errors=True)
         aside.rename(adapter_dir)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # what a full disk leaves
+        shutil.rmtree(aside, ignore_errors=True)  # left by a full disk
 
 
 def _difference(name: str, tensor: Tensor, initial: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def _difference(name: str, tensor: Tensor, initial: Tensor) -> Tensor:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
-    """Trained parameters of each part of the model that has any, in the order of ``PARTS``."""
+    """Count the trained parameters of each part of the model, in the order of ``PARTS``."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,7 +1,7 @@
 """The dual loss: next-position cross-entropy over text and over each codebook.
 
-With sums and counts over every label of an optimizer step, on all processes and in all
-micro-batches, and one division at the end::
+Sums and counts run over every label of an optimizer step, on all processes and in all
+micro-batches; one division ends it::
 
     loss = text_sum / text_count + mean over k of (audio_sum_k / audio_count_k)
 
@@ -10,7 +10,7 @@ Nats per label. Nothing here averages averages.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,12 @@ from higgs_pipe.config.settings import LossWeights
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.codes import IGNORED
 
-PLAIN = LossWeights()
+DEFAULT_WEIGHTS = LossWeights()
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over labels, one row a sample: each (N, 2 + K), or (2 + K,) after :meth:`total`.
+    """Sums over labels, one row per sample: each (N, 2 + K), or (2 + K,) after :meth:`total`.
 
     The columns are text, codebook 0 … K - 1, and stop: the stream EOS labels of all codebooks,
     which the codebooks' columns contain too.
@@ -34,46 +34,49 @@ class LossSums:
 
     loss: Tensor  # nats
     count: Tensor  # labels
-    correct: Tensor  # labels whose most likely prediction is right; NaN where nobody looked
+    correct: Tensor | None = None  # labels whose most likely prediction is right, where asked for
     objective: Tensor | None = None  # () the weighted sum over all samples, where weights are given
 
     def total(self) -> Self:
-        """Summed over the samples."""
-        return type(self)(self.loss.sum(0), self.count.sum(0), self.correct.sum(0), self.objective)
+        """Add up the samples."""
+        correct = None if self.correct is None else self.correct.sum(0)
+        return type(self)(self.loss.sum(0), self.count.sum(0), correct, self.objective)
 
-    def detach(self) -> Self:
-        """Without the graph."""
-        return type(self)(self.loss.detach(), self.count, self.correct)
+    def samples(self) -> list[Self]:
+        """Return the sums of each sample, (2 + K,) float64 on the CPU."""
+        parts = [self.loss, self.count, *([] if self.correct is None else [self.correct])]
+        rows = zip(*(part.detach().double().cpu() for part in parts), strict=True)
+        return [type(self)(*row) for row in rows]
 
 
 @dataclass(frozen=True)
 class Predictions:
     """The most likely next token of each label, for the log."""
 
-    text: Tensor  # (L,)
+    text: Tensor  # (L, 1)
     text_logits_shape: tuple[int, ...]
     audio: Tensor  # (M, K)
     audio_logits_shape: tuple[int, ...]
 
 
 class HeadLoss(NamedTuple):
-    """What a head's labels (M, K) cost; the text head has K = 1."""
+    """Losses of a head's labels (M, K); the text head has K = 1."""
 
     loss: Tensor  # (M, K) nats, 0 where there is no label
-    prediction: Tensor | None  # (M, K) the most likely entries
-    weighted: Tensor | None  # the weighted sum of the losses, which alone has a gradient then
+    prediction: Tensor | None  # (M, K) the most likely entries, where asked for
+    weighted: Tensor | None  # () the weighted sum of the losses; where given, it has the gradient
 
 
 def loss_sums(text: HeadLoss, audio: HeadLoss, batch: PackedBatch) -> LossSums:
     """Sum the losses of a batch, sample by sample.
 
     Args:
-        text: Of the labels (L, 1) at ``batch.text_predictors``.
-        audio: Of the labels (M, K) at ``batch.audio_predictors``.
+        text: Of the labels ``batch.text``.
+        audio: Of the labels ``batch.audio``.
         batch: The labels.
     """
-    has_label = batch.audio_labels != IGNORED
-    is_stop = batch.audio_labels == batch.stream_eos
+    labels = batch.audio.values
+    has_label, is_stop = labels != IGNORED, labels == batch.stream_eos
 
     def by_sample(text_values: Tensor, audio_values: Tensor) -> Tensor:
         """Sum (L, 1) and (M, K) over each sample's labels: (N, 2 + K)."""
@@ -81,24 +84,22 @@ def loss_sums(text: HeadLoss, audio: HeadLoss, batch: PackedBatch) -> LossSums:
         text_values, audio_values = text_values.to(dtype), audio_values.to(dtype)
         stop = (audio_values * is_stop).sum(-1, keepdim=True)
         num_samples, num_codebooks = len(batch.sample_ids), audio_values.shape[1]
-        sums = text_values.new_zeros(num_samples, 1).index_add(0, batch.text_sample, text_values)
+        sums = text_values.new_zeros(num_samples, 1).index_add(0, batch.text.samples, text_values)
         audio_sums = text_values.new_zeros(num_samples, num_codebooks + 1).index_add(
-            0, batch.audio_sample, torch.cat([audio_values, stop], dim=1)
+            0, batch.audio.samples, torch.cat([audio_values, stop], dim=1)
         )
         return torch.cat([sums, audio_sums], dim=1)
 
-    count = by_sample(torch.ones_like(text.loss), has_label)
-    correct, objective = torch.full_like(count, torch.nan), None
+    correct = objective = None
     if text.prediction is not None and audio.prediction is not None:
         correct = by_sample(
-            text.prediction == batch.text_labels[:, None],
-            (audio.prediction == batch.audio_labels) & has_label,
+            text.prediction == batch.text.values, (audio.prediction == labels) & has_label
         )
     if text.weighted is not None and audio.weighted is not None:
         objective = text.weighted + audio.weighted
     return LossSums(
         loss=by_sample(text.loss, audio.loss),
-        count=count,
+        count=by_sample(torch.ones_like(text.loss), has_label),
         correct=correct,
         objective=objective,
     )
@@ -113,12 +114,11 @@ def chunked_loss(
     weights: Tensor | None = None,
     predict: bool = True,
 ) -> HeadLoss:
-    """Cross-entropy of a head, with as many rows of logits at a time as fit the budget.
+    """Compute the cross-entropy of a head, in chunks whose logits fit the memory budget.
 
-    The gradient of a weighted sum of the losses is a product of the weights and what the forward
-    pass has at hand, so that with ``weights`` each chunk gives its gradients at once and its logits
-    go. Without them the losses themselves have a gradient, and the logits are computed again in the
-    backward pass.
+    With ``weights``, each chunk computes the gradients of the weighted sum in the forward pass and
+    frees its logits. Without them the losses themselves have a gradient, and the backward pass
+    computes the logits again.
 
     Args:
         head: From (m, H) to the logits (m, K * V).
@@ -127,12 +127,12 @@ def chunked_loss(
         num_entries: V.
         max_logits_mb: Megabytes (10^6 bytes) for the logits and their gradient.
         weights: (M, K), of each label's loss in ``weighted``.
-        predict: Whether to look for the most likely entries.
+        predict: Also return the most likely entries.
     """
     num_codebooks = labels.shape[1]
-    # A row of logits in the base's type, in the type of the loss, and its gradient in both.
-    bytes_a_row = num_codebooks * num_entries * (2 * hidden.element_size() + 2 * 4)
-    size = max(1, int(max_logits_mb * 1e6 / bytes_a_row))
+    # A row of logits in the base's dtype, in the dtype of the loss, and its gradient in both.
+    bytes_per_row = num_codebooks * num_entries * (2 * hidden.element_size() + 2 * 4)
+    size = max(1, int(max_logits_mb * 1e6 / bytes_per_row))
     shape = (num_codebooks, num_entries)
     if weights is not None and torch.is_grad_enabled():
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
@@ -142,7 +142,8 @@ def chunked_loss(
         return HeadLoss(loss, prediction[0] if predict else None, weighted)
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits = torch.unflatten(_at_least_float32(head(hidden)), -1, shape)
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(-1, shape)
         loss = cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
@@ -161,7 +162,7 @@ def chunked_loss(
 
 
 class _WeightedLoss(torch.autograd.Function):
-    """Weighted sum of a head's losses; its gradients are computed in the forward pass."""
+    """Weighted sum of a head's losses, with its gradients computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -175,30 +176,32 @@ class _WeightedLoss(torch.autograd.Function):
         weights: Tensor,  # (M, K)
         *trained: Tensor,  # the head's parameters with a gradient
     ) -> tuple[Tensor, ...]:
-        of_hidden = torch.empty_like(hidden)
-        of_trained = [torch.zeros_like(parameter) for parameter in trained]
+        grad_hidden = torch.empty_like(hidden)
+        grad_trained = [torch.zeros_like(parameter) for parameter in trained]
         losses: list[Tensor] = []
         predictions: list[Tensor] = []
-        for start in range(0, max(len(hidden), 1), size):  # no label is a chunk, too
+        for start in range(0, max(len(hidden), 1), size):  # without labels, one empty chunk
             rows = slice(start, start + size)
-            loss, prediction, (of_rows, *of_parameters) = _loss_and_gradients(
+            loss, prediction, (grad_rows, *grad_parameters) = _loss_and_gradients(
                 head, shape, predict, hidden[rows], labels[rows], weights[rows], trained
             )
             losses.append(loss)
             predictions += [] if prediction is None else [prediction]
-            of_hidden[rows] = of_rows
-            for total, part in zip(of_trained, of_parameters, strict=True):
+            grad_hidden[rows] = grad_rows
+            for total, part in zip(grad_trained, grad_parameters, strict=True):
                 total += part
         loss = torch.cat(losses)  # (M, K)
-        ctx.save_for_backward(of_hidden, *of_trained)
+        ctx.save_for_backward(grad_hidden, *grad_trained)
         found = (loss, torch.cat(predictions)) if predict else (loss,)
         ctx.mark_non_differentiable(*found)
         return (loss * weights).sum(), *found
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Any:
-        of_hidden, *of_trained = (saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors)
-        return None, None, None, None, of_hidden, None, None, *of_trained
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> Any:
+        grad_hidden, *grad_trained = (
+            saved * grad_output.to(saved.dtype) for saved in ctx.saved_tensors
+        )
+        return None, None, None, None, grad_hidden, None, None, *grad_trained
 
 
 def _loss_and_gradients(
@@ -210,47 +213,44 @@ def _loss_and_gradients(
     weights: Tensor,
     trained: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-    """One chunk's losses and predictions (m, K), and the gradients of ``hidden`` and ``trained``.
+    """Return a chunk's losses and predictions (m, K), and the gradients of hidden and trained.
 
     The gradient of a label's loss is softmax - 1 at the label, softmax elsewhere.
     """
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_()
         logits = head(hidden)  # (m, K * V)
-    scores = torch.unflatten(_at_least_float32(logits.detach()), -1, shape)  # (m, K, V)
+    loss_dtype = torch.promote_types(logits.dtype, torch.float32)
+    scores = logits.detach().to(loss_dtype).unflatten(-1, shape)  # (m, K, V)
     prediction = scores.argmax(-1) if predict else None
     log_p = scores.log_softmax(-1)
     del scores
     label = labels.clamp_min(0)[..., None]
     has_label = labels != IGNORED
     loss = -log_p.gather(-1, label)[..., 0].masked_fill(~has_label, 0)
-    gradient = log_p.exp_().scatter_add_(-1, label, -torch.ones_like(log_p[..., :1]))
-    gradient *= (weights * has_label)[..., None]
-    gradient = gradient.flatten(1).to(logits.dtype)
-    return loss, prediction, torch.autograd.grad(logits, [hidden, *trained], gradient)
+    grad_logits = log_p.exp_().scatter_add_(-1, label, -torch.ones_like(log_p[..., :1]))
+    grad_logits *= (weights * has_label)[..., None]
+    grad_logits = grad_logits.flatten(1).to(logits.dtype)
+    return loss, prediction, torch.autograd.grad(logits, [hidden, *trained], grad_logits)
 
 
-_weighted_loss: Any = _WeightedLoss.apply  # it has no type
+_weighted_loss: Any = _WeightedLoss.apply  # untyped in PyTorch
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def label_weights(count: Tensor, weights: LossWeights = PLAIN) -> Tensor:
-    """What a nat of each column weighs in :func:`objective`: (2 + K,) -> (2 + K,)."""
+def label_weights(count: Tensor, weights: LossWeights = DEFAULT_WEIGHTS) -> Tensor:
+    """Return the weight of a nat of each column in :func:`objective`: (2 + K,) -> (2 + K,)."""
     one_of_each = torch.eye(len(count), dtype=count.dtype, device=count.device)
     return objective(one_of_each, count, weights)
 
 
-def objective(loss: Tensor, count: Tensor, weights: LossWeights = PLAIN) -> Tensor:
-    """The dual loss from sums and counts, each (…, 2 + K).
+def objective(loss: Tensor, count: Tensor, weights: LossWeights = DEFAULT_WEIGHTS) -> Tensor:
+    """Compute the dual loss from sums and counts, each (…, 2 + K).
 
     With T the mean of the text labels, A_k that of codebook k, E that of the stream EOS labels::
 
         weights.text * T + weights.audio * sum of c_k A_k / sum of c_k + weights.eos * E
 
-    Plainly weighted: text mean + mean of the codebooks' means.
+    With default weights: text mean + mean of the codebooks' means.
     """
     means = loss / count
     codebooks = means[..., 1:-1]
@@ -263,7 +263,7 @@ def objective(loss: Tensor, count: Tensor, weights: LossWeights = PLAIN) -> Tens
 
 
 def named_losses(sums: LossSums, prefix: str = "") -> dict[str, float]:
-    """The metrics of one total: ``loss``, ``audio_loss_codebook_0`` and so on.
+    """Name the metrics of one total: ``loss``, ``audio_loss_codebook_0`` and so on.
 
     Args:
         sums: A :meth:`LossSums.total`: (2 + K,) each; every count is positive.
@@ -282,8 +282,13 @@ def named_losses(sums: LossSums, prefix: str = "") -> dict[str, float]:
 
 
 def named_accuracies(sums: LossSums, prefix: str = "") -> dict[str, float]:
-    """The shares of right predictions, named as :func:`named_losses` names the losses."""
-    shares = (sums.correct.double() / sums.count.double()).tolist()
+    """Name the shares of right predictions as :func:`named_losses` names the losses.
+
+    Args:
+        sums: A :meth:`LossSums.total` with ``correct``.
+        prefix: Put before each name.
+    """
+    shares = (cast(Tensor, sums.correct).double() / sums.count.double()).tolist()
     names = {"text_accuracy": shares[0]}
     names |= {f"audio_accuracy_codebook_{k}": share for k, share in enumerate(shares[1:-1])}
     return {prefix + name: value for name, value in names.items()}

@@ -84,8 +84,13 @@ def run(
 ) -> None:
     """Build the miniature checkpoint in ``output_dir``.
 
-    LoRA alone visibly teaches a small random base only when its weights are large, hence the
-    ``initializer_range``.
+    Args:
+        output_dir: Folder to write; the codec lies in its ``audio_tokenizer/``.
+        hidden_size: Width of the body.
+        num_layers: Layers of the body.
+        initializer_range: Standard deviation of the weights: LoRA alone visibly teaches a small
+            random base only when its weights are large.
+        seed: Seed of the weights.
     """
     build(output_dir, hidden_size, num_layers, initializer_range, seed)
 

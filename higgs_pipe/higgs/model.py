@@ -1,18 +1,18 @@
 """The native model, made exact and cheap on packed rows.
 
-The native modules do the work; the passes that connect them are put in place of the native ones:
+The native modules do the work. The forward passes that connect them are replaced:
 
-- the body keeps text positions before audio positions (*routed* order), so that each FFN takes a
-  slice, where the native layer searches boolean masks 18 times; nothing waits for the device;
-- attention, alone, sees the samples in their own order: one causal call a sample, so that samples
-  in a row never see each other and the cost grows with the sum of squared sample lengths;
-- the heads run only where there are labels, and never on more rows than a budget of memory allows.
+- The body keeps text positions before audio positions (*routed* order), so that each FFN takes a
+  slice. The native layer searches boolean masks 18 times and waits for the device each time.
+- Only attention sees the samples in their own order, with one causal call per sample: samples in a
+  row never see each other, and the cost grows with the sum of squared sample lengths.
+- The heads run only where there are labels, in chunks that fit a memory budget.
 
 Outputs and gradients equal the native model's, sample by sample.
 """
 
 import types
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -24,8 +24,8 @@ from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rot
 
 from higgs_pipe.config.settings import Quantization
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs.attention import Samples, packed_attention
-from higgs_pipe.higgs.batch import PackedBatch
+from higgs_pipe.higgs.attention import packed_attention
+from higgs_pipe.higgs.batch import Layout, PackedBatch
 from higgs_pipe.higgs.fused_lora import fuse_lora
 from higgs_pipe.higgs.loss import LossSums, Predictions, chunked_loss, loss_sums
 from higgs_pipe.higgs.pretrained import load_weights
@@ -41,7 +41,7 @@ def load_base(
     quantization: Quantization | None = None,
     device: torch.device = CPU,
 ) -> HiggsAudioV2ForConditionalGeneration:
-    """Load the base with its text head, frozen, on the CPU; quantized, on ``device``.
+    """Load the base with its text head, frozen: on the CPU, or quantized on ``device``.
 
     Raises:
         UserError: It cannot be loaded, some of its weights (the text head's, for example) are
@@ -58,34 +58,18 @@ def load_base(
     return model.eval()
 
 
-class Routing(NamedTuple):
-    """Which positions go through which FFN, and which belong to one sample."""
-
-    num_text: int
-    num_audio: int
-    routed: Tensor  # (S,) text positions, then audio positions
-    unrouted: Tensor  # (S,) its inverse
-    samples: Samples
-
-    def apply(self, hidden: Tensor, of_text: nn.Module, of_audio: nn.Module) -> Tensor:
-        """Each position through its module: (S, H) -> (S, H), in routed order."""
-        text, audio = torch.split(hidden, [self.num_text, self.num_audio])
-        return torch.cat([of_text(text), of_audio(audio)])
-
-
 class DualLossModel(nn.Module):
-    """Base (with or without an adapter) from a packed batch to its losses.
+    """The base, with or without an adapter: a packed batch in, its losses out.
 
-    This is the module that DDP wraps: backbone, heads and loss are all inside its forward, so that
-    gradients are synchronised.
+    DDP wraps this module. Backbone, heads and loss are all inside its forward, so that DDP
+    synchronises the gradients.
 
     Args:
         model: The native model or a ``PeftModel`` of it; it is changed in place and no longer
             generates.
         max_logits_mb: Megabytes for the logits and their gradient; more are computed in chunks.
-        checkpoint_every: Layers of which one is recomputed in the backward pass: 1 is every layer,
-            2 every second; 0 is none.
-        compile_layers: Compile what is before and after attention in each layer.
+        checkpoint_every: Recompute every n-th layer in the backward pass: 1 is every layer, 0 none.
+        compile_layers: Compile the parts of each layer before and after attention.
     """
 
     def __init__(
@@ -112,33 +96,32 @@ class DualLossModel(nn.Module):
 
     @property
     def native(self) -> HiggsAudioV2ForConditionalGeneration:
-        """The Transformers model, LoRA layers inside."""
+        """The Transformers model, with the LoRA layers inside."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def forward(
         self, batch: PackedBatch, label_weights: Tensor | None = None, predict: bool = True
     ) -> tuple[LossSums, Predictions | None]:
-        """The loss sums of each sample of the batch, and what was predicted.
+        """Compute the loss sums of each sample of the batch, and the predictions.
 
         Args:
             batch: On the model's device.
-            label_weights: (2 + K,), :func:`loss.label_weights` of a whole step. With them the
-                sums' ``objective`` is the batch's part of the step's, and it alone has a gradient:
-                faster, because no logits are computed twice. Without them the sums have one.
-            predict: Whether to look for the most likely tokens, for accuracies and the log.
+            label_weights: (2 + K,), :func:`loss.label_weights` of a whole step. With them only the
+                sums' ``objective``, the batch's part of the step's, has a gradient; this is faster,
+                because no logits are computed twice. Without them the sums have a gradient.
+            predict: Also find the most likely tokens, for accuracies and the log.
         """
-        native = self.native
-        hidden = self.backbone(batch)
+        native, hidden = self.native, self.backbone(batch)
         text_weights = audio_weights = None
         if label_weights is not None:
             weights = label_weights.to(torch.promote_types(hidden.dtype, torch.float32))
             text, codebooks, stop = torch.split(weights, [1, len(label_weights) - 2, 1])
-            text_weights = text.expand(len(batch.text_labels), 1)
-            audio_weights = codebooks + stop * (batch.audio_labels == batch.stream_eos)
+            text_weights = text.expand(batch.text.values.shape)
+            audio_weights = codebooks + stop * (batch.audio.values == batch.stream_eos)
         text_loss = chunked_loss(
             native.text_lm_head,
-            hidden.index_select(0, batch.text_predictors),
-            batch.text_labels[:, None],
+            hidden.index_select(0, batch.text.predictors),
+            batch.text.values,
             native.config.vocab_size,
             self.max_logits_mb,
             text_weights,
@@ -146,8 +129,8 @@ class DualLossModel(nn.Module):
         )
         audio_loss = chunked_loss(
             native.audio_lm_head,
-            hidden.index_select(0, batch.audio_predictors),
-            batch.audio_labels,
+            hidden.index_select(0, batch.audio.predictors),
+            batch.audio.values,
             native.config.codebook_size,
             self.max_logits_mb,
             audio_weights,
@@ -156,36 +139,38 @@ class DualLossModel(nn.Module):
         predictions = None
         if text_loss.prediction is not None and audio_loss.prediction is not None:
             predictions = Predictions(
-                text_loss.prediction[:, 0],
-                (len(batch.text_labels), native.config.vocab_size),
+                text_loss.prediction,
+                (len(batch.text.values), native.config.vocab_size),
                 audio_loss.prediction,
-                (*batch.audio_labels.shape, native.config.codebook_size),
+                (*batch.audio.values.shape, native.config.codebook_size),
             )
         return loss_sums(text_loss, audio_loss, batch), predictions
 
     def logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Text logits (L, vocabulary) and audio logits (M, K, V), where there are labels."""
+        """Return text logits (L, vocabulary) and audio logits (M, K, V), where there are labels."""
         native, hidden = self.native, self.backbone(batch)
-        text_logits = native.text_lm_head(hidden.index_select(0, batch.text_predictors))
-        audio_logits = native.audio_lm_head(hidden.index_select(0, batch.audio_predictors))
+        text_logits = native.text_lm_head(hidden.index_select(0, batch.text.predictors))
+        audio_logits = native.audio_lm_head(hidden.index_select(0, batch.audio.predictors))
         return text_logits, audio_logits.unflatten(-1, (native.config.num_codebooks, -1))
 
     def backbone(self, batch: PackedBatch) -> Tensor:
-        """The body's last hidden states, in the order of the samples: (S, H)."""
-        hidden: Tensor = self.native.model(
+        """Return the body's last hidden states, in the order of the samples: (S, H)."""
+        output = self.native.model(
             input_ids=batch.input_ids,
             audio_input_ids=batch.audio_input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            routing=Routing(
-                len(batch.text_positions),
-                len(batch.audio_positions),
-                batch.routed,
-                batch.unrouted,
-                Samples(batch.sample_lengths, batch.sample_offsets),
-            ),
-        ).last_hidden_state[0]
-        return hidden
+            layout=batch.layout,
+        )
+        return cast(Tensor, output.last_hidden_state[0])
+
+
+def _by_kind(
+    hidden: Tensor, layout: Layout, text_module: nn.Module, audio_module: nn.Module
+) -> Tensor:
+    """Apply each position's own module: (S, H) -> (S, H), in routed order."""
+    text, audio = torch.split(hidden, [layout.num_text, len(hidden) - layout.num_text])
+    return torch.cat([text_module(text), audio_module(audio)])
 
 
 def _body_forward(
@@ -194,40 +179,40 @@ def _body_forward(
     audio_input_ids: Tensor,  # (1, F, K)
     position_ids: Tensor,  # (1, S)
     use_cache: bool,  # False, as for the native forward
-    routing: Routing,
+    layout: Layout,
 ) -> BaseModelOutputWithPast:
-    """The native body's forward over a packed row: (1, S, H), in the order of the samples."""
-    text_ids = input_ids[0].index_select(0, routing.routed[: routing.num_text])
+    """Replace the native body's forward: (1, S, H) of a packed row, in the order of the samples."""
+    text_ids = input_ids[0].index_select(0, layout.routed[: layout.num_text])
     hidden = torch.cat([self.embed_tokens(text_ids), self.embed_audio_tokens(audio_input_ids[0])])
     rotary = self.rotary_emb(hidden, position_ids)  # cos and sin, each (1, S, head_dim)
     for index, layer in enumerate(self.layers):
-        inputs = (hidden, rotary, routing)
+        inputs = (hidden, rotary, layout)
         if self.training and self.checkpoint_every and index % self.checkpoint_every == 0:
             hidden = checkpoint(layer, *inputs, use_reentrant=False)
         else:
             hidden = layer(*inputs)
-    hidden = _permute(self.norm(hidden), routing.unrouted, routing.routed)
+    hidden = _permute(self.norm(hidden), layout.unrouted, layout.routed)
     return BaseModelOutputWithPast(last_hidden_state=hidden[None])
 
 
 def _layer_forward(
-    self: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], routing: Routing
+    self: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout
 ) -> Tensor:
-    """The native decoder layer's forward in routed order: (S, H) -> (S, H)."""
-    query, key, value = self._before_attention(hidden, rotary, routing)
+    """Replace the native decoder layer's forward: (S, H) -> (S, H), in routed order."""
+    query, key, value = self._before_attention(hidden, rotary, layout)
     dropout = self.self_attn.attention_dropout if self.training else 0.0
-    attended = packed_attention(query, key, value, routing.samples, dropout)
-    return self._after_attention(hidden, attended, routing)  # type: ignore[no-any-return]
+    attended = packed_attention(query, key, value, layout.samples, dropout)
+    return self._after_attention(hidden, attended, layout)  # type: ignore[no-any-return]
 
 
 def _before_attention(
-    self: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], routing: Routing
+    self: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values in the order of the samples, each (S, heads, head_dim)."""
+    """Return queries, keys, values in the order of the samples, each (S, heads, head_dim)."""
     attention = self.self_attn
-    normed = routing.apply(hidden, self.input_layernorm, self.audio_input_layernorm)
+    normed = _by_kind(hidden, layout, self.input_layernorm, self.audio_input_layernorm)
     query, key, value = (
-        _permute(project(normed), routing.unrouted, routing.routed).unflatten(
+        _permute(project(normed), layout.unrouted, layout.routed).unflatten(
             -1, (-1, attention.head_dim)
         )
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -236,18 +221,18 @@ def _before_attention(
     return query, key, value
 
 
-def _after_attention(self: Any, hidden: Tensor, attended: Tensor, routing: Routing) -> Tensor:
-    """Both residual sums: (S, H) and (S, heads, head_dim) -> (S, H)."""
-    attended = _permute(attended.flatten(1), routing.routed, routing.unrouted)
+def _after_attention(self: Any, hidden: Tensor, attended: Tensor, layout: Layout) -> Tensor:
+    """Add both residuals: (S, H) and (S, heads, head_dim) -> (S, H)."""
+    attended = _permute(attended.flatten(1), layout.routed, layout.unrouted)
     hidden = hidden + self.self_attn.o_proj(attended)
-    normed = routing.apply(
-        hidden, self.post_attention_layernorm, self.audio_post_attention_layernorm
+    normed = _by_kind(
+        hidden, layout, self.post_attention_layernorm, self.audio_post_attention_layernorm
     )
-    return hidden + routing.apply(normed, self.mlp, self.audio_mlp)
+    return hidden + _by_kind(normed, layout, self.mlp, self.audio_mlp)
 
 
 class _Permute(torch.autograd.Function):
-    """Rows in another order; the gradient takes the inverse order, where autograd would add up."""
+    """Rows in another order; the gradient is a gather too, where autograd would scatter and add."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -255,9 +240,9 @@ class _Permute(torch.autograd.Function):
         return rows.index_select(0, order)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
         (inverse,) = ctx.saved_tensors
-        return gradient.index_select(0, inverse), None, None
+        return grad_output.index_select(0, inverse), None, None
 
 
-_permute: Any = _Permute.apply  # it has no type
+_permute: Any = _Permute.apply  # untyped in PyTorch

@@ -15,33 +15,33 @@ HEADS = ["text_lm_head", "audio_lm_head"]
 def quantization_options(
     setting: Quantization | None, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What ``from_pretrained`` needs for it; nothing without a setting.
+    """Return the options of ``from_pretrained`` that quantize the base; none without a setting.
 
     Attention and both FFNs of each layer are quantized. Heads, norms and embeddings keep ``dtype``:
-    they weigh little, the losses are sensitive to the heads, and norms in float32 (as PEFT's
-    preparation for k-bit training has them) would mix types in the residual stream.
+    they are small, the losses are sensitive to the heads, and norms in float32 (as in PEFT's
+    preparation for k-bit training) would mix dtypes in the residual stream.
 
     Raises:
-        UserError: ``device`` is no GPU, or bitsandbytes is not installed.
+        UserError: ``device`` is not a GPU, or bitsandbytes is not installed.
     """
     if setting is None:
         return {}
     if device.type != "cuda":
         raise UserError(
-            f"train.quantization is {setting}, which needs a CUDA GPU, and training runs on "
-            f"{device.type}. Set train.quantization: null."
+            f"train.quantization: {setting} needs a CUDA GPU; training runs on {device.type}. "
+            "Set train.quantization: null."
         )
     if find_spec("bitsandbytes") is None:
         raise UserError(
-            f"train.quantization is {setting}, which needs bitsandbytes, and it is not installed. "
-            "Run: pip install bitsandbytes (in the environment of the rule train_adapter), or set "
+            f"train.quantization: {setting} needs bitsandbytes, which is not installed. Run: "
+            "pip install bitsandbytes (in the environment of the rule train_adapter), or set "
             "train.quantization: null."
         )
     return {"quantization_config": bits_config(setting, dtype), "device_map": {"": device}}
 
 
 def bits_config(setting: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How bitsandbytes quantizes: LLM.int8(), or NF4 with quantized scales as in QLoRA.
+    """Return bitsandbytes' settings: LLM.int8(), or NF4 with quantized scales as in QLoRA.
 
     (Dettmers et al. 2022, 2023.)
     """

@@ -1,8 +1,4 @@
-"""What the Snakefile needs: the checked config, each stage's part of it, and how to launch.
-
-Imports only the standard library and what every Snakemake installation brings, so that an
-environment that holds Snakemake and nothing else can plan the workflow.
-"""
+"""The user's config, checked and complete, and the part of it that each stage reads."""
 
 import copy
 import difflib
@@ -12,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonschema  # type: ignore[import-untyped]  # ships no types
 import yaml
@@ -20,7 +16,7 @@ import yaml
 from higgs_pipe.errors import UserError, list_offenders
 
 EXIT_USER_ERROR = 2
-SNAKEMAKE_KEYS = ("pathvars",)  # Snakemake itself reads and checks these parts of the config.
+SNAKEMAKE_KEYS = ("pathvars",)  # Snakemake reads and checks these parts of the config itself.
 MAX_VALUE_CHARS = 60
 TYPE_NAMES = {
     "array": "a list",
@@ -47,22 +43,24 @@ _Validator = jsonschema.validators.extend(
 
 
 def load_schema(schema_path: Path) -> dict[str, Any]:
-    """The schema of ``config.yaml``, generated from :mod:`higgs_pipe.config`."""
-    schema: dict[str, Any] = yaml.safe_load(schema_path.read_text(encoding="utf-8"))
-    return schema
+    """Read the schema of ``config.yaml``, which :mod:`higgs_pipe.config.schema` generates."""
+    return cast(dict[str, Any], yaml.safe_load(schema_path.read_text(encoding="utf-8")))
 
 
-def load_config(config: Mapping[str, Any], schema_path: Path) -> dict[str, Any]:
-    """The user's config, checked and complete.
+def load_config(
+    config: Mapping[str, Any], schema_path: Path, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the user's config, checked and complete.
 
-    Text that stands for a number is read as one where the schema asks for a number: YAML 1.1
-    takes ``2e-4`` for text, and ``--config train={learning_rate: 1e-4}`` gives only text.
-    Missing keys get their defaults, except in ``experiments``, whose entries override parts of
-    ``train``.
+    Text is converted to a number where the schema asks for one: YAML 1.1 reads ``2e-4`` as text,
+    and ``--config train={learning_rate: 1e-4}`` gives text only. Missing keys get their defaults,
+    except in ``experiments``, whose entries override parts of ``train``.
 
     Args:
         config: What Snakemake read from ``config.yaml`` and the command line.
         schema_path: ``workflow/schemas/config.schema.yaml``.
+        given: The part that ``--configfile`` and ``--config`` gave. Experiments that it names
+            replace those of ``config.yaml``.
 
     Raises:
         UserError: Keys are unknown or missing, or values have the wrong type or are out of
@@ -70,30 +68,62 @@ def load_config(config: Mapping[str, Any], schema_path: Path) -> dict[str, Any]:
     """
     schema = load_schema(schema_path)
     own = {key: value for key, value in config.items() if key not in SNAKEMAKE_KEYS}
+    own |= {key: value for key, value in (given or {}).items() if key == "experiments"}
     own = _coerced(own, schema, schema)
     errors = sorted(_Validator(schema).iter_errors(own), key=lambda error: str(error.json_path))
     faults = list(dict.fromkeys(fault for error in errors for fault in _faults(error, schema)))
     if faults:
         raise UserError(
-            f"The config is refused, {len(faults)} fault{'s' * (len(faults) > 1)}:\n"
+            "The config is refused:\n"
             f"{list_offenders(faults)}\n"
-            "Mend config.yaml (or what --config and --configfile give) and run snakemake again."
+            "Fix config.yaml, or the values of --config and --configfile, and run snakemake again."
         )
     _fill_defaults(own, schema, schema)
     return {**own, **{key: config[key] for key in SNAKEMAKE_KEYS if key in config}}
 
 
-def load_config_or_exit(config: Mapping[str, Any], schema_path: Path) -> dict[str, Any]:
-    """:func:`load_config`, but a refused config ends Snakemake with exit code 2."""
+def load_config_or_exit(
+    config: Mapping[str, Any], schema_path: Path, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return :func:`load_config`'s result; a refused config ends Snakemake with exit code 2."""
     try:
-        return load_config(config, schema_path)
+        return load_config(config, schema_path, given)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
 
 
+def use_demo_settings(
+    config: dict[str, Any], settings_path: Path, schema_path: Path, typed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Lay the demo's settings under those of the user.
+
+    A setting is changed only if it still has its default and ``typed`` does not name it: a config
+    file may be a copy of the shipped one, which names every setting.
+
+    Args:
+        config: The complete config; it is changed.
+        settings_path: ``examples/demo/settings.yaml``.
+        schema_path: ``workflow/schemas/config.schema.yaml``.
+        typed: The part of the config that ``--config`` gave.
+
+    Returns:
+        The settings that were changed, with dotted names.
+    """
+    schema = load_schema(schema_path)
+    defaults: dict[str, Any] = {}
+    _fill_defaults(defaults, schema, schema)
+    changed = {}
+    for section, settings in yaml.safe_load(settings_path.read_text(encoding="utf-8")).items():
+        for key, value in settings.items():
+            is_default = config[section][key] == defaults[section][key]
+            if is_default and key not in (typed.get(section) or {}):
+                config[section][key] = changed[f"{section}.{key}"] = value
+    return changed
+
+
 def stage_config_text(config: Mapping[str, Any], stage: str, schema: Schema) -> str:
-    """The JSON text of the keys that ``stage`` reads: equal settings give equal text."""
+    """Return the keys that ``stage`` reads, as JSON text: equal settings give equal text."""
     part: dict[str, Any] = {}
     for dotted in schema["x-stages"][stage]:
         *sections, key = dotted.split(".")
@@ -105,31 +135,31 @@ def stage_config_text(config: Mapping[str, Any], stage: str, schema: Schema) -> 
 
 
 def _resolved(schema: Schema, root: Schema) -> Schema:
-    """``schema`` with its ``$ref`` followed."""
+    """Return ``schema`` with its ``$ref`` followed."""
     while "$ref" in schema:
         schema = root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
     return schema
 
 
 def _branches(schema: Schema, root: Schema) -> list[Schema]:
-    """The alternatives of a schema, resolved; often there is one."""
+    """Return the alternatives of a schema, resolved; often there is only one."""
     schema = _resolved(schema, root)
     return [_resolved(branch, root) for branch in schema.get("anyOf", [schema])]
 
 
 def _types(schema: Schema, root: Schema) -> set[str]:
-    """The JSON types that a schema allows."""
+    """Return the JSON types that a schema allows."""
     return {branch["type"] for branch in _branches(schema, root) if "type" in branch}
 
 
 def _branch(schema: Schema, kind: str, root: Schema) -> Schema:
-    """The alternative of ``schema`` that describes an ``object`` or an ``array``."""
+    """Return the alternative of ``schema`` that is an ``object`` or an ``array``, or ``{}``."""
     fitting = [branch for branch in _branches(schema, root) if branch.get("type") == kind]
     return fitting[0] if fitting else {}
 
 
 def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
-    """``value`` with text read as the number, truth value or null that ``schema`` asks for."""
+    """Return ``value`` with text converted to the number, Boolean or null of ``schema``."""
     types = _types(schema, root)
     if value is None and types == {"object"}:
         return {}  # a section whose keys are all commented out
@@ -154,7 +184,7 @@ def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
 
 
 def _scalar(text: str) -> Any:
-    """The number, truth value or null that ``text`` spells, or else the text."""
+    """Return the number, Boolean or null that ``text`` spells, or the text itself."""
     words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -181,7 +211,7 @@ def _fill_defaults(section: dict[str, Any], schema: Schema, root: Schema) -> Non
 
 
 def _faults(error: Any, root: Schema) -> Iterator[str]:
-    """One line for each thing that a jsonschema ``ValidationError`` stands for."""
+    """Yield a line per fault that a jsonschema ``ValidationError`` reports."""
     path: KeyPath = tuple(str(part) for part in error.absolute_path)
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
@@ -203,13 +233,13 @@ def _faults(error: Any, root: Schema) -> Iterator[str]:
 
 
 def _branch_of_right_type(error: Any) -> list[Any]:
-    """The faults within the alternative that ``error``'s value was meant to be, if any."""
+    """Return the faults within the alternative whose type ``error``'s value has, if any."""
     wrong = {e.schema_path[0] for e in error.context if e.validator == "type" and not e.path}
     return [e for e in error.context if e.schema_path[0] not in wrong]
 
 
 def _requirement(error: Any, root: Schema) -> str:
-    """What a value must be, as the rest of a sentence."""
+    """Return the requirement that a value misses, as a predicate: "must be at least 1"."""
     limit = error.validator_value
     if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
         return "names hold letters, digits, '.', '_' and '-' only, a letter or digit first"
@@ -238,7 +268,7 @@ def _shown(value: Any) -> str:
 
 
 def _hint(path: KeyPath, key: str, siblings: Sequence[str], root: Schema) -> str:
-    """Which key was meant: the closest one of the same section, or that name in another."""
+    """Return a hint at the key that was meant: a similar one here, or the same elsewhere."""
     names = list(_key_paths(root, root))
     if path[:1] == ("experiments",):  # an experiment has the keys of `train`
         names = [(*path[:2], *name[1:]) for name in names if name[0] == "train"]
@@ -250,7 +280,7 @@ def _hint(path: KeyPath, key: str, siblings: Sequence[str], root: Schema) -> str
 
 
 def _key_paths(schema: Schema, root: Schema, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Every key of the config, sections and settings."""
+    """Yield the path of every key of the config, sections and settings."""
     for key, declared in schema.get("properties", {}).items():
         yield (*path, key)
         yield from _key_paths(_resolved(declared, root), root, (*path, key))

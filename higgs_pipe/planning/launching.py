@@ -1,4 +1,4 @@
-"""How jobs are launched: processes, GPUs, the command and its environment."""
+"""Launch of jobs: processes, GPUs, the command and its environment."""
 
 import json
 import shlex
@@ -15,28 +15,28 @@ DEFAULT_PORT = 29500
 
 
 def train_setting(config: Mapping[str, Any], experiment: str, key: str) -> Any:
-    """A top-level key of ``train`` as this experiment has it."""
+    """Return a top-level key of ``train``, with the override of this experiment if it has one."""
     return {**config["train"], **config["experiments"][experiment]}[key]
 
 
 def overrides_text(config: Mapping[str, Any], experiment: str) -> str:
-    """The JSON text of what an experiment overrides in ``train``."""
+    """Return the overrides of ``train`` by an experiment, as JSON text."""
     return json.dumps(config["experiments"][experiment], sort_keys=True, allow_nan=False)
 
 
 def num_gpus(device: str, num_processes: int = 1) -> int:
-    """GPUs that a job asks for: one a process, none when its section says ``device: cpu``."""
+    """Return the GPUs that a job asks for: one per process, or none on ``device: cpu``."""
     return 0 if device == "cpu" else num_processes
 
 
 def runs_speech_models(config: Mapping[str, Any]) -> bool:
-    """Whether validation listens with models, and so may want a GPU and their memory."""
+    """Return whether validation runs speech models, which need memory and may use a GPU."""
     models = config["validate"]["speech_models"]
     return any(models[name] is not None for name in ("asr", "quality", "speaker"))
 
 
 def launch_settings(config: Mapping[str, Any], experiment: str) -> dict[str, Any]:
-    """How the training of one experiment is launched.
+    """Return the launch settings of one experiment's training.
 
     Returns:
         ``num_processes`` and ``num_machines``, and the other settings of ``train`` that
@@ -44,7 +44,7 @@ def launch_settings(config: Mapping[str, Any], experiment: str) -> dict[str, Any
         file's.
 
     Raises:
-        UserError: That file cannot be read or does not say how many processes.
+        UserError: That file cannot be read or does not give these numbers.
     """
     keys = ("num_processes", "num_machines", "main_process_ip", "main_process_port")
     settings = {key: train_setting(config, experiment, key) for key in keys}
@@ -55,7 +55,7 @@ def launch_settings(config: Mapping[str, Any], experiment: str) -> dict[str, Any
             settings |= {key: int(given[key]) for key in ("num_processes", "num_machines")}
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"train.accelerate_config: {path} is no file of `accelerate config` with "
+                f"train.accelerate_config: {path} is not a file of `accelerate config` with "
                 f"num_processes and num_machines ({error!r})"
             ) from None
     return settings | {"accelerate_config": path}
@@ -70,21 +70,21 @@ def launch_command(
     main_process_port: int | None = None,
     accelerate_config: str | None = None,
 ) -> str:
-    """``accelerate launch`` and its options, up to the module.
+    """Return the command of ``accelerate launch`` with its options, up to the module.
 
     Every option that Accelerate would otherwise guess is given, and so is the file of defaults:
-    without it, one in the user's home folder would quietly change the run. Mixed precision is
-    "no" because the base is cast once, by ``train.dtype``: autocast would cast it again at each
-    call, and the adapter with it.
+    without it, one in the user's home folder would silently change the run. Mixed precision is
+    "no" because the base is cast once, by ``train.dtype``; autocast would cast it at every call,
+    and the adapter with it.
 
     Args:
         num_processes: Processes to start, over all machines.
-        num_threads: CPU threads for all of them together, on one machine.
+        num_threads: CPU threads of all processes on one machine together.
         config_path: ``workflow/accelerate.yaml``.
-        num_machines: With several, ``srun`` starts the launcher on each.
-        main_process_ip: The first machine's address; None asks Slurm.
-        main_process_port: Its port.
-        accelerate_config: The user's own file: it alone says how to launch.
+        num_machines: Number of machines; with several, ``srun`` starts the launcher on each.
+        main_process_ip: Address of the first machine; None asks Slurm.
+        main_process_port: Port of the first machine.
+        accelerate_config: The user's own file, which replaces the other settings.
     """
     srun = f"srun --nodes={num_machines} --ntasks={num_machines} --ntasks-per-node=1"
     launcher = f"{srun} python" if num_machines > 1 else "python"
@@ -99,7 +99,8 @@ def launch_command(
             "--mixed_precision no --dynamo_backend no",
         ]
         if num_processes > 1:
-            # Also the way to several CPU processes; port 0 lets launches on one machine coexist.
+            # --multi_gpu also starts CPU processes. Port 0 takes a free one, so that launches on
+            # one machine do not collide.
             port = main_process_port or (0 if num_machines == 1 else DEFAULT_PORT)
             options.append(f"--multi_gpu --main_process_port {port}")
         if main_process_ip is not None:
@@ -108,14 +109,14 @@ def launch_command(
 
 
 def shell_prefix(root: Path, in_own_environment: bool) -> str:
-    """What each job's shell command starts with.
+    """Return the beginning of every job's shell command.
 
     Args:
         root: The checkout; jobs import ``higgs_pipe`` from it, also in a conda environment.
-        in_own_environment: Jobs run with Snakemake's own Python rather than conda's; then its
-            folder leads the PATH, so that ``.venv/bin/snakemake`` works without activation.
+        in_own_environment: Jobs run in Snakemake's own environment rather than conda's. Its
+            folder then comes first in PATH: ``.venv/bin/snakemake`` works without activation.
     """
     prefix = f"export PYTHONPATH={shlex.quote(str(root))}; "
     if in_own_environment:
         prefix += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
-    return prefix.replace("{", "{{").replace("}", "}}")  # Snakemake formats it
+    return prefix.replace("{", "{{").replace("}", "}}")  # for Snakemake, which formats it

@@ -1,7 +1,7 @@
-"""Alarms: signs in the logged numbers that training does not do what it should.
+"""Alarms: signs in the logged numbers that training goes wrong.
 
-They read the lines of ``metrics.jsonl`` and nothing else, so that a resumed run, which replays its
-lines, is in the state of a run that was never interrupted.
+They read only the lines of ``metrics.jsonl``: a resumed run replays its lines and is in the state
+of a run that was never interrupted.
 """
 
 import json
@@ -12,17 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.codes import IGNORED, Codes
 
 FLOOR_SHARE = 0.05
-"""Of the codes' entropy. No loss on unseen speech comes near it; labels that are not shifted end at
-a hundredth of it."""
+"""Of the codes' entropy. No loss on unseen speech comes near it; a model trained on labels that are
+not shifted ends at a hundredth of it."""
 
 UNIFORM_TOLERANCE_NATS = 0.05
 NUM_LINES_STUCK = 5
 STOP_LOSS_FALL = 0.02  # of the base's stop loss
 STOP_LOSS_SETTLED_NATS = math.log(2)  # p(EOS) above 1/2: it need not fall
-MIN_STEPS = 20  # before these, slowness is no sign
+MIN_STEPS = 20  # slow progress before these means nothing
 GRADIENT_RATIO = 100.0  # to the median of the lines before
 MIN_GRADIENT_LINES = 5
 
@@ -38,36 +39,36 @@ class Alarm:
     message: str
 
     def as_line(self) -> dict[str, int | str]:
-        """The line of ``metrics.jsonl``."""
+        """Return the line of ``metrics.jsonl``."""
         return {"step": self.step, "alarm": self.name, "message": self.message}
 
 
 class Alarms:
-    """Fed with each line as it is logged.
+    """The alarms of a run, fed with each line as it is logged.
 
     ``audio_loss_below_floor``
         An audio loss on *unseen* clips under 5 % of the entropy of the held-out codes: the model
-        sees what it should predict. Unseen are the held-out clips, and in the first epoch the
-        training clips; a small corpus that is learnt by heart has a low training loss later, and
-        that is no sign. Clips that are in both splits set it off too.
+        sees the codes that it should predict. Unseen are the held-out clips, and in the first epoch
+        the training clips: a small corpus that is learnt by heart rightly has a low training loss
+        later. Clips that are in both splits set it off too.
     ``stop_loss_not_falling``
         Past half of the steps the held-out loss of the stream EOS labels is not 2 % below the
         base's, and p(EOS) is under 1/2: clips may never end.
     ``codebook_at_ln_v``
         Past half of the steps the last 5 training losses of a codebook are within 0.05 nats of
-        ln V, a blind guess, and its codes are not as good as random.
+        ln V, a blind guess, though its codes have a lower entropy.
     ``gradient_zero``, ``gradient_exploding``
         The gradient's norm is 0, or over 100 times the median of the lines before.
     ``adapter_unchanged``
-        The adapter's norm is, to the last bit, that of the training line before, at a learning rate
-        above 0.
+        The adapter's norm equals, to the last bit, that of the previous training line, at a
+        learning rate above 0.
 
-    An alarm is given once, and again only after a line in which it was quiet.
+    An alarm is raised once, and again only after a line in which it was quiet.
 
     Args:
-        entropies: Nats of each codebook's codes in the held-out rows: :func:`code_entropies`.
+        entropies: :func:`code_entropies` of the held-out rows, nats per codebook.
         codebook_size: V.
-        num_steps: Of the whole training.
+        num_steps: Optimizer steps of the whole run.
     """
 
     def __init__(self, entropies: list[float], codebook_size: int, num_steps: int) -> None:
@@ -79,7 +80,7 @@ class Alarms:
         self._base_stop_loss = math.inf
 
     def check(self, line: Line) -> list[Alarm]:
-        """The alarms that this line gives and the one before did not."""
+        """Return the alarms that this line raises and the previous one did not."""
         found = self._of_held_out(line) if "eval_loss" in line else self._of_training(line)
         step, new = int(line["step"]), []
         for name, message in found.items():
@@ -91,10 +92,25 @@ class Alarms:
         return new
 
     def replay(self, metrics: str) -> None:
-        """Take up the state that the lines of a ``metrics.jsonl`` lead to."""
+        """Restore the state after the lines of a ``metrics.jsonl``."""
         for line in map(json.loads, metrics.splitlines()):
             if "alarm" not in line:
                 self.check(line)
+
+    def refuse_active(self, step: int) -> None:
+        """Stop a run of ``train.stop_on_alarm`` while an alarm is active.
+
+        Raises:
+            UserError: With the alarms.
+        """
+        if self.active:
+            alarms = [f"{alarm.name}: {alarm.message}" for alarm in self.active.values()]
+            raise UserError(
+                f"stopped after step {step} by train.stop_on_alarm, checkpoint saved:\n"
+                f"{list_offenders(alarms)}\n"
+                "Fix the cause; or set train.stop_on_alarm: false and run snakemake again to "
+                "resume from here."
+            )
 
     def _of_held_out(self, line: Line) -> dict[str, str | None]:
         if line["step"] == 0:
@@ -130,9 +146,9 @@ class Alarms:
             return None
         return (
             f"the {split} audio loss is under {FLOOR_SHARE:.0%} of the codes' entropy, which no "
-            f"model of speech reaches on clips that it has not seen ({'; '.join(low)} nats): it "
-            "sees what it should predict, and will generate silence. Look for labels that are not "
-            "shifted, or for the same recordings in both splits."
+            f"speech model reaches on unseen clips ({'; '.join(low)} nats): it sees the codes that "
+            "it should predict, and will generate silence. Look for labels that are not shifted, "
+            "or for the same recordings in both splits."
         )
 
     def _stop_loss_not_falling(self, loss: float) -> str | None:
@@ -140,8 +156,8 @@ class Alarms:
         if is_lower or loss < STOP_LOSS_SETTLED_NATS:
             return None
         return (
-            f"the held-out loss of the stream EOS labels is {loss:.3f} and was "
-            f"{self._base_stop_loss:.3f} before training: clips may never end. Raise "
+            f"the held-out loss of the stream EOS labels is {loss:.3f}; before training it was "
+            f"{self._base_stop_loss:.3f}. Clips may never end. Raise "
             "train.learning_rate or train.num_epochs; check in preflight.json that every clip has "
             "its EOS labels."
         )
@@ -162,16 +178,16 @@ class Alarms:
             return None
         return (
             f"the loss of codebook {', '.join(stuck)} stays at ln V = {uniform:.3f}, a blind guess:"
-            " nothing is learnt there. Check that the codes are of the base model's codec, and "
-            "that train.lora.target_modules reach the audio FFN."
+            " nothing is learnt there. Check that the codes come from the base model's codec, and "
+            "that train.lora.target_modules include the audio FFN."
         )
 
     def _gradient_zero(self, line: Line) -> str | None:
         if line["grad_norm"] != 0:
             return None
         return (
-            "the gradient's norm is 0: nothing is learnt. Check that the step's rows have labels, "
-            "and that train.dtype does not round the gradient away."
+            "the gradient norm is 0: nothing is learnt. Check that the step's rows have labels, "
+            "and that train.dtype does not round the gradient to zero."
         )
 
     def _gradient_exploding(self, line: Line) -> str | None:
@@ -181,7 +197,7 @@ class Alarms:
         if line["grad_norm"] <= GRADIENT_RATIO * median or median == 0:
             return None
         return (
-            f"the gradient's norm is {line['grad_norm']:.3g}, over {GRADIENT_RATIO:.0f} times the "
+            f"the gradient norm is {line['grad_norm']:.3g}, over {GRADIENT_RATIO:.0f} times the "
             f"median so far ({median:.3g}). Lower train.learning_rate, and listen to the step's "
             "clips."
         )
@@ -193,18 +209,19 @@ class Alarms:
         if line["adapter_norm"] != before["adapter_norm"]:
             return None
         return (
-            f"the adapter's weights are those of step {before['step']}: the optimizer does not "
-            "reach them, or train.learning_rate is too low for their number type."
+            f"the adapter's weights are still those of step {before['step']}: the optimizer does "
+            "not reach them, or train.learning_rate is too low for their dtype."
         )
 
 
 def code_entropies(audio_labels: Iterable[Codes]) -> list[float]:
-    """Entropy of each codebook's labels, in nats, from their frequencies.
+    """Compute the entropy of each codebook's labels, in nats, from their frequencies.
 
-    Few labels give too low an entropy, so that a floor made from it errs on the quiet side.
+    Few labels give too low an entropy, and so too low a floor: the alarm then errs on the quiet
+    side.
 
     Args:
-        audio_labels: Of packed rows, (F, K) each; a codebook without labels has an entropy of 0.
+        audio_labels: Of packed rows, (F, K) each; without labels the entropy of a codebook is 0.
     """
     entropies = []
     for codebook in np.concatenate(list(audio_labels)).T:

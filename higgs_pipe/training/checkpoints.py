@@ -1,5 +1,6 @@
-"""Training checkpoints: whole or absent, and never resumed by a run that they do not belong to."""
+"""Training checkpoints: whole or absent, and never resumed by a run of another identity."""
 
+import json
 import logging
 import re
 import shutil
@@ -7,33 +8,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.files import atomic_write
+from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
+from higgs_pipe.training.processes import from_main_process
 
 logger = logging.getLogger("higgs_pipe")
+
+State = dict[str, Any]
 
 FILE_NAME = re.compile(r"step-(\d{8})\.pt")
 LEFT_BEHIND = ".step-*.tmp"  # by a kill while one was written
 SET_ASIDE = "set-aside"
 TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream")
 DAMAGED = (RuntimeError, EOFError, OSError, ValueError, UnpicklingError)
-
-State = dict[str, Any]
+# Settings of launch and log, which do not change the result.
+LAUNCH = {"num_processes", "num_machines", "main_process_ip", "main_process_port", "device"}
+LAUNCH |= {"accelerate_config", "timeout_seconds"}
+LOG = {"log_steps", "save_steps", "save_total_limit", "tracker", "preflight", "stop_on_alarm"}
 
 
 class Checkpoints:
-    """The checkpoints of one run of training, one file a checkpoint.
+    """The checkpoints of one run, each a file.
 
     Args:
-        directory: Where they lie; made when the first one is saved.
-        identity: What decides the result of the run (settings, hashes of the data). A checkpoint
-            with another identity is set aside, never resumed.
-        total_limit: How many of the newest are kept.
+        directory: Their folder; made with the first checkpoint.
+        identity: Everything that decides the result of the run (settings, hashes of the data). A
+            checkpoint with another identity is set aside, never resumed.
+        total_limit: Checkpoints to keep, the newest.
     """
 
     def __init__(self, directory: Path, identity: dict[str, Any], total_limit: int) -> None:
@@ -42,10 +51,10 @@ class Checkpoints:
         self.total_limit = total_limit
 
     def save(self, step: int, state: State) -> None:
-        """Write aside, sync to disk, rename; then drop what exceeds the limit.
+        """Write atomically and sync to disk; then drop the checkpoints beyond the limit.
 
         Raises:
-            UserError: The disk does not take it; the checkpoints before are as they were.
+            UserError: The file cannot be written; earlier checkpoints are unchanged.
         """
         path = self._path(step)
         with write_errors_named(path), atomic_write(path) as aside:
@@ -54,10 +63,10 @@ class Checkpoints:
             path.unlink()
 
     def load_latest(self) -> State | None:
-        """The newest checkpoint of this run, or None.
+        """Return the state of this run's newest checkpoint, or None.
 
-        A damaged file is passed over and the one before is used; checkpoints of another run are
-        set aside; the log says which and why.
+        A damaged file is skipped and the one before used; checkpoints of another run are set
+        aside. The log names the files and reasons.
         """
         for path in self.directory.glob(LEFT_BEHIND):
             path.unlink()
@@ -71,28 +80,26 @@ class Checkpoints:
             if saved["identity"] != self.identity:
                 self._set_aside(self._differences(saved["identity"]))
                 return None
-            state: State = saved["state"]
-            return state
+            return cast(State, saved["state"])
         return None
 
     def load(self, step: int) -> State:
-        """The checkpoint that another process found to be the newest of this run.
+        """Return the state of the checkpoint that process 0 found to be this run's newest.
 
         Raises:
             UserError: This process cannot read it.
         """
         path = self._path(step)
         try:
-            state: State = torch.load(path, map_location="cpu", weights_only=True)["state"]
+            return cast(State, torch.load(path, map_location="cpu", weights_only=True)["state"])
         except DAMAGED as error:
             raise UserError(
                 f"{path}: process 0 can read this checkpoint, another process cannot ({error}). "
                 "All machines of a training need the same folders."
             ) from None
-        return state
 
     def clear(self) -> None:
-        """Remove this run's checkpoints: it is complete."""
+        """Remove the checkpoints of this run, which is complete."""
         for path in self._newest_first():
             path.unlink()
 
@@ -112,7 +119,7 @@ class Checkpoints:
         for path in self._newest_first():
             path.rename(aside / path.name)
         logger.warning(
-            "the checkpoints are of a run with other %s; they are set aside in %s and training "
+            "the checkpoints belong to a run with other %s; they are moved to %s and training "
             "starts anew",
             ", ".join(differences),
             aside,
@@ -125,7 +132,7 @@ class Checkpoints:
 
 @contextmanager
 def write_errors_named(path: Path) -> Iterator[None]:
-    """A full disk, or another reason not to write ``path``, becomes a sentence.
+    """Turn a failure to write ``path``, such as a full disk, into a sentence.
 
     Raises:
         UserError: In place of the writer's own error.
@@ -137,6 +144,34 @@ def write_errors_named(path: Path) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: cannot be written ({reason}). Is the disk full? Make room and run snakemake "
-            "again: training goes on from its last checkpoint, which is good."
+            f"{path} cannot be written ({reason}). Is the disk full? Make room and run snakemake "
+            "again: training resumes from its last checkpoint, which is intact."
         ) from error
+
+
+def run_identity(
+    stage: TrainStage, train_rows: Path, eval_rows: Path, accelerator: Accelerator
+) -> dict[str, str]:
+    """Return what decides the result of a run, on every process; the main process hashes.
+
+    Raises:
+        UserError: This process sees other tables than the main process.
+    """
+    sizes = [path.stat().st_size for path in (train_rows, eval_rows)]
+    settings = stage.model_dump(mode="json", by_alias=True)
+    settings["train"] = {k: v for k, v in settings["train"].items() if k not in LAUNCH | LOG}
+    identity: dict[str, str] = {}
+    if accelerator.is_main_process:
+        identity = {
+            "settings": json.dumps(settings),
+            "training rows": sha256_of_file(train_rows),
+            "held-out rows": sha256_of_file(eval_rows),
+        }
+    identity, sizes_of_main = from_main_process((identity, sizes))
+    if sizes != sizes_of_main:
+        raise UserError(
+            f"{train_rows} and {eval_rows} hold {sizes} bytes for process "
+            f"{accelerator.process_index}, {sizes_of_main} for process 0. All machines of a "
+            "training need the same folders."
+        )
+    return identity

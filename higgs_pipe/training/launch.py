@@ -1,12 +1,12 @@
-"""``accelerate launch``, made to end well.
+"""``accelerate launch`` with a clean end.
 
 It takes the options of ``accelerate launch`` and adds three things:
 
-- SIGTERM and SIGINT are passed on to the processes and their end is awaited, however long their
-  step takes. By itself Accelerate leaves a single process behind, and torchrun kills several
-  after 30 seconds.
+- It passes SIGTERM and SIGINT on to the processes and waits for their end, however long their step
+  takes. Accelerate itself leaves a single process behind, and torchrun kills several after 30
+  seconds.
 - It exits with the code of the process that failed.
-- Where a process was lost, or another than the first one failed, the sentence that says so comes
+- Where a process was lost, or another than the first one failed, it prints that process's message
   last, in place of the launcher's own traceback.
 
 In a Slurm job over several machines, this machine's rank and the first machine's address come
@@ -22,21 +22,21 @@ import sys
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
-# Torchrun's options, which it also reads from the environment; Accelerate has no other way. It is
-# to leave signals to us, and to wait for 10 seconds until it kills what a lost process left.
+# Torchrun's options, given by the environment because Accelerate does not pass them. Torchrun shall
+# leave signals to us, and wait 10 seconds before it kills the peers of a lost process.
 TORCHRUN_OPTIONS = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT", "PET_SHUTDOWN_TIMEOUT": "10"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Launch; returns the exit code."""
+    """Launch, and return the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _pass_on)
     os.environ.update(TORCHRUN_OPTIONS)
-    # What torchrun says of a process that failed, we say below; it has two kinds of logger.
+    # We report a failed process below; torchrun, which has two kinds of logger, is to be silent.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -60,13 +60,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def cause(failures: Mapping[int, Any]) -> tuple[str, int]:
-    """Why the processes ended.
+    """Find out why the processes ended.
 
     Args:
         failures: Rank to torchrun's ``ProcessFailure``, of those that ended first.
 
     Returns:
-        The sentence, empty where process 0 has said it or a traceback has; the exit code.
+        The message, empty where process 0 or a traceback has printed it; and the exit code.
     """
     rank, failure = min(failures.items(), key=lambda item: (_remoteness(item[1]), item[0]))
     if failure.exitcode < 0:
@@ -79,24 +79,23 @@ def cause(failures: Mapping[int, Any]) -> tuple[str, int]:
 
 
 def _remoteness(failure: Any) -> int:
-    """How far from the cause: a sentence, a kill (perhaps torchrun's own), another's loss."""
+    """Rank by distance from the cause: 0 own error, 1 kill (perhaps torchrun's), 2 lost peer."""
     kind = _record(failure.error_file)["kind"]
     return 2 if kind == "LostProcessError" else 1 if failure.exitcode < 0 else 0
 
 
 def _record(error_file: str) -> dict[str, Any]:
-    """What :func:`higgs_pipe.cli.main` left for us."""
+    """Read the error that :func:`higgs_pipe.cli.main` recorded."""
     if not Path(error_file).is_file():
         return {"message": "", "kind": ""}
-    record: dict[str, Any] = json.loads(Path(error_file).read_text(encoding="utf-8"))
-    return record
+    return cast(dict[str, Any], json.loads(Path(error_file).read_text(encoding="utf-8")))
 
 
 def _lost(rank: int, number: int) -> str:
     return (
-        f"process {rank} was ended by {signal.Signals(number).name}. If nobody sent it, look for a "
-        "lack of memory (dmesg, or the job's limits). Run snakemake again: training goes on from "
-        "its last checkpoint, which is good."
+        f"{signal.Signals(number).name} ended process {rank}. If nobody sent it, the machine may "
+        "be out of memory (see dmesg, or the job's limits). Run snakemake again: training resumes "
+        "from its last checkpoint, which is intact."
     )
 
 
@@ -108,12 +107,12 @@ def _pass_on(number: int, _: types.FrameType | None) -> None:
     processes = psutil.Process().children()
     for process in processes:
         process.send_signal(number)
-    if not processes:  # nothing has begun
+    if not processes:  # none has started yet
         sys.exit(128 + number)
 
 
 def _place_in_slurm_job(arguments: Any) -> None:
-    """This machine's rank and the first machine's address, where the options leave them out."""
+    """Fill in this machine's rank and the first machine's address where options lack them."""
     if arguments.machine_rank is None and "SLURM_NODEID" in os.environ:
         arguments.machine_rank = int(os.environ["SLURM_NODEID"])
     if arguments.main_process_ip is None and "SLURM_JOB_NODELIST" in os.environ:

@@ -1,7 +1,8 @@
-"""The optimizer and the schedule of its learning rate, by setting."""
+"""The optimizer and the schedule of its learning rate, from the settings."""
 
 import importlib.util
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch.nn import Parameter
@@ -19,7 +20,7 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 def make_optimizer(
     parameters: Sequence[Parameter], settings: TrainConfig, device: torch.device
 ) -> Optimizer:
-    """AdamW over the trained parameters, fused where CUDA is.
+    """Make AdamW over the trained parameters; fused on CUDA.
 
     Raises:
         UserError: ``adamw_8bit`` without CUDA or without bitsandbytes.
@@ -30,26 +31,25 @@ def make_optimizer(
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
     if device.type != "cuda":
         raise UserError(
-            f"train.optimizer is adamw_8bit, which needs a CUDA GPU; this is a {device.type}. "
+            f"train.optimizer: adamw_8bit needs a CUDA GPU; training runs on {device.type}. "
             "Set train.optimizer: adamw."
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            "train.optimizer is adamw_8bit, but bitsandbytes is not installed. "
+            "train.optimizer: adamw_8bit needs bitsandbytes, which is not installed. "
             "Run: pip install bitsandbytes, or set train.optimizer: adamw."
         )
     from bitsandbytes.optim import AdamW8bit
 
-    optimizer: Optimizer = AdamW8bit(parameters, lr=rate, weight_decay=decay)
-    return optimizer
+    return cast(Optimizer, AdamW8bit(parameters, lr=rate, weight_decay=decay))
 
 
 def make_schedule(optimizer: Optimizer, settings: TrainConfig, num_steps: int) -> LRScheduler:
-    """The learning rate over ``num_steps`` optimizer steps."""
-    schedule: LRScheduler = get_scheduler(
+    """Make the schedule of the learning rate over ``num_steps`` optimizer steps."""
+    schedule = get_scheduler(
         SCHEDULES[settings.schedule],
         optimizer,
         num_warmup_steps=round(settings.warmup_fraction * num_steps),
         num_training_steps=num_steps,
     )
-    return schedule
+    return cast(LRScheduler, schedule)

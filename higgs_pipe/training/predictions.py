@@ -1,8 +1,10 @@
-"""Prediction against label, in a few lines that a person can read in the log."""
+"""Prediction beside label, in a few readable lines of the log."""
 
 from typing import Any
 
-from higgs_pipe.higgs.batch import PackedBatch
+from torch import Tensor
+
+from higgs_pipe.higgs.batch import Labels, PackedBatch
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.loss import Predictions
 
@@ -11,36 +13,36 @@ NUM_SHOWN_AT_EACH_END = 5
 
 
 def describe_predictions(batch: PackedBatch, predictions: Predictions, tokenizer: Any) -> list[str]:
-    """Lines for the first two samples: first 5 and last 5 of text and of audio codebook 0.
+    """Return lines for the first two samples: both ends of text and of audio codebook 0.
 
     Args:
         batch: The micro-batch.
-        predictions: What the model predicted for its labels.
+        predictions: The model's predictions of its labels.
         tokenizer: Decodes the text ids.
     """
+    text_shape, audio_shape = tuple(batch.text.values[:, 0].shape), tuple(batch.audio.values.shape)
     lines = [
-        f"text logits {predictions.text_logits_shape}, labels {tuple(batch.text_labels.shape)}; "
-        f"audio logits {predictions.audio_logits_shape}, labels {tuple(batch.audio_labels.shape)}"
+        f"text logits {predictions.text_logits_shape}, labels {text_shape}; "
+        f"audio logits {predictions.audio_logits_shape}, labels {audio_shape}"
     ]
     for sample, sample_id in enumerate(batch.sample_ids[:NUM_SAMPLES_SHOWN]):
-        chosen = batch.text_sample == sample
-        predicted = _both_ends(predictions.text.cpu()[chosen].tolist())
-        labels = _both_ends(batch.text_labels[chosen].tolist())
-        in_codebook = (batch.audio_sample == sample) & (batch.audio_labels[:, 0] != IGNORED)
-        predicted_codes = _both_ends(predictions.audio[:, 0].cpu()[in_codebook].tolist())
-        codes = _both_ends(batch.audio_labels[in_codebook, 0].tolist())
+        text, text_labels = _both_ends(predictions.text, batch.text, sample)
+        codes, code_labels = _both_ends(predictions.audio, batch.audio, sample)
         lines += [
             f"  {sample_id}",
-            f"    text   predicted {predicted} {tokenizer.decode(predicted)!r}",
-            f"           label     {labels} {tokenizer.decode(labels)!r}",
-            f"    audio  predicted {predicted_codes}",
-            f"    (cb 0) label     {codes}",
+            f"    text   predicted {text} {tokenizer.decode(text)!r}",
+            f"           label     {text_labels} {tokenizer.decode(text_labels)!r}",
+            f"    audio  predicted {codes}",
+            f"    (cb 0) label     {code_labels}",
         ]
     return lines
 
 
-def _both_ends(values: list[int]) -> list[int]:
-    """The first 5 and the last 5, at most 10 in all."""
-    if len(values) <= 2 * NUM_SHOWN_AT_EACH_END:
-        return values
-    return values[:NUM_SHOWN_AT_EACH_END] + values[-NUM_SHOWN_AT_EACH_END:]
+def _both_ends(predicted: Tensor, labels: Labels, sample: int) -> tuple[list[int], list[int]]:
+    """Return the first and last 5 predictions and labels of a sample, from the first column."""
+    chosen = (labels.samples == sample) & (labels.values[:, 0] != IGNORED)
+    predicted, expected = predicted[:, 0].cpu()[chosen], labels.values[chosen, 0]
+    if len(expected) > 2 * NUM_SHOWN_AT_EACH_END:
+        ends = [*range(NUM_SHOWN_AT_EACH_END), *range(-NUM_SHOWN_AT_EACH_END, 0)]
+        predicted, expected = predicted[ends], expected[ends]
+    return predicted.tolist(), expected.tolist()

@@ -1,8 +1,9 @@
-"""The processes of a training: how they join, and what is said when one is lost."""
+"""The processes of a training run: how they join, and the message when one is lost."""
 
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import time
 import types
@@ -28,7 +29,7 @@ LOGS = "logs"
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 SAME_SIGNAL_SECONDS = 10.0
 
-# What gloo and NCCL say when the other side is gone or silent; gloo has no exception of its own.
+# Messages of gloo and NCCL when the other side is gone or silent; gloo has no exception class.
 TIMED_OUT = re.compile(r"timed ?out", re.IGNORECASE)
 EXCHANGE_FAILED = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset)|Timed out waiting")
 
@@ -37,21 +38,22 @@ def make_accelerator(settings: TrainConfig, output_dir: Path) -> Accelerator:
     """Join the other processes that ``accelerate launch`` started.
 
     Raises:
-        UserError: The launch shards the model or mixes precisions, or the tracker is missing.
+        UserError: The launch shards the model or mixes precisions, or the tracker's package is
+            not installed.
     """
     _refuse_sharding_and_mixed_precision()
     tracker = None if settings.tracker == "none" else settings.tracker
     if tracker is not None and importlib.util.find_spec(tracker) is None:
         raise UserError(
-            f"train.tracker is {tracker}, but it is not installed. Run: pip install {tracker}, "
-            "or set train.tracker: none."
+            f"train.tracker: {tracker} is not installed. Run: pip install {tracker}, or set "
+            "train.tracker: none."
         )
     device = pick_device(settings.device)
     return Accelerator(
         cpu=device.type == "cpu",
         log_with=tracker,
         project_dir=output_dir,
-        # Else a number of accumulation steps from outside would divide the loss once more.
+        # Without it, accumulation steps set from outside would divide the loss once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout_seconds))
@@ -60,19 +62,19 @@ def make_accelerator(settings: TrainConfig, output_dir: Path) -> Accelerator:
 
 
 def _refuse_sharding_and_mixed_precision() -> None:
-    """Look at what the launcher asks for, before Accelerate does."""
+    """Check the launcher's environment before Accelerate reads it."""
     for kind in SHARDING:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
             raise UserError(
-                f"the launch asks for {kind}, which shards the model; here each process holds it "
-                "whole. In train.accelerate_config set distributed_type to MULTI_GPU or 'NO'; "
+                f"the launch asks for {kind}, which shards the model; here each process holds all "
+                "of it. In train.accelerate_config set distributed_type to MULTI_GPU or 'NO'; "
                 "where memory is short, set train.gradient_checkpointing: true."
             )
     mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed_precision != "no":
         raise UserError(
-            f"the launch asks for mixed precision {mixed_precision}, but the base is cast once, by "
-            "train.dtype, and the adapter stays in float32. In train.accelerate_config set "
+            f"the launch asks for mixed precision {mixed_precision}; here train.dtype casts the "
+            "base once and the adapter stays in float32. In train.accelerate_config set "
             "mixed_precision: 'no'."
         )
 
@@ -80,9 +82,11 @@ def _refuse_sharding_and_mixed_precision() -> None:
 def start_tracker(
     accelerator: Accelerator, settings: TrainConfig, output_dir: Path, done: int
 ) -> None:
-    """Begin the curves after step ``done``, in ``output_dir/logs``."""
+    """Begin the curves after step ``done``, in ``output_dir/logs``; a new run clears it."""
+    if done == 0 and accelerator.is_main_process:
+        shutil.rmtree(output_dir / LOGS, ignore_errors=True)
     if settings.tracker == "tensorboard":
-        options: dict[str, Any] = {"purge_step": done + 1}  # what a kill lost is drawn again
+        options: dict[str, Any] = {"purge_step": done + 1}  # redraw steps that a kill lost
         accelerator.init_trackers(LOGS, init_kwargs={"tensorboard": options})
     elif settings.tracker == "wandb":
         (output_dir / LOGS).mkdir(exist_ok=True)
@@ -92,7 +96,7 @@ def start_tracker(
 
 
 def from_main_process(value: Any) -> Any:
-    """The main process's ``value``, on every process."""
+    """Return the main process's ``value`` on every process."""
     values = [value]
     broadcast_object_list(values)
     return values[0]
@@ -100,11 +104,11 @@ def from_main_process(value: Any) -> Any:
 
 @contextmanager
 def lost_process_named(accelerator: Accelerator, timeout_seconds: float) -> Iterator[None]:
-    """A failed exchange with another process becomes a sentence.
+    """Turn a failed exchange with another process into a sentence.
 
     Raises:
-        LostProcessError: In place of gloo's or NCCL's error; a :class:`SilentProcessError` where
-            it is a timeout.
+        LostProcessError: In place of gloo's or NCCL's error.
+        SilentProcessError: In place of a timeout.
     """
     try:
         yield
@@ -115,23 +119,21 @@ def lost_process_named(accelerator: Accelerator, timeout_seconds: float) -> Iter
         if accelerator.num_processes == 1 or not is_exchange:
             raise
         reason = str(error).strip().splitlines()[0]
-        remedy = "Run snakemake again: training goes on from its last checkpoint, which is good."
+        remedy = "Run snakemake again: training resumes from its last checkpoint, which is intact."
         if TIMED_OUT.search(reason):
             raise SilentProcessError(
-                "another process of the training did not answer for train.timeout_seconds = "
+                "another process did not answer for train.timeout_seconds = "
                 f"{timeout_seconds:g} s ({reason}). {remedy}"
             ) from error
-        raise LostProcessError(
-            f"another process of the training ended ({reason}). {remedy}"
-        ) from error
+        raise LostProcessError(f"another process ended ({reason}). {remedy}") from error
 
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT end up in the list instead of ending the process.
+    """Collect SIGTERM and SIGINT in a list; they no longer end the process.
 
-    One that comes again within 10 seconds is taken for the same: a launcher passes on what Slurm
-    or a terminal also sent to every process. After that it ends the process at once.
+    A second signal within 10 seconds counts as the same one: a launcher passes on a signal that
+    Slurm or a terminal also sent to every process. A later one ends the process at once.
     """
     caught: list[int] = []
     first_at = 0.0

@@ -1,21 +1,25 @@
-"""What each optimizer step takes: the order of the rows, and this process's share, built ahead."""
+"""Inputs of each optimizer step: the order of the rows, and this process's share, built ahead."""
 
 import hashlib
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
 
 NUM_STEPS_AHEAD = 2
 
-Plan = TypeVar("Plan")
+Planned = TypeVar("Planned")
 Built = TypeVar("Built")
 
 
@@ -28,7 +32,7 @@ class PlannedStep(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """Rows that a process takes at once; a weight of 0 is for a process that has none."""
+    """Rows of one forward pass of a process; the weight is 0 where it has none of its own."""
 
     rows: list[int]
     weight: float
@@ -40,18 +44,19 @@ class StepInput:
     """An optimizer step's rows, ready for this process."""
 
     planned: PlannedStep
+    num_tokens: int  # positions of the rows, over all processes
     micro_batches: list[MicroBatch]
     label_counts: Tensor  # (2 + K,) float64, of this process
 
     def sample_ids(self) -> list[str]:
-        """The samples that this process takes, for messages."""
+        """List the samples of this process, for messages."""
         return [name for micro in self.micro_batches for name in micro.batch.sample_ids]
 
 
 def planned_steps(
     num_rows: int, rows_per_step: int, num_steps: int, seed: int, done: int = 0
 ) -> Iterator[PlannedStep]:
-    """The steps after ``done``, epoch after epoch."""
+    """Plan the steps after ``done``, epoch after epoch."""
     step = 0
     for epoch in itertools.count():
         for rows in epoch_steps(num_rows, rows_per_step, seed, epoch):
@@ -63,9 +68,9 @@ def planned_steps(
 
 
 def epoch_steps(num_rows: int, rows_per_step: int, seed: int, epoch: int) -> list[list[int]]:
-    """The rows of each optimizer step of an epoch, in an order that only the seed decides.
+    """Return the rows of each optimizer step of an epoch, in an order that the seed decides.
 
-    The last step takes what is left.
+    The last step takes the rows that are left.
     """
     generator = torch.Generator().manual_seed(combined_seed(seed, epoch))
     order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
@@ -73,52 +78,74 @@ def epoch_steps(num_rows: int, rows_per_step: int, seed: int, epoch: int) -> lis
 
 
 def combined_seed(*parts: int) -> int:
-    """One seed from several numbers, the same on every machine."""
+    """Combine several numbers to one seed, the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:7], "big")
 
 
-def build_step(
-    planned: PlannedStep,
-    table: PackedRows,
-    config: Any,
-    rows_per_micro_batch: int,
-    share: tuple[int, int],
-    pin_memory: bool = False,
-) -> StepInput:
-    """Read and collate a process's share of a step.
-
-    A process without rows takes the step's first row with weight 0, so that it still takes part
-    in the exchange of gradients.
+class StepInputs:
+    """The optimizer steps of a run, and this process's share of each.
 
     Args:
-        planned: The step.
-        table: The packed rows.
-        config: The model's config.
-        rows_per_micro_batch: Rows that a process takes at once.
-        share: (index of this process, number of processes).
-        pin_memory: Page-locked, so that the copy to a GPU does not hold up the host.
+        rows: The packed training rows.
+        config: The base's.
+        settings: Numbers of rows, steps and epochs; the seed.
+        accelerator: Of this process.
     """
-    index, num_processes = share
-    mine = planned.rows[index::num_processes]
-    weight = 1.0 if mine else 0.0
-    mine = mine or [planned.rows[0]]
-    micro_batches = []
-    for start in range(0, len(mine), rows_per_micro_batch):
-        rows = mine[start : start + rows_per_micro_batch]
-        batch = collate([table[row] for row in rows], config)
-        micro_batches.append(MicroBatch(rows, weight, batch.pin_memory() if pin_memory else batch))
-    counts = torch.stack([m.batch.label_counts() * m.weight for m in micro_batches]).sum(0)
-    return StepInput(planned, micro_batches, counts.pin_memory() if pin_memory else counts)
+
+    def __init__(
+        self, rows: PackedRows, config: BaseConfig, settings: TrainConfig, accelerator: Accelerator
+    ) -> None:
+        self.rows = rows
+        self.config = config
+        self.settings = settings
+        self.accelerator = accelerator
+        self.row_lengths = rows.row_lengths()  # positions
+        self.steps_per_epoch = math.ceil(len(rows) / settings.rows_per_step)
+        self.num_steps = settings.max_steps or self.steps_per_epoch * settings.num_epochs
+
+    def after(self, done: int) -> Generator[StepInput, None, None]:
+        """Yield the inputs of the steps after ``done``, built ahead in a thread."""
+        settings = self.settings
+        steps = planned_steps(
+            len(self.rows), settings.rows_per_step, self.num_steps, settings.seed, done
+        )
+        return built_ahead(self.build, steps)
+
+    def build(self, planned: PlannedStep) -> StepInput:
+        """Read and collate this process's share of a step; safe in a thread of its own.
+
+        A process without rows takes the step's first row with weight 0, so that it still takes
+        part in the exchange of gradients.
+        """
+        mine = planned.rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        weight = 1.0 if mine else 0.0
+        mine = mine or [planned.rows[0]]
+        # From page-locked memory the host need not wait for the copy to a GPU.
+        is_pinned = self.accelerator.device.type == "cuda"
+        micro_batches = []
+        for start in range(0, len(mine), self.settings.rows_per_micro_batch):
+            rows = mine[start : start + self.settings.rows_per_micro_batch]
+            batch = collate([self.rows[row] for row in rows], self.config)
+            micro_batches.append(
+                MicroBatch(rows, weight, batch.pin_memory() if is_pinned else batch)
+            )
+        counts = torch.stack([m.batch.label_counts() * m.weight for m in micro_batches]).sum(0)
+        return StepInput(
+            planned=planned,
+            num_tokens=sum(self.row_lengths[row] for row in planned.rows),
+            micro_batches=micro_batches,
+            label_counts=counts.pin_memory() if is_pinned else counts,
+        )
 
 
 def built_ahead(
-    build: Callable[[Plan], Built], plans: Iterable[Plan], num_ahead: int = NUM_STEPS_AHEAD
+    build: Callable[[Planned], Built], plans: Iterable[Planned], num_ahead: int = NUM_STEPS_AHEAD
 ) -> Generator[Built, None, None]:
-    """``map(build, plans)``, up to ``num_ahead`` items ahead in one background thread.
+    """Yield ``map(build, plans)``, built up to ``num_ahead`` items ahead in a background thread.
 
-    The items come in the order of their plans. An error in the thread is raised here, at its
-    item, as it was. Closing the iterator ends the thread.
+    The items come in the order of their plans. An error in the thread is raised here unchanged, at
+    its item. Closing the iterator ends the thread.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="step-inputs") as worker:
         waiting: deque[Future[Built]] = deque()

@@ -1,4 +1,4 @@
-"""How fast training runs, and where its time goes."""
+"""Speed of training, and where its time goes."""
 
 import resource
 import time
@@ -13,14 +13,14 @@ PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer")
 
 
 class Telemetry:
-    """What the steps since the last line took, on this process.
+    """Time and throughput of the steps since the last line, on this process.
 
-    On CUDA the phases are marked by events, which cost the host no wait; they are read when a
-    line is made. ``data`` is the host's wait for the input.
+    On CUDA, events mark the phases without a wait of the host, and :meth:`line` reads them.
+    ``data`` is the host's wait for the input.
 
     Args:
-        device: Where the model runs.
-        longest_row: Positions of the longest packed row: what ``fill`` is a share of.
+        device: The model's.
+        longest_row: Positions of the longest packed row; ``fill`` is a share of it.
         frame_rate_hz: Codec frames a second.
     """
 
@@ -37,7 +37,7 @@ class Telemetry:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around a whole optimizer step, its input included."""
+        """Measure a whole optimizer step, its input included."""
         start = time.perf_counter()
         yield
         self._step_seconds += time.perf_counter() - start
@@ -45,29 +45,29 @@ class Telemetry:
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
-        """Around a part of a step; the parts of one name add up."""
+        """Measure a part of a step; parts of the same name add up."""
         on_device = self.device.type == "cuda" and phase != "data"
         start = self._mark(on_device)
         yield
         self._spans.append((phase, start, self._mark(on_device)))
 
     def count(self, num_rows: int, num_tokens: int, num_frames: int) -> None:
-        """Add what a step held, over all processes.
+        """Add a step's throughput, over all processes.
 
         Args:
             num_rows: Packed rows.
             num_tokens: Their positions, text and audio.
-            num_frames: Codec frames that have labels; those of reference voices have none.
+            num_frames: Codec frames with labels; frames of reference voices have none.
         """
         self._num_rows += num_rows
         self._num_tokens += num_tokens
         self._num_frames += num_frames
 
     def line(self) -> dict[str, float]:
-        """The figures of the steps since the last call; seconds are means over those steps.
+        """Return the figures of the steps since the last call; seconds are means per step.
 
         ``fill`` is the mean row's share of the longest row. ``peak_memory_gb`` is this process's
-        since its start: of the GPU's memory, or of the resident set on a CPU.
+        peak since its start: of GPU memory, or of the resident set on a CPU.
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -88,7 +88,7 @@ class Telemetry:
     def _mark(self, on_device: bool) -> Any:
         if not on_device:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # as it comes
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # untyped in PyTorch
         event.record()
         return event
 
@@ -100,7 +100,7 @@ def _seconds_between(start: Any, end: Any) -> float:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process ever held: allocated on its GPU, or resident."""
+    """Return the peak memory of this process: allocated on its GPU, or resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

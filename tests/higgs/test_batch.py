@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from helpers import PackedCorpus
 from transformers import AutoConfig
 
@@ -21,7 +22,7 @@ def row(corpus: PackedCorpus) -> PackedRow:
 
 def test_positions_restart_at_each_sample(row, config):
     batch = collate([row, row], config)
-    expected = [i for length in batch.sample_lengths for i in range(length)]
+    expected = [i for length in batch.layout.samples.lengths for i in range(length)]
     assert batch.position_ids[0].tolist() == expected
 
 
@@ -31,25 +32,43 @@ def test_text_is_routed_before_audio_and_back(row, config):
     is_audio = [int(i) in (config.audio_token_id, config.audio_delay_token_id) for i in ids]
     routed = [i for i, audio in enumerate(is_audio) if not audio]
     routed += [i for i, audio in enumerate(is_audio) if audio]
-    assert batch.routed.tolist() == routed
-    assert batch.routed[batch.unrouted].tolist() == list(range(len(ids)))
+    assert batch.layout.routed.tolist() == routed
+    assert batch.layout.num_text == is_audio.count(False)
+    assert batch.layout.routed[batch.layout.unrouted].tolist() == list(range(len(ids)))
 
 
 def test_offsets_are_where_the_samples_end(row, config):
     batch = collate([row, row], config)
-    ends = [sum(batch.sample_lengths[:n]) for n in range(len(batch.sample_lengths) + 1)]
-    assert batch.sample_offsets.tolist() == ends
+    lengths, offsets = batch.layout.samples
+    assert offsets.tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 
 def test_each_label_is_predicted_one_position_before_it(row, config):
     batch = collate([row], config)
     labelled = np.flatnonzero(row.labels != -100)
-    assert (batch.text_predictors + 1).tolist() == labelled.tolist()
-    assert batch.text_labels.tolist() == row.input_ids[labelled].tolist()
-    frames = batch.audio_predictors + 1
+    assert (batch.text.predictors + 1).tolist() == labelled.tolist()
+    assert batch.text.values[:, 0].tolist() == row.input_ids[labelled].tolist()
+    frames = batch.audio.predictors + 1
     assert all(
         row.input_ids[i] in (config.audio_token_id, config.audio_delay_token_id) for i in frames
     )
+
+
+def test_each_label_knows_its_sample(row, config):
+    batch = collate([row, row], config)
+    sample_of = [n for n, length in enumerate(batch.layout.samples.lengths) for _ in range(length)]
+    for labels in (batch.text, batch.audio):
+        expected = [sample_of[position + 1] for position in labels.predictors]
+        assert labels.samples.tolist() == expected
+
+
+def test_a_batch_moves_with_all_of_its_tensors(row, config):
+    batch = collate([row], config).to(torch.device("meta"))
+    parts = [batch.input_ids, batch.audio_input_ids, batch.position_ids, *batch.text, *batch.audio]
+    parts += [batch.layout.routed, batch.layout.unrouted, batch.layout.samples.offsets]
+    assert {tensor.device.type for tensor in parts} == {"meta"}
+    assert batch.sample_ids == row.sample_ids
+    assert batch.layout.samples.lengths == tuple(row.sample_lengths)
 
 
 def test_counts_are_the_labels_of_each_kind(row, config):
@@ -68,10 +87,10 @@ def test_any_row_is_read_by_its_index(corpus):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sample_lengths": np.array([5], np.int32)}, "lengths of samples, tokens and labels"),
-        ({"audio_input_ids": np.zeros((2, 8), np.int16)}, "audio placeholders for 2 frames"),
-        ({"labels": "first"}, "a label at the first position"),
-        ({"input_ids": "beyond"}, "ids beyond the model's vocabulary"),
+        ({"sample_lengths": np.array([5], np.int32)}, "lengths"),
+        ({"audio_input_ids": np.zeros((2, 8), np.int16)}, "placeholders for 2 frames"),
+        ({"labels": "first"}, "first position"),
+        ({"input_ids": "beyond"}, "vocabulary"),
     ],
 )
 def test_a_row_that_disagrees_with_itself_is_refused(row, config, change, message):
@@ -79,7 +98,7 @@ def test_a_row_that_disagrees_with_itself_is_refused(row, config, change, messag
         change = {"labels": np.where(np.arange(len(row.labels)) == 0, 1, row.labels)}
     if "input_ids" in change:
         change = {"input_ids": np.where(np.arange(len(row.labels)) == 1, 10**6, row.input_ids)}
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"'{row.sample_ids[0]}'.*{message}.*forcerun pack"):
         collate([replace(row, **change)], config)
 
 

@@ -155,7 +155,7 @@ def test_what_is_trained_in_full_keeps_master_weights_beside_a_bfloat16_base(
 def test_a_trainable_token_that_is_none_is_a_sentence(tiny_base):
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     settings = LoraSettings(trainable_tokens=["<|eot_id|>", "<|no_such|>"])
-    with pytest.raises(UserError, match=r"trainable_tokens: .* no token\n.*<\|no_such\|>"):
+    with pytest.raises(UserError, match=r"trainable_tokens.*\n +<\|no_such\|>\n"):
         add_lora(load(tiny_base), settings, 0, tokenizer)
 
 

@@ -118,7 +118,7 @@ def test_routing_by_index_equals_the_native_dual_ffn_layer(tiny_base, rows):
     expected = native(**inputs).logits[0]
     batch = collate([row], native.config)
     text_logits, audio_logits = DualLossModel(native).logits(batch)
-    assert torch.allclose(audio_logits.flatten(1), expected[batch.audio_predictors], atol=1e-10)
+    assert torch.allclose(audio_logits.flatten(1), expected[batch.audio.predictors], atol=1e-10)
     assert text_logits.shape == (3, native.config.vocab_size)
 
 
@@ -160,7 +160,7 @@ def test_predictions_cost_nothing_unless_asked_for(tiny_base, rows):
     model = DualLossModel(base_with_lora(tiny_base))
     sums, predictions = model(collate([rows[0]], model.native.config), predict=False)
     assert predictions is None
-    assert sums.correct.isnan().all()  # not 0: nobody looked
+    assert sums.correct is None  # not 0: nobody looked
 
 
 @pytest.mark.parametrize(("every", "passes"), [(0, [1, 1]), (1, [2, 2]), (2, [2, 1])])
@@ -282,7 +282,7 @@ def test_a_base_without_its_text_head_is_refused(tiny_base, tmp_path):
     del weights["text_lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((tiny_base / "config.json").read_text())
-    with pytest.raises(UserError, match=r"1 weights are missing .* text_lm_head.weight"):
+    with pytest.raises(UserError, match=r"1 weights.* text_lm_head.weight"):
         load_base(Pretrained("base_model", str(tmp_path)), DTYPE)
 
 

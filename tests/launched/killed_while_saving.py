@@ -14,7 +14,7 @@ whole = torch.save
 
 def half_of_one(content: dict, path: Path) -> None:
     whole(content, path)
-    if content["state"]["step"] == 16:
+    if content["state"]["progress"]["step"] == 16:
         os.truncate(path, path.stat().st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -37,9 +37,9 @@ def dump_gradients(case: dict) -> None:
             {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
         )
 
-    training.optimizer.step = keep
+    training.state.update = keep
     planned = PlannedStep(step=2, epoch=0, rows=case["gradients_of"])
-    training.step(training.build_step(planned))
+    training.stepper.step(training.inputs.build(planned))
     if accelerator.is_main_process:
         torch.save(gradients, output_dir / "gradients.pt")
 

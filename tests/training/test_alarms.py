@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def test_a_loss_on_unseen_clips_that_is_too_low_to_be_true(line, fires):
 
 def test_the_floor_names_the_codebooks():
     (alarm,) = alarms().check(held_out_line(0, eval_audio_loss_codebook_1=0.003))
-    assert "(codebook 1 at 0.0030 of 5.00 nats)" in alarm.message
+    assert "codebook 1 at 0.0030 of 5.00" in alarm.message
+    assert "codebook 0" not in alarm.message
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_codebook_that_stays_at_ln_v(last_losses, fires):
         training_line(60 + i, audio_loss_codebook_1=loss) for i, loss in enumerate(last_losses)
     ]
     assert names(alarms(), lines) == ([(64, "codebook_at_ln_v")] if fires else [])
-    assert "codebook 1 stays at ln V = 6.933" in alarms_message(lines) or not fires
+    assert ("codebook 1 " in alarms_message(lines)) == fires
 
 
 def alarms_message(lines: list[dict[str, float]]) -> str:
@@ -203,9 +205,7 @@ def test_a_learning_rate_that_moves_nothing_sets_off_two(corpus, tmp_path, caplo
     with caplog.at_level(logging.WARNING, logger="higgs_pipe"):
         metrics = train(corpus, tmp_path, learning_rate=1e-30)
     assert given(metrics) == {"adapter_unchanged": 4, "stop_loss_not_falling": 24}
-    assert "step 4  alarm: adapter_unchanged: the adapter's weights are those of step 1" in (
-        caplog.text
-    )
+    assert re.search(r"step 4  alarm: adapter_unchanged: .*step 1", caplog.text)
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
 
 
@@ -222,15 +222,13 @@ def shrunken_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_preflight_stops_a_loss_that_is_not_the_objective(corpus, tmp_path, shrunken_loss):
-    with pytest.raises(
-        UserError, match=r"training loss: codebook 0: 0\.00\d+ where the next frame"
-    ):
+    with pytest.raises(UserError, match=r"training loss: codebook 0: 0\.00\d+ nats"):
         train(corpus, tmp_path)
 
 
 def test_stop_on_alarm_saves_a_checkpoint_and_ends_with_the_alarm(corpus, tmp_path, shrunken_loss):
     shrunken = {"preflight": False, "stop_on_alarm": True}
-    expected = r"stopped after step 1 .*the checkpoint is saved:\n  audio_loss_below_floor: "
+    expected = r"after step 1 by train\.stop_on_alarm.*\n  audio_loss_below_floor: "
     with pytest.raises(UserError, match=expected):
         train(corpus, tmp_path, **shrunken)
     saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]

@@ -28,7 +28,7 @@ def failure(tmp_path: Path):
 
 
 def test_what_the_first_process_has_said_is_not_said_again(failure):
-    nan = [failure(rank, 2, "the loss is nan") for rank in (0, 1)]
+    nan = [failure(rank, 2, "loss is nan") for rank in (0, 1)]
     assert cause(dict(enumerate(nan))) == ("", 2)
     assert cause({1: nan[1]}) == ("", 2)
 
@@ -42,7 +42,8 @@ def test_the_sentence_of_another_process_comes_last(failure):
 def test_a_killed_process_is_named_rather_than_those_that_miss_it(failure):
     lost = failure(0, 2, "another process ended", kind="LostProcessError")
     sentence, exit_code = cause({0: lost, 1: failure(1, -9)})
-    assert sentence.startswith("process 1 was ended by SIGKILL. If nobody sent it,")
+    assert "SIGKILL" in sentence
+    assert "process 1" in sentence
     assert exit_code == 128 + 9
 
 
@@ -82,18 +83,18 @@ def test_a_signal_that_comes_again_later_ends_the_process(monkeypatch):
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
 def test_a_launch_that_shards_the_model_is_refused(monkeypatch, tmp_path, kind):
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(UserError, match=f"asks for {kind}, which shards.* MULTI_GPU or 'NO'"):
+    with pytest.raises(UserError, match=f"{kind}.*MULTI_GPU or 'NO'"):
         make_accelerator(TrainConfig(), tmp_path)
 
 
 def test_mixed_precision_is_refused_in_favour_of_the_dtype(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(UserError, match=r"mixed precision bf16, .* by train\.dtype"):
+    with pytest.raises(UserError, match=r"bf16.*train\.dtype.*mixed_precision: 'no'"):
         make_accelerator(TrainConfig(), tmp_path)
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_a_sentence(monkeypatch, tmp_path, tracker):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UserError, match=f"{tracker}, but it is not installed.*pip install"):
+    with pytest.raises(UserError, match=f"pip install {tracker}"):
         make_accelerator(TrainConfig(tracker=tracker), tmp_path)

@@ -33,7 +33,7 @@ def test_the_rate_rises_over_the_warmup_and_falls_as_the_schedule_says():
 
 
 def test_8_bit_adamw_without_a_gpu_is_a_sentence():
-    with pytest.raises(UserError, match=r"adamw_8bit, which needs a CUDA GPU.* Set train\.opt"):
+    with pytest.raises(UserError, match=r"adamw_8bit.*CUDA.*train\.optimizer: adamw"):
         make_optimizer([], TrainConfig(optimizer="adamw_8bit"), torch.device("cpu"))
 
 

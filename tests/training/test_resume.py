@@ -128,12 +128,12 @@ def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert "checkpoint saved; run snakemake again to go on" in stderr
+    assert "checkpoint saved" in stderr
     assert not (tmp_path / "adapter").exists()
     (tmp_path / "metrics.jsonl").unlink()  # as Snakemake does with a declared output
 
     stderr = finish(start(corpus, tmp_path))
-    assert "going on after step" in stderr
+    assert "resuming after step" in stderr
     assert_same_run(tmp_path, uninterrupted)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -152,7 +152,7 @@ def test_kill_9_while_saving_loses_save_steps_and_a_cut_off_checkpoint_is_passed
 
     stderr = finish(start(corpus, tmp_path))
     assert f"{newest} is damaged" in stderr
-    assert "going on after step 8 of 30" in stderr
+    assert "resuming after step 8\n" in stderr
     assert not list((tmp_path / "checkpoints").glob(".*"))
     assert_same_run(tmp_path, uninterrupted)
 
@@ -166,8 +166,8 @@ def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_anew(
     process.kill()
     process.communicate(timeout=60)
     stderr = finish(start(corpus, tmp_path))
-    assert "checkpoints are of a run with other settings" in stderr
-    assert "going on" not in stderr
+    assert "other settings" in stderr
+    assert "resuming" not in stderr
     assert list((tmp_path / "checkpoints/set-aside").glob("*.pt"))
     assert_same_run(tmp_path, uninterrupted)
 
@@ -204,29 +204,29 @@ def test_two_processes_survive_whatever_happens_to_one_and_end_as_if_nothing_had
 
     launcher = session(5)  # SIGTERM to one process alone
     process_of_rank(launcher, 1).terminate()
-    assert "checkpoint saved; run snakemake again to go on" in last_words(launcher)
+    assert "checkpoint saved" in last_words(launcher)
     assert launcher.returncode == 128 + signal.SIGTERM
 
     launcher = session(15)  # Ctrl-C: to the launcher and to every process
     os.killpg(launcher.pid, signal.SIGINT)
-    assert "checkpoint saved; run snakemake again to go on" in last_words(launcher)
+    assert "checkpoint saved" in last_words(launcher)
     assert launcher.returncode == 128 + signal.SIGINT
 
     launcher = session(25)
     process_of_rank(launcher, 1).kill()
-    assert last_words(launcher).startswith("process 1 was ended by SIGKILL.")
+    assert last_words(launcher).startswith("SIGKILL ended process 1.")
     assert launcher.returncode == 128 + signal.SIGKILL
 
     launcher = session(35, timeout_seconds=10)
     hung = process_of_rank(launcher, 1)
     hung.suspend()
     answer = last_words(launcher)
-    assert "did not answer for train.timeout_seconds = 10 s" in answer
+    assert "train.timeout_seconds = 10 s" in answer
     assert launcher.returncode == 2
     assert not hung.is_running()
 
     launcher = start(corpus, tmp_path, 2, num_epochs=20)
-    assert "going on after step" in finish(launcher)
+    assert "resuming after step" in finish(launcher)
     assert_same_run(tmp_path, uninterrupted_on_two)
 
 
@@ -281,7 +281,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_from_it(
 ):
     """A checkpoint holds three times the adapter; from the first evaluation on, four times."""
     too_small = int(3.5 * adapter_bytes(uninterrupted_here))
-    expected = r"step-00000008\.pt: cannot be written .*disk full\?"
+    expected = r"step-00000008\.pt cannot be written"
     with files_of_at_most(too_small), pytest.raises(UserError, match=expected):
         train(corpus, tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004.pt"]
@@ -295,7 +295,7 @@ def test_a_disk_too_full_for_the_adapter_leaves_the_last_checkpoint(
     assert adapter_bytes(uninterrupted_here) > 100_000
     with signals_in_the_first_step(), pytest.raises(SystemExit):
         train(corpus, tmp_path)
-    expected = r"adapter: cannot be written .*last checkpoint, which is good"
+    expected = r"adapter cannot be written"
     with files_of_at_most(100_000), pytest.raises(UserError, match=expected):
         train(corpus, tmp_path, save_steps=1000)
     assert [p.name for p in tmp_path.iterdir() if "adapter" in p.name] == []
@@ -319,13 +319,13 @@ def test_a_batch_that_is_not_finite_leaves_the_weights_and_the_checkpoint_from_b
         order = [row for [row] in epoch_steps(len(table), 1, seed, epoch=0)]
         if [has_eight[row] for row in order[:3]] == [False, False, True]:
             break
-    expected = rf"step 3, packed rows {order[2]}: the loss is nan; .*clip-"
+    expected = rf"step 3, packed rows {order[2]}: loss is nan; .*clip-"
     with pytest.raises(UserError, match=expected):
         train(corpus, tmp_path, tmp_path / "base", rows_per_step=1, save_steps=1, seed=seed)
     [_, newest] = sorted((tmp_path / "checkpoints").iterdir())
     state = torch.load(newest)["state"]
-    assert state["step"] == 2
-    assert all(tensor.isfinite().all() for tensor in state["lora"])
+    assert state["progress"]["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["parameters"])
     assert all(tensor.isfinite().all() for tensor in state["optimizer"]["state"][0].values())
 
 

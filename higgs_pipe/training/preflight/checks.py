@@ -1,11 +1,11 @@
 """Pre-flight: before training, look for the mistakes that a falling loss would hide.
 
-The data first: do frames, labels and ids of the packed rows say what the model will read into them?
-Then the model, on a few samples: does it get the batch and nothing else, do its losses ask for the
-next frame, and does every LoRA layer get a gradient?
+First the data: frames, labels and ids of the packed rows must mean what the model reads in them.
+Then the model, on a few samples: it must get the batch and nothing else, its losses must ask for
+the next frame, and every LoRA layer must get a gradient.
 
-Nothing here leaves a trace in the training that follows: the forward passes are in evaluation mode,
-which draws no random number, and gradients are computed beside the parameters, not into them.
+Nothing here changes the training that follows: the forward passes are in evaluation mode, which
+draws no random number, and gradients are not stored in the parameters.
 """
 
 import logging
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.training.preflight.data_checks import (
@@ -29,23 +30,25 @@ from higgs_pipe.training.preflight.data_checks import (
     samples_of,
 )
 from higgs_pipe.training.preflight.model_checks import (
-    audio_losses_by_offset,
     check_devices,
     check_lora_gradients,
     check_model_inputs,
+    seen_in_forward,
+)
+from higgs_pipe.training.preflight.offset_checks import (
+    audio_losses_by_offset,
     check_offsets,
     check_shuffled_text,
     check_training_loss,
     means_of_codebooks,
     repeated_codes,
-    seen_in_forward,
 )
 
 logger = logging.getLogger("higgs_pipe")
 
 MAX_ROWS_CHECKED = 64  # of each split, evenly spread
 PROBE_POSITIONS = 2048  # of held-out samples, for the base's losses
-GRADIENT_POSITIONS = 512  # of training samples: no more than any step can hold
+GRADIENT_POSITIONS = 512  # of training samples; any step can hold as many
 
 
 def check_before_training(
@@ -53,8 +56,7 @@ def check_before_training(
 ) -> dict[str, Any]:
     """Run every check, on every process alike.
 
-    The model's losses must be the base's, so this comes before a checkpoint is resumed: a new
-    adapter changes nothing.
+    This comes before a checkpoint is resumed: with a new adapter the model's losses are the base's.
 
     Args:
         model: A :class:`~higgs_pipe.higgs.model.DualLossModel` with a new adapter, perhaps wrapped
@@ -69,7 +71,7 @@ def check_before_training(
         each.
 
     Raises:
-        UserError: A check failed, on any process.
+        UserError: A check failed on any process.
     """
     dual_loss_model: DualLossModel = accelerator.unwrap_model(model)
     native = dual_loss_model.native
@@ -118,12 +120,12 @@ def check_before_training(
 
 
 def _spread(num_rows: int) -> list[int]:
-    """At most ``MAX_ROWS_CHECKED`` row indices from first to last."""
+    """Spread at most ``MAX_ROWS_CHECKED`` row indices from first to last."""
     return sorted({*np.linspace(0, num_rows - 1, min(num_rows, MAX_ROWS_CHECKED)).astype(int)})
 
 
 def _report(checks: Sequence[Check], accelerator: Accelerator) -> None:
-    """Log the checks; stop every process if one failed on any."""
+    """Log the checks; stop every process if any check failed on any process."""
     for check in checks:
         if check.status != "failed":
             level = logging.INFO if check.status == "passed" else logging.WARNING
@@ -134,14 +136,14 @@ def _report(checks: Sequence[Check], accelerator: Accelerator) -> None:
         raise UserError(
             f"pre-flight: {len(messages)} of the checks before training failed:\n"
             f"{list_offenders(messages)}\n"
-            "Nothing was trained. If you know better, train.preflight: false trains without them."
+            "Nothing was trained. To train all the same, set train.preflight: false."
         )
 
 
 def _first_samples(
-    table: PackedRows, config: Any, num_positions: int, at_least: int
+    table: PackedRows, config: BaseConfig, num_positions: int, at_least: int
 ) -> list[PackedRow]:
-    """Samples from the start of a table until they have so many positions."""
+    """Take samples from the start of a table up to a number of positions."""
     chosen: list[PackedRow] = []
     for index in range(len(table)):
         for sample in samples_of(table[index], config):

@@ -1,4 +1,4 @@
-"""The pre-flight's look at the data: frames, labels and ids of the packed rows."""
+"""Pre-flight checks of the data: frames, labels and ids of the packed rows."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRow, is_placeholder
 from higgs_pipe.higgs.codes import IGNORED, delay, target_labels, undelay
 
@@ -20,17 +21,17 @@ Status = Literal["passed", "failed", "no evidence"]
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found; if it failed, also what that means and what to do."""
+    """The findings of one check; if it failed, also their meaning and the next step."""
 
     name: str
     status: Status
     found: str
 
 
-def samples_of(row: PackedRow, config: Any) -> list[PackedRow]:
-    """The samples of a packed row, each as a row of its own.
+def samples_of(row: PackedRow, config: BaseConfig) -> list[PackedRow]:
+    """Split a packed row into its samples, each a row of its own.
 
-    Frames are dealt out by the samples' placeholders; the last sample gets what is left.
+    Each sample gets as many frames as it has placeholders; the last one gets the rest.
     """
     is_audio = is_placeholder(row.input_ids, config)
     ends = np.cumsum(row.sample_lengths)
@@ -52,22 +53,22 @@ def samples_of(row: PackedRow, config: Any) -> list[PackedRow]:
     ]
 
 
-def audio_turns(sample: PackedRow, config: Any) -> list[slice]:
-    """The positions of each unbroken run of placeholders."""
+def audio_turns(sample: PackedRow, config: BaseConfig) -> list[slice]:
+    """Find the positions of each unbroken run of placeholders."""
     is_audio = is_placeholder(sample.input_ids, config).astype(np.int8)
     edges = np.flatnonzero(np.diff(is_audio, prepend=0, append=0))
     return [slice(*edge) for edge in edges.reshape(-1, 2).tolist()]
 
 
-def _turn_frames(sample: PackedRow, config: Any) -> list[slice]:
-    """The frames of each audio turn, by its placeholders."""
+def _turn_frames(sample: PackedRow, config: BaseConfig) -> list[slice]:
+    """Find the frames of each audio turn, by its placeholders."""
     lengths = [turn.stop - turn.start for turn in audio_turns(sample, config)]
     ends = np.cumsum([0, *lengths]).tolist()
     return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
-def with_text_of(sample: PackedRow, other: PackedRow, config: Any) -> PackedRow:
-    """The audio turns of a sample between the text of another with equally many turns."""
+def with_text_of(sample: PackedRow, other: PackedRow, config: BaseConfig) -> PackedRow:
+    """Put a sample's audio turns into the text of another with equally many turns."""
     ids, labels, other_start = [], [], 0
     turns = audio_turns(sample, config)
     for turn, other_turn in zip(turns, audio_turns(other, config), strict=True):
@@ -84,7 +85,7 @@ def with_text_of(sample: PackedRow, other: PackedRow, config: Any) -> PackedRow:
 
 
 def check_index_ranges(rows: Sequence[PackedRow], native: Any) -> Check:
-    """Every id of the rows has its embedding and its output."""
+    """Check that every id of the rows has an embedding and an output."""
     config = native.config
     num_text = min(native.model.embed_tokens.num_embeddings, native.text_lm_head.out_features)
     embedded = native.model.embed_audio_tokens.embed_audio_tokens.num_embeddings
@@ -102,7 +103,7 @@ def check_index_ranges(rows: Sequence[PackedRow], native: Any) -> Check:
         ):
             if ids.size and not 0 <= ids.min() <= ids.max() < size:
                 problems.append(f"row of {name}: {what}s from {ids.min()} to {ids.max()}")
-    return _data_check(
+    return verdict(
         "index range",
         problems,
         f"{len(rows)} rows: text ids below {num_text:,}, audio ids below {num_audio:,}",
@@ -111,8 +112,8 @@ def check_index_ranges(rows: Sequence[PackedRow], native: Any) -> Check:
     )
 
 
-def check_placeholders(samples: Sequence[PackedRow], config: Any) -> Check:
-    """Each audio turn has the frames of one recording, whole: BOS first, EOS last, delayed."""
+def check_placeholders(samples: Sequence[PackedRow], config: BaseConfig) -> Check:
+    """Check that each audio turn has the delayed frames of one whole recording, BOS to EOS."""
     problems, num_frames = [], 0
     for sample in samples:
         for turn, frames in zip(
@@ -131,24 +132,24 @@ def check_placeholders(samples: Sequence[PackedRow], config: Any) -> Check:
                 f"{sample.sample_ids[0]}: {is_placeholder(sample.input_ids, config).sum()} "
                 f"placeholders for {len(sample.audio_input_ids)} frames"
             )
-    return _data_check(
+    return verdict(
         "audio placeholders",
         problems,
         f"{num_frames:,} in {len(samples):,} samples, each with its frame",
         "A recording starts with stream BOS, ends with stream EOS, and codebook k is k frames "
-        f"late. Here frames are missing, or belong to another sample. {REPACK}",
+        f"late. Here frames are missing or belong to another sample. {REPACK}",
     )
 
 
-def _is_delayed(frames: Array, config: Any) -> bool:
+def _is_delayed(frames: Array, config: BaseConfig) -> bool:
     if len(frames) < frames.shape[1] + 2:
         return False
     stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
     return np.array_equal(delay([undelay(frames)], *stream), frames)
 
 
-def check_labels(samples: Sequence[PackedRow], config: Any) -> Check:
-    """Labels stand on what they ask for; targets have all of theirs, references none."""
+def check_labels(samples: Sequence[PackedRow], config: BaseConfig) -> Check:
+    """Check that labels equal their tokens or codes, complete in targets, absent in references."""
     problems = []
     num_targets = num_text = num_codes = num_eos = 0
     for sample in samples:
@@ -165,42 +166,42 @@ def check_labels(samples: Sequence[PackedRow], config: Any) -> Check:
         num_text += int((sample.labels != IGNORED).sum())
         num_codes += int((sample.audio_labels != IGNORED).sum()) - eos_labels
         num_eos += eos_labels
-    return _data_check(
+    return verdict(
         "labels",
         problems,
         f"{len(samples):,} samples with {num_targets:,} targets: {num_text:,} text, {num_codes:,} "
-        f"code and {num_eos:,} EOS labels, {config.num_codebooks} EOS labels a target",
-        "Such labels teach something else than the next token of the target. " + REPACK,
+        f"code and {num_eos:,} EOS labels, {config.num_codebooks} EOS labels per target",
+        "Such labels do not teach the next token of the target. " + REPACK,
     )
 
 
-def _label_problem(sample: PackedRow, targets: Sequence[slice], config: Any) -> str | None:
+def _label_problem(sample: PackedRow, targets: Sequence[slice], config: BaseConfig) -> str | None:
     text, audio = sample.labels != IGNORED, sample.audio_labels != IGNORED
     if not text.any() or not targets:
         return "no text label" if targets else "no audio label"
     if (sample.labels != sample.input_ids)[text].any():
-        return "text labels are not the tokens that they stand on"
+        return "text labels differ from the tokens at their positions"
     if (text & is_placeholder(sample.input_ids, config)).any():
         return "a placeholder has a text label"
     if (sample.audio_labels != sample.audio_input_ids)[audio].any():
-        return "audio labels are not the codes that they stand on: one of the two is shifted"
+        return "audio labels differ from the codes at their positions: one of the two is shifted"
     for frames in targets:
         labels = sample.audio_labels[frames]
         num_eos = int((labels == config.audio_stream_eos_id).sum())
         if num_eos != config.num_codebooks:
-            return f"{num_eos} EOS labels in a target, where {config.num_codebooks} end it"
+            return f"{num_eos} EOS labels in a target, which needs {config.num_codebooks}"
         if len(labels) < config.num_codebooks + 2:
-            return f"{len(labels)} frames in a target, fewer than its BOS, delay and EOS take"
+            return f"{len(labels)} frames in a target, too few for its BOS, delay and EOS"
         codes = undelay(sample.audio_input_ids[frames])
         if not np.array_equal(labels, target_labels([codes], config.audio_stream_eos_id)):
             return "codes of the target have no label, or stream BOS has one"
     return None
 
 
-def _data_check(name: str, problems: list[str], passed: str, failed: str) -> Check:
+def verdict(name: str, problems: Sequence[str], passed: str, failed: str) -> Check:
+    """Return a check that failed if there are problems; it shows the first 3."""
     if not problems:
         return Check(name, "passed", passed)
-    # One line each would be lost among the other checks of the message.
     shown = "; ".join(problems[:NUM_PROBLEMS_SHOWN])
     num_more = len(problems) - NUM_PROBLEMS_SHOWN
     more = f"; and {num_more:,} more" if num_more > 0 else ""

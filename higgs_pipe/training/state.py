@@ -1,0 +1,99 @@
+"""The state of a run: everything that the rest of it depends on, the same on every process."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from higgs_pipe.higgs.lora import adapter_state
+from higgs_pipe.training.checkpoints import Checkpoints, State
+from higgs_pipe.training.metrics import MetricsLog
+from higgs_pipe.training.processes import from_main_process
+
+logger = logging.getLogger("higgs_pipe")
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and its best adapter so far."""
+
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # spent on training, over all sessions
+    best_eval_loss: float = math.inf
+    best_adapter: dict[str, Tensor] = field(default_factory=dict)
+    num_evaluations_without_better: int = 0
+
+    def keep_if_best(self, eval_loss: float, adapter: PeftModel) -> None:
+        """Keep a copy of the adapter if no earlier evaluation had as low a loss."""
+        self.num_evaluations_without_better += 1
+        if eval_loss < self.best_eval_loss:
+            self.num_evaluations_without_better = 0
+            self.best_eval_loss = eval_loss
+            self.best_adapter = adapter_state(adapter)
+            logger.info("step %d: the best adapter so far", self.step)
+
+
+@dataclass
+class TrainingState:
+    """What an optimizer step changes, and the progress; it goes to a checkpoint as a whole."""
+
+    parameters: list[Parameter]  # the trained ones
+    optimizer: Optimizer
+    schedule: LRScheduler
+    progress: Progress = field(default_factory=Progress)
+
+    def update(self) -> None:
+        """Take an optimizer step with the gradients at hand."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.progress.step += 1
+
+    def parameter_norm(self) -> float:
+        """Return the norm of all trained parameters together."""
+        squares = [p.detach().double().square().sum() for p in self.parameters]
+        return torch.stack(squares).sum().sqrt().item()
+
+    def save(self, checkpoints: Checkpoints, metrics: MetricsLog, accelerator: Accelerator) -> None:
+        """Save a checkpoint, from the main process."""
+        if not accelerator.is_main_process:
+            return
+        saved: State = {
+            "progress": vars(self.progress),
+            "parameters": [parameter.detach().cpu() for parameter in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "metrics": metrics.text(),
+        }
+        checkpoints.save(self.progress.step, saved)
+
+    def resume(
+        self, checkpoints: Checkpoints, metrics: MetricsLog, accelerator: Accelerator
+    ) -> None:
+        """Restore the newest checkpoint of this run, where there is one, on every process.
+
+        Raises:
+            UserError: This process cannot read the checkpoint that the main process read.
+        """
+        # The main process alone decides, and sets checkpoints of other runs aside.
+        saved = checkpoints.load_latest() if accelerator.is_main_process else None
+        step = from_main_process(None if saved is None else saved["progress"]["step"])
+        if step is None:
+            return
+        if saved is None:
+            saved = checkpoints.load(step)
+        vars(self.progress).update(saved["progress"])
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, saved["parameters"], strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        metrics.restore(saved["metrics"])
+        logger.info("resuming after step %d", step)

@@ -1,0 +1,133 @@
+"""One optimizer step: forward and backward over micro-batches, checks, update."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.loss import LossSums, Predictions, label_weights, named_losses
+from higgs_pipe.training.state import TrainingState
+from higgs_pipe.training.step_inputs import StepInput, combined_seed
+from higgs_pipe.training.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the host knows of an optimizer step."""
+
+    losses: dict[str, float]  # nats per label, of all processes
+    learning_rate: float
+    grad_norm: float  # before clipping
+    predictions: Predictions | None  # of this process's first micro-batch, where asked for
+    is_stop_requested: bool  # by a signal to any process
+
+
+@dataclass
+class Stepper:
+    """Takes optimizer steps."""
+
+    model: Any  # a DualLossModel as Accelerate prepared it
+    state: TrainingState
+    settings: TrainConfig
+    accelerator: Accelerator
+    telemetry: Telemetry
+    caught: Sequence[int] = ()  # numbers of the signals that this process received
+
+    def step(self, step_input: StepInput, predict: bool = False) -> StepResult:
+        """Take one optimizer step.
+
+        Args:
+            step_input: This process's share.
+            predict: Also return the predictions of the first micro-batch.
+
+        Raises:
+            UserError: A kind of label is missing from the step, a number is not finite, or the
+                first step has no gradient. The weights are then unchanged.
+        """
+        phase, device = self.telemetry.phase, self.accelerator.device
+        counts = self._summed(step_input.label_counts.to(device, non_blocking=True))
+        weights = label_weights(counts, self.settings.loss_weights)
+        loss = torch.zeros_like(counts)
+        predictions = None
+        for index, micro_batch in enumerate(step_input.micro_batches):
+            # A row's dropout depends on the row alone, not on the process that takes it.
+            epoch, first_row = step_input.planned.epoch, micro_batch.rows[0]
+            torch.manual_seed(combined_seed(self.settings.seed, epoch, first_row))
+            is_last = micro_batch is step_input.micro_batches[-1]
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                with phase("forward"):
+                    sums, predicted = self.model(
+                        micro_batch.batch.to(device),
+                        weights,
+                        predict=predict and index == 0,
+                    )
+                    # DDP averages over the processes; the step's loss is a sum over them.
+                    weight = micro_batch.weight * self.accelerator.num_processes
+                with phase("backward"):
+                    self.accelerator.backward(sums.objective * weight)
+            loss += sums.total().loss.double() * micro_batch.weight
+            predictions = predictions or predicted
+        with phase("optimizer"):
+            signal_flag = loss.new_tensor([1.0 if self.caught else 0.0])
+            loss_and_flag = self._summed(torch.cat([loss, signal_flag]))
+            max_norm = self.settings.max_grad_norm
+            norm = torch.nn.utils.clip_grad_norm_(self.state.parameters, max_norm)
+            # The one wait for the device in a step.
+            numbers = torch.cat([counts, loss_and_flag, norm.detach().to(loss).reshape(1)]).cpu()
+            counts, loss, flag, grad_norm = torch.split(numbers, [len(loss), len(loss), 1, 1])
+            result = StepResult(
+                losses=named_losses(LossSums(loss, counts)),
+                learning_rate=float(self.state.schedule.get_last_lr()[0]),
+                grad_norm=grad_norm.item(),
+                predictions=predictions,
+                is_stop_requested=bool(flag),
+            )
+            self._check(result, counts, step_input)
+            self.state.update()
+        # A target turn of T frames has T + 1 labels of codebook 0, one of them a stop.
+        num_frames = counts[1] - counts[-1] / (len(counts) - 2)
+        num_rows = len(step_input.planned.rows)
+        self.telemetry.count(num_rows, step_input.num_tokens, round(num_frames.item()))
+        return result
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """Sum over all processes."""
+        return cast(Tensor, self.accelerator.reduce(values, "sum"))
+
+    def _check(self, result: StepResult, counts: Tensor, step_input: StepInput) -> None:
+        """Refuse an update by these gradients if anything is wrong with the step."""
+        step = step_input.planned.step
+        names = ["text", *(f"audio codebook {k}" for k in range(len(counts) - 2)), "stream EOS"]
+        missing = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+        if missing:
+            raise UserError(
+                f"step {step}: no process has a label of {', '.join(missing)}, so the loss is "
+                "undefined. The packed rows are wrong; run: snakemake --forcerun pack"
+            )
+        self._check_finite("loss", result.losses["loss"], step_input)
+        self._check_finite("gradient norm", result.grad_norm, step_input)
+        if step == 1 and result.grad_norm == 0:
+            raise UserError(
+                "step 1: the gradient of every LoRA tensor is zero, so nothing would be learnt. "
+                "Check that train.lora.target_modules name layers between the labels and the "
+                "input, and that the base model's weights are not all zero."
+            )
+
+    def _check_finite(self, name: str, value: float, step_input: StepInput) -> None:
+        if math.isfinite(value):
+            return
+        planned = step_input.planned
+        of_process = " of this process" if self.accelerator.num_processes > 1 else ""
+        raise UserError(
+            f"step {planned.step}, packed rows {', '.join(map(str, planned.rows[:20]))}: {name} is "
+            f"{value}; weights and last checkpoint predate this step. Lower train.learning_rate "
+            f"or train.max_grad_norm, try train.dtype: float32, and listen to the clips{of_process}"
+            f": {', '.join(step_input.sample_ids()[:20])}"
+        )

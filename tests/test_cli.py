@@ -1,0 +1,98 @@
+"""The command line of a stage: its options, its help, its exit codes and its log."""
+
+import importlib
+import inspect
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from higgs_pipe.cli import EXIT_USER_ERROR, main
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.stages import STAGES
+
+
+def run(*, table: Path, names: list[str], num_rows: int = 3, note: str | None = None) -> None:
+    """Write what it was given.
+
+    More about it.
+
+    Args:
+        table: Table to write, as :class:`dict`; in ``json``,
+            100 % of it.
+        names: Names to write.
+        num_rows: Rows of each.
+
+    Raises:
+        UserError: A name is "bad".
+    """
+    if "bad" in names:
+        raise UserError("names: 'bad' is not a name; choose another")
+    table.write_text(json.dumps([names, num_rows, note]))
+
+
+def help_of(function: object, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main(function, ["--help"])  # type: ignore[arg-type]
+    assert exit_.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_options_come_from_the_signature(tmp_path: Path) -> None:
+    main(run, ["--table", str(tmp_path / "t.json"), "--names", "a", "b", "--num-rows", "7"])
+    assert json.loads((tmp_path / "t.json").read_text()) == [["a", "b"], 7, None]
+
+
+def test_a_user_error_is_its_sentence_alone_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "logs" / "run.log"
+    with pytest.raises(SystemExit) as exit_:
+        main(run, ["--table", "t", "--names", "bad", "--log", str(log)])
+    assert exit_.value.code == EXIT_USER_ERROR == 2
+    assert capsys.readouterr().err == "names: 'bad' is not a name; choose another\n"
+    assert log.read_text().endswith("ERROR names: 'bad' is not a name; choose another\n")
+
+
+def test_a_bug_keeps_its_traceback_and_the_log_has_it_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets its own
+    table = tmp_path / "missing" / "t.json"
+    with pytest.raises(FileNotFoundError) as error:
+        main(run, ["--table", str(table), "--names", "a", "--log", str(tmp_path / "run.log")])
+    sys.excepthook(error.type, error.value, error.tb)
+    for text in (capsys.readouterr().err, (tmp_path / "run.log").read_text()):
+        assert "Traceback" in text
+        assert "FileNotFoundError" in text
+
+
+def test_the_help_of_an_option_is_its_text_in_the_docstring(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = help_of(run, capsys)
+    assert "--table PATH Table to write, as dict; in json, 100 % of it." in page
+    assert "--names TEXT [TEXT ...] Names to write." in page
+    assert "--num-rows N Rows of each. (default: 3)" in page
+    assert "Raises" not in page
+
+
+@pytest.mark.parametrize("module", [stage.module for stage in STAGES.values()])
+def test_every_option_of_every_stage_is_explained(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = importlib.import_module(f"higgs_pipe.{module}")
+    page = help_of(stage.run, capsys).split("options:")[1]
+    words = page.split()
+    for name in inspect.signature(stage.run).parameters:
+        option = "--" + name.replace("_", "-")
+        after = words[words.index(option) + 1 :]
+        after = [word for word in after if not word.strip("[]").isupper() and word != "...]"]
+        assert not after[0].startswith(("--", "(default")), option
+
+
+def test_offenders_beyond_the_twentieth_are_counted() -> None:
+    lines = list_offenders([f"row {i}" for i in range(1022)]).splitlines()
+    assert lines[0] == "  row 0"
+    assert lines[19:] == ["  row 19", "  ... and 1,002 more"]
