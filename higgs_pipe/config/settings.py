@@ -450,6 +450,24 @@ class TrainConfig(Section):
     lora: LoraSettings = LoraSettings()
 
 
+class EvalSpeechModelConfig(Section):
+    """Models that listen to generated speech; null is off, and its measures are "not measured"."""
+
+    asr: str | None = Field(
+        None, min_length=1, description="Transformers speech recogniser: a directory or a Hub id."
+    )
+    speaker: str | None = Field(
+        None,
+        min_length=1,
+        description="Transformers x-vector speaker model: a directory or a Hub id.",
+    )
+    dnsmos: str | None = Field(
+        None,
+        min_length=1,
+        description="Weights of DNSMOS: the file sig_bak_ovr.onnx of the DNS Challenge.",
+    )
+
+
 class EvalConfig(Section):
     """Computation of the held-out loss."""
 
@@ -459,6 +477,7 @@ class EvalConfig(Section):
         "auto", description="Dtype of the base; auto: bfloat16 where the device supports it."
     )
     rows_per_batch: int = Field(1, ge=1, description="Packed rows per forward pass.")
+    speech_models: EvalSpeechModelConfig = EvalSpeechModelConfig()
 
 
 class PackageConfig(Section):
