@@ -62,7 +62,7 @@ def test_the_page_of_every_setting_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "config.md").read_text() == reference_text()
 
 
-def test_the_page_of_every_setting_has_a_row_per_key_with_its_default_and_bounds() -> None:
+def test_the_page_of_settings_has_a_row_per_key_with_default_and_bounds() -> None:
     page = reference_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert "| `learning_rate` | number > 0, ≤ 1 | `0.0002` | Peak learning rate. |" in rows
@@ -243,7 +243,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize(("rule", "part"), FORBIDDEN.items())
-def test_settings_that_do_not_go_together_are_refused_by_the_schema_and_the_models(
+def test_a_forbidden_combination_is_refused_by_schema_and_models(
     rule: str, part: tuple[str, dict[str, Any]]
 ) -> None:
     dotted, values = part
@@ -264,7 +264,7 @@ def test_settings_that_do_not_go_together_are_refused_by_the_schema_and_the_mode
         ("train.lora", {"init": "default", "use_dora": True, "use_rslora": True}),
     ],
 )
-def test_settings_that_go_together_are_accepted_by_the_schema_and_the_models(
+def test_an_allowed_combination_is_accepted_by_schema_and_models(
     dotted: str, values: dict[str, Any]
 ) -> None:
     config = with_value(MINIMAL, dotted, values)

@@ -226,7 +226,7 @@ def test_shards_of_an_earlier_run_are_not_read(corpus: PackedCorpus, tmp_path: P
     assert summary["train"]["num_samples"] == 11
 
 
-def test_a_dialogue_is_packed_as_one_recording_after_a_reference_of_each_speaker(
+def test_a_dialogue_is_one_recording_after_a_reference_of_each_speaker(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
@@ -298,7 +298,7 @@ def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(
     assert (sample["labels"] != -100).sum() == 6
 
 
-def test_a_conversation_that_the_template_cannot_say_is_rejected_with_its_place(
+def test_a_conversation_beyond_the_template_is_rejected_with_its_place(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     written = '[{"role": "user", "parts": [{"clip_id": "clip-01"}], "is_target": false}]'

@@ -148,7 +148,7 @@ def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(
 
 
 @pytest.mark.parametrize("dilation", [1, 3, 9])
-def test_the_lean_residual_unit_is_the_native_one_bit_for_bit_and_spares_its_input(
+def test_the_lean_residual_unit_is_the_native_one_and_spares_its_input(
     dilation: int,
 ) -> None:
     torch.manual_seed(0)
@@ -184,7 +184,7 @@ def test_files_are_decoded_only_so_far_ahead(tones: list[Path], codec: Any) -> N
 
 
 @pytest.mark.slow
-def test_a_job_killed_while_it_writes_leaves_no_table_and_the_rerun_gives_the_same_bytes(
+def test_a_job_killed_while_writing_leaves_no_table_and_reruns_alike(
     tmp_path: Path, tones: list[Path], tiny_base: Path
 ) -> None:
     config, shard = write_inputs(tones, tmp_path, tiny_base)

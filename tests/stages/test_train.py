@@ -114,7 +114,7 @@ def plain_two_rows(
         (512, {"rows_per_micro_batch": 5, "gradient_checkpointing": True}),
     ],
 )
-def test_the_adapter_is_the_plain_one_whatever_the_row_length_the_split_and_checkpointing(
+def test_the_adapter_is_the_plain_one_however_rows_are_cut_and_shared_out(
     corpus: PackedCorpus,
     plain_full_batch: tuple[dict[str, torch.Tensor], list[float]],
     tmp_path: Path,

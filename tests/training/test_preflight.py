@@ -186,7 +186,7 @@ def test_a_target_with_fewer_frames_than_any_recording_has_is_named(
     assert "1 frames in a target" in check.found
 
 
-def test_a_frame_that_moved_to_the_next_sample_is_found_though_the_totals_agree(
+def test_a_frame_moved_to_the_next_sample_is_found_though_totals_agree(
     corpus: PackedCorpus, model: DualLossModel
 ) -> None:
     row, config = PackedRows(corpus.train_rows)[0], model.native.config

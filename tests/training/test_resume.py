@@ -139,7 +139,7 @@ def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_kill_9_while_saving_loses_save_steps_and_a_cut_off_checkpoint_is_passed_over(
+def test_kill_9_while_saving_falls_back_to_the_checkpoint_before(
     corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
 ) -> None:
     process = start(corpus, tmp_path, program=[str(ROOT / "tests/launched/killed_while_saving.py")])
@@ -192,7 +192,7 @@ def uninterrupted_on_two(corpus: PackedCorpus, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.slow
-def test_two_processes_survive_whatever_happens_to_one_and_end_as_if_nothing_had(
+def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
     corpus: PackedCorpus, uninterrupted_on_two: Path, tmp_path: Path
 ) -> None:
     """Stopped twice, killed, and hung: five sessions, one training."""
@@ -306,7 +306,7 @@ def test_a_disk_too_full_for_the_adapter_leaves_the_last_checkpoint(
     assert_same_run(tmp_path, uninterrupted_here)
 
 
-def test_a_batch_that_is_not_finite_leaves_the_weights_and_the_checkpoint_from_before(
+def test_a_batch_that_is_not_finite_leaves_weights_and_checkpoint_as_before(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     """Only clip-08 says an 8; a row that holds it, as target or reference, comes third."""

@@ -200,7 +200,7 @@ def test_a_reference_that_is_a_target_too_stays_a_turn() -> None:
     assert [turn.is_target for turn in turns_of(messages, start_index=1)] == [False, True] * 2
 
 
-def test_a_system_message_of_its_own_keeps_the_turns_and_gives_its_scene_a_turn() -> None:
+def test_a_system_message_of_its_own_keeps_the_turns_and_its_scene() -> None:
     wrapped = "Whisper.\n\n<|scene_desc_start|>\nA hall.\n<|scene_desc_end|>"
     turns = turns_of([system(wrapped), user("Target."), assistant(audio("t.wav"))])
     expected: list[Turn] = [Turn("system", ("Whisper.",)), Turn("scene", ("A hall.",))]
@@ -214,7 +214,7 @@ def test_an_answer_in_other_words_than_the_request_is_no_plain_speech() -> None:
     assert fields["text"] == "Ha."
 
 
-def test_a_reference_that_is_a_part_of_a_recording_stays_a_turn_of_the_inference_layout() -> None:
+def test_a_part_of_a_recording_as_reference_stays_a_turn() -> None:
     part = audio("r.wav", offset=2, duration=3)
     turns = turns_of(cloning(text("Reference."), part, text(REQUEST + "Target.")))
     reference = Span("r.wav", 2.0, 5.0)

@@ -204,7 +204,7 @@ def test_each_speaker_of_a_dialogue_has_a_reference_from_outside_it() -> None:
     ]
 
 
-def test_a_speaker_of_a_dialogue_without_reference_is_named_and_the_others_keep_theirs() -> None:
+def test_a_speaker_without_reference_is_named_and_the_others_keep_theirs() -> None:
     drawn = Drawn([*TALK, clip("al-1", "al")], tasks={**DIALOGUE_CLONING, "speech": 1})
     assert drawn.references("t0") == ["al-1"]
     assert drawn["t0"].fallbacks == (("bo", NO_REFERENCE),)
