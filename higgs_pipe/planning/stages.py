@@ -23,8 +23,8 @@ class Stage(NamedTuple):
 # By the name of the stage's settings, results/config/<name>.json; `tiny` has none.
 STAGES = {
     "tiny": Stage("all", "tiny_base", "higgs.miniature", 1),
-    "list_rows": Stage("validate", "list_rows", "list_rows", 2),
-    "measure": Stage("validate", "measure_shard", "measure", 2),
+    "list_rows": Stage("validate", "list_rows", "list_rows", 3),
+    "measure": Stage("validate", "measure_shard", "measure", 3),
     "validate": Stage("validate", "judge_clips", "validate", 4),
     "estimate": Stage("validate", "estimate", "estimate", 1),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 2),
