@@ -16,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from fontTools.unicodedata import script as script_of_character
 
-CLIPPING_LEVEL = 0.999  # of full scale; 0.009 dB below it
+# Of full scale.
+SILENT_PEAK = 1e-4  # three steps of 16-bit audio
+MAX_PEAK = 100.0  # far above any overshoot: integers written as floating point, or noise
+CLIPPING_LEVEL = 0.999  # 0.009 dB below it
 
 # Levels are those of frames of 20 ms; a shorter rest at the end is in none.
 FRAME_SECONDS = 0.02

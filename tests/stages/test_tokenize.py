@@ -33,6 +33,7 @@ from higgs_pipe.higgs.codec import (
     to_codec_input,
 )
 from higgs_pipe.higgs.devices import claim_least_used
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.tokenize_audio import decode_ahead, encode_clips
 
 CPU = torch.device("cpu")
@@ -238,7 +239,7 @@ def test_codes_of_a_version_that_noted_no_type_are_refused(tmp_path, codec):
     metadata = codec[1].as_metadata()
     del metadata["codec_info"]["dtype"]
     write_table(tmp_path / "old.parquet", codes_spec(8), [], metadata)
-    with pytest.raises(UserError, match=r"old.parquet: no table with a codec stamp"):
+    with pytest.raises(UserError, match=r"old.parquet: .*--forcerun tokenize_shard"):
         read_codec_info(tmp_path / "old.parquet")
 
 
@@ -250,6 +251,15 @@ def test_codes_are_the_native_processors_for_whole_frames(tmp_path, tiny_base, c
     native = processor.audio_tokenizer.encode(inputs["input_values"]).audio_codes[0].T
     ours = encode(model, to_codec_input(waveform[:, None], 24_000, info)[None], info)[0]
     assert ours.tolist() == native.tolist()
+
+
+@pytest.mark.parametrize("rate_hz", [16_001, 44_101])
+def test_a_clip_of_an_odd_rate_is_encoded_as_one_of_the_codecs(tmp_path, tiny_base, rate_hz):
+    paths = [tone(tmp_path / "odd.wav", 2.0, 220, rate_hz), tone(tmp_path / "even.wav", 2.0, 220)]
+    rows = encode_paths(paths, tmp_path, tiny_base)
+    odd, even = (np.array(rows[name]["codes"]) for name in ("odd", "even"))
+    assert odd.shape == even.shape == (50, 8)
+    assert (odd[2:-2, 0] == even[2:-2, 0]).mean() > 0.8
 
 
 def test_codes_depend_on_the_audio(tmp_path, tiny_base):
@@ -296,6 +306,19 @@ def test_a_file_changed_since_validation_is_refused(tmp_path, tiny_base):
     with pytest.raises(UserError, match=r"a.wav changed since it was validated"):
         tokenize_audio.run(config, tmp_path / "shard-00000.parquet", tmp_path / "again.parquet")
     assert not (tmp_path / "again.parquet").exists()
+
+
+def test_a_codec_that_changed_since_it_was_pinned_is_refused(tmp_path, tiny_base, tones):
+    config, shard = write_inputs(tones[:1], tmp_path, tiny_base)
+    pinned = PinnedModel.of(Pretrained("codec", str(tiny_base / miniature.AUDIO_TOKENIZER)))
+    pinned.write(tmp_path / "codec.json")
+    tokenize_audio.run(config, shard, tmp_path / "a.parquet", pinned_codec=tmp_path / "codec.json")
+    pinned.model_copy(update={"fingerprint": "0"}).write(tmp_path / "codec.json")
+    with pytest.raises(UserError, match=r"codec '.*--forcerun pin_model"):
+        tokenize_audio.run(
+            config, shard, tmp_path / "b.parquet", pinned_codec=tmp_path / "codec.json"
+        )
+    assert not (tmp_path / "b.parquet").exists()
 
 
 def test_a_codec_with_missing_weights_is_refused(tmp_path, tiny_base):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,8 +24,9 @@ from higgs_pipe.planning.targets import closing_lines, is_within
 
 BIN = Path(sys.executable).parent
 EVERYTHING = {
-    "stage_config": 10,
+    "stage_config": 12,
     "tiny_base": 1,
+    "pin_model": 2,
     "list_rows": 1,
     "measure_shard": 2,
     "judge_clips": 1,
@@ -69,11 +71,14 @@ elif stage == "validate":
     write_shards(options["shards-dir"], [line[:3] for line in lines])
 elif stage == "estimate":
     write(options["estimate"], read(options["config"]))
+elif stage == "pin_model":
+    folder = Path(json.loads(read(options["config"]))[options["setting"]])
+    write(options["pinned"], "".join(map(read, sorted(folder.glob("*.safetensors")))))
 elif stage == "tokenize_audio":
-    write(options["codes"], read(options["shard-clips"]))
+    write(options["codes"], read(options["shard-clips"]) + read(options["pinned-codec"]))
 elif stage == "pack":
     for name in ("train-rows", "eval-rows", "packing"):
-        write(options[name], read(options["clips"]))
+        write(options[name], read(options["clips"]) + read(options["pinned-base"]))
 elif stage == "train":
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json",
                  "metrics.jsonl", "preflight.json", "config.json",
@@ -134,7 +139,7 @@ def workdir(tmp_path: Path) -> Path:
         ("train", {"estimate", "eval_adapter", "package_adapter", "report"}),
         ("pack", {"estimate", *TRAINING_ON}),
         ("tokenize", {"estimate", "pack", *TRAINING_ON}),
-        ("validate", {"tokenize_shard", "pack", *TRAINING_ON}),
+        ("validate", {"pin_model", "tokenize_shard", "pack", *TRAINING_ON}),
     ],
 )
 def test_a_target_plans_what_it_needs_and_no_more(
@@ -160,6 +165,35 @@ def test_a_base_from_the_hub_needs_no_demo_base(workdir: Path) -> None:
     assert "tiny_base" not in jobs(workdir)
 
 
+def settings_of_train(folder: Path, *words: str) -> dict[str, Any]:
+    """The settings that training would be given."""
+    run = snakemake(folder, "results/config/train.json", *words)
+    assert run.returncode == 0, run.stdout + run.stderr
+    settings: dict[str, Any] = json.loads((folder / "results/config/train.json").read_text())
+    return settings["train"] | {"stderr": run.stderr}
+
+
+def test_the_settings_of_the_demo_hold_while_the_base_is_its_miniature(tmp_path: Path) -> None:
+    demo = settings_of_train(tmp_path)
+    assert (demo["learning_rate"], demo["num_epochs"]) == (2e-3, 16)
+    assert "examples/demo/settings.yaml sets data.num_shards: 2" in demo["stderr"]
+    given = settings_of_train(tmp_path, "--config", "train={learning_rate: 2e-4}")
+    assert (given["learning_rate"], given["num_epochs"]) == (2e-4, 16)
+    other = settings_of_train(tmp_path, "--config", "base_model=some/model", "codec=some/codec")
+    assert (other["learning_rate"], other["num_epochs"]) == (2e-4, 2)
+    assert "settings.yaml" not in other["stderr"]
+
+
+def test_a_config_file_means_the_same_in_another_folder(tmp_path: Path) -> None:
+    """Without a config.yaml there, that of the checkout is below it."""
+    (tmp_path / "mine.yaml").write_text("train: {weight_decay: 0.5}\nexperiments: {small: {}}\n")
+    away = settings_of_train(tmp_path, "--configfile", "mine.yaml")
+    assert (away["weight_decay"], away["num_epochs"]) == (0.5, 16)
+    planned = snakemake(tmp_path, "--dry-run", "train", "--configfile", "mine.yaml").stdout
+    assert "experiments/small/train" in planned
+    assert "experiments/default/train" not in planned
+
+
 def test_a_faulty_config_stops_snakemake_with_every_fault_by_name(workdir: Path) -> None:
     run = snakemake(workdir, "-n", "--config", "train={learning_rte: 1, num_epochs: none}", "foo=1")
     assert run.returncode == 2
@@ -178,10 +212,9 @@ def test_a_missing_manifest_is_left_to_the_stage_that_explains_it(workdir: Path)
     assert jobs(workdir, "validate", "--config", "manifest=absent.jsonl")["validate"] == 1
 
 
-def test_a_folder_without_config_takes_the_one_given(tmp_path: Path) -> None:
-    config = str(ROOT / "config.yaml")
-    assert jobs(tmp_path, "--configfile", config) == EVERYTHING
-    assert "configfile config.yaml but it is not present" in snakemake(tmp_path, "-n").stdout
+def test_a_folder_without_config_takes_the_one_given_or_the_checkouts(tmp_path: Path) -> None:
+    assert jobs(tmp_path, "--configfile", str(ROOT / "config.yaml")) == EVERYTHING
+    assert jobs(tmp_path) == EVERYTHING
 
 
 def test_results_can_be_moved(workdir: Path) -> None:
@@ -224,7 +257,7 @@ def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
     command = [bare / "bin" / "snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run"]
     run = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"total +24", run.stdout + run.stderr)
+    assert re.search(r"total +28", run.stdout + run.stderr)
     lacks = subprocess.run([python, "-c", "import torch, pydantic"], capture_output=True)
     assert lacks.returncode != 0
 
@@ -240,13 +273,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("Snakefile", "workflow", "profiles", "envs"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, checkout / name)
+    (checkout / "examples" / "demo").mkdir(parents=True)
+    shutil.copy(ROOT / "examples/demo/settings.yaml", checkout / "examples/demo")
     package = checkout / "higgs_pipe"
     (package / "higgs").mkdir(parents=True)
     (package / "training").mkdir()
     for name in ("__init__.py", "errors.py", "training/launch.py"):
         shutil.copy(ROOT / "higgs_pipe" / name, package / name)
     shutil.copytree(ROOT / "higgs_pipe" / "planning", package / "planning")
-    data_stages = ("list_rows", "measure", "validate", "estimate", "tokenize_audio", "pack")
+    data_stages = (
+        "list_rows",
+        "measure",
+        "validate",
+        "estimate",
+        "tokenize_audio",
+        "pack",
+        "pin_model",
+    )
     for name in (*data_stages, "train", "evaluate", "package", "report"):
         (package / f"{name}.py").write_text(STUB)
     (package / "higgs" / "miniature.py").write_text(STUB)
@@ -347,6 +390,26 @@ def test_a_changed_row_redoes_its_own_shard_alone(
     assert "checkpoint judge_clips:" in run.stderr
     assert "rule pack:" in run.stderr
     assert reruns(checkout, "pack") == {}
+
+
+@pytest.mark.slow
+def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
+    checkout: Path,
+) -> None:
+    weights = checkout / "base" / "model.safetensors"
+    weights.parent.mkdir()
+
+    def rules_run_after(text: str) -> list[str]:
+        weights.write_text(text)
+        run = snakemake(checkout, "train", checkout=checkout)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert reruns(checkout, "train") == {}
+        return re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", run.stderr, re.MULTILINE)
+
+    write_config(checkout, manifest="m.jsonl", base_model="base")
+    rules_run_after("first")
+    assert rules_run_after("first") == []
+    assert rules_run_after("other") == ["pin_model", "pack", "train_adapter", "train"]
 
 
 @pytest.mark.slow
