@@ -194,7 +194,7 @@ def test_codes_that_reach_the_cap_have_stopped_only_if_the_next_one_is_the_end()
 
 
 @pytest.mark.parametrize(("seconds", "num_frames"), [(0.01, 1), (0.4, 10), (1.16, 29), (1.19, 29)])
-def test_the_cap_is_in_whole_frames(seconds, num_frames):
+def test_the_cap_is_in_whole_frames(seconds: float, num_frames: int) -> None:
     assert Sampling(max_seconds=seconds).max_frames(RATE_HZ) == num_frames
 
 
@@ -211,7 +211,8 @@ LOGITS = torch.tensor([[1.0, 0.5, -0.5, -2.0, 5.0, -1.0], [0.0, 0.0, 2.0, 0.0, 0
 def draws(num_steps: int, scores: torch.Tensor = LOGITS, **settings: Any) -> torch.Tensor:
     """(num_steps, K) drawn codes."""
     settings = {"top_k": 0, "top_p": 1, "ras_win_len": 0} | settings
-    sampler = Sampler(Sampling(**settings), TwoCodebooks, [7], lambda: None)
+    config: Any = TwoCodebooks
+    sampler = Sampler(Sampling(**settings), config, [7], lambda: None)
     ids = torch.zeros(1, 1, dtype=torch.int64)
     return torch.stack([sampler(ids, scores).argmax(dim=-1) for _ in range(num_steps)])
 

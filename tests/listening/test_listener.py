@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import real_weights
 import soundfile as sf
 import torch
 from helpers import ROOT
+from listening import real_weights
 
 from higgs_pipe.config.settings import EvalSpeechModelConfig
 from higgs_pipe.errors import UserError
@@ -100,10 +100,12 @@ def test_the_same_speaker_is_told_from_another(speaker: Listener) -> None:
     """Published error rate of this encoder: 9 %; these three speakers are told apart fully."""
     clips = recordings(REAL_SPEECH, "")
     voices = [(row["speaker"], speaker.hear(samples, rate)) for row, samples, rate in clips]
-    same, different = [], []
+    same: list[float] = []
+    different: list[float] = []
     for number, (name, voice) in enumerate(voices):
         for other_name, other in voices[:number]:
             found = compare_impression(voice, "", None, other).similarity_to_recording
+            assert found is not None
             (same if name == other_name else different).append(found)
     assert min(same) > 0.75 > 0.65 > max(different)
 
@@ -116,6 +118,8 @@ def test_a_clip_is_nearer_to_the_speakers_other_clips(speaker: Listener) -> None
     )
     to_own = compare_impression(own[0], "", None, own[0], others=own[1:]).similarity_to_others
     to_other = compare_impression(own[0], "", None, own[0], others=other).similarity_to_others
+    assert to_own is not None
+    assert to_other is not None
     assert to_own > 0.85 > 0.65 > to_other
 
 
