@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -207,6 +208,7 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+@cache
 def is_language(value: str) -> bool:
     """Return whether a value may be a language: a code, or a name of a few words."""
     words = value.replace("(", " ").replace(")", " ").split()
