@@ -147,6 +147,10 @@ def test_the_headline_comes_first_then_the_measure_that_decided() -> None:
     verdict = verdict_of(stop_rate=difference(LOWER), stop_loss=difference(LOWER))
     assert verdict.sentences[0].startswith("Worse")
     assert "-0.2 (-0.3 to -0.1)" in verdict.sentences[1]
+    assert len(verdict.sentences) == 2
+    nothing = verdict_of(stop_rate=difference(EQUAL))
+    [stop_rate] = [measure for measure in nothing.measures if measure.name == "stop_rate"]
+    assert "0 (-0.1 to +0.1)" in stop_rate.sentence
 
 
 def test_a_required_verdict_names_the_measure_that_failed() -> None:
