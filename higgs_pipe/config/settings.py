@@ -174,7 +174,7 @@ class SpeechModelConfig(Section):
 
     @property
     def is_on(self) -> bool:
-        """Whether any model is named."""
+        """Return whether any model is named."""
         return any((self.asr, self.quality, self.speaker))
 
 

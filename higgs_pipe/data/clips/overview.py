@@ -1,4 +1,4 @@
-"""What a person reads after validation: warnings, and a table of hours kept and lost."""
+"""The log of validation: warnings, and a table of hours kept and lost."""
 
 import logging
 from collections.abc import Mapping, Sequence
