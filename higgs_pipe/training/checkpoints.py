@@ -33,6 +33,8 @@ DAMAGED = (RuntimeError, EOFError, OSError, ValueError, UnpicklingError)
 LAUNCH = {"num_processes", "num_machines", "main_process_ip", "main_process_port", "device"}
 LAUNCH |= {"accelerate_config", "timeout_seconds"}
 LOG = {"log_steps", "save_steps", "save_total_limit", "tracker", "preflight", "stop_on_alarm"}
+# These change it only where the samples decide which adapter is kept.
+SAMPLES = {"sample_steps", "num_samples", "sampling"}
 
 
 class Checkpoints:
@@ -159,7 +161,8 @@ def run_identity(
     """
     sizes = [path.stat().st_size for path in (train_rows, eval_rows)]
     settings = stage.model_dump(mode="json", by_alias=True)
-    settings["train"] = {k: v for k, v in settings["train"].items() if k not in LAUNCH | LOG}
+    neutral = LAUNCH | LOG | (SAMPLES if stage.train.keep_best_by == "eval_loss" else set())
+    settings["train"] = {k: v for k, v in settings["train"].items() if k not in neutral}
     identity: dict[str, str] = {}
     if accelerator.is_main_process:
         identity = {
