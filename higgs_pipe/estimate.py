@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, HiggsAudioV2Config, HiggsAudioV2Tokenize
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, TrainConfig
 from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage, merge
-from higgs_pipe.data.clips.summary import table_lines
-from higgs_pipe.data.files import read_json
+from higgs_pipe.data.clips.overview import table_lines
+from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
 from higgs_pipe.data.results import Result, ResultPart
@@ -86,7 +86,7 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
         estimate: :class:`Estimate` to write.
     """
     stage = load_stage(EstimateStage, config)
-    summary = read_json(validation)
+    summary = ValidationSummary.read(validation)
     base, base_fault = _read(HiggsAudioV2Config, stage.pretrained_base)
     tokenizer, _ = _read(AutoTokenizer, stage.pretrained_base)
     codec, codec_fault = _read(HiggsAudioV2TokenizerConfig, stage.pretrained_codec)
@@ -196,7 +196,7 @@ def count_text_tokens(texts: Sequence[str], system_prompt: str, tokenizer: Any) 
 
 
 def amount_of(
-    summary: dict[str, Any],
+    summary: ValidationSummary,
     text_tokens: TextTokens,
     pack: PackConfig,
     frame_rate_hz: float,
@@ -214,10 +214,10 @@ def amount_of(
         frame_rate_hz: Frame rate of the codec.
         num_codebooks: K.
     """
-    split = summary["splits"][TRAIN]
-    num_clips = split["num_clips"]
+    split = summary.splits[TRAIN]
+    num_clips = split.num_clips
     share = pack.tasks.cloning / max(pack.tasks.cloning + pack.tasks.speech, 1e-9)
-    own_frames = split["seconds"] * frame_rate_hz + num_clips * (0.5 + 2 + num_codebooks - 1)
+    own_frames = split.seconds * frame_rate_hz + num_clips * (0.5 + 2 + num_codebooks - 1)
     around = text_tokens.per_sample + share * text_tokens.per_reference
     num_audio_frames = round((1 + share) * own_frames)
     num_text_tokens = round((1 + share) * text_tokens.texts + num_clips * around)

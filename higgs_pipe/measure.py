@@ -23,7 +23,7 @@ from higgs_pipe.data.audio import (
 )
 from higgs_pipe.data.clips.reasons import Fault, Reason
 from higgs_pipe.data.hashing import sha256_of_file
-from higgs_pipe.data.quality import measure_audio, peak
+from higgs_pipe.data.quality import MAX_PEAK, SILENT_PEAK, measure_audio, peak
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("higgs_pipe")
 
-# Full scale is 1.
-SILENT_PEAK = 1e-4  # three steps of 16-bit audio
-MAX_PEAK = 100.0  # far above any overshoot: integers written as floating point, or noise
 NUM_FILES_PER_PROGRESS_LINE = 5000
 
 # Values of MEASURED by the names of their columns.

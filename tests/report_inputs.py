@@ -86,6 +86,15 @@ class Inputs:
             "speakers_with_one_clip": {"speakers": [], "message": "cloning falls back"},
             "num_audio_shared_by_splits": 0,
             "duplicates": [],
+            # Not on the page.
+            "rejected": {"reasons": {}, "speakers": {}, "languages": {}},
+            "num_texts_from_transcripts": 0,
+            "split_by": "clip",
+            "overlap": {"audio": 0},
+            "largest_group_num_clips": 1,
+            "outliers": {},
+            "outside_root": {"num_rows": 0, "first_rows": []},
+            "ignored_manifest_keys": {},
         }
         self.packing: dict[str, Any] = {
             "max_tokens": 2048,

@@ -1,4 +1,4 @@
-"""Audio files: headers, samples, and a hash under which equal recordings are equal."""
+"""Audio files: headers, samples, and a hash that is equal for equal recordings."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ PCM_16_STEP = np.float32(2**-15)  # of 16-bit samples whose full scale is 1
 # writers are a few bytes off, and MP3 headers may only estimate.
 MIN_SHARE_PRESENT = 0.99
 
-# What writers to a pipe (ffmpeg, sox, espeak-ng) declare because they cannot know: no cut.
+# Lengths that writers to a pipe (ffmpeg, sox, espeak-ng) declare for an unknown length.
 MIN_UNKNOWN_NUM_BYTES = 2**31 - 4096
 MIN_UNKNOWN_NUM_SAMPLES = 2**62
 
@@ -35,37 +35,37 @@ OGG_LAST_PAGE_FLAG = 4
 
 
 class AudioError(Exception):
-    """An audio file that cannot be used; the message is the fact, in a sentence."""
+    """An unusable audio file; the message is a sentence that states the fact."""
 
 
 class AudioMissingError(AudioError):
-    """There is no file of that name."""
+    """A file that does not exist."""
 
 
 class SegmentOutsideError(AudioError):
-    """The segment does not lie within its file."""
+    """A segment that does not lie within its file."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an audio file says of itself; ``num_samples`` counts each channel once."""
+    """Header of an audio file; ``num_samples`` is per channel."""
 
     num_samples: int
     sample_rate_hz: int
     num_channels: int
-    encoding: str  # container and encoding in libsndfile's words: WAV PCM_16
+    encoding: str  # container and encoding as libsndfile names them: WAV PCM_16
 
     @property
     def duration_seconds(self) -> float:
-        """The length that the header declares, in seconds."""
+        """Declared length, in seconds."""
         return self.num_samples / self.sample_rate_hz
 
     def segment(self, start_seconds: float | None, end_seconds: float | None) -> tuple[int, int]:
-        """The first sample of a segment and the one after its last; None is the file's own.
+        """Return the first sample of a segment and the one after its last; None is the file's own.
 
         Raises:
-            SegmentOutsideError: It begins or ends outside the file, by more than a rounding, or
-                is shorter than a sample.
+            SegmentOutsideError: It begins or ends outside the file, by more than rounding, or is
+                shorter than a sample.
         """
         first = round((start_seconds or 0.0) * self.sample_rate_hz)
         end = self.num_samples
@@ -88,7 +88,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Audio:
-    """Decoded audio: float32 (num_samples, num_channels), full scale is 1."""
+    """Decoded audio: float32 (num_samples, num_channels); full scale is 1."""
 
     samples: npt.NDArray[np.float32]
     sample_rate_hz: int
@@ -96,31 +96,31 @@ class Audio:
 
     @property
     def duration_seconds(self) -> float:
-        """The length of the samples, in seconds."""
+        """Length of the samples, in seconds."""
         return len(self.samples) / self.sample_rate_hz
 
     @property
     def pcm_sha256(self) -> str:
-        """The hash of :func:`pcm_sha256`."""
+        """Hash of the samples, by :func:`pcm_sha256`."""
         samples = self.samples if self.pcm_16 is None else self.pcm_16
         return pcm_sha256(samples, self.sample_rate_hz)
 
 
 @dataclass
 class AudioFile:
-    """An open audio file: its header, and the samples of any of its segments."""
+    """An open audio file: its header, and the samples of any segment."""
 
     path: Path
     header: Header
     file: sf.SoundFile
-    is_fresh: bool = True  # nothing was read from it yet
+    is_fresh: bool = True  # nothing read yet
 
     def decode(self, start_seconds: float | None = None, end_seconds: float | None = None) -> Audio:
-        """The samples of the file, or of a segment; nothing after it is decoded.
+        """Return the samples of the file or of a segment; nothing after it is decoded.
 
         Args:
-            start_seconds: Where the segment begins; None is the file's beginning.
-            end_seconds: Where it ends; None is the file's end.
+            start_seconds: Start of the segment; None is the file's.
+            end_seconds: End of the segment; None is the file's.
 
         Raises:
             SegmentOutsideError: The file does not hold the segment.
@@ -130,7 +130,7 @@ class AudioFile:
             first, end = self.header.segment(start_seconds, end_seconds)
         except SegmentOutsideError as error:
             raise SegmentOutsideError(f"{self.path}: {error}") from None
-        if not self.is_fresh:  # opened again: an MP3 decodes otherwise after what came before
+        if not self.is_fresh:  # reopen: earlier reads change how an MP3 decodes
             return decode(self.path, start_seconds, end_seconds)
         self.is_fresh = False
         try:
@@ -147,7 +147,7 @@ class AudioFile:
         return Audio(samples, rate)
 
     def _read(self, num_samples: int) -> npt.NDArray[Any]:
-        """The next samples: in blocks, for a header may declare more than memory holds."""
+        """Read the next samples in blocks: a header may declare more than memory holds."""
         # As 16 bits where the file holds those: the same samples, and WAV decodes faster.
         dtype = "int16" if self.file.subtype == "PCM_16" else "float32"
         max_block_samples = MAX_BLOCK_VALUES // self.header.num_channels
@@ -164,15 +164,15 @@ def open_audio(path: Path) -> Iterator[AudioFile]:
     """Open an audio file, in any format, rate and number of channels.
 
     Raises:
-        AudioMissingError: There is no such file.
-        AudioError: The file is empty, is no audio, or is visibly cut off.
+        AudioMissingError: The file does not exist.
+        AudioError: The file is empty, is not audio, or is visibly cut off.
     """
     with _open(path) as file:
         yield AudioFile(path, _header(path, file), file)
 
 
 def read_header(path: Path) -> Header:
-    """The header of an audio file; nothing is decoded. Errors as :func:`open_audio`."""
+    """Return the header of an audio file without decoding; errors as :func:`open_audio`."""
     with open_audio(path) as file:
         return file.header
 
@@ -180,7 +180,7 @@ def read_header(path: Path) -> Header:
 def decode(
     path: Path, start_seconds: float | None = None, end_seconds: float | None = None
 ) -> Audio:
-    """The samples of one segment; errors as :func:`open_audio` and :meth:`AudioFile.decode`."""
+    """Return the samples of one segment; errors as :meth:`AudioFile.decode`."""
     with open_audio(path) as file:
         return file.decode(start_seconds, end_seconds)
 
@@ -188,15 +188,15 @@ def decode(
 def pcm_sha256(
     samples: npt.NDArray[np.float32] | npt.NDArray[np.int16], sample_rate_hz: int
 ) -> str:
-    """A hash of the sound itself, whatever the container.
+    """Return a hash of the sound itself, whatever the container.
 
     Args:
         samples: (num_samples, num_channels), finite; full scale is 1, or that of 16 bits.
-        sample_rate_hz: The rate of the samples.
+        sample_rate_hz: Their rate.
 
     Returns:
         SHA-256, in hexadecimal, over the rate, the number of channels and the samples rounded to
-        16 bits: a recording has the same one as WAV and as FLAC.
+        16 bits: equal for a recording as WAV and as FLAC.
     """
     if samples.dtype != np.int16:
         steps = samples / PCM_16_STEP
@@ -225,10 +225,8 @@ def _open(path: Path) -> sf.SoundFile:
     try:
         return sf.SoundFile(path)
     except sf.LibsndfileError:
-        # libsndfile's own words ("System error.") help nobody; the first bytes do.
-        raise AudioError(
-            f"{path} is no audio that libsndfile reads (it begins with {beginning!r})"
-        ) from None
+        # libsndfile's own message ("System error.") does not help; the first bytes do.
+        raise AudioError(f"libsndfile cannot read {path} (it begins with {beginning!r})") from None
 
 
 def _header(path: Path, file: sf.SoundFile) -> Header:
@@ -254,7 +252,7 @@ def _check_whole(path: Path, present: int, declared: int, unit: str) -> None:
 
 
 def _check_ogg_end(path: Path) -> None:
-    """An Ogg stream declares no length: it is whole if its last page is, and is marked as last."""
+    """Check that an Ogg stream, which declares no length, ends with a whole last page."""
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - 2 * MAX_OGG_PAGE_NUM_BYTES))
         ending = stream.read()

@@ -1,7 +1,7 @@
 """A conversation: the one type that manifests, clips, packing and prompts share."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -152,3 +152,32 @@ class Conversation(Generic[R]):
                 for turn in json.loads(text)
             )
         )
+
+
+def speech_conversation(
+    system_prompt: str,
+    scenes: Iterable[str],
+    references: Iterable[tuple[str, R]],
+    text: str,
+    target: R,
+    clean: Callable[[str], str],
+) -> Conversation[R]:
+    """Return the conversation in which a text is spoken: scene, references, target.
+
+    Args:
+        system_prompt: The system message.
+        scenes: Descriptions of place and speakers; may be empty.
+        references: Recordings of the voices, each with what it says.
+        text: The words to speak; in a dialogue, one line per turn.
+        target: The recording of ``text``.
+        clean: Cleans the text of user turns.
+    """
+    turns: list[Turn[R]] = [Turn(SYSTEM, (system_prompt,))]
+    if described := tuple(scenes):
+        turns.append(Turn(SCENE, described))
+    for words, recording in references:
+        turns.append(Turn(USER, (clean(words),)))
+        turns.append(Turn(ASSISTANT, (recording,)))
+    turns.append(Turn(USER, (clean(text),)))
+    turns.append(Turn(ASSISTANT, (target,), is_target=True))
+    return Conversation(tuple(turns))

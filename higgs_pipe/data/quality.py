@@ -1,7 +1,7 @@
-"""Measures of a recording and of its transcript, by which bad clips can be told from good ones.
+"""Measures of a recording and of its transcript, for filters and outliers.
 
-A measure is described where it is declared; its Parquet column carries the same sentence. All of
-them together take one pass over the samples for each level, and a spectrum of a few windows.
+Each measure is described where it is declared; its Parquet column carries the same sentence.
+Together they take one pass over the samples per level, and a spectrum of a few windows.
 """
 
 import math
@@ -16,14 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from fontTools.unicodedata import script as script_of_character
 
-CLIPPING_LEVEL = 0.999  # of full scale; 0.009 dB below it
+# Of full scale.
+SILENT_PEAK = 1e-4  # three steps of 16-bit audio
+MAX_PEAK = 100.0  # far above any overshoot: integers written as floating point, or noise
+CLIPPING_LEVEL = 0.999  # 0.009 dB below it
 
-# Levels are those of frames of 20 ms; what is left at the end, shorter than a frame, is in none.
+# Levels are those of frames of 20 ms; a shorter rest at the end is in none.
 FRAME_SECONDS = 0.02
 LOUD_PERCENTILE = 95
 QUIET_PERCENTILE = 10
 SILENCE_BELOW_LOUD_DB = 40.0
-# The noise of rounding to 16 bits: a step squared over 12. What is quieter is digital silence.
+# Noise of rounding to 16 bits, a step squared over 12; anything quieter is digital silence.
 MIN_NOISE_POWER = 2.0**-30 / 12
 
 NUM_SPECTRUM_FRAMES = 32
@@ -37,14 +40,14 @@ MIN_VALUES_FOR_OUTLIERS = 8
 SPACELESS_SCRIPTS = frozenset(
     {"Hani", "Hira", "Kana", "Bopo", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}
 )
-# What writes a language whose code stands for several scripts together; all others are one.
+# Codes that stand for several scripts written together.
 JOINT_SCRIPTS = {
     "Hans": frozenset({"Hani"}),
     "Hant": frozenset({"Hani"}),
     "Jpan": frozenset({"Hani", "Hira", "Kana"}),
     "Kore": frozenset({"Hang", "Hani"}),
 }
-# Codes that stand for no one language: undetermined, several, none, uncoded.
+# Codes that do not name a language: undetermined, several, none, uncoded.
 NO_LANGUAGE = frozenset({"und", "mul", "zxx", "mis"})
 
 Powers = npt.NDArray[np.float64]
@@ -56,7 +59,7 @@ def _measure(description: str) -> Any:
 
 @dataclass(frozen=True)
 class AudioMeasures:
-    """What the samples of a recording tell; channels are averaged unless it says otherwise."""
+    """Measures of the samples of a recording; the mean of channels unless stated otherwise."""
 
     peak: float = _measure("Largest absolute sample of any channel, full scale is 1.")
     rms_dbfs: float = _measure("Root mean square level over all channels, in dB of full scale.")
@@ -79,7 +82,7 @@ class AudioMeasures:
 
 @dataclass(frozen=True)
 class TextMeasures:
-    """What a transcript tells."""
+    """Measures of a transcript."""
 
     num_characters: int = _measure("Characters (NFC) that are not white space.")
     num_words: int = _measure(
@@ -94,24 +97,23 @@ class TextMeasures:
 
 
 def peak(samples: npt.NDArray[np.float32]) -> float:
-    """The largest absolute sample of (num_samples, num_channels); NaN if any sample is."""
+    """Return the largest absolute sample of (num_samples, num_channels); NaN if any is NaN."""
     return float(np.maximum(samples.max(), -samples.min()))
 
 
 def measure_audio(
     samples: npt.NDArray[np.float32], sample_rate_hz: int, highest: float | None = None
 ) -> AudioMeasures:
-    """Every measure of a recording.
+    """Measure a recording.
 
-    Bandwidth is that of Bakhturina et al., Hi-Fi Multi-Speaker English TTS Dataset (2021). The
-    noise of the signal-to-noise ratio is the level of the quietest frames, and its signal what
-    the frames above the middle of quiet and loud have more than that. A recording without pauses
-    has none to tell: its ratio is near 0 dB.
+    Bandwidth is that of Bakhturina et al., Hi-Fi Multi-Speaker English TTS Dataset (2021). For the
+    signal-to-noise ratio, noise is the level of the quietest frames; signal is the excess over it
+    of the frames above the middle between quiet and loud. Without pauses the ratio is near 0 dB.
 
     Args:
         samples: (num_samples, num_channels), at least one sample, finite.
-        sample_rate_hz: The rate of the samples.
-        highest: Their :func:`peak`, where it is known.
+        sample_rate_hz: Their rate.
+        highest: Their :func:`peak`, if known.
     """
     num_channels = samples.shape[1]
     highest = peak(samples) if highest is None else highest
@@ -119,7 +121,7 @@ def measure_audio(
     num_frames = len(samples) // frame_length
     frames = samples[: num_frames * frame_length].reshape(num_frames, frame_length * num_channels)
     rest = samples[num_frames * frame_length :].reshape(-1)
-    # Sums of a frame in float32, of all frames in float64: exact enough, and fast.
+    # float32 sums per frame, float64 over frames: exact enough, and fast.
     energies = np.einsum("fs,fs->f", frames, frames).astype(np.float64)  # (num_frames,)
     energy = energies.sum() + np.dot(rest, rest)
     total = np.einsum("fs->f", frames).sum(dtype=np.float64) + rest.sum()
@@ -144,12 +146,12 @@ def measure_audio(
 
 
 def measure_text(text: str, language: str | None, duration_seconds: float) -> TextMeasures:
-    """Every measure of a transcript.
+    """Measure a transcript.
 
     Args:
         text: The transcript.
         language: An ISO 639 code of two or three letters; script and region may follow
-            (``zh-TW``, ``sr-Latn``). What is no such code is as good as None.
+            (``zh-TW``, ``sr-Latn``). Anything else counts as None.
         duration_seconds: The length of the clip.
     """
     text = unicodedata.normalize("NFC", text)
@@ -169,8 +171,8 @@ def measure_text(text: str, language: str | None, duration_seconds: float) -> Te
 
 @cache
 def scripts_of_language(language: str) -> frozenset[str] | None:
-    """ISO 15924 codes of what writes a language (CLDR's likely subtags); None if unknown."""
-    import langcodes  # slow to import, and nothing that measures audio needs it
+    """Return the ISO 15924 codes of a language's scripts (CLDR likely subtags), or None."""
+    import langcodes  # slow to import, and only texts need it
     from langcodes.tag_parser import LanguageTagError
 
     try:
@@ -184,10 +186,10 @@ def scripts_of_language(language: str) -> frozenset[str] | None:
 
 
 def outliers(values: Sequence[float]) -> list[int]:
-    """Indices of the values that lie far from the rest; none among fewer than eight.
+    """Return the indices of values far from the rest; none among fewer than eight.
 
-    Far is a modified z-score above 3.5: the distance from the median over 1.4826 times the median
-    distance, or where that is 0, over 1.2533 times the mean distance (Iglewicz and Hoaglin, 1993).
+    Far means a modified z-score above 3.5: the distance from the median over 1.4826 times the
+    median distance, or if that is 0, over 1.2533 times the mean (Iglewicz and Hoaglin, 1993).
     """
     if len(values) < MIN_VALUES_FOR_OUTLIERS:
         return []
@@ -197,7 +199,7 @@ def outliers(values: Sequence[float]) -> list[int]:
 
 
 def _ratio(decibels: float) -> float:
-    """The ratio of powers that a difference of levels is."""
+    """Return the ratio of powers of a difference of levels."""
     return float(10 ** (decibels / 10))
 
 
@@ -212,7 +214,7 @@ def _clipping_fraction(samples: npt.NDArray[np.float32], highest: float) -> floa
 
 
 def _bandwidth_hz(frames: npt.NDArray[np.float32], sample_rate_hz: int) -> float:
-    """The bandwidth of (num_frames, frame_length, num_channels), from frames spread evenly."""
+    """Return the bandwidth of frames (num_frames, frame_length, num_channels), spread evenly."""
     num_frames, frame_length, _ = frames.shape
     chosen = np.linspace(0, num_frames - 1, min(num_frames, NUM_SPECTRUM_FRAMES)).round()
     windows = np.einsum("fsc->fs", frames[chosen.astype(np.int64)])  # (num_chosen, frame_length)
@@ -220,20 +222,20 @@ def _bandwidth_hz(frames: npt.NDArray[np.float32], sample_rate_hz: int) -> float
     spectra = np.fft.rfft(windows * _window(frame_length))  # (num_chosen, num_bins)
     parts = spectra.view(np.float64)  # real and imaginary, (num_chosen, 2 * num_bins)
     power = np.einsum("wb,wb->b", parts, parts).reshape(-1, 2).sum(axis=1)  # (num_bins,)
-    power[:2] = 0  # where the window puts an offset
+    power[:2] = 0  # where the window puts a DC offset
     strong = np.flatnonzero(power > power.max() * _ratio(-BANDWIDTH_BELOW_PEAK_DB))
     return float(strong[-1] * sample_rate_hz / frame_length) if len(strong) else 0.0
 
 
 @cache
 def _window(frame_length: int) -> npt.NDArray[np.float64]:
-    """Hann's window, periodic."""
+    """Return the periodic Hann window."""
     return np.hanning(frame_length + 1)[:-1]
 
 
 def _snr_db(ordered: Powers) -> float:
-    """The signal-to-noise ratio of frames, their powers in rising order."""
-    audible = ordered[np.searchsorted(ordered, MIN_NOISE_POWER) :]  # padding tells no noise
+    """Return the signal-to-noise ratio of frames, given their powers in rising order."""
+    audible = ordered[np.searchsorted(ordered, MIN_NOISE_POWER) :]  # padding is not noise
     if not len(audible):
         return 0.0
     noise = _percentile(audible, QUIET_PERCENTILE)
@@ -243,13 +245,13 @@ def _snr_db(ordered: Powers) -> float:
 
 
 def _num_words(piece: str) -> int:
-    """Words of a piece of text without white space."""
+    """Return the number of words of a text without white space."""
     if piece.isascii():
         return int(any(map(str.isalnum, piece)))
     alone = [c for c in piece if c.isalnum() and _script(c) in SPACELESS_SCRIPTS]
-    # A sign that lengthens or repeats (a Japanese long vowel) makes no word by itself.
+    # A sign that lengthens or repeats (a Japanese long vowel) is not a word by itself.
     others = (c for c in piece if c.isalnum() and c not in alone)
-    return len(alone) + any(unicodedata.category(c) != "Lm" for c in others)
+    return len(alone) + int(any(unicodedata.category(c) != "Lm" for c in others))
 
 
 def _dominant_script(text: str) -> str | None:
@@ -263,6 +265,6 @@ def _dominant_script(text: str) -> str | None:
 
 @cache
 def _script(character: str) -> str:
-    """The ISO 15924 code of a character's script."""
+    """Return the ISO 15924 code of a character's script."""
     code: str = script_of_character(character)
     return code

@@ -1,4 +1,4 @@
-"""Columns and version of every Parquet table of the pipeline."""
+"""Declarations of every Parquet table of the pipeline: columns and version."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -20,7 +20,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table: what it holds and which rule makes it."""
+    """A table: its name, version, columns, and the rule that makes it."""
 
     name: str
     version: int
@@ -29,7 +29,7 @@ class TableSpec:
 
     @property
     def schema(self) -> pa.Schema:
-        """The Arrow schema, each column with its description."""
+        """Arrow schema; each column carries its description."""
         return pa.schema(
             pa.field(c.name, c.type, c.nullable, {b"description": c.description.encode()})
             for c in self.columns
@@ -55,16 +55,16 @@ class CodecInfo:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> Self:
-        """Read back what :func:`write_table` stamped."""
+        """Return the codec that :func:`write_table` stamped."""
         return cls(**metadata["codec_info"])
 
     def as_metadata(self) -> dict[str, Any]:
-        """For the ``metadata`` of :func:`write_table`."""
+        """Return the ``metadata`` for :func:`write_table`."""
         return {"codec_info": asdict(self)}
 
 
 def frames(num_codebooks: int) -> pa.DataType:
-    """The type of a matrix of codes: (T, K) or (F, K), int16."""
+    """Return the type of a matrix of codes: (T, K) or (F, K), int16."""
     return pa.list_(pa.list_(pa.int16(), num_codebooks))
 
 
@@ -310,7 +310,7 @@ EVAL_CLIPS = TableSpec(
 
 
 def codes_spec(num_codebooks: int) -> TableSpec:
-    """The table of one tokenization shard, for K codebooks."""
+    """Return the table of one tokenization shard, for K codebooks."""
     return TableSpec(
         name="codes",
         version=1,
@@ -325,7 +325,7 @@ def codes_spec(num_codebooks: int) -> TableSpec:
 
 
 def packed_spec(num_codebooks: int) -> TableSpec:
-    """The table of packed training rows, for K codebooks; names are the native model's."""
+    """Return the table of packed training rows, for K codebooks; names as in the native model."""
     matrix = frames(num_codebooks)
     return TableSpec(
         name="packed rows",

@@ -1,4 +1,4 @@
-"""What speech models tell of a recording, and how far a transcript is from another."""
+"""Measures by speech models, and the word error rate of a transcript."""
 
 import unicodedata
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from higgs_pipe.data.text import bare_words
 
 @dataclass(frozen=True)
 class SpeechMeasures:
-    """What the speech models tell of a recording; None where there is no such model."""
+    """Measures of a recording by speech models; None for a model that is off."""
 
     transcript: str | None
     stoi: float | None
@@ -22,14 +22,14 @@ class SpeechMeasures:
 
 
 def word_error_rate(reference: str, hypothesis: str) -> float:
-    """Words put in, left out or changed, over the words of ``reference``.
+    """Return inserted, deleted and substituted words over the words of ``reference``.
 
-    Case, punctuation, widths of signs and white space do not count. Where words are written
-    without spaces between them (Chinese, Japanese, Thai), each letter is a word.
+    Case, punctuation, character widths and white space do not count. In scripts without spaces
+    between words (Chinese, Japanese, Thai), each letter is a word.
 
     Returns:
-        0 for equal words; above 1 where more was put in than there was. A reference without words
-        has as many errors as the hypothesis has words.
+        0 for equal words; above 1 with more insertions than words. A reference without words has
+        as many errors as the hypothesis has words.
     """
     expected, found = _words(reference), _words(hypothesis)
     if not expected:
@@ -38,7 +38,7 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    # An apostrophe stands within a word: "it's" is "its" to a recogniser that writes none.
+    # Some recognisers write no apostrophes: "it's" is "its".
     text = bare_words(unicodedata.normalize("NFKC", text).replace("'", "").replace("\u2019", ""))
     return "".join(
         f" {character} " if script_of_character(character) in SPACELESS_SCRIPTS else character

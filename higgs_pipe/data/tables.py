@@ -1,4 +1,4 @@
-"""Every Parquet table of the pipeline: columns, version, and strict reading and writing.
+"""Strict reading and writing of Parquet tables, each declared by a :class:`TableSpec`.
 
 Letters used here and everywhere: B rows, S positions of a row, T codec frames, F delayed frames
 (F = T + 2 + K - 1), K codebooks, V entries of a codebook.
@@ -28,13 +28,13 @@ METADATA_KEY = b"higgs_pipe"
 def table_writer(
     path: Path, spec: TableSpec, metadata: dict[str, Any] | None = None
 ) -> Iterator[pq.ParquetWriter]:
-    """A streaming writer; the file appears under its name only when the block succeeds.
+    """Yield a streaming writer; the file appears under its name only if the block succeeds.
 
-    Codes are split by byte instead of looked up in a dictionary, which is smaller and faster, and
-    compressed by LZ4: 15 % larger than by Zstandard, written and read in four fifths of the time.
+    Codes use byte-stream split instead of a dictionary (smaller and faster) and LZ4: 15 % larger
+    than Zstandard, written and read in four fifths of the time.
 
     Raises:
-        UserError: The disk is full, or a file must not be as large.
+        UserError: The disk is full, or the file exceeds a limit on its size.
     """
     stamp = {"table": spec.name, "version": spec.version, **(metadata or {})}
     schema = spec.schema.with_metadata({METADATA_KEY: json.dumps(stamp, sort_keys=True).encode()})
@@ -48,7 +48,7 @@ def table_writer(
         if error.errno not in NO_ROOM:
             raise
         raise UserError(
-            f"{path}: cannot be written ({os.strerror(error.errno)}); make room and run again."
+            f"{path}: cannot be written ({os.strerror(error.errno)}); free space and run again."
         ) from None
 
 
@@ -64,7 +64,7 @@ def _encodings(spec: TableSpec) -> dict[str, Any]:
         "compression": "lz4" if codes else "zstd",
         "use_dictionary": [path for path in leaves if path not in codes],
         "column_encoding": dict.fromkeys(codes, "BYTE_STREAM_SPLIT"),
-        # Nobody looks for the least and the largest item of a list.
+        # Minimum and maximum of list items are of no use.
         "write_statistics": [column.name for column in spec.columns if column.name in leaves],
     }
 
@@ -72,10 +72,10 @@ def _encodings(spec: TableSpec) -> dict[str, Any]:
 def write_table(
     path: Path,
     spec: TableSpec,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write ``rows`` (one dictionary a row), cast strictly to the table's columns.
+    """Write ``rows`` (one dictionary per row), cast strictly to the table's columns.
 
     Raises:
         pyarrow.ArrowInvalid, KeyError: A value does not fit its column, or a key is missing.
@@ -84,11 +84,10 @@ def write_table(
         writer.write_table(to_arrow(spec, rows, writer.schema))
 
 
-def write_shards(folder: Path, spec: TableSpec, shards: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Write one table a shard, ``shard-00000.parquet`` ...; stale shards are removed.
-
-    Stale are those of an earlier run with more shards: nobody may take them for part of this one.
-    """
+def write_shards(
+    folder: Path, spec: TableSpec, shards: Sequence[Sequence[Mapping[str, Any]]]
+) -> None:
+    """Write one table per shard, ``shard-00000.parquet`` ...; remove shards of earlier runs."""
     paths = [shard_path(folder, index) for index in range(len(shards))]
     for path, rows in zip(paths, shards, strict=True):
         write_table(path, spec, rows)
@@ -97,14 +96,14 @@ def write_shards(folder: Path, spec: TableSpec, shards: Sequence[Sequence[dict[s
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    """Where the table of a shard is."""
+    """Return the path of a shard's table."""
     return folder / f"{shard_name(index)}.parquet"
 
 
 def to_arrow(
-    spec: TableSpec, rows: Sequence[dict[str, Any]], schema: pa.Schema | None = None
+    spec: TableSpec, rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None
 ) -> pa.Table:
-    """``rows`` as an Arrow table with the columns of ``spec``.
+    """Return ``rows`` as an Arrow table with the columns of ``spec``.
 
     A value of a list column may be a NumPy array: (n,), or (n, K) for a matrix of codes.
     """
@@ -121,12 +120,12 @@ def _to_array(arrow_type: pa.DataType, values: list[Any]) -> pa.Array:
 
 
 def lists_to_arrow(spec: TableSpec, columns: Mapping[str, tuple[Any, Any]]) -> pa.Table:
-    """The Arrow table of a ``spec`` that has list columns alone.
+    """Return the Arrow table of a ``spec`` that has only list columns.
 
     Args:
-        spec: Of the table.
-        columns: For each column the items of all rows, one row after the other, as a NumPy or
-            Arrow array: (n,), or (n, K) for a matrix of codes; and each row's number of items.
+        spec: The table.
+        columns: For each column, the items of all rows joined in order, as a NumPy or Arrow array
+            (n,), or (n, K) for a matrix of codes; and the number of items per row.
     """
     arrays = [_lists(column.type, *columns[column.name]) for column in spec.columns]
     return pa.Table.from_arrays(arrays, schema=spec.schema)
@@ -142,13 +141,13 @@ def _lists(arrow_type: pa.DataType, items: Any, lengths: npt.ArrayLike) -> pa.Ar
 
 
 def open_table(path: Path, spec: TableSpec) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    """Open a table and check that it is the one expected.
+    """Open a table and check that it is the expected one.
 
     Returns:
-        The Parquet file and what its writer stamped.
+        The Parquet file and the metadata that its writer stamped.
 
     Raises:
-        UserError: The file is missing, unreadable, or was written by another version.
+        UserError: The file is missing or unreadable, or another version wrote it.
     """
     remedy = f"run: snakemake --forcerun {spec.made_by}"
     try:
@@ -168,21 +167,21 @@ def open_table(path: Path, spec: TableSpec) -> tuple[pq.ParquetFile, dict[str, A
 
 
 def read_table(path: Path, spec: TableSpec) -> tuple[pa.Table, dict[str, Any]]:
-    """The whole table and what its writer stamped; errors as :func:`open_table`."""
+    """Return the table and the metadata that its writer stamped; errors as :func:`open_table`."""
     table, stamp = open_table(path, spec)
     return table.read(), stamp
 
 
 def read_codec_info(path: Path) -> CodecInfo:
-    """The codec stamped on a table of codes or packed rows.
+    """Return the codec stamped on a table of codes or packed rows.
 
     Raises:
-        UserError: The file is missing or carries no such stamp.
+        UserError: The file is missing or has no codec stamp.
     """
     try:
         metadata = pq.read_schema(path).metadata or {}
         return CodecInfo.from_metadata(json.loads(metadata[METADATA_KEY]))
     except (FileNotFoundError, KeyError, TypeError, pa.ArrowInvalid):
         raise UserError(
-            f"{path}: no table with a codec stamp; run: snakemake --forcerun tokenize_shard"
+            f"{path}: not a table with a codec stamp; run: snakemake --forcerun tokenize_shard"
         ) from None

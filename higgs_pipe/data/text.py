@@ -1,4 +1,4 @@
-"""What a transcript must not be: blank, or a command to the model (a ``<|...|>`` token)."""
+"""Checks of a transcript (blank text, ``<|...|>`` control tokens), and its bare words."""
 
 import re
 import unicodedata
@@ -8,20 +8,20 @@ CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing to see in ``text``: white space and invisible characters alone."""
+    """Whether ``text`` is white space and invisible characters alone."""
     return not _plain(text).strip()
 
 
 def find_control_token(pieces: Iterable[str]) -> str | None:
-    """The first control token in text, or in what its pieces make together; None without any.
+    """Return the first control token in the joined pieces, or None.
 
-    Look-alikes are found too: full-width signs, and tokens with invisible characters in them. No
-    tokenizer of today reads those as commands, but nobody says them either, and the next cleaning
-    of the text may undo them.
+    Look-alikes count: full-width signs, and tokens with invisible characters in them. No current
+    tokenizer reads those as commands, but nobody says them either, and cleaning the text may turn
+    them into commands.
 
     Args:
-        pieces: Texts that a chat template writes one after another, without their outer white
-            space: the parts of a turn, or a single text.
+        pieces: Texts that a chat template joins, each stripped of outer white space: the parts
+            of a turn, or a single text.
     """
     text = "".join(piece.strip() for piece in pieces)
     for spelling in (text, _plain(text)):
@@ -31,7 +31,7 @@ def find_control_token(pieces: Iterable[str]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """``text`` without what the eye does not see: widths, styles, and invisible characters."""
+    """Return ``text`` without widths, styles and invisible characters."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -42,7 +42,7 @@ def _plain(text: str) -> str:
 
 
 class _Blanked(dict[int, str]):
-    """For ``str.translate``: punctuation, separators and control characters become spaces."""
+    """A table for ``str.translate``: punctuation, separators and controls become spaces."""
 
     def __missing__(self, code_point: int) -> str:
         character = chr(code_point)

@@ -18,10 +18,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import soundfile as sf
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -38,6 +40,7 @@ from transformers import (
 
 from higgs_pipe.config.settings import Sampling
 from higgs_pipe.data.conversation import Conversation
+from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.higgs.batch import PackedRow, is_placeholder
 from higgs_pipe.higgs.chat_template import Prompt, TokenIds
@@ -62,6 +65,12 @@ class ModelPrompt:
         digest.update(self.input_ids.astype("<i4").tobytes())
         digest.update(self.audio_input_ids.astype("<i2").tobytes())
         return int.from_bytes(digest.digest()[:8], "big") >> 1
+
+
+class Heard(NamedTuple):
+    """A recording in a conversation by its codes (T, K); those of the target are not read."""
+
+    codes: Codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +103,11 @@ class Spoken:
     def duration_seconds(self) -> float:
         """Length of the samples."""
         return len(self.samples) / self.sample_rate_hz
+
+    def write(self, path: str | Path) -> None:
+        """Write a 16-bit WAV; samples beyond full scale are clipped."""
+        with atomic_write(Path(path)) as aside:
+            sf.write(aside, self.samples, self.sample_rate_hz, "PCM_16", format="WAV")
 
 
 def speak(
@@ -155,7 +169,8 @@ def native_forward(model: nn.Module) -> Iterator[HiggsAudioV2ForConditionalGener
     """Lend the native model inside ``model`` for generation: evaluation mode, its own forward.
 
     A ``DualLossModel`` has other forward passes in place of the native ones, which take packed rows
-    and no cache. They, and the mode of every module, are back when the block ends.
+    and no cache. They, the mode of every module and the checkpoint's defaults for generation (which
+    would mix with ours) are back when the block ends.
 
     Args:
         model: The native model, a ``PeftModel`` of it, or a ``DualLossModel``.
@@ -172,9 +187,11 @@ def native_forward(model: nn.Module) -> Iterator[HiggsAudioV2ForConditionalGener
     for module in packed_forwards:
         del module.forward  # the instance's; the class's remains
     model.eval()
+    defaults, native.generation_config = native.generation_config, GenerationConfig()
     try:
         yield native
     finally:
+        native.generation_config = defaults
         for module, forward in packed_forwards.items():
             module.forward = forward
         for module, is_training in modes.items():
@@ -205,7 +222,6 @@ def _generate_batch(
 
         def loop(model: Any, input_ids: Tensor, **options: Any) -> Any:
             # The sampler draws the codes. The native loop finds one left of each codebook.
-            options["generation_config"].ras_win_len = None
             options["logits_processor"].append(sampler)
             return type(model)._sample(model, input_ids, **options)
 
@@ -345,25 +361,23 @@ def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> Generat
     return GeneratedCodes(codes, has_stopped)
 
 
-def prompt_of(
-    renderer: PromptRenderer, conversation: Conversation[Any], references: Sequence[Codes]
-) -> ModelPrompt:
-    """The prompt of a conversation's last turn, as training sees it.
+def prompt_of(renderer: PromptRenderer, conversation: Conversation[Heard]) -> ModelPrompt:
+    """The prompt for the last recording of a conversation, as training sees it.
 
     Args:
         renderer: Of the base.
-        conversation: The last turn is the target, with a recording as its only part.
-        references: (T, K) for each recording before it, in order.
+        conversation: Its only target is the last turn, with a recording as its only part.
 
     Raises:
         RenderError: The chat template does not render the conversation in full.
     """
-    sample = renderer.prompt(conversation)
-    end = int(np.flatnonzero(sample.ids == renderer.tokens.audio)[-1])
-    ids, labels = sample.ids[:end], sample.labels[:end]
+    whole = renderer.prompt(conversation)
+    end = int(np.flatnonzero(whole.ids == renderer.tokens.audio)[-1])
+    ids, labels = whole.ids[:end], whole.labels[:end]
+    references = [r.codes for turn in conversation.turns[:-1] for r in turn.recordings]
     if not references:
         return ModelPrompt(ids, np.empty((0, renderer.tokens.num_codebooks), np.int16))
-    read = renderer.model_inputs([Prompt(ids, labels, sample.is_target[:-1])], references)
+    read = renderer.model_inputs([Prompt(ids, labels, whole.is_target[:-1])], references)
     return ModelPrompt(read.input_ids, read.audio_input_ids)
 
 

@@ -132,10 +132,10 @@ def test_a_truncated_file_is_unreadable(tmp_path: Path, name: str) -> None:
             "it begins with b'<!DOCTYPE html><'",
         ),
         (b"", "is empty (0 bytes)"),
-        (b"RIFF\x24\0\0\0WAVE", "is no audio"),
+        (b"RIFF\x24\0\0\0WAVE", "it begins with b'RIFF"),
     ],
 )
-def test_what_is_no_audio_is_unreadable(tmp_path: Path, content: bytes, fact: str) -> None:
+def test_a_file_that_is_not_audio_is_unreadable(tmp_path: Path, content: bytes, fact: str) -> None:
     (tmp_path / "a.wav").write_bytes(content)
     row = measured_file(tmp_path / "a.wav")
     assert row["reason"] == "audio_unreadable"
@@ -145,19 +145,20 @@ def test_what_is_no_audio_is_unreadable(tmp_path: Path, content: bytes, fact: st
 def test_a_recording_of_no_samples_is_unreadable(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", np.zeros(0), RATE)
     row = measured_file(tmp_path / "a.wav")
-    assert (row["reason"], row["fact"][-16:]) == ("audio_unreadable", "holds no samples")
+    assert (row["reason"], row["duration_seconds"]) == ("audio_unreadable", None)
+    assert str(tmp_path / "a.wav") in row["fact"]
 
 
 @pytest.mark.parametrize(
     ("value", "reason", "fact"),
     [
-        (np.nan, "audio_non_finite", "holds 1 samples that are NaN or infinite"),
-        (-np.inf, "audio_non_finite", "holds 1 samples that are NaN or infinite"),
-        (-8000.0, "audio_out_of_range", "has a peak of 8000 times full scale, above 100"),
-        (1e38, "audio_out_of_range", "has a peak of 1e+38 times full scale"),
+        (np.nan, "audio_non_finite", " 1 samples "),
+        (-np.inf, "audio_non_finite", " 1 samples "),
+        (-8000.0, "audio_out_of_range", " 8000 times full scale"),
+        (1e38, "audio_out_of_range", " 1e+38 times full scale"),
     ],
 )
-def test_samples_that_are_no_sound_are_rejected(
+def test_samples_that_are_not_sound_are_rejected(
     tmp_path: Path, value: float, reason: str, fact: str
 ) -> None:
     samples = speech()
@@ -203,7 +204,7 @@ def test_a_segment_shorter_than_a_sample_lies_outside(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", speech(), RATE)
     [row] = measured(tmp_path, (str(tmp_path / "a.wav"), 1.0, 1.000001))
     assert row["reason"] == "segment_outside"
-    assert "shorter than a sample at 24,000 Hz" in row["fact"]
+    assert "24,000 Hz" in row["fact"]
 
 
 def test_a_rejected_recording_has_no_measures(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_header_that_declares_terabytes_allocates_no_more_than_a_block(tmp_pat
     (tmp_path / "a.flac").write_bytes(content)
     assert sf.info(tmp_path / "a.flac").frames * 4 > 2**37
     tracemalloc.start()
-    with pytest.raises(AudioError, match=r"is cut off|cannot be decoded to its end"):
+    with pytest.raises(AudioError, match=r"is cut off|cannot be decoded"):
         decode(tmp_path / "a.flac")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

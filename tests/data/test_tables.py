@@ -11,6 +11,6 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_table(tmp_path):
     codes = np.random.default_rng(0).integers(0, 1024, (10_000, 8), np.int16)
     row = {"clip_id": "a", "codes": codes, "num_frames": len(codes), "audio_sha256": "0"}
     table = tmp_path / "codes.parquet"
-    with files_of_at_most(20_000), pytest.raises(UserError, match=r"codes.parquet: cannot be wri"):
+    with files_of_at_most(20_000), pytest.raises(UserError, match=r"codes\.parquet"):
         write_table(table, codes_spec(8), [row])
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import torch
 from helpers import PackedCorpus
 from reference import base_with_lora
 from torch import nn
+from transformers import GenerationConfig
 
 from higgs_pipe.config.settings import Sampling
 from higgs_pipe.config.stages import Pretrained
@@ -108,6 +109,17 @@ def test_equal_seeds_give_equal_codes_and_other_seeds_others(base, samples):
     )
     assert equal(first.codes, again.codes)
     assert not equal(first.codes, other.codes)
+
+
+def test_the_checkpoints_own_defaults_change_nothing(base, samples, monkeypatch):
+    prompts = [sample.prompt for sample in samples]
+    expected = generate(base, prompts, SAMPLED, RATE_HZ)
+    own = {"do_sample": True, "temperature": 0.1, "top_k": 2, "ras_win_len": 3, "max_length": 20}
+    defaults = GenerationConfig(repetition_penalty=1.3, **own)
+    monkeypatch.setattr(base, "generation_config", defaults)
+    found = generate(base, prompts, SAMPLED, RATE_HZ)
+    assert all(equal(a.codes, b.codes) for a, b in zip(found, expected, strict=True))
+    assert base.generation_config is defaults
 
 
 def all_parameters(model: nn.Module) -> list[torch.Tensor]:

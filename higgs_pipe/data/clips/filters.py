@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from higgs_pipe.config.settings import FilterConfig
-from higgs_pipe.data.clips.reasons import Reason
+from higgs_pipe.data.clips.reasons import Fault, Reason
 
 # The setting, the measure that it bounds from above (max_) or below (min_), and the reason.
 BOUNDS = (
@@ -28,26 +28,26 @@ BOUNDS = (
 )
 
 
-def faults(measures: Mapping[str, Any], limits: FilterConfig) -> list[tuple[Reason, str]]:
-    """What the filters have against a clip: reason and fact for each that it does not pass.
+def faults(measures: Mapping[str, Any], limits: FilterConfig) -> list[Fault]:
+    """Return a fault per filter that a clip does not pass.
 
     Args:
         measures: The clip's measures by the names of their columns, ``sample_rate_hz`` among them.
         limits: The filters.
     """
-    found = []
+    found: list[Fault] = []
     for setting, measure, reason in BOUNDS:
         limit = getattr(limits, setting)
         if limit is None or measures[measure] is None:
             continue
         value = measures[measure]
         if setting.startswith("max_") and value > limit:
-            found.append((reason, _fact(measure, value, "more", setting, limit)))
+            found.append(Fault(reason, _fact(measure, value, "more", setting, limit)))
         elif setting.startswith("min_") and value < limit:
-            found.append((reason, _fact(measure, value, "less", setting, limit)))
+            found.append(Fault(reason, _fact(measure, value, "less", setting, limit)))
     if limits.require_language_script and measures["fits_language"] is False:
-        fact = f"most letters of `text` are of the script {measures['script']}, not its language's"
-        found.append((Reason.WRONG_SCRIPT, fact))
+        fact = f"most letters of `text` are in script {measures['script']}, not its language's"
+        found.append(Fault(Reason.WRONG_SCRIPT, fact))
     return found
 
 

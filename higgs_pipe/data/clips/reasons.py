@@ -1,4 +1,4 @@
-"""Why a row is rejected: a code and a remedy, the same wherever the fault is found."""
+"""Reasons for rejecting a row: a code and a remedy, the same wherever the fault is found."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,12 +8,12 @@ from higgs_pipe.data.manifests.row import Row
 
 
 class Reason(StrEnum):
-    """A reason code, each with what to do about it."""
+    """A reason code with its remedy."""
 
     remedy: str
 
     def __new__(cls, code: str, remedy: str) -> Self:
-        """A reason code that carries its remedy."""
+        """Return the code as text that carries its remedy."""
         reason = str.__new__(cls, code)
         reason._value_ = code
         reason.remedy = remedy
@@ -21,7 +21,7 @@ class Reason(StrEnum):
 
     AUDIO_MISSING = (
         "audio_missing",
-        "put the file there, or mend `audio` (a path relative to the manifest)",
+        "put the file there, or fix `audio` (a path relative to the manifest)",
     )
     AUDIO_UNREADABLE = "audio_unreadable", "export it again as WAV or FLAC, or drop the row"
     AUDIO_NON_FINITE = "audio_non_finite", "export it again, best as 16-bit WAV, or drop the row"
@@ -31,16 +31,16 @@ class Reason(StrEnum):
     )
     SEGMENT_OUTSIDE = (
         "segment_outside",
-        "mend `start_seconds` and `end_seconds` (a Kaldi segment, an offset, a cut), or the file",
+        "fix `start_seconds` and `end_seconds` (a Kaldi segment, an offset, a cut), or the file",
     )
     TEXT_EMPTY = "text_empty", "write down what is said, or drop the row"
-    CONTROL_TOKEN = "control_token", "take it out: the model would read it as a command"
+    CONTROL_TOKEN = "control_token", "remove it: the model would read it as a command"
     SILENT = "silent", "record it again, or drop the row"
     TOO_SHORT = "too_short", "drop the row, or lower validate.min_clip_seconds"
     TOO_LONG = "too_long", "cut it into utterances, or raise validate.max_clip_seconds"
     REFERENCE_MISSING = (
         "reference_missing",
-        "put the file there, or mend `ref_audio` (a path relative to the manifest)",
+        "put the file there, or fix `ref_audio` (a path relative to the manifest)",
     )
     REFERENCE_UNREADABLE = (
         "reference_unreadable",
@@ -50,7 +50,7 @@ class Reason(StrEnum):
         "reference_is_target",
         "name another recording as `ref_audio`, or leave out `ref_audio` and `ref_text`",
     )
-    # Of the filters.
+    # Filters.
     CLIPPED = "clipped", "take an original with more headroom, or drop the row"
     MOSTLY_SILENT = "mostly_silent", "cut the pauses out, or drop the row"
     LEADING_SILENCE = "leading_silence", "trim it, or give `start_seconds`"
@@ -66,17 +66,17 @@ class Reason(StrEnum):
     )
     MANY_CHARACTERS_PER_SECOND = (
         "many_characters_per_second",
-        "take out what the recording does not say",
+        "remove what the recording does not say",
     )
     FEW_WORDS_PER_SECOND = "few_words_per_second", "complete the transcript, or cut the pauses out"
-    MANY_WORDS_PER_SECOND = "many_words_per_second", "take out what the recording does not say"
-    WRONG_SCRIPT = "wrong_script", "mend `language` (sr-Latn names a script), or the text"
-    # Of the speech models.
+    MANY_WORDS_PER_SECOND = "many_words_per_second", "remove what the recording does not say"
+    WRONG_SCRIPT = "wrong_script", "fix `language` (sr-Latn names a script), or the text"
+    # Speech models.
     WORD_ERROR_RATE = "word_error_rate", "write down what is said, or drop the row"
     LOW_STOI = "low_stoi", "take a cleaner recording, or drop the row"
     LOW_PESQ = "low_pesq", "take a cleaner recording, or drop the row"
     LOW_SI_SDR = "low_si_sdr", "take a cleaner recording, or drop the row"
-    # Of what a row shares with others.
+    # What a row shares with others.
     SPLIT_CONFLICT = (
         "split_conflict",
         "give rows that share audio, text or dialogue (or a speaker, where data.split_by is "
@@ -84,13 +84,13 @@ class Reason(StrEnum):
     )
     DIALOGUE_INCOMPLETE = (
         "dialogue_incomplete",
-        "mend or add that turn, or take `dialogue_id` and `turn` out of its rows",
+        "fix or add that turn, or take `dialogue_id` and `turn` out of its rows",
     )
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a recording or a row."""
+    """A fault of a recording or a row."""
 
     reason: Reason
     fact: str
@@ -98,7 +98,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row that goes no further; its length is known if its file could be opened."""
+    """A rejected row; its length is known if its file could be opened."""
 
     row: Row
     fault: Fault

@@ -1,14 +1,12 @@
-"""What ``validation.json`` holds."""
+"""``validation.json``: what validation accepted and rejected, counted."""
 
 from typing import ClassVar
-
-from pydantic import ConfigDict
 
 from higgs_pipe.data.results import Result, ResultPart
 
 
 class Share(ResultPart):
-    """Clips of a split, and their length."""
+    """Clips and their length."""
 
     num_clips: int
     seconds: float
@@ -20,6 +18,22 @@ class NamedShare(Share):
 
     num_train_clips: int
     num_eval_clips: int
+
+
+class Loss(ResultPart):
+    """Rejected rows; ``hours`` sums the rows of known length."""
+
+    num_rows: int
+    num_rows_of_unknown_length: int
+    hours: float
+
+
+class Losses(ResultPart):
+    """Rejected rows by reason, speaker and language."""
+
+    reasons: dict[str, Loss]
+    speakers: dict[str, Loss]
+    languages: dict[str, Loss]
 
 
 class ClipSeconds(ResultPart):
@@ -37,10 +51,24 @@ class SpeakersWithOneClip(ResultPart):
     message: str
 
 
-class ValidationSummary(Result):
-    """``validation.json``; keys that no later stage reads are not declared."""
+class Outliers(ResultPart):
+    """Clips whose measure is far from the median of their speaker; the farthest first."""
 
-    model_config = ConfigDict(extra="allow")
+    median: float
+    num_clips: int
+    clips: dict[str, float]
+
+
+class OutsideRoot(ResultPart):
+    """Rows with a recording outside the root of their manifest."""
+
+    num_rows: int
+    first_rows: list[str]
+
+
+class ValidationSummary(Result):
+    """``validation.json``; references are counted apart from clips."""
+
     made_by: ClassVar[str] = "judge_clips"
 
     num_rows: int
@@ -49,9 +77,14 @@ class ValidationSummary(Result):
     hours: float
     num_rejected: int
     num_rejected_by_reason: dict[str, int]
+    rejected: Losses
+    num_texts_from_transcripts: int
     num_references: int
     splits: dict[str, Share]
+    split_by: str
+    overlap: dict[str, int]
     num_audio_shared_by_splits: int
+    largest_group_num_clips: int
     clip_seconds: ClipSeconds
     speakers: dict[str, NamedShare]
     num_clips_without_speaker: int
@@ -59,3 +92,6 @@ class ValidationSummary(Result):
     num_clips_without_language: int
     speakers_with_one_clip: SpeakersWithOneClip
     duplicates: list[list[str]]
+    outliers: dict[str, dict[str, Outliers]]
+    outside_root: OutsideRoot
+    ignored_manifest_keys: dict[str, int]

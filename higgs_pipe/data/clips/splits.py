@@ -1,49 +1,26 @@
-"""Which clips are held out, and which shard a clip belongs to: by hash, so nothing drifts."""
+"""Splits: clips that share something stay together; a hash picks the groups held out."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from higgs_pipe.config.settings import DataConfig
-from higgs_pipe.data.conversation import ClipId, Conversation
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.spans import Span
-from higgs_pipe.data.specs import EVAL, REFERENCE, TRAIN
+from higgs_pipe.data.specs import EVAL, TRAIN
 from higgs_pipe.data.text import bare_words
 
 
-class Beside(NamedTuple):
-    """A recording that a clip's conversation holds beside the clip's own."""
+class OtherRecording(NamedTuple):
+    """A recording in a clip's conversation, other than the clip's own."""
 
-    clip: Mapping[str, Any]  # a row of the table of clips
+    columns: Mapping[str, Any]  # of CLIPS: audio, text, speaker and dialogue_id at least
     is_target: bool
 
 
-def beside(
-    clips: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
-) -> list[list[Beside]]:
-    """The other recordings of the conversation of each clip.
-
-    Args:
-        clips: Rows of the table of clips.
-        references: Its references, which these recordings are.
-    """
-    by_id = {reference["clip_id"]: reference for reference in references}
-    return [
-        [
-            Beside(by_id[heard.recording.clip_id], heard.is_target)
-            for heard in Conversation.from_json(
-                clip["conversation"] or "[]", ClipId.of
-            ).utterances()
-            if heard.recording.clip_id in by_id
-        ]
-        for clip in clips
-    ]
-
-
 class Key(NamedTuple):
-    """Something that clips may share; clips of one split alone have it."""
+    """Something that clips may share; all clips with a key are in one split."""
 
     kind: Literal["audio", "text", "dialogue", "speaker", "recording"]
     value: str
@@ -52,21 +29,20 @@ class Key(NamedTuple):
 def keys_of(
     clips: Sequence[Mapping[str, Any]],
     data: DataConfig,
-    others: Sequence[Sequence[Beside]] = (),
+    others: Sequence[Sequence[OtherRecording]] = (),
 ) -> list[list[Key]]:
-    """What each clip may share with another: clips with an equal key lie on one side.
+    """Return the keys of each clip: what it may share with others of its split.
 
-    Whatever ``data.split_by`` is, that is audio (equal samples, in whatever file they lie, and
-    the time in which segments of one file overlap), a dialogue and, if
-    ``data.keep_text_together``, the text. All that is learned of a conversation counts; what is
-    only heard in it counts if another clip learns it and ``data.keep_context_together``. A clip's
-    first key names it in :func:`groups_of`: its speaker or its recording if the split is by these,
-    else its samples.
+    Keys are audio (equal samples in any file, and overlapping segments of one file), dialogue and,
+    with ``data.keep_text_together``, text; speaker or recording if ``data.split_by`` says so. All
+    targets of a conversation count; other recordings in it count if they are a target elsewhere
+    and ``data.keep_context_together`` is set. A clip's first key names it in :func:`groups_of`:
+    its speaker or recording if the split is by these, else its samples.
 
     Args:
-        clips: Rows of the table of clips; their ``split`` is not read.
+        clips: Rows of CLIPS; their ``split`` is not read.
         data: The settings of the split.
-        others: The other recordings of the conversation of each clip (:func:`beside`).
+        others: The other recordings in the conversation of each clip.
     """
     heard = [(index, clip, True) for index, clip in enumerate(clips)]
     heard += [
@@ -103,7 +79,7 @@ def _own_keys(clip: Mapping[str, Any], span: Key, data: DataConfig) -> list[Key]
 
 
 def _span_keys(spans: Sequence[Span]) -> list[Key]:
-    """A key for each span; those that overlap, also by way of others, have equal ones."""
+    """Return a key per span; spans that overlap, also through others, have equal keys."""
     by_file: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
     for index, span in enumerate(spans):
         by_file[span.audio_path].append((*span.bounds_seconds, index))
@@ -119,7 +95,7 @@ def _span_keys(spans: Sequence[Span]) -> list[Key]:
 
 
 def groups_of(keys: Sequence[Sequence[Key]]) -> list[str]:
-    """A name for each clip; clips that share a key, also by way of others, have equal names.
+    """Return a group name per clip; clips that share a key, also through others, have one group.
 
     Args:
         keys: The keys of each clip, at least one.
@@ -144,79 +120,18 @@ def groups_of(keys: Sequence[Sequence[Key]]) -> list[str]:
     return [names[root(own[0])] for own in keys]
 
 
-def overlap(clips: Sequence[Mapping[str, Any]], data: DataConfig) -> dict[str, int]:
-    """What lies on both sides of the split; read from its result, by other means than its making.
-
-    Args:
-        clips: The table of clips, with their splits and references.
-        data: The settings of the split.
-
-    Returns:
-        How much ``audio`` (equal samples, and segments that overlap), how many ``texts`` and
-        ``dialogues`` are learned on both sides; ``speakers`` or ``recordings`` too, if the split
-        is by these; and ``context``, how much audio that one side learns is heard in conversations
-        of the other. Each is 0, but for ``texts`` without ``data.keep_text_together`` and
-        ``context`` without ``data.keep_context_together``.
-    """
-    sides = [[clip for clip in clips if clip["split"] == split] for split in (TRAIN, EVAL)]
-    references = [clip for clip in clips if clip["split"] == REFERENCE]
-    learned, heard = [], []
-    for side in sides:
-        others = [other for of_clip in beside(side, references) for other in of_clip]
-        learned.append([*side, *(clip for clip, is_target in others if is_target)])
-        heard.append([clip for clip, is_target in others if not is_target])
-
-    def num_shared(value_of: Callable[[Mapping[str, Any]], Any]) -> int:
-        train, held_out = ({value_of(clip) for clip in side} - {None, ""} for side in learned)
-        return len(train & held_out)
-
-    found = {
-        "audio": _num_shared_audio(learned),
-        "texts": num_shared(lambda clip: bare_words(clip["text"])),
-        "dialogues": num_shared(lambda clip: clip["dialogue_id"]),
-        "context": _num_shared_audio([learned[0], heard[1]])
-        + _num_shared_audio([heard[0], learned[1]]),
-    }
-    if data.split_by == "speaker":
-        found["speakers"] = num_shared(lambda clip: clip["speaker"])
-    if data.split_by == "recording":
-        found["recordings"] = num_shared(lambda clip: clip["audio_sha256"])
-    return found
-
-
-def _num_shared_audio(sides: Sequence[Sequence[Mapping[str, Any]]]) -> int:
-    """Equal samples on both sides, and segments that overlap."""
-    first, second = ({clip["pcm_sha256"] for clip in side} for side in sides)
-    return len(first & second) + _num_overlapping(sides)
-
-
-def _num_overlapping(sides: Sequence[Sequence[Mapping[str, Any]]]) -> int:
-    """Segments that begin within a segment of the other side."""
-    spans = sorted(
-        (clip["audio_path"], *Span.of(clip).bounds_seconds, side)
-        for side, side_clips in enumerate(sides)
-        for clip in side_clips
-    )
-    num_overlapping = 0
-    reach = {0: ("", 0.0), 1: ("", 0.0)}  # how far each side has come
-    for path, start, end, side in spans:
-        num_overlapping += (path, start) < reach[1 - side]
-        reach[side] = max(reach[side], (path, end))
-    return num_overlapping
-
-
 def assign_splits(
     groups: Sequence[str], given: Sequence[str | None], eval_fraction: float, seed: int
 ) -> list[str]:
-    """The split of each clip.
+    """Return the split of each clip.
 
     Clips of one group (:func:`groups_of`) always share a split. A group is held out when its
-    hash falls below ``eval_fraction``; if that leaves a side empty, the group with the smallest
-    (or largest) hash goes there, so that two groups always give both sides.
+    hash falls below ``eval_fraction``; if that leaves a split empty, the group with the smallest
+    (or largest) hash goes there, so that two groups always give both splits.
 
     Args:
-        groups: A name for each clip; those of clips that stay together are equal.
-        given: The split that the manifest gives, or None; it wins for the whole group.
+        groups: The group of each clip.
+        given: The split from the manifest, or None; it wins for the whole group.
         eval_fraction: Share of the groups to hold out.
         seed: Another seed gives another split.
 

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from higgs_pipe.data.conversation import (
     ASSISTANT,
-    SCENE,
     SYSTEM,
     USER,
     ClipId,
     Conversation,
     Turn,
+    speech_conversation,
 )
 from higgs_pipe.data.packing.clips import ClipRow, Clips
 from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
@@ -41,8 +41,8 @@ def conversation_of(
         system_prompt: The system message; a conversation may have its own.
         clean: Cleans what users and assistants say.
     """
-    system: Turn[Recording] = Turn(SYSTEM, (system_prompt,))
     if plan.drawn_task == CONVERSATION:
+        system: Turn[Recording] = Turn(SYSTEM, (system_prompt,))
         written = _conversation(rows[plan.targets[0]], clips, clean)
         has_system = written.turns[0].role == SYSTEM
         return written if has_system else Conversation((system, *written.turns))
@@ -50,17 +50,16 @@ def conversation_of(
     tags = dict.fromkeys(speakers, "")
     if plan.is_dialogue:
         tags = {speaker: f"[SPEAKER{number}] " for number, speaker in enumerate(speakers)}
-    turns = [system]
     scenes = dict.fromkeys(s for clip in plan.targets if (s := rows[clip]["scene"]))
-    if scenes and plan.has_scene:
-        turns.append(Turn(SCENE, tuple(scenes)))
-    for speaker, clip in plan.references:
-        turns.append(Turn(USER, (clean(tags[speaker] + rows[clip]["text"]),)))
-        turns.append(Turn(ASSISTANT, (Recording((clip,)),)))
     lines = [tags[int(clips.speaker[clip])] + rows[clip]["text"] for clip in plan.targets]
-    turns.append(Turn(USER, (clean("\n".join(lines)),)))
-    turns.append(Turn(ASSISTANT, (Recording(plan.targets),), is_target=True))
-    return Conversation(tuple(turns))
+    return speech_conversation(
+        system_prompt,
+        scenes if plan.has_scene else (),
+        [(tags[s] + rows[clip]["text"], Recording((clip,))) for s, clip in plan.references],
+        "\n".join(lines),
+        Recording(plan.targets),
+        clean,
+    )
 
 
 def _conversation(

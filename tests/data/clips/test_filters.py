@@ -28,7 +28,8 @@ GOOD: dict[str, Any] = {
 
 
 def found(measures: dict[str, Any], **limits: Any) -> list[tuple[str, str]]:
-    return [(str(reason), fact) for reason, fact in faults(GOOD | measures, FilterConfig(**limits))]
+    faults_found = faults(GOOD | measures, FilterConfig(**limits))
+    return [(fault.reason.value, fault.fact) for fault in faults_found]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from higgs_pipe.config.settings import DataConfig
-from higgs_pipe.data.clips.splits import Key, assign_splits, groups_of, keys_of, overlap
+from higgs_pipe.data.clips.overlap import overlap
+from higgs_pipe.data.clips.splits import Key, assign_splits, groups_of, keys_of
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.data.hashing import shard_of, unit_hash
 from higgs_pipe.data.text import bare_words

@@ -634,7 +634,8 @@ def test_a_segment_is_measured_and_judged_by_itself(segmented: Path) -> None:
         "whole": "too_long",
     }
     over = next(row["message"] for row in rejected if row["clip_id"] == "over")
-    assert "the segment from 3.000 s to 4.500 s is not within the 4.000 s; mend `start_" in over
+    assert "from 3.000 s to 4.500 s" in over
+    assert "4.000 s;" in over
 
 
 def test_codes_of_a_segment_are_those_of_the_file_cut_out(segmented: Path, tiny_base: Path) -> None:

@@ -1,0 +1,100 @@
+"""What a person reads after validation: warnings, and a table of hours kept and lost."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from higgs_pipe.data.clips.reasons import Rejection
+from higgs_pipe.data.clips.results import Loss, Outliers, Share, ValidationSummary
+from higgs_pipe.data.clips.summary import NUM_NAMED
+from higgs_pipe.errors import list_offenders
+
+logger = logging.getLogger("higgs_pipe")
+
+
+def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection]) -> None:
+    """Log what a person should fix and what to listen to."""
+    if rejections:
+        offenders = list_offenders([str(rejection) for rejection in rejections])
+        logger.warning("rejected rows:\n%s", offenders)
+    if speakers := validation.speakers_with_one_clip.speakers:
+        logger.warning("speakers with one clip only:\n%s", list_offenders(speakers))
+        logger.warning("%s", validation.speakers_with_one_clip.message)
+    if 2 * validation.largest_group_num_clips > validation.num_clips:
+        logger.warning(
+            "%d of %d clips share audio, text, dialogue, speaker or recording, and so one split",
+            validation.largest_group_num_clips,
+            validation.num_clips,
+        )
+    if outlier_lines := _outlier_lines(validation.outliers):
+        logger.info("clips unlike their speaker's others:\n%s", list_offenders(outlier_lines))
+    for key, num_rows in validation.ignored_manifest_keys.items():
+        logger.info("the manifest's key %r is not used (in %d rows)", key, num_rows)
+    if num_rows := validation.outside_root.num_rows:
+        logger.info("rows with a recording outside their manifest's root: %d", num_rows)
+    if num_groups := len(validation.duplicates):
+        logger.info("recordings that occur more than once: %d; each is in one split", num_groups)
+
+
+def _outlier_lines(found: Mapping[str, Mapping[str, Outliers]]) -> list[str]:
+    """Return a line for each speaker and measure with outliers; it names the farthest clip."""
+    lines = []
+    for speaker, measures in found.items():
+        for measure, of_measure in measures.items():
+            clip_id, value = next(iter(of_measure.clips.items()))
+            lines.append(
+                f"{speaker}: {measure} of {clip_id} is {value:.4g}, the median "
+                f"{of_measure.median:.4g} (clips like this: {of_measure.num_clips})"
+            )
+    return lines
+
+
+def table_lines(validation: ValidationSummary) -> list[str]:
+    """Return the hours kept and lost, in all and by reason, speaker and language, as a table."""
+    lost = validation.rejected
+    reasons = lost.reasons.values()
+    all_lost = Loss(
+        num_rows=sum(loss.num_rows for loss in reasons),
+        num_rows_of_unknown_length=sum(loss.num_rows_of_unknown_length for loss in reasons),
+        hours=sum((loss.hours for loss in reasons), 0.0),
+    )
+    lines = [_line("", ("rows kept", "hours kept", "rows lost", "hours lost"))]
+    lines.append(_table_line("all", validation, all_lost))
+    lines += [_table_line(split, share, None) for split, share in validation.splits.items()]
+    lines += _part_lines("reasons", {}, lost.reasons)
+    lines += _part_lines("speakers", validation.speakers, lost.speakers)
+    lines += _part_lines("languages", validation.languages, lost.languages)
+    if num_rows := all_lost.num_rows_of_unknown_length:
+        lines.append(f"rows lost, of unknown length and not in the hours: {num_rows:,}")
+    return lines
+
+
+def _part_lines(title: str, kept: Mapping[str, Share], lost: Mapping[str, Loss]) -> list[str]:
+    """Return a line for each name, those with most hours first."""
+
+    def order(name: str) -> tuple[float, str]:
+        return -sum(part[name].hours for part in (kept, lost) if name in part), name
+
+    names = sorted({*kept, *lost}, key=order)
+    lines = [f"{title}: {len(names):,}"] if names else []
+    lines += [
+        _table_line(f"  {name}", kept.get(name), lost.get(name)) for name in names[:NUM_NAMED]
+    ]
+    if len(names) > NUM_NAMED:
+        lines.append(f"  ... and {len(names) - NUM_NAMED:,} more, in validation.json")
+    return lines
+
+
+def _table_line(name: str, kept: Share | ValidationSummary | None, lost: Loss | None) -> str:
+    return _line(
+        name,
+        (
+            f"{kept.num_clips:,}" if kept else "",
+            f"{kept.hours:.3f}" if kept else "",
+            f"{lost.num_rows:,}" if lost else "",
+            f"{lost.hours:.3f}" if lost else "",
+        ),
+    )
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    return (f"{name:<30}" + "".join(f"{cell:>12}" for cell in cells)).rstrip()

@@ -1,0 +1,108 @@
+"""What the files of a model tell of its training: base, codec, system message, cleaning."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+from transformers.utils import cached_file
+
+from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.files import read_json
+from higgs_pipe.errors import UserError
+
+
+@dataclass(frozen=True)
+class AdapterOrigin:
+    """How an adapter was trained; ``codec`` is None where its files do not tell."""
+
+    base: str
+    base_revision: str | None = None
+    codec: str | None = None
+    codec_revision: str | None = None
+    system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    clean_text: bool = True
+
+
+class _Base(BaseModel):
+    name: str
+    revision: str | None
+
+
+class _Codec(BaseModel):
+    codec: str
+    revision: str | None
+
+
+class _PackSettings(BaseModel):
+    system_prompt: str
+    clean_text: bool
+
+
+class _Pack(BaseModel):
+    pack: _PackSettings
+
+
+class _Config(BaseModel):
+    pack: _Pack
+
+
+class _Provenance(BaseModel):
+    """As much of a package's ``provenance.json``, of any version, as generation needs."""
+
+    base_model: _Base
+    codec: _Codec
+    config: _Config
+
+
+def adapter_origin(adapter_dir: Path) -> AdapterOrigin:
+    """Return the origin of a packaged adapter, or of the one in a training's results.
+
+    Raises:
+        UserError: The directory holds no adapter, or a damaged file.
+    """
+    config_path = adapter_dir / "adapter_config.json"
+    try:
+        base = read_json(config_path)["base_model_name_or_path"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{adapter_dir} holds no adapter_config.json; name the directory of a PEFT adapter, "
+            "for example results/adapters/default."
+        ) from None
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{config_path} is damaged ({error!r}); train the adapter again.") from None
+    path = adapter_dir / "provenance.json"
+    if not path.is_file():
+        return AdapterOrigin(base)
+    try:
+        provenance = _Provenance.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is damaged: {error}\nrun: snakemake --forcerun package_adapter"
+        ) from None
+    return AdapterOrigin(
+        base=provenance.base_model.name,
+        base_revision=provenance.base_model.revision,
+        codec=provenance.codec.codec,
+        codec_revision=provenance.codec.revision,
+        system_prompt=provenance.config.pack.pack.system_prompt,
+        clean_text=provenance.config.pack.pack.clean_text,
+    )
+
+
+def codec_of_base(base: Pretrained) -> str:
+    """Return the codec that a base's ``processor_config.json`` names: a directory or a Hub id.
+
+    Raises:
+        UserError: It names none.
+    """
+    try:
+        path = cached_file(base.name, "processor_config.json", revision=base.revision)
+        codec: str = read_json(Path(path))["audio_tokenizer"]["audio_tokenizer_name_or_path"]
+    except (OSError, KeyError, TypeError):
+        raise UserError(
+            f"{base.setting} {base.name!r} names no codec (audio_tokenizer in "
+            "processor_config.json); name one."
+        ) from None
+    return codec

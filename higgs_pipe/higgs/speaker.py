@@ -1,0 +1,322 @@
+"""A model that speaks texts: base or base and adapter, with the codec, ready for use.
+
+::
+
+    speaker = Speaker.load(adapter="results/adapters/default")
+    voice = speaker.voice("ada.wav", "What Ada says in that recording.")
+    (spoken,) = speaker.speak([SpeechPrompt("The sun rises in the east.", (voice,))])
+    spoken.write("out.wav")
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from torch import nn
+from transformers import HiggsAudioV2TokenizerModel
+
+from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT, Device, Dtype, Sampling
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.audio import AudioError, decode
+from higgs_pipe.data.conversation import speech_conversation
+from higgs_pipe.data.quality import MAX_PEAK, SILENT_PEAK, peak
+from higgs_pipe.data.sentences import split_text, spoken_length
+from higgs_pipe.data.specs import CodecInfo
+from higgs_pipe.data.text import find_control_token, is_blank
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.chat_template import RenderError
+from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
+from higgs_pipe.higgs.codes import Codes
+from higgs_pipe.higgs.devices import pick_device, pick_dtype
+from higgs_pipe.higgs.generation import (
+    DEFAULT_BATCH_SIZE,
+    Heard,
+    ModelPrompt,
+    Spoken,
+    prompt_of,
+    speak,
+)
+from higgs_pipe.higgs.lora import load_adapter
+from higgs_pipe.higgs.model import load_base
+from higgs_pipe.higgs.origin import adapter_origin, codec_of_base
+from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.text_cleaning import clean_text
+
+DEFAULT_MAX_PIECE_LENGTH = 300  # letters: some 20 s
+MIN_REFERENCE_SECONDS = 0.3  # the default of validate.min_clip_seconds
+SPEAKER_TAG = re.compile(r"\s*(\[SPEAKER\d+\])\s*")
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """A reference recording by its codes, and what it says."""
+
+    text: str
+    codes: Codes  # (T, K)
+
+
+@dataclass(frozen=True, eq=False)
+class SpeechPrompt:
+    """A text to speak.
+
+    In a dialogue each turn begins with ``[SPEAKER0]``, ``[SPEAKER1]``, …, and the voices are those
+    of speaker 0, 1, …, unless their texts begin with tags of their own.
+    """
+
+    text: str
+    voices: tuple[Voice, ...] = ()
+    scene: str | None = None
+
+    @property
+    def is_dialogue(self) -> bool:
+        """Whether the text has speaker tags."""
+        return SPEAKER_TAG.search(self.text) is not None
+
+    def pieces(self, max_length: int) -> list["SpeechPrompt"]:
+        """Split a long text, as :func:`split_text` does; every turn keeps its speaker tag."""
+        lines: list[str] = []
+        before, *tagged = SPEAKER_TAG.split(self.text)  # text, tag, text, tag, text, …
+        lines += split_text(before, max_length)
+        for tag, words in zip(tagged[::2], tagged[1::2], strict=True):
+            lines += [f"{tag} {words_piece}" for words_piece in split_text(words, max_length)]
+        pieces = lines[:1]
+        for line in lines[1:]:
+            joined = f"{pieces[-1]}\n{line}"
+            if self.is_dialogue and spoken_length(joined) <= max_length:
+                pieces[-1] = joined
+            else:
+                pieces.append(line)
+        return [replace(self, text=piece) for piece in pieces]
+
+
+class Speaker:
+    """Speaks texts with a loaded model.
+
+    Args:
+        model: The native model, or a ``PeftModel`` of it; ``disable_adapter`` is heeded.
+        renderer: Renders the base's prompts.
+        codec: The codec.
+        info: What identifies it.
+        system_prompt: The system message of training.
+        clean: Whether texts are cleaned, as in training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        renderer: PromptRenderer,
+        codec: HiggsAudioV2TokenizerModel,
+        info: CodecInfo,
+        system_prompt: str = DEFAULT_SYSTEM_PROMPT,
+        clean: bool = True,
+    ) -> None:
+        self.model = model
+        self.renderer = renderer
+        self.codec = codec
+        self.codec_info = info
+        self.system_prompt = system_prompt
+        self._clean = clean_text if clean else str
+
+    @classmethod
+    def load(
+        cls,
+        base: str | None = None,
+        adapter: str | Path | None = None,
+        codec: str | None = None,
+        *,
+        base_revision: str | None = None,
+        codec_revision: str | None = None,
+        system_prompt: str | None = None,
+        clean: bool | None = None,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+    ) -> Self:
+        """Load a base, an adapter on it, and the codec.
+
+        What is left out comes from the adapter: its base, and from its ``provenance.json`` the
+        codec, system message and cleaning of its training. A base names its codec itself.
+
+        Args:
+            base: A directory or a Hub id.
+            adapter: The directory of a PEFT adapter.
+            codec: A directory or a Hub id.
+            base_revision: A Hub revision of ``base``.
+            codec_revision: A Hub revision of ``codec``.
+            system_prompt: The system message.
+            clean: Whether texts are cleaned.
+            device: Where the model and the codec run.
+            dtype: The dtype of the base.
+
+        Raises:
+            UserError: Neither base nor adapter is given, something cannot be loaded, or the codec
+                does not fit the base.
+        """
+        origin = adapter_origin(Path(adapter)) if adapter is not None else None
+        if base is not None:
+            named_base = Pretrained("base", base, base_revision)
+        elif origin is not None:
+            named_base = Pretrained("base", origin.base, base_revision or origin.base_revision)
+        else:
+            raise UserError("no model is named: give an adapter, a base, or both.")
+        where = pick_device(device)
+        renderer = PromptRenderer(named_base)
+        model: Any = load_base(named_base, pick_dtype(dtype, where))
+        if adapter is not None:
+            model = load_adapter(model, Path(adapter))
+        if codec is not None:
+            named_codec = Pretrained("codec", codec, codec_revision)
+        elif origin is not None and origin.codec is not None:
+            named_codec = Pretrained("codec", origin.codec, origin.codec_revision)
+        else:
+            named_codec = Pretrained("codec", codec_of_base(named_base), codec_revision)
+        loaded_codec, info = load_codec(named_codec, where)
+        if info.num_codebooks != renderer.tokens.num_codebooks:
+            raise UserError(
+                f"codec {info.codec!r} has {info.num_codebooks} codebooks and base "
+                f"{named_base.name!r} {renderer.tokens.num_codebooks}; give the codec of the base."
+            )
+        if origin is not None:
+            system_prompt = origin.system_prompt if system_prompt is None else system_prompt
+            clean = origin.clean_text if clean is None else clean
+        return cls(
+            model.to(where).eval(),
+            renderer,
+            loaded_codec,
+            info,
+            DEFAULT_SYSTEM_PROMPT if system_prompt is None else system_prompt,
+            clean is not False,
+        )
+
+    def voice(self, audio: str | Path, text: str) -> Voice:
+        """Encode a reference recording as training does: mono, resampled, in whole frames.
+
+        Args:
+            audio: A file of any format, rate and number of channels that ``validate`` takes.
+            text: What it says.
+
+        Raises:
+            UserError: The file cannot be used, or the text is empty.
+        """
+        path = Path(audio)
+        if is_blank(text):
+            raise UserError(f"reference {path} has no transcript; write down what it says.")
+        try:
+            recording = decode(path)
+        except AudioError as error:
+            raise UserError(f"reference {error}; name another recording.") from None
+        highest = peak(recording.samples)
+        if not SILENT_PEAK <= highest <= MAX_PEAK:
+            raise UserError(
+                f"reference {path} has a peak of {highest:.3g} times full scale, not within "
+                f"{SILENT_PEAK:.0e} and {MAX_PEAK:g}; name another recording."
+            )
+        if recording.duration_seconds < MIN_REFERENCE_SECONDS:
+            raise UserError(
+                f"reference {path} lasts {recording.duration_seconds:.3f} s, less than "
+                f"{MIN_REFERENCE_SECONDS:g} s; name a longer recording."
+            )
+        waveform = to_codec_input(recording.samples, recording.sample_rate_hz, self.codec_info)
+        return Voice(text, encode(self.codec, waveform[None], self.codec_info)[0])
+
+    def prompt(self, prompt: SpeechPrompt) -> ModelPrompt:
+        """Return the prompt as the model reads it, as training would write it.
+
+        Raises:
+            UserError: The chat template does not render it in full.
+        """
+        lines = SPEAKER_TAG.sub(r"\n\1 ", prompt.text).strip()
+        tags = [f"[SPEAKER{i}] " if prompt.is_dialogue else "" for i in range(len(prompt.voices))]
+        references = [
+            (voice.text if SPEAKER_TAG.match(voice.text) else tag + voice.text, Heard(voice.codes))
+            for tag, voice in zip(tags, prompt.voices, strict=True)
+        ]
+        target = Heard(np.empty((0, self.renderer.tokens.num_codebooks), np.int16))
+        scenes = (prompt.scene,) if prompt.scene else ()
+        conversation = speech_conversation(
+            self.system_prompt, scenes, references, lines, target, self._clean
+        )
+        try:
+            return prompt_of(self.renderer, conversation)
+        except RenderError as fact:
+            raise UserError(f"the base model's chat template cannot render it: {fact}") from None
+
+    def speak(
+        self,
+        prompts: Iterable[SpeechPrompt | str],
+        sampling: Sampling | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_piece_length: int = DEFAULT_MAX_PIECE_LENGTH,
+    ) -> list[Spoken]:
+        """Speak texts, in their order; a plain string is a prompt without a voice.
+
+        A longer text is split at sentences, its pieces are spoken one by one and joined. Without a
+        voice of its own, the first piece is the voice of the others.
+
+        Args:
+            prompts: The texts, each with its voices and scene.
+            sampling: How codes are drawn; ``max_seconds`` holds for a piece.
+            batch_size: Prompts generated at once.
+            max_piece_length: Longest text that is not split, in letters; wide characters count
+                as four.
+
+        Raises:
+            UserError: A text is empty or holds a control token, or a prompt has several voices and
+                no speaker tags.
+        """
+        sampling = sampling or Sampling()
+        asked = [SpeechPrompt(p) if isinstance(p, str) else p for p in prompts]
+        check_prompts(asked)
+        pieces = [prompt.pieces(max_piece_length) for prompt in asked]
+        # A text without a voice begins alone; the rest of it follows in its voice.
+        first = [p if p[0].voices else p[:1] for p in pieces]
+        spoken = self._speak_all(first, sampling, batch_size)
+        rest = []
+        for of_prompt, heard in zip(pieces, spoken, strict=True):
+            voices = of_prompt[0].voices
+            if not voices and len(heard[0].codes):
+                voices = (Voice(of_prompt[0].text, heard[0].codes),)
+            rest.append([replace(piece, voices=voices) for piece in of_prompt[len(heard) :]])
+        following = self._speak_all(rest, sampling, batch_size)
+        return [joined([*a, *b]) for a, b in zip(spoken, following, strict=True)]
+
+    def _speak_all(
+        self, pieces: Sequence[Sequence[SpeechPrompt]], sampling: Sampling, batch_size: int
+    ) -> list[list[Spoken]]:
+        prompts = [self.prompt(piece) for of_prompt in pieces for piece in of_prompt]
+        spoken = iter(speak(self.model, self.codec, self.codec_info, prompts, sampling, batch_size))
+        return [[next(spoken) for _ in of_prompt] for of_prompt in pieces]
+
+
+def joined(pieces: Sequence[Spoken]) -> Spoken:
+    """Join the pieces of a text in time; it has stopped if each piece has."""
+    return Spoken(
+        np.concatenate([piece.samples for piece in pieces]),
+        pieces[0].sample_rate_hz,
+        np.concatenate([piece.codes for piece in pieces]),
+        all(piece.has_stopped for piece in pieces),
+    )
+
+
+def check_prompts(prompts: Sequence[SpeechPrompt]) -> None:
+    """Refuse prompts that cannot be spoken; texts are numbered from 1.
+
+    Raises:
+        UserError: A text is empty, a text or a scene holds a control token, or a prompt has
+            several voices and no speaker tags.
+    """
+    offenders = []
+    for number, prompt in enumerate(prompts, start=1):
+        texts = [prompt.text, prompt.scene or "", *(voice.text for voice in prompt.voices)]
+        if is_blank(SPEAKER_TAG.sub("", prompt.text)):
+            offenders.append(f"text {number} is empty")
+        if token := next((t for text in texts if (t := find_control_token([text]))), None):
+            offenders.append(f"text {number} holds {token:.60}, a command to the model")
+        if len(prompt.voices) > 1 and not prompt.is_dialogue:
+            offenders.append(
+                f"text {number} has {len(prompt.voices)} voices and no [SPEAKER0] … tags"
+            )
+    if offenders:
+        raise UserError(f"{len(offenders)} texts cannot be spoken:\n{list_offenders(offenders)}")

@@ -1,0 +1,410 @@
+"""Speaking: prompts as in training, settings that matter, and speech that was learned."""
+
+import itertools
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import torchaudio
+from helpers import ROOT, PackedCorpus, write_stage_config
+
+import higgs_pipe.train
+from higgs_pipe import speak
+from higgs_pipe.config.settings import PackConfig, Sampling
+from higgs_pipe.data.packing.clips import Clips
+from higgs_pipe.data.packing.planner import Planner, SamplePlan
+from higgs_pipe.data.specs import CLIPS, codes_spec
+from higgs_pipe.data.tables import read_table
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.codec import decode
+from higgs_pipe.higgs.generation import RecordedSample, recorded_samples
+from higgs_pipe.higgs.speaker import Speaker, SpeechPrompt, Voice
+
+SHORT = Sampling(max_seconds=1)
+GREEDY = Sampling(temperature=0, max_seconds=4)
+
+
+@pytest.fixture(scope="module")
+def speaker(tiny_base: Path) -> Speaker:
+    return Speaker.load(str(tiny_base))
+
+
+def rows_of(corpus: PackedCorpus) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_table(corpus.clips, CLIPS)[0].to_pylist()
+    return rows
+
+
+def plans(corpus: PackedCorpus, split: str, settings: PackConfig) -> Iterator[SamplePlan]:
+    yield from Planner(Clips.read(corpus.clips), split, settings).plans()
+
+
+def packed(rows: Path, speaker: Speaker) -> dict[str, RecordedSample]:
+    table = PackedRows(rows)
+    config = speaker.model.config
+    found = (sample for i in range(len(table)) for sample in recorded_samples(table[i], config))
+    return {sample.sample_id: sample for sample in found}
+
+
+def assert_prompts_are_the_packed_ones(
+    corpus: PackedCorpus, packed_dir: Path, speaker: Speaker, settings: PackConfig
+) -> set[tuple[int, bool]]:
+    """Speak from manifest and recordings; returns (references, has a scene) of the samples."""
+    rows = rows_of(corpus)
+    kinds = set()
+    for split in ("train", "eval"):
+        samples = packed(packed_dir / f"{split}.parquet", speaker)
+        for plan in plans(corpus, split, settings):
+            targets = [rows[clip] for clip in plan.targets]
+            speakers = list(dict.fromkeys(row["speaker"] for row in targets))
+            tags = {s: f"[SPEAKER{i}] " if plan.is_dialogue else "" for i, s in enumerate(speakers)}
+            voices = tuple(
+                speaker.voice(
+                    rows[r.clip]["audio_path"], tags[rows[r.clip]["speaker"]] + rows[r.clip]["text"]
+                )
+                for r in plan.references
+            )
+            text = " ".join(tags[row["speaker"]] + row["text"] for row in targets)
+            scene = next((row["scene"] for row in targets if row["scene"]), None)
+            found = speaker.prompt(SpeechPrompt(text, voices, scene))
+            expected = samples.pop(targets[0]["clip_id"]).prompt
+            assert found.input_ids.tolist() == expected.input_ids.tolist()
+            assert found.audio_input_ids.tolist() == expected.audio_input_ids.tolist()
+            kinds.add((len(voices), scene is not None))
+        assert not samples
+    return kinds
+
+
+@pytest.mark.parametrize("tasks", [{"speech": 1, "cloning": 0}, {"speech": 0, "cloning": 1}])
+def test_prompts_are_those_of_training_token_by_token(corpus, speaker, tmp_path, tasks):
+    corpus.pack(tmp_path, max_tokens=512, tasks=tasks)
+    settings = PackConfig.model_validate({"max_tokens": 512, "tasks": tasks})
+    found = assert_prompts_are_the_packed_ones(corpus, tmp_path, speaker, settings)
+    num_references = tasks["cloning"]
+    assert found >= {(num_references, False), (num_references, True)}
+
+
+def test_prompts_of_dialogues_are_those_of_training(corpus, speaker, tmp_path):
+    turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
+    tasks = {"speech": 1, "cloning": 0, "dialogue": 0, "dialogue_cloning": 1000}
+    dialogue = corpus.changed(tmp_path, turns)
+    settings = {"max_tokens": 1024, "tasks": tasks}
+    dialogue.pack(tmp_path / "packed", **settings)
+    found = assert_prompts_are_the_packed_ones(
+        dialogue, tmp_path / "packed", speaker, PackConfig.model_validate(settings)
+    )
+    assert (2, True) in found
+
+
+def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker):
+    voice = Voice("I sound so", np.zeros((9, 8), np.int16))
+    messages = [
+        {"role": "system", "content": speaker.system_prompt},
+        {"role": "scene", "content": [{"type": "text", "text": "A hall."}]},
+        {"role": "user", "content": "I sound so."},
+        {"role": "assistant", "content": [{"type": "audio"}]},
+        {"role": "user", "content": "Good morning."},
+    ]
+    native = speaker.renderer.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
+    expected = speaker.renderer.tokenizer(native, add_special_tokens=False)["input_ids"]
+    found = speaker.prompt(SpeechPrompt("Good morning", (voice,), "A hall.")).input_ids.tolist()
+    tokens = speaker.renderer.tokens
+    placeholders = [tokens.audio] * (9 + 2) + [tokens.audio_delay] * 7
+    at = expected.index(tokens.audio)
+    assert found == expected[:at] + placeholders + expected[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "num_channels", "name"),
+    [(24_000, 1, "a.wav"), (44_100, 2, "a.flac"), (16_000, 1, "a.ogg"), (48_000, 2, "a.mp3")],
+)
+def test_a_reference_of_any_rate_and_format_is_encoded_in_whole_frames(
+    speaker, tmp_path, rate_hz, num_channels, name
+):
+    path = tmp_path / name
+    noise = 0.1 * np.random.default_rng(0).standard_normal((rate_hz + 100, num_channels))
+    sf.write(path, noise, rate_hz)
+    samples, _ = sf.read(path, dtype="float32", always_2d=True)
+    mono = torch.from_numpy(samples.mean(axis=1))
+    resampled = torchaudio.functional.resample(mono, rate_hz, 24_000)
+    padded = torch.nn.functional.pad(resampled, (0, -len(resampled) % 960))
+    with torch.inference_mode():
+        expected = speaker.codec.encode(padded[None, None]).audio_codes[0].T
+    assert speaker.voice(path, "Noise").codes.tolist() == expected.tolist()
+
+
+def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first(speaker):
+    text = "The first sentence is here. The second one follows."
+    (whole,) = speaker.speak([text], SHORT, max_piece_length=30)
+    (first,) = speaker.speak(["The first sentence is here."], SHORT)
+    voice = Voice("The first sentence is here.", first.codes)
+    (second,) = speaker.speak([SpeechPrompt("The second one follows.", (voice,))], SHORT)
+    assert np.array_equal(whole.codes, np.concatenate([first.codes, second.codes]))
+    assert len(whole.samples) == 960 * len(whole.codes)
+    assert whole.has_stopped == (first.has_stopped and second.has_stopped)
+
+
+def test_a_reference_is_the_voice_of_every_piece(speaker):
+    voice = Voice("I sound so.", np.arange(80, dtype=np.int16).reshape(10, 8))
+    prompt = SpeechPrompt("The first one. And the second one.", (voice,), "A hall.")
+    (whole,) = speaker.speak([prompt], SHORT, max_piece_length=20)
+    pieces = [replace(prompt, text=text) for text in ("The first one.", "And the second one.")]
+    expected = [spoken.codes for spoken in speaker.speak(pieces, SHORT)]
+    assert np.array_equal(whole.codes, np.concatenate(expected))
+
+
+def test_every_piece_of_a_dialogue_keeps_its_speaker():
+    prompt = SpeechPrompt("[SPEAKER0] Hello there. [SPEAKER1] Hi. How are you today? Fine?")
+    assert [piece.text for piece in prompt.pieces(100)] == [
+        "[SPEAKER0] Hello there.\n[SPEAKER1] Hi. How are you today? Fine?"
+    ]
+    assert [piece.text for piece in prompt.pieces(25)] == [
+        "[SPEAKER0] Hello there.",
+        "[SPEAKER1] Hi. How are you today?",
+        "[SPEAKER1] Fine?",
+    ]
+
+
+def run(tiny_base: Path, out: Path, **options: Any) -> np.ndarray:
+    """The samples of the WAV that the stage writes."""
+    speak.run(base=str(tiny_base), out=out, **{"text": "Good morning", **options})
+    samples, rate_hz = sf.read(out, dtype="int16")
+    assert rate_hz == 24_000
+    return samples
+
+
+def test_each_setting_changes_what_is_spoken(tiny_base, tmp_path, corpus):
+    plain = {"max_seconds": 1.0, "device": "cpu"}
+    reference = rows_of(corpus)[0]
+    changes: dict[str, Mapping[str, Any]] = {
+        "temperature": {"temperature": 0.3},
+        "top_k": {"top_k": 2},
+        "top_p": {"top_p": 0.2},
+        "seed": {"seed": 1},
+        "max_seconds": {"max_seconds": 0.4},
+        "ras_win_len": {"top_k": 2, "ras_win_max_num_repeat": 1, "ras_win_len": 30},
+        "ras_win_max_num_repeat": {"top_k": 2, "ras_win_max_num_repeat": 1},
+        "text": {"text": "Good evening"},
+        "scene": {"scene": "A hall."},
+        "system_prompt": {"system_prompt": "Speak."},
+        "max_piece_length": {"text": "Good morning, all of you. And good day."},
+        "pieces": {"text": "Good morning, all of you. And good day.", "max_piece_length": 26},
+        "reference": {
+            "reference": [Path(reference["audio_path"])],
+            "reference_text": [reference["text"]],
+        },
+    }
+    first = run(tiny_base, tmp_path / "a.wav", **plain)
+    assert np.array_equal(run(tiny_base, tmp_path / "b.wav", **plain), first)
+    found = {
+        name: run(tiny_base, tmp_path / "c.wav", **{**plain, **change})
+        for name, change in changes.items()
+    }
+    outcomes = {"nothing": first} | found
+    pairs = itertools.combinations(outcomes, 2)
+    assert [pair for pair in pairs if np.array_equal(*(outcomes[name] for name in pair))] == []
+    assert len(found["max_seconds"]) == 10 * 960
+
+
+def test_a_file_of_texts_gives_a_wav_per_line_and_says_which_did_not_stop(
+    tiny_base, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
+    texts = tmp_path / "lines.txt"
+    texts.write_text("Good morning\n\nGood evening, and good night\nGood morning\n")
+    options = {"temperature": 0.0, "max_seconds": 0.2, "batch_size": 2}
+    speak.run(texts=texts, out_dir=tmp_path / "out", base=str(tiny_base), **options)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "0001.wav",
+        "0003.wav",
+        "0004.wav",
+    ]
+    same = [sf.read(tmp_path / f"out/{name}.wav")[0] for name in ("0001", "0004")]
+    assert np.array_equal(*same)
+    warning = next(r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "2 of 3" in warning
+    assert "0001.wav" in warning
+    assert "0003.wav" not in warning
+
+
+SPOKEN = {"text": "Hi", "out": Path("out.wav")}
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing to say": ({"out": Path("out.wav")}, "--text"),
+    "nowhere to write": ({"text": "Hi"}, "--out"),
+    "two kinds of text": ({**SPOKEN, "texts": Path("lines.txt")}, "--texts"),
+    "no WAV": ({"text": "Hi", "out": Path("out.mp3")}, "out.mp3"),
+    "no such texts": ({"texts": Path("absent.txt"), "out_dir": Path("o")}, "absent.txt"),
+    "empty text": ({**SPOKEN, "text": " \u200b"}, "text 1"),
+    "control token": ({**SPOKEN, "text": "Hi <|eot_id|>"}, r"text 1 .*<\|eot_id\|>"),
+    "no transcript": ({**SPOKEN, "reference": [Path("a.wav")]}, "--reference-text"),
+    "no such reference": (
+        {**SPOKEN, "reference": [Path("absent.wav")], "reference_text": ["Hi"]},
+        "absent.wav",
+    ),
+    "voices without tags": (
+        {**SPOKEN, "reference": [Path("r.wav")] * 2, "reference_text": ["Hi", "Ho"]},
+        "text 1 .*2 voices",
+    ),
+    "silent": ({**SPOKEN, "reference": [Path("s.wav")], "reference_text": ["Hi"]}, "s.wav"),
+    "too short": ({**SPOKEN, "reference": [Path("t.wav")], "reference_text": ["Hi"]}, "t.wav"),
+    "blank transcript": (
+        {**SPOKEN, "reference": [Path("r.wav")], "reference_text": [" "]},
+        "r.wav",
+    ),
+    "temperature": ({**SPOKEN, "temperature": -1.0}, "--temperature -1"),
+    "device": ({**SPOKEN, "device": "tpu"}, "--device tpu"),
+    "no adapter": ({**SPOKEN, "base": None, "adapter": Path("absent")}, "absent"),
+    "no model": ({**SPOKEN, "base": None}, "base"),
+    "no codec": ({**SPOKEN, "codec": "absent/codec/here"}, "absent/codec/here"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_cannot_be_spoken_is_refused_by_name(tiny_base, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(24_000)
+    for path, samples in (("r.wav", noise), ("s.wav", 0 * noise), ("t.wav", noise[:2400])):
+        sf.write(path, samples, 24_000)
+    options, place = FAULTS[name]
+    with pytest.raises(UserError, match=place):
+        speak.run(**{"base": str(tiny_base), **options})
+    assert not Path("out.wav").exists()
+
+
+def test_the_command_line_speaks_and_ends_a_mistake_with_code_2(tiny_base, tmp_path):
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        start = [sys.executable, "-m", "higgs_pipe.speak", "--base", str(tiny_base)]
+        return subprocess.run([*start, *words], cwd=ROOT, capture_output=True, text=True)
+
+    out = tmp_path / "out.wav"
+    spoken = command("--text", "Good morning", "--out", str(out), "--max-seconds", "0.4")
+    assert spoken.returncode == 0, spoken.stderr
+    assert sf.info(out).frames == 10 * 960
+    assert "frame" not in spoken.stderr  # the bar is for a terminal
+    refused = command("--text", "Good morning", "--out", str(out), "--top-p", "2")
+    assert refused.returncode == 2
+    assert "--top-p 2" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, corpus: PackedCorpus) -> Path:
+    """A training's adapter, of one step."""
+    output = tmp_path_factory.mktemp("train")
+    config = write_stage_config(
+        output / "train.json",
+        base_model=str(corpus.base),
+        train={"device": "cpu", "tracker": "none", "max_steps": 1, "learning_rate": 0.1},
+    )
+    higgs_pipe.train.run(config, corpus.train_rows, corpus.eval_rows, output)
+    return output / "adapter"
+
+
+def test_an_adapter_names_its_base_and_the_base_its_codec(adapter, tiny_base, tmp_path):
+    speak.run(text="Hi", out=tmp_path / "a.wav", adapter=adapter, max_seconds=1.0)
+    adapted, _ = sf.read(tmp_path / "a.wav", dtype="int16")
+    of_base = run(tiny_base, tmp_path / "b.wav", text="Hi", max_seconds=1.0)
+    codec = tmp_path / "codec"
+    shutil.copytree(tiny_base / "audio_tokenizer", codec)
+    speak.run(text="Hi", out=tmp_path / "c.wav", adapter=adapter, codec=str(codec), max_seconds=1.0)
+    named, _ = sf.read(tmp_path / "c.wav", dtype="int16")
+    assert not np.array_equal(adapted, of_base)
+    assert np.array_equal(adapted, named)
+
+
+def test_a_package_names_its_codec_system_message_and_cleaning(adapter, tiny_base, tmp_path):
+    packaged = tmp_path / "default"
+    shutil.copytree(adapter, packaged)
+    codec = tmp_path / "codec"
+    shutil.copytree(tiny_base / "audio_tokenizer", codec)
+    provenance = {
+        "base_model": {"name": str(tiny_base), "revision": None, "fingerprint": "0"},
+        "codec": {"codec": str(codec), "revision": None},
+        "config": {"pack": {"pack": {"system_prompt": "Speak.", "clean_text": False}}},
+    }
+    (packaged / "provenance.json").write_text(json.dumps(provenance))
+    speaker = Speaker.load(adapter=packaged)
+    assert (speaker.codec_info.codec, speaker.system_prompt) == (str(codec), "Speak.")
+    prompt = speaker.prompt(SpeechPrompt("(Hi)"))
+    text = speaker.renderer.tokenizer.decode(prompt.input_ids)
+    assert "Speak." in text
+    assert "(Hi)" in text
+    (packaged / "provenance.json").write_text("{}")
+    with pytest.raises(UserError, match=r"provenance\.json"):
+        Speaker.load(adapter=packaged)
+
+
+@pytest.mark.slow
+def test_an_overfitted_base_speaks_its_training_clips_back(corpus, tmp_path):
+    """Three clips from training to WAV: two with a reference, one with a scene."""
+    clips = ("clip-04", "clip-05", "clip-06")
+    splits = {
+        row["clip_id"]: {"split": "train" if row["clip_id"] in clips else "eval"}
+        for row in rows_of(corpus)
+    }
+    few = corpus.changed(tmp_path, splits)
+    settings = {"max_tokens": 512, "tasks": {"speech": 0, "cloning": 1}}
+    few.pack(tmp_path / "packed", **settings)
+    config = write_stage_config(
+        tmp_path / "train.json",
+        base_model=str(corpus.base),
+        train={
+            "device": "cpu",
+            "tracker": "none",
+            "lora": {
+                "r": 64,
+                "alpha": 128,
+                "dropout": 0.0,
+                "train_in_full": ["audio_head", "audio_embeddings"],
+            },
+            "learning_rate": 3e-3,
+            "num_epochs": 150,
+            "rows_per_step": 8,
+            "eval_steps": 150,
+        },
+    )
+    higgs_pipe.train.run(config, few.train_rows, few.train_rows, tmp_path / "train")
+
+    codes = {
+        row["clip_id"]: np.asarray(row["codes"])
+        for shard in sorted(few.codes_dir.iterdir())
+        for row in read_table(shard, codes_spec(8))[0].to_pylist()
+    }
+    rows = rows_of(few)
+    codec = Speaker.load(adapter=tmp_path / "train/adapter")
+    for plan in plans(few, "train", PackConfig.model_validate(settings)):
+        (row,) = (rows[clip] for clip in plan.targets)
+        references = [rows[reference.clip] for reference in plan.references]
+        out = tmp_path / f"{row['clip_id']}.wav"
+        speak.run(
+            text=row["text"],
+            out=out,
+            adapter=tmp_path / "train/adapter",
+            scene=row["scene"],
+            reference=[Path(reference["audio_path"]) for reference in references],
+            reference_text=[reference["text"] for reference in references],
+            temperature=0.0,
+            max_seconds=4.0,
+            device="cpu",
+        )
+        recorded = codes[row["clip_id"]]
+        spoken, _ = sf.read(out, dtype="float32")
+        assert len(spoken) == 960 * len(recorded)  # it stops where the recording stops
+        voices = tuple(codec.voice(r["audio_path"], r["text"]) for r in references)
+        (clip,) = codec.speak([SpeechPrompt(row["text"], voices, row["scene"])], GREEDY)
+        assert clip.has_stopped
+        assert (clip.codes == recorded).all(axis=1).mean() >= 0.95
+        written = decode(codec.codec, clip.codes, codec.codec_info)
+        assert np.abs(spoken - written.clip(-1, 1)).max() <= 2**-15
