@@ -21,6 +21,7 @@ from higgs_pipe.data.specs import EVAL, TRAIN
 from higgs_pipe.data.tables import shard_path
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.packer import Packer
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.prompts import PromptRenderer
 
 logger = logging.getLogger("higgs_pipe")
@@ -34,6 +35,7 @@ def run(
     train_rows: Path,
     eval_rows: Path,
     packing: Path,
+    pinned_base: Path | None = None,
 ) -> None:
     """Pack the training split and the held-out split.
 
@@ -45,13 +47,15 @@ def run(
         train_rows: The packed training rows to write; temporary files stand beside them.
         eval_rows: The packed held-out rows to write.
         packing: :class:`PackingSummary` to write.
+        pinned_base: ``models/base_model.json``; without it the base is pinned here.
 
     Raises:
         UserError: The codec does not fit the base model, codes are missing, a split is empty, or
             the disk is full.
     """
     stage = load_stage(PackStage, config)
-    renderer = PromptRenderer(stage.pretrained_base)
+    base = PinnedModel.read(pinned_base) if pinned_base else PinnedModel.of(stage.pretrained_base)
+    renderer = PromptRenderer(base.pretrained)
     table = Clips.read(clips)
     shards = [shard_path(codes_dir, shard) for shard in range(num_shards)]
     train_rows.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +68,9 @@ def run(
             packer = Packer(table, codes, renderer, stage.pack)
             with Spool(train_rows.parent, np.int32) as spool:
                 packer.plan(split, spool)
-                counts[split] = packer.write(path, spool)
+                counts[split] = packer.write(
+                    path, spool, codes.codec_info.as_metadata() | base.as_metadata()
+                )
             rejected += packer.rejected
             fallbacks.update({(split, *key): n for key, n in packer.fallbacks.items()})
     summary = PackingSummary(

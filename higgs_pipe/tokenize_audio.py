@@ -24,6 +24,7 @@ from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
 from higgs_pipe.higgs.devices import claim_device
+from higgs_pipe.higgs.pretrained import PinnedModel
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -37,7 +38,13 @@ LOOK_AHEAD_SECONDS = 120.0  # 12 MB at 24 kHz
 NUM_CLIPS_PER_PROGRESS_LINE = 1000
 
 
-def run(config: Path, shard_clips: Path, codes: Path, num_threads: int = 1) -> None:
+def run(
+    config: Path,
+    shard_clips: Path,
+    codes: Path,
+    num_threads: int = 1,
+    pinned_codec: Path | None = None,
+) -> None:
     """Encode the clips of one shard.
 
     Equal inputs give equal bytes for all ``num_threads`` and batch sizes.
@@ -48,8 +55,11 @@ def run(config: Path, shard_clips: Path, codes: Path, num_threads: int = 1) -> N
         codes: The table of codes to write.
         num_threads: CPU threads: for the codec on a CPU; for decoding files if it runs on a GPU.
 
+        pinned_codec: ``models/codec.json``; without it the codec is pinned here.
+
     Raises:
-        UserError: A file changed or vanished since validate, or the codec cannot be loaded.
+        UserError: A file changed or vanished since validate, or the codec cannot be loaded or
+            changed since it was pinned.
     """
     stage = load_stage(TokenizeStage, config)
     settings = stage.tokenize
@@ -57,7 +67,14 @@ def run(config: Path, shard_clips: Path, codes: Path, num_threads: int = 1) -> N
     with claim_device(settings.device) as device:
         on_gpu = device.type == "cuda"
         torch.set_num_threads(1 if on_gpu else num_threads)
-        model, info = load_codec(stage.pretrained_codec, device, settings.dtype)
+        pinned = (
+            PinnedModel.read(pinned_codec)
+            if pinned_codec
+            else PinnedModel.of(stage.pretrained_codec)
+        )
+        model, info = load_codec(pinned.pretrained, device, settings.dtype)
+        if info.fingerprint != pinned.fingerprint:
+            raise pinned.changed()
         logger.info("%s: %d clips on %s in %s", codes.name, len(clips), device, info.dtype)
         max_batch_seconds = settings.max_batch_seconds
         if max_batch_seconds is None:

@@ -39,7 +39,7 @@ class Pretrained:
 
 
 class BaseModelStage(Section):
-    """Settings of every stage that loads the base model or a part of it."""
+    """Settings of ``pin_model`` and of every stage that loads the base or a part of it."""
 
     base_model: str = BaseModelField
     base_model_revision: str | None = RevisionField
@@ -51,7 +51,7 @@ class BaseModelStage(Section):
 
 
 class CodecStage(Section):
-    """Settings of every stage that loads the codec or a part of it."""
+    """Settings of ``pin_model`` and of every stage that loads the codec or a part of it."""
 
     codec: str = CodecField
     codec_revision: str | None = RevisionField
@@ -128,6 +128,8 @@ class ReportStage(Section):
 
 
 STAGES: dict[str, type[Section]] = {
+    "base_model": BaseModelStage,
+    "codec": CodecStage,
     "list_rows": ListRowsStage,
     "measure": MeasureStage,
     "validate": ValidateStage,

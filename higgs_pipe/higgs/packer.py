@@ -167,14 +167,14 @@ class Packer:
         message = f"{self._clips.place(plan.targets[0])}: {message}"
         self.rejected.append(RejectedSample(clip_id=clip_id, reason=reason, message=message))
 
-    def write(self, path: Path, spool: Spool) -> PackedSplit:
-        """Assign samples to rows, and build and write the rows by row group."""
+    def write(self, path: Path, spool: Spool, metadata: dict[str, Any]) -> PackedSplit:
+        """Assign samples to rows, and write the rows by row group, stamped with ``metadata``."""
         max_tokens, info = self._settings.max_tokens, self._codes.codec_info
         # Two matrices of int16, compressed to about half; most positions are frames.
         num_bytes = 2 * info.num_codebooks * sum(self._lengths)
         check_free_space(path.parent, num_bytes, path.name)
         with (
-            table_writer(path, self._spec, info.as_metadata()) as writer,
+            table_writer(path, self._spec, metadata) as writer,
             ThreadPoolExecutor(1) as background,  # encodes a row group while the next is built
         ):
             written: Future[None] | None = None

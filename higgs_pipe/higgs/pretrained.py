@@ -1,19 +1,40 @@
-"""Loading of pretrained checkpoints; refuses what Transformers only warns about."""
+"""Pretrained checkpoints: loading that refuses what Transformers only warns about, and pinning.
+
+A pinned checkpoint is the commit that a Hub branch stood at and a fingerprint of the weights. The
+rule ``pin_model`` writes it once per project, tokenize and pack load exactly that and stamp it on
+their tables. Whoever loads the base later takes it from the packed rows::
+
+    base = base_of_rows(train_rows, stage.pretrained_base)  # UserError if it is no longer the same
+    model = load_base(base.pretrained, dtype)
+    base.fingerprint  # for the identity of a run; write it beside the adapter, compare it later
+    base.revision  # the commit, for adapter_config.json and the model card; None for a directory
+"""
 
 import hashlib
+import json
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from pydantic import ValidationError
 from transformers.utils import logging as transformers_logging
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.hashing import sha256_of_file
+from higgs_pipe.data.results import Result
+from higgs_pipe.data.tables import METADATA_KEY
 from higgs_pipe.errors import UserError
 
 if not sys.stderr.isatty():  # a progress bar would fill a log file
     transformers_logging.disable_progress_bar()
+
+CONFIG_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 
 def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> Any:
@@ -30,10 +51,14 @@ def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> 
     try:
         return auto_class.from_pretrained(pretrained.name, revision=pretrained.revision, **options)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{pretrained.setting} {pretrained.name!r} cannot be loaded: {error}\n"
-            "Give a checkpoint directory or a Hub id that this machine can reach."
-        ) from None
+        raise _not_loaded(pretrained, error) from None
+
+
+def _not_loaded(pretrained: Pretrained, error: Exception) -> UserError:
+    return UserError(
+        f"{pretrained.setting} {pretrained.name!r} cannot be loaded: {error}\n"
+        "Give a checkpoint directory or a Hub id that this machine can reach."
+    )
 
 
 def load_weights(model_class: Any, pretrained: Pretrained, **options: Any) -> Any:
@@ -54,6 +79,90 @@ def load_weights(model_class: Any, pretrained: Pretrained, **options: Any) -> An
     return model
 
 
+class PinnedModel(Result):
+    """``models/base_model.json`` and ``models/codec.json``: exactly which checkpoint is used."""
+
+    made_by: ClassVar[str] = "pin_model"
+
+    setting: str
+    name: str
+    revision: str | None  # the commit of a Hub snapshot; None for a directory
+    fingerprint: str  # of the weights
+    config_fingerprint: str  # of config, tokenizer and chat template
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """The checkpoint, of the Hub at the pinned commit."""
+        return Pretrained(self.setting, self.name, self.revision)
+
+    def as_metadata(self) -> dict[str, Any]:
+        """Return the ``metadata`` for a table that was made with the checkpoint."""
+        return {"pinned": {self.setting: self.model_dump()}}
+
+    @classmethod
+    def of(cls, pretrained: Pretrained) -> Self:
+        """Pin a checkpoint as it is now; download it first if it is on the Hub.
+
+        Raises:
+            UserError: It cannot be found or reached, or has no weight file.
+        """
+        folder = _download(pretrained)
+        is_local = Path(pretrained.name).is_dir()
+        return cls(
+            setting=pretrained.setting,
+            name=pretrained.name,
+            revision=None if is_local else folder.name,
+            fingerprint=_fingerprint_of(weight_files(folder)),
+            config_fingerprint=_fingerprint_of(
+                path for path in folder.iterdir() if path.suffix in CONFIG_SUFFIXES
+            ),
+        )
+
+    def check_unchanged(self) -> None:
+        """Hash the weights again: 11.5 GB take about 5 seconds once they are in memory.
+
+        Raises:
+            UserError: They differ from those that were pinned.
+        """
+        if weight_fingerprint(self.pretrained) != self.fingerprint:
+            raise self.changed()
+
+    def changed(self) -> UserError:
+        """Return the error that the weights differ from those that were pinned."""
+        return UserError(
+            f"{self.setting} {self.name!r}: the weights changed since they were pinned; "
+            f"{self.rerun()}"
+        )
+
+
+def base_of_rows(rows: Path, configured: Pretrained) -> PinnedModel:
+    """Return the base that packed rows were made for, after a check that it is still the same.
+
+    Args:
+        rows: ``packed/train.parquet`` or ``packed/eval.parquet``.
+        configured: The base that the config names, ``stage.pretrained_base``.
+
+    Raises:
+        UserError: The rows name no base or another one than the config does, or its weights
+            changed since it was pinned.
+    """
+    repack = "run: snakemake --forcerun pack"
+    try:
+        stamp = json.loads((pq.read_schema(rows).metadata or {})[METADATA_KEY])
+        base = PinnedModel.model_validate(stamp["pinned"]["base_model"])
+    except (FileNotFoundError, KeyError, pa.ArrowInvalid, ValidationError):
+        raise UserError(
+            f"{rows}: not a table of packed rows that names its base; {repack}"
+        ) from None
+    if base.name != configured.name:
+        raise UserError(
+            f"{rows} was packed for base_model {base.name!r}, but the config names "
+            f"{configured.name!r}; {repack}"
+        )
+    base.check_unchanged()
+    return base
+
+
 def weight_fingerprint(pretrained: Pretrained) -> str:
     """Return the SHA-256 over the names and hashes of a checkpoint's weight files, in hexadecimal.
 
@@ -62,12 +171,19 @@ def weight_fingerprint(pretrained: Pretrained) -> str:
     Raises:
         UserError: There is no weight file.
     """
-    directory = checkpoint_dir(pretrained)
-    paths = sorted(path for path in directory.iterdir() if path.suffix in (".safetensors", ".bin"))
-    if not paths:
-        raise UserError(f"{directory}: no weight file (.safetensors or .bin)")
-    lines = [f"{sha256_of_file(path)}  {path.name}\n" for path in paths]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return _fingerprint_of(weight_files(checkpoint_dir(pretrained)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with weights in a checkpoint's folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    for suffix in (".safetensors", ".bin"):  # Transformers prefers the former
+        if paths := sorted(folder.glob(f"*{suffix}")):
+            return paths
+    raise UserError(f"{folder}: no weight file (.safetensors or .bin)")
 
 
 def checkpoint_dir(pretrained: Pretrained) -> Path:
@@ -76,3 +192,33 @@ def checkpoint_dir(pretrained: Pretrained) -> Path:
         return Path(pretrained.name)
     found = snapshot_download(pretrained.name, revision=pretrained.revision, local_files_only=True)
     return Path(found)
+
+
+def _download(pretrained: Pretrained) -> Path:
+    """Return the folder of a checkpoint; a snapshot of the Hub is named by its commit."""
+    if Path(pretrained.name).is_dir():
+        return Path(pretrained.name)
+    config_patterns = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
+    try:
+        for weights in ("*.safetensors", "*.bin"):
+            folder = Path(
+                snapshot_download(
+                    pretrained.name,
+                    revision=pretrained.revision,
+                    allow_patterns=[*config_patterns, weights],
+                )
+            )
+            if any(folder.glob(weights)):
+                break
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise _not_loaded(pretrained, error) from None
+    return folder
+
+
+def _fingerprint_of(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 over the names and hashes of files."""
+    ordered = sorted(paths)
+    with ThreadPoolExecutor() as threads:  # hashing releases the GIL
+        hashes = list(threads.map(sha256_of_file, ordered))
+    lines = [f"{digest}  {path.name}\n" for digest, path in zip(hashes, ordered, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

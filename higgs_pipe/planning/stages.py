@@ -23,12 +23,14 @@ class Stage(NamedTuple):
 # By the name of the stage's settings, results/config/<name>.json; `tiny` has none.
 STAGES = {
     "tiny": Stage("all", "tiny_base", "higgs.miniature", 1),
+    "base_model": Stage("pack", "pin_model", "pin_model", 1),
+    "codec": Stage("tokenize", "pin_model", "pin_model", 1),
     "list_rows": Stage("validate", "list_rows", "list_rows", 2),
     "measure": Stage("validate", "measure_shard", "measure", 2),
     "validate": Stage("validate", "judge_clips", "validate", 4),
     "estimate": Stage("validate", "estimate", "estimate", 1),
-    "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 2),
-    "pack": Stage("pack", "pack", "pack", 2),
+    "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 3),
+    "pack": Stage("pack", "pack", "pack", 3),
     "train": Stage("train", "train_adapter", "train", 4),
     "eval": Stage("eval", "eval_adapter", "evaluate", 1),
     "package": Stage("package", "package_adapter", "package", 1),

@@ -14,6 +14,7 @@ from higgs_pipe.higgs import miniature
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MOVED = "89abcdef0123456789abcdef0123456789abcdef"
 
 LOAD = """
 import torch
@@ -32,6 +33,20 @@ for revision in (None, "main"):
     print(weight_fingerprint(base), info.fingerprint)
 """
 
+PIN = """
+import sys
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.higgs.pretrained import PinnedModel
+
+pinned = PinnedModel.of(Pretrained("codec", "acme/codec", None))
+refs, moved = sys.argv[1:]
+with open(refs, "w") as stream:
+    stream.write(moved)
+pinned.check_unchanged()
+print(pinned.revision, pinned.pretrained.revision)
+print(PinnedModel.of(Pretrained("codec", "acme/codec", None)).revision)
+"""
+
 
 def cached(home: Path, name: str, source: Path) -> None:
     """Lay a checkpoint into the cache as ``huggingface_hub`` does after a download."""
@@ -43,24 +58,39 @@ def cached(home: Path, name: str, source: Path) -> None:
     (repo / "refs/main").write_text(COMMIT)
 
 
+def offline(home: Path, program: str, *words: str) -> list[str]:
+    """Run a program that sees nothing of the Hub but the cache; returns what it prints."""
+    settings = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | settings,
+        cwd=home,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_a_pinned_hub_id_stays_at_its_commit_when_the_branch_moves(tiny_base, tmp_path):
+    cached(tmp_path, "acme/codec", tiny_base / miniature.AUDIO_TOKENIZER)
+    repo = tmp_path / "hub/models--acme--codec"
+    shutil.copytree(repo / "snapshots" / COMMIT, repo / "snapshots" / MOVED)
+    (repo / "snapshots" / MOVED / "model.safetensors").write_bytes(b"others")
+    printed = offline(tmp_path, PIN, str(repo / "refs/main"), MOVED)
+    assert printed == [f"{COMMIT} {COMMIT}", MOVED]
+
+
 @pytest.mark.slow
 def test_a_hub_id_loads_what_its_directory_would(tiny_base: Path, tmp_path: Path):
     codec_dir = tiny_base / miniature.AUDIO_TOKENIZER
     cached(tmp_path, "acme/higgs", tiny_base)
     cached(tmp_path, "acme/codec", codec_dir)
-    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run(
-        [sys.executable, "-c", LOAD],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ | offline,
-        cwd=tmp_path,
-    )
-    assert finished.returncode == 0, finished.stderr
     base, codec = (
         weight_fingerprint(Pretrained("base_model", str(directory)))
         for directory in (tiny_base, codec_dir)
     )
     expected = f"{base} {codec}"
-    assert finished.stdout.splitlines() == [expected, expected]
+    assert offline(tmp_path, LOAD) == [expected, expected]

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import soundfile as sf
+import torch
 import yaml
-from helpers import ROOT, PackedCorpus, write_stage_config
+from helpers import ROOT, PackedCorpus, tone, write_stage_config
 from safetensors.torch import load_file, save_file
 
 from higgs_pipe import evaluate, package
 from higgs_pipe import train as train_stage
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.speaker import Speaker, SpeechPrompt
 
 
 @pytest.fixture(scope="module")
@@ -120,24 +122,33 @@ def test_packaging_twice_gives_the_same_archive(corpus, experiment, packaged, tm
     assert again.with_suffix(".zip").read_bytes() == packaged.with_suffix(".zip").read_bytes()
 
 
-def code_block(markdown: Path) -> str:
-    """The first Python example in a page."""
-    return markdown.read_text().split("```python\n")[1].split("```")[0]
+def code_blocks(markdown: Path) -> list[str]:
+    """The Python examples in a page."""
+    return [part.split("```")[0] for part in markdown.read_text().split("```python\n")[1:]]
 
 
 @pytest.mark.parametrize("page", ["README.md", "model card"])
-def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
+def test_the_documented_examples_speak_in_a_process_that_does_not_know_us(
     packaged, corpus, tmp_path, page
 ):
-    """As a reader would copy it, with the demo's base and adapter in place of the names."""
-    code = code_block(ROOT / page if page == "README.md" else packaged / "README.md")
+    """As a reader would copy them, with the demo's base and adapter in place of the names."""
+    code, cloning = code_blocks(ROOT / page if page == "README.md" else packaged / "README.md")
     code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(corpus.base))
     code = code.replace("results/adapters/default", "default")
+    again = "inputs =" + code.partition("inputs =")[2].replace("speech.wav", "clone.wav")
     shutil.copytree(packaged, tmp_path / "default")
-    (tmp_path / "speak.py").write_text(
-        f"import sys, torch\ntorch.manual_seed(0)\n{code}\n"
-        "assert not any(name.startswith('higgs_pipe') for name in sys.modules)\n"
+    tone(tmp_path / "reference.wav", seconds=1.7)  # 42.5 frames
+    lines = (
+        "import sys, torch",
+        "torch.manual_seed(0)",
+        code,
+        "torch.save(dict(inputs), 'speech.pt')",
+        cloning,
+        again,
+        "torch.save(dict(inputs), 'clone.pt')",
+        "assert not any(name.startswith('higgs_pipe') for name in sys.modules)",
     )
+    (tmp_path / "speak.py").write_text("\n".join(lines))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     finished = subprocess.run(
         [sys.executable, "speak.py"],
@@ -148,10 +159,19 @@ def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
         cwd=tmp_path,
     )
     assert finished.returncode == 0, finished.stderr
-    samples, rate = sf.read(tmp_path / "speech.wav")
-    assert rate == 24_000
-    assert len(samples) >= 960
-    assert abs(samples).max() > 0
+    speaker = Speaker.load(str(corpus.base))
+    voice = speaker.voice(tmp_path / "reference.wav", "What the reference says.")
+    for name, voices in (("speech", ()), ("clone", (voice,))):
+        samples, rate = sf.read(tmp_path / f"{name}.wav")
+        assert rate == 24_000
+        assert len(samples) >= 960
+        assert abs(samples).max() > 0
+        # The prompt is that of training, with the codes of the reference.
+        prompt = speaker.prompt(SpeechPrompt("The sun rises in the east.", voices))
+        inputs = torch.load(tmp_path / f"{name}.pt")
+        assert inputs["input_ids"][0].tolist() == prompt.input_ids.tolist()
+        if voices:
+            assert inputs["audio_input_ids"][0].tolist() == prompt.audio_input_ids.tolist()
 
 
 def changed_adapter(experiment: Path, output: Path, change) -> Path:

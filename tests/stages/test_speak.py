@@ -16,7 +16,7 @@ import pytest
 import soundfile as sf
 import torch
 import torchaudio
-from helpers import ROOT, PackedCorpus, write_stage_config
+from helpers import ROOT, PackedCorpus, tone, write_stage_config
 
 import higgs_pipe.train
 from higgs_pipe import speak
@@ -344,6 +344,20 @@ def test_a_package_names_its_codec_system_message_and_cleaning(adapter, tiny_bas
     (packaged / "provenance.json").write_text("{}")
     with pytest.raises(UserError, match=r"provenance\.json"):
         Speaker.load(adapter=packaged)
+
+
+def test_the_documented_python_speaks(adapter, tmp_path, monkeypatch):
+    page = (ROOT / "docs/speak.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapter, tmp_path / "results/adapters/default")
+    tone(tmp_path / "reference.wav", seconds=1.0)
+    exec(code.replace("temperature=0.7", "max_seconds=0.4"), {})
+    assert [path.name for path in sorted(tmp_path.glob("*.wav"))] == [
+        "0.wav",
+        "1.wav",
+        "reference.wav",
+    ]
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from higgs_pipe.higgs.codec import (
     to_codec_input,
 )
 from higgs_pipe.higgs.devices import claim_least_used
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.tokenize_audio import decode_ahead, encode_clips
 
 CPU = torch.device("cpu")
@@ -296,6 +297,19 @@ def test_a_file_changed_since_validation_is_refused(tmp_path, tiny_base):
     with pytest.raises(UserError, match=r"a.wav changed since it was validated"):
         tokenize_audio.run(config, tmp_path / "shard-00000.parquet", tmp_path / "again.parquet")
     assert not (tmp_path / "again.parquet").exists()
+
+
+def test_a_codec_that_changed_since_it_was_pinned_is_refused(tmp_path, tiny_base, tones):
+    config, shard = write_inputs(tones[:1], tmp_path, tiny_base)
+    pinned = PinnedModel.of(Pretrained("codec", str(tiny_base / miniature.AUDIO_TOKENIZER)))
+    pinned.write(tmp_path / "codec.json")
+    tokenize_audio.run(config, shard, tmp_path / "a.parquet", pinned_codec=tmp_path / "codec.json")
+    pinned.model_copy(update={"fingerprint": "0"}).write(tmp_path / "codec.json")
+    with pytest.raises(UserError, match=r"codec '.*--forcerun pin_model"):
+        tokenize_audio.run(
+            config, shard, tmp_path / "b.parquet", pinned_codec=tmp_path / "codec.json"
+        )
+    assert not (tmp_path / "b.parquet").exists()
 
 
 def test_a_codec_with_missing_weights_is_refused(tmp_path, tiny_base):

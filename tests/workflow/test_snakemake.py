@@ -23,8 +23,9 @@ from higgs_pipe.planning.targets import closing_lines, is_within
 
 BIN = Path(sys.executable).parent
 EVERYTHING = {
-    "stage_config": 10,
+    "stage_config": 12,
     "tiny_base": 1,
+    "pin_model": 2,
     "list_rows": 1,
     "measure_shard": 2,
     "judge_clips": 1,
@@ -69,11 +70,14 @@ elif stage == "validate":
     write_shards(options["shards-dir"], [line[:3] for line in lines])
 elif stage == "estimate":
     write(options["estimate"], read(options["config"]))
+elif stage == "pin_model":
+    folder = Path(json.loads(read(options["config"]))[options["setting"]])
+    write(options["pinned"], "".join(map(read, sorted(folder.glob("*.safetensors")))))
 elif stage == "tokenize_audio":
-    write(options["codes"], read(options["shard-clips"]))
+    write(options["codes"], read(options["shard-clips"]) + read(options["pinned-codec"]))
 elif stage == "pack":
     for name in ("train-rows", "eval-rows", "packing"):
-        write(options[name], read(options["clips"]))
+        write(options[name], read(options["clips"]) + read(options["pinned-base"]))
 elif stage == "train":
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json",
                  "metrics.jsonl", "preflight.json", "config.json",
@@ -134,7 +138,7 @@ def workdir(tmp_path: Path) -> Path:
         ("train", {"estimate", "eval_adapter", "package_adapter", "report"}),
         ("pack", {"estimate", *TRAINING_ON}),
         ("tokenize", {"estimate", "pack", *TRAINING_ON}),
-        ("validate", {"tokenize_shard", "pack", *TRAINING_ON}),
+        ("validate", {"pin_model", "tokenize_shard", "pack", *TRAINING_ON}),
     ],
 )
 def test_a_target_plans_what_it_needs_and_no_more(
@@ -224,7 +228,7 @@ def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
     command = [bare / "bin" / "snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run"]
     run = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"total +24", run.stdout + run.stderr)
+    assert re.search(r"total +28", run.stdout + run.stderr)
     lacks = subprocess.run([python, "-c", "import torch, pydantic"], capture_output=True)
     assert lacks.returncode != 0
 
@@ -246,7 +250,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("__init__.py", "errors.py", "training/launch.py"):
         shutil.copy(ROOT / "higgs_pipe" / name, package / name)
     shutil.copytree(ROOT / "higgs_pipe" / "planning", package / "planning")
-    data_stages = ("list_rows", "measure", "validate", "estimate", "tokenize_audio", "pack")
+    data_stages = (
+        "list_rows",
+        "measure",
+        "validate",
+        "estimate",
+        "tokenize_audio",
+        "pack",
+        "pin_model",
+    )
     for name in (*data_stages, "train", "evaluate", "package", "report"):
         (package / f"{name}.py").write_text(STUB)
     (package / "higgs" / "miniature.py").write_text(STUB)
@@ -347,6 +359,26 @@ def test_a_changed_row_redoes_its_own_shard_alone(
     assert "checkpoint judge_clips:" in run.stderr
     assert "rule pack:" in run.stderr
     assert reruns(checkout, "pack") == {}
+
+
+@pytest.mark.slow
+def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
+    checkout: Path,
+) -> None:
+    weights = checkout / "base" / "model.safetensors"
+    weights.parent.mkdir()
+
+    def rules_run_after(text: str) -> list[str]:
+        weights.write_text(text)
+        run = snakemake(checkout, "train", checkout=checkout)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert reruns(checkout, "train") == {}
+        return re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", run.stderr, re.MULTILINE)
+
+    write_config(checkout, manifest="m.jsonl", base_model="base")
+    rules_run_after("first")
+    assert rules_run_after("first") == []
+    assert rules_run_after("other") == ["pin_model", "pack", "train_adapter", "train"]
 
 
 @pytest.mark.slow

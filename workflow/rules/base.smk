@@ -1,4 +1,4 @@
-# The base checkpoint of the demo.
+# The checkpoints: the base of the demo, and which base and codec are used.
 
 
 # Build a miniature of the real checkpoint.
@@ -21,3 +21,37 @@ rule tiny_base:
         version=stages.STAGES["tiny"].version,
     shell:
         "python -m higgs_pipe.higgs.miniature --output-dir {output.base:q} --log {log:q}"
+
+
+# Pin the base model or the codec: which commit of the Hub it is, and which weights. Other weights
+# under the same name rerun what was made with the old ones. A Hub branch that moved changes
+# nothing, until `snakemake --forcerun pin_model`.
+# reads:  the checkpoint, which it downloads if it is on the Hub
+# writes: <results>/models/{model}.json
+rule pin_model:
+    input:
+        config="<results>/config/{model}.json",
+        demo_base=lambda wildcards: demo_base_of(wildcards.model),
+    output:
+        pinned="<results>/models/{model}.json",
+    log:
+        "<logs>/pin_model/{model}.log",
+    benchmark:
+        "<benchmarks>/pin_model/{model}.tsv"
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        version=stages.STAGES["base_model"].version,
+        # The demo base is an input. Snakemake would not compare a function of `input`.
+        hashes=lambda wildcards: (
+            []
+            if demo_base_of(wildcards.model)
+            else targets.checkpoint_hashes(config[wildcards.model], HASH_CACHE)
+        ),
+    shell:
+        "python -m higgs_pipe.pin_model --config {input.config:q} --setting {wildcards.model}"
+        " --pinned {output.pinned:q} --log {log:q}"

@@ -8,6 +8,13 @@ ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
 DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
 BASE_MODEL = [DEMO_BASE] if targets.is_within(config["base_model"], DEMO_BASE) else []
 CODEC = [DEMO_BASE] if targets.is_within(config["codec"], DEMO_BASE) else []
+# Not an output of a rule, so that it outlives a rerun.
+HASH_CACHE = Path(workflow.pathvars.apply("<results>/models/hashes.json"))
+
+
+def demo_base_of(model):
+    """Return the demo base as a list if the base model or the codec is of it, else no file."""
+    return {"base_model": BASE_MODEL, "codec": CODEC}[model]
 
 
 def launch_settings(wildcards):
@@ -34,6 +41,7 @@ shell.prefix(
 
 wildcard_constraints:
     experiment="|".join(map(re.escape, EXPERIMENTS)),
+    model="base_model|codec",
     shard=r"shard-\d{5}",
     stage="|".join(STAGE_SCHEMA["x-stages"]),
 

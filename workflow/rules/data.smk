@@ -129,13 +129,13 @@ rule estimate:
 
 
 # Encode the clips of one shard.
-# reads:  <results>/data/shards/{shard}.parquet, the recordings, the codec
+# reads:  <results>/data/shards/{shard}.parquet, the recordings, the codec as pinned
 # writes: <results>/codes/{shard}.parquet
 rule tokenize_shard:
     input:
         config="<results>/config/tokenize.json",
         clips="<results>/data/shards/{shard}.parquet",
-        codec=CODEC,
+        codec="<results>/models/codec.json",
     output:
         codes="<results>/codes/{shard}.parquet",
     log:
@@ -154,19 +154,20 @@ rule tokenize_shard:
         version=stages.STAGES["tokenize"].version,
     shell:
         "python -m higgs_pipe.tokenize_audio --config {input.config:q}"
-        " --shard-clips {input.clips:q} --codes {output.codes:q}"
+        " --shard-clips {input.clips:q} --pinned-codec {input.codec:q} --codes {output.codes:q}"
         " --num-threads {threads} --log {log:q}"
 
 
 # Pack codes and text into rows of full length.
-# reads:  <results>/data/clips.parquet, <results>/codes/, the base's tokenizer and chat template
+# reads:  <results>/data/clips.parquet, <results>/codes/, tokenizer and template of the base as
+#         pinned
 # writes: <results>/packed/{train,eval}.parquet, <results>/packed/packing.json
 rule pack:
     input:
         config="<results>/config/pack.json",
         clips="<results>/data/clips.parquet",
         codes=expand("<results>/codes/{shard}.parquet", shard=SHARDS),
-        base_model=BASE_MODEL,
+        base_model="<results>/models/base_model.json",
     output:
         train_rows="<results>/packed/train.parquet",
         eval_rows="<results>/packed/eval.parquet",
@@ -187,6 +188,6 @@ rule pack:
         num_shards=len(SHARDS),
     shell:
         "python -m higgs_pipe.pack --config {input.config:q} --clips {input.clips:q}"
-        " --codes-dir {params.codes_dir:q} --num-shards {params.num_shards}"
+        " --pinned-base {input.base_model:q} --codes-dir {params.codes_dir:q} --num-shards {params.num_shards}"
         " --train-rows {output.train_rows:q} --eval-rows {output.eval_rows:q}"
         " --packing {output.packing:q} --log {log:q}"

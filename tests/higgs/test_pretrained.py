@@ -1,0 +1,102 @@
+"""Pinning: a checkpoint is known by its weights, wherever it lies and whatever its name."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import PackedCorpus, write_stage_config
+
+from higgs_pipe import pin_model
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows, weight_fingerprint
+from higgs_pipe.planning.targets import checkpoint_hashes
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder with a file of each kind that a checkpoint has; nothing loads it."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "model-2.safetensors").write_bytes(b"two")
+    (folder / "model-1.safetensors").write_bytes(b"one")
+    (folder / "config.json").write_text("{}")
+    (folder / "README.md").write_text("About")
+    return folder
+
+
+def pinned(folder: Path) -> PinnedModel:
+    return PinnedModel.of(Pretrained("base_model", str(folder)))
+
+
+def test_the_fingerprint_is_the_hash_of_the_hashes_of_the_weights(base: Path) -> None:
+    lines = "".join(
+        f"{hashlib.sha256(text).hexdigest()}  model-{number}.safetensors\n"
+        for number, text in ((1, b"one"), (2, b"two"))
+    )
+    assert pinned(base).fingerprint == hashlib.sha256(lines.encode()).hexdigest()
+    assert pinned(base).fingerprint == weight_fingerprint(Pretrained("codec", str(base)))
+
+
+def test_a_pinned_folder_is_changed_by_its_weights_or_config_alone(base: Path) -> None:
+    before = pinned(base)
+    os.utime(base / "model-1.safetensors", ns=(1, 1))
+    (base / "README.md").write_text("Other")
+    assert pinned(base) == before
+    (base / "config.json").write_text('{"a": 1}')
+    assert pinned(base).fingerprint == before.fingerprint
+    assert pinned(base).config_fingerprint != before.config_fingerprint
+    before.check_unchanged()
+    (base / "model-1.safetensors").write_bytes(b"0ne")
+    with pytest.raises(UserError, match=r"base_model '.*base'.*--forcerun pin_model"):
+        before.check_unchanged()
+
+
+def test_a_folder_without_weights_is_named(base: Path) -> None:
+    for path in base.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"base: no weight file"):
+        pinned(base)
+
+
+def test_the_stage_writes_what_is_read_back(base: Path, tmp_path: Path) -> None:
+    config = write_stage_config(tmp_path / "codec.json", codec=str(base))
+    pin_model.run(config, "codec", tmp_path / "models/codec.json")
+    found = PinnedModel.read(tmp_path / "models/codec.json")
+    assert (found.setting, found.name, found.revision) == ("codec", str(base), None)
+    assert found.fingerprint == pinned(base).fingerprint
+
+
+def test_packed_rows_know_the_base_and_refuse_another_one(
+    corpus: PackedCorpus, tiny_base: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_base, copy)
+    moved = PackedCorpus(corpus.directory, copy)
+    moved.pack(tmp_path / "packed", max_tokens=512)
+    rows, configured = tmp_path / "packed/eval.parquet", Pretrained("base_model", str(copy))
+    assert base_of_rows(rows, configured) == pinned(copy)
+    with pytest.raises(UserError, match=r"eval.parquet .*'org/other'.*--forcerun pack"):
+        base_of_rows(rows, Pretrained("base_model", "org/other"))
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"weights changed.*--forcerun pin_model"):
+        base_of_rows(rows, configured)
+    with pytest.raises(UserError, match=r"--forcerun pack"):
+        base_of_rows(corpus.clips, configured)
+
+
+def test_planning_hashes_a_file_once_until_it_changes(base: Path, tmp_path: Path) -> None:
+    cache, weights = tmp_path / "results" / "hashes.json", base / "model-1.safetensors"
+    found = checkpoint_hashes(str(base), cache)
+    assert found["model-1.safetensors"] == hashlib.sha256(b"one").hexdigest()
+    assert sorted(found) == ["config.json", "model-1.safetensors", "model-2.safetensors"]
+    times = weights.stat()
+    weights.write_bytes(b"0ne")
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it were the same file
+    assert checkpoint_hashes(str(base), cache) == found
+    os.utime(weights, ns=(1, 1))
+    assert checkpoint_hashes(str(base), cache) != found
+    assert checkpoint_hashes("org/model", cache) == {}
