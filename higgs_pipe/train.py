@@ -19,11 +19,10 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import TrainStage, load_stage
@@ -39,6 +38,7 @@ from higgs_pipe.higgs.lora import (
     trainable_parameters,
 )
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows
 from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.training.alarms import Alarms, code_entropies
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity, write_errors_named
@@ -86,7 +86,8 @@ def run(
     accelerator = make_accelerator(stage.train, output_dir)
     with lost_process_named(accelerator, stage.train.timeout_seconds):
         tables = PackedRows(train_rows), PackedRows(eval_rows)
-        training = Training(stage, *tables, accelerator)
+        base = base_of_rows(train_rows, stage.pretrained_base)
+        training = Training(stage, base, *tables, accelerator)
         checked: dict[str, Any] = {"checks": []}
         if stage.train.preflight:
             checked = check_before_training(training.model, *tables, accelerator)
@@ -96,7 +97,7 @@ def run(
             write_json(output_dir / "preflight.json", checked)
         checkpoints = Checkpoints(
             output_dir / "checkpoints",
-            run_identity(stage, train_rows, eval_rows, accelerator),
+            run_identity(stage, base, train_rows, eval_rows, accelerator),
             stage.train.save_total_limit,
         )
         with caught_signals() as caught:
@@ -116,22 +117,24 @@ class Training:
     def __init__(
         self,
         stage: TrainStage,
+        base_model: PinnedModel,
         train_rows: PackedRows,
         eval_rows: PackedRows,
         accelerator: Accelerator,
     ) -> None:
         settings = stage.train
         self.settings = settings
+        self.base_model = base_model
         self.eval_rows = eval_rows
         self.accelerator = accelerator
         device = accelerator.device
         dtype = pick_dtype(settings.dtype, device)
         if settings.tf32 and device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        base = load_base(stage.pretrained_base, dtype, settings.quantization, device)
+        base = load_base(base_model.pretrained, dtype, settings.quantization, device)
         self.config = base.config
         self._check_codebook_weights()
-        self.tokenizer = PromptRenderer(stage.pretrained_base).tokenizer
+        self.tokenizer = PromptRenderer(base_model.pretrained).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
         is_mutating = settings.lora.init in MUTATING
         self.initial_adapter = adapter_state(adapter) if is_mutating else {}
@@ -273,10 +276,8 @@ class Training:
     def _save_best(self, adapter_dir: Path) -> None:
         best = self.state.progress.best_adapter
         with write_errors_named(adapter_dir):
-            save_adapter(self._peft_model(), best, self.initial_adapter, adapter_dir)
-
-    def _peft_model(self) -> PeftModel:
-        return cast(PeftModel, self.accelerator.unwrap_model(self.model).model)
+            model = self.accelerator.unwrap_model(self.model).model
+            save_adapter(model, best, self.initial_adapter, adapter_dir, self.base_model)
 
 
 if __name__ == "__main__":

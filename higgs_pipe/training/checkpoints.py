@@ -18,6 +18,7 @@ from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.training.processes import from_main_process
 
 logger = logging.getLogger("higgs_pipe")
@@ -152,7 +153,11 @@ def write_errors_named(path: Path) -> Iterator[None]:
 
 
 def run_identity(
-    stage: TrainStage, train_rows: Path, eval_rows: Path, accelerator: Accelerator
+    stage: TrainStage,
+    base: PinnedModel,
+    train_rows: Path,
+    eval_rows: Path,
+    accelerator: Accelerator,
 ) -> dict[str, str]:
     """Return what decides the result of a run, on every process; the main process hashes.
 
@@ -167,6 +172,8 @@ def run_identity(
     if accelerator.is_main_process:
         identity = {
             "settings": json.dumps(settings),
+            "base weights": base.fingerprint,
+            "base config": base.config_fingerprint,
             "training rows": sha256_of_file(train_rows),
             "held-out rows": sha256_of_file(eval_rows),
         }

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import soundfile as sf
@@ -21,18 +21,23 @@ from accelerate.utils import gather_object
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.data.files import atomic_write, write_json
+from higgs_pipe.data.files import write_json
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import decode, load_codec
 from higgs_pipe.higgs.codes import Codes
-from higgs_pipe.higgs.generation import GeneratedCodes, RecordedSample, generate, recorded_samples
+from higgs_pipe.higgs.generation import (
+    GeneratedCodes,
+    RecordedSample,
+    Spoken,
+    generate,
+    recorded_samples,
+)
 
 logger = logging.getLogger("higgs_pipe")
 
-FOLDER = "samples"
-RECORDED = "recorded"
 # A codec that is gone, a full disk, too little memory: a reason to speak nothing, not to stop.
 EXPECTED = (UserError, OSError, MemoryError, torch.OutOfMemoryError, sf.SoundFileError)
 
@@ -45,9 +50,7 @@ class SampleMeasures:
     length_ratio: float  # frames spoken over frames recorded
 
     @classmethod
-    def of(
-        cls, spoken: Sequence[GeneratedCodes], samples: Sequence[RecordedSample]
-    ) -> "SampleMeasures":
+    def of(cls, spoken: Sequence[GeneratedCodes], samples: Sequence[RecordedSample]) -> Self:
         """Measure what was spoken for the samples."""
         num_frames = sum(len(generated.codes) for generated in spoken)
         return cls(
@@ -84,7 +87,7 @@ class Samples:
     def __init__(
         self,
         rows: PackedRows,
-        config: Any,
+        config: BaseConfig,
         settings: TrainConfig,
         accelerator: Accelerator,
         folder: Path,
@@ -126,7 +129,7 @@ class Samples:
             spoken = [by_id[sample.sample_id] for sample in self.chosen]
             if self.accelerator.is_main_process:
                 try:
-                    self._publish(step, [codes.codes for codes in spoken])
+                    self._publish(step, spoken)
                 except EXPECTED as error:
                     logger.warning("step %d: samples are not written: %s", step, _reason(error))
         return SampleMeasures.of(spoken, self.chosen)
@@ -135,28 +138,29 @@ class Samples:
         device = self.accelerator.device
         return [device.index or 0] if device.type == "cuda" else []
 
-    def _publish(self, step: int, spoken: Sequence[Codes]) -> None:
+    def _publish(self, step: int, spoken: Sequence[GeneratedCodes]) -> None:
         """Write the sound of one step, and log it to the tracker."""
+        ids = [sample.sample_id for sample in self.chosen]
         if step == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
-            write_json(self.folder / "prompts.json", [sample.sample_id for sample in self.chosen])
-            recorded = [sample.codes for sample in self.chosen]
-            self._write_wavs(self.folder / RECORDED, recorded)
-        waveforms = self._write_wavs(self.folder / f"step-{step:08d}", spoken)
-        sound = zip((sample.sample_id for sample in self.chosen), waveforms, strict=True)
-        track_audio(self.accelerator, step, dict(sound), self.info.sample_rate_hz)
+            write_json(self.folder / "prompts.json", ids)
+            self._render(self.folder / "recorded", [sample.codes for sample in self.chosen])
+        sound = self._render(self.folder / f"step-{step:08d}", [codes.codes for codes in spoken])
+        track_audio(self.accelerator, step, dict(zip(ids, sound, strict=True)))
 
-    def _write_wavs(self, folder: Path, recordings: Sequence[Codes]) -> list[Any]:
+    def _render(self, folder: Path, recordings: Sequence[Codes]) -> list[Spoken]:
+        """Write each recording to ``00.wav``, ``01.wav`` and so on."""
         if self._codec is None:
             self._codec = load_codec_of(self.info, self.accelerator.device)
-        waveforms = [decode(self._codec, codes, self.info) for codes in recordings]
-        for index, waveform in enumerate(waveforms):
-            with atomic_write(folder / f"{index:02d}.wav") as aside:
-                sf.write(aside, waveform, self.info.sample_rate_hz, "PCM_16", format="WAV")
-        return waveforms
+        sound = []
+        for index, codes in enumerate(recordings):
+            samples = decode(self._codec, codes, self.info)
+            sound.append(Spoken(samples, self.info.sample_rate_hz, codes, has_stopped=True))
+            sound[-1].write(folder / f"{index:02d}.wav")
+        return sound
 
 
-def choose_samples(rows: PackedRows, config: Any, num_samples: int) -> list[RecordedSample]:
+def choose_samples(rows: PackedRows, config: BaseConfig, num_samples: int) -> list[RecordedSample]:
     """Choose held-out samples: first one of each of some rows spread over the table, then more."""
     spread = np.linspace(0, len(rows) - 1, min(len(rows), num_samples)).astype(int)
     by_row = [recorded_samples(rows[int(row)], config) for row in spread]
@@ -179,23 +183,21 @@ def load_codec_of(info: CodecInfo, device: torch.device) -> Any:
     return codec
 
 
-def track_audio(
-    accelerator: Accelerator, step: int, waveforms: dict[str, Any], sample_rate_hz: int
-) -> None:
-    """Log waveforms to TensorBoard or Weights & Biases, by their names."""
+def track_audio(accelerator: Accelerator, step: int, sound: dict[str, Spoken]) -> None:
+    """Log sound to TensorBoard or Weights & Biases, by its names."""
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
-            for name, waveform in waveforms.items():
-                sound = torch.from_numpy(waveform)[None]
-                tracker.writer.add_audio(f"samples/{name}", sound, step, sample_rate_hz)
+            for name, spoken in sound.items():
+                samples = torch.from_numpy(spoken.samples)[None]
+                tracker.writer.add_audio(f"samples/{name}", samples, step, spoken.sample_rate_hz)
         elif tracker.name == "wandb":
             from wandb import Audio
 
-            sounds = {
-                f"samples/{name}": Audio(waveform, sample_rate=sample_rate_hz)
-                for name, waveform in waveforms.items()
+            audio = {
+                f"samples/{name}": Audio(spoken.samples, sample_rate=spoken.sample_rate_hz)
+                for name, spoken in sound.items()
             }
-            tracker.log(sounds, step=step)
+            tracker.log(audio, step=step)
 
 
 def _reason(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudi
 from higgs_pipe import train
 from higgs_pipe.config.stages import TrainStage, load_stage
 from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.pretrained import base_of_rows
 from higgs_pipe.training.processes import make_accelerator
 from higgs_pipe.training.step_inputs import PlannedStep
 
@@ -28,7 +29,8 @@ def dump_gradients(case: dict) -> None:
     stage = load_stage(TrainStage, Path(case["config"]), "{}")
     accelerator = make_accelerator(stage.train, output_dir)
     tables = (PackedRows(Path(case[name])) for name in ("train_rows", "eval_rows"))
-    training = train.Training(stage, *tables, accelerator)
+    base = base_of_rows(Path(case["train_rows"]), stage.pretrained_base)
+    training = train.Training(stage, base, *tables, accelerator)
     gradients = {}
 
     def keep() -> None:
