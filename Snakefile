@@ -14,13 +14,24 @@ import higgs_pipe.planning.launching as launching
 import higgs_pipe.planning.stages as stages
 import higgs_pipe.planning.targets as targets
 
-
-configfile: "config.yaml"
-
-
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+
+
+# The folder's own, or else the checkout's.
+configfile: "config.yaml" if Path("config.yaml").is_file() else str(ROOT / "config.yaml")
+
+
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
-config = config_check.load_config_or_exit(config, SCHEMA_PATH)
+given = workflow.config_settings.overwrite_config  # by --configfile and --config
+config = config_check.load_config_or_exit(config, SCHEMA_PATH, given)
+DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
+DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
+demo_changes = {}
+if targets.is_within(config["base_model"], DEMO_BASE):
+    typed = workflow.config_settings.config  # by --config alone
+    demo_changes = config_check.use_demo_settings(
+        config, DEMO_SETTINGS, SCHEMA_PATH, typed
+    )
 
 
 include: "workflow/rules/common.smk"

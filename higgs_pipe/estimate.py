@@ -91,11 +91,19 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     tokenizer, _ = _read(AutoTokenizer, stage.pretrained_base)
     codec, codec_fault = _read(HiggsAudioV2TokenizerConfig, stage.pretrained_codec)
     table = Clips.read(clips)
-    texts = table.texts(table.in_split(TRAIN))
+    members = table.in_split(TRAIN)
+    texts = table.texts(members)
     text_tokens = count_text_tokens(texts, stage.pack.system_prompt, tokenizer)
     frame_rate_hz = codec.sample_rate / codec.hop_length if codec else PUBLISHED_FRAME_RATE_HZ
     num_codebooks = base.num_codebooks if base else PUBLISHED_NUM_CODEBOOKS
-    amount = amount_of(summary, text_tokens, stage.pack, frame_rate_hz, num_codebooks)
+    amount = amount_of(
+        summary,
+        text_tokens,
+        stage.pack,
+        frame_rate_hz,
+        num_codebooks,
+        num_references=int(np.count_nonzero(table.reference[members] >= 0)),
+    )
     experiments = {}
     for name, overrides in stage.experiments.items():
         train = TrainConfig.model_validate(merge(stage.train.model_dump(), overrides or {}))
@@ -201,6 +209,7 @@ def amount_of(
     pack: PackConfig,
     frame_rate_hz: float,
     num_codebooks: int,
+    num_references: int = 0,
 ) -> Amount:
     """Estimate the tokens of the training split.
 
@@ -213,10 +222,13 @@ def amount_of(
         pack: The task mix and the length of rows.
         frame_rate_hz: Frame rate of the codec.
         num_codebooks: K.
+        num_references: Clips that bring their own reference.
     """
     split = summary.splits[TRAIN]
     num_clips = split.num_clips
-    share = pack.tasks.cloning / max(pack.tasks.cloning + pack.tasks.speech, 1e-9)
+    drawn = pack.tasks.cloning / max(pack.tasks.cloning + pack.tasks.speech, 1e-9)
+    own = num_references / max(num_clips, 1) if pack.tasks.cloning else 0.0
+    share = own + (1 - own) * drawn  # of the samples with a reference
     own_frames = split.seconds * frame_rate_hz + num_clips * (0.5 + 2 + num_codebooks - 1)
     around = text_tokens.per_sample + share * text_tokens.per_reference
     num_audio_frames = round((1 + share) * own_frames)

@@ -199,8 +199,9 @@ def all_settings(config_dir: Path, experiment_dir: Path) -> dict[str, Any]:
     settings = {
         name: load_stage(stage, config_dir / f"{name}.json").model_dump(by_alias=True)
         for name, stage in STAGES.items()
-        # Those of list_rows, measure and estimate are parts of the others.
-        if name not in ("list_rows", "measure", "estimate", "train", "report")
+        # Those that are left out are parts of the others.
+        if name
+        not in ("base_model", "codec", "list_rows", "measure", "estimate", "train", "report")
     }
     trained = TrainedSettings.read(experiment_dir / "train" / "config.json")
     return settings | {"train": trained.model_dump()}

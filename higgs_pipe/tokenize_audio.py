@@ -54,7 +54,6 @@ def run(
         shard_clips: The shard's clips, from validate.
         codes: The table of codes to write.
         num_threads: CPU threads: for the codec on a CPU; for decoding files if it runs on a GPU.
-
         pinned_codec: ``models/codec.json``; without it the codec is pinned here.
 
     Raises:

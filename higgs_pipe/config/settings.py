@@ -228,7 +228,10 @@ class TokenizeConfig(Section):
 
 
 class TaskMix(Section):
-    """Weights of the sample tasks; each clip or dialogue gets one task, drawn by seed."""
+    """Weights of the sample tasks; each clip or dialogue gets one task, drawn by seed.
+
+    A row that brings a reference is always cloning, unless that has the weight 0.
+    """
 
     forbidden = (
         Forbidden(
@@ -270,7 +273,8 @@ class PackConfig(Section):
     )
     clean_text: bool = Field(
         True,
-        description="Clean text as Higgs Audio's inference does; keep it the same to generate.",
+        description="Clean the texts to be spoken as Higgs Audio's inference does (reference "
+        "transcripts stay as they are); keep it the same to generate.",
     )
     seed: int = Field(0, ge=0, description="Seed of the draws: tasks, references and dropouts.")
 
@@ -465,6 +469,24 @@ class TrainConfig(Section):
     lora: LoraSettings = LoraSettings()
 
 
+class EvalSpeechModelConfig(Section):
+    """Models that listen to generated speech; null is off, and its measures are "not measured"."""
+
+    asr: str | None = Field(
+        None, min_length=1, description="Transformers speech recogniser: a directory or a Hub id."
+    )
+    speaker: str | None = Field(
+        None,
+        min_length=1,
+        description="Transformers x-vector speaker model: a directory or a Hub id.",
+    )
+    dnsmos: str | None = Field(
+        None,
+        min_length=1,
+        description="Weights of DNSMOS: the file sig_bak_ovr.onnx of the DNS Challenge.",
+    )
+
+
 class EvalConfig(Section):
     """Computation of the held-out loss."""
 
@@ -474,6 +496,7 @@ class EvalConfig(Section):
         "auto", description="Dtype of the base; auto: bfloat16 where the device supports it."
     )
     rows_per_batch: int = Field(1, ge=1, description="Packed rows per forward pass.")
+    speech_models: EvalSpeechModelConfig = EvalSpeechModelConfig()
 
 
 class PackageConfig(Section):

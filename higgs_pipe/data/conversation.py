@@ -42,6 +42,11 @@ class Turn(Generic[R]):
         """All texts of the turn, joined by spaces."""
         return " ".join(part.strip() for part in self.texts if part.strip())
 
+    def map_texts(self, replace: Callable[[str], str]) -> "Turn[R]":
+        """Return the turn with ``replace(text)`` for each of its texts, in order."""
+        parts = tuple(replace(part) if isinstance(part, str) else part for part in self.parts)
+        return Turn(self.role, parts, self.is_target)
+
     @property
     def texts(self) -> tuple[str, ...]:
         """The texts among the parts."""
@@ -86,25 +91,9 @@ class Conversation(Generic[R]):
         asked = (turn.text for turn in reversed(self.turns[:index]) if turn.role == USER)
         return self.turns[index].text or next((text for text in asked if text), "")
 
-    def map_texts(self, replace: Callable[[str], str], *roles: str) -> "Conversation[R]":
-        """Return the same turns with ``replace(text)`` for each text, in order.
-
-        Args:
-            replace: Makes the new text.
-            roles: The turns that are changed; none means all.
-        """
-        return Conversation(
-            tuple(
-                Turn(
-                    turn.role,
-                    tuple(replace(part) if isinstance(part, str) else part for part in turn.parts),
-                    turn.is_target,
-                )
-                if not roles or turn.role in roles
-                else turn
-                for turn in self.turns
-            )
-        )
+    def map_texts(self, replace: Callable[[str], str]) -> "Conversation[R]":
+        """Return the same turns with ``replace(text)`` for each text, in order."""
+        return Conversation(tuple(turn.map_texts(replace) for turn in self.turns))
 
     def map_recordings(self, replace: Callable[[R], S]) -> "Conversation[S]":
         """Return the same turns with ``replace(recording)`` for each recording, in order."""
@@ -170,13 +159,13 @@ def speech_conversation(
         references: Recordings of the voices, each with what it says.
         text: The words to speak; in a dialogue, one line per turn.
         target: The recording of ``text``.
-        clean: Cleans the text of user turns.
+        clean: Cleans ``text``, and not the transcripts of references.
     """
     turns: list[Turn[R]] = [Turn(SYSTEM, (system_prompt,))]
     if described := tuple(scenes):
         turns.append(Turn(SCENE, described))
     for words, recording in references:
-        turns.append(Turn(USER, (clean(words),)))
+        turns.append(Turn(USER, (words,)))
         turns.append(Turn(ASSISTANT, (recording,)))
     turns.append(Turn(USER, (clean(text),)))
     turns.append(Turn(ASSISTANT, (target,), is_target=True))

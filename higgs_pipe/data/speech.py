@@ -40,6 +40,11 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
 def _words(text: str) -> list[str]:
     # Some recognisers write no apostrophes: "it's" is "its".
     text = bare_words(unicodedata.normalize("NFKC", text).replace("'", "").replace("\u2019", ""))
+    return words_of(text)
+
+
+def words_of(text: str) -> list[str]:
+    """Split a text at white space; where a script has no spaces, each letter is a word."""
     return "".join(
         f" {character} " if script_of_character(character) in SPACELESS_SCRIPTS else character
         for character in text

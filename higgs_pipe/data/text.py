@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 
 CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
+ANGLE_QUOTES = str.maketrans("《》", "<>")  # text cleaning makes them so
 
 
 def is_blank(text: str) -> bool:
@@ -15,9 +16,9 @@ def is_blank(text: str) -> bool:
 def find_control_token(pieces: Iterable[str]) -> str | None:
     """Return the first control token in the joined pieces, or None.
 
-    Look-alikes count: full-width signs, and tokens with invisible characters in them. No current
-    tokenizer reads those as commands, but nobody says them either, and cleaning the text may turn
-    them into commands.
+    Look-alikes count: full-width signs, angle quotes, and tokens with invisible characters in them.
+    No current tokenizer reads those as commands, but nobody says them either, and cleaning the text
+    may turn them into commands.
 
     Args:
         pieces: Texts that a chat template joins, each stripped of outer white space: the parts
@@ -36,7 +37,7 @@ def _plain(text: str) -> str:
         return text
     return "".join(
         unicodedata.normalize("NFKC", character)
-        for character in text
+        for character in text.translate(ANGLE_QUOTES)
         if unicodedata.category(character) not in ("Cc", "Cf", "Mn", "Me")
     )
 

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchaudio
 from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerModel
 from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
 
 from higgs_pipe.config.settings import CodecDtype
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.resampling import resample
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import Codes
@@ -126,9 +126,7 @@ def to_codec_input(
     Returns:
         (T * hop_length,) float32.
     """
-    mono = torch.from_numpy(samples.mean(axis=1))
-    if sample_rate_hz != info.sample_rate_hz:
-        mono = torchaudio.functional.resample(mono, sample_rate_hz, info.sample_rate_hz)
+    mono = resample(torch.from_numpy(samples.mean(axis=1)), sample_rate_hz, info.sample_rate_hz)
     num_frames = math.ceil(len(mono) / info.hop_length)
     return torch.nn.functional.pad(mono, (0, num_frames * info.hop_length - len(mono)))
 

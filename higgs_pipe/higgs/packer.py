@@ -28,9 +28,9 @@ from higgs_pipe.data.packing.planner import CLIP_TASKS, CONVERSATION, TASKS, Pla
 from higgs_pipe.data.packing.results import PackedSplit, RejectedSample
 from higgs_pipe.data.packing.spool import Spool, check_free_space
 from higgs_pipe.data.packing.turns import Recording
-from higgs_pipe.data.specs import packed_spec
+from higgs_pipe.data.specs import CLIPS, packed_spec
 from higgs_pipe.data.tables import lists_to_arrow, table_writer
-from higgs_pipe.errors import UserError
+from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.chat_template import PUBLISHED_TEMPLATE, Prompt
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, conversations_of
@@ -82,7 +82,7 @@ class Packer:
         """Draw and render the samples of a split, and spool them for :meth:`write`.
 
         Raises:
-            UserError: No sample fits into a row, or the template does not render a plain sample.
+            UserError: No sample can be packed, or the template does not render a plain sample.
         """
         planner = Planner(self._clips, split, self._settings)
         plans = planner.plans()
@@ -97,10 +97,12 @@ class Packer:
                 if shorter := self._take_all(waiting.popleft(), planner, spool):
                     waiting.appendleft(self._rendering(shorter, background))
         if not self._lengths:
+            facts = [sample.message for sample in self.rejected]
             raise UserError(
-                f"no sample of the {split} split fits into pack.max_tokens = "
-                f"{self._settings.max_tokens}; raise it, or lower validate.max_clip_seconds and "
-                "bring shorter clips."
+                f"none of the {len(facts)} samples of the {split} split can be packed:\n"
+                f"{list_offenders(facts)}"
+                if facts
+                else f"the {split} split has no clips; run: snakemake --forcerun {CLIPS.made_by}"
             )
 
     def _rendering(self, plans: Sequence[SamplePlan], background: Executor) -> Rendering:

@@ -1,28 +1,37 @@
-"""Transcripts cleaned as the inference of Higgs Audio cleans its text."""
+"""Target texts cleaned as the inference of Higgs Audio v2 cleans them.
+
+The marks and their order are those of ``examples/generation.py`` in boson-ai/higgs-audio. Only the
+text to be spoken is cleaned: transcripts of references and scenes go into a prompt as they are.
+"""
 
 LATIN_PUNCTUATION = str.maketrans(
     {
-        "，": ", ",
-        "。": ". ",
-        "、": ", ",
-        "：": ": ",
-        "；": "; ",
-        "？": "? ",
-        "！": "! ",
+        "，": ", ",  # the only one with a space
+        "。": ".",
+        "、": ",",
+        "：": ":",
+        "；": ";",
+        "？": "?",
+        "！": "!",
         "（": " ",
         "）": " ",
         "(": " ",
         ")": " ",
         "【": "[",
         "】": "]",
-        "《": "'",
-        "》": "'",
+        "《": "<",
+        "》": ">",
         "“": '"',
         "”": '"',
+        "「": '"',
+        "」": '"',
+        "『": '"',
+        "』": '"',
         "‘": "'",
         "’": "'",
         "—": "-",
         "…": "...",
+        "·": ".",
     }
 )
 
@@ -48,16 +57,15 @@ SENTENCE_ENDS = (".", "!", "?", ",", ";", '"', "'", "</SE>", "</SE_e>")
 
 
 def clean_text(text: str) -> str:
-    """Clean a transcript as Higgs Audio's inference cleans its text.
+    """Clean a target text as Higgs Audio's inference does.
 
     Chinese punctuation becomes Latin, parentheses become spaces, degrees are spelled out, sound
-    events become tags, white space is folded, and a text that ends bare gets a full stop.
+    events become tags, white space is folded line by line, empty lines are dropped, and a text
+    without a final mark gets a full stop.
     """
-    if not text.isascii() or "(" in text or ")" in text:
-        text = text.translate(LATIN_PUNCTUATION)
-    if "[" in text or "°" in text:
-        for written, spoken in SPELLED_OUT.items():
-            text = text.replace(written, spoken)
-    lines = (" ".join(line.split()) for line in text.splitlines())
+    text = text.translate(LATIN_PUNCTUATION)
+    for written, spoken in SPELLED_OUT.items():
+        text = text.replace(written, spoken)
+    lines = (" ".join(line.split()) for line in text.split("\n"))
     text = "\n".join(line for line in lines if line)
     return text if text.endswith(SENTENCE_ENDS) else text + "."

@@ -34,7 +34,7 @@ SETTING = "validate.speech_models"
 
 
 class SpeechModels:
-    """The models that the settings name, loaded in float32; one recording at a time.
+    """The models that validation is told to use, in float32; one recording at a time.
 
     Args:
         settings: Which models.
@@ -47,78 +47,107 @@ class SpeechModels:
     def __init__(self, settings: SpeechModelConfig, device: torch.device) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._recogniser = settings.asr and _load_recogniser(settings.asr, device)
-        self._judge = settings.quality and _load_judge(Path(settings.quality)).to(device)
-        self._speaker = settings.speaker and _load_speaker_model(settings.speaker, device)
+        self._recogniser = self._judge = self._speaker = None
+        if settings.asr:
+            self._recogniser = Recogniser(Pretrained(f"{SETTING}.asr", settings.asr), device)
+        if settings.quality:
+            self._judge = _load_judge(Path(settings.quality)).to(device)
+        if settings.speaker:
+            self._speaker = SpeakerModel(Pretrained(f"{SETTING}.speaker", settings.speaker), device)
 
     @torch.inference_mode()
     def measure(self, samples: npt.NDArray[np.float32], sample_rate_hz: int) -> SpeechMeasures:
-        """What the models tell of a recording; threads take turns.
+        """Return what the models tell of a recording; threads take turns.
 
         Args:
             samples: (num_samples, num_channels); channels are averaged.
             sample_rate_hz: Their rate; each model gets its own.
         """
-        mono = torch.from_numpy(samples.mean(axis=1))
-        num_lacking = max(0, round(MIN_SECONDS * sample_rate_hz) - len(mono))
-        mono = torch.nn.functional.pad(mono, (0, num_lacking))
+        mono = filled_up(torch.from_numpy(samples.mean(axis=1)), sample_rate_hz)
         with self._lock:
             stoi, pesq, si_sdr_db = self._quality(mono, sample_rate_hz)
+            recogniser, speaker = self._recogniser, self._speaker
             return SpeechMeasures(
-                transcript=self._transcript(mono, sample_rate_hz),
+                transcript=None if recogniser is None else recogniser(mono, sample_rate_hz),
                 stoi=stoi,
                 pesq=pesq,
                 si_sdr_db=si_sdr_db,
-                speaker_embedding=self._embedding(mono, sample_rate_hz),
+                speaker_embedding=None if speaker is None else speaker(mono, sample_rate_hz),
             )
 
-    def _transcript(self, mono: Tensor, rate_hz: int) -> str | None:
-        if not self._recogniser:
-            return None
-        wanted_hz = self._recogniser.feature_extractor.sampling_rate
-        audio = {"raw": _resampled(mono, rate_hz, wanted_hz).numpy(), "sampling_rate": wanted_hz}
-        text: str = self._recogniser(audio)["text"]
-        return text.strip()
-
     def _quality(self, mono: Tensor, rate_hz: int) -> tuple[float | None, ...]:
-        """STOI, PESQ and SI-SDR in dB."""
-        if not self._judge:
+        """Return STOI, PESQ and SI-SDR in dB."""
+        if self._judge is None:
             return None, None, None
-        waveform = _resampled(mono, rate_hz, SQUIM_RATE_HZ)[None].to(self._device)  # (1, n)
+        waveform = resampled(mono, rate_hz, SQUIM_RATE_HZ)[None].to(self._device)  # (1, n)
         return tuple(score.item() for score in self._judge(waveform))
 
-    def _embedding(self, mono: Tensor, rate_hz: int) -> list[float] | None:
-        """(num_features,), of length 1."""
-        if not self._speaker:
-            return None
-        extractor, model = self._speaker
-        wanted_hz = extractor.sampling_rate
-        waveform = _resampled(mono, rate_hz, wanted_hz).numpy()
-        inputs = extractor(waveform, sampling_rate=wanted_hz, return_tensors="pt").to(self._device)
-        embedding = model(**inputs).embeddings[0]
+
+class Recogniser:
+    """A Transformers speech recogniser: sequence to sequence (Whisper) or CTC.
+
+    Raises:
+        UserError: The checkpoint cannot be loaded, or some of its weights are missing.
+    """
+
+    def __init__(self, pretrained: Pretrained, device: torch.device) -> None:
+        config = load_pretrained(AutoConfig, pretrained)
+        is_seq2seq = type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+        model_class: Any = AutoModelForSpeechSeq2Seq if is_seq2seq else AutoModelForCTC
+        processor = load_pretrained(AutoProcessor, pretrained)
+        self._pipeline = AutomaticSpeechRecognitionPipeline(
+            model=load_weights(model_class, pretrained, dtype=torch.float32).eval(),
+            tokenizer=processor.tokenizer,
+            feature_extractor=processor.feature_extractor,
+            device=device,
+        )
+
+    def __call__(self, mono: Tensor, rate_hz: int) -> str:
+        """Return the transcript of (num_samples,)."""
+        wanted_hz = self._pipeline.feature_extractor.sampling_rate
+        audio = {"raw": resampled(mono, rate_hz, wanted_hz).numpy(), "sampling_rate": wanted_hz}
+        text: str = self._pipeline(audio)["text"]
+        return text.strip()
+
+
+class SpeakerModel:
+    """A Transformers x-vector model.
+
+    Raises:
+        UserError: The checkpoint cannot be loaded, or some of its weights are missing.
+    """
+
+    def __init__(self, pretrained: Pretrained, device: torch.device) -> None:
+        self._device = device
+        self._extractor = load_pretrained(AutoFeatureExtractor, pretrained)
+        model = load_weights(AutoModelForAudioXVector, pretrained, dtype=torch.float32)
+        self._model = model.to(device).eval()
+
+    def __call__(self, mono: Tensor, rate_hz: int) -> list[float]:
+        """Return the voice of (num_samples,): (num_features,), of length 1."""
+        wanted_hz = self._extractor.sampling_rate
+        inputs = self._extractor(
+            resampled(mono, rate_hz, wanted_hz).numpy(),
+            sampling_rate=wanted_hz,
+            return_tensors="pt",
+        )
+        embedding = self._model(**inputs.to(self._device)).embeddings[0]
         unit: list[float] = torch.nn.functional.normalize(embedding, dim=0).tolist()
         return unit
 
 
-def _resampled(mono: Tensor, rate_hz: int, wanted_hz: int) -> Tensor:
+def filled_up(mono: Tensor, rate_hz: int) -> Tensor:
+    """Return (num_samples,) with silence at its end, up to half a second."""
+    num_lacking = max(0, round(MIN_SECONDS * rate_hz) - len(mono))
+    return torch.nn.functional.pad(mono, (0, num_lacking))
+
+
+def resampled(mono: Tensor, rate_hz: int, wanted_hz: int) -> Tensor:
+    """Return (num_samples,) at another rate."""
     if rate_hz == wanted_hz:
         return mono
-    resampled: Tensor = torchaudio.functional.resample(mono, rate_hz, wanted_hz)
-    return resampled
-
-
-def _load_recogniser(name: str, device: torch.device) -> AutomaticSpeechRecognitionPipeline:
-    setting = f"{SETTING}.asr"
-    config = load_pretrained(AutoConfig, Pretrained(setting, name))
-    is_seq2seq = type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
-    model_class: Any = AutoModelForSpeechSeq2Seq if is_seq2seq else AutoModelForCTC
-    processor = load_pretrained(AutoProcessor, Pretrained(setting, name))
-    return AutomaticSpeechRecognitionPipeline(
-        model=load_weights(model_class, Pretrained(setting, name), dtype=torch.float32).eval(),
-        tokenizer=processor.tokenizer,
-        feature_extractor=processor.feature_extractor,
-        device=device,
-    )
+    changed: Tensor = torchaudio.functional.resample(mono, rate_hz, wanted_hz)
+    return changed
 
 
 def _load_judge(path: Path) -> torch.nn.Module:
@@ -131,10 +160,3 @@ def _load_judge(path: Path) -> torch.nn.Module:
             "Give a file with the state_dict of torchaudio's squim_objective_base."
         ) from None
     return model.eval()
-
-
-def _load_speaker_model(name: str, device: torch.device) -> tuple[Any, Any]:
-    setting = f"{SETTING}.speaker"
-    extractor = load_pretrained(AutoFeatureExtractor, Pretrained(setting, name))
-    model = load_weights(AutoModelForAudioXVector, Pretrained(setting, name), dtype=torch.float32)
-    return extractor, model.to(device).eval()

@@ -47,7 +47,9 @@ def load_schema(schema_path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], yaml.safe_load(schema_path.read_text(encoding="utf-8")))
 
 
-def load_config(config: Mapping[str, Any], schema_path: Path) -> dict[str, Any]:
+def load_config(
+    config: Mapping[str, Any], schema_path: Path, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the user's config, checked and complete.
 
     Text is converted to a number where the schema asks for one: YAML 1.1 reads ``2e-4`` as text,
@@ -57,6 +59,8 @@ def load_config(config: Mapping[str, Any], schema_path: Path) -> dict[str, Any]:
     Args:
         config: What Snakemake read from ``config.yaml`` and the command line.
         schema_path: ``workflow/schemas/config.schema.yaml``.
+        given: The part that ``--configfile`` and ``--config`` gave. Experiments that it names
+            replace those of ``config.yaml``.
 
     Raises:
         UserError: Keys are unknown or missing, or values have the wrong type or are out of
@@ -64,6 +68,7 @@ def load_config(config: Mapping[str, Any], schema_path: Path) -> dict[str, Any]:
     """
     schema = load_schema(schema_path)
     own = {key: value for key, value in config.items() if key not in SNAKEMAKE_KEYS}
+    own |= {key: value for key, value in (given or {}).items() if key == "experiments"}
     own = _coerced(own, schema, schema)
     errors = sorted(_Validator(schema).iter_errors(own), key=lambda error: str(error.json_path))
     faults = list(dict.fromkeys(fault for error in errors for fault in _faults(error, schema)))
@@ -77,13 +82,44 @@ def load_config(config: Mapping[str, Any], schema_path: Path) -> dict[str, Any]:
     return {**own, **{key: config[key] for key in SNAKEMAKE_KEYS if key in config}}
 
 
-def load_config_or_exit(config: Mapping[str, Any], schema_path: Path) -> dict[str, Any]:
+def load_config_or_exit(
+    config: Mapping[str, Any], schema_path: Path, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return :func:`load_config`'s result; a refused config ends Snakemake with exit code 2."""
     try:
-        return load_config(config, schema_path)
+        return load_config(config, schema_path, given)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
+
+
+def use_demo_settings(
+    config: dict[str, Any], settings_path: Path, schema_path: Path, typed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Lay the demo's settings under those of the user.
+
+    A setting is changed only if it still has its default and ``typed`` does not name it: a config
+    file may be a copy of the shipped one, which names every setting.
+
+    Args:
+        config: The complete config; it is changed.
+        settings_path: ``examples/demo/settings.yaml``.
+        schema_path: ``workflow/schemas/config.schema.yaml``.
+        typed: The part of the config that ``--config`` gave.
+
+    Returns:
+        The settings that were changed, with dotted names.
+    """
+    schema = load_schema(schema_path)
+    defaults: dict[str, Any] = {}
+    _fill_defaults(defaults, schema, schema)
+    changed = {}
+    for section, settings in yaml.safe_load(settings_path.read_text(encoding="utf-8")).items():
+        for key, value in settings.items():
+            is_default = config[section][key] == defaults[section][key]
+            if is_default and key not in (typed.get(section) or {}):
+                config[section][key] = changed[f"{section}.{key}"] = value
+    return changed
 
 
 def stage_config_text(config: Mapping[str, Any], stage: str, schema: Schema) -> str:

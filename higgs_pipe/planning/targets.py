@@ -76,6 +76,12 @@ def is_within(path: str, folder: str) -> bool:
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
+def demo_lines(changes: Mapping[str, Any], settings_path: Path) -> list[str]:
+    """Return the sentence on settings that hold only for the demo's miniature, if any do."""
+    listed = ", ".join(f"{key}: {value}" for key, value in changes.items())
+    return [f"base_model is the demo's miniature; {settings_path} sets {listed}"] if listed else []
+
+
 def closing_lines(results_dir: Path, experiments: Sequence[str]) -> list[str]:
     """Return a line per adapter, metrics file and report: label and path, if it exists."""
     products = [

@@ -20,6 +20,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.planning import config_check, launching
 
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
 SCHEMA = config_check.load_schema(SCHEMA_PATH)
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
 MINIMAL = {"manifest": "m.jsonl", "base_model": "b", "codec": "c"}
@@ -71,6 +72,36 @@ def test_the_page_of_every_setting_has_a_row_per_key_with_its_default_and_bounds
 def test_the_shipped_config_names_every_setting_and_is_accepted() -> None:
     assert sorted(leaves(SHIPPED)) == sorted(leaves(load(MINIMAL)))
     Config.model_validate(load(SHIPPED))
+
+
+def test_every_setting_of_the_shipped_config_is_its_default_but_for_the_demo() -> None:
+    demo = {key: SHIPPED[key] for key in ("manifest", "base_model", "codec")}
+    assert load(SHIPPED) == load(demo)
+
+
+def test_the_settings_of_the_demo_are_accepted_and_no_defaults() -> None:
+    settings = yaml.safe_load(DEMO_SETTINGS.read_text())
+    changed = load(merge(SHIPPED, settings))
+    for name in leaves(settings):
+        section, key = name.split(".")
+        assert changed[section][key] != load(SHIPPED)[section][key]
+
+
+def test_the_settings_of_the_demo_give_way_to_those_of_the_user() -> None:
+    typed = {"train": {"learning_rate": 2e-4}}  # the default, but asked for
+    config = load(merge(SHIPPED, {"data": {"num_shards": 3}}))
+    changes = config_check.use_demo_settings(config, DEMO_SETTINGS, SCHEMA_PATH, typed)
+    assert "data.num_shards" not in changes
+    assert "train.learning_rate" not in changes
+    assert changes["train.num_epochs"] == 16
+    assert (config["data"]["num_shards"], config["data"]["eval_fraction"]) == (3, 0.15)
+    assert (config["train"]["learning_rate"], config["train"]["num_epochs"]) == (2e-4, 16)
+
+
+def test_given_experiments_replace_those_of_the_config_file() -> None:
+    given = {"experiments": {"small": {"lora": {"r": "4"}}}, "train": None}
+    config = config_check.load_config(merge(SHIPPED, given), SCHEMA_PATH, given)
+    assert config["experiments"] == {"small": {"lora": {"r": 4}}}
 
 
 def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
@@ -303,7 +334,7 @@ def test_every_stage_accepts_its_text(stage: str, tmp_path: Path) -> None:
 
 def test_a_stage_may_read_a_part_of_a_section() -> None:
     text = config_check.stage_config_text(load(SHIPPED), "list_rows", SCHEMA)
-    assert json.loads(text) == {"manifest": SHIPPED["manifest"], "data": {"num_shards": 2}}
+    assert json.loads(text) == {"manifest": SHIPPED["manifest"], "data": {"num_shards": 8}}
 
 
 def test_every_setting_is_read_by_some_stage() -> None:

@@ -116,6 +116,7 @@ def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(texts=st.tuples(TEXTS, TEXTS, TEXTS), cleaned=st.booleans())
 @example(texts=("a<|", "eot_id", "|>"), cleaned=True)
+@example(texts=("a《|eot_id|》", "b", "c"), cleaned=True)
 def test_no_text_that_passes_gives_a_special_id(
     renderer: PromptRenderer, texts: tuple[str, str, str], cleaned: bool
 ) -> None:

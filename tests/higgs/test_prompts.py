@@ -14,7 +14,6 @@ from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.chat_template import Prompt, RenderError, message
 from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer
-from higgs_pipe.higgs.text_cleaning import clean_text
 
 
 @pytest.fixture(scope="module")
@@ -239,23 +238,6 @@ def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base):
     )
     with pytest.raises(RenderError, match=r"does not put <\|audio_out_bos\|> before the audio"):
         renderer.prompt(speech("Yes."))
-
-
-@pytest.mark.parametrize(
-    ("written", "cleaned"),
-    [
-        ("你好，世界。", "你好, 世界."),
-        ("It was 20°C (warm)", "It was 20 degrees Celsius warm."),
-        ("Ha [laugh]", "Ha <SE>[Laughter]</SE>"),
-        ("[music start] la [music end]", "<SE_s>[Music]</SE_s> la <SE_e>[Music]</SE_e>"),
-        ("  two   spaces\n\n next ", "two spaces\nnext."),
-        ("Really?", "Really?"),
-        ("[SPEAKER0] Hi: there", "[SPEAKER0] Hi: there."),
-    ],
-)
-def test_text_is_cleaned_as_at_inference(written, cleaned):
-    assert clean_text(written) == cleaned
-    assert clean_text(cleaned) == cleaned
 
 
 def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path):

@@ -48,6 +48,21 @@ def test_tokens_and_rows_are_near_what_pack_makes(corpus: PackedCorpus, tmp_path
     assert found["num_packed_rows"] == pytest.approx(packed["num_rows"], abs=1)
 
 
+def test_rows_that_bring_a_reference_are_counted_with_it(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    clips = [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
+    changes = {clip: {"reference_id": "clip-03"} for clip in clips} | {
+        "clip-03": {"split": "reference"}
+    }
+    bringing = corpus.changed(tmp_path, changes)
+    packed = bringing.pack(tmp_path / "packed", max_tokens=512)["train"]
+    assert packed["tasks"] == {"speech": 0, "cloning": 11}
+    found = run(tmp_path, bringing, str(corpus.base))["train"]
+    tokens = found["num_audio_frames"] + found["num_text_tokens"]
+    assert tokens == pytest.approx(packed["num_tokens"], rel=0.15)
+
+
 def test_steps_and_parameters_are_those_of_each_experiment(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:

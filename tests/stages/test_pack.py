@@ -139,10 +139,31 @@ def test_a_reference_that_does_not_fit_is_left_out_and_counted(corpus, tmp_path)
     )
 
 
-def test_no_sample_that_fits_is_an_error_with_the_next_step(corpus, tmp_path):
-    with pytest.raises(UserError, match=r"no sample of the train split fits .* raise it"):
+def test_no_sample_that_fits_is_an_error_with_each_place(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"11 samples of the train split") as caught:
         corpus.pack(tmp_path, max_tokens=64)
+    facts = str(caught.value).splitlines()[1:]
+    assert len(facts) == 11
+    assert all("manifest.jsonl:" in fact and "pack.max_tokens = 64" in fact for fact in facts)
     assert not (tmp_path / "train.parquet").exists()
+
+
+def test_no_sample_that_the_template_renders_is_an_error_with_that_reason(corpus, tmp_path):
+    parts = [{"clip_id": "clip-01"}]
+    written = json.dumps([{"role": "user", "parts": parts, "is_target": False}])
+    train = [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
+    changes = {clip: {"conversation": written} for clip in train}
+    changes |= {"clip-01": {"split": "reference", "conversation": None}}
+    with pytest.raises(UserError, match=r"10 samples of the train split") as caught:
+        corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
+    assert "manifest.jsonl:1: the chat template gives 0 audio" in str(caught.value)
+    assert "max_tokens" not in str(caught.value)
+
+
+def test_a_split_without_clips_is_not_blamed_on_their_length(corpus, tmp_path):
+    changes = {f"clip-{i:02d}": {"split": "train"} for i in (3, 6, 9)}
+    with pytest.raises(UserError, match=r"eval split has no clips; .*--forcerun judge_clips"):
+        corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
 
 
 def test_codes_of_two_codecs_are_not_mixed(corpus, tmp_path):

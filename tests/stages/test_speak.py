@@ -111,7 +111,7 @@ def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker
     messages = [
         {"role": "system", "content": speaker.system_prompt},
         {"role": "scene", "content": [{"type": "text", "text": "A hall."}]},
-        {"role": "user", "content": "I sound so."},
+        {"role": "user", "content": "I sound so"},  # a reference is not cleaned
         {"role": "assistant", "content": [{"type": "audio"}]},
         {"role": "user", "content": "Good morning."},
     ]

@@ -7,6 +7,7 @@ from helpers import ROOT
 
 from higgs_pipe.config.settings import Config
 from higgs_pipe.config.stages import merge
+from higgs_pipe.planning.config_check import load_schema, stage_config_text
 
 EXAMPLES = sorted((ROOT / "examples/configs").glob("*.yaml"))
 
@@ -39,6 +40,17 @@ def test_an_example_is_accepted_and_no_setting_of_the_demo_is_left_in_it(example
     bare = {key: config[key] for key in ("manifest", "base_model", "codec")}
     defaults = Config.model_validate(bare).model_dump(by_alias=True)
     assert differences(config, defaults) <= names(overlay)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_measures_no_recording_again(example: Path) -> None:
+    schema = load_schema(ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
+    overlay = yaml.safe_load(example.read_text())
+    for stage in ("list_rows", "measure"):
+        assert stage_config_text(shipped, stage, schema) == stage_config_text(
+            merge(shipped, overlay), stage, schema
+        )
 
 
 def test_there_are_examples() -> None:

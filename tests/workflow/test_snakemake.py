@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -164,6 +165,35 @@ def test_a_base_from_the_hub_needs_no_demo_base(workdir: Path) -> None:
     assert "tiny_base" not in jobs(workdir)
 
 
+def settings_of_train(folder: Path, *words: str) -> dict[str, Any]:
+    """The settings that training would be given."""
+    run = snakemake(folder, "results/config/train.json", *words)
+    assert run.returncode == 0, run.stdout + run.stderr
+    settings: dict[str, Any] = json.loads((folder / "results/config/train.json").read_text())
+    return settings["train"] | {"stderr": run.stderr}
+
+
+def test_the_settings_of_the_demo_hold_while_the_base_is_its_miniature(tmp_path: Path) -> None:
+    demo = settings_of_train(tmp_path)
+    assert (demo["learning_rate"], demo["num_epochs"]) == (2e-3, 16)
+    assert "examples/demo/settings.yaml sets data.num_shards: 2" in demo["stderr"]
+    given = settings_of_train(tmp_path, "--config", "train={learning_rate: 2e-4}")
+    assert (given["learning_rate"], given["num_epochs"]) == (2e-4, 16)
+    other = settings_of_train(tmp_path, "--config", "base_model=some/model", "codec=some/codec")
+    assert (other["learning_rate"], other["num_epochs"]) == (2e-4, 2)
+    assert "settings.yaml" not in other["stderr"]
+
+
+def test_a_config_file_means_the_same_in_another_folder(tmp_path: Path) -> None:
+    """Without a config.yaml there, that of the checkout is below it."""
+    (tmp_path / "mine.yaml").write_text("train: {weight_decay: 0.5}\nexperiments: {small: {}}\n")
+    away = settings_of_train(tmp_path, "--configfile", "mine.yaml")
+    assert (away["weight_decay"], away["num_epochs"]) == (0.5, 16)
+    planned = snakemake(tmp_path, "--dry-run", "train", "--configfile", "mine.yaml").stdout
+    assert "experiments/small/train" in planned
+    assert "experiments/default/train" not in planned
+
+
 def test_a_faulty_config_stops_snakemake_with_every_fault_by_name(workdir: Path) -> None:
     run = snakemake(workdir, "-n", "--config", "train={learning_rte: 1, num_epochs: none}", "foo=1")
     assert run.returncode == 2
@@ -182,10 +212,9 @@ def test_a_missing_manifest_is_left_to_the_stage_that_explains_it(workdir: Path)
     assert jobs(workdir, "validate", "--config", "manifest=absent.jsonl")["validate"] == 1
 
 
-def test_a_folder_without_config_takes_the_one_given(tmp_path: Path) -> None:
-    config = str(ROOT / "config.yaml")
-    assert jobs(tmp_path, "--configfile", config) == EVERYTHING
-    assert "configfile config.yaml but it is not present" in snakemake(tmp_path, "-n").stdout
+def test_a_folder_without_config_takes_the_one_given_or_the_checkouts(tmp_path: Path) -> None:
+    assert jobs(tmp_path, "--configfile", str(ROOT / "config.yaml")) == EVERYTHING
+    assert jobs(tmp_path) == EVERYTHING
 
 
 def test_results_can_be_moved(workdir: Path) -> None:
@@ -244,6 +273,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("Snakefile", "workflow", "profiles", "envs"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, checkout / name)
+    (checkout / "examples" / "demo").mkdir(parents=True)
+    shutil.copy(ROOT / "examples/demo/settings.yaml", checkout / "examples/demo")
     package = checkout / "higgs_pipe"
     (package / "higgs").mkdir(parents=True)
     (package / "training").mkdir()

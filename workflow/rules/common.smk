@@ -5,7 +5,6 @@ STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
 
 # Rules wait for the demo base only where the config names it; other models already exist.
-DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
 BASE_MODEL = [DEMO_BASE] if targets.is_within(config["base_model"], DEMO_BASE) else []
 CODEC = [DEMO_BASE] if targets.is_within(config["codec"], DEMO_BASE) else []
 # Not an output of a rule, so that it outlives a rerun.
@@ -44,6 +43,11 @@ wildcard_constraints:
     model="base_model|codec",
     shard=r"shard-\d{5}",
     stage="|".join(STAGE_SCHEMA["x-stages"]),
+
+
+onstart:
+    for line in targets.demo_lines(demo_changes, DEMO_SETTINGS):
+        print(line, file=sys.stderr)
 
 
 onsuccess:

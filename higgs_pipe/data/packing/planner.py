@@ -114,7 +114,7 @@ class References:
         """
         speaker = int(self._clips.speaker[clip])
         own = int(self._clips.reference[clip])
-        if own >= 0 and not self.refuses(own) and not self._clips.shares_audio(own, targets):
+        if self.brings(clip) and not self._clips.shares_audio(own, targets):
             return Reference(speaker, own)
         if speaker < 0:
             return None
@@ -125,6 +125,11 @@ class References:
             return Reference(speaker, first)
         ranked = [first, *islice(candidates, NUM_RANKED - 1)]
         return Reference(speaker, self._clips.most_similar(clip, ranked))
+
+    def brings(self, clip: int) -> bool:
+        """Tell if the row of a clip brings a reference that may be used."""
+        own = int(self._clips.reference[clip])
+        return own >= 0 and not self.refuses(own)
 
     def refuses(self, own: int) -> bool:
         """Tell if a row's own reference is held-out audio, which must not be in training."""
@@ -145,8 +150,9 @@ class References:
 class Planner:
     """Draws the task and the references of each clip and dialogue of a split.
 
-    A clip is plain speech or cloning. A dialogue draws among all tasks that have a weight; speech
-    and cloning then stand for its turns one by one. A conversation keeps all its turns. The
+    A clip is plain speech or cloning; one whose row brings a reference is cloning, unless that has
+    no weight. A dialogue draws among all tasks that have a weight; speech and cloning then stand
+    for its turns one by one. A conversation keeps all its turns. The
     dropouts remove the scene from a share of the other samples, and a share of the references;
     in a dialogue, each speaker's reference is drawn separately.
 
@@ -170,7 +176,7 @@ class Planner:
             if self._clips.is_conversation[clip]:
                 yield SamplePlan(CONVERSATION, (clip,))
             elif (dialogue := int(self._clips.dialogue[clip])) < 0:
-                yield self._one_clip(clip, self._draw(CLIP_TASKS, self._id(clip)))
+                yield self._one_clip(clip, self._clip_task(clip))
             elif turns := dialogues.pop(dialogue, None):
                 yield from self._dialogue(dialogue, turns)
 
@@ -187,6 +193,12 @@ class Planner:
             return list(self._turns_alone(plan.drawn_task, plan.targets, DIALOGUE_TOO_LONG))
         return []
 
+    def _clip_task(self, clip: int, drawn: str | None = None) -> str:
+        """Return the task of a clip: cloning if its row brings a reference, else as drawn."""
+        if self._settings.tasks.cloning and self._references.brings(clip):
+            return CLONING
+        return drawn or self._draw(CLIP_TASKS, self._id(clip))
+
     def _one_clip(self, clip: int, task: str, *fallbacks: Fallback) -> SamplePlan:
         plan = SamplePlan(
             task, (clip,), has_scene=self._keeps_scene(self._id(clip)), fallbacks=fallbacks
@@ -197,8 +209,10 @@ class Planner:
         dialogue_id = self._clips.dialogues[dialogue]
         task = self._draw(CLIP_TASKS + DIALOGUE_TASKS, "dialogue", dialogue_id)
         if task in CLIP_TASKS:
-            yield from (self._one_clip(turn, task) for turn in turns)
+            yield from (self._one_clip(turn, self._clip_task(turn, task)) for turn in turns)
             return
+        if self._settings.tasks.dialogue_cloning and any(map(self._references.brings, turns)):
+            task = DIALOGUE_CLONING
         speakers = {int(self._clips.speaker[turn]): turn for turn in reversed(turns)}
         if -1 in speakers:
             yield from self._turns_alone(task, turns, NO_SPEAKER)

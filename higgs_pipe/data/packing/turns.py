@@ -39,7 +39,7 @@ def conversation_of(
         rows: The texts of its clips, from :meth:`Clips.rows`.
         clips: The table of clips.
         system_prompt: The system message; a conversation may have its own.
-        clean: Cleans what users and assistants say.
+        clean: Cleans the texts that targets speak, and not the transcripts of references.
     """
     if plan.drawn_task == CONVERSATION:
         system: Turn[Recording] = Turn(SYSTEM, (system_prompt,))
@@ -71,5 +71,12 @@ def _conversation(
         is_own = named.clip_id == row["clip_id"]
         return Recording((row["clip"] if is_own else clips.by_id(named.clip_id),))
 
-    written = Conversation.from_json(row["conversation"], ClipId.of)
-    return written.map_recordings(joined).map_texts(clean, USER, ASSISTANT)
+    written = Conversation.from_json(row["conversation"], ClipId.of).map_recordings(joined)
+    turns: list[Turn[Recording]] = []
+    answered_by_target = False
+    for turn in reversed(written.turns):
+        if turn.role == ASSISTANT:
+            answered_by_target = turn.is_target
+        is_cleaned = turn.role == USER and answered_by_target
+        turns.insert(0, turn.map_texts(clean) if is_cleaned else turn)
+    return Conversation(tuple(turns))

@@ -1,4 +1,6 @@
+import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from higgs_pipe.data.packing.planner import (
     SamplePlan,
 )
 from higgs_pipe.data.packing.turns import Recording, conversation_of
-from higgs_pipe.data.specs import CLIPS
+from higgs_pipe.data.specs import CLIPS, REFERENCE
 from higgs_pipe.errors import UserError
 
 CLONING = {"speech": 0, "cloning": 1}
@@ -57,10 +59,10 @@ class Drawn:
     def reasons(self, clip_id: str) -> list[str]:
         return [fallback.reason for fallback in self.plans[clip_id].fallbacks]
 
-    def turns(self, clip_id: str) -> list[Turn[Recording]]:
+    def turns(self, clip_id: str, clean: Callable[[str], str] = str) -> list[Turn[Recording]]:
         plan = self.plans[clip_id]
         rows = self.clips.rows(plan.clips)
-        return list(conversation_of(plan, rows, self.clips, "Do as told.", str).turns)
+        return list(conversation_of(plan, rows, self.clips, "Do as told.", clean).turns)
 
 
 def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so():
@@ -256,3 +258,59 @@ def test_a_conversation_keeps_its_turns_and_its_own_system_message():
         Turn("assistant", (Recording((0,)),)),
         Turn("assistant", (Recording((1,)),), is_target=True),
     ]
+
+
+def test_the_target_text_alone_is_cleaned():
+    rows = [clip("a", "x", reference_id="own", scene="A hall."), clip("own", "x", split=REFERENCE)]
+    drawn = Drawn(rows, tasks=CLONING)
+    texts = [t.text for t in drawn.turns("a", str.upper) if t.texts]
+    assert texts == ["Do as told.", "A hall.", "I am own.", "I AM A."]
+
+
+def test_in_a_conversation_the_questions_of_targets_alone_are_cleaned():
+    written = [
+        {"role": role, "parts": [part], "is_target": is_target}
+        for role, part, is_target in (
+            ("system", {"text": "be brief"}, False),
+            ("user", {"text": "reference"}, False),
+            ("assistant", {"clip_id": "ref-1"}, False),
+            ("user", {"text": "first"}, False),
+            ("user", {"text": "and more"}, False),
+            ("assistant", {"clip_id": "a"}, True),
+            ("user", {"text": "thanks"}, False),
+        )
+    ]
+    rows = [clip("ref-1", "x", split=REFERENCE), clip("a", "x", conversation=json.dumps(written))]
+    texts = [t.text for t in Drawn(rows).turns("a", str.upper) if t.texts]
+    assert texts == ["be brief", "reference", "FIRST", "AND MORE", "thanks"]
+
+
+def test_a_row_that_brings_a_reference_is_always_cloning_with_it():
+    rows = [clip(f"{i}", "x", reference_id="own") for i in range(50)]
+    own = clip("own", "y", split=REFERENCE)
+    drawn = Drawn([*rows, own, *(clip(f"plain-{i}", "x") for i in range(50))])
+    assert {drawn[f"{i}"].task for i in range(50)} == {"cloning"}
+    assert {tuple(drawn.references(f"{i}")) for i in range(50)} == {("own",)}
+    tasks = Counter(drawn[f"plain-{i}"].task for i in range(50))
+    assert min(tasks["speech"], tasks["cloning"]) > 10
+
+
+def test_without_a_weight_of_cloning_no_reference_is_used():
+    rows = [clip("a", "x", reference_id="own"), clip("own", "x", split=REFERENCE)]
+    assert Drawn(rows, tasks={"speech": 1, "cloning": 0})["a"].task == "speech"
+
+
+def test_a_reference_that_is_held_out_makes_no_row_cloning():
+    own = clip("own", "x", split=REFERENCE, pcm_sha256="held")
+    rows = [clip(f"{i}", "x", reference_id="own") for i in range(50)]
+    drawn = Drawn([*rows, clip("held", "x", split="eval"), own])
+    assert Counter(drawn[f"{i}"].task for i in range(50))["speech"] > 10
+
+
+def test_a_dialogue_whose_turns_bring_references_is_drawn_with_them():
+    rows = [turn("t0", "al", 0, reference_id="own"), turn("t1", "bo", 1)]
+    others = [clip("own", "al", split=REFERENCE), clip("bo-1", "bo")]
+    tasks = {"speech": 1, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0.001}
+    drawn = Drawn([*rows, *others], tasks=tasks)
+    assert drawn["t0"].task == "dialogue_cloning"
+    assert drawn.references("t0") == ["own", "bo-1"]

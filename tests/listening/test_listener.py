@@ -1,0 +1,192 @@
+"""Speech models on generated speech: real weights, through the code that loads a user's.
+
+The weights are those that packages carry (real_weights.py). Real recordings lie beside the
+checkout; tests skip where they or the packages are absent.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import real_weights
+import soundfile as sf
+import torch
+from helpers import ROOT
+
+from higgs_pipe.config.settings import EvalSpeechModelConfig
+from higgs_pipe.errors import UserError
+from higgs_pipe.listening.comparison import ListenedMeasures
+from higgs_pipe.listening.dnsmos import Dnsmos
+from higgs_pipe.listening.listener import Impression, Listener, compare_impression
+from higgs_pipe.listening.transcripts import TextErrors, count_errors
+
+CPU = torch.device("cpu")
+RATE_HZ = 16_000
+REAL_SPEECH = ROOT.parent / "shared" / "data" / "real_speech"
+Waveform = npt.NDArray[np.float32]
+
+
+def listener(**models: Path | str) -> Listener:
+    return Listener(EvalSpeechModelConfig(**{name: str(m) for name, m in models.items()}), CPU)
+
+
+def recordings(folder: Path, wanted: str) -> list[tuple[dict[str, str], Waveform, int]]:
+    """Rows of a manifest whose ids begin so, each with its samples (N,) and their rate."""
+    manifest = folder / "manifest.jsonl"
+    if not manifest.exists():
+        pytest.skip(f"{manifest} is absent")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    found = []
+    for row in rows:
+        if row["id"].startswith(wanted):
+            samples, rate = sf.read(folder / row["audio"], dtype="float32", always_2d=True)
+            found.append((row, samples.mean(axis=1), rate))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory) -> Listener:
+    return listener(asr=real_weights.write_whisper(tmp_path_factory.mktemp("whisper")))
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory) -> Listener:
+    return listener(speaker=real_weights.write_resemblyzer(tmp_path_factory.mktemp("speaker")))
+
+
+def word_error_rate(texts: list[str], transcripts: list[str | None]) -> float:
+    errors = [
+        count_errors(text, transcript or "", "en")
+        for text, transcript in zip(texts, transcripts, strict=True)
+    ]
+    return sum(e.num_word_errors for e in errors) / sum(e.num_words for e in errors)
+
+
+@pytest.mark.slow
+def test_real_speech_is_recognised_and_another_text_is_not(whisper) -> None:
+    """One error in 38 words: the transcript says `tue` where the speaker says `two`."""
+    clips = recordings(REAL_SPEECH, "spk1")
+    texts = [row["text"] for row, _, _ in clips]
+    heard = [whisper.hear(samples, rate).transcript for _, samples, rate in clips]
+    assert word_error_rate(texts, heard) <= 2 / 38
+    assert word_error_rate(texts[1:] + texts[:1], heard) > 0.8
+
+
+@pytest.mark.slow
+def test_the_demos_synthetic_speech_is_recognised_too(whisper) -> None:
+    """`Hello, everyone.` and `Can you help me find my glasses?`, spoken by espeak-ng."""
+    demo = ROOT / "examples" / "demo"
+    clips = [*recordings(demo, "ada-001"), *recordings(demo, "ada-009")]
+    texts = [row["text"] for row, _, _ in clips]
+    heard = [whisper.hear(samples, rate).transcript for _, samples, rate in clips]
+    assert word_error_rate(texts, heard) <= 2 / 9
+
+
+@pytest.mark.slow
+def test_what_lasts_more_than_30_seconds_is_heard_to_its_end(whisper) -> None:
+    clips = recordings(REAL_SPEECH, "spk1")
+    samples = np.concatenate([samples for _, samples, _ in clips])
+    silence = np.zeros(32 * RATE_HZ - len(samples), np.float32)
+    text = whisper.hear(np.concatenate([samples, silence, samples[:46_000]]), RATE_HZ).transcript
+    assert text is not None
+    assert text.count("small dog") == 2
+
+
+@pytest.mark.slow
+def test_the_same_speaker_is_told_from_another(speaker) -> None:
+    """Published error rate of this encoder: 9 %; these three speakers are told apart fully."""
+    clips = recordings(REAL_SPEECH, "")
+    voices = [(row["speaker"], speaker.hear(samples, rate)) for row, samples, rate in clips]
+    same, different = [], []
+    for number, (name, voice) in enumerate(voices):
+        for other_name, other in voices[:number]:
+            found = compare_impression(voice, "", None, other).similarity_to_recording
+            (same if name == other_name else different).append(found)
+    assert min(same) > 0.75 > 0.65 > max(different)
+
+
+@pytest.mark.slow
+def test_a_clip_is_nearer_to_the_speakers_other_clips(speaker) -> None:
+    own, other = (
+        [speaker.hear(samples, rate) for _, samples, rate in recordings(REAL_SPEECH, name)]
+        for name in ("spk1", "spk2")
+    )
+    to_own = compare_impression(own[0], "", None, own[0], others=own[1:]).similarity_to_others
+    to_other = compare_impression(own[0], "", None, own[0], others=other).similarity_to_others
+    assert to_own > 0.85 > 0.65 > to_other
+
+
+@pytest.mark.slow
+def test_noise_lowers_the_quality_of_real_speech() -> None:
+    listening = listener(dnsmos=real_weights.dnsmos_file())
+    [(_, samples, rate)] = recordings(REAL_SPEECH, "spk1_snt1")
+    noise = np.random.default_rng(0).normal(0, 0.05, len(samples)).astype(np.float32)
+    assert listening.hear(samples, rate).dnsmos == pytest.approx(3.3468, abs=0.001)
+    assert listening.hear(samples + noise, rate).dnsmos == pytest.approx(1.0944, abs=0.001)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(12.5, 1.08305), (5.5, 1.19716)])
+def test_dnsmos_is_what_its_authors_package_gives(seconds, expected) -> None:
+    """The numbers are those of ``speechmos.dnsmos.run`` 0.0.1.1, with its librosa."""
+    time = np.arange(int(RATE_HZ * seconds)) / RATE_HZ
+    sweep = np.sin(2 * np.pi * (150 + 20 * time) * time) * np.abs(np.sin(3 * time))
+    samples = (0.3 * sweep * np.linspace(1, 0.1, len(time))).astype(np.float32)
+    found = Dnsmos("x", real_weights.dnsmos_file()).score(samples)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["nowhere.onnx", "page.onnx", "other.onnx"])
+def test_what_is_not_dnsmos_is_a_sentence(tmp_path, name) -> None:
+    (tmp_path / "page.onnx").write_text("<html>")
+    path = tmp_path / name
+    if name == "other.onnx":
+        path = real_weights.carried("speechmos", "dnsmos_models/model_v8.onnx")
+    with pytest.raises(UserError, match=r"(?s)eval\.speech_models\.dnsmos .*sig_bak_ovr"):
+        listener(dnsmos=path)
+
+
+@pytest.mark.parametrize("setting", ["asr", "speaker"])
+def test_a_model_that_is_nowhere_names_its_setting(tmp_path, setting) -> None:
+    with pytest.raises(UserError, match=rf"eval\.speech_models\.{setting} .*nowhere"):
+        listener(**{setting: tmp_path / "nowhere"})
+
+
+def test_without_models_nothing_is_heard_and_nothing_is_zero() -> None:
+    heard = listener().hear(np.zeros(100, np.float32), RATE_HZ)
+    assert heard == Impression(None, None, None)
+    found = compare_impression(heard, "Hello.", "en", heard, heard, [heard])
+    assert found == ListenedMeasures()
+    assert set(vars(found).values()) == {None}
+
+
+def test_likeness_is_the_cosine_of_voices_and_of_their_mean() -> None:
+    heard, recording = Impression(voice=[1.0, 0.0]), Impression(voice=[0.6, 0.8])
+    others = [Impression(voice=[0.0, 1.0]), Impression(voice=[1.0, 0.0]), Impression()]
+    found = compare_impression(heard, "", None, recording, reference=heard, others=others)
+    assert found.similarity_to_recording == pytest.approx(0.6)
+    assert found.similarity_to_reference == pytest.approx(1)
+    assert found.similarity_to_others == pytest.approx(0.5**0.5)
+    assert compare_impression(heard, "", None, recording).similarity_to_reference is None
+
+
+@pytest.mark.parametrize(
+    ("text", "transcript", "language", "errors"),
+    [
+        ("The cat sat.", "the CAT sat", "en", (0, 3, 0, 9)),
+        ("The cat sat.", "The bat", "en-GB", (2, 3, 4, 9)),
+        # English: numbers, contractions and hesitations.
+        ("In eighteen thirteen", "um, in 1813", "en", (0, 2, 0, 6)),
+        ("It's late", "it is late", "en", (0, 3, 0, 8)),
+        ("In eighteen thirteen", "in 1813", None, (2, 3, 16, 18)),
+        # A sound event and a speaker tag are not spoken.
+        ("[SPEAKER0] Hi <SE>[Laughter]</SE> you", "hi you", "en", (0, 2, 0, 5)),
+        ("你好，世界", "你好 事界", "zh", (1, 4, 1, 4)),
+        ("Grüße aus Köln", "grüße aus köln", "de", (0, 3, 0, 12)),
+        ("", "a word", "en", (2, 0, 5, 0)),
+        ("Hello there.", "", "en", (2, 2, 10, 10)),
+    ],
+)
+def test_errors_are_counted_after_normalising(text, transcript, language, errors) -> None:
+    assert count_errors(text, transcript, language) == TextErrors(*errors)
