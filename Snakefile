@@ -11,6 +11,7 @@ from pathlib import Path
 import higgs_pipe.planning.config_check as config_check
 import higgs_pipe.planning.file_names as file_names
 import higgs_pipe.planning.launching as launching
+import higgs_pipe.planning.recordings as recordings
 import higgs_pipe.planning.stages as stages
 import higgs_pipe.planning.targets as targets
 

@@ -72,8 +72,8 @@ class Stage:
         self.config.write_text("{}", encoding="utf-8")
         self.recordings = folder / f"{name}.parquet"
         self.measured = folder / f"{name}.measured.parquet"
-        whole = {"start_seconds": None, "end_seconds": None}
-        rows = [{"audio_path": str(path), **whole} for path in paths]
+        whole = dict.fromkeys(column.name for column in RECORDINGS.columns)
+        rows = [{**whole, "audio_path": str(path)} for path in paths]
         write_table(self.recordings, RECORDINGS, rows)
 
     def run(self) -> None:

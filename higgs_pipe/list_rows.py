@@ -1,23 +1,41 @@
 """Stage 1a: the manifests' rows in one table, and by shard the recordings that they name."""
 
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.config.stages import ListRowsStage, load_stage
-from higgs_pipe.data.hashing import shard_of
+from higgs_pipe.data.hashing import sha256_of_file, shard_of
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row_table import write_rows
 from higgs_pipe.data.spans import Span
-from higgs_pipe.data.specs import RECORDINGS
-from higgs_pipe.data.tables import write_shards
+from higgs_pipe.data.specs import MEASURED, RECORDINGS
+from higgs_pipe.data.tables import open_table, write_shards
+from higgs_pipe.errors import UserError
+from higgs_pipe.planning.recordings import (
+    FIRST_STAMP,
+    FileState,
+    Memory,
+    read_memory,
+    state_of,
+    write_memory,
+)
 
 logger = logging.getLogger("higgs_pipe")
 
 
-def run(config: Path, rows: Path, recordings_dir: Path) -> None:
-    """Read and check the manifests; the audio is not looked at.
+def run(
+    config: Path,
+    rows: Path,
+    recordings_dir: Path,
+    memory: Path | None = None,
+    measured_dir: Path | None = None,
+    stamp: str = FIRST_STAMP,
+) -> None:
+    """Read and check the manifests, and list the recordings; these are not opened.
 
     Args:
         config: ``results/config/list_rows.json``.
@@ -25,7 +43,12 @@ def run(config: Path, rows: Path, recordings_dir: Path) -> None:
         recordings_dir: Folder for ``shard-00000.parquet`` ..., what one job measures: the
             recordings that the rows of a shard name. A row's shard is a hash of its id, and no
             row's place is written there: a row that is added, changed or removed, wherever in
-            the manifest, changes the bytes of its own shard alone.
+            the manifest, changes the bytes of its own shard alone. So does a recording whose bytes
+            change.
+        memory: JSON to read, if it is there, and to write: the state of every recording.
+        measured_dir: The measures of an earlier run, if there was one: by their hashes, a recording
+            that was only touched is told from one that changed.
+        stamp: Goes into ``memory``.
 
     Raises:
         UserError: A manifest is faulty; nothing is written then.
@@ -38,12 +61,22 @@ def run(config: Path, rows: Path, recordings_dir: Path) -> None:
     shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]
     for row in manifest.rows:
         shards[shard_of(row.clip_id, len(shards))].update(row.all_spans)
-    write_rows(rows, manifest)
+    paths = {span.audio_path for shard in shards for span in shard}
+    seen = {path: state_of(path) for path in sorted(paths)}
+    before = Memory() if memory is None else read_memory(memory)
+    first_seen = _first_seen(seen, before, measured_dir)
+    write_rows(rows, manifest, stamp)
     write_shards(
         recordings_dir,
         RECORDINGS,
-        [[span._asdict() for span in sorted(shard, key=_order)] for shard in shards],
+        [
+            [_recording(span, first_seen[span.audio_path]) for span in sorted(shard, key=_order)]
+            for shard in shards
+        ],
     )
+    if memory is not None:
+        touched = {path: state for path, state in first_seen.items() if state != seen[path]}
+        write_memory(memory, Memory(stamp, seen, touched))
     names = [entry if isinstance(entry, str) else entry.path for entry in entries]
     num_spans = sum(map(len, shards))
     logger.info(
@@ -55,8 +88,62 @@ def run(config: Path, rows: Path, recordings_dir: Path) -> None:
     )
 
 
+def _first_seen(
+    seen: Mapping[str, FileState], before: Memory, measured_dir: Path | None
+) -> dict[str, FileState]:
+    """Return the state in which each recording with the bytes of now was seen first.
+
+    A recording whose size is the same, but not its modification time, is hashed again.
+    """
+    first_seen = dict(seen)
+    touched = []
+    for path, state in seen.items():
+        earlier = before.seen.get(path)
+        if earlier == state:
+            first_seen[path] = before.first_seen.get(path, state)
+        elif earlier is not None and earlier.num_bytes == state.num_bytes is not None:
+            touched.append(path)
+    hashes = _measured_hashes(touched, measured_dir)
+    num_changed = 0
+    for path in touched:
+        known = before.first_seen.get(path, before.seen[path])
+        expected = hashes.get((path, known))
+        if expected is not None and sha256_of_file(Path(path)) == expected:
+            first_seen[path] = known
+        else:
+            num_changed += 1
+    if touched:
+        logger.info("%d recordings were touched, %d of them changed", len(touched), num_changed)
+    return first_seen
+
+
+def _measured_hashes(
+    paths: Iterable[str], measured_dir: Path | None
+) -> dict[tuple[str, FileState], str]:
+    """Return the SHA-256 of recordings, by path and state, as an earlier run measured them."""
+    wanted = set(paths)
+    found: dict[tuple[str, FileState], str] = {}
+    if not wanted or measured_dir is None:
+        return found
+    for shard in sorted(measured_dir.glob("shard-*.parquet")):
+        try:
+            table = open_table(shard, MEASURED)[0]
+        except UserError:
+            continue  # by another version
+        for row in table.read(["audio_path", "num_bytes", "mtime_ns", "audio_sha256"]).to_pylist():
+            if row["audio_path"] in wanted and row["audio_sha256"] is not None:
+                state = FileState(row["num_bytes"], row["mtime_ns"])
+                found[row["audio_path"], state] = row["audio_sha256"]
+    return found
+
+
+def _recording(span: Span, state: FileState) -> dict[str, Any]:
+    """Return a row of RECORDINGS."""
+    return {**span._asdict(), **state._asdict()}
+
+
 def _order(span: Span) -> tuple[str, float, float]:
-    """The spans of one file together, in time; None comes first."""
+    """Sort the spans of one file together, in time; None comes first."""
     audio_path, start_seconds, end_seconds = span
     return (
         audio_path,

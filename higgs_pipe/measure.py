@@ -1,8 +1,8 @@
-"""Stage 1b: the recordings of one shard are decoded, once, and measured."""
+"""Stage 1b: decode the recordings of one shard, once, and measure them."""
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
@@ -47,7 +47,7 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
     Args:
         config: ``results/config/measure.json``.
         recordings: The shard's recordings and segments, from list_rows.
-        measured: Table to write: what each holds, or what is wrong with it.
+        measured: Table to write: the measures of each, or its fault.
         num_threads: Files decoded at once; each thread holds the samples of one segment.
 
     Raises:
@@ -56,17 +56,14 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
     """
     limits = load_stage(MeasureStage, config).validate_
     rows = read_table(recordings, RECORDINGS)[0].to_pylist()
-    files = [
-        list(of_file)
-        for _, of_file in groupby(map(Span.of, rows), key=lambda span: span.audio_path)
-    ]
+    files = [list(of_file) for _, of_file in groupby(rows, key=lambda row: row["audio_path"])]
     measured_rows: list[dict[str, Any]] = []
     with (
         _speech_models(limits.speech_models) as models,
         ThreadPoolExecutor(num_threads) as executor,
     ):
-        spread = executor.map if num_threads > 1 else map  # to wait for one thread is no gain
-        results = spread(lambda spans: _measure_file(spans, limits, models), files)
+        spread = executor.map if num_threads > 1 else map  # one thread would only be waited for
+        results = spread(lambda recordings: _measure_file(recordings, limits, models), files)
         for num_files, of_file in enumerate(results, start=1):
             measured_rows += of_file
             if num_files % NUM_FILES_PER_PROGRESS_LINE == 0:
@@ -85,7 +82,7 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
 
 @contextmanager
 def _speech_models(settings: SpeechModelConfig) -> Iterator["SpeechModels | None"]:
-    """The models that are asked for, on a device of ours; None without any."""
+    """Yield the speech models that are on, on a device of this process; None without any."""
     if not settings.is_on:
         yield None
         return
@@ -99,14 +96,19 @@ def _speech_models(settings: SpeechModelConfig) -> Iterator["SpeechModels | None
 
 
 def _measure_file(
-    spans: Iterable[Span], limits: MeasureConfig, models: "SpeechModels | None"
+    recordings: Sequence[Mapping[str, Any]], limits: MeasureConfig, models: "SpeechModels | None"
 ) -> list[dict[str, Any]]:
-    """Rows of MEASURED for the spans of one file; its header and its hash are read once."""
-    spans = list(spans)
-    path = Path(spans[0].audio_path)
+    """Return rows of MEASURED for spans of one file; its header and hash are read once.
+
+    Args:
+        recordings: Rows of RECORDINGS.
+        limits: The settings.
+        models: The speech models, if any are on.
+    """
+    path = Path(recordings[0]["audio_path"])
     try:
         with open_audio(path) as file:
-            found = [_measure(span, file, limits, models) for span in spans]
+            found = [_measure(Span.of(row), file, limits, models) for row in recordings]
         if any(fault is None for fault, _ in found):
             audio_sha256 = sha256_of_file(path)
             found = [
@@ -114,31 +116,31 @@ def _measure_file(
                 for fault, measures in found
             ]
     except AudioMissingError as error:
-        found = [(Fault(Reason.AUDIO_MISSING, str(error)), {})] * len(spans)
+        found = [(Fault(Reason.AUDIO_MISSING, str(error)), {})] * len(recordings)
     except AudioError as error:
-        found = [(Fault(Reason.AUDIO_UNREADABLE, str(error)), {})] * len(spans)
+        found = [(Fault(Reason.AUDIO_UNREADABLE, str(error)), {})] * len(recordings)
     unknown = dict.fromkeys(column.name for column in MEASURED.columns)
     return [
         {
             **unknown,
-            **span._asdict(),
+            **recording,
             "reason": fault.reason.value if fault else None,
             "fact": fault.fact if fault else None,
             **measures,
         }
-        for span, (fault, measures) in zip(spans, found, strict=True)
+        for recording, (fault, measures) in zip(recordings, found, strict=True)
     ]
 
 
 def _measure(
     span: Span, file: AudioFile, limits: MeasureConfig, models: "SpeechModels | None"
 ) -> tuple[Fault | None, Measures]:
-    """What a span holds; ``audio_sha256`` is left to the caller."""
+    """Return the fault of a span, or its measures; ``audio_sha256`` is left to the caller."""
     path, header = file.path, file.header
     measures: Measures = {}
     try:
         first, end = header.segment(span.start_seconds, span.end_seconds)
-        # The header decides, so that an hour-long file is never decoded.
+        # The header decides: an hour-long file is never decoded.
         seconds = measures["duration_seconds"] = (end - first) / header.sample_rate_hz
         if seconds > limits.max_clip_seconds:
             fact = f"lasts {seconds:.3f} s, more than {limits.max_clip_seconds:g} s"

@@ -21,12 +21,8 @@ from higgs_pipe.cli import main
 from higgs_pipe.config.settings import Device, Dtype, Sampling
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.generation import DEFAULT_BATCH_SIZE, Spoken
-from higgs_pipe.higgs.speaker import (
-    DEFAULT_MAX_PIECE_LENGTH,
-    Speaker,
-    SpeechPrompt,
-    Voice,
-)
+from higgs_pipe.higgs.speaker import DEFAULT_MAX_PIECE_LENGTH, Speaker
+from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
 
 __all__ = ["Sampling", "Speaker", "SpeechPrompt", "Spoken", "Voice", "run"]
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,12 @@ import higgs_pipe.train
 from higgs_pipe import list_rows, measure, pack, validate
 from higgs_pipe.config.schema import json_schema
 from higgs_pipe.config.settings import Config
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, shard_path, write_table
 from higgs_pipe.planning import config_check
 from higgs_pipe.planning.launching import launch_command
+from higgs_pipe.planning.recordings import state_of
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json_schema()
@@ -65,6 +67,11 @@ def run_validation(folder: Path, num_threads: int = 1, **sections: Any) -> Path:
     outputs = (*tables, data / "validation.json", data / "shards")
     validate.run(stages["validate"], rows, measured, *outputs)
     return data
+
+
+def recordings_of(spans: Iterable[Span]) -> list[dict[str, Any]]:
+    """Rows of RECORDINGS, as list_rows writes them."""
+    return [{**span._asdict(), **state_of(span.audio_path)._asdict()} for span in spans]
 
 
 def tone(path: Path, seconds: float, pitch_hz: float = 220.0, rate_hz: int = 24_000) -> Path:

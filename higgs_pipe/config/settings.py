@@ -5,6 +5,7 @@
 user's ``config.yaml`` against it and hands each stage only the part that it reads.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -51,6 +52,10 @@ class Sampling(Section):
         description="Longest speech per prompt; speech that has not ended by then is cut.",
     )
     seed: int = Field(0, ge=0, description="Another seed gives another take.")
+
+    def max_frames(self, frame_rate_hz: float) -> int:
+        """Return the whole frames in ``max_seconds``, at least 1."""
+        return max(1, math.floor(self.max_seconds * frame_rate_hz + 1e-6))
 
 
 class ShardConfig(Section):

@@ -128,11 +128,18 @@ ROWS = TableSpec(
 
 RECORDINGS = TableSpec(
     name="recordings to measure",
-    version=1,
+    version=2,
     made_by="list_rows",
     columns=(
         Column("audio_path", pa.string(), "Absolute path of the audio file."),
         *SEGMENT_COLUMNS,
+        Column("num_bytes", pa.int64(), "Size of the file; missing: there is none.", nullable=True),
+        Column(
+            "mtime_ns",
+            pa.int64(),
+            "Modification time, in ns since 1970, at which these bytes were seen first.",
+            nullable=True,
+        ),
     ),
 )
 
@@ -198,7 +205,7 @@ SPEECH_COLUMNS = (
 
 MEASURED = TableSpec(
     name="measured recordings",
-    version=2,
+    version=3,
     made_by="measure_shard",
     columns=(
         *RECORDINGS.columns,

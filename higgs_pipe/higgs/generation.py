@@ -6,20 +6,18 @@ The native model generates, and the codec makes a waveform of its codes::
 
 ``model`` is the native model, a ``PeftModel`` of it, or the ``DualLossModel`` of a running
 training, which it leaves as it was: weights, modes and random numbers. Prompts come from
-:func:`prompt_of` (a conversation) or :func:`recorded_samples` (the samples of a packed row, each
-with its recording). :class:`higgs_pipe.higgs.speaker.Speaker` wraps this for texts.
+:func:`recorded_samples`, the samples of a packed row. :class:`higgs_pipe.higgs.speaker.Speaker`
+wraps all this for texts.
 
 B prompts, P positions of a prompt, T codec frames, F delayed frames, G generated delayed frames,
 K codebooks, V codebook entries.
 """
 
-import hashlib
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,45 +30,21 @@ from transformers import (
     GenerationConfig,
     HiggsAudioV2ForConditionalGeneration,
     HiggsAudioV2TokenizerModel,
-    LogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from higgs_pipe.config.settings import Sampling
-from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.specs import CodecInfo
+from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRow, is_placeholder
-from higgs_pipe.higgs.chat_template import Prompt, TokenIds
 from higgs_pipe.higgs.codec import decode
 from higgs_pipe.higgs.codes import IGNORED, Codes, undelay
 from higgs_pipe.higgs.model import DualLossModel
-from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.sampler import Sampler
+from higgs_pipe.higgs.speech_prompts import ModelPrompt
 
 DEFAULT_BATCH_SIZE = 8
-
-
-@dataclass(frozen=True, eq=False)
-class ModelPrompt:
-    """A prompt as the model reads it, up to the ``<|audio_out_bos|>`` of what it shall speak."""
-
-    input_ids: TokenIds  # (P,), with a placeholder for each delayed frame
-    audio_input_ids: Codes  # (F, K), delayed; F is 0 without a reference
-
-    def seed(self, seed: int) -> int:
-        """Return a seed that depends on ``seed`` and on the prompt alone."""
-        digest = hashlib.sha256(f"{seed} ".encode())
-        digest.update(self.input_ids.astype("<i4").tobytes())
-        digest.update(self.audio_input_ids.astype("<i2").tobytes())
-        return int.from_bytes(digest.digest()[:8], "big") >> 1
-
-
-class Heard(NamedTuple):
-    """A recording in a conversation by its codes (T, K); those of the target are not read."""
-
-    codes: Codes
+PAD_TOKEN_ID = 0  # any text token: it is masked
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +119,7 @@ def generate(
         frame_rate_hz: The codec's, for ``sampling.max_seconds``.
         batch_size: Prompts generated at once; those of similar length go together.
     """
-    max_frames = max(1, int(sampling.max_seconds * frame_rate_hz))
+    max_frames = sampling.max_frames(frame_rate_hz)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     generated: dict[int, GeneratedCodes] = {}
@@ -218,7 +192,7 @@ def _generate_batch(
     num_prompt_frames = max(len(prompt.audio_input_ids) for prompt in prompts)
     seeds = [prompt.seed(sampling.seed) for prompt in prompts]
     with tqdm(total=num_steps, desc=description, unit="frame", disable=None) as bar:
-        sampler = _Sampler(sampling, config, seeds, bar)
+        sampler = Sampler(sampling, config, seeds, bar.update)
 
         def loop(model: Any, input_ids: Tensor, **options: Any) -> Any:
             # The sampler draws the codes. The native loop finds one left of each codebook.
@@ -230,7 +204,7 @@ def _generate_batch(
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=num_steps,
-                pad_token_id=_pad_token_id(config),
+                pad_token_id=PAD_TOKEN_ID,
                 eos_token_id=config.eos_token_id,
                 return_dict_in_generate=False,
             ),
@@ -240,10 +214,12 @@ def _generate_batch(
     return list(delayed)
 
 
-def _inputs(prompts: Sequence[ModelPrompt], config: Any, device: torch.device) -> dict[str, Tensor]:
+def _inputs(
+    prompts: Sequence[ModelPrompt], config: BaseConfig, device: torch.device
+) -> dict[str, Tensor]:
     """The prompts, padded on the left; their frames, padded on the right."""
     shape = (len(prompts), max(len(prompt.input_ids) for prompt in prompts))
-    input_ids = torch.full(shape, _pad_token_id(config))  # (B, P)
+    input_ids = torch.full(shape, PAD_TOKEN_ID)  # (B, P)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
     num_frames = [len(prompt.audio_input_ids) for prompt in prompts]
     audio_input_ids = torch.full(
@@ -260,87 +236,8 @@ def _inputs(prompts: Sequence[ModelPrompt], config: Any, device: torch.device) -
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def _pad_token_id(config: Any) -> int:
-    """Any text token: what is padded is masked."""
-    return int(config.bos_token_id if config.pad_token_id is None else config.pad_token_id)
-
-
 def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
-
-
-class _Sampler(LogitsProcessor):  # type: ignore[misc]  # Transformers has no types here
-    """Draws each prompt's next frame with random numbers of its own.
-
-    After the delay pattern has masked what must not come, each codebook draws by temperature,
-    top-k and top-p. A code that the last ``ras_win_len`` frames hold ``ras_win_max_num_repeat``
-    times is drawn again from the plain distribution (repetition-aware sampling, VALL-E 2, Chen et
-    al. 2024). A stream never begins again: stream BOS is masked once it is no longer forced, since
-    no training teaches it.
-
-    Args:
-        sampling: How codes are drawn; at temperature 0 the most likely one is taken.
-        config: The model's.
-        seeds: One per prompt.
-        bar: Advances by a frame each step.
-    """
-
-    def __init__(self, sampling: Sampling, config: Any, seeds: Sequence[int], bar: Any) -> None:
-        self._is_greedy = sampling.temperature == 0
-        self._warpers: list[LogitsProcessor] = []
-        if not self._is_greedy:
-            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            self._warpers.append(TopKLogitsWarper(min(sampling.top_k, config.codebook_size)))
-        if sampling.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(sampling.top_p))
-        self._max_num_repeat = sampling.ras_win_max_num_repeat
-        self._window: deque[Tensor] = deque(maxlen=sampling.ras_win_len)  # (B, K) each
-        self._num_codebooks = config.num_codebooks
-        self._stream_bos = config.audio_stream_bos_id
-        self._specials = (config.audio_stream_bos_id, config.audio_stream_eos_id)
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._bar = bar
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Leave one code of each codebook: (B * K, V) -> (B * K, V), -inf but for the drawn."""
-        self._bar.update()
-        is_free = scores.isfinite().sum(dim=-1) > 1  # (B * K,)
-        is_bos = torch.arange(scores.shape[-1], device=scores.device) == self._stream_bos
-        scores = scores.masked_fill(is_free[:, None] & is_bos, -torch.inf)
-        drawn = scores.argmax(dim=-1) if self._is_greedy else self._drawn(input_ids, scores)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
-
-    def _drawn(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The drawn codes: (B * K,)."""
-        warped = scores
-        for warper in self._warpers:
-            warped = warper(input_ids, warped)
-        rows = range(len(self._generators))
-        drawn = _most_likely(warped, self._noise(rows, warped)).view(len(rows), -1)
-        if self._window:
-            window = torch.stack(tuple(self._window), dim=1)  # (B, window, K)
-            is_code = torch.stack([drawn != special for special in self._specials]).all(dim=0)
-            repeats = (window == drawn[:, None]).sum(dim=1)  # (B, K)
-            redrawn = is_code & (repeats >= self._max_num_repeat)
-            for row in redrawn.any(dim=1).nonzero()[:, 0].tolist():
-                plain = scores.view(len(rows), self._num_codebooks, -1)[row]  # (K, V)
-                again = _most_likely(plain, self._noise([row], plain))
-                drawn[row] = torch.where(redrawn[row], again, drawn[row])
-        self._window.append(drawn)
-        return drawn.flatten()
-
-    def _noise(self, rows: Sequence[int], scores: Tensor) -> Tensor:
-        """Exponential noise of some prompts, the same on every device: (len(rows) * K, V)."""
-        shape = (self._num_codebooks, scores.shape[-1])
-        noise = [torch.empty(shape).exponential_(generator=self._generators[row]) for row in rows]
-        return torch.cat(noise).to(scores.device)
-
-
-def _most_likely(scores: Tensor, noise: Tensor) -> Tensor:
-    """A draw from the softmax of scores: the first of independent clocks to ring."""
-    times = noise.clamp_min(torch.finfo(noise.dtype).tiny) / scores.softmax(dim=-1)
-    return times.argmin(dim=-1)
 
 
 def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> GeneratedCodes:
@@ -361,32 +258,12 @@ def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> Generat
     return GeneratedCodes(codes, has_stopped)
 
 
-def prompt_of(renderer: PromptRenderer, conversation: Conversation[Heard]) -> ModelPrompt:
-    """The prompt for the last recording of a conversation, as training sees it.
-
-    Args:
-        renderer: Of the base.
-        conversation: Its only target is the last turn, with a recording as its only part.
-
-    Raises:
-        RenderError: The chat template does not render the conversation in full.
-    """
-    whole = renderer.prompt(conversation)
-    end = int(np.flatnonzero(whole.ids == renderer.tokens.audio)[-1])
-    ids, labels = whole.ids[:end], whole.labels[:end]
-    references = [r.codes for turn in conversation.turns[:-1] for r in turn.recordings]
-    if not references:
-        return ModelPrompt(ids, np.empty((0, renderer.tokens.num_codebooks), np.int16))
-    read = renderer.model_inputs([Prompt(ids, labels, whole.is_target[:-1])], references)
-    return ModelPrompt(read.input_ids, read.audio_input_ids)
-
-
-def recorded_samples(row: PackedRow, config: Any) -> list[RecordedSample]:
+def recorded_samples(row: PackedRow, config: BaseConfig) -> list[RecordedSample]:
     """The samples of a packed row as prompts, each with the recording of its first target.
 
     Args:
         row: A packed row.
-        config: The model's.
+        config: The base's.
     """
     samples = []
     is_audio = is_placeholder(row.input_ids, config)

@@ -10,7 +10,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,75 +21,29 @@ from transformers import HiggsAudioV2TokenizerModel
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT, Device, Dtype, Sampling
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.audio import AudioError, decode
-from higgs_pipe.data.conversation import speech_conversation
 from higgs_pipe.data.quality import MAX_PEAK, SILENT_PEAK, peak
-from higgs_pipe.data.sentences import split_text, spoken_length
 from higgs_pipe.data.specs import CodecInfo
-from higgs_pipe.data.text import find_control_token, is_blank
-from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.chat_template import RenderError
+from higgs_pipe.data.text import is_blank
+from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
-from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
-from higgs_pipe.higgs.generation import (
-    DEFAULT_BATCH_SIZE,
-    Heard,
-    ModelPrompt,
-    Spoken,
-    prompt_of,
-    speak,
-)
+from higgs_pipe.higgs.generation import DEFAULT_BATCH_SIZE, Spoken, speak
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.origin import adapter_origin, codec_of_base
 from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.speech_prompts import (
+    ModelPrompt,
+    SpeechPrompt,
+    Voice,
+    check_prompts,
+    model_prompt,
+)
 from higgs_pipe.higgs.text_cleaning import clean_text
 
 DEFAULT_MAX_PIECE_LENGTH = 300  # letters: some 20 s
 MIN_REFERENCE_SECONDS = 0.3  # the default of validate.min_clip_seconds
 SPEAKER_TAG = re.compile(r"\s*(\[SPEAKER\d+\])\s*")
-
-
-@dataclass(frozen=True, eq=False)
-class Voice:
-    """A reference recording by its codes, and what it says."""
-
-    text: str
-    codes: Codes  # (T, K)
-
-
-@dataclass(frozen=True, eq=False)
-class SpeechPrompt:
-    """A text to speak.
-
-    In a dialogue each turn begins with ``[SPEAKER0]``, ``[SPEAKER1]``, …, and the voices are those
-    of speaker 0, 1, …, unless their texts begin with tags of their own.
-    """
-
-    text: str
-    voices: tuple[Voice, ...] = ()
-    scene: str | None = None
-
-    @property
-    def is_dialogue(self) -> bool:
-        """Whether the text has speaker tags."""
-        return SPEAKER_TAG.search(self.text) is not None
-
-    def pieces(self, max_length: int) -> list["SpeechPrompt"]:
-        """Split a long text, as :func:`split_text` does; every turn keeps its speaker tag."""
-        lines: list[str] = []
-        before, *tagged = SPEAKER_TAG.split(self.text)  # text, tag, text, tag, text, …
-        lines += split_text(before, max_length)
-        for tag, words in zip(tagged[::2], tagged[1::2], strict=True):
-            lines += [f"{tag} {words_piece}" for words_piece in split_text(words, max_length)]
-        pieces = lines[:1]
-        for line in lines[1:]:
-            joined = f"{pieces[-1]}\n{line}"
-            if self.is_dialogue and spoken_length(joined) <= max_length:
-                pieces[-1] = joined
-            else:
-                pieces.append(line)
-        return [replace(self, text=piece) for piece in pieces]
 
 
 class Speaker:
@@ -227,21 +181,7 @@ class Speaker:
         Raises:
             UserError: The chat template does not render it in full.
         """
-        lines = SPEAKER_TAG.sub(r"\n\1 ", prompt.text).strip()
-        tags = [f"[SPEAKER{i}] " if prompt.is_dialogue else "" for i in range(len(prompt.voices))]
-        references = [
-            (voice.text if SPEAKER_TAG.match(voice.text) else tag + voice.text, Heard(voice.codes))
-            for tag, voice in zip(tags, prompt.voices, strict=True)
-        ]
-        target = Heard(np.empty((0, self.renderer.tokens.num_codebooks), np.int16))
-        scenes = (prompt.scene,) if prompt.scene else ()
-        conversation = speech_conversation(
-            self.system_prompt, scenes, references, lines, target, self._clean
-        )
-        try:
-            return prompt_of(self.renderer, conversation)
-        except RenderError as fact:
-            raise UserError(f"the base model's chat template cannot render it: {fact}") from None
+        return model_prompt(self.renderer, prompt, self.system_prompt, self._clean)
 
     def speak(
         self,
@@ -298,25 +238,3 @@ def joined(pieces: Sequence[Spoken]) -> Spoken:
         np.concatenate([piece.codes for piece in pieces]),
         all(piece.has_stopped for piece in pieces),
     )
-
-
-def check_prompts(prompts: Sequence[SpeechPrompt]) -> None:
-    """Refuse prompts that cannot be spoken; texts are numbered from 1.
-
-    Raises:
-        UserError: A text is empty, a text or a scene holds a control token, or a prompt has
-            several voices and no speaker tags.
-    """
-    offenders = []
-    for number, prompt in enumerate(prompts, start=1):
-        texts = [prompt.text, prompt.scene or "", *(voice.text for voice in prompt.voices)]
-        if is_blank(SPEAKER_TAG.sub("", prompt.text)):
-            offenders.append(f"text {number} is empty")
-        if token := next((t for text in texts if (t := find_control_token([text]))), None):
-            offenders.append(f"text {number} holds {token:.60}, a command to the model")
-        if len(prompt.voices) > 1 and not prompt.is_dialogue:
-            offenders.append(
-                f"text {number} has {len(prompt.voices)} voices and no [SPEAKER0] … tags"
-            )
-    if offenders:
-        raise UserError(f"{len(offenders)} texts cannot be spoken:\n{list_offenders(offenders)}")

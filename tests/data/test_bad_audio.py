@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile as sf
-from helpers import write_stage_config
+from helpers import recordings_of, write_stage_config
 
 from higgs_pipe import measure
 from higgs_pipe.data.audio import AudioError, read_header
 from higgs_pipe.data.quality import AudioMeasures
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table
 
@@ -34,8 +35,7 @@ def speech(rate: int = RATE, seconds: float = 2.0) -> npt.NDArray[np.float64]:
 
 def measured(folder: Path, *segments: tuple[str, float | None, float | None]) -> list[Row]:
     """The stage's rows for these segments."""
-    names = ("audio_path", "start_seconds", "end_seconds")
-    rows = [dict(zip(names, segment, strict=True)) for segment in segments]
+    rows = recordings_of(Span(*segment) for segment in segments)
     write_table(folder / "recordings.parquet", RECORDINGS, rows)
     config = write_stage_config(folder / "measure.json")
     measure.run(config, folder / "recordings.parquet", folder / "measured.parquet")

@@ -15,15 +15,15 @@ from higgs_pipe.config.settings import Sampling
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.generation import (
-    ModelPrompt,
     RecordedSample,
-    _Sampler,
     generate,
     generated_codes,
     native_forward,
     recorded_samples,
 )
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.sampler import Sampler
+from higgs_pipe.higgs.speech_prompts import ModelPrompt
 
 RATE_HZ = 25.0
 GREEDY = Sampling(temperature=0, max_seconds=1)
@@ -183,16 +183,16 @@ def test_codes_that_reach_the_cap_have_stopped_only_if_the_next_one_is_the_end()
     assert generated_codes(frames, max_frames=2, stream_eos=9).has_stopped
 
 
+@pytest.mark.parametrize(("seconds", "num_frames"), [(0.01, 1), (0.4, 10), (1.16, 29), (1.19, 29)])
+def test_the_cap_is_in_whole_frames(seconds, num_frames):
+    assert Sampling(max_seconds=seconds).max_frames(RATE_HZ) == num_frames
+
+
 class TwoCodebooks:
     """As much of a config as a sampler reads; codes 0 to 3."""
 
     num_codebooks, codebook_size = 2, 6
     audio_stream_bos_id, audio_stream_eos_id = 4, 5
-
-
-class NoBar:
-    def update(self) -> None:
-        pass
 
 
 LOGITS = torch.tensor([[1.0, 0.5, -0.5, -2.0, 5.0, -1.0], [0.0, 0.0, 2.0, 0.0, 0.0, 0.0]])
@@ -201,7 +201,7 @@ LOGITS = torch.tensor([[1.0, 0.5, -0.5, -2.0, 5.0, -1.0], [0.0, 0.0, 2.0, 0.0, 0
 def draws(num_steps: int, scores: torch.Tensor = LOGITS, **settings: Any) -> torch.Tensor:
     """(num_steps, K) drawn codes."""
     settings = {"top_k": 0, "top_p": 1, "ras_win_len": 0} | settings
-    sampler = _Sampler(Sampling(**settings), TwoCodebooks, [7], NoBar())
+    sampler = Sampler(Sampling(**settings), TwoCodebooks, [7], lambda: None)
     ids = torch.zeros(1, 1, dtype=torch.int64)
     return torch.stack([sampler(ids, scores).argmax(dim=-1) for _ in range(num_steps)])
 

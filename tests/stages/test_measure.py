@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from helpers import ROOT, tone, write_stage_config
+from helpers import ROOT, recordings_of, tone, write_stage_config
 
 from higgs_pipe import list_rows, measure
 from higgs_pipe.config.settings import ManifestEntry
@@ -23,7 +24,7 @@ from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row_table import read_rows, write_rows
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
-from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.data.tables import read_table, shard_path, write_table
 
 
 def list_shards(folder: Path, rows: list[dict[str, Any]], num_shards: int = 4) -> dict[str, bytes]:
@@ -39,7 +40,7 @@ def list_shards(folder: Path, rows: list[dict[str, Any]], num_shards: int = 4) -
 
 def measure_segments(folder: Path, segments: list[Span], **options: Any) -> list[dict[str, Any]]:
     """Rows of MEASURED."""
-    write_table(folder / "r.parquet", RECORDINGS, [segment._asdict() for segment in segments])
+    write_table(folder / "r.parquet", RECORDINGS, recordings_of(segments))
     settings = options.pop("validate", {})
     config = write_stage_config(folder / "measure.json", validate=settings)
     measure.run(config, folder / "r.parquet", folder / "measured.parquet", **options)
@@ -80,7 +81,7 @@ def test_a_shard_lists_each_recording_of_its_rows_once(tmp_path: Path) -> None:
     ]
     list_shards(tmp_path, rows, num_shards=1)
     table, _ = read_table(tmp_path / "recordings/shard-00000.parquet", RECORDINGS)
-    assert [tuple(row.values()) for row in table.to_pylist()] == [
+    assert [tuple(row.values())[:3] for row in table.to_pylist()] == [
         (f"{tmp_path}/long.wav", 0.5, 2.0),
         (f"{tmp_path}/long.wav", 1.0, 2.0),
         (f"{tmp_path}/r.wav", None, None),
@@ -112,6 +113,76 @@ def test_a_path_that_leads_out_of_the_root_is_recorded(
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio": audio, "text": "A."}))
     (row,) = read_manifests([ManifestEntry(path=str(tmp_path / "m.jsonl"))]).rows
     assert row.is_outside_root == is_outside
+
+
+class Listed:
+    """A corpus of eight recordings in four shards, listed and measured again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for index, row in enumerate(ROWS):
+            tone(folder / row["audio"], 0.4, 100 + 20 * index)
+        manifest = folder / "m.jsonl"
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        self.list_config = write_stage_config(
+            folder / "list_rows.json", manifest=str(manifest), data={"num_shards": 4}
+        )
+        self.measure_config = write_stage_config(folder / "measure.json")
+
+    def list(self) -> dict[int, bytes]:
+        """The bytes of each shard's list."""
+        paths = (self.folder / name for name in ("rows.parquet", "list", "memory.json", "measured"))
+        list_rows.run(self.list_config, *paths)
+        return {n: shard_path(self.folder / "list", n).read_bytes() for n in range(4)}
+
+    def measure(self) -> None:
+        for n in range(4):
+            paths = (shard_path(self.folder / name, n) for name in ("list", "measured"))
+            measure.run(self.measure_config, *paths)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Listed:
+    corpus = Listed(tmp_path)
+    corpus.list()
+    corpus.measure()
+    return corpus
+
+
+def changed_shards(before: dict[int, bytes], after: dict[int, bytes]) -> set[int]:
+    return {n for n in before if before[n] != after[n]}
+
+
+def test_a_recording_that_was_only_touched_changes_no_shard(listed: Listed) -> None:
+    before = listed.list()
+    for moment in (1_000_000_000, 2_000_000_000):  # the second time it is compared with the first
+        os.utime(listed.folder / "c.wav", ns=(moment, moment))
+        assert listed.list() == before
+
+
+def test_a_recording_changed_in_place_changes_its_own_shard_alone(listed: Listed) -> None:
+    before = listed.list()
+    tone(listed.folder / "c.wav", 0.4, 777)  # as many bytes
+    assert changed_shards(before, listed.list()) == {shard_of("c", 4)}
+
+
+def test_a_recording_that_vanishes_or_appears_changes_its_own_shard(listed: Listed) -> None:
+    before = listed.list()
+    content = (listed.folder / "c.wav").read_bytes()
+    (listed.folder / "c.wav").unlink()
+    without = listed.list()
+    listed.measure()
+    (listed.folder / "c.wav").write_bytes(content)
+    assert changed_shards(before, without) == {shard_of("c", 4)}
+    assert changed_shards(without, listed.list()) == {shard_of("c", 4)}
+
+
+def test_a_change_that_was_not_measured_yet_is_not_forgotten(listed: Listed) -> None:
+    before = listed.list()
+    tone(listed.folder / "c.wav", 0.4, 777)
+    listed.list()  # and the run ends here
+    os.utime(listed.folder / "c.wav", ns=(0, 0))
+    assert changed_shards(before, listed.list()) == {shard_of("c", 4)}
 
 
 # --- Measuring ------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from higgs_pipe import evaluate, package
 from higgs_pipe import train as train_stage
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.speaker import Speaker, SpeechPrompt
+from higgs_pipe.higgs.speaker import Speaker
+from higgs_pipe.higgs.speech_prompts import SpeechPrompt
 
 
 @pytest.fixture(scope="module")

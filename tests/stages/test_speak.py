@@ -29,7 +29,8 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import decode
 from higgs_pipe.higgs.generation import RecordedSample, recorded_samples
-from higgs_pipe.higgs.speaker import Speaker, SpeechPrompt, Voice
+from higgs_pipe.higgs.speaker import Speaker
+from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
 
 SHORT = Sampling(max_seconds=1)
 GREEDY = Sampling(temperature=0, max_seconds=4)

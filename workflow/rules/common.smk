@@ -3,6 +3,7 @@ EXPERIMENTS = list(config["experiments"])
 SHARDS = file_names.shard_names(config["data"]["num_shards"])
 STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
+RECORDINGS_MEMORY = workflow.pathvars.apply("<results>/data/recordings.json")
 
 # Rules wait for the demo base only where the config names it; other models already exist.
 BASE_MODEL = [DEMO_BASE] if targets.is_within(config["base_model"], DEMO_BASE) else []

@@ -28,9 +28,15 @@ checkpoint list_rows:
     params:
         version=stages.STAGES["list_rows"].version,
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
+        measured_dir=lambda wildcards, output: Path(output.rows).with_name("measured"),
+        memory=RECORDINGS_MEMORY,
+        # Another one if a recording changed in place. It may not depend on `output`: Snakemake
+        # reruns a rule for a changed parameter only if that does not.
+        stamp=lambda wildcards: recordings.stamp_of(Path(RECORDINGS_MEMORY)),
     shell:
         "python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"
-        " --recordings-dir {params.recordings_dir:q} --log {log:q}"
+        " --recordings-dir {params.recordings_dir:q} --measured-dir {params.measured_dir:q}"
+        " --memory {params.memory:q} --stamp {params.stamp:q} --log {log:q}"
 
 
 # Measure the recordings of one shard: length, level, quality and, where asked for, transcripts.

@@ -13,10 +13,19 @@ from higgs_pipe.data.tables import read_table, write_table
 PATHS = ("audio_path", "ref_audio_path")
 
 
-def write_rows(path: Path, manifest: ManifestRows) -> None:
-    """Write the rows of all manifests, in order."""
+def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -> None:
+    """Write the rows of all manifests, in order.
+
+    Args:
+        path: The table.
+        manifest: The rows.
+        recordings_stamp: Stands in the metadata. Another one makes other bytes, so that Snakemake
+            runs ``judge_clips`` after each ``list_rows``: else it takes the shards of clips for
+            updated, and encodes all of them again.
+    """
     rows = [_columns(row) for row in manifest.rows]
-    write_table(path, ROWS, rows, {"ignored_keys": manifest.ignored_keys})
+    metadata = {"ignored_keys": manifest.ignored_keys, "recordings_stamp": recordings_stamp}
+    write_table(path, ROWS, rows, metadata)
 
 
 def read_rows(path: Path) -> ManifestRows:

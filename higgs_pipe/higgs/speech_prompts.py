@@ -1,0 +1,149 @@
+"""What is to be spoken: as a text with its voices, and as the model reads it.
+
+P positions of a prompt, T codec frames, F delayed frames, K codebooks.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from higgs_pipe.data.conversation import speech_conversation
+from higgs_pipe.data.sentences import split_text, spoken_length
+from higgs_pipe.data.text import find_control_token, is_blank
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.chat_template import Prompt, RenderError, TokenIds
+from higgs_pipe.higgs.codes import Codes
+from higgs_pipe.higgs.prompts import PromptRenderer
+
+SPEAKER_TAG = re.compile(r"\s*(\[SPEAKER\d+\])\s*")
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """A reference recording by its codes, and what it says."""
+
+    text: str
+    codes: Codes  # (T, K)
+
+
+@dataclass(frozen=True, eq=False)
+class SpeechPrompt:
+    """A text to speak.
+
+    In a dialogue each turn begins with ``[SPEAKER0]``, ``[SPEAKER1]``, …, and the voices are those
+    of speaker 0, 1, …, unless their texts begin with tags of their own.
+    """
+
+    text: str
+    voices: tuple[Voice, ...] = ()
+    scene: str | None = None
+
+    @property
+    def is_dialogue(self) -> bool:
+        """Whether the text has speaker tags."""
+        return SPEAKER_TAG.search(self.text) is not None
+
+    def pieces(self, max_length: int) -> list["SpeechPrompt"]:
+        """Split a long text, as :func:`split_text` does; every turn keeps its speaker tag."""
+        lines: list[str] = []
+        before, *tagged = SPEAKER_TAG.split(self.text)  # text, tag, text, tag, text, …
+        lines += split_text(before, max_length)
+        for tag, words in zip(tagged[::2], tagged[1::2], strict=True):
+            lines += [f"{tag} {words_piece}" for words_piece in split_text(words, max_length)]
+        pieces = lines[:1]
+        for line in lines[1:]:
+            joined = f"{pieces[-1]}\n{line}"
+            if self.is_dialogue and spoken_length(joined) <= max_length:
+                pieces[-1] = joined
+            else:
+                pieces.append(line)
+        return [replace(self, text=piece) for piece in pieces]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPrompt:
+    """A prompt as the model reads it, up to the ``<|audio_out_bos|>`` of what it shall speak."""
+
+    input_ids: TokenIds  # (P,), with a placeholder for each delayed frame
+    audio_input_ids: Codes  # (F, K), delayed; F is 0 without a reference
+
+    def seed(self, seed: int) -> int:
+        """Return a seed that depends on ``seed`` and on the prompt alone."""
+        digest = hashlib.sha256(f"{seed} ".encode())
+        digest.update(self.input_ids.astype("<i4").tobytes())
+        digest.update(self.audio_input_ids.astype("<i2").tobytes())
+        return int.from_bytes(digest.digest()[:8], "big") >> 1
+
+
+class Heard(NamedTuple):
+    """A recording in a conversation by its codes (T, K); those of the target are not read."""
+
+    codes: Codes
+
+
+def model_prompt(
+    renderer: PromptRenderer,
+    prompt: SpeechPrompt,
+    system_prompt: str,
+    clean: Callable[[str], str],
+) -> ModelPrompt:
+    """Return the prompt of a text as the model reads it.
+
+    It is the beginning of the sample that training makes of the text and a recording.
+
+    Args:
+        renderer: Of the base.
+        prompt: The text, its voices and its scene.
+        system_prompt: The system message.
+        clean: Cleans the text of user turns.
+
+    Raises:
+        UserError: The chat template does not render it in full.
+    """
+    lines = SPEAKER_TAG.sub(r"\n\1 ", prompt.text).strip()
+    tags = [f"[SPEAKER{i}] " if prompt.is_dialogue else "" for i in range(len(prompt.voices))]
+    references = [
+        (voice.text if SPEAKER_TAG.match(voice.text) else tag + voice.text, Heard(voice.codes))
+        for tag, voice in zip(tags, prompt.voices, strict=True)
+    ]
+    tokens = renderer.tokens
+    none = np.empty((0, tokens.num_codebooks), np.int16)
+    scenes = (prompt.scene,) if prompt.scene else ()
+    conversation = speech_conversation(system_prompt, scenes, references, lines, Heard(none), clean)
+    try:
+        whole = renderer.prompt(conversation)
+    except RenderError as fact:
+        raise UserError(f"the base model's chat template cannot render it: {fact}") from None
+    end = int(np.flatnonzero(whole.ids == tokens.audio)[-1])  # <|audio_out_bos|> is before it
+    ids, labels = whole.ids[:end], whole.labels[:end]
+    if not prompt.voices:
+        return ModelPrompt(ids, none)
+    codes = [voice.codes for voice in prompt.voices]
+    inputs = renderer.model_inputs([Prompt(ids, labels, whole.is_target[:-1])], codes)
+    return ModelPrompt(inputs.input_ids, inputs.audio_input_ids)
+
+
+def check_prompts(prompts: Sequence[SpeechPrompt]) -> None:
+    """Refuse prompts that cannot be spoken; texts are numbered from 1.
+
+    Raises:
+        UserError: A text is empty, a text or a scene holds a control token, or a prompt has
+            several voices and no speaker tags.
+    """
+    offenders = []
+    for number, prompt in enumerate(prompts, start=1):
+        texts = [prompt.text, prompt.scene or "", *(voice.text for voice in prompt.voices)]
+        if is_blank(SPEAKER_TAG.sub("", prompt.text)):
+            offenders.append(f"text {number} is empty")
+        if token := next((t for text in texts if (t := find_control_token([text]))), None):
+            offenders.append(f"text {number} holds {token:.60}, a command to the model")
+        if len(prompt.voices) > 1 and not prompt.is_dialogue:
+            offenders.append(
+                f"text {number} has {len(prompt.voices)} voices and no [SPEAKER0] … tags"
+            )
+    if offenders:
+        raise UserError(f"{len(offenders)} texts cannot be spoken:\n{list_offenders(offenders)}")

@@ -1,0 +1,83 @@
+"""The state of every recording, so that Snakemake notices a recording changed in place.
+
+``list_rows`` remembers the size and modification time of all recordings in a file beside its
+tables, with the stamp that Snakemake gave it as a parameter. The stamp of the next plan is the same
+while every recording is as remembered, and another one otherwise: Snakemake then runs
+``list_rows`` again. The file is not an output of the rule, so that Snakemake does not delete it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+FIRST_STAMP = "first listing"
+
+
+class FileState(NamedTuple):
+    """Size in bytes and modification time in ns of a file; None if there is no such file."""
+
+    num_bytes: int | None
+    mtime_ns: int | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What ``list_rows`` remembers.
+
+    Attributes:
+        stamp: The parameter that it was given.
+        seen: The state of each recording by its path.
+        first_seen: The state in which a recording with the same bytes was seen first, where that
+            is another one: the file was only touched since.
+    """
+
+    stamp: str = FIRST_STAMP
+    seen: Mapping[str, FileState] = field(default_factory=dict)
+    first_seen: Mapping[str, FileState] = field(default_factory=dict)
+
+
+def state_of(path: str) -> FileState:
+    """Return the state of a file."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  (twice as fast as Path.stat, for 100,000 files)
+    except OSError:
+        return FileState(None, None)
+    return FileState(found.st_size, found.st_mtime_ns)
+
+
+def write_memory(path: Path, memory: Memory) -> None:
+    """Write the memory, atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(vars(memory)), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_memory(path: Path) -> Memory:
+    """Read what :func:`write_memory` wrote; a file that is missing or broken is an empty memory."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Memory(
+            values["stamp"],
+            {name: FileState(*state) for name, state in values["seen"].items()},
+            {name: FileState(*state) for name, state in values["first_seen"].items()},
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return Memory()
+
+
+def stamp_of(path: Path) -> str:
+    """Return the stamp for ``list_rows``: the remembered one, or another if a recording changed.
+
+    Args:
+        path: The memory.
+    """
+    memory = read_memory(path)
+    changed = [(p, now) for p, seen in memory.seen.items() if (now := state_of(p)) != seen]
+    if not changed:
+        return memory.stamp
+    return hashlib.sha256(json.dumps([memory.stamp, changed]).encode()).hexdigest()

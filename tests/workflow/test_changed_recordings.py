@@ -1,0 +1,86 @@
+"""Recordings changed in place: real Snakemake, real stages, only what changed is redone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from helpers import ROOT, tone
+
+pytestmark = pytest.mark.slow
+
+
+def snakemake(folder: Path, *words: str) -> list[tuple[str, str]]:
+    """Run `snakemake tokenize`; return the rules that ran, each with its shard if it has one."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    finished = subprocess.run(
+        [*command, "--cores", "2", *words, "tokenize"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    jobs = re.findall(
+        r"^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)", finished.stderr, re.MULTILINE
+    )
+    shards = [(name, re.search(r"shard=(\S+)", text)) for name, text in jobs]
+    ran = sorted((name, shard[1] if shard else "") for name, shard in shards)
+    return [job for job in ran if job != ("tokenize", "")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight recordings in four shards, tokenized."""
+    folder = tmp_path_factory.mktemp("finished")
+    rows = [{"audio": f"wavs/{i}.wav", "text": f"Text number {i} here."} for i in range(8)]
+    for i, row in enumerate(rows):
+        tone(folder / row["audio"], 1.0, 100 + 30 * i)
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = yaml.safe_load((ROOT / "config.yaml").read_text())
+    settings |= {"manifest": "m.jsonl", "data": {"num_shards": 4}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    snakemake(folder)
+    return folder
+
+
+def shard_of_recording(folder: Path, path: Path) -> str:
+    for shard in sorted((folder / "results/data/recordings").glob("*.parquet")):
+        if str(path) in pq.read_table(shard)["audio_path"].to_pylist():
+            return shard.stem
+    raise AssertionError(path)
+
+
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    assert snakemake(finished) == []
+
+
+def test_a_touched_recording_redoes_nothing(finished: Path) -> None:
+    os.utime(finished / "wavs/3.wav")
+    codes = {p: p.stat().st_mtime_ns for p in (finished / "results/codes").iterdir()}
+    assert snakemake(finished) == [("judge_clips", ""), ("list_rows", "")]
+    assert {p: p.stat().st_mtime_ns for p in (finished / "results/codes").iterdir()} == codes
+    assert snakemake(finished) == []
+
+
+@pytest.mark.parametrize("has_equal_size", [True, False])
+def test_a_recording_changed_in_place_redoes_its_shard_alone(
+    finished: Path, has_equal_size: bool
+) -> None:
+    path = finished / "wavs/3.wav"
+    shard = shard_of_recording(finished, path)
+    tone(path, 1.0 if has_equal_size else 1.5, 777 + has_equal_size)
+    assert snakemake(finished) == [
+        ("judge_clips", ""),
+        ("list_rows", ""),
+        ("measure_shard", shard),
+        ("tokenize_shard", shard),
+    ]
+    assert snakemake(finished) == []
