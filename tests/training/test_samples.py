@@ -22,7 +22,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import load_codec
-from higgs_pipe.higgs.generation import GeneratedCodes, recorded_samples, speak
+from higgs_pipe.higgs.generation import GeneratedCodes, Spoken, recorded_samples, speak
 from higgs_pipe.higgs.lora import add_lora, load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
@@ -31,15 +31,20 @@ from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.samples import SampleMeasures, Samples, choose_samples, track_audio
 
 SHORT = {"max_seconds": 0.4}  # 10 frames
-SETTINGS = {"rows_per_step": 2, "max_steps": 4, "eval_steps": 2, "learning_rate": 5e-3}
-SPOKEN = {"sample_steps": 2, "num_samples": 2, "sampling": SHORT}
+SETTINGS: dict[str, Any] = {
+    "rows_per_step": 2,
+    "max_steps": 4,
+    "eval_steps": 2,
+    "learning_rate": 5e-3,
+}
+SPOKEN: dict[str, Any] = {"sample_steps": 2, "num_samples": 2, "sampling": SHORT}
 
 
 def base_of(corpus: PackedCorpus) -> Any:
     return load_base(Pretrained("base_model", str(corpus.base)), torch.float32)
 
 
-def wav(path: Path) -> np.ndarray:
+def wav(path: Path) -> Any:
     audio, rate_hz = sf.read(path, dtype="float32")
     assert rate_hz == 24_000
     return audio
@@ -68,7 +73,9 @@ def silent(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
     [{}, {"seed": 1}, {"temperature": 0.0}, {"max_seconds": 0.2}, {"top_p": 0.5}, {"top_k": 2}],
     ids=str,
 )
-def test_base_and_adapter_speak_held_out_prompts_as_speak_does(corpus, tmp_path, sampling):
+def test_base_and_adapter_speak_held_out_prompts_as_speak_does(
+    corpus: PackedCorpus, tmp_path: Path, sampling: Any
+) -> None:
     sampling = SHORT | sampling
     metrics = train(corpus, tmp_path, **SETTINGS | SPOKEN | {"sampling": sampling})
     assert metrics[-1] == {"step": 4, "kept_step": 4}
@@ -93,7 +100,9 @@ def test_base_and_adapter_speak_held_out_prompts_as_speak_does(corpus, tmp_path,
         assert line["sample_length_ratio"] == sum(len(s.codes) for s in spoken) / num_recorded
 
 
-def test_the_adapter_is_bit_for_bit_that_of_a_training_without_samples(corpus, tmp_path, silent):
+def test_the_adapter_is_bit_for_bit_that_of_a_training_without_samples(
+    corpus: PackedCorpus, tmp_path: Path, silent: Path
+) -> None:
     metrics = train(corpus, tmp_path, **SETTINGS | SPOKEN)
     expected = adapter(silent)
     assert adapter(tmp_path).keys() == expected.keys()
@@ -112,7 +121,7 @@ def speaker(corpus: PackedCorpus, tmp_path: Path) -> tuple[Samples, DualLossMode
     return Samples(table, config, settings, accelerator, tmp_path / "samples"), model
 
 
-def test_speaking_leaves_model_and_random_numbers_as_they_were(speaker):
+def test_speaking_leaves_model_and_random_numbers_as_they_were(speaker: Any) -> None:
     spoken, model = speaker
     state = torch.get_rng_state()
     forwards = [layer.forward for layer in model.native.model.layers]
@@ -127,8 +136,13 @@ def test_speaking_leaves_model_and_random_numbers_as_they_were(speaker):
     "error", [torch.OutOfMemoryError("too long"), OSError("no space"), UserError("no codec")]
 )
 def test_a_failure_that_can_be_expected_is_a_warning(
-    corpus, tmp_path, silent, monkeypatch, caplog, error
-):
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    silent: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
     def fail(*_: Any) -> None:
         raise error
 
@@ -140,7 +154,9 @@ def test_a_failure_that_can_be_expected_is_a_warning(
     assert all(torch.equal(t, adapter(silent)[key]) for key, t in adapter(tmp_path).items())
 
 
-def test_a_bug_in_speaking_is_not_hidden(corpus, tmp_path, monkeypatch):
+def test_a_bug_in_speaking_is_not_hidden(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("shapes differ")
 
@@ -149,7 +165,9 @@ def test_a_bug_in_speaking_is_not_hidden(corpus, tmp_path, monkeypatch):
         train(corpus, tmp_path, **SETTINGS | SPOKEN)
 
 
-def test_samples_that_cannot_be_written_still_count(speaker, monkeypatch, caplog):
+def test_samples_that_cannot_be_written_still_count(
+    speaker: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     spoken, model = speaker
 
     def fail(*_: Any) -> None:
@@ -162,14 +180,14 @@ def test_samples_that_cannot_be_written_still_count(speaker, monkeypatch, caplog
     assert "not written: OSError: no space" in caplog.text
 
 
-def test_another_codec_than_that_of_the_codes_is_refused(corpus):
+def test_another_codec_than_that_of_the_codes_is_refused(corpus: PackedCorpus) -> None:
     info = PackedRows(corpus.eval_rows).codec_info
     other = replace(info, fingerprint="0" * 64)
     with pytest.raises(UserError, match=r"codec .*--forcerun"):
         samples.load_codec_of(other, torch.device("cpu"))
 
 
-def test_prompts_are_taken_from_rows_all_over_the_table(corpus):
+def test_prompts_are_taken_from_rows_all_over_the_table(corpus: PackedCorpus) -> None:
     table, config = PackedRows(corpus.train_rows), base_of(corpus).config
     rows = [table[i] for i in range(len(table))]
     by_row = [[s.sample_id for s in recorded_samples(row, config)] for row in rows]
@@ -185,8 +203,8 @@ def generated(*lengths: int, stopped: int) -> list[GeneratedCodes]:
     return [GeneratedCodes(np.zeros((n, 8), np.int16), i < stopped) for i, n in enumerate(lengths)]
 
 
-def test_the_measures_are_those_worked_by_hand():
-    recorded = [SimpleNamespace(codes=np.zeros((n, 8), np.int16)) for n in (20, 30)]
+def test_the_measures_are_those_worked_by_hand() -> None:
+    recorded: Any = [SimpleNamespace(codes=np.zeros((n, 8), np.int16)) for n in (20, 30)]
     measures = SampleMeasures.of(generated(10, 15, stopped=1), recorded)
     assert measures.line() == {"sample_stop_rate": 0.5, "sample_length_ratio": 0.5}
     assert measures.badness("stop_rate") == 0.5
@@ -207,8 +225,13 @@ SCRIPTS = {  # spoken at steps 0, 2, 4, 6
 
 @pytest.mark.parametrize(("measure", "script", "kept"), SCRIPTS.values(), ids=SCRIPTS)
 def test_the_adapter_kept_is_the_best_by_the_measure(
-    corpus, tmp_path, monkeypatch, measure, script, kept
-):
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    measure: str,
+    script: Any,
+    kept: int,
+) -> None:
     calls = iter(script)
 
     def scripted(_: Any, prompts: Sequence[Any], *__: Any) -> list[GeneratedCodes]:
@@ -233,12 +256,12 @@ def loss_of_adapter(corpus: PackedCorpus, adapter_dir: Path) -> float:
     return named_losses(total_of(sums))["loss"]
 
 
-def test_a_measure_of_samples_needs_samples():
+def test_a_measure_of_samples_needs_samples() -> None:
     with pytest.raises(ValueError, match="sample_steps"):
         TrainConfig(keep_best_by="stop_rate")
 
 
-def test_a_training_that_ends_early_speaks_at_its_end(corpus, tmp_path):
+def test_a_training_that_ends_early_speaks_at_its_end(corpus: PackedCorpus, tmp_path: Path) -> None:
     harmful = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8, "eval_steps": 1}
     settings = harmful | {"rows_per_step": 3, "early_stopping_patience": 2}
     metrics = train(corpus, tmp_path, **settings | SPOKEN | {"sample_steps": 100})
@@ -248,7 +271,7 @@ def test_a_training_that_ends_early_speaks_at_its_end(corpus, tmp_path):
     assert spoken == [0, last]
 
 
-def test_tensorboard_plays_the_samples(corpus, tmp_path):
+def test_tensorboard_plays_the_samples(corpus: PackedCorpus, tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(corpus, tmp_path, **SETTINGS | SPOKEN, tracker="tensorboard")
     log = events.EventAccumulator(str(tmp_path / "logs"))
@@ -260,12 +283,12 @@ def test_tensorboard_plays_the_samples(corpus, tmp_path):
     assert log.Audio(tags[0])[0].sample_rate == 24_000
 
 
-def test_wandb_gets_the_samples_as_audio(monkeypatch):
+def test_wandb_gets_the_samples_as_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = ModuleType("wandb")
     wandb.Audio = lambda samples, sample_rate: (len(samples), sample_rate)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     logged: list[Any] = []
     tracker = SimpleNamespace(name="wandb", log=lambda values, step: logged.append((step, values)))
-    sound = SimpleNamespace(samples=np.zeros(960, np.float32), sample_rate_hz=24_000)
+    sound = Spoken(np.zeros(960, np.float32), 24_000, np.zeros((1, 8), np.int16), True)
     track_audio(SimpleNamespace(trackers=[tracker]), 7, {"clip-03": sound})
     assert logged == [(7, {"samples/clip-03": (960, 24_000)})]
