@@ -1,8 +1,7 @@
 """Build a complete miniature Higgs Audio v2 checkpoint, offline, in the native format.
 
-It holds all that the 3B checkpoint holds, from the text head to the codec, in the same files, and
-is loaded by the same code. Its weights are random: it is the base of the demo and of the tests, not
-a voice.
+It holds all that the 3B checkpoint holds, in the same files, and is loaded by the same code. Its
+weights are random: it is the base of the demo and of the tests, not a voice.
 
 ::
 

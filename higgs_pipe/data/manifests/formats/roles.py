@@ -71,7 +71,7 @@ class Column:
 
     @property
     def are_numbers(self) -> bool:
-        """Return whether the values are fractions, or several numbers: durations, tones, lengths."""
+        """Return whether the values are fractions or several numbers: durations, tones, lengths."""
         return not self.is_number and all(NUMBERS.fullmatch(value) for value in self.values)
 
     @property
