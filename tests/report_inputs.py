@@ -93,6 +93,7 @@ class Inputs:
             "overlap": {"audio": 0},
             "largest_group_num_clips": 1,
             "outliers": {},
+            "text_findings": {},
             "outside_root": {"num_rows": 0, "first_rows": []},
             "ignored_manifest_keys": {},
         }

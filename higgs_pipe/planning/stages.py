@@ -27,7 +27,7 @@ STAGES = {
     "codec": Stage("tokenize", "pin_model", "pin_model", 1),
     "list_rows": Stage("validate", "list_rows", "list_rows", 3),
     "measure": Stage("validate", "measure_shard", "measure", 3),
-    "validate": Stage("validate", "judge_clips", "validate", 4),
+    "validate": Stage("validate", "judge_clips", "validate", 5),
     "estimate": Stage("validate", "estimate", "estimate", 1),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 3),
     "pack": Stage("pack", "pack", "pack", 4),

@@ -27,6 +27,13 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
         )
     if outlier_lines := _outlier_lines(validation.outliers):
         logger.info("clips unlike their speaker's others:\n%s", list_offenders(outlier_lines))
+    for kind, finding in validation.text_findings.items():
+        logger.info(
+            "rows whose texts have %s: %d, such as %s",
+            kind.replace("_", " "),
+            finding.num_rows,
+            finding.examples[0],
+        )
     for key, num_rows in validation.ignored_manifest_keys.items():
         logger.info("the manifest's key %r is not used (in %d rows)", key, num_rows)
     if num_rows := validation.outside_root.num_rows:
