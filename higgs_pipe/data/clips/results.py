@@ -87,6 +87,7 @@ class ValidationSummary(Result):
     rejected: Losses
     num_texts_from_transcripts: int
     num_references: int
+    num_clips_of_one_channel: int
     splits: dict[str, Share]
     split_by: str
     overlap: dict[str, int]

@@ -71,6 +71,7 @@ def summarize(
         rejected=_losses(rejections),
         num_texts_from_transcripts=_count(targets, "text_source", "transcript"),
         num_references=len(corpus.references),
+        num_clips_of_one_channel=sum(clip["channel"] is not None for clip in targets),
         splits={
             split: Share(**_amount([clip for clip in targets if clip["split"] == split]))
             for split in (TRAIN, EVAL)
