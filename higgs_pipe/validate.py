@@ -16,6 +16,7 @@ from higgs_pipe.data.clips.overview import log_warnings, table_lines
 from higgs_pipe.data.clips.reasons import Rejection
 from higgs_pipe.data.clips.summary import summarize
 from higgs_pipe.data.clips.texts import normalized
+from higgs_pipe.data.clips.transcripts import check_texts
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.manifests.row_table import read_rows
@@ -59,6 +60,8 @@ def run(
     _check_split_is_known(manifest.rows, stage.data)
     judgement = judge(manifest.rows, measured, stage)
     _check_enough_accepted(judgement.rejections, len(manifest.rows), stage)
+    if stage.validate_.check_texts:
+        check_texts(judgement.accepted)
     corpus = assemble(judgement.accepted, measured, stage.data)
     summary = summarize(corpus, judgement, manifest, stage.data)
 

@@ -61,8 +61,8 @@ def run_validation(folder: Path, num_threads: int = 1, **sections: Any) -> Path:
     )
     list_rows.run(stages["list_rows"], rows, recordings)
     for shard in range(config["data"]["num_shards"]):
-        paths = (shard_path(shards, shard) for shards in (recordings, measured))
-        measure.run(stages["measure"], *paths, num_threads=num_threads)
+        source, target = (shard_path(shards, shard) for shards in (recordings, measured))
+        measure.run(stages["measure"], source, target, num_threads=num_threads)
     tables = (data / f"{name}.parquet" for name in ("clips", "rejected"))
     outputs = (*tables, data / "validation.json", data / "shards")
     validate.run(stages["validate"], rows, measured, *outputs)
@@ -153,7 +153,7 @@ def launch(
         num_processes,
         num_processes,
         ROOT / "workflow/accelerate.yaml",
-        accelerate_config=accelerate_config and str(accelerate_config),
+        accelerate_config=None if accelerate_config is None else str(accelerate_config),
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return subprocess.run(

@@ -219,6 +219,11 @@ class ValidateConfig(MeasureConfig):
     fill_missing_text: bool = Field(
         False, description="Give rows with an empty text the transcript by speech_models.asr."
     )
+    check_texts: bool = Field(
+        True,
+        description="Stop where the texts look like another column of the manifest: few different "
+        "ones over many clips, names of speakers, or far too short for their recordings.",
+    )
     filters: FilterConfig = FilterConfig()
 
 

@@ -99,7 +99,7 @@ ROW_COLUMNS = (
 
 ROWS = TableSpec(
     name="rows",
-    version=2,
+    version=3,
     made_by="list_rows",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
@@ -121,6 +121,18 @@ ROWS = TableSpec(
         ),
         Column("ref_text", pa.string(), "What is said there.", nullable=True),
         Column("split", pa.string(), "train or eval, as given.", nullable=True),
+        Column(
+            "declared_seconds",
+            pa.float64(),
+            "Length of the clip as the manifest has it, in seconds.",
+            nullable=True,
+        ),
+        Column(
+            "declared_sample_rate_hz",
+            pa.float64(),
+            "Sample rate as the manifest has it, in Hz.",
+            nullable=True,
+        ),
         Column("is_outside_root", pa.bool_(), "Whether a path of it leads out of the root."),
     ),
 )

@@ -2,6 +2,7 @@
 
 # A Kaldi data folder.
 WAV_SCP, KALDI_TEXT, UTT2SPK, SEGMENTS = "wav.scp", "text", "utt2spk", "segments"
+UTT2DUR = "utt2dur"
 # A Hugging Face audiofolder.
 METADATA_JSONL, METADATA_CSV = "metadata.jsonl", "metadata.csv"
 # An older trainer's folder of samples.
@@ -12,13 +13,18 @@ MANIFESTS_IN_FOLDER = (
     KALDI_TEXT,
     UTT2SPK,
     SEGMENTS,
+    UTT2DUR,
     METADATA_JSON,
     METADATA_JSONL,
     METADATA_CSV,
 )
 
 # Recordings, and the transcripts beside them.
-AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+AUDIO_ENDINGS = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".caf"),
+    *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".sph", ".oga", ".mka"),
+)
+TRANSCRIPT_ENDINGS = (".txt", ".lab", ".normalized.txt", ".original.txt")
 
 
 def shard_name(index: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA_JSON
+from higgs_pipe.planning.folders import files_below, transcript_stem
 
 
 def manifests(config: Mapping[str, Any]) -> list[str]:
@@ -25,7 +26,8 @@ def manifests(config: Mapping[str, Any]) -> list[str]:
         folder = path.parent if path.name == METADATA_JSON else path
         if folder.is_dir():
             found = [folder / name for name in MANIFESTS_IN_FOLDER if (folder / name).is_file()]
-            files |= dict.fromkeys(map(str, [*found, *sorted(folder.rglob("*.txt"))]))
+            transcripts = [file for file in files_below(folder) if transcript_stem(file)]
+            files |= dict.fromkeys(map(str, [*found, *transcripts]))
         else:
             files[str(path)] = None
     return list(files)

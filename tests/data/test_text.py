@@ -107,7 +107,7 @@ def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) 
     """The special ids of a sample's prompt, in order."""
     reference = [Turn("user", (ref_text,)), Turn("assistant", (Recording((0,)),))]
     target = [Turn("user", (text,)), Turn("assistant", (Recording((1,)),), is_target=True)]
-    head = [Turn("system", ("Speak.",)), Turn("scene", (scene,))]
+    head: list[Turn] = [Turn("system", ("Speak.",)), Turn("scene", (scene,))]
     [prompt] = renderer.prompts([Conversation((*head, *reference, *target))])
     assert isinstance(prompt, Prompt)
     return [i for i in prompt.ids.tolist() if i in renderer.tokenizer.added_tokens_decoder]
@@ -147,12 +147,12 @@ def validated(folder: Path, samples: list[dict[str, Any]]) -> tuple[dict[str, st
     return texts, [f"{row['reason']}: {row['message']}" for row in rejected]
 
 
-def test_text_of_any_writing_is_accepted_as_it_stands(tmp_path: Path) -> None:
+def test_text_of_any_writing_is_accepted_in_its_composed_form(tmp_path: Path) -> None:
     texts = ["שלום \u202bעולם", "مرحبا", "今天天气很好。", "สวัสดี", "12 345", "Well 😀", "e\u0301"]
     for n in range(len(texts)):
         tone(tmp_path / f"{n}.wav", seconds=1, pitch_hz=200 + 50 * n)
     samples = [{"audio": f"{n}.wav", "text": text} for n, text in enumerate(texts)]
-    found = {str(n): text for n, text in enumerate(texts)}
+    found = {str(n): text for n, text in enumerate([*texts[:-1], "\u00e9"])}
     assert validated(tmp_path, samples) == (found, [])
 
 
@@ -184,12 +184,13 @@ def test_a_control_token_across_the_parts_of_a_turn_rejects_the_conversation(
 
     def sample(n: int, *pieces: str) -> dict[str, Any]:
         parts = [{"type": "text", "text": piece} for piece in pieces]
-        said = [{"type": "text", "text": f"Said {n}."}, {"type": "audio", "audio_url": f"{n}.wav"}]
+        said = [{"type": "audio", "audio_url": f"{n}.wav"}]
         question = {"role": "user", "content": [*parts, {"type": "text", "text": f"Say {n}."}]}
-        return {"messages": [question, {"role": "assistant", "content": said}]}
+        brief = {"role": "system", "content": "Be brief."}
+        return {"messages": [brief, question, {"role": "assistant", "content": said}]}
 
     samples = [sample(0, "Well."), sample(1, "Now."), sample(2, "a <|eot", "_id|> b")]
     texts, reasons = validated(tmp_path, samples)
     assert len(texts) == 2
     assert len(reasons) == 1
-    assert reasons[0].startswith("control_token: turn 1 contains <|eot")
+    assert reasons[0].startswith("control_token: turn 2 contains <|eot")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def batch(corpus: PackedCorpus) -> PackedBatch:
     return collate([PackedRows(corpus.train_rows)[0]], load(corpus.base).config)
 
 
-def load(base: Path, dtype: torch.dtype = torch.float32):
+def load(base: Path, dtype: torch.dtype = torch.float32) -> Any:
     return load_base(Pretrained("base_model", str(base)), dtype)
 
 
@@ -58,12 +59,12 @@ def moved(model: PeftModel, batch: PackedBatch) -> list[torch.Tensor]:
         (["audio_mlp.down_proj"], {"audio FFN"}),
     ],
 )
-def test_a_preset_trains_the_parts_that_it_names(tiny_base, preset, parts):
+def test_a_preset_trains_the_parts_that_it_names(tiny_base: Path, preset: Any, parts: Any) -> None:
     model = add_lora(load(tiny_base), LoraSettings(target_modules=preset), seed=0)
     assert set(trainable_parameters(model)) == parts
 
 
-def test_the_table_counts_the_parameters_as_by_hand(tiny_base):
+def test_the_table_counts_the_parameters_as_by_hand(tiny_base: Path) -> None:
     base = load(tiny_base)
     ffn = base.config.intermediate_size
     settings = LoraSettings(r=R, target_modules="audio", train_in_full=["audio_head"])
@@ -90,8 +91,8 @@ def test_the_table_counts_the_parameters_as_by_hand(tiny_base):
     ids=str,
 )
 def test_plain_peft_gives_the_trained_logits_from_the_saved_adapter(
-    tiny_base, batch, tmp_path, settings
-):
+    tiny_base: Path, batch: PackedBatch, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     lora = LoraSettings(r=R, dropout=0, **settings)
     model = add_lora(load(tiny_base), lora, 0, tokenizer)
@@ -108,7 +109,7 @@ def test_plain_peft_gives_the_trained_logits_from_the_saved_adapter(
         assert (expected - untrained).abs().max() > 0.05
 
 
-def test_all_that_is_trained_is_in_the_file(tiny_base, tmp_path):
+def test_all_that_is_trained_is_in_the_file(tiny_base: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     settings = LoraSettings(
         r=R,
@@ -123,14 +124,16 @@ def test_all_that_is_trained_is_in_the_file(tiny_base, tmp_path):
     )
 
 
-def test_pissa_starts_from_the_bases_own_logits(tiny_base, batch):
+def test_pissa_starts_from_the_bases_own_logits(tiny_base: Path, batch: PackedBatch) -> None:
     base = DualLossModel(load(tiny_base)).logits(batch)
     model = add_lora(load(tiny_base), LoraSettings(r=R, init="pissa", dropout=0), seed=0)
     start = DualLossModel(model).logits(batch)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(base, start, strict=True))
 
 
-def test_the_adapter_of_pissa_is_plain_lora_of_twice_the_rank(tiny_base, tmp_path):
+def test_the_adapter_of_pissa_is_plain_lora_of_twice_the_rank(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     model = add_lora(load(tiny_base), LoraSettings(r=R, alpha=6, init="pissa"), seed=0)
     save_adapter(model, adapter_state(model), adapter_state(model), tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
@@ -138,8 +141,8 @@ def test_the_adapter_of_pissa_is_plain_lora_of_twice_the_rank(tiny_base, tmp_pat
 
 
 def test_what_is_trained_in_full_keeps_master_weights_beside_a_bfloat16_base(
-    tiny_base, batch, tmp_path
-):
+    tiny_base: Path, batch: PackedBatch, tmp_path: Path
+) -> None:
     settings = LoraSettings(r=R, dropout=0, train_in_full=["audio_head", "audio_embeddings"])
     model = add_lora(load(tiny_base, torch.bfloat16), settings, seed=0)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
@@ -152,13 +155,13 @@ def test_what_is_trained_in_full_keeps_master_weights_beside_a_bfloat16_base(
     )
 
 
-def test_a_trainable_token_that_is_none_is_a_sentence(tiny_base):
+def test_a_trainable_token_that_is_none_is_a_sentence(tiny_base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     settings = LoraSettings(trainable_tokens=["<|eot_id|>", "<|no_such|>"])
     with pytest.raises(UserError, match=r"trainable_tokens.*\n +<\|no_such\|>\n"):
         add_lora(load(tiny_base), settings, 0, tokenizer)
 
 
-def test_target_modules_that_match_nothing_are_a_sentence(tiny_base):
+def test_target_modules_that_match_nothing_are_a_sentence(tiny_base: Path) -> None:
     with pytest.raises(UserError, match=r"train.lora.target_modules: .*no_such_layer"):
         add_lora(load(tiny_base), LoraSettings(target_modules=["no_such_layer"]), seed=0)

@@ -9,6 +9,8 @@ from higgs_pipe.config.settings import DataConfig, ValidateConfig
 from higgs_pipe.config.stages import ValidateStage
 from higgs_pipe.data.clips import filters
 from higgs_pipe.data.clips.candidates import Candidate, Measured, alone, candidate_of, clip_of
+from higgs_pipe.data.clips.declared import declared_fault
+from higgs_pipe.data.clips.layout import layout_fault
 from higgs_pipe.data.clips.reasons import Fault, Reason, Rejection
 from higgs_pipe.data.clips.splits import Key, groups_of, keys_of
 from higgs_pipe.data.manifests.row import Row
@@ -77,6 +79,8 @@ def _fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None
             return Fault(Reason.CONTROL_TOKEN, f"`{key}` contains {token:.60}")
     if fault := _audio_fault(row.span, measured, limits):
         return fault
+    if fault := declared_fault(row, measured[row.span]):
+        return fault
     reference = row.reference_span
     if reference is None:
         return None
@@ -101,6 +105,8 @@ def _conversation_fault(row: Row, measured: Measured, limits: ValidateConfig) ->
             return Fault(Reason.CONTROL_TOKEN, f"turn {number} contains {token:.60}")
         if is_blank(turn.text) and (turn.texts or not turn.recordings):
             return Fault(Reason.TEXT_EMPTY, f"the text of turn {number} is empty")
+    if row.conversation and (fault := layout_fault(row.conversation)):
+        return fault
     for heard in row.utterances:
         if fault := _audio_fault(heard.recording, measured, limits):
             return Fault(fault.reason, f"turn {heard.turn_number}: {fault.fact}")

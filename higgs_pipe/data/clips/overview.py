@@ -39,6 +39,17 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
             finding.num_rows,
             finding.examples[0],
         )
+    for note in validation.manifest_notes:
+        logger.info("%s", note)
+    for reason, left_out in validation.left_out.items():
+        files = list_offenders(left_out.first_files)
+        logger.warning("files left out, %s: %d\n%s", reason, left_out.num_files, files)
+    if validation.shared_scene is not None:
+        logger.warning(
+            "all clips have the scene %r: speech without it is another prompt; give it at "
+            "inference, or train without it (pack.scene_dropout)",
+            validation.shared_scene,
+        )
     for key, num_rows in validation.ignored_manifest_keys.items():
         logger.info("the manifest's key %r is not used (in %d rows)", key, num_rows)
     if num_rows := validation.outside_root.num_rows:

@@ -54,6 +54,19 @@ class Reason(StrEnum):
         "reference_is_target",
         "name another recording as `ref_audio`, or leave out `ref_audio` and `ref_text`",
     )
+    DURATION_MISMATCH = (
+        "duration_mismatch",
+        "fix or remove the manifest's duration, or bring the file that it describes",
+    )
+    SAMPLE_RATE_MISMATCH = (
+        "sample_rate_mismatch",
+        "fix or remove the manifest's sample rate, or bring the file that it describes",
+    )
+    CONVERSATION_LAYOUT = (
+        "conversation_layout",
+        "give each reference as a user turn with its words and an assistant turn with its "
+        "recording, then the text to speak and its recording",
+    )
     # Filters.
     CLIPPED = "clipped", "take an original with more headroom, or drop the row"
     MOSTLY_SILENT = "mostly_silent", "cut the pauses out, or drop the row"

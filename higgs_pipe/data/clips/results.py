@@ -73,6 +73,13 @@ class OutsideRoot(ResultPart):
     first_rows: list[str]
 
 
+class LeftOut(ResultPart):
+    """Files below a folder that is a manifest, and that no row comes from."""
+
+    num_files: int
+    first_files: list[str]
+
+
 class ValidationSummary(Result):
     """``validation.json``; references are counted apart from clips."""
 
@@ -104,3 +111,6 @@ class ValidationSummary(Result):
     text_findings: dict[str, TextFinding]
     outside_root: OutsideRoot
     ignored_manifest_keys: dict[str, int]
+    manifest_notes: list[str]  # such as names of columns that were guessed
+    left_out: dict[str, LeftOut]  # by reason
+    shared_scene: str | None  # the scene of all clips

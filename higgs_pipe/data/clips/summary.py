@@ -16,6 +16,7 @@ from higgs_pipe.data.clips.overlap import overlap
 from higgs_pipe.data.clips.reasons import Reason, Rejection
 from higgs_pipe.data.clips.results import (
     ClipSeconds,
+    LeftOut,
     Loss,
     Losses,
     NamedShare,
@@ -102,7 +103,18 @@ def summarize(
             first_rows=[f"{row.place}: {row.audio}" for row in outside[:NUM_NAMED]],
         ),
         ignored_manifest_keys=dict(manifest.ignored_keys),
+        manifest_notes=list(manifest.notes),
+        left_out={
+            reason: LeftOut(num_files=len(files), first_files=files[:NUM_NAMED])
+            for reason, files in manifest.left_out.items()
+        },
+        shared_scene=_shared_scene(targets),
     )
+
+
+def _shared_scene(targets: Sequence[Clip]) -> str | None:
+    scenes = {clip["scene"] for clip in targets}
+    return scenes.pop() if len(scenes) == 1 and len(targets) > 1 else None
 
 
 def _amount(clips: Sequence[Clip]) -> dict[str, Any]:

@@ -2,43 +2,52 @@
 
 import os
 import re
-from collections.abc import Mapping
+import unicodedata
+from functools import cache
 from pathlib import Path
 from typing import cast
 
+from higgs_pipe.data.conversation import SCENE, Conversation
 from higgs_pipe.data.manifests.fields import (
+    DECLARED_KEYS,
     OUR_KEYS,
     REQUIRED_KEYS,
     SECONDS_KEYS,
     Fields,
+    as_number,
     is_encodable,
     is_number,
     is_whole_number,
     shown,
 )
+from higgs_pipe.data.manifests.formats.roles import is_audio_path
+from higgs_pipe.data.manifests.paths import meant_path
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.manifests.source import RawRow
+from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, TRAIN
 
 # The ids that `validate` gives to reference recordings.
 RESERVED_ID = re.compile(r"ref-[0-9a-f]{16}")
+# A scene in a word or a few, such as quiet_room.
+SCENE_TAG = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*|[a-z0-9]+(?:[ -][a-z0-9]+){0,2}")
+# What people and tools write where they do not know.
+NOT_KNOWN = frozenset({"unknown", "unknown_speaker", "none", "null", "nan", "n/a", "undefined"})
+MAX_KILOHERTZ = 1000  # a sample rate below is in kHz
 
 
-def faults_of(raw: RawRow, names: Mapping[str, str]) -> list[str]:
-    """Return everything about one row that no later stage could use.
-
-    ``names`` are the manifest's names of our keys.
-    """
+def faults_of(raw: RawRow) -> list[str]:
+    """Return everything about one row that no later stage could use."""
     fields = raw.fields
+    others = ", ".join(repr(key) for key in fields if key not in OUR_KEYS)
+    found = f"; the row has {others:.200}, which `columns` can name" if others else ""
     faults = [
-        f"the key {names.get(key, key)!r} is missing"
-        for key in REQUIRED_KEYS
-        if fields.get(key) is None
+        f"the key {key!r} is missing{found}" for key in REQUIRED_KEYS if fields.get(key) is None
     ]
     for key, value in fields.items():
         if not is_encodable(key):
             faults.append(f"the key {key!r} is not valid text")
-        if key not in OUR_KEYS or value is None:
+        if key not in OUR_KEYS or value is None or key in DECLARED_KEYS:
             continue
         if key in SECONDS_KEYS:
             if not is_number(value) or value < 0:
@@ -72,15 +81,22 @@ def faults_of(raw: RawRow, names: Mapping[str, str]) -> list[str]:
             f"`end_seconds` must be above `start_seconds`, found {end_seconds:g} and "
             f"{start_seconds or 0:g}"
         )
+    if (language := _optional(fields, "language")) and not is_language(language):
+        faults.append(f"`language` is not a language: {language!r:.60}")
+    for key in ("text", "ref_text"):
+        if is_audio_path(fields.get(key) or "") and " " not in fields[key].strip():
+            faults.append(f"`{key}` is the name of a file: {fields[key]!r:.60}")
     if RESERVED_ID.fullmatch(_clip_id(fields)):
-        faults.append(f"the id {_clip_id(fields)!r} is of the form kept for reference rawings")
+        faults.append(
+            f"the id {_clip_id(fields)!r} has the form of the ids of reference recordings"
+        )
     return faults
 
 
 def _optional(fields: Fields, key: str) -> str | None:
-    """Return a text, or None for a blank one."""
+    """Return a text, composed, or None for a blank one."""
     value = cast("str | None", fields.get(key))
-    return value if value and value.strip() else None
+    return _composed(value) if value and value.strip() else None
 
 
 def _segment(fields: Fields) -> tuple[float | None, float | None]:
@@ -104,26 +120,27 @@ def _clip_id(fields: Fields) -> str:
 
 
 def checked_row(raw: RawRow, root: Path) -> Row:
-    """Return a row without faults, its paths absolute."""
+    """Return a row without faults: paths absolute, texts composed (NFC), scenes as sentences."""
     fields = raw.fields
-    ref_audio = _optional(fields, "ref_audio")
-    audio_path = root / fields["audio"]
-    ref_audio_path = root / ref_audio if ref_audio is not None else None
+    ref_audio = fields.get("ref_audio") if _optional(fields, "ref_audio") else None
+    audio_path = meant_path(root, fields["audio"])
+    ref_audio_path = meant_path(root, ref_audio) if ref_audio is not None else None
     start_seconds, end_seconds = _segment(fields)
-    conversation = raw.conversation and raw.conversation.map_recordings(
-        lambda span: span._replace(audio_path=str(root / span.audio_path))
-    )
-    utterances = conversation.utterances() if conversation else []
+    conversation = raw.conversation and _absolute(raw.conversation, root)
+    recordings = conversation.utterances() if conversation else []
+    paths = [audio_path, ref_audio_path, *(Path(u.recording.audio_path) for u in recordings)]
+    scene = _optional(fields, "scene")
+    seconds, sample_rate_hz = _declared(fields)
     return Row(
         manifest=raw.file,
         line=raw.line,
         clip_id=_clip_id(fields),
         audio=fields["audio"],
         audio_path=audio_path,
-        text=fields["text"],
-        speaker=_optional(fields, "speaker"),
+        text=_composed(fields["text"]),
+        speaker=_known(_optional(fields, "speaker")),
         language=_optional(fields, "language"),
-        scene=_optional(fields, "scene"),
+        scene=scene and sentence_of_scene(scene),
         ref_audio_path=ref_audio_path,
         ref_text=_optional(fields, "ref_text"),
         split=_optional(fields, "split"),
@@ -132,15 +149,72 @@ def checked_row(raw: RawRow, root: Path) -> Row:
         dialogue_id=_optional(fields, "dialogue_id"),
         turn=None if fields.get("turn") is None else int(fields["turn"]),
         conversation=conversation,
-        is_outside_root=any(
-            path is not None and _is_outside(path, root)
-            for path in (
-                audio_path,
-                ref_audio_path,
-                *(Path(heard.recording.audio_path) for heard in utterances),
-            )
-        ),
+        declared_seconds=seconds,
+        declared_sample_rate_hz=sample_rate_hz,
+        is_outside_root=any(path is not None and _is_outside(path, root) for path in paths),
     )
+
+
+def _absolute(conversation: Conversation[Span], root: Path) -> Conversation[Span]:
+    """Return a conversation with absolute paths, composed texts and scenes as sentences."""
+    found = conversation.map_recordings(
+        lambda span: span._replace(audio_path=str(meant_path(root, span.audio_path)))
+    ).map_texts(_composed)
+    turns = (
+        turn.map_texts(lambda text: sentence_of_scene(text) or text) if turn.role == SCENE else turn
+        for turn in found.turns
+    )
+    return Conversation(tuple(turns))
+
+
+def sentence_of_scene(scene: str) -> str | None:
+    """Return a scene as the model knows scenes; None where a tag says that none is known.
+
+    The trainer that writes ``quiet_room`` into its files trained "Audio is recorded from quiet
+    room.", and the model knows such sentences.
+    """
+    tag = scene.strip()
+    if tag.lower() in NOT_KNOWN:
+        return None
+    if not SCENE_TAG.fullmatch(tag):
+        return scene
+    return f"Audio is recorded from {' '.join(re.split(r'[_ -]+', tag))}."
+
+
+def _declared(fields: Fields) -> tuple[float | None, float | None]:
+    """Return length and sample rate as the row has them; None where it has no such number."""
+    values = (as_number(fields.get(key)) for key in DECLARED_KEYS)
+    seconds, sample_rate_hz = (
+        float(value) if is_number(value) and value > 0 else None for value in values
+    )
+    if sample_rate_hz is not None and sample_rate_hz < MAX_KILOHERTZ:
+        sample_rate_hz *= 1000
+    return seconds, sample_rate_hz
+
+
+def unusable_keys(fields: Fields) -> list[str]:
+    """Return the keys of declared facts that are not numbers."""
+    values = {key: as_number(fields.get(key)) for key in DECLARED_KEYS}
+    return [key for key, value in values.items() if value is not None and not is_number(value)]
+
+
+def _known(speaker: str | None) -> str | None:
+    """Return a speaker, or None for a word that says that nobody knows."""
+    return None if speaker is None or speaker.strip().lower() in NOT_KNOWN else speaker
+
+
+def _composed(text: str) -> str:
+    """Return a text with composed characters (Unicode NFC): what a tokenizer has seen most."""
+    return unicodedata.normalize("NFC", text)
+
+
+@cache
+def is_language(value: str) -> bool:
+    """Return whether a value may be a language: a code, or a name of a few words."""
+    words = value.replace("(", " ").replace(")", " ").split()
+    is_name = all(word[0].isupper() or not word.isascii() for word in words)
+    has_sign = re.search(r"[.!?,;:。！？，]", value.strip()) is not None
+    return len(words) <= 4 and not has_sign and (len(words) <= 2 or is_name)
 
 
 def _is_outside(path: Path, root: Path) -> bool:

@@ -2,25 +2,43 @@
 
 import codecs
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from higgs_pipe.data.manifests.fields import REQUIRED_KEYS
+from higgs_pipe.data.manifests.columns import has_names_of
+from higgs_pipe.data.manifests.fields import RowFault
+from higgs_pipe.data.manifests.formats.delimited import DELIMITERS
+from higgs_pipe.data.manifests.formats.folders import has_recordings
+from higgs_pipe.data.manifests.formats.roles import is_audio_path
 from higgs_pipe.planning.file_names import METADATA_CSV, METADATA_JSON, METADATA_JSONL, WAV_SCP
 
 NUM_HEAD_BYTES = 2**20  # what detection looks at
+SAMPLES = re.compile(r'\s*\{.*?"samples"\s*:\s*\[', re.DOTALL)  # an older trainer's
+
 LOOKED_FOR = (
-    "a JSON object in the first line, a JSON array of objects with `messages`, a .csv, .tsv or "
-    ".parquet file, a line `id|text` or `path|speaker|language|text`, or a folder with wav.scp, "
-    "metadata.json, metadata.jsonl, metadata.csv or recordings with a .txt each"
+    "a JSON object in the first line, a JSON array of objects, a .csv, .tsv or .parquet file, a "
+    "header with the names audio and text, a line `id|text` or `path|speaker|language|text`, or a "
+    "folder with wav.scp, metadata.json, metadata.jsonl, metadata.csv or recordings with a .txt "
+    "or .lab each"
 )
+
+# First bytes of files that hold tables, but are no text.
+OTHER_FILES = {
+    b"PK\x03\x04": "an Excel workbook or another zip archive; save the sheet as CSV (UTF-8)",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV (UTF-8)",
+    b"ARROW1": "an Arrow file; save the table as Parquet",
+}
 
 
 def detect(path: str, columns: Mapping[str, str]) -> str | None:
     """Return the format of a manifest, by its name and first line; None if it fits none.
 
     A file that cannot be read is called JSONL, whose reader says what is wrong.
+
+    Raises:
+        RowFault: The file holds a table that must be saved as another type first.
     """
     file = Path(path)
     try:
@@ -41,21 +59,21 @@ def detect(path: str, columns: Mapping[str, str]) -> str | None:
         return "folder"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "csv" if ending == ".csv" else "jsonl"
+    if fact := next((OTHER_FILES[sign] for sign in OTHER_FILES if head.startswith(sign)), None):
+        raise RowFault(fact)
     text = head.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
-    if _starts_with_chatml(text):
-        return "boson-chatml"
-    first = next((line.strip() for line in text.split("\n") if line.strip()), "")
-    if ending == ".csv":
-        return _detect_csv(first, file.name, columns)
+    first = next((line.strip("\r\n\ufeff") for line in text.split("\n") if line.strip()), "")
+    if text.lstrip().startswith("["):
+        return _detect_json(_first_of_array(text), columns)
+    if ending == ".json" and SAMPLES.match(text):
+        return "folder"
     if not first or first.startswith("{") or ending in (".jsonl", ".json", ".ndjson"):
         return _detect_json(first, columns)
-    for delimiter, name in (("\t", "tsv"), (",", "csv")):
-        if {columns.get(key, key) for key in REQUIRED_KEYS} <= set(first.split(delimiter)):
-            return name
-    return {1: "ljspeech", 2: "ljspeech", 3: "filelist"}.get(first.count("|"))
+    return _detect_delimited(first, ending, columns)
 
 
 def _detect_folder(folder: Path, columns: Mapping[str, str]) -> str | None:
+    """Return the format of a folder, by the files in it."""
     if (folder / WAV_SCP).exists():
         return "kaldi"
     if (folder / METADATA_JSON).exists():
@@ -64,35 +82,41 @@ def _detect_folder(folder: Path, columns: Mapping[str, str]) -> str | None:
         return "audiofolder"
     if (folder / METADATA_CSV).exists():
         found = detect(str(folder / METADATA_CSV), columns)
-        return found if found in ("audiofolder", "ljspeech") else None
-    return "folder" if any(file.suffix.lower() == ".txt" for file in folder.iterdir()) else None
+        return found if found in ("audiofolder", "ljspeech", "filelist", "csv") else None
+    return "folder" if has_recordings(folder) else None
 
 
-def _detect_csv(first: str, file_name: str, columns: Mapping[str, str]) -> str:
-    names = [name.strip('"') for name in first.split(",")]
-    if columns.get("audio", "audio") in names:
+def _detect_delimited(first: str, ending: str, columns: Mapping[str, str]) -> str | None:
+    """Return the format of a file with fields between delimiters, by its first line."""
+    is_csv = ending == ".csv"
+    for delimiter in DELIMITERS:
+        names = [name.strip(' "') for name in first.split(delimiter)]
+        if has_names_of(names, columns):
+            is_audiofolder = delimiter == "," and "file_name" in names
+            named = {"|": "filelist", "\t": "csv" if is_csv else "tsv"}.get(delimiter, "csv")
+            return "audiofolder" if is_audiofolder else named
+    num_fields = first.count("|") + 1
+    if num_fields > 1:
+        has_path = any(is_audio_path(field) or "/" in field.strip() for field in first.split("|"))
+        return "filelist" if has_path or num_fields > 3 else "ljspeech"
+    if is_csv:
         return "csv"
-    if "file_name" in names:
-        return "audiofolder"
-    if "|" in first:
-        is_list = first.count("|") == 3 and file_name != METADATA_CSV
-        return "filelist" if is_list else "ljspeech"
-    return "csv"
+    signs = [sign for sign in DELIMITERS if any(map(is_audio_path, first.split(sign)[:-1]))]
+    return {"\t": "tsv", ",": "csv", ";": "csv"}.get(signs[-1]) if signs else None
 
 
-def _starts_with_chatml(text: str) -> bool:
-    """Whether the text is the beginning of a JSON array whose first value has ``messages``."""
-    array = text.lstrip()
-    if not array.startswith("["):
-        return False
+def _first_of_array(text: str) -> str:
+    """Return the first value of a JSON array as text, or nothing if it is not whole."""
+    array = text.lstrip()[1:].lstrip()
     try:
-        first, _ = json.JSONDecoder().raw_decode(array[1:].lstrip())
+        _, end = json.JSONDecoder().raw_decode(array)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(first, dict) and "messages" in first
+        return ""
+    return array[:end]
 
 
 def _detect_json(first: str, columns: Mapping[str, str]) -> str:
+    """Return the format of JSON Lines or of an array, by its first object."""
     try:
         value = json.loads(first)
     except (ValueError, RecursionError):

@@ -9,9 +9,8 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT
 from higgs_pipe.data.conversation import ASSISTANT, SCENE, SYSTEM, USER, Conversation, Turn
@@ -92,48 +91,80 @@ def _fields(turns: Sequence[SpokenTurn]) -> Fields:
     }
 
 
-def split_cloning_request(turns: list[SpokenTurn], ref_transcript: Any) -> list[SpokenTurn]:
-    """Return the community's cloning form with turns of its own for the reference, others as is.
+@dataclass(frozen=True)
+class Hints:
+    """Texts that a sample gives beside its messages."""
 
-    Its one user turn holds the reference's text and recording, in any order, and the request with
-    the target text. Its system message, which describes that form, is left out.
+    ref_transcript: str = ""
+    target_text: str = ""
+
+
+def references_apart(turns: Sequence[SpokenTurn], hints: Hints) -> list[SpokenTurn]:
+    """Return the turns with two turns for each reference that stands within a turn of the user.
+
+    Trainers put a reference's words and recording before the target text in one user turn, or in
+    several, in any order, some with a request in words. The system message, which describes that
+    form, is left out then. Turns stay as they are where they do not tell what is what.
+
+    Raises:
+        RowFault: A request for a reference's voice comes without a recording.
     """
-    match [turn for turn in turns if turn.role not in (SYSTEM, SCENE)]:
-        case [Turn(role="user") as user, Turn(role="assistant") as said] if any(
-            CLONING_REQUEST.search(text) for text in user.texts
-        ):
-            pass
-        case _:
-            return turns
-    if len(user.recordings) != 1 or len(said.recordings) != 1:
-        raise RowFault(
-            "speech in a reference's voice needs one recording of the user and one of the "
-            f"assistant, found {len(user.recordings)} and {len(said.recordings)}"
-        )
-    words, target = _words_and_target(user)
-    words = words or (ref_transcript if isinstance(ref_transcript, str) else "")
-    if not words.strip():
-        raise RowFault(
-            "the reference recording has no words; put what it says before it, as a text of its own"
-        )
-    return [
-        *(turn for turn in turns if turn.role == SCENE),
-        text_turn(USER, words.strip()),
-        Turn(ASSISTANT, user.recordings),
-        text_turn(USER, said.text or target),
-        replace(said, parts=said.recordings),
-    ]
+    found: list[SpokenTurn] = []
+    user_turns: list[SpokenTurn] = []
+    for turn in turns:
+        if turn.role == USER:
+            user_turns.append(turn)
+            continue
+        parts = [part for user in user_turns for part in user.parts]
+        asked: SpokenTurn = Turn(USER, tuple(parts))
+        is_request = any(CLONING_REQUEST.search(text) for text in asked.texts)
+        if is_request and not asked.recordings:
+            raise RowFault("the text asks for a reference's voice, and there is no reference")
+        apart = _apart(asked, turn, hints) if asked.recordings else None
+        found += apart or [*user_turns, turn]
+        if apart:
+            found = [turn for turn in found if turn.role != SYSTEM]
+        user_turns = []
+    return found + user_turns
 
 
-def _words_and_target(user: SpokenTurn) -> tuple[str, str]:
-    """Return what the reference says, and the text after the request."""
-    texts = [text for text in user.texts if text.strip()]
-    place = next(i for i, text in enumerate(texts) if CLONING_REQUEST.search(text))
+def _apart(asked: SpokenTurn, said: SpokenTurn, hints: Hints) -> list[SpokenTurn] | None:
+    """Return the references of a user turn, its text and the answer as turns, or None."""
+    references = asked.recordings
+    if len(said.recordings) != 1:
+        return None
+    texts, target = _words_and_target([text for text in asked.texts if text.strip()])
+    is_asked_for = bool(target)
+    target = said.text or target or hints.target_text
+    if target and not is_asked_for:
+        same = [i for i, text in enumerate(texts) if text.split() == target.split()]
+        if same or len(texts) > len(references):
+            texts.pop(same[-1] if same else -1)
+    elif not target and hints.ref_transcript and len(references) == 1:
+        texts = [text for text in texts if text.split() != hints.ref_transcript.split()]
+        target, texts = (texts[0], []) if len(texts) == 1 else ("", texts)
+    elif not target and len(texts) == len(references) + 1:
+        target = texts.pop()
+    if len(references) == 1:
+        texts = [" ".join(text.strip() for text in texts) or hints.ref_transcript.strip()]
+    if not target.strip() or len(texts) != len(references) or not all(texts):
+        return None
+    turns: list[SpokenTurn] = []
+    for words, reference in zip(texts, references, strict=True):
+        turns += [text_turn(USER, words.strip()), Turn(ASSISTANT, (reference,))]
+    return [*turns, text_turn(USER, target), replace(said, parts=said.recordings)]
+
+
+def _words_and_target(texts: Sequence[str]) -> tuple[list[str], str]:
+    """Return the texts without a request, and the text after the request, if there is one."""
+    place = next((i for i, text in enumerate(texts) if CLONING_REQUEST.search(text)), None)
+    if place is None:
+        return list(texts), ""
     words, target = CLONING_REQUEST.split(texts[place], maxsplit=1)
-    others = texts[:place] + texts[place + 1 :]
+    others = [*texts[:place], *texts[place + 1 :]]
     if not target.strip() and others[place:]:
         target = others.pop(place)
-    return " ".join(text.strip() for text in (*others, words) if text.strip()), target.strip()
+    return [text for text in (*others, words) if text.strip()], target.strip()
 
 
 def _without_echoes(turns: Sequence[SpokenTurn]) -> list[SpokenTurn]:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from higgs_pipe.config.settings import ManifestEntry
-from higgs_pipe.data.manifests.checking import checked_row, faults_of
+from higgs_pipe.data.manifests.checking import checked_row, faults_of, unusable_keys
 from higgs_pipe.data.manifests.detection import LOOKED_FOR, detect
-from higgs_pipe.data.manifests.fields import OUR_KEYS
+from higgs_pipe.data.manifests.fields import OUR_KEYS, RowFault
 from higgs_pipe.data.manifests.formats import READERS, TABLES
 from higgs_pipe.data.manifests.row import ManifestRows, Row
-from higgs_pipe.data.manifests.source import RawRow, Source
-from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.data.manifests.source import Findings, RawRow, Source
+from higgs_pipe.errors import NUM_OFFENDERS_SHOWN, UserError, list_offenders
+from higgs_pipe.planning.folders import audio_stem, files_below
 
 ROW_EXAMPLE = '{"audio": "wavs/a.wav", "text": "What is said."}'
 
@@ -27,66 +28,104 @@ def read_manifests(manifests: Sequence[str | ManifestEntry]) -> ManifestRows:
 
     Raises:
         UserError: A manifest is missing, empty, not UTF-8 or of no known format, or a line is not
-            a row; lists every fault of every manifest.
+            a row; lists every fault of every manifest, equal ones as one.
     """
-    faults: list[str] = []
+    findings = Findings()
     rows: dict[str, Row] = {}
     ignored_keys: Counter[str] = Counter()
     for manifest in manifests:
         entry = ManifestEntry(path=manifest) if isinstance(manifest, str) else manifest
-        name, raw_rows = _read(entry, faults)
-        names = {**TABLES.get(name, {}), **_columns(entry)}
-        for raw in raw_rows:
-            fields = raw.fields
-            if row_faults := faults_of(raw, names):
-                faults += [f"{raw.file}:{raw.line}: {fault}" for fault in row_faults]
+        source = Source(entry.path, _root(entry), _columns(entry), findings)
+        own_rows = []
+        for raw in _raw_rows(entry, source):
+            if row_faults := faults_of(raw):
+                for fault in row_faults:
+                    source.fault(f"{raw.file}:{raw.line}", fault)
                 continue
-            row = checked_row(raw, _root(entry))
+            row = checked_row(raw, source.root)
+            own_rows.append(row)
             first = rows.setdefault(row.clip_id, row)
             if first is not row:
-                faults.append(
-                    f"{row.place}: the id {row.clip_id!r} is taken by {first.place}; give each row "
-                    "an `id` of its own (without one, a row takes its audio path)"
+                source.fault(
+                    row.place,
+                    f"the id {row.clip_id!r} is taken by {first.place}; give each row an `id` of "
+                    "its own (without one, a row takes its audio path)",
                 )
-            ignored_keys.update(fields.keys() - OUR_KEYS)
-    if faults:
-        raise UserError(
-            f"the manifest has {'1 fault' if len(faults) == 1 else f'{len(faults):,} faults'}:\n"
-            f"{list_offenders(faults)}\n"
-            "Fix the manifest, or name another as `manifest` in config.yaml, and run again.\n"
-            f"A manifest is UTF-8 text, a JSON object per line: {ROW_EXAMPLE}\n"
-            "Other formats, each with an example: examples/manifests/README.md"
-        )
-    return ManifestRows(tuple(rows.values()), dict(sorted(ignored_keys.items())))
+            ignored_keys.update(raw.fields.keys() - OUR_KEYS)
+            ignored_keys.update(unusable_keys(raw.fields))
+        _note_unread_files(own_rows, source)
+    if findings.faults:
+        raise UserError(_message(findings.faults))
+    return ManifestRows(
+        tuple(rows.values()),
+        dict(sorted(ignored_keys.items())),
+        tuple(findings.notes),
+        {reason: sorted(names) for reason, names in sorted(findings.left_out.items())},
+    )
 
 
-def _read(entry: ManifestEntry, faults: list[str]) -> tuple[str, list[RawRow]]:
-    """Return the format of one manifest and its rows; what is wrong goes to ``faults``."""
-    columns = _columns(entry)
-    name = detect(entry.path, columns) if entry.format == "auto" else entry.format
-    if name is None:
-        faults.append(
-            f"{entry.path}: the manifest fits no format; looked for {LOOKED_FOR}. "
-            "Or name its `format` in config.yaml"
-        )
-        return "auto", []
+def _raw_rows(entry: ManifestEntry, source: Source) -> list[RawRow]:
+    """Return the rows of one manifest, with what its entry says of all of them."""
+    name: str | None = entry.format
+    if name == "auto":
+        with source.at(entry.path):
+            name = detect(entry.path, source.columns)
+            if name is None:
+                raise RowFault(
+                    f"the manifest fits no format; looked for {LOOKED_FOR}. "
+                    "Or name its `format` in config.yaml"
+                )
+    if name is None or name == "auto":
+        return []
     if entry.columns and name not in TABLES:
-        faults.append(f"{entry.path}: leave out `columns`: {name} has none to rename")
-        return name, []
-    num_faults = len(faults)
-    raw_rows = list(READERS[name](Source(entry.path, _root(entry), columns, faults)))
-    if not raw_rows and len(faults) == num_faults:
-        faults.append(f"{entry.path}: the manifest is empty")
-    for ours, theirs in columns.items():
+        source.fault(entry.path, f"leave out `columns`: {name} has none to rename")
+        return []
+    num_faults = len(source.findings.faults)
+    raw_rows = list(READERS[name](source))
+    if not raw_rows and len(source.findings.faults) == num_faults:
+        source.fault(entry.path, "the manifest is empty")
+    for ours, theirs in source.columns.items():
         if raw_rows and not any(ours in raw.fields for raw in raw_rows):
-            faults.append(f"{entry.path}: no row has {theirs!r}, which `columns` names as {ours}")
+            source.fault(entry.path, f"no row has {theirs!r}, which `columns` names as {ours}")
     given = {"speaker": entry.speaker, "language": entry.language, "split": entry.split}
     for raw in raw_rows:
         for key, value in given.items():
             own = raw.fields.get(key)
-            if value is not None and (own is None or (isinstance(own, str) and not own.strip())):
+            is_blank = own is None or (isinstance(own, str) and not own.strip())
+            if value is not None and (is_blank or key in raw.guessed):
                 raw.fields[key] = value
-    return name, raw_rows
+    return raw_rows
+
+
+def _note_unread_files(rows: Sequence[Row], source: Source) -> None:
+    """Note the recordings below a folder that is a manifest and that no row names."""
+    folder = Path(source.path)
+    if not folder.is_dir():
+        return
+    named = {str(Path(span.audio_path).resolve()) for row in rows for span in row.all_spans}
+    left_out = {name for names in source.findings.left_out.values() for name in names}
+    for file in files_below(folder):
+        if audio_stem(file) and str(file) not in left_out and str(file.resolve()) not in named:
+            source.leave_out("a recording that no row names", str(file))
+
+
+def _message(faults: Sequence[tuple[str, str]]) -> str:
+    """Return all faults as text; one that stands at several places is told once."""
+    places: dict[str, list[str]] = {}
+    for place, fact in faults:
+        places.setdefault(fact, []).append(place)
+    lines = []
+    for fact, found in places.items():
+        more = f" ... and {len(found) - NUM_OFFENDERS_SHOWN:,} more"
+        shown = ", ".join(found[:NUM_OFFENDERS_SHOWN])
+        lines.append(f"{shown}{more if len(found) > NUM_OFFENDERS_SHOWN else ''}: {fact}")
+    return (
+        f"the manifest has {'1 fault' if len(lines) == 1 else f'{len(lines):,} faults'}:\n"
+        f"{list_offenders(lines)}\n"
+        "Fix the manifest, or name another as `manifest` in config.yaml, and run again.\n"
+        f"A manifest is UTF-8 text, a JSON object per line: {ROW_EXAMPLE}\n"
+        "Other formats, each with an example: examples/manifests/README.md"
+    )
 
 
 def _columns(entry: ManifestEntry) -> dict[str, str]:

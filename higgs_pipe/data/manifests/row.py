@@ -1,6 +1,6 @@
 """A row of a manifest, checked: what all stages after the reading know of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from higgs_pipe.data.conversation import Conversation, Utterance
@@ -34,6 +34,8 @@ class Row:
     dialogue_id: str | None = None
     turn: int | None = None
     conversation: Conversation[Span] | None = None
+    declared_seconds: float | None = None  # length of the clip as the manifest has it
+    declared_sample_rate_hz: float | None = None
     is_outside_root: bool = False  # whether a path leads out of the manifest's root
 
     @property
@@ -65,7 +67,9 @@ class Row:
 
 @dataclass(frozen=True)
 class ManifestRows:
-    """The rows of all manifests, in order, and how many rows had each unknown key."""
+    """The rows of all manifests, in order, and what is said about their reading."""
 
     rows: tuple[Row, ...]
-    ignored_keys: dict[str, int]
+    ignored_keys: dict[str, int]  # how many rows had each unknown key
+    notes: tuple[str, ...] = ()  # such as names of columns that were guessed
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # files below folders, by reason

@@ -24,7 +24,12 @@ def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -
             updated, and encodes all of them again.
     """
     rows = [_columns(row) for row in manifest.rows]
-    metadata = {"ignored_keys": manifest.ignored_keys, "recordings_stamp": recordings_stamp}
+    metadata = {
+        "ignored_keys": manifest.ignored_keys,
+        "notes": manifest.notes,
+        "left_out": manifest.left_out,
+        "recordings_stamp": recordings_stamp,
+    }
     write_table(path, ROWS, rows, metadata)
 
 
@@ -35,9 +40,8 @@ def read_rows(path: Path) -> ManifestRows:
         UserError: The table is missing or of another version.
     """
     table, stamp = read_table(path, ROWS)
-    return ManifestRows(
-        tuple(_row(columns) for columns in table.to_pylist()), stamp["ignored_keys"]
-    )
+    rows = tuple(_row(columns) for columns in table.to_pylist())
+    return ManifestRows(rows, stamp["ignored_keys"], tuple(stamp["notes"]), stamp["left_out"])
 
 
 def _columns(row: Row) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,56 @@ class RawRow:
     line: int
     fields: Fields
     conversation: Conversation[Span] | None = None
+    guessed: frozenset[str] = frozenset()  # keys that the entry in the config overrides
 
 
 RawRows = Iterator[RawRow]
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What is found beside rows while manifests are read."""
+
+    faults: list[tuple[str, str]] = field(default_factory=list)  # places and facts
+    notes: dict[str, None] = field(default_factory=dict)  # for the log, each once
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # files, by the reason
+
+
+@dataclass(frozen=True)
 class Source:
-    """A manifest that is being read; what is wrong with it goes to ``faults``."""
+    """A manifest that is being read, and what is found in it."""
 
     path: str
     root: Path
     columns: Mapping[str, str]
-    faults: list[str]
+    findings: Findings = field(default_factory=Findings)
+
+    def file_of(self, *names: str) -> "Source":
+        """Return the source of a file in the folder, the first of these names that exists."""
+        folder = Path(self.path)
+        if not folder.is_dir():
+            return self
+        name = next((name for name in names if (folder / name).exists()), names[-1])
+        return replace(self, path=str(folder / name))
+
+    def fault(self, place: str, fact: str) -> None:
+        """Note something that makes the manifest unusable."""
+        self.findings.faults.append((place, fact))
+
+    def note(self, text: str) -> None:
+        """Note something that the user should see in the log."""
+        self.findings.notes[text] = None
+
+    def note_columns(self, columns: Mapping[str, str]) -> None:
+        """Note the names of our keys that the user did not assign."""
+        guessed = {ours: theirs for ours, theirs in columns.items() if ours not in self.columns}
+        if guessed:
+            names = ", ".join(f"{theirs!r} as {ours}" for ours, theirs in sorted(guessed.items()))
+            self.note(f"{self.path}: read {names}")
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """Note a file that no row comes from."""
+        self.findings.left_out.setdefault(reason, []).append(name)
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
@@ -47,7 +84,7 @@ class Source:
         try:
             yield
         except RowFault as fault:
-            self.faults.append(f"{place}: {fault}")
+            self.fault(place, str(fault))
 
     def content(self, path: str) -> bytes | None:
         """Return the bytes of a file, unzipped; None after a fault."""
@@ -56,13 +93,13 @@ class Source:
             if content.startswith(b"\x1f\x8b"):
                 content = gzip.decompress(content)
         except (FileNotFoundError, NotADirectoryError):
-            self.faults.append(f"{path}: the manifest does not exist")
+            self.fault(path, "the manifest does not exist")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            self.faults.append(f"{path}: the manifest is not a complete gzip file ({error})")
+            self.fault(path, f"the manifest is not a complete gzip file ({error})")
         except OSError as error:
-            self.faults.append(f"{path}: the manifest cannot be read ({error.strerror})")
+            self.fault(path, f"the manifest cannot be read ({error.strerror})")
         except ValueError:
-            self.faults.append(f"{path!r}: no file can have this name")
+            self.fault(f"{path!r}", "no file can have this name")
         else:
             return content
         return None
@@ -73,11 +110,11 @@ class Source:
         if content is None:
             return
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            self.faults.append(f"{path}:1: UTF-16, not UTF-8; save the file as UTF-8")
+            self.fault(f"{path}:1", "UTF-16, not UTF-8; save the file as UTF-8")
             return
         content = content.removeprefix(codecs.BOM_UTF8)
         if not content.strip():
-            self.faults.append(f"{path}: the manifest is empty")
+            self.fault(path, "the manifest is empty")
             return
         for line, raw in enumerate(content.split(b"\n"), start=1):
             if raw.strip() or keep_blank:
@@ -95,7 +132,7 @@ class Source:
 
     def json_samples(self, path: str) -> Iterator[tuple[int, Fields]]:
         """Yield the objects of a JSON array with their numbers, or as :meth:`json_objects`."""
-        content = Source(path, self.root, {}, []).content(path)
+        content = Source(path, self.root, {}).content(path)
         if content is None or not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             yield from self.json_objects(path)
             return

@@ -111,10 +111,10 @@ def test_several_manifests_follow_one_another_each_with_its_folder(tmp_path: Pat
 def test_unknown_keys_are_counted(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.jsonl",
-        '{"audio": "a.wav", "text": "A.", "duration": 1.5, "Speaker": "s"}',
+        '{"audio": "a.wav", "text": "A.", "duration": 1.5, "Gain": "s"}',
         '{"audio": "b.wav", "text": "B.", "duration": {"s": 2}}',
     )
-    assert read_manifests([path]).ignored_keys == {"Speaker": 1, "duration": 2}
+    assert read_manifests([path]).ignored_keys == {"Gain": 1, "duration_seconds": 1}
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,15 @@ def test_all_faults_of_all_manifests_come_in_one_error(tmp_path: Path) -> None:
 
 
 def test_only_the_first_twenty_faults_are_listed(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.jsonl", *["{"] * 23)
+    path = write(tmp_path / "m.jsonl", *[f"7{i:02}" for i in range(23)])
     message = message_of(path)
     assert f"{path}:20:" in message
     assert f"{path}:21:" not in message
     assert "... and 3 more" in message
+
+
+def test_a_fault_of_many_rows_is_told_once_with_the_first_twenty_places(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", *["{"] * 23)
+    (fault,) = [line for line in message_of(path).splitlines() if "JSON:" in line]
+    assert f"{path}:20 ... and 3 more: " in fault
+    assert f"{path}:21" not in fault

@@ -8,22 +8,13 @@ teach ``detection`` its first line, unless it must be named; put an example besi
 A reader notes what is wrong in its source and goes on, so that one run names every fault.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from higgs_pipe.data.manifests.formats.chatml import read_chatml_samples, read_ms_swift
-from higgs_pipe.data.manifests.formats.folders import (
-    AUDIOFOLDER_COLUMNS,
-    read_audiofolder,
-    read_folder,
-)
+from higgs_pipe.data.manifests.formats.folders import read_audiofolder, read_folder
 from higgs_pipe.data.manifests.formats.lists import read_filelist, read_ljspeech
 from higgs_pipe.data.manifests.formats.tables import read_csv, read_jsonl, read_parquet, read_tsv
-from higgs_pipe.data.manifests.formats.toolkits import (
-    NEMO_COLUMNS,
-    read_kaldi,
-    read_lhotse,
-    read_nemo,
-)
+from higgs_pipe.data.manifests.formats.toolkits import read_kaldi, read_lhotse, read_nemo
 from higgs_pipe.data.manifests.source import RawRows, Source
 
 READERS: dict[str, Callable[[Source], RawRows]] = {
@@ -41,12 +32,7 @@ READERS: dict[str, Callable[[Source], RawRows]] = {
     "boson-chatml": read_chatml_samples,
     "folder": read_folder,
 }
-# Formats whose columns can be renamed, with their own names for ours.
-TABLES: dict[str, Mapping[str, str]] = {
-    "jsonl": {},
-    "csv": {},
-    "tsv": {},
-    "parquet": {},
-    "nemo": NEMO_COLUMNS,
-    "audiofolder": AUDIOFOLDER_COLUMNS,
-}
+# Formats whose columns can be named.
+TABLES = frozenset(
+    {"jsonl", "csv", "tsv", "parquet", "nemo", "audiofolder", "filelist", "ljspeech"}
+)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from higgs_pipe.data.conversation import ASSISTANT, SCENE, SYSTEM, Conversation, Turn
+from higgs_pipe.data.conversation import ASSISTANT, SCENE, SYSTEM, USER, Conversation, Turn
 from higgs_pipe.data.manifests.fields import (
     OUR_KEYS,
     Fields,
@@ -20,9 +20,10 @@ from higgs_pipe.data.manifests.fields import (
     shown,
 )
 from higgs_pipe.data.manifests.layout import (
+    Hints,
     SpokenTurn,
     arranged,
-    split_cloning_request,
+    references_apart,
     text_turn,
 )
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source
@@ -32,11 +33,14 @@ from higgs_pipe.data.spans import Span
 SCENE_IN_SYSTEM = re.compile(
     r"(?P<system>.*?)<\|scene_desc_start\|>(?P<scene>.*?)<\|scene_desc_end\|>\s*", re.DOTALL
 )
+# What stands for a reference in a scene.
+SPEAKER_BEFORE_REFERENCE = re.compile(r"\s*\[?SPEAKER\d\]?:\s*(?=<\|scene_desc_end\|>|$)")
 FILE_ADDRESS = re.compile(r"^file:(?:/{2}(?:localhost)?)?(?=/[^/])", re.IGNORECASE)
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 # The keys of a sample that make its turns, and those of ours that it may have.
-CHATML_KEYS = ("messages", "start_index", "misc")
+CHATML_KEYS = ("messages", "start_index", "misc", "metadata")
+SAMPLE_ID = re.compile(r"sample[_-]?\d+", re.IGNORECASE)
 CHATML_ROW_KEYS = ("id", "speaker", "language", "split")
 
 
@@ -53,16 +57,38 @@ def read_chatml_samples(source: Source) -> RawRows:
             others = {key: sample[key] for key in sample if key not in CHATML_KEYS}
             if misplaced := sorted(others.keys() & OUR_KEYS - set(CHATML_ROW_KEYS)):
                 raise RowFault(f"{misplaced[0]!r} has no place beside `messages`; leave it out")
-            fields |= others | {"speaker": _speaker(sample)}
+            fields |= others | {"speaker": _speaker(sample), **_declared(sample, fields)}
             yield RawRow(source.path, line, fields, conversation)
+
+
+def _declared(sample: Fields, fields: Fields) -> Fields:
+    """Return what a sample says of the file of its last target, where that is all of it."""
+    details = _details(sample)
+    parts = [part for message in sample["messages"] for part in _contents(message)]
+    durations = [
+        part.get("duration")
+        for part in parts
+        if isinstance(part, dict) and part.get("audio_url") == fields["audio"]
+    ]
+    duration = next((d for d in reversed(durations) if d is not None), details.get("duration"))
+    is_whole = fields["start_seconds"] is None
+    return {
+        "duration_seconds": duration if is_whole else None,
+        "sample_rate_hz": details.get("sample_rate"),
+    }
+
+
+def _contents(message: Fields) -> list[Any]:
+    content = message["content"]
+    return content if isinstance(content, list) else [content]
 
 
 def _speaker(sample: Fields) -> Any:
     """Return a sample's speaker; community converters put the sample's own id there."""
-    misc = sample.get("misc")
-    misc = misc if isinstance(misc, dict) else {}
-    speaker = sample.get("speaker") or misc.get("speaker")
-    return None if speaker == misc.get("sample_id") else speaker
+    details = _details(sample)
+    speaker = sample.get("speaker") or details.get("speaker")
+    is_id = isinstance(speaker, str) and SAMPLE_ID.fullmatch(speaker)
+    return None if is_id or speaker == details.get("sample_id") else speaker
 
 
 def read_chatml(sample: Mapping[str, Any]) -> tuple[Fields, Conversation[Span] | None]:
@@ -74,9 +100,26 @@ def read_chatml(sample: Mapping[str, Any]) -> tuple[Fields, Conversation[Span] |
     Raises:
         RowFault: It is not a conversation, or has no speech to learn.
     """
-    misc = sample.get("misc")
-    ref_transcript = misc.get("ref_transcript") if isinstance(misc, dict) else None
-    return arranged(split_cloning_request(_turns(sample), ref_transcript))
+    hints = Hints(
+        ref_transcript=_beside(sample, "ref_transcript", "reference_transcript", "ref_text"),
+        target_text=_beside(sample, "target_transcript", "target_text"),
+    )
+    return arranged(references_apart(_turns(sample, hints), hints))
+
+
+def _beside(sample: Mapping[str, Any], *keys: str) -> str:
+    """Return the first text that a sample gives by one of the keys beside its messages."""
+    texts = (_details(sample).get(key) for key in keys)
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
+
+
+def _details(sample: Mapping[str, Any]) -> Fields:
+    """Return what a sample says beside its messages: ``misc``, or ``metadata`` of some trainers."""
+    details: Fields = {}
+    for key in ("metadata", "misc"):
+        if isinstance(sample.get(key), dict):
+            details |= sample[key]
+    return details
 
 
 def read_ms_swift(source: Source) -> RawRows:
@@ -102,7 +145,7 @@ def read_ms_swift(source: Source) -> RawRows:
             yield RawRow(source.path, line, fields)
 
 
-def _turns(sample: Mapping[str, Any]) -> list[SpokenTurn]:
+def _turns(sample: Mapping[str, Any], hints: Hints) -> list[SpokenTurn]:
     """Return the messages one by one, a scene in the system message as a turn of its own."""
     messages = sample.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -122,13 +165,8 @@ def _turns(sample: Mapping[str, Any]) -> list[SpokenTurn]:
             f"no message of the assistant from `messages[{int(first_target)}]` on: there is "
             "nothing to learn"
         )
-    if any(turn.recordings for turn in turns if turn.role in (SYSTEM, SCENE)):
-        raise RowFault(
-            "a recording in the system message or the scene has no words to it; give it as a "
-            "user's message with its words and an assistant's with the recording"
-        )
     turns = [replace(turn, is_target=i in targets) for i, turn in enumerate(turns)]
-    turns = [*_system_and_scene(turns[0]), *turns[1:]]
+    turns = [*_system_and_scene(turns[0], hints), *turns[1:]]
     head = list(itertools.takewhile(lambda turn: turn.role in (SYSTEM, SCENE), turns))
     if [turn.role for turn in head] not in ([], [SYSTEM], [SCENE], [SYSTEM, SCENE]) or any(
         turn.role in (SYSTEM, SCENE) for turn in turns[len(head) :]
@@ -140,7 +178,7 @@ def _turns(sample: Mapping[str, Any]) -> list[SpokenTurn]:
 def _message(message: Any, place: str) -> SpokenTurn:
     """Return a message as a turn."""
     match message:
-        case {"role": "system" | "scene" | "user" | "assistant" as role, "content": content}:
+        case {"role": "system" | "scene" | "user" | "assistant" as role, "content": _}:
             pass
         case {"role": role, "content": _}:
             raise RowFault(
@@ -150,7 +188,7 @@ def _message(message: Any, place: str) -> SpokenTurn:
             raise RowFault(f"{place}: expected an object with `role` and `content`")
     if message.get("recipient"):
         raise RowFault(f"{place}: `recipient` has no place in speech; leave it out")
-    parts = [_part(part, place) for part in (content if isinstance(content, list) else [content])]
+    parts = [_part(part, place) for part in _contents(message)]
     return Turn(role, tuple(parts))
 
 
@@ -174,7 +212,8 @@ def _part(part: Any, place: str) -> str | Span:
 def _audio_part(part: Mapping[str, Any], place: str) -> Span:
     """Return the recording of an audio part."""
     path, offset, duration = (part.get(key) for key in ("audio_url", "offset", "duration"))
-    if part.get("raw_audio") or (isinstance(path, str) and path.startswith("data:")):
+    is_inline = isinstance(path, str) and path.startswith("data:")
+    if is_inline or (part.get("raw_audio") and path in ("", None, "placeholder")):
         raise RowFault(f"{place}: audio in base64 is not read; save it as a file and name that")
     if not isinstance(path, str) or not path.strip():
         raise RowFault(f"{place}: `audio_url` must be the path of a recording, found {shown(path)}")
@@ -198,11 +237,21 @@ def _audio_part(part: Mapping[str, Any], place: str) -> Span:
     )
 
 
-def _system_and_scene(turn: SpokenTurn) -> list[SpokenTurn]:
-    """Return the first turn; the system's without empty text and with the scene apart."""
+def _system_and_scene(turn: SpokenTurn, hints: Hints) -> list[SpokenTurn]:
+    """Return the first turn; the system's without empty text and with the scene apart.
+
+    A reference in it becomes turns of its own, if its words are known.
+    """
     if turn.role != SYSTEM:
         return [turn]
     text, scene = turn.text, ""
+    references = turn.recordings
+    if len(references) == 1 and hints.ref_transcript:
+        text = SPEAKER_BEFORE_REFERENCE.sub("", text)
+        pair = [text_turn(USER, hints.ref_transcript), Turn(ASSISTANT, references)]
+        return [*_system_and_scene(text_turn(SYSTEM, text), hints), *pair]
+    if references:
+        return [turn]
     if found := SCENE_IN_SYSTEM.fullmatch(text):
         text, scene = found["system"].strip(), found["scene"].strip()
     return [text_turn(role, said) for role, said in ((SYSTEM, text), (SCENE, scene)) if said]

@@ -1,29 +1,26 @@
-"""Folders: of recordings with transcripts, of an older trainer's samples, of Hugging Face."""
+"""Folders of recordings, each with a transcript in a file of the same name."""
 
-import os
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from higgs_pipe.data.conversation import SCENE, USER, Conversation
-from higgs_pipe.data.manifests.fields import Fields, RowFault, shown
-from higgs_pipe.data.manifests.formats.tables import read_csv, read_jsonl, typed
-from higgs_pipe.data.manifests.layout import SPEAKER_TAG, arranged, recording_turn, text_turn
-from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed
-from higgs_pipe.data.spans import Span
-from higgs_pipe.planning.file_names import (
-    AUDIO_ENDINGS,
-    METADATA_CSV,
-    METADATA_JSON,
-    METADATA_JSONL,
+from higgs_pipe.data.manifests.fields import Fields
+from higgs_pipe.data.manifests.formats.samples import read_samples
+from higgs_pipe.data.manifests.formats.tables import read_csv, read_jsonl
+from higgs_pipe.data.manifests.source import RawRow, RawRows, Source
+from higgs_pipe.planning.file_names import METADATA_CSV, METADATA_JSON, METADATA_JSONL
+from higgs_pipe.planning.folders import audio_stem, files_below, transcript_stem
+
+# Folders that are named after what lies in them, not after who speaks.
+NEUTRAL_FOLDER = re.compile(
+    r"(wav|wave|flac|mp3|ogg|opus|audio|txt|text|lab|transcript|transcription)s?[\d_].*|"
+    r"(wav|wave|flac|mp3|ogg|opus|audio|audio_?file|txt|text|lab|transcript|transcription|clip|"
+    r"recording|record|sample|segment|sound|output|dataset)s?|"
+    r"data|raw|processed|normalized|speech|corpus|"
+    r"train|training|eval|evaluation|val|valid|validation|dev|test",
+    re.IGNORECASE,
 )
-
-AUDIOFOLDER_COLUMNS = {"audio": "file_name"}
-FOLDER_COLUMNS = {
-    "audio": "audio_file",
-    "speaker": "speaker_id",
-    "ref_audio": "ref_audio_file",
-    "ref_text": "ref_transcript",
-}
 
 
 def read_audiofolder(source: Source) -> RawRows:
@@ -31,120 +28,73 @@ def read_audiofolder(source: Source) -> RawRows:
 
     The text may also be called ``transcription``.
     """
-    folder = Path(source.path)
-    if folder.is_dir():
-        name = METADATA_JSONL if (folder / METADATA_JSONL).exists() else METADATA_CSV
-        source = Source(str(folder / name), source.root, source.columns, source.faults)
-    read = read_csv if source.path.endswith(".csv") else read_jsonl
-    plain = Source(source.path, source.root, {}, source.faults)
-    for record in read(plain):
-        text = "transcription" if record.fields.get("text") is None else "text"
-        columns = {**AUDIOFOLDER_COLUMNS, "text": text, **source.columns}
-        fields = renamed(record.fields, columns)
-        yield RawRow(record.file, record.line, fields if read is read_jsonl else typed(fields))
+    source = source.file_of(METADATA_JSONL, METADATA_CSV)
+    yield from (read_csv if source.path.endswith(".csv") else read_jsonl)(source)
 
 
 def read_folder(source: Source) -> RawRows:
-    """Read a folder of ``x.wav`` and ``x.txt``, or one with the older trainers' ``metadata.json``.
+    """Read a folder of ``x.wav`` and ``x.txt`` or ``x.lab``, or an older ``metadata.json``.
 
-    ``{"samples": [{"id": "x", "audio_file": "x.wav", "transcript_file": "x.txt",
-    "speaker_id": "ada"}]}``; a sample's number stands for its line.
+    Folders are read in depth; the first whose name is not that of a kind of files is the speaker.
+    A transcript may also lie in a folder of its own: ``wavs/ada/x.wav`` and ``txt/ada/x.txt``.
     """
     folder = Path(source.path)
-    metadata = folder / METADATA_JSON if folder.is_dir() else folder
-    if metadata.exists() or not folder.is_dir():
-        yield from _samples(str(metadata), source)
+    samples = source.file_of(METADATA_JSON)
+    if Path(samples.path).exists() or not folder.is_dir():
+        yield from read_samples(samples)
         return
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    transcripts = {file.stem: file for file in files if file.suffix.lower() == ".txt"}
-    for file in files:
-        if file.suffix.lower() not in AUDIO_ENDINGS:
-            continue
-        transcript = transcripts.pop(file.stem, None)
-        if transcript is None:
-            source.faults.append(f"{file}: there is no transcript {file.stem}.txt beside it")
-            continue
-        audio = str(file.absolute()) if source.root != folder.absolute() else file.name
-        with source.at(str(transcript)):
-            fields = {"id": file.stem, "audio": audio, "text": source.transcript(str(transcript))}
-            yield RawRow(str(transcript), 1, fields)
+    recordings: dict[Path, Path] = {}
+    transcripts: dict[Path, Path] = {}
+    for file in files_below(folder):
+        if stem := audio_stem(file):
+            if recordings.setdefault(stem, file) is not file:
+                source.leave_out("a recording of this name was taken in another format", str(file))
+        elif stem := transcript_stem(file):
+            if transcripts.setdefault(stem, file) is not file:
+                source.leave_out("a transcript of this name was taken", str(file))
+        else:
+            ending = file.suffix.lower() or "no ending"
+            source.leave_out(f"not a recording or a transcript ({ending})", str(file))
+    pairs = {stem: transcripts.pop(stem, None) for stem in recordings}
+    apart = _unique_places(folder, transcripts)
+    places = _unique_places(folder, {stem: stem for stem, text in pairs.items() if text is None})
+    for place, stem in places.items():
+        if place in apart:
+            pairs[stem] = transcripts.pop(apart[place])
+    for stem, transcript in pairs.items():
+        yield from _row(source, folder, recordings[stem], transcript)
     for transcript in transcripts.values():
-        source.faults.append(f"{transcript}: there is no recording {transcript.stem}.* beside it")
+        source.leave_out("a transcript without a recording of its name", str(transcript))
 
 
-def _samples(path: str, source: Source) -> RawRows:
-    """Read the samples of an older trainer's metadata.json."""
-    with source.at(path):
-        match source.json_document(path):
-            case {"samples": list(samples)}:
-                pass
-            case None:
-                return
-            case _:
-                raise RowFault("expected an object with a list `samples`")
-        for number, sample in source.numbered(samples, path):
-            with source.at(f"{path}:{number}"):
-                fields = renamed(sample, FOLDER_COLUMNS)
-                transcript = fields.pop("transcript_file", None)
-                if isinstance(transcript, str) and transcript.strip():
-                    fields["text"] = source.transcript(os.fspath(source.root / transcript))
-                elif transcript is not None:
-                    raise RowFault("`transcript_file` must be a path")
-                yield _with_ref_speakers(RawRow(path, number, fields))
+def _row(source: Source, folder: Path, recording: Path, transcript: Path | None) -> RawRows:
+    """Yield the row of a recording; one without a transcript has an empty text."""
+    relative = recording.relative_to(folder)
+    is_below_root = source.root == folder.absolute()
+    speakers = [name for name in relative.parts[:-1] if not NEUTRAL_FOLDER.fullmatch(name)]
+    place = str(transcript or recording)
+    with source.at(place):
+        fields: Fields = {
+            "id": relative.with_suffix("").as_posix(),
+            "audio": relative.as_posix() if is_below_root else str(recording.absolute()),
+            "text": source.transcript(str(transcript)) if transcript else "",
+            "speaker": next(iter(speakers), None),
+        }
+        yield RawRow(place, 1, fields, guessed=frozenset({"speaker"}))
 
 
-def _with_ref_speakers(row: RawRow) -> RawRow:
-    """Return the row with a reference for each of its ``ref_speakers``, if it has any."""
-    fields = dict(row.fields)
-    ref_speakers = fields.pop("ref_speakers", None)
-    if not ref_speakers:
-        if fields.get("task_type") == "multi_speaker_voice_cloning":
-            raise RowFault("`task_type` is multi_speaker_voice_cloning without `ref_speakers`")
-        return row
-    if fields.get("ref_audio") or fields.get("ref_text"):
-        raise RowFault("`ref_speakers` and `ref_audio_file` are two kinds of reference; keep one")
-    text, audio, scene = (fields.get(key) for key in ("text", "audio", "scene"))
-    if not (isinstance(text, str) and isinstance(audio, str) and isinstance(scene, str | None)):
-        return row
-    said, conversation = read_ref_speakers(text, audio, scene, ref_speakers)
-    return RawRow(row.file, row.line, {**fields, "scene": None, **said}, conversation)
-
-
-def read_ref_speakers(
-    text: str, audio: str, scene: str | None, ref_speakers: Any
-) -> tuple[Fields, Conversation[Span] | None]:
-    """Return fields and turns of an older sample with a reference for each speaker.
-
-    Raises:
-        RowFault: A reference lacks its file or its words, or a text does not say who speaks.
-    """
-    references: dict[str, tuple[str, str]] = {}
-    for index, entry in enumerate(ref_speakers if isinstance(ref_speakers, list) else [None]):
-        match entry:
-            case {"ref_audio_file": str(path), "ref_transcript": str(words)} if (
-                path.strip() and words.strip()
-            ):
-                tag = entry.get("speaker_tag") or f"[SPEAKER{index}]"
-            case _:
-                raise RowFault(
-                    f"`ref_speakers[{index}]`: expected an object with `ref_audio_file` and "
-                    "`ref_transcript`"
-                )
-        if not (isinstance(tag, str) and SPEAKER_TAG.fullmatch(tag)) or tag in references:
-            raise RowFault(
-                f"`ref_speakers[{index}]`: `speaker_tag` must be [SPEAKER{index}] or another "
-                f"number, each once, found {shown(tag)}"
-            )
-        references[tag] = words.removeprefix(tag).strip(), path
-    tags = set(SPEAKER_TAG.findall(text))
-    if unknown := sorted(tags - references.keys()):
-        raise RowFault(f"the text has {unknown[0]}, and `ref_speakers` has no reference for it")
-    if len(references) > 1 and not tags:
-        raise RowFault(
-            f"there are {len(references)} `ref_speakers`, and no tag such as [SPEAKER0] in the "
-            "text says who speaks"
+def _unique_places(folder: Path, files: Mapping[Path, Path]) -> dict[tuple[str, ...], Path]:
+    """Return files by their path without the names of neutral folders, where no two share it."""
+    places = {
+        stem: tuple(
+            part for part in stem.relative_to(folder).parts if not NEUTRAL_FOLDER.fullmatch(part)
         )
-    turns = [text_turn(SCENE, scene)] if scene and scene.strip() else []
-    for tag, (words, path) in references.items():
-        turns += [text_turn(USER, f"{tag} {words}" if tags else words), recording_turn(path)]
-    return arranged([*turns, text_turn(USER, text), recording_turn(audio, is_target=True)])
+        for stem in files
+    }
+    num_files = Counter(places.values())
+    return {place: stem for stem, place in places.items() if place and num_files[place] == 1}
+
+
+def has_recordings(folder: Path) -> bool:
+    """Return whether a recording or a transcript lies below a folder."""
+    return any(audio_stem(file) or transcript_stem(file) for file in files_below(folder))

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
+from higgs_pipe.data.manifests.columns import columns_of, with_end
 from higgs_pipe.data.manifests.fields import Fields, RowFault, end_of, is_number
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed
-from higgs_pipe.planning.file_names import KALDI_TEXT, SEGMENTS, UTT2SPK, WAV_SCP
-
-NEMO_COLUMNS = {"audio": "audio_filepath", "start_seconds": "offset"}
+from higgs_pipe.planning.file_names import KALDI_TEXT, SEGMENTS, UTT2DUR, UTT2SPK, WAV_SCP
 
 ROUNDING_SECONDS = 1e-3  # two times that differ by less are equal
 
@@ -24,15 +23,15 @@ def read_kaldi(source: Source) -> RawRows:
         return
     texts = _kaldi_table(folder / KALDI_TEXT, source)
     wavs = _kaldi_table(folder / WAV_SCP, source)
-    speakers, segments = (
+    speakers, segments, durations = (
         _kaldi_table(folder / name, source) if (folder / name).exists() else None
-        for name in (UTT2SPK, SEGMENTS)
+        for name in (UTT2SPK, SEGMENTS, UTT2DUR)
     )
     listing = WAV_SCP if segments is None else SEGMENTS
     listed = wavs if segments is None else segments
     for utterance, (line, _) in listed.items():
         if utterance not in texts:
-            source.faults.append(f"{folder / listing}:{line}: {utterance!r} is not in text")
+            source.fault(f"{folder / listing}:{line}", f"{utterance!r} is not in text")
     for utterance, (line, text) in texts.items():
         with source.at(f"{folder / KALDI_TEXT}:{line}"):
             if utterance not in listed:
@@ -45,19 +44,22 @@ def read_kaldi(source: Source) -> RawRows:
                 place, segment = segments[utterance]
                 recording, seconds = _kaldi_segment(segment)
                 if not seconds or recording not in wavs:
-                    source.faults.append(
-                        f"{folder / SEGMENTS}:{place}: expected `utterance recording start end` "
-                        f"with a recording of wav.scp, found {segment!r:.60}"
+                    source.fault(
+                        f"{folder / SEGMENTS}:{place}",
+                        "expected `utterance recording start end` with a recording of wav.scp, "
+                        f"found {segment!r:.60}",
                     )
                     continue
             place, audio = wavs[recording]
             if audio.endswith("|"):
-                source.faults.append(
-                    f"{folder / WAV_SCP}:{place}: {recording!r} is a command; "
-                    "write its output to a file and name that"
+                source.fault(
+                    f"{folder / WAV_SCP}:{place}",
+                    f"{recording!r} is a command; write its output to a file and name that",
                 )
                 continue
             fields = {"id": utterance, "text": text, **speaker, **seconds, "audio": audio}
+            if durations is not None and utterance in durations:
+                fields["duration_seconds"] = durations[utterance][1]
             yield RawRow(str(folder / KALDI_TEXT), line, fields)
 
 
@@ -67,7 +69,7 @@ def _kaldi_table(path: Path, source: Source) -> dict[str, tuple[int, str]]:
     for line, text in source.lines(str(path)):
         name, _, rest = text.strip().replace("\t", " ").partition(" ")
         if name in table:
-            source.faults.append(f"{path}:{line}: {name!r} is taken by {path}:{table[name][0]}")
+            source.fault(f"{path}:{line}", f"{name!r} is taken by {path}:{table[name][0]}")
         table.setdefault(name, (line, rest.strip()))
     return table
 
@@ -88,18 +90,12 @@ def read_nemo(source: Source) -> RawRows:
 
     ``{"audio_filepath": "a.wav", "text": "What is said.", "offset": 1.5, "duration": 2.0}``
 
-    Without ``offset`` the recording is the whole file, whatever ``duration`` says.
+    Without ``offset`` the recording is the whole file, and ``duration`` is compared with it.
     """
     for line, value in source.json_objects(source.path):
         with source.at(f"{source.path}:{line}"):
-            language = {"language": "lang"} if "lang" in value else {}
-            fields = renamed(value, {**NEMO_COLUMNS, **language, **source.columns})
-            start_seconds, duration = fields.get("start_seconds"), fields.pop("duration", None)
-            if start_seconds is not None and duration is not None:
-                if not (is_number(start_seconds) and is_number(duration)):
-                    raise RowFault("`offset`, `duration`: expected numbers of seconds")
-                fields["end_seconds"] = end_of(start_seconds, duration)
-            yield RawRow(source.path, line, fields)
+            columns = columns_of(value, source.columns)
+            yield RawRow(source.path, line, with_end(renamed(value, columns), columns))
 
 
 def read_lhotse(source: Source) -> RawRows:
@@ -149,8 +145,9 @@ def _cut_fields(cut: Fields) -> Fields:
         "id": cut.get("id"),
         "audio": audio,
         **{key: supervision.get(key) for key in ("text", "speaker", "language")},
+        "sample_rate_hz": recording.get("sampling_rate"),
     }
     first, last = max(0.0, end_of(cut_start, start)), end_of(cut_start, start + duration)
     if first < ROUNDING_SECONDS and abs(last - recording_duration) < ROUNDING_SECONDS:
-        return fields
+        return {**fields, "duration_seconds": recording_duration}
     return {**fields, "start_seconds": first, "end_seconds": last}

@@ -1,0 +1,33 @@
+"""Conversations that no prompt of inference looks like."""
+
+from higgs_pipe.data.clips.reasons import Fault, Reason
+from higgs_pipe.data.conversation import ASSISTANT, USER, Conversation
+from higgs_pipe.data.spans import Span
+from higgs_pipe.data.text import is_blank
+
+
+def layout_fault(conversation: Conversation[Span]) -> Fault | None:
+    """Return why a conversation cannot be trained as it would be spoken, or None.
+
+    At inference a turn holds text, or is an assistant's and holds one recording of what the user
+    turn before it says, and an assistant has the last word.
+    """
+    for number, turn in enumerate(conversation.turns, start=1):
+        num_recordings = len(turn.recordings)
+        if num_recordings and turn.role != ASSISTANT:
+            fact = f"turn {number} ({turn.role}) holds a recording"
+        elif num_recordings > 1:
+            fact = f"turn {number} holds {num_recordings} recordings"
+        elif num_recordings and not is_blank(turn.text):
+            fact = f"turn {number} has other words beside its recording than the user's before it"
+        else:
+            continue
+        return Fault(Reason.CONVERSATION_LAYOUT, fact)
+    if conversation.turns[-1].role == USER:
+        fact = f"turn {len(conversation.turns)} is a user's, and nothing answers it"
+        return Fault(Reason.CONVERSATION_LAYOUT, fact)
+    for heard in conversation.utterances():
+        if is_blank(heard.text):
+            fact = f"no words belong to the recording of turn {heard.turn_number}"
+            return Fault(Reason.TEXT_EMPTY, fact)
+    return None

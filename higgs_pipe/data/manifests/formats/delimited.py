@@ -1,0 +1,137 @@
+"""Lines of fields between delimiters, with a header or without one."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from higgs_pipe.data.manifests.columns import columns_of, has_names_of, with_end
+from higgs_pipe.data.manifests.fields import NUMBER_KEYS, Fields, RowFault, as_number
+from higgs_pipe.data.manifests.formats.roles import Role, is_audio_path, roles_of
+from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed, repeated_name
+from higgs_pipe.planning.file_names import AUDIO_ENDINGS
+
+DELIMITERS = (",", ";", "\t", "|")
+
+Cells: TypeAlias = Iterator[tuple[int, list[str]]]
+
+
+def delimiter_of(source: Source) -> str:
+    """Return what stands between the fields of a file's first line."""
+    first = next((text for _, text in Source(source.path, source.root, {}).lines(source.path)), "")
+    for delimiter in DELIMITERS:
+        if has_names_of(first.split(delimiter), source.columns):
+            return delimiter
+    return max(DELIMITERS, key=first.count)
+
+
+def read_cells(source: Source, delimiter: str, has_quotes: bool) -> Cells:
+    """Yield the fields of each row; a row that spans lines has the number of its first."""
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
+    numbered = list(source.lines(source.path, keep_blank=True))
+    reader = csv.reader(
+        (f"{text}\n" for _, text in numbered), delimiter=delimiter, quoting=quoting, strict=True
+    )
+    while reader.line_num < len(numbered):
+        line = numbered[reader.line_num][0]
+        with source.at(f"{source.path}:{line}"):
+            try:
+                values = next(reader)
+            except csv.Error as error:
+                raise RowFault(f"not a row: {error}") from None
+            if any(value.strip() for value in values):
+                yield line, values
+
+
+def rows_of_cells(
+    source: Source, cells: Cells, default_roles: Sequence[Role] | None = None
+) -> RawRows:
+    """Yield the rows of a file by its header, or by what its fields hold.
+
+    Args:
+        source: The manifest.
+        cells: Its rows.
+        default_roles: What the fields are taken for where they do not tell.
+    """
+    line, first = next(cells, (0, []))
+    if not first:
+        return
+    has_header = has_names_of(first, source.columns) or not (
+        default_roles or _names_fields(source) or any(map(is_audio_path, first))
+    )
+    if has_header:
+        with source.at(f"{source.path}:{line}"):
+            header = [name.strip() for name in first]
+            if repeated := repeated_name(header):
+                raise RowFault(f"the column {repeated!r} is given twice")
+            yield from _named_rows(source, cells, header)
+        return
+    rows = list(chain([(line, first)], cells))
+    with source.at(source.path):
+        given = {key: int(number) for key, number in source.columns.items() if number.isdigit()}
+        roles = roles_of([values for _, values in rows], given, default_roles)
+        for line, values in rows:
+            with source.at(f"{source.path}:{line}"):
+                yield RawRow(source.path, line, _fields_by_role(values, roles, source.root))
+
+
+def _names_fields(source: Source) -> bool:
+    """Return whether the user names fields by their numbers."""
+    return bool(source.columns) and all(name.isdigit() for name in source.columns.values())
+
+
+def _named_rows(source: Source, cells: Cells, header: list[str]) -> RawRows:
+    """Yield the rows below a header."""
+    columns = columns_of(header, source.columns)
+    source.note_columns(columns)
+    for line, values in cells:
+        with source.at(f"{source.path}:{line}"):
+            if len(values) != len(header):
+                raise RowFault(f"{len(values)} fields, the header has {len(header)}")
+            fields = renamed(dict(zip(header, values, strict=True)), columns)
+            if "audio" not in fields and (found := find_recording(source.root, fields.get("id"))):
+                fields["audio"] = found
+            yield RawRow(source.path, line, with_end(typed(fields), columns))
+
+
+def _fields_by_role(values: Sequence[str], roles: Sequence[Role], root: Path) -> Fields:
+    """Return the fields of a line without a header."""
+    last = len(roles) - 1
+    if roles[-2:] == ("raw text", "text") and len(values) == last:  # not normalized
+        values = [*values, ""]
+    elif len(values) > len(roles) > 2 and roles[-1] == "text" and "raw text" not in roles:
+        values = [*values[:last], "|".join(values[last:])]  # a delimiter within the text
+    if len(values) != len(roles):
+        raise RowFault(f"{len(values)} fields, most lines have {len(roles)}")
+    fields: Fields = {}
+    for role, value in zip(roles, map(str.strip, values), strict=True):
+        if role == "raw text":
+            fields.setdefault("text", value)
+        elif role is not None and (value or role not in fields):
+            fields[role] = value
+    if "audio" not in fields:
+        stem = fields["id"]
+        fields["audio"] = find_recording(root, stem) or f"wavs/{stem}.wav"
+    elif not is_audio_path(fields["audio"]):
+        fields["audio"] = find_recording(root, fields["audio"]) or fields["audio"]
+    return typed(fields)
+
+
+def find_recording(root: Path, stem: str | None) -> str | None:
+    """Return a recording below ``root``, or below its ``wavs``, with its ending; None without."""
+    if not stem:
+        return None
+    for name in (f"wavs/{stem}", stem):
+        for ending in ("", *AUDIO_ENDINGS):
+            try:
+                if (root / f"{name}{ending}").is_file():
+                    return f"{name}{ending}"
+            except (OSError, ValueError):
+                break
+    return None
+
+
+def typed(fields: Fields) -> Fields:
+    """Return ``fields`` of a file that holds only text, with the numbers converted."""
+    return fields | {key: as_number(fields[key]) for key in NUMBER_KEYS if key in fields}

@@ -1,0 +1,37 @@
+"""Files below a folder that is a manifest; the rules and the readers must see the same ones."""
+
+import os
+from pathlib import Path
+
+from higgs_pipe.planning.file_names import AUDIO_ENDINGS, TRANSCRIPT_ENDINGS
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files below a folder in order, also through links, each folder once.
+
+    Hidden files are among them, what lies in hidden folders is not.
+    """
+    found = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        found += [Path(parent, name) for name in names]
+    return sorted(found)
+
+
+def audio_stem(file: Path) -> Path | None:
+    """Return the path of a recording without its ending, or None for another file."""
+    is_audio = file.name.lower().endswith(AUDIO_ENDINGS) and not file.name.startswith(".")
+    return file.with_suffix("") if is_audio else None
+
+
+def transcript_stem(file: Path) -> Path | None:
+    """Return the path of a transcript without its ending, or None for another file."""
+    endings = [ending for ending in TRANSCRIPT_ENDINGS if file.name.lower().endswith(ending)]
+    if not endings or file.name.startswith("."):
+        return None
+    return file.with_name(file.name[: -len(max(endings, key=len))])

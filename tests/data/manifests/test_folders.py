@@ -1,0 +1,225 @@
+"""Folders as people and tools leave them: every file is a row, or counted as left out."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import has_line_with
+
+from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.row import ManifestRows
+from higgs_pipe.errors import UserError
+from higgs_pipe.planning import targets
+
+
+def fill(folder: Path, *names: str) -> Path:
+    """Write files; a transcript says the name of its file."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"This is {path.name}.", encoding="utf-8")
+    return folder
+
+
+def read(folder: Path, **options: Any) -> ManifestRows:
+    return read_manifests([ManifestEntry.model_validate({"path": str(folder), **options})])
+
+
+def facts(folder: Path) -> list[tuple[str, str, str | None]]:
+    return [(row.clip_id, row.text, row.speaker) for row in read(folder).rows]
+
+
+def test_pairs_in_subfolders_are_rows_of_the_speaker_that_the_folder_names(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{s}/{n}.{e}" for s in ("ada", "ben") for n in "xy" for e in ("wav", "txt")))
+    fill(tmp_path, "z.flac", "z.txt")
+    assert facts(tmp_path) == [
+        ("ada/x", "This is x.txt.", "ada"),
+        ("ada/y", "This is y.txt.", "ada"),
+        ("ben/x", "This is x.txt.", "ben"),
+        ("ben/y", "This is y.txt.", "ben"),
+        ("z", "This is z.txt.", None),
+    ]
+    assert read(tmp_path).rows[0].audio_path == tmp_path / "ada" / "x.wav"
+    assert read(tmp_path).left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("train/ada/s1/x.wav", "train/ada/s1/x.lab"), ("train/ada/s1/x", "ada")),  # fish-speech
+        (("wav48/p225/x_1.flac", "txt/p225/x_1.txt"), ("wav48/p225/x_1", "p225")),  # VCTK
+        (("wavs/x.wav", "transcripts/x.txt"), ("wavs/x", None)),
+        (("84/121/x.flac", "84/121/x.normalized.txt"), ("84/121/x", "84")),  # LibriTTS
+        (("clips/X.WAV", "clips/X.TXT"), ("clips/X", None)),
+        (("x.m4a", "x.txt"), ("x", None)),
+    ],
+)
+def test_the_layout_of_a_public_corpus_is_read(
+    tmp_path: Path, files: tuple[str, str], expected: tuple[str, str | None]
+) -> None:
+    fill(tmp_path, *files)
+    (row,) = read(tmp_path).rows
+    assert (row.clip_id, row.speaker) == expected
+    assert row.text == f"This is {Path(files[1]).name}."
+    assert row.audio_path == tmp_path / files[0]
+
+
+def test_a_speaker_in_the_config_comes_before_the_name_of_the_folder(tmp_path: Path) -> None:
+    fill(tmp_path, "session one/x.wav", "session one/x.txt")
+    (row,) = read(tmp_path, speaker="ada").rows
+    assert row.speaker == "ada"
+
+
+def test_a_recording_without_a_transcript_is_a_row_without_text(tmp_path: Path) -> None:
+    fill(tmp_path, "a.wav", "a.txt", "b.wav")
+    assert [(row.clip_id, row.text) for row in read(tmp_path).rows] == [
+        ("a", "This is a.txt."),
+        ("b", ""),
+    ]
+
+
+def test_what_no_row_comes_from_is_counted_by_the_reason(tmp_path: Path) -> None:
+    fill(tmp_path, "a.wav", "a.txt", "a.mp3", "b.txt", "notes.pdf", "._a.wav", "sub/c.TextGrid")
+    left_out = read(tmp_path).left_out
+    names = sorted(Path(name).name for files in left_out.values() for name in files)
+    assert names == ["._a.wav", "a.wav", "b.txt", "c.TextGrid", "notes.pdf"]
+    assert [row.audio for row in read(tmp_path).rows] == ["a.mp3"]
+
+
+def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
+    fill(tmp_path, "far/ada/x.wav", "far/ada/x.txt")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "ada").symlink_to(tmp_path / "far" / "ada")
+    (tmp_path / "far" / "ada" / "loop").symlink_to(tmp_path / "far")
+    assert [row.clip_id for row in read(tmp_path / "near").rows] == ["ada/x"]
+
+
+def test_recordings_below_a_folder_with_metadata_that_it_does_not_name_are_left_out(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, "a.wav", "b.wav", "more/c.wav")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.wav,A.\n")
+    assert [row.audio for row in read(tmp_path).rows] == ["a.wav"]
+    assert list(read(tmp_path).left_out.values()) == [
+        [str(tmp_path / "b.wav"), str(tmp_path / "more" / "c.wav")]
+    ]
+
+
+def test_transcripts_of_every_kind_are_planned(tmp_path: Path) -> None:
+    fill(tmp_path, "ada/x.wav", "ada/x.lab", "y.txt", "z.normalized.txt")
+    config = {"manifest": str(tmp_path)}
+    planned = {Path(path).name for path in targets.manifests(config)}
+    assert planned >= {"x.lab", "y.txt", "z.normalized.txt"}
+
+
+# --- Samples of the older trainers ----------------------------------------------------------------
+
+
+def samples(folder: Path, *entries: dict[str, Any], name: str = "metadata.json") -> Path:
+    (folder / name).write_text(json.dumps({"samples": list(entries)}, ensure_ascii=False))
+    return folder
+
+
+def test_metadata_at_the_root_finds_its_files_in_folders_below(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a.wav", "train/a.txt", "eval/b.wav", "eval/b.txt")
+    samples(
+        tmp_path,
+        *({"audio_file": f"{n}.wav", "transcript_file": f"{n}.txt"} for n in "ab"),
+    )
+    assert [(row.audio_path, row.text) for row in read(tmp_path).rows] == [
+        (tmp_path / "train" / "a.wav", "This is a.txt."),
+        (tmp_path / "eval" / "b.wav", "This is b.txt."),
+    ]
+
+
+def test_a_file_name_that_lies_in_two_folders_is_not_guessed(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a.wav", "eval/a.wav", "a.txt")
+    samples(tmp_path, {"audio_file": "a.wav", "transcript_file": "a.txt"})
+    assert read(tmp_path).rows[0].audio_path == tmp_path / "a.wav"
+
+
+def test_a_reference_takes_the_transcript_beside_it(tmp_path: Path) -> None:
+    fill(tmp_path, "a.wav", "a.txt", "r.wav", "r.txt", "q.wav")
+    entry = {"audio_file": "a.wav", "transcript_file": "a.txt"}
+    samples(tmp_path, entry | {"ref_audio_file": "r.wav"})
+    assert read(tmp_path).rows[0].ref_text == "This is r.txt."
+    samples(tmp_path, entry | {"ref_audio_file": "q.wav"})
+    with pytest.raises(UserError) as caught:
+        read(tmp_path)
+    assert has_line_with(str(caught.value), "metadata.json:1", "`ref_audio_file`", "`ref_transcr")
+
+
+def test_the_reference_of_the_one_who_speaks_is_taken_where_no_tag_tells(tmp_path: Path) -> None:
+    fill(tmp_path, "a.txt")
+    references = [
+        {"speaker_id": s, "ref_audio_file": f"{s}.wav", "ref_transcript": f"I am {s}."}
+        for s in ("ben", "ada")
+    ]
+    entry = {"audio_file": "a.wav", "transcript_file": "a.txt", "speaker_id": "ada"}
+    samples(tmp_path, entry | {"ref_speakers": references})
+    (row,) = read(tmp_path).rows
+    assert (row.ref_audio_path, row.ref_text) == (tmp_path / "ada.wav", "I am ada.")
+
+
+def test_a_unified_manifest_of_cloning_pairs_is_read(tmp_path: Path) -> None:
+    entry = {"sample_id": "s1", "target_audio_path": "t.wav", "target_transcript": "T."}
+    entry |= {"ref_audio_path": "r.wav", "ref_transcript": "R."}
+    samples(tmp_path, entry, name="unified_manifest.json")
+    (row,) = read(tmp_path / "unified_manifest.json").rows
+    assert (row.clip_id, row.audio, row.text) == ("s1", "t.wav", "T.")
+    assert (row.ref_audio_path, row.ref_text) == (tmp_path / "r.wav", "R.")
+
+
+@pytest.mark.parametrize(
+    ("scene", "expected"),
+    [
+        ("quiet_room", "Audio is recorded from quiet room."),
+        ("studio", "Audio is recorded from studio."),
+        ("a quiet room", "Audio is recorded from a quiet room."),
+        ("phone-call", "Audio is recorded from phone call."),
+        ("unknown", None),
+        ("A quiet room.", "A quiet room."),
+        ("SPEAKER0: low voice", "SPEAKER0: low voice"),
+        ("安静的房间", "安静的房间"),
+    ],
+)
+def test_a_scene_that_is_a_tag_becomes_the_sentence_of_its_trainer(
+    tmp_path: Path, scene: str, expected: str | None
+) -> None:
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "a", "text": "A.", "scene": scene}))
+    assert read(tmp_path / "m.jsonl").rows[0].scene == expected
+
+
+# --- Paths and texts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_manifest", ["NFC", "NFD"])
+def test_a_path_is_found_in_either_form(tmp_path: Path, on_disk: str, in_manifest: str) -> None:
+    name = unicodedata.normalize(on_disk, "Bäcker/Müller.wav")  # type: ignore[arg-type]
+    fill(tmp_path, name)
+    written = unicodedata.normalize(in_manifest, "Bäcker/Müller.wav")  # type: ignore[arg-type]
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps({"audio": written, "text": "A.", "ref_audio": written, "ref_text": "R."})
+    )
+    (row,) = read(tmp_path / "m.jsonl").rows
+    assert row.audio_path == row.ref_audio_path == tmp_path / name
+
+
+def test_a_path_in_mixed_forms_and_with_backslashes_is_found(tmp_path: Path) -> None:
+    name = f"{unicodedata.normalize('NFD', 'Bäcker')}/{unicodedata.normalize('NFC', 'Müller')}.wav"
+    fill(tmp_path, name)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "Bäcker\\Müller.wav", "text": "A."}))
+    assert read(tmp_path / "m.jsonl").rows[0].audio_path == tmp_path / name
+
+
+def test_texts_and_names_are_composed(tmp_path: Path) -> None:
+    row = {"audio": "a.wav", "text": "Ja\u0308.", "speaker": "Jose\u0301", "ref_audio": "r.wav"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row | {"ref_text": "No\u0308."}))
+    (row_read,) = read(tmp_path / "m.jsonl").rows
+    assert (row_read.text, row_read.speaker, row_read.ref_text) == ("Jä.", "José", "Nö.")

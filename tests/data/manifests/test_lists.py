@@ -1,0 +1,188 @@
+"""Lists as other trainers write them: what each field is, over the whole file, or a refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import has_line_with
+
+from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.row import Row
+from higgs_pipe.errors import UserError
+
+# Path, text, speaker, language.
+SAID = [
+    ("wavs/a.wav", "Hello there.", "ada", "en"),
+    ("wavs/b.wav", "Good morning, everyone!", "ben", "en"),
+    ("wavs/c.wav", "How are you?", "ada", "de"),
+    ("wavs/d.wav", "It rained all day.", "ben", "en"),
+]
+LAYOUTS = {
+    "GPT-SoVITS": "{path}|{speaker}|{language}|{text}",
+    "StyleTTS2": "{path}|{text}|{speaker}",
+    "VITS": "{path}|{speaker}|{text}",
+    "Tacotron": "{path}|{text}",
+    "four fields": "{path}|{text}|{text} |{speaker}",
+    "speaker in the middle": "{path}|{text}|{speaker}|{text}",
+    "speaker, then language last": "{path}|{text}|{speaker}|{language}",
+    "text first": "{text}|{path}|{speaker}",
+    "Bert-VITS2, cleaned": "{path}|{speaker}|{language}|{text}|_ h e _|0 1 1 0|1 2 1",
+    "with a trailing delimiter": "{path}|{speaker}|{text}|",
+    "with a length": "{path}|{speaker}|{text}|1.25",
+}
+
+
+def listed(folder: Path, *lines: str, name: str = "list.txt", **options: object) -> tuple[Row, ...]:
+    (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    entry = ManifestEntry.model_validate({"path": str(folder / name), **options})
+    return read_manifests([entry]).rows
+
+
+def refusal(folder: Path, *lines: str, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        listed(folder, *lines, **options)
+    return str(caught.value)
+
+
+def lines_of(layout: str, speakers: dict[str, str] | None = None) -> list[str]:
+    names = speakers or {}
+    return [
+        layout.format(path=path, text=text, speaker=names.get(speaker, speaker), language=language)
+        for path, text, speaker, language in SAID
+    ]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["train.txt", "metadata.csv"])
+def test_the_fields_of_a_list_are_what_they_hold(tmp_path: Path, layout: str, name: str) -> None:
+    rows = listed(tmp_path, *lines_of(LAYOUTS[layout]), name=name)
+    assert [(row.audio, row.text) for row in rows] == [(path, text) for path, text, *_ in SAID]
+    if "speaker" in LAYOUTS[layout]:
+        assert [row.speaker for row in rows] == ["ada", "ben", "ada", "ben"]
+    if "language" in LAYOUTS[layout]:
+        assert [row.language for row in rows] == ["en", "en", "de", "en"]
+
+
+@pytest.mark.parametrize("names", [{"ada": "0", "ben": "17"}, {"ada": "Ada Low", "ben": "Ben May"}])
+def test_a_speaker_may_be_a_number_or_a_full_name(tmp_path: Path, names: dict[str, str]) -> None:
+    for layout in ("{path}|{speaker}|{text}", "{path}|{text}|{speaker}"):
+        rows = listed(tmp_path, *lines_of(layout, names))
+        assert [row.text for row in rows] == [text for _, text, *_ in SAID]
+        assert [row.speaker for row in rows] == [names["ada"], names["ben"]] * 2
+
+
+def test_three_lines_are_enough_where_each_speaker_speaks_once(tmp_path: Path) -> None:
+    lines = ["wavs/a.wav|Hello.|ada", "wavs/b.wav|Good day.|ben", "wavs/c.wav|Bye now.|cleo"]
+    rows = listed(tmp_path, *lines)
+    assert [(row.text, row.speaker) for row in rows] == [
+        ("Hello.", "ada"),
+        ("Good day.", "ben"),
+        ("Bye now.", "cleo"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "layout"),
+    [
+        ("audio_file|text|speaker_name", "{path}|{text}|{speaker}"),
+        ("Path|Speaker|Transcript", "{path}|{speaker}|{text}"),
+        ("speaker_id|text|file_name|duration", "{speaker}|{text}|{path}|"),
+    ],
+)
+def test_a_header_names_the_fields_of_a_list(tmp_path: Path, header: str, layout: str) -> None:
+    rows = listed(tmp_path, header, *lines_of(layout), name="metadata.csv")
+    assert [(row.audio, row.text, row.speaker) for row in rows] == [said[:3] for said in SAID]
+    assert [row.line for row in rows] == [2, 3, 4, 5]
+
+
+def test_an_id_list_with_a_speaker_between_is_told_from_ljspeech(tmp_path: Path) -> None:
+    rows = listed(tmp_path, *(f"{p[5]}|{s}|{t}" for p, t, s, _ in SAID), name="metadata.csv")
+    assert [(row.clip_id, row.text, row.speaker) for row in rows][:2] == [
+        ("a", "Hello there.", "ada"),
+        ("b", "Good morning, everyone!", "ben"),
+    ]
+    assert rows[0].audio == "wavs/a.wav"
+
+
+def test_ljspeech_named_as_the_format_does_not_make_a_path_an_id(tmp_path: Path) -> None:
+    rows = listed(tmp_path, *lines_of("{path}|{text}|{speaker}"), format="ljspeech")
+    assert [(row.audio, row.text) for row in rows] == [(path, text) for path, text, *_ in SAID]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["wavs/a.wav|Yes|ada", "wavs/b.wav|No|ben", "wavs/c.wav|Stop|cleo"],  # either may be names
+        ["wavs/a.wav|How are you?|Wie geht es?", "wavs/b.wav|It rains.|Es regnet."],
+        ["wavs/a.wav|Hello there.|ada|happy", "wavs/b.wav|Good day.|ben|sad"],
+    ],
+)
+def test_a_list_that_does_not_tell_is_refused_with_its_lines(
+    tmp_path: Path, lines: list[str]
+) -> None:
+    message = refusal(tmp_path, *lines)
+    assert has_line_with(message, "list.txt", "columns: {audio: '1'")
+    assert lines[0].replace("|", " | ") in message
+
+
+def test_columns_name_the_fields_of_a_list_by_number(tmp_path: Path) -> None:
+    columns = {"audio": "1", "text": "2", "speaker": "3"}
+    lines = ["wavs/a.wav|Yes|ada|happy", "wavs/b.wav|No|ben|sad"]
+    rows = listed(tmp_path, *lines, columns=columns, format="filelist")
+    assert [(row.text, row.speaker) for row in rows] == [("Yes", "ada"), ("No", "ben")]
+
+
+def test_a_text_in_phonemes_is_refused(tmp_path: Path) -> None:
+    lines = ["wavs/a.wav|0|həlˈoʊ ðˈɛɹ", "wavs/b.wav|1|ɡʊd mˈɔːɹnɪŋ", "wavs/c.wav|0|hˈaʊ ɑːɹ juː"]
+    assert has_line_with(refusal(tmp_path, *lines), "list.txt", "phonemes", "həlˈoʊ")
+
+
+@pytest.mark.parametrize("sign", [";", ",", "\t"])
+@pytest.mark.parametrize("header", ["Audio{0}Text{0}Speaker", "path{0}sentence{0}client_id", ""])
+def test_a_table_between_other_signs_or_without_a_header_is_read(
+    tmp_path: Path, sign: str, header: str
+) -> None:
+    lines = [sign.join((p, f'"{t}"' if "," in t else t, s)) for p, t, s, _ in SAID]
+    head = [header.format(sign)] if header else []
+    rows = listed(tmp_path, *head, *lines, name="table.csv")
+    assert [(row.audio, row.text, row.speaker) for row in rows] == [said[:3] for said in SAID]
+
+
+def test_names_that_were_guessed_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("wav;txt\na.wav;A.\n")
+    (note,) = read_manifests([str(tmp_path / "m.csv")]).notes
+    assert all(word in note for word in ("m.csv", "'wav' as audio", "'txt' as text"))
+
+
+def test_two_columns_that_may_be_the_text_are_refused_once(tmp_path: Path) -> None:
+    lines = ["path,sentence,txt", *(f"{i}.wav,A {i}.,B {i}." for i in range(30))]
+    message = refusal(tmp_path, *lines, name="m.csv")
+    assert message.startswith("the manifest has 1 fault:")
+    assert has_line_with(message, "m.csv:1", "'sentence'", "'txt'", "columns")
+
+
+def test_a_header_of_other_names_is_one_fault_with_the_names(tmp_path: Path) -> None:
+    lines = ["Klang,Wortlaut", *(f"{i},A {i}." for i in range(25))]
+    message = refusal(tmp_path, *lines, name="m.csv")
+    assert message.startswith("the manifest has 2 faults:")
+    assert has_line_with(message, "m.csv:2", "'audio'", "'Klang'", "'Wortlaut'", "5 more")
+
+
+def test_a_plain_json_array_is_read(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(
+        '[\n {"audio": "a.wav", "text": "A."},\n {"file": "b.wav", "txt": "B."}]\n'
+    )
+    rows = read_manifests([str(tmp_path / "m.json")]).rows
+    assert [(row.audio, row.text, row.line) for row in rows] == [
+        ("a.wav", "A.", 1),
+        ("b.wav", "B.", 2),
+    ]
+
+
+def test_a_workbook_is_one_fault_with_the_next_step(tmp_path: Path) -> None:
+    (tmp_path / "m.xlsx").write_bytes(b"PK\x03\x04" + b"\0" * 40)
+    with pytest.raises(UserError) as caught:
+        read_manifests([str(tmp_path / "m.xlsx")])
+    assert has_line_with(str(caught.value), "m.xlsx", "Excel", "CSV")
