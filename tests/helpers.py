@@ -174,13 +174,20 @@ def train(
     base: Path | None = None,
     **settings: object,
 ) -> list[dict[str, Any]]:
-    """Train in this process, on the CPU; returns the lines of metrics.jsonl."""
+    """Train in this process, on the CPU; returns the lines of metrics.jsonl.
+
+    For another base the rows are packed anew.
+    """
+    eval_rows = corpus.eval_rows
+    if base is not None:
+        PackedCorpus(corpus.directory, base).pack(output / "packed", max_tokens=512)
+        train_rows, eval_rows = (output / f"packed/{split}.parquet" for split in ("train", "eval"))
     config = write_stage_config(
         output / "train.json",
         base_model=str(base or corpus.base),
         train={"device": "cpu", "tracker": "none", **settings},
     )
-    higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
+    higgs_pipe.train.run(config, train_rows or corpus.train_rows, eval_rows, output)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -20,6 +20,7 @@ from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudi
 from higgs_pipe import train
 from higgs_pipe.config.stages import TrainStage, load_stage
 from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.pretrained import base_of_rows
 from higgs_pipe.training.processes import make_accelerator
 from higgs_pipe.training.step_inputs import PlannedStep
 
@@ -29,7 +30,8 @@ def dump_gradients(case: dict) -> None:
     stage = load_stage(TrainStage, Path(case["config"]), "{}")
     accelerator = make_accelerator(stage.train, output_dir)
     train_rows, eval_rows = (PackedRows(Path(case[name])) for name in ("train_rows", "eval_rows"))
-    training = train.Training(stage, train_rows, eval_rows, accelerator)
+    base = base_of_rows(train_rows.path, stage.pretrained_base)
+    training = train.Training(stage, base, train_rows, eval_rows, accelerator)
     gradients = {}
 
     def keep() -> None:

@@ -167,7 +167,8 @@ def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
         cwd=tmp_path,
     )
     assert finished.returncode == 0, finished.stderr
-    speaker = Speaker.load(str(corpus.base))
+    speaker = Speaker.load(adapter=packaged)
+    assert speaker.codec_info.codec == str(corpus.base / "audio_tokenizer")
     voice = speaker.voice(tmp_path / "reference.wav", "What the reference says.")
     for name, voices in (("speech", (voice,)), ("alone", ())):
         samples, rate = sf.read(tmp_path / f"{name}.wav")

@@ -231,6 +231,7 @@ def test_training_lowers_every_loss_and_keeps_the_best_adapter(
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir() if p.suffix != ".md") == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "base_model.json",
     ]
 
 

@@ -1,6 +1,7 @@
 """Interrupted training: real processes, real signals, the adapter of an uninterrupted run."""
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -337,12 +338,14 @@ def test_a_batch_that_is_not_finite_leaves_weights_and_checkpoint_as_before(
         {"max_steps": 5, "schedule": "linear"},
         {"learning_rate": 0.1, "warmup_fraction": 0.5, "eval_steps": 1}
         | {"early_stopping_patience": 2},
+        {"max_steps": 4, "sample_steps": 2, "keep_best_by": "length_ratio"}
+        | {"sampling": {"max_seconds": 0.4}},
     ],
 )
 def test_an_interrupted_training_ends_where_it_would_have(
     corpus: PackedCorpus, tmp_path: Path, settings: Any
 ) -> None:
-    """By the number of steps, or by patience of which some was spent before."""
+    """By the number of steps, by patience of which some was spent before, or with samples."""
     train(corpus, tmp_path / "whole", **settings)
     num_steps = max(step for step, _ in losses(tmp_path / "whole"))
     assert num_steps < 30
@@ -351,6 +354,39 @@ def test_an_interrupted_training_ends_where_it_would_have(
             train(corpus, tmp_path / "parts", **settings)
     train(corpus, tmp_path / "parts", **settings)
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_resume_on_other_weights_under_the_same_name_starts_anew(
+    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = shutil.copytree(corpus.base, tmp_path / "base")
+    settings = {"max_steps": 3, "save_steps": 1}
+    with signals_in_the_first_step(), pytest.raises(SystemExit):
+        train(corpus, tmp_path / "run", base, **settings)
+    weights = load_file(base / "model.safetensors")
+    weights["audio_lm_head.weight"] *= 1.5
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level(logging.WARNING, "higgs_pipe"):
+        train(corpus, tmp_path / "run", base, **settings)
+    (record,) = [record for record in caplog.records if "set-aside" in record.getMessage()]
+    assert "base weights" in record.getMessage()
+    train(corpus, tmp_path / "anew", base, **settings)
+    assert_same_run(tmp_path / "run", tmp_path / "anew")
+
+
+def test_training_refuses_weights_that_changed_after_packing(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    base = shutil.copytree(corpus.base, tmp_path / "base")
+    train(corpus, tmp_path / "run", base, max_steps=1)
+    weights = load_file(base / "model.safetensors")
+    weights["audio_lm_head.weight"] *= 1.5
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config, packed = tmp_path / "run/train.json", tmp_path / "run/packed"
+    with pytest.raises(UserError, match=r"base.*changed.*pin_model"):
+        higgs_pipe.train.run(
+            config, packed / "train.parquet", packed / "eval.parquet", tmp_path / "again"
+        )
 
 
 @pytest.fixture

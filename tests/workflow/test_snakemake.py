@@ -406,7 +406,7 @@ def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
         assert reruns(checkout, "train") == {}
         return re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", run.stderr, re.MULTILINE)
 
-    write_config(checkout, manifest="m.jsonl", base_model="base")
+    write_config(checkout, manifest="m.jsonl", base_model="base", data={"num_shards": 2})
     rules_run_after("first")
     assert rules_run_after("first") == []
     assert rules_run_after("other") == ["pin_model", "pack", "train_adapter", "train"]
