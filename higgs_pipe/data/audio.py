@@ -234,7 +234,7 @@ def _open(path: Path) -> sf.SoundFile:
 
 
 def _header(path: Path, file: sf.SoundFile) -> Header:
-    if fault := end_fault(path, file.format, file.frames):
+    if fault := end_fault(path, file):
         raise AudioError(f"{path} {fault}")
     if short_chunk := SHORT_CHUNK.search(file.extra_info):
         declared, present = (int(number) for number in short_chunk.groups())

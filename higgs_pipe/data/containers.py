@@ -11,9 +11,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import soundfile as sf
+
 MAX_SHARE_BEHIND = 0.01  # of the audio; some writers are a few bytes off
 
 NUM_FILES_REMEMBERED = 4096
+# The byte order and the name of the chunk that holds the audio.
+DATA_CHUNKS = {"WAV": ("<", b"data"), "WAVEX": ("<", b"data"), "AIFF": (">", b"SSND")}
+# Of encodings that do not compress.
+SAMPLE_NUM_BYTES = {
+    "PCM_S8": 1,
+    "PCM_U8": 1,
+    "PCM_16": 2,
+    "PCM_24": 3,
+    "PCM_32": 4,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+}
 OGG_FIRST_PAGE_FLAG = 2
 OGG_LAST_PAGE_FLAG = 4
 FLAC_START = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")  # and the size of STREAMINFO
@@ -32,16 +46,19 @@ MP3_HEADER_FRAMES = (b"Xing", b"Info", b"VBRI")
 XING_HAS_FRAMES_AND_BYTES = 3
 
 
-def end_fault(path: Path, container: str, num_samples: int) -> str | None:
+def end_fault(path: Path, file: sf.SoundFile) -> str | None:
     """Return in words what a file lacks at its end, or holds behind what libsndfile reads, or None.
 
     Args:
         path: The file.
-        container: Its format, as libsndfile names it.
-        num_samples: Samples per channel that libsndfile reads.
+        file: The same file, open.
     """
     state = path.stat()
-    return _end_fault(path, container, num_samples, state.st_size, state.st_mtime_ns)
+    if file.format in DATA_CHUNKS:
+        num_audio_bytes = file.frames * file.channels * SAMPLE_NUM_BYTES.get(file.subtype, 0)
+        if num_audio_bytes > (1 - MAX_SHARE_BEHIND) * state.st_size:
+            return None  # there is no room for more
+    return _end_fault(path, file.format, file.frames, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=NUM_FILES_REMEMBERED)  # a long recording is opened once per segment
@@ -49,10 +66,8 @@ def _end_fault(
     path: Path, container: str, num_samples: int, _num_bytes: int, _mtime_ns: int
 ) -> str | None:
     match container:
-        case "WAV" | "WAVEX":
-            return _behind_data_chunk(path, "<", b"data")
-        case "AIFF":
-            return _behind_data_chunk(path, ">", b"SSND")
+        case "WAV" | "WAVEX" | "AIFF":
+            return _behind_data_chunk(path, *DATA_CHUNKS[container])
         case "AU":
             return _behind_au_data(path)
         case "FLAC":
