@@ -4,11 +4,14 @@
 #   manifest -> validate -> tokenize -> pack -> train -> eval -> package -> report
 #
 # `snakemake` makes everything; `snakemake <stage>` brings that stage up to date, and what it needs.
+import atexit
 import re
 import sys
+import time
 from pathlib import Path
 
 import higgs_pipe.planning.config_check as config_check
+import higgs_pipe.planning.failures as failures
 import higgs_pipe.planning.file_names as file_names
 import higgs_pipe.planning.launching as launching
 import higgs_pipe.planning.recordings as recordings
@@ -19,7 +22,7 @@ ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 
 
 # The folder's own, or else the checkout's.
-configfile: "config.yaml" if Path("config.yaml").is_file() else str(ROOT / "config.yaml")
+configfile: config_check.config_path_or_exit(Path("config.yaml"), ROOT / "config.yaml")
 
 
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"

@@ -128,7 +128,9 @@ def _value_type(hint: Any) -> tuple[type, bool]:
 def _set_up_logging(log_path: Path | None) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.handlers.clear()
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
     if not is_main_process():

@@ -13,18 +13,16 @@ the losses, the gradient norm and whether a signal has come, so that no weight e
 """
 
 import logging
-import math
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import TrainStage, load_stage
@@ -39,12 +37,12 @@ from higgs_pipe.higgs.lora import (
     save_adapter,
     trainable_parameters,
 )
-from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows
 from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.training.alarms import Alarms, code_entropies
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity, write_errors_named
-from higgs_pipe.training.held_out import held_out_sums, total_of
+from higgs_pipe.training.evaluation import Evaluation
 from higgs_pipe.training.metrics import MetricsLog, progress_bar
 from higgs_pipe.training.optimizer import make_optimizer, make_schedule
 from higgs_pipe.training.predictions import describe_predictions
@@ -55,6 +53,7 @@ from higgs_pipe.training.processes import (
     make_accelerator,
     start_tracker,
 )
+from higgs_pipe.training.samples import Samples
 from higgs_pipe.training.state import TrainingState
 from higgs_pipe.training.step import Stepper, StepResult
 from higgs_pipe.training.step_inputs import StepInput, StepInputs
@@ -87,7 +86,8 @@ def run(
     accelerator = make_accelerator(stage.train, output_dir)
     with lost_process_named(accelerator, stage.train.timeout_seconds):
         tables = PackedRows(train_rows), PackedRows(eval_rows)
-        training = Training(stage, *tables, accelerator)
+        base = base_of_rows(train_rows, stage.pretrained_base)
+        training = Training(stage, base, *tables, accelerator)
         checked: dict[str, Any] = {"checks": []}
         if stage.train.preflight:
             checked = check_before_training(training.model, *tables, accelerator)
@@ -97,7 +97,7 @@ def run(
             write_json(output_dir / "preflight.json", checked)
         checkpoints = Checkpoints(
             output_dir / "checkpoints",
-            run_identity(stage, train_rows, eval_rows, accelerator),
+            run_identity(stage, base, train_rows, eval_rows, accelerator),
             stage.train.save_total_limit,
         )
         with caught_signals() as caught:
@@ -117,22 +117,24 @@ class Training:
     def __init__(
         self,
         stage: TrainStage,
+        base_model: PinnedModel,
         train_rows: PackedRows,
         eval_rows: PackedRows,
         accelerator: Accelerator,
     ) -> None:
         settings = stage.train
         self.settings = settings
+        self.base_model = base_model
         self.eval_rows = eval_rows
         self.accelerator = accelerator
         device = accelerator.device
         dtype = pick_dtype(settings.dtype, device)
         if settings.tf32 and device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        base = load_base(stage.pretrained_base, dtype, settings.quantization, device)
+        base = load_base(base_model.pretrained, dtype, settings.quantization, device)
         self.config = base.config
         self._check_codebook_weights()
-        self.tokenizer = PromptRenderer(stage.pretrained_base).tokenizer
+        self.tokenizer = PromptRenderer(base_model.pretrained).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
         is_mutating = settings.lora.init in MUTATING
         self.initial_adapter = adapter_state(adapter) if is_mutating else {}
@@ -187,17 +189,24 @@ class Training:
         """
         settings, progress, accelerator = self.settings, self.state.progress, self.accelerator
         metrics = MetricsLog(output_dir / "metrics.jsonl", self.alarms, accelerator)
+        samples = None
+        if settings.sample_steps is not None:
+            folder = output_dir / "samples"
+            samples = Samples(self.eval_rows, self.config, settings, accelerator, folder)
+        evaluation = Evaluation(
+            self.model, self.eval_rows, settings, accelerator, progress, samples
+        )
         self.stepper.caught = caught
         self.state.resume(checkpoints, metrics, accelerator)
         start_tracker(accelerator, settings, output_dir, progress.step)
         if progress.step == 0:
             metrics.restore("")
-            self._evaluate(metrics)
+            evaluation.run_if_due(self.num_steps, metrics)
         elif settings.stop_on_alarm:
             self.alarms.refuse_active(progress.step)
-        started = time.perf_counter() - progress.seconds
         inputs = self.inputs.after(progress.step)
         bar = progress_bar(progress.step, self.num_steps, accelerator.is_main_process)
+        started = time.perf_counter() - progress.seconds
         with closing(inputs), bar as shown:
             while not self._is_finished():
                 is_logged = (progress.step + 1) % settings.log_steps == 0 or progress.step == 0
@@ -211,8 +220,7 @@ class Training:
                 if is_logged:
                     metrics.write(progress.step, self._line(result))
                     self._log_predictions(step_input, result)
-                if progress.step % settings.eval_steps == 0 or progress.step == self.num_steps:
-                    self._evaluate(metrics)
+                evaluation.run_if_due(self.num_steps, metrics)
 
                 is_stopping = result.is_stop_requested and not self._is_finished()
                 # The losses, and so the alarms, are the same on every process.
@@ -231,10 +239,11 @@ class Training:
                     return False
         if progress.step < self.num_steps:
             logger.info(
-                "step %d: no better held-out loss in %d evaluations; training ends early",
+                "step %d: no lower held-out loss in %d evaluations; training ends early",
                 progress.step,
                 progress.num_evaluations_without_better,
             )
+        metrics.write(progress.step, {"kept_step": progress.best_step})
         if accelerator.is_main_process:
             self._save_best(output_dir / "adapter")
             checkpoints.clear()
@@ -242,9 +251,8 @@ class Training:
         return True
 
     def _is_finished(self) -> bool:
-        patience, progress = self.settings.early_stopping_patience, self.state.progress
-        is_early = patience is not None and progress.num_evaluations_without_better >= patience
-        return is_early or progress.step >= self.num_steps
+        patience = self.settings.early_stopping_patience
+        return self.state.progress.is_finished(self.num_steps, patience)
 
     def _line(self, result: StepResult) -> dict[str, float]:
         """Return the line of ``metrics.jsonl`` after a step."""
@@ -265,29 +273,11 @@ class Training:
             for line in describe_predictions(batch, result.predictions, self.tokenizer):
                 logger.info("%s", line)
 
-    def _evaluate(self, metrics: MetricsLog) -> None:
-        """Compute the held-out loss, and keep the adapter if it is the best so far."""
-        progress = self.state.progress
-        sums = held_out_sums(
-            self.model, self.eval_rows, self.accelerator, self.settings.rows_per_micro_batch
-        )
-        losses = named_losses(total_of(sums), prefix="eval_")
-        if not math.isfinite(losses["eval_loss"]):
-            raise UserError(
-                f"step {progress.step}: the held-out loss is {losses['eval_loss']}. Lower "
-                "train.learning_rate, or try train.dtype: float32."
-            )
-        metrics.write(progress.step, losses)
-        if progress.step:
-            progress.keep_if_best(losses["eval_loss"], self._peft_model())
-
     def _save_best(self, adapter_dir: Path) -> None:
         best = self.state.progress.best_adapter
         with write_errors_named(adapter_dir):
-            save_adapter(self._peft_model(), best, self.initial_adapter, adapter_dir)
-
-    def _peft_model(self) -> PeftModel:
-        return cast(PeftModel, self.accelerator.unwrap_model(self.model).model)
+            model = self.accelerator.unwrap_model(self.model).model
+            save_adapter(model, best, self.initial_adapter, adapter_dir, self.base_model)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ def run_validation(folder: Path, num_threads: int = 1, **sections: Any) -> Path:
     )
     list_rows.run(stages["list_rows"], rows, recordings)
     for shard in range(config["data"]["num_shards"]):
-        paths = (shard_path(shards, shard) for shards in (recordings, measured))
-        measure.run(stages["measure"], *paths, num_threads=num_threads)
+        source, target = (shard_path(shards, shard) for shards in (recordings, measured))
+        measure.run(stages["measure"], source, target, num_threads=num_threads)
     tables = (data / f"{name}.parquet" for name in ("clips", "rejected"))
     outputs = (*tables, data / "validation.json", data / "shards")
     validate.run(stages["validate"], rows, measured, *outputs)
@@ -153,7 +153,7 @@ def launch(
         num_processes,
         num_processes,
         ROOT / "workflow/accelerate.yaml",
-        accelerate_config=accelerate_config and str(accelerate_config),
+        accelerate_config=None if accelerate_config is None else str(accelerate_config),
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return subprocess.run(
@@ -174,13 +174,20 @@ def train(
     base: Path | None = None,
     **settings: object,
 ) -> list[dict[str, Any]]:
-    """Train in this process, on the CPU; returns the lines of metrics.jsonl."""
+    """Train in this process, on the CPU; returns the lines of metrics.jsonl.
+
+    For another base the rows are packed anew.
+    """
+    eval_rows = corpus.eval_rows
+    if base is not None:
+        PackedCorpus(corpus.directory, base).pack(output / "packed", max_tokens=512)
+        train_rows, eval_rows = (output / f"packed/{split}.parquet" for split in ("train", "eval"))
     config = write_stage_config(
         output / "train.json",
         base_model=str(base or corpus.base),
         train={"device": "cpu", "tracker": "none", **settings},
     )
-    higgs_pipe.train.run(config, train_rows or corpus.train_rows, corpus.eval_rows, output)
+    higgs_pipe.train.run(config, train_rows or corpus.train_rows, eval_rows, output)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 

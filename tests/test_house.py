@@ -219,6 +219,17 @@ def test_every_link_of_a_page_leads_to_a_file() -> None:
     assert broken == []
 
 
+def test_the_name_of_a_test_is_shorter_than_75_characters() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if len(node.name) >= 75
+    ]
+    assert long == []
+
+
 def test_the_conda_environment_has_the_versions_of_the_lock() -> None:
     environment = yaml.safe_load((ROOT / "envs" / "higgs-pipe.yaml").read_text())
     [pins] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]

@@ -362,6 +362,13 @@ class LossWeights(Section):
 class TrainConfig(Section):
     """Training of the adapter."""
 
+    forbidden = (
+        Forbidden(
+            "keep_best_by stop_rate and length_ratio need sample_steps",
+            {"keep_best_by": Value(("stop_rate", "length_ratio")), "sample_steps": OFF},
+        ),
+    )
+
     num_processes: int = Field(
         1, ge=1, le=1024, description="Processes of `accelerate launch`, one GPU each."
     )
@@ -420,6 +427,18 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     eval_steps: int = Field(50, ge=1, description="Steps between held-out losses.")
+    keep_best_by: Literal["eval_loss", "stop_rate", "length_ratio"] = Field(
+        "eval_loss",
+        description="Measure of the adapter that is kept: the lowest held-out loss, or of the "
+        "samples the highest stop rate or a length ratio nearest to 1.",
+    )
+    sample_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between samples, held-out prompts that the adapter speaks; null: none.",
+    )
+    num_samples: int = Field(4, ge=1, le=100, description="Prompts that are spoken at each time.")
+    sampling: Sampling = Sampling()
     log_steps: int = Field(
         10, ge=1, description="Steps between log lines, which show predictions beside labels."
     )

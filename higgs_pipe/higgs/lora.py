@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.pretrained import PinnedModel
 
 # PEFT uses a deprecated name of Transformers; a user cannot fix it.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -30,6 +31,7 @@ IN_FULL = {
     "audio_head": "audio_lm_head",
     "audio_embeddings": "embed_audio_tokens.embed_audio_tokens",
 }
+BASE_FILE = "base_model.json"  # beside the adapter: exactly which base it was trained on
 # Initialisations that move a part of the base's weights into the adapter: for the base as it was
 # published, the adapter is the difference to its start.
 MUTATING = ("olora", "pissa")
@@ -80,6 +82,8 @@ def add_lora(
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"train.lora.target_modules: {error}") from None
+    # PEFT makes a set of them, whose order differs between processes, and writes it to its config.
+    adapted.active_peft_config.target_modules = sorted(adapted.active_peft_config.target_modules)
     for module in adapted.modules():
         if isinstance(module, nn.Linear | nn.Embedding) and module.weight.requires_grad:
             _keep_in_float32(module)
@@ -124,6 +128,25 @@ def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
         ) from None
 
 
+def check_base(adapter_dir: Path, base: PinnedModel) -> None:
+    """Refuse an adapter that was trained on other weights than the base's.
+
+    Args:
+        adapter_dir: An adapter of :func:`save_adapter`.
+        base: The base that it is to be used on.
+
+    Raises:
+        UserError: The weights differ, or the adapter does not name its base.
+    """
+    trained_on = PinnedModel.read(adapter_dir / BASE_FILE)
+    if trained_on.fingerprint != base.fingerprint:
+        raise UserError(
+            f"{adapter_dir} was trained on other weights (SHA-256 {trained_on.fingerprint[:12]}…) "
+            f"than those of base_model {base.name!r} ({base.fingerprint[:12]}…); "
+            "run: snakemake --forcerun train_adapter"
+        )
+
+
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
     """Copy every tensor of the adapter's file to the CPU."""
     return {
@@ -133,7 +156,11 @@ def adapter_state(model: PeftModel) -> dict[str, Tensor]:
 
 
 def save_adapter(
-    model: PeftModel, state: Mapping[str, Tensor], initial: Mapping[str, Tensor], adapter_dir: Path
+    model: PeftModel,
+    state: Mapping[str, Tensor],
+    initial: Mapping[str, Tensor],
+    adapter_dir: Path,
+    base: PinnedModel,
 ) -> None:
     """Write a PEFT adapter for the base as it was published, whole or not at all.
 
@@ -147,11 +174,15 @@ def save_adapter(
         state: An :func:`adapter_state`.
         initial: That of the adapter before training.
         adapter_dir: Replaced.
+        base: Written beside the adapter, to ``base_model.json``; its revision goes to
+            ``adapter_config.json``.
     """
     aside = adapter_dir.with_name(f".{adapter_dir.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
+        model.active_peft_config.revision = base.revision
         model.save_pretrained(aside)  # its config; the tensors are replaced below
+        base.write(aside / BASE_FILE)
         if model.active_peft_config.init_lora_weights in MUTATING:
             state = {
                 name: _difference(name, tensor, initial[name]) for name, tensor in state.items()

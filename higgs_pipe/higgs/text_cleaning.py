@@ -64,8 +64,9 @@ def clean_text(text: str) -> str:
     without a final mark gets a full stop.
     """
     text = text.translate(LATIN_PUNCTUATION)
-    for written, spoken in SPELLED_OUT.items():
-        text = text.replace(written, spoken)
+    if "[" in text or "°" in text:
+        for written, spoken in SPELLED_OUT.items():
+            text = text.replace(written, spoken)
     lines = (" ".join(line.split()) for line in text.split("\n"))
     text = "\n".join(line for line in lines if line)
     return text if text.endswith(SENTENCE_ENDS) else text + "."

@@ -128,19 +128,20 @@ def judge(
     surely = _after_correction(leading)
     surely_worse = [m for m in surely if m.outcome == "worse"]
     surely_better = [m for m in surely if m.outcome == "better"]
-    doubts = _doubts(leading, audio_loss, num_entries, text_use)
+    doubts = _doubts(audio_loss, num_entries, text_use)
+    perhaps_worse = [m.sentence for m in leading if m.outcome == "worse" and m not in surely]
 
     overall: Literal["better", "worse", "no evidence"]
     if surely_worse:
         overall, reasons = "worse", surely_worse
         headline = "Worse than the base."
-    elif surely_better and not doubts:
+    elif surely_better and not doubts and not perhaps_worse:
         overall, reasons = "better", surely_better
         headline = "Better than the base."
     else:
         overall, reasons = "no evidence", surely_better
         headline = "No evidence that the adapter is better or worse than the base."
-    sentences = [headline, *(measure.sentence for measure in reasons), *doubts]
+    sentences = [headline, *(m.sentence for m in reasons), *perhaps_worse, *doubts]
     text = next(measure for measure in measures if measure.name == "text_loss")
     if text.outcome == "better" and not surely_better:
         sentences.append(f"{text.sentence} Text loss alone makes no adapter better.")
@@ -168,7 +169,7 @@ def _outcome(measure: Measure, difference: Difference | None) -> tuple[Outcome, 
         return "no evidence", f"{difference.num_clips} clips, and {MIN_CLIPS} are needed"
     if difference.low is None or difference.high is None:
         return "no evidence", f"{difference.num_clusters} independent clips are too few"
-    numbers = f"{difference.value:+.3g} ({difference.low:+.3g} to {difference.high:+.3g})"
+    numbers = f"{signed(difference.value)} ({signed(difference.low)} to {signed(difference.high)})"
     gain_low, gain_high = difference.low, difference.high
     if measure.better == "lower":
         gain_low, gain_high = -difference.high, -difference.low
@@ -177,6 +178,11 @@ def _outcome(measure: Measure, difference: Difference | None) -> tuple[Outcome, 
     if gain_high < -measure.negligible:
         return "worse", f"worse, {numbers} {measure.unit}"
     return "no evidence", f"no evidence, {numbers} {measure.unit}"
+
+
+def signed(value: float) -> str:
+    """Render a difference: ``+0.25``, ``-3``, ``0``."""
+    return f"{value:+.3g}" if value else "0"
 
 
 def _after_correction(leading: list[MeasureVerdict]) -> list[MeasureVerdict]:
@@ -199,11 +205,9 @@ def _after_correction(leading: list[MeasureVerdict]) -> list[MeasureVerdict]:
     return [measure for measure in leading if measure in found]
 
 
-def _doubts(
-    leading: list[MeasureVerdict], audio_loss: float, num_entries: int, text_use: Difference | None
-) -> list[str]:
-    """Return what forbids to call an adapter better, as sentences."""
-    doubts = [measure.sentence for measure in leading if measure.outcome == "worse"]
+def _doubts(audio_loss: float, num_entries: int, text_use: Difference | None) -> list[str]:
+    """Return what forbids to call an adapter better, beside measures that are worse."""
+    doubts = []
     blind_guess = math.log(num_entries)
     if audio_loss > blind_guess:
         doubts.append(
@@ -213,6 +217,6 @@ def _doubts(
     if text_use is not None and (text_use.low is None or text_use.low <= 0):
         doubts.append(
             "Nothing shows that the adapter follows its text: with other clips' texts its audio "
-            f"loss is {text_use.value:+.3g} nats per label."
+            f"loss differs by {signed(text_use.value)} nats per label."
         )
     return doubts

@@ -1,12 +1,10 @@
 """The user's config, checked and complete, and the part of it that each stage reads."""
 
 import copy
-import difflib
 import json
 import math
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,22 +12,11 @@ import jsonschema  # type: ignore[import-untyped]  # ships no types
 import yaml
 
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.config_faults import faults_of
+from higgs_pipe.planning.schemas import Schema, branch, types
 
 EXIT_USER_ERROR = 2
 SNAKEMAKE_KEYS = ("pathvars",)  # Snakemake reads and checks these parts of the config itself.
-MAX_VALUE_CHARS = 60
-TYPE_NAMES = {
-    "array": "a list",
-    "boolean": "true or false",
-    "integer": "a whole number",
-    "null": "null",
-    "number": "a finite number",
-    "object": "a section of keys",
-    "string": "text",
-}
-
-Schema = Mapping[str, Any]
-KeyPath = tuple[str, ...]
 
 
 def _is_finite_number(_: Any, value: Any) -> bool:
@@ -71,7 +58,7 @@ def load_config(
     own |= {key: value for key, value in (given or {}).items() if key == "experiments"}
     own = _coerced(own, schema, schema)
     errors = sorted(_Validator(schema).iter_errors(own), key=lambda error: str(error.json_path))
-    faults = list(dict.fromkeys(fault for error in errors for fault in _faults(error, schema)))
+    faults = list(dict.fromkeys(fault for error in errors for fault in faults_of(error, schema)))
     if faults:
         raise UserError(
             "The config is refused:\n"
@@ -80,6 +67,23 @@ def load_config(
         )
     _fill_defaults(own, schema, schema)
     return {**own, **{key: config[key] for key in SNAKEMAKE_KEYS if key in config}}
+
+
+def config_path_or_exit(own: Path, shipped: Path) -> str:
+    """Return the path of the config file: ``own`` if it exists, or else ``shipped``.
+
+    One that is not YAML ends Snakemake with its line and exit code 2.
+    """
+    path = own if own.is_file() else shipped
+    try:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        fact = f"{path}:{line}: this is not YAML: {error.problem}. "
+        advice = "Indent with spaces, close each bracket, and quote text that holds ': ' or ' #'."
+        print(fact + advice, file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    return str(path)
 
 
 def load_config_or_exit(
@@ -134,37 +138,13 @@ def stage_config_text(config: Mapping[str, Any], stage: str, schema: Schema) -> 
     return json.dumps(part, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def _resolved(schema: Schema, root: Schema) -> Schema:
-    """Return ``schema`` with its ``$ref`` followed."""
-    while "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
-    return schema
-
-
-def _branches(schema: Schema, root: Schema) -> list[Schema]:
-    """Return the alternatives of a schema, resolved; often there is only one."""
-    schema = _resolved(schema, root)
-    return [_resolved(branch, root) for branch in schema.get("anyOf", [schema])]
-
-
-def _types(schema: Schema, root: Schema) -> set[str]:
-    """Return the JSON types that a schema allows."""
-    return {branch["type"] for branch in _branches(schema, root) if "type" in branch}
-
-
-def _branch(schema: Schema, kind: str, root: Schema) -> Schema:
-    """Return the alternative of ``schema`` that is an ``object`` or an ``array``, or ``{}``."""
-    fitting = [branch for branch in _branches(schema, root) if branch.get("type") == kind]
-    return fitting[0] if fitting else {}
-
-
 def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
     """Return ``value`` with text converted to the number, Boolean or null of ``schema``."""
-    types = _types(schema, root)
-    if value is None and types == {"object"}:
+    allowed = types(schema, root)
+    if value is None and allowed == {"object"}:
         return {}  # a section whose keys are all commented out
     if isinstance(value, Mapping):
-        section = _branch(schema, "object", root)
+        section = branch(schema, "object", root)
         properties, other = section.get("properties", {}), section.get("additionalProperties")
         other = other if isinstance(other, Mapping) else {}
         return {
@@ -172,13 +152,15 @@ def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
             for key, item in value.items()
         }
     if isinstance(value, list):
-        items = _branch(schema, "array", root).get("items", {})
+        items = branch(schema, "array", root).get("items", {})
         return [_coerced(item, items, root) for item in value]
-    if isinstance(value, str) and ("string" not in types or (value == "null" and "null" in types)):
+    if isinstance(value, str) and (
+        "string" not in allowed or (value == "null" and "null" in allowed)
+    ):
         value = _scalar(value)
-    if types == {"integer"} and isinstance(value, float) and value.is_integer():
+    if allowed == {"integer"} and isinstance(value, float) and value.is_integer():
         return int(value)
-    if types == {"number"} and type(value) is int and abs(value) < 2**53:
+    if allowed == {"number"} and type(value) is int and abs(value) < 2**53:
         return float(value)  # 1 and 1.0 are one setting: no rerun for it
     return value
 
@@ -202,85 +184,9 @@ def _fill_defaults(section: dict[str, Any], schema: Schema, root: Schema) -> Non
             section[key] = copy.deepcopy(declared["default"])
         value = section.get(key)
         if isinstance(value, dict):
-            _fill_defaults(value, _branch(declared, "object", root), root)
+            _fill_defaults(value, branch(declared, "object", root), root)
         elif isinstance(value, list):
-            items = _branch(declared, "array", root).get("items", {})
+            items = branch(declared, "array", root).get("items", {})
             for item in value:
                 if isinstance(item, dict):
-                    _fill_defaults(item, _branch(items, "object", root), root)
-
-
-def _faults(error: Any, root: Schema) -> Iterator[str]:
-    """Yield a line per fault that a jsonschema ``ValidationError`` reports."""
-    path: KeyPath = tuple(str(part) for part in error.absolute_path)
-    if error.validator == "additionalProperties":
-        known = list(error.schema["properties"])
-        for key in error.instance:
-            if key not in known:
-                yield f"{'.'.join([*path, key])}: unknown key{_hint(path, key, known, root)}"
-    elif error.validator == "required":
-        for key in error.validator_value:
-            if key not in error.instance:
-                meaning = error.schema["properties"][key].get("description", "")
-                yield f"{'.'.join([*path, key])}: missing. {meaning}".rstrip()
-    elif error.validator == "anyOf" and (fitting := _branch_of_right_type(error)):
-        for inner in fitting:
-            yield from _faults(inner, root)
-    elif error.validator == "not":
-        yield f"{'.'.join(path)}: {error.validator_value.get('description', 'is not allowed')}"
-    else:
-        yield f"{'.'.join(path)}: {_requirement(error, root)}, not {_shown(error.instance)}"
-
-
-def _branch_of_right_type(error: Any) -> list[Any]:
-    """Return the faults within the alternative whose type ``error``'s value has, if any."""
-    wrong = {e.schema_path[0] for e in error.context if e.validator == "type" and not e.path}
-    return [e for e in error.context if e.schema_path[0] not in wrong]
-
-
-def _requirement(error: Any, root: Schema) -> str:
-    """Return the requirement that a value misses, as a predicate: "must be at least 1"."""
-    limit = error.validator_value
-    if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
-        return "names hold letters, digits, '.', '_' and '-' only, a letter or digit first"
-    match error.validator:
-        case "type" | "anyOf":
-            kinds = _types(error.schema, root)
-            return "must be " + " or ".join(TYPE_NAMES[kind] for kind in sorted(kinds))
-        case "enum":
-            return "must be one of " + ", ".join(map(str, limit))
-        case "minimum":
-            return f"must be at least {limit}"
-        case "maximum":
-            return f"must be at most {limit}"
-        case "exclusiveMinimum":
-            return f"must be above {limit}"
-        case "exclusiveMaximum":
-            return f"must be below {limit}"
-        case "minLength" | "minItems" | "minProperties":
-            return "must not be empty"
-    return re.sub(r"\s+", " ", error.message)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 3] + "..."
-
-
-def _hint(path: KeyPath, key: str, siblings: Sequence[str], root: Schema) -> str:
-    """Return a hint at the key that was meant: a similar one here, or the same elsewhere."""
-    names = list(_key_paths(root, root))
-    if path[:1] == ("experiments",):  # an experiment has the keys of `train`
-        names = [(*path[:2], *name[1:]) for name in names if name[0] == "train"]
-    meant = [(*path, close) for close in difflib.get_close_matches(key, siblings, n=1)]
-    meant = meant or [name for name in names if name[-1] == key]
-    if meant:
-        return f"; did you mean {' or '.join('.'.join(name) for name in meant)}?"
-    return f"; known here: {', '.join(siblings)}"
-
-
-def _key_paths(schema: Schema, root: Schema, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Yield the path of every key of the config, sections and settings."""
-    for key, declared in schema.get("properties", {}).items():
-        yield (*path, key)
-        yield from _key_paths(_resolved(declared, root), root, (*path, key))
+                    _fill_defaults(item, branch(items, "object", root), root)

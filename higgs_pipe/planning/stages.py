@@ -31,7 +31,7 @@ STAGES = {
     "estimate": Stage("validate", "estimate", "estimate", 1),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 3),
     "pack": Stage("pack", "pack", "pack", 4),
-    "train": Stage("train", "train_adapter", "train", 4),
+    "train": Stage("train", "train_adapter", "train", 5),
     "eval": Stage("eval", "eval_adapter", "evaluate", 1),
     "package": Stage("package", "package_adapter", "package", 1),
     "report": Stage("report", "report", "report", 2),

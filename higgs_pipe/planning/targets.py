@@ -41,11 +41,11 @@ def manifests(config: Mapping[str, Any]) -> list[str]:
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
-def checkpoint_hashes(name: str, cache: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a checkpoint's folder that decides what the model does.
+def checkpoint_hash(name: str, cache: Path) -> str | None:
+    """Return a hash of the files in a checkpoint's folder that decide what the model does.
 
-    A change is a reason to pin the checkpoint again; a new time of modification is none. A Hub id
-    has no files here: it stays at the commit that it was pinned at.
+    Another hash is a reason to pin the checkpoint again. A new modification time is none, nor is
+    another folder. None for a Hub id, which stays at the commit that it was pinned at.
 
     Args:
         name: A folder or a Hub id.
@@ -54,7 +54,7 @@ def checkpoint_hashes(name: str, cache: Path) -> dict[str, str]:
     """
     folder = Path(name)
     if not folder.is_dir():
-        return {}
+        return None
     paths = sorted(path for path in folder.iterdir() if path.suffix in CHECKPOINT_SUFFIXES)
     stats = {path: path.stat() for path in paths if path.is_file()}
     keys = {path: f"{path.resolve()} {s.st_size} {s.st_mtime_ns}" for path, s in stats.items()}
@@ -69,7 +69,8 @@ def checkpoint_hashes(name: str, cache: Path) -> dict[str, str]:
             aside = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
             aside.write_text(json.dumps(known | new, indent=2), encoding="utf-8")
             aside.replace(cache)
-    return {path.name: (known | new)[key] for path, key in keys.items()}
+    lines = [f"{(known | new)[key]}  {path.name}\n" for path, key in keys.items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def _sha256(path: Path) -> str:

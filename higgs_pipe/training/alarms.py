@@ -81,7 +81,12 @@ class Alarms:
 
     def check(self, line: Line) -> list[Alarm]:
         """Return the alarms that this line raises and the previous one did not."""
-        found = self._of_held_out(line) if "eval_loss" in line else self._of_training(line)
+        if "eval_loss" in line:
+            found = self._of_held_out(line)
+        elif "loss" in line:
+            found = self._of_training(line)
+        else:
+            return []
         step, new = int(line["step"]), []
         for name, message in found.items():
             if message is None:
@@ -94,8 +99,7 @@ class Alarms:
     def replay(self, metrics: str) -> None:
         """Restore the state after the lines of a ``metrics.jsonl``."""
         for line in map(json.loads, metrics.splitlines()):
-            if "alarm" not in line:
-                self.check(line)
+            self.check(line)
 
     def refuse_active(self, step: int) -> None:
         """Stop a run of ``train.stop_on_alarm`` while an alarm is active.

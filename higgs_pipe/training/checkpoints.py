@@ -18,6 +18,7 @@ from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.training.processes import from_main_process
 
 logger = logging.getLogger("higgs_pipe")
@@ -33,6 +34,8 @@ DAMAGED = (RuntimeError, EOFError, OSError, ValueError, UnpicklingError)
 LAUNCH = {"num_processes", "num_machines", "main_process_ip", "main_process_port", "device"}
 LAUNCH |= {"accelerate_config", "timeout_seconds"}
 LOG = {"log_steps", "save_steps", "save_total_limit", "tracker", "preflight", "stop_on_alarm"}
+# These change it only where the samples decide which adapter is kept.
+SAMPLES = {"sample_steps", "num_samples", "sampling"}
 
 
 class Checkpoints:
@@ -150,7 +153,11 @@ def write_errors_named(path: Path) -> Iterator[None]:
 
 
 def run_identity(
-    stage: TrainStage, train_rows: Path, eval_rows: Path, accelerator: Accelerator
+    stage: TrainStage,
+    base: PinnedModel,
+    train_rows: Path,
+    eval_rows: Path,
+    accelerator: Accelerator,
 ) -> dict[str, str]:
     """Return what decides the result of a run, on every process; the main process hashes.
 
@@ -159,11 +166,14 @@ def run_identity(
     """
     sizes = [path.stat().st_size for path in (train_rows, eval_rows)]
     settings = stage.model_dump(mode="json", by_alias=True)
-    settings["train"] = {k: v for k, v in settings["train"].items() if k not in LAUNCH | LOG}
+    neutral = LAUNCH | LOG | (SAMPLES if stage.train.keep_best_by == "eval_loss" else set())
+    settings["train"] = {k: v for k, v in settings["train"].items() if k not in neutral}
     identity: dict[str, str] = {}
     if accelerator.is_main_process:
         identity = {
             "settings": json.dumps(settings),
+            "base weights": base.fingerprint,
+            "base config": base.config_fingerprint,
             "training rows": sha256_of_file(train_rows),
             "held-out rows": sha256_of_file(eval_rows),
         }

@@ -19,7 +19,7 @@ from higgs_pipe.training.checkpoints import write_errors_named
 
 logger = logging.getLogger("higgs_pipe")
 
-SHOWN = ("loss", "text_loss", "audio_loss", "stop_loss")
+SHOWN = [f"{p}{n}" for p in ("", "eval_") for n in ("loss", "text_loss", "audio_loss", "stop_loss")]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class MetricsLog:
         self._append({"step": step, **values})
         with write_errors_named(self.path):
             self.accelerator.log(values, step=step)
-        prefix = "eval_" if "eval_loss" in values else ""
-        shown = "  ".join(f"{prefix}{name} {values[prefix + name]:.4f}" for name in SHOWN)
+        names = [name for name in SHOWN if name in values] or values
+        shown = "  ".join(f"{name} {values[name]:.5g}" for name in names)
         logger.info("step %d  %s", step, shown)
         for alarm in alarms:
             self._append(alarm.as_line())

@@ -90,6 +90,19 @@ class HeldOutLine(LoggedLine):
     eval_stop_loss: float
 
 
+class SampleLine(LoggedLine):
+    """Measures of the samples that were spoken after a step; step 0 is the base."""
+
+    sample_stop_rate: float
+    sample_length_ratio: float
+
+
+class KeptLine(LoggedLine):
+    """The last line: the step whose adapter is saved."""
+
+    kept_step: int
+
+
 class AlarmLine(LoggedLine):
     """An alarm: its name and a sentence."""
 
@@ -104,6 +117,8 @@ class TrainingLog:
     training: list[TrainingLine]
     held_out: list[HeldOutLine]
     alarms: list[AlarmLine]
+    samples: list[SampleLine]
+    kept_steps: list[int]  # one; none in a log of an earlier version
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -115,7 +130,7 @@ class TrainingLog:
         """
         if not path.is_file():
             raise UserError(f"{path}: the file is missing; {LoggedLine.rerun()}")
-        log = cls([], [], [])
+        log = cls([], [], [], [], [])
         for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             place = f"{path}:{number}"
             keys = LoggedLine.parse(text, place).model_extra or {}
@@ -123,6 +138,10 @@ class TrainingLog:
                 log.alarms.append(AlarmLine.parse(text, place))
             elif any(key.startswith("eval_") for key in keys):
                 log.held_out.append(HeldOutLine.parse(text, place))
+            elif any(key.startswith("sample_") for key in keys):
+                log.samples.append(SampleLine.parse(text, place))
+            elif "kept_step" in keys:
+                log.kept_steps.append(KeptLine.parse(text, place).kept_step)
             else:
                 log.training.append(TrainingLine.parse(text, place))
         if not log.training:
@@ -135,8 +154,9 @@ class TrainingLog:
 
     @property
     def kept(self) -> HeldOutLine:
-        """The held-out line of the saved adapter: the first with the lowest loss."""
-        return min(self.held_out[1:], key=lambda line: line.eval_loss)
+        """The held-out line of the saved adapter: the one named, or the first of lowest loss."""
+        named = [line for line in self.held_out if line.step in self.kept_steps]
+        return named[0] if named else min(self.held_out[1:], key=lambda line: line.eval_loss)
 
 
 class PreflightCheck(ResultPart):

@@ -26,18 +26,32 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # spent on training, over all sessions
-    best_eval_loss: float = math.inf
-    best_adapter: dict[str, Tensor] = field(default_factory=dict)
+    lowest_eval_loss: float = math.inf
     num_evaluations_without_better: int = 0
+    best_score: tuple[float, ...] = ()  # lower is better; empty before the first candidate
+    best_step: int = 0
+    best_adapter: dict[str, Tensor] = field(default_factory=dict)
 
-    def keep_if_best(self, eval_loss: float, adapter: PeftModel) -> None:
-        """Keep a copy of the adapter if no earlier evaluation had as low a loss."""
-        self.num_evaluations_without_better += 1
-        if eval_loss < self.best_eval_loss:
-            self.num_evaluations_without_better = 0
-            self.best_eval_loss = eval_loss
+    def note(self, eval_loss: float) -> None:
+        """Count the held-out losses in a row without a new lowest one; step 0 does not count."""
+        if self.step:
+            is_lower = eval_loss < self.lowest_eval_loss
+            self.lowest_eval_loss = min(eval_loss, self.lowest_eval_loss)
+            self.num_evaluations_without_better += 1
+            if is_lower:
+                self.num_evaluations_without_better = 0
+
+    def keep_if_best(self, score: tuple[float, ...], adapter: PeftModel) -> None:
+        """Keep a copy of the adapter if its score is lower than any before."""
+        if not self.best_score or score < self.best_score:
+            self.best_score, self.best_step = score, self.step
             self.best_adapter = adapter_state(adapter)
             logger.info("step %d: the best adapter so far", self.step)
+
+    def is_finished(self, num_steps: int, patience: int | None) -> bool:
+        """Tell if the run has taken all its steps, or its patience has ended."""
+        is_early = patience is not None and self.num_evaluations_without_better >= patience
+        return is_early or self.step >= num_steps
 
 
 @dataclass

@@ -23,7 +23,7 @@ SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
 SCHEMA = config_check.load_schema(SCHEMA_PATH)
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
-MINIMAL = {"manifest": "m.jsonl", "base_model": "b", "codec": "c"}
+MINIMAL: dict[str, Any] = {"manifest": "m.jsonl", "base_model": "b", "codec": "c"}
 
 
 def load(config: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_the_page_of_every_setting_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "config.md").read_text() == reference_text()
 
 
-def test_the_page_of_every_setting_has_a_row_per_key_with_its_default_and_bounds() -> None:
+def test_the_page_of_settings_has_a_row_per_key_with_default_and_bounds() -> None:
     page = reference_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert "| `learning_rate` | number > 0, ≤ 1 | `0.0002` | Peak learning rate. |" in rows
@@ -124,7 +124,7 @@ def test_an_example_laid_over_the_shipped_config_is_accepted(path: Path) -> None
 
 
 def test_missing_keys_get_the_declared_defaults() -> None:
-    assert load(MINIMAL) == Config(**MINIMAL).model_dump(by_alias=True)  # type: ignore[arg-type]
+    assert load(MINIMAL) == Config(**MINIMAL).model_dump(by_alias=True)
 
 
 def test_an_experiment_stays_the_part_that_it_overrides() -> None:
@@ -243,7 +243,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize(("rule", "part"), FORBIDDEN.items())
-def test_settings_that_do_not_go_together_are_refused_by_the_schema_and_the_models(
+def test_a_forbidden_combination_is_refused_by_schema_and_models(
     rule: str, part: tuple[str, dict[str, Any]]
 ) -> None:
     dotted, values = part
@@ -264,7 +264,7 @@ def test_settings_that_do_not_go_together_are_refused_by_the_schema_and_the_mode
         ("train.lora", {"init": "default", "use_dora": True, "use_rslora": True}),
     ],
 )
-def test_settings_that_go_together_are_accepted_by_the_schema_and_the_models(
+def test_an_allowed_combination_is_accepted_by_schema_and_models(
     dotted: str, values: dict[str, Any]
 ) -> None:
     config = with_value(MINIMAL, dotted, values)

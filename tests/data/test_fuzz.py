@@ -22,7 +22,6 @@ from higgs_pipe.config.settings import ManifestEntry, MeasureConfig
 from higgs_pipe.data.audio import AudioError, decode
 from higgs_pipe.data.manifests.formats import READERS
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 
 MANIFESTS = ROOT / "examples" / "manifests"
@@ -135,8 +134,11 @@ def recording(name: str) -> bytes:
 
 def check(path: Path) -> None:
     """Through the stage: whole, a beginning, and a part."""
-    segments = [Span(str(path), *times) for times in ((None, None), (0.0, 0.1), (0.05, 0.12))]
-    for row in measure._measure_file(segments, MeasureConfig(), None):
+    recordings = [
+        {"audio_path": str(path), "start_seconds": start, "end_seconds": end}
+        for start, end in ((None, None), (0.0, 0.1), (0.05, 0.12))
+    ]
+    for row in measure._measure_file(recordings, MeasureConfig(), None):
         measures = [value for value in row.values() if isinstance(value, float)]
         assert (row["reason"] is None) == (row["peak"] is not None)
         assert np.isfinite(measures).all()

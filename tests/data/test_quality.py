@@ -253,8 +253,8 @@ def test_text_fits_its_language_when_its_script_does(
 
 
 def test_the_scripts_of_a_language() -> None:
-    assert scripts_of_language("ja") == {"Hani", "Hira", "Kana"}
-    assert scripts_of_language("fas") == {"Arab"}
+    assert set(scripts_of_language("ja") or ()) == {"Hani", "Hira", "Kana"}
+    assert set(scripts_of_language("fas") or ()) == {"Arab"}
 
 
 # --- Outliers -------------------------------------------------------------------------------------

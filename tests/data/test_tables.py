@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import files_of_at_most
@@ -7,7 +9,7 @@ from higgs_pipe.data.tables import write_table
 from higgs_pipe.errors import UserError
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_no_table(tmp_path):
+def test_a_full_disk_is_a_sentence_and_leaves_no_table(tmp_path: Path) -> None:
     codes = np.random.default_rng(0).integers(0, 1024, (10_000, 8), np.int16)
     row = {"clip_id": "a", "codes": codes, "num_frames": len(codes), "audio_sha256": "0"}
     table = tmp_path / "codes.parquet"

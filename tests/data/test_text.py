@@ -107,7 +107,7 @@ def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) 
     """The special ids of a sample's prompt, in order."""
     reference = [Turn("user", (ref_text,)), Turn("assistant", (Recording((0,)),))]
     target = [Turn("user", (text,)), Turn("assistant", (Recording((1,)),), is_target=True)]
-    head = [Turn("system", ("Speak.",)), Turn("scene", (scene,))]
+    head: list[Turn] = [Turn("system", ("Speak.",)), Turn("scene", (scene,))]
     [prompt] = renderer.prompts([Conversation((*head, *reference, *target))])
     assert isinstance(prompt, Prompt)
     return [i for i in prompt.ids.tolist() if i in renderer.tokenizer.added_tokens_decoder]

@@ -1,6 +1,7 @@
 """Attention over packed samples against a plain loop."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -13,22 +14,26 @@ HEADS, KEY_HEADS, HEAD_DIM = 4, 2, 8
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 def samples(device: str = "cpu") -> SampleBounds:
     offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32, device=device)
     return SampleBounds(LENGTHS, offsets)
 
 
-def random_heads(dtype: torch.dtype, device: str = "cpu") -> list[torch.Tensor]:
+def random_heads(dtype: torch.dtype, device: str = "cpu") -> Heads:
     generator = torch.Generator().manual_seed(0)
-    return [
+    query, key, value = (
         torch.randn(15, heads, HEAD_DIM, generator=generator, dtype=torch.float64)
         .to(device, dtype)
         .requires_grad_()
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
-    ]
+    )
+    return query, key, value
 
 
-def plain_loop(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: list[int]):
+def plain_loop(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: list[int]) -> Any:
     """Each query over the keys of its sample up to its own position, one at a time."""
     output, starts = torch.zeros_like(query), [0, *ends[:-1]]
     for start, end in zip(starts, ends, strict=True):
@@ -40,7 +45,7 @@ def plain_loop(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends
     return output
 
 
-def test_each_sample_sees_its_own_past_alone():
+def test_each_sample_sees_its_own_past_alone() -> None:
     heads = random_heads(torch.float64)
     expected = plain_loop(*heads, ends=[5, 6, 15])
     found = packed_attention(*heads, samples())
@@ -49,8 +54,19 @@ def test_each_sample_sees_its_own_past_alone():
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*gradients, strict=True))
 
 
-def test_the_varlen_call_equals_a_loop_over_its_arguments(monkeypatch):
-    def stand_in(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size, enable_gqa):
+def test_the_varlen_call_equals_a_loop_over_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in(
+        query: Any,
+        key: Any,
+        value: Any,
+        cu_q: Any,
+        cu_k: Any,
+        max_q: Any,
+        max_k: Any,
+        *,
+        window_size: Any,
+        enable_gqa: Any,
+    ) -> Any:
         assert (window_size, enable_gqa, cu_q.dtype) == ((-1, 0), True, torch.int32)
         assert max_q == max_k == int(cu_q.diff().max())
         assert torch.equal(cu_q, cu_k)
@@ -65,7 +81,7 @@ def test_the_varlen_call_equals_a_loop_over_its_arguments(monkeypatch):
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_varlen_on_cuda_equals_one_call_a_sample(dtype):
+def test_varlen_on_cuda_equals_one_call_a_sample(dtype: Any) -> None:
     heads, plain = random_heads(dtype, "cuda"), random_heads(torch.float64)
     assert attention.has_varlen(heads[0].device, dtype, HEAD_DIM)
     found = packed_attention(*heads, samples("cuda"))
@@ -77,11 +93,12 @@ def test_varlen_on_cuda_equals_one_call_a_sample(dtype):
         assert (gradient.cpu().double() - reference).norm() < 2e-2 * reference.norm()
 
 
-def test_the_kernel_in_use_is_logged_once(caplog):
+def test_the_kernel_in_use_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     attention.has_varlen.cache_clear()
     with caplog.at_level(logging.INFO, "higgs_pipe"):
         for _ in range(2):
             packed_attention(*random_heads(torch.float32), samples())
     (record,) = caplog.records
+    assert isinstance(record.args, tuple)
     assert record.args[:2] == (torch.device("cpu"), "float32")
     assert "SDPA" in record.getMessage()

@@ -1,4 +1,6 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
 
 
 @pytest.fixture(scope="module")
-def config(tiny_base):
+def config(tiny_base: Path) -> Any:
     return AutoConfig.from_pretrained(tiny_base)
 
 
@@ -20,13 +22,13 @@ def row(corpus: PackedCorpus) -> PackedRow:
     return PackedRows(corpus.train_rows)[0]
 
 
-def test_positions_restart_at_each_sample(row, config):
+def test_positions_restart_at_each_sample(row: PackedRow, config: Any) -> None:
     batch = collate([row, row], config)
     expected = [i for length in batch.layout.samples.lengths for i in range(length)]
     assert batch.position_ids[0].tolist() == expected
 
 
-def test_text_is_routed_before_audio_and_back(row, config):
+def test_text_is_routed_before_audio_and_back(row: PackedRow, config: Any) -> None:
     batch = collate([row, row], config)
     ids = batch.input_ids[0]
     is_audio = [int(i) in (config.audio_token_id, config.audio_delay_token_id) for i in ids]
@@ -37,13 +39,13 @@ def test_text_is_routed_before_audio_and_back(row, config):
     assert batch.layout.routed[batch.layout.unrouted].tolist() == list(range(len(ids)))
 
 
-def test_offsets_are_where_the_samples_end(row, config):
+def test_offsets_are_where_the_samples_end(row: PackedRow, config: Any) -> None:
     batch = collate([row, row], config)
     lengths, offsets = batch.layout.samples
     assert offsets.tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 
-def test_each_label_is_predicted_one_position_before_it(row, config):
+def test_each_label_is_predicted_one_position_before_it(row: PackedRow, config: Any) -> None:
     batch = collate([row], config)
     labelled = np.flatnonzero(row.labels != -100)
     assert (batch.text.predictors + 1).tolist() == labelled.tolist()
@@ -54,7 +56,7 @@ def test_each_label_is_predicted_one_position_before_it(row, config):
     )
 
 
-def test_each_label_knows_its_sample(row, config):
+def test_each_label_knows_its_sample(row: PackedRow, config: Any) -> None:
     batch = collate([row, row], config)
     sample_of = [n for n, length in enumerate(batch.layout.samples.lengths) for _ in range(length)]
     for labels in (batch.text, batch.audio):
@@ -62,7 +64,7 @@ def test_each_label_knows_its_sample(row, config):
         assert labels.samples.tolist() == expected
 
 
-def test_a_batch_moves_with_all_of_its_tensors(row, config):
+def test_a_batch_moves_with_all_of_its_tensors(row: PackedRow, config: Any) -> None:
     batch = collate([row], config).to(torch.device("meta"))
     parts = [batch.input_ids, batch.audio_input_ids, batch.position_ids, *batch.text, *batch.audio]
     parts += [batch.layout.routed, batch.layout.unrouted, batch.layout.samples.offsets]
@@ -71,14 +73,14 @@ def test_a_batch_moves_with_all_of_its_tensors(row, config):
     assert batch.layout.samples.lengths == tuple(row.sample_lengths)
 
 
-def test_counts_are_the_labels_of_each_kind(row, config):
+def test_counts_are_the_labels_of_each_kind(row: PackedRow, config: Any) -> None:
     counts = collate([row], config).label_counts().tolist()
     assert counts[0] == (row.labels != -100).sum() == 3 * len(row.sample_ids)
     assert counts[1:-1] == (row.audio_labels != -100).sum(axis=0).tolist()
     assert counts[-1] == 8 * len(row.sample_ids)
 
 
-def test_any_row_is_read_by_its_index(corpus):
+def test_any_row_is_read_by_its_index(corpus: PackedCorpus) -> None:
     rows = PackedRows(corpus.train_rows)
     ids = [sample_id for i in range(len(rows)) for sample_id in rows[i].sample_ids]
     assert sorted(ids) == [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
@@ -93,7 +95,9 @@ def test_any_row_is_read_by_its_index(corpus):
         ({"input_ids": "beyond"}, "vocabulary"),
     ],
 )
-def test_a_row_that_disagrees_with_itself_is_refused(row, config, change, message):
+def test_a_row_that_disagrees_with_itself_is_refused(
+    row: PackedRow, config: Any, change: dict[str, Any], message: str
+) -> None:
     if change.get("labels") == "first":
         change = {"labels": np.where(np.arange(len(row.labels)) == 0, 1, row.labels)}
     if "input_ids" in change:
@@ -102,6 +106,6 @@ def test_a_row_that_disagrees_with_itself_is_refused(row, config, change, messag
         collate([replace(row, **change)], config)
 
 
-def test_a_missing_table_names_the_rule(tmp_path):
+def test_a_missing_table_names_the_rule(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="forcerun"):
         PackedRows(tmp_path / "train.parquet")

@@ -1,5 +1,7 @@
 """The fused LoRA layer against PEFT's own."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -10,7 +12,7 @@ from higgs_pipe.higgs.fused_lora import fuse_lora
 NUM_ROWS, SIZE_IN, SIZE_OUT = 7, 12, 10
 
 
-def adapted(dropout: float = 0.0, dtype: torch.dtype = torch.float64, **options) -> nn.Module:
+def adapted(dropout: float = 0.0, dtype: torch.dtype = torch.float64, **options: Any) -> nn.Module:
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(SIZE_IN, SIZE_OUT, dtype=dtype)).requires_grad_(False)
     config = LoraConfig(
@@ -29,7 +31,7 @@ def output_and_gradients(model: nn.Module, dtype: torch.dtype = torch.float64) -
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_output_and_gradients_are_those_of_peft(dropout):
+def test_output_and_gradients_are_those_of_peft(dropout: float) -> None:
     expected = output_and_gradients(adapted(dropout))
     fused = adapted(dropout)
     fuse_lora(fused)
@@ -38,7 +40,7 @@ def test_output_and_gradients_are_those_of_peft(dropout):
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_base_in_bfloat16_keeps_float32_matrices_and_gradients():
+def test_a_base_in_bfloat16_keeps_float32_matrices_and_gradients() -> None:
     expected = output_and_gradients(adapted(dtype=torch.bfloat16), torch.bfloat16)
     fused = adapted(dtype=torch.bfloat16)
     fuse_lora(fused)
@@ -49,7 +51,7 @@ def test_a_base_in_bfloat16_keeps_float32_matrices_and_gradients():
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
-def test_what_is_not_plain_lora_is_left_to_peft(options):
+def test_what_is_not_plain_lora_is_left_to_peft(options: dict[str, Any]) -> None:
     expected = output_and_gradients(adapted(**options))
     fused = adapted(**options)
     fuse_lora(fused)
@@ -57,8 +59,8 @@ def test_what_is_not_plain_lora_is_left_to_peft(options):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_disabled_adapter_leaves_the_base():
-    fused = adapted()
+def test_a_disabled_adapter_leaves_the_base() -> None:
+    fused: Any = adapted()
     fuse_lora(fused)
     x = torch.randn(NUM_ROWS, SIZE_IN, dtype=torch.float64)
     with fused.disable_adapter():

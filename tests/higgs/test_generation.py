@@ -48,7 +48,7 @@ def equal(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b)
 
 
-def test_a_packed_sample_is_its_prompt_and_its_recording(corpus, base):
+def test_a_packed_sample_is_its_prompt_and_its_recording(corpus: PackedCorpus, base: Any) -> None:
     rows = PackedRows(corpus.train_rows)
     for row in (rows[i] for i in range(len(rows))):
         start = frame = 0
@@ -78,7 +78,9 @@ def native_codes(base: Any, prompt: ModelPrompt, num_steps: int) -> np.ndarray:
     return generated[0, num_frames:].numpy()
 
 
-def test_greedy_codes_are_those_of_the_native_generation(tiny_base, samples):
+def test_greedy_codes_are_those_of_the_native_generation(
+    tiny_base: Path, samples: list[RecordedSample]
+) -> None:
     base = load_base(Pretrained("base_model", str(tiny_base)), torch.float32)
     for k in range(8):  # the native generation may take stream BOS amid the codes
         base.audio_lm_head.weight[1026 * k + base.config.audio_stream_bos_id] = 0.0
@@ -92,7 +94,9 @@ def test_greedy_codes_are_those_of_the_native_generation(tiny_base, samples):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, Sampling(max_seconds=1, ras_win_len=0)])
-def test_what_is_beside_a_prompt_changes_nothing(base, samples, sampling):
+def test_what_is_beside_a_prompt_changes_nothing(
+    base: Any, samples: list[RecordedSample], sampling: Any
+) -> None:
     prompts = [sample.prompt for sample in samples]
     together = generate(base, prompts, sampling, RATE_HZ, batch_size=len(prompts))
     for prompt, found in zip(prompts, together, strict=True):
@@ -101,7 +105,9 @@ def test_what_is_beside_a_prompt_changes_nothing(base, samples, sampling):
         assert found.has_stopped == alone.has_stopped
 
 
-def test_equal_seeds_give_equal_codes_and_other_seeds_others(base, samples):
+def test_equal_seeds_give_equal_codes_and_other_seeds_others(
+    base: Any, samples: list[RecordedSample]
+) -> None:
     prompts = [samples[0].prompt]
     first, again, other = (
         generate(base, prompts, Sampling(seed=seed, max_seconds=1), RATE_HZ)[0]
@@ -111,7 +117,9 @@ def test_equal_seeds_give_equal_codes_and_other_seeds_others(base, samples):
     assert not equal(first.codes, other.codes)
 
 
-def test_the_checkpoints_own_defaults_change_nothing(base, samples, monkeypatch):
+def test_the_checkpoints_own_defaults_change_nothing(
+    base: Any, samples: list[RecordedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [sample.prompt for sample in samples]
     expected = generate(base, prompts, SAMPLED, RATE_HZ)
     own = {"do_sample": True, "temperature": 0.1, "top_k": 2, "ras_win_len": 3, "max_length": 20}
@@ -126,7 +134,9 @@ def all_parameters(model: nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def test_a_running_training_speaks_as_its_adapter_and_is_left_as_it_was(corpus, samples):
+def test_a_running_training_speaks_as_its_adapter_and_is_left_as_it_was(
+    corpus: PackedCorpus, samples: list[RecordedSample]
+) -> None:
     prompts = [sample.prompt for sample in samples]
     adapted = base_with_lora(corpus.base).float()
     for name, parameter in adapted.named_parameters():
@@ -150,7 +160,7 @@ def test_a_running_training_speaks_as_its_adapter_and_is_left_as_it_was(corpus, 
     assert torch.equal(model(batch)[0].loss, loss_before)
 
 
-def test_an_error_while_speaking_leaves_a_training_as_it_was(corpus):
+def test_an_error_while_speaking_leaves_a_training_as_it_was(corpus: PackedCorpus) -> None:
     model = DualLossModel(base_with_lora(corpus.base)).train()
     batch = collate([PackedRows(corpus.train_rows)[0]], model.native.config)
     loss = model(batch)[0].loss
@@ -166,7 +176,7 @@ def delayed(*streams: list[int]) -> np.ndarray:
     return np.array([[8, *first, 9], [8, 8, *second]], np.int16).T
 
 
-def test_codes_end_where_the_first_codebook_ends():
+def test_codes_end_where_the_first_codebook_ends() -> None:
     stopped = generated_codes(delayed([1, 2, 3, 9], [4, 5, 6, 9]), max_frames=5, stream_eos=9)
     assert (stopped.codes.tolist(), stopped.has_stopped) == ([[1, 4], [2, 5], [3, 6]], True)
     late = generated_codes(delayed([1, 2, 9, 9], [4, 5, 6, 9]), max_frames=5, stream_eos=9)
@@ -175,7 +185,7 @@ def test_codes_end_where_the_first_codebook_ends():
     assert (at_once.codes.shape, at_once.has_stopped) == ((0, 2), True)
 
 
-def test_codes_that_reach_the_cap_have_stopped_only_if_the_next_one_is_the_end():
+def test_codes_that_reach_the_cap_have_stopped_only_if_the_next_one_is_the_end() -> None:
     frames = np.array([[8, 1, 2, 3, 4], [8, 8, 5, 6, 7]], np.int16).T
     capped = generated_codes(frames, max_frames=2, stream_eos=9)
     assert (capped.codes.tolist(), capped.has_stopped) == ([[1, 5], [2, 6]], False)
@@ -184,7 +194,7 @@ def test_codes_that_reach_the_cap_have_stopped_only_if_the_next_one_is_the_end()
 
 
 @pytest.mark.parametrize(("seconds", "num_frames"), [(0.01, 1), (0.4, 10), (1.16, 29), (1.19, 29)])
-def test_the_cap_is_in_whole_frames(seconds, num_frames):
+def test_the_cap_is_in_whole_frames(seconds: float, num_frames: int) -> None:
     assert Sampling(max_seconds=seconds).max_frames(RATE_HZ) == num_frames
 
 
@@ -201,7 +211,8 @@ LOGITS = torch.tensor([[1.0, 0.5, -0.5, -2.0, 5.0, -1.0], [0.0, 0.0, 2.0, 0.0, 0
 def draws(num_steps: int, scores: torch.Tensor = LOGITS, **settings: Any) -> torch.Tensor:
     """(num_steps, K) drawn codes."""
     settings = {"top_k": 0, "top_p": 1, "ras_win_len": 0} | settings
-    sampler = Sampler(Sampling(**settings), TwoCodebooks, [7], lambda: None)
+    config: Any = TwoCodebooks
+    sampler = Sampler(Sampling(**settings), config, [7], lambda: None)
     ids = torch.zeros(1, 1, dtype=torch.int64)
     return torch.stack([sampler(ids, scores).argmax(dim=-1) for _ in range(num_steps)])
 
@@ -214,26 +225,26 @@ def softmax_without_bos(logits: torch.Tensor) -> torch.Tensor:
     return logits.index_fill(1, torch.tensor([4]), -torch.inf).softmax(dim=-1)
 
 
-def test_codes_are_drawn_from_the_softmax_at_a_temperature():
+def test_codes_are_drawn_from_the_softmax_at_a_temperature() -> None:
     for temperature in (1.0, 0.5):
         found = shares(draws(20_000, temperature=temperature))
         expected = softmax_without_bos(LOGITS / temperature)
         assert (found - expected).abs().max() < 0.015
 
 
-def test_top_k_and_top_p_leave_the_likeliest_codes():
+def test_top_k_and_top_p_leave_the_likeliest_codes() -> None:
     assert set(draws(2000, top_k=2)[:, 0].tolist()) == {0, 1}
     # softmax without BOS: 0.50, 0.30, 0.11, 0.02, EOS 0.07
     assert set(draws(2000, top_p=0.45)[:, 0].tolist()) == {0}
     assert set(draws(2000, top_p=0.85)[:, 0].tolist()) == {0, 1, 2}
 
 
-def test_temperature_0_takes_the_likeliest_code_and_no_repetition_window():
+def test_temperature_0_takes_the_likeliest_code_and_no_repetition_window() -> None:
     greedy = draws(50, temperature=0, ras_win_len=7)
     assert greedy.tolist() == [[0, 2]] * 50
 
 
-def test_a_code_that_the_window_holds_too_often_is_drawn_again_from_all():
+def test_a_code_that_the_window_holds_too_often_is_drawn_again_from_all() -> None:
     sure = torch.tensor([[9.0, 8.0, 7.0, 7.0, 0.0, 0.0]]).repeat(2, 1)
     assert set(draws(300, sure, top_k=1).flatten().tolist()) == {0}
     again = draws(300, sure, top_k=1, ras_win_len=7, ras_win_max_num_repeat=2)
@@ -244,7 +255,7 @@ def test_a_code_that_the_window_holds_too_often_is_drawn_again_from_all():
     assert (seldom != 0).sum() < (again != 0).sum()
 
 
-def test_ends_are_no_repetition_and_forced_codes_stay():
+def test_ends_are_no_repetition_and_forced_codes_stay() -> None:
     forced = torch.full((2, 6), -torch.inf)
     forced[0, 5], forced[1, 4] = 0.0, 0.0  # EOS and BOS, as the delay pattern forces them
     drawn = draws(20, forced, ras_win_len=7, ras_win_max_num_repeat=1)

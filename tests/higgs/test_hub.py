@@ -74,7 +74,9 @@ def offline(home: Path, program: str, *words: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_pinned_hub_id_stays_at_its_commit_when_the_branch_moves(tiny_base, tmp_path):
+def test_a_pinned_hub_id_stays_at_its_commit_when_the_branch_moves(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     cached(tmp_path, "acme/codec", tiny_base / miniature.AUDIO_TOKENIZER)
     repo = tmp_path / "hub/models--acme--codec"
     shutil.copytree(repo / "snapshots" / COMMIT, repo / "snapshots" / MOVED)
@@ -84,7 +86,7 @@ def test_a_pinned_hub_id_stays_at_its_commit_when_the_branch_moves(tiny_base, tm
 
 
 @pytest.mark.slow
-def test_a_hub_id_loads_what_its_directory_would(tiny_base: Path, tmp_path: Path):
+def test_a_hub_id_loads_what_its_directory_would(tiny_base: Path, tmp_path: Path) -> None:
     codec_dir = tiny_base / miniature.AUDIO_TOKENIZER
     cached(tmp_path, "acme/higgs", tiny_base)
     cached(tmp_path, "acme/codec", codec_dir)

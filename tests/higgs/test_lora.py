@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,14 @@ from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
 from higgs_pipe.higgs.lora import (
     adapter_state,
     add_lora,
+    check_base,
     load_adapter,
     save_adapter,
     trainable_parameters,
 )
 from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.pretrained import PinnedModel
 
 HIDDEN, NUM_LAYERS, R = 64, 2, 4
 
@@ -32,8 +35,12 @@ def batch(corpus: PackedCorpus) -> PackedBatch:
     return collate([PackedRows(corpus.train_rows)[0]], load(corpus.base).config)
 
 
-def load(base: Path, dtype: torch.dtype = torch.float32):
+def load(base: Path, dtype: torch.dtype = torch.float32) -> Any:
     return load_base(Pretrained("base_model", str(base)), dtype)
+
+
+def pinned(base: Path) -> PinnedModel:
+    return PinnedModel.of(Pretrained("base_model", str(base)))
 
 
 def moved(model: PeftModel, batch: PackedBatch) -> list[torch.Tensor]:
@@ -58,12 +65,12 @@ def moved(model: PeftModel, batch: PackedBatch) -> list[torch.Tensor]:
         (["audio_mlp.down_proj"], {"audio FFN"}),
     ],
 )
-def test_a_preset_trains_the_parts_that_it_names(tiny_base, preset, parts):
+def test_a_preset_trains_the_parts_that_it_names(tiny_base: Path, preset: Any, parts: Any) -> None:
     model = add_lora(load(tiny_base), LoraSettings(target_modules=preset), seed=0)
     assert set(trainable_parameters(model)) == parts
 
 
-def test_the_table_counts_the_parameters_as_by_hand(tiny_base):
+def test_the_table_counts_the_parameters_as_by_hand(tiny_base: Path) -> None:
     base = load(tiny_base)
     ffn = base.config.intermediate_size
     settings = LoraSettings(r=R, target_modules="audio", train_in_full=["audio_head"])
@@ -90,14 +97,14 @@ def test_the_table_counts_the_parameters_as_by_hand(tiny_base):
     ids=str,
 )
 def test_plain_peft_gives_the_trained_logits_from_the_saved_adapter(
-    tiny_base, batch, tmp_path, settings
-):
+    tiny_base: Path, batch: PackedBatch, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     lora = LoraSettings(r=R, dropout=0, **settings)
     model = add_lora(load(tiny_base), lora, 0, tokenizer)
     initial = adapter_state(model)
     trained = moved(model, batch)
-    save_adapter(model, adapter_state(model), initial, tmp_path / "adapter")
+    save_adapter(model, adapter_state(model), initial, tmp_path / "adapter", pinned(tiny_base))
 
     fresh = DualLossModel(PeftModel.from_pretrained(load(tiny_base), tmp_path / "adapter").eval())
     base = DualLossModel(load(tiny_base))
@@ -108,7 +115,7 @@ def test_plain_peft_gives_the_trained_logits_from_the_saved_adapter(
         assert (expected - untrained).abs().max() > 0.05
 
 
-def test_all_that_is_trained_is_in_the_file(tiny_base, tmp_path):
+def test_all_that_is_trained_is_in_the_file(tiny_base: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     settings = LoraSettings(
         r=R,
@@ -116,35 +123,38 @@ def test_all_that_is_trained_is_in_the_file(tiny_base, tmp_path):
         trainable_tokens=["<|audio_eos|>", "<|eot_id|>"],
     )
     model = add_lora(load(tiny_base), settings, 0, tokenizer)
-    save_adapter(model, adapter_state(model), {}, tmp_path / "adapter")
+    save_adapter(model, adapter_state(model), {}, tmp_path / "adapter", pinned(tiny_base))
     saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) == sum(
         trainable_parameters(model).values()
     )
 
 
-def test_pissa_starts_from_the_bases_own_logits(tiny_base, batch):
+def test_pissa_starts_from_the_bases_own_logits(tiny_base: Path, batch: PackedBatch) -> None:
     base = DualLossModel(load(tiny_base)).logits(batch)
     model = add_lora(load(tiny_base), LoraSettings(r=R, init="pissa", dropout=0), seed=0)
     start = DualLossModel(model).logits(batch)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(base, start, strict=True))
 
 
-def test_the_adapter_of_pissa_is_plain_lora_of_twice_the_rank(tiny_base, tmp_path):
+def test_the_adapter_of_pissa_is_plain_lora_of_twice_the_rank(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     model = add_lora(load(tiny_base), LoraSettings(r=R, alpha=6, init="pissa"), seed=0)
-    save_adapter(model, adapter_state(model), adapter_state(model), tmp_path / "adapter")
+    state = adapter_state(model)
+    save_adapter(model, state, state, tmp_path / "adapter", pinned(tiny_base))
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (2 * R, 12, True)
 
 
 def test_what_is_trained_in_full_keeps_master_weights_beside_a_bfloat16_base(
-    tiny_base, batch, tmp_path
-):
+    tiny_base: Path, batch: PackedBatch, tmp_path: Path
+) -> None:
     settings = LoraSettings(r=R, dropout=0, train_in_full=["audio_head", "audio_embeddings"])
     model = add_lora(load(tiny_base, torch.bfloat16), settings, seed=0)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     trained = moved(model, batch)
-    save_adapter(model, adapter_state(model), {}, tmp_path / "adapter")
+    save_adapter(model, adapter_state(model), {}, tmp_path / "adapter", pinned(tiny_base))
     loaded = load_adapter(load(tiny_base, torch.bfloat16), tmp_path / "adapter")
     found = DualLossModel(loaded).logits(batch)
     assert all(
@@ -152,13 +162,42 @@ def test_what_is_trained_in_full_keeps_master_weights_beside_a_bfloat16_base(
     )
 
 
-def test_a_trainable_token_that_is_none_is_a_sentence(tiny_base):
+def test_a_trainable_token_that_is_none_is_a_sentence(tiny_base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     settings = LoraSettings(trainable_tokens=["<|eot_id|>", "<|no_such|>"])
     with pytest.raises(UserError, match=r"trainable_tokens.*\n +<\|no_such\|>\n"):
         add_lora(load(tiny_base), settings, 0, tokenizer)
 
 
-def test_target_modules_that_match_nothing_are_a_sentence(tiny_base):
+def test_target_modules_that_match_nothing_are_a_sentence(tiny_base: Path) -> None:
     with pytest.raises(UserError, match=r"train.lora.target_modules: .*no_such_layer"):
         add_lora(load(tiny_base), LoraSettings(target_modules=["no_such_layer"]), seed=0)
+
+
+def test_equal_adapters_have_equal_configs_that_name_the_revision(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """PEFT's own order of the layers is that of a set: it differs between processes."""
+    base = pinned(tiny_base).model_copy(update={"revision": "0123abc"})
+    model = add_lora(load(tiny_base), LoraSettings(r=R), seed=0)
+    save_adapter(model, adapter_state(model), {}, tmp_path / "adapter", base)
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    ffn = [
+        f"{kind}.{name}_proj" for kind in ("audio_mlp", "mlp") for name in ("down", "gate", "up")
+    ]
+    attention = [f"{name}_proj" for name in "koqv"]
+    assert config["target_modules"] == sorted([*ffn, *attention])
+    assert config["revision"] == "0123abc"
+
+
+def test_an_adapter_knows_the_weights_that_it_was_trained_on(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = pinned(tiny_base)
+    model = add_lora(load(tiny_base), LoraSettings(r=R), seed=0)
+    save_adapter(model, adapter_state(model), {}, tmp_path / "adapter", base)
+    assert PinnedModel.read(tmp_path / "adapter/base_model.json") == base
+    check_base(tmp_path / "adapter", base)
+    other = base.model_copy(update={"fingerprint": "0" * 64})
+    with pytest.raises(UserError, match=f"adapter .*{base.fingerprint[:12]}.*{'0' * 12}.*forcerun"):
+        check_base(tmp_path / "adapter", other)

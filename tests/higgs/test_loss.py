@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ SUMS = LossSums(
 )
 
 
-def test_the_loss_divides_sums_by_counts_once_as_worked_by_hand():
+def test_the_loss_divides_sums_by_counts_once_as_worked_by_hand() -> None:
     losses = named_losses(SUMS.total(), prefix="eval_")
     assert losses["eval_text_loss"] == pytest.approx(9 / 6)
     assert losses["eval_audio_loss_codebook_0"] == pytest.approx(9 / 6)
@@ -36,7 +37,7 @@ def test_the_loss_divides_sums_by_counts_once_as_worked_by_hand():
     assert losses["eval_loss"] == pytest.approx(1.5 + 1.5)
 
 
-def test_the_objective_of_parts_adds_up_to_the_objective_of_the_whole():
+def test_the_objective_of_parts_adds_up_to_the_objective_of_the_whole() -> None:
     total = SUMS.total()
     parts = [objective(sample, total.count).item() for sample in SUMS.loss]
     assert math.fsum(parts) == pytest.approx(objective(total.loss, total.count).item())
@@ -54,7 +55,9 @@ def test_the_objective_of_parts_adds_up_to_the_objective_of_the_whole():
         ({"codebooks": [0.0, 2.0], "text": 0}, 0.5),
     ],
 )
-def test_weights_enter_the_objective_as_worked_by_hand(weights, expected):
+def test_weights_enter_the_objective_as_worked_by_hand(
+    weights: dict[str, Any], expected: Any
+) -> None:
     total = SUMS.total()
     loss, count = total.loss, total.count
     if "codebooks" in weights:  # the codebooks of the first sample differ
@@ -62,7 +65,7 @@ def test_weights_enter_the_objective_as_worked_by_hand(weights, expected):
     assert objective(loss, count, LossWeights(**weights)).item() == pytest.approx(expected)
 
 
-def test_accuracies_are_shares_of_the_labels():
+def test_accuracies_are_shares_of_the_labels() -> None:
     accuracies = named_accuracies(SUMS.total())
     assert accuracies == {
         "text_accuracy": 0.5,
@@ -71,7 +74,7 @@ def test_accuracies_are_shares_of_the_labels():
     }
 
 
-def test_what_a_label_weighs_is_the_gradient_of_the_objective():
+def test_what_a_label_weighs_is_the_gradient_of_the_objective() -> None:
     weights = LossWeights(text=0.5, audio=2, eos=0.1, codebooks=[1, 3])
     loss = torch.tensor([6.0, 8.0, 2.0, 1.0], requires_grad=True)
     count = torch.tensor([3.0, 4.0, 4.0, 2.0])
@@ -105,7 +108,9 @@ def plain_losses(head: nn.Linear, hidden: torch.Tensor, labels: torch.Tensor) ->
 @pytest.mark.parametrize("max_logits_mb", [ALL_AT_ONCE_MB, TWO_ROWS_MB])
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize("is_weighted_ahead", [False, True])
-def test_the_loss_in_chunks_is_the_plain_loss(max_logits_mb, is_trained, is_weighted_ahead):
+def test_the_loss_in_chunks_is_the_plain_loss(
+    max_logits_mb: Any, is_trained: bool, is_weighted_ahead: bool
+) -> None:
     head, hidden, labels, weights = head_problem(is_trained)
     plain = plain_losses(head, hidden, labels)
     wanted = [hidden, *(head.parameters() if is_trained else [])]
@@ -114,6 +119,8 @@ def test_the_loss_in_chunks_is_the_plain_loss(max_logits_mb, is_trained, is_weig
     ahead = weights if is_weighted_ahead else None
     found = chunked_loss(head, hidden, labels, NUM_ENTRIES, max_logits_mb, ahead)
     weighted = found.weighted if is_weighted_ahead else (found.loss * weights).sum()
+    assert weighted is not None
+    assert found.prediction is not None
     gradients = torch.autograd.grad(weighted, wanted)
     assert torch.allclose(found.loss, plain, atol=1e-12)
     assert torch.equal(found.prediction, head(hidden).view(11, 3, 5).argmax(-1))
@@ -128,7 +135,7 @@ class LivePeak(TorchDispatchMode):
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -141,7 +148,9 @@ class LivePeak(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("is_weighted_ahead", [False, True])
-def test_logits_and_their_gradients_stay_within_the_budget(dtype, is_weighted_ahead):
+def test_logits_and_their_gradients_stay_within_the_budget(
+    dtype: Any, is_weighted_ahead: bool
+) -> None:
     budget_mb, num_labels, num_entries = 1.0, 400, 8_000  # 12.8 MB of float32 logits
     head = nn.Linear(4, num_entries, bias=False, dtype=dtype).requires_grad_(False)
     hidden = torch.randn(num_labels, 4, dtype=dtype, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def base_with_lora(
 
 
 def lora_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_equal_gradients(found: dict, expected: dict, relative: float) -> None:
@@ -53,13 +54,15 @@ def assert_equal_gradients(found: dict, expected: dict, relative: float) -> None
         assert error < relative, f"{name}: {error}"
 
 
-def test_packed_loss_and_gradients_are_the_plain_loops_over_single_samples(tiny_base, rows):
-    reference = base_with_lora(tiny_base)
+def test_packed_loss_and_gradients_are_the_plain_loops_over_single_samples(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
+    reference: Any = base_with_lora(tiny_base)
     text, num_text, audio, num_audio = row_losses(reference.get_base_model(), rows[0])
     expected = dual_loss(text, num_text, audio, num_audio)
     expected.backward()
 
-    model = base_with_lora(tiny_base)
+    model: Any = base_with_lora(tiny_base)
     batch = collate([rows[0]], model.get_base_model().config)
     sums = DualLossModel(model)(batch)[0].total()
     loss = objective(sums.loss, sums.count)
@@ -71,7 +74,9 @@ def test_packed_loss_and_gradients_are_the_plain_loops_over_single_samples(tiny_
     assert_equal_gradients(lora_gradients(model), lora_gradients(reference), relative=1e-6)
 
 
-def test_dual_loss_is_the_native_loss_where_the_two_must_agree(tiny_base, rows):
+def test_dual_loss_is_the_native_loss_where_the_two_must_agree(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
     """One sample: the native model sums its codebooks' means where ours averages them."""
     row = first_sample_of(rows[0], tiny_base)
     native = load_base(Pretrained("base_model", str(tiny_base)), DTYPE)
@@ -108,7 +113,9 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def test_routing_by_index_equals_the_native_dual_ffn_layer(tiny_base, rows):
+def test_routing_by_index_equals_the_native_dual_ffn_layer(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
     row = first_sample_of(rows[0], tiny_base)
     native = load_base(Pretrained("base_model", str(tiny_base)), DTYPE)
     inputs = {
@@ -122,7 +129,9 @@ def test_routing_by_index_equals_the_native_dual_ffn_layer(tiny_base, rows):
     assert text_logits.shape == (3, native.config.vocab_size)
 
 
-def test_two_rows_in_a_micro_batch_give_the_sums_of_each_alone(tiny_base, rows):
+def test_two_rows_in_a_micro_batch_give_the_sums_of_each_alone(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
     model = DualLossModel(base_with_lora(tiny_base))
     config = model.native.config
     together = model(collate(rows[:2], config))[0]
@@ -135,13 +144,16 @@ def backward(model: torch.nn.Module, batch: PackedBatch) -> dict[str, torch.Tens
     """The gradients of the objective, computed as training does."""
     weights = label_weights(batch.label_counts())
     model(batch, weights, predict=False)[0].objective.backward()
-    return lora_gradients(model.model)
+    adapted: Any = model.model
+    return lora_gradients(adapted)
 
 
 @pytest.mark.parametrize(
     "settings", [LoraSettings(dropout=0.0), LoraSettings(dropout=0, train_in_full=["audio_head"])]
 )
-def test_the_objective_with_weights_ahead_is_the_objective_of_the_sums(tiny_base, rows, settings):
+def test_the_objective_with_weights_ahead_is_the_objective_of_the_sums(
+    tiny_base: Path, rows: list[PackedRow], settings: Any
+) -> None:
     model = DualLossModel(base_with_lora(tiny_base, settings), max_logits_mb=1.0)
     batch = collate([rows[0]], model.native.config)
     sums = model(batch)[0].total()
@@ -156,7 +168,7 @@ def test_the_objective_with_weights_ahead_is_the_objective_of_the_sums(tiny_base
     assert_equal_gradients(lora_gradients(model), of_sums, relative=1e-10)
 
 
-def test_predictions_cost_nothing_unless_asked_for(tiny_base, rows):
+def test_predictions_cost_nothing_unless_asked_for(tiny_base: Path, rows: list[PackedRow]) -> None:
     model = DualLossModel(base_with_lora(tiny_base))
     sums, predictions = model(collate([rows[0]], model.native.config), predict=False)
     assert predictions is None
@@ -164,13 +176,15 @@ def test_predictions_cost_nothing_unless_asked_for(tiny_base, rows):
 
 
 @pytest.mark.parametrize(("every", "passes"), [(0, [1, 1]), (1, [2, 2]), (2, [2, 1])])
-def test_every_nth_layer_is_computed_again_and_no_gradient_changes(tiny_base, rows, every, passes):
+def test_every_nth_layer_is_computed_again_and_no_gradient_changes(
+    tiny_base: Path, rows: list[PackedRow], every: int, passes: Any
+) -> None:
     plain = DualLossModel(base_with_lora(tiny_base)).train()
     batch = collate([rows[0]], plain.native.config)
     model = DualLossModel(base_with_lora(tiny_base), checkpoint_every=every).train()
     found = [0, 0]
 
-    def count(module, inputs, layer):
+    def count(module: Any, inputs: Any, layer: Any) -> None:
         found[layer] += 1
 
     for i, layer in enumerate(model.native.model.layers):
@@ -180,7 +194,9 @@ def test_every_nth_layer_is_computed_again_and_no_gradient_changes(tiny_base, ro
 
 
 @pytest.mark.slow
-def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(tiny_base, rows, monkeypatch):
+def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(
+    tiny_base: Path, rows: list[PackedRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_backend = partial(torch.compile, backend="eager")  # traces all, compiles nothing
     monkeypatch.setattr(torch, "compile", with_backend)
     torch._dynamo.reset()
@@ -214,7 +230,7 @@ class Waits(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         indices = args[1] if name in ("index", "index_put", "index_put_") else []
         by_mask = any(i is not None and i.dtype == torch.bool for i in indices)
@@ -223,7 +239,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_micro_step_never_waits_for_the_device(tiny_base, rows):
+def test_the_micro_step_never_waits_for_the_device(tiny_base: Path, rows: list[PackedRow]) -> None:
     model = DualLossModel(base_with_lora(tiny_base), checkpoint_every=2).train()
     batch = collate(rows[:2], model.native.config)
     weights = label_weights(batch.label_counts())
@@ -238,7 +254,9 @@ def test_the_micro_step_never_waits_for_the_device(tiny_base, rows):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_on_cuda_the_micro_step_makes_no_synchronizing_call(tiny_base, rows):
+def test_on_cuda_the_micro_step_makes_no_synchronizing_call(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
     device = torch.device("cuda")
     model = DualLossModel(base_with_lora(tiny_base).to(torch.bfloat16)).train().to(device)
     batch = collate(rows[:2], model.native.config).to(device)
@@ -251,7 +269,7 @@ def test_on_cuda_the_micro_step_makes_no_synchronizing_call(tiny_base, rows):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_base_in_bfloat16_trains_lora_in_float32(tiny_base, rows):
+def test_a_base_in_bfloat16_trains_lora_in_float32(tiny_base: Path, rows: list[PackedRow]) -> None:
     settings = LoraSettings(dropout=0.0)
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -267,7 +285,7 @@ def test_a_base_in_bfloat16_trains_lora_in_float32(tiny_base, rows):
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
-def test_every_lora_tensor_gets_a_gradient(tiny_base, rows):
+def test_every_lora_tensor_gets_a_gradient(tiny_base: Path, rows: list[PackedRow]) -> None:
     model = base_with_lora(tiny_base)
     wrapped = DualLossModel(model)
     sums = wrapped(collate([rows[0]], wrapped.native.config))[0].total()
@@ -277,7 +295,7 @@ def test_every_lora_tensor_gets_a_gradient(tiny_base, rows):
     assert all(norm > 0 for norm in norms.values())
 
 
-def test_a_base_without_its_text_head_is_refused(tiny_base, tmp_path):
+def test_a_base_without_its_text_head_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     weights = load_file(tiny_base / "model.safetensors")
     del weights["text_lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -286,7 +304,7 @@ def test_a_base_without_its_text_head_is_refused(tiny_base, tmp_path):
         load_base(Pretrained("base_model", str(tmp_path)), DTYPE)
 
 
-def test_the_native_class_is_what_is_loaded(tiny_base):
+def test_the_native_class_is_what_is_loaded(tiny_base: Path) -> None:
     base = load_base(Pretrained("base_model", str(tiny_base)), DTYPE)
     assert type(base) is HiggsAudioV2ForConditionalGeneration
     assert not any(parameter.requires_grad for parameter in base.parameters())

@@ -12,7 +12,7 @@ from higgs_pipe import pin_model
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows, weight_fingerprint
-from higgs_pipe.planning.targets import checkpoint_hashes
+from higgs_pipe.planning.targets import checkpoint_hash
 
 
 @pytest.fixture
@@ -90,13 +90,15 @@ def test_packed_rows_know_the_base_and_refuse_another_one(
 
 def test_planning_hashes_a_file_once_until_it_changes(base: Path, tmp_path: Path) -> None:
     cache, weights = tmp_path / "results" / "hashes.json", base / "model-1.safetensors"
-    found = checkpoint_hashes(str(base), cache)
-    assert found["model-1.safetensors"] == hashlib.sha256(b"one").hexdigest()
-    assert sorted(found) == ["config.json", "model-1.safetensors", "model-2.safetensors"]
+    found = checkpoint_hash(str(base), cache)
     times = weights.stat()
     weights.write_bytes(b"0ne")
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it were the same file
-    assert checkpoint_hashes(str(base), cache) == found
+    assert checkpoint_hash(str(base), cache) == found
     os.utime(weights, ns=(1, 1))
-    assert checkpoint_hashes(str(base), cache) != found
-    assert checkpoint_hashes("org/model", cache) == {}
+    assert checkpoint_hash(str(base), cache) != found
+    weights.write_bytes(b"one")
+    assert checkpoint_hash(str(base), cache) == found  # touched, with equal bytes
+    (base / "README.md").write_text("Other")
+    assert checkpoint_hash(str(base), cache) == found
+    assert checkpoint_hash("org/model", cache) is None

@@ -30,7 +30,7 @@ def random_codes(num_frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 1024, (num_frames, 8)).astype(np.int16)
 
 
-SYSTEM = Turn("system", (PROMPT,))
+SYSTEM: Turn = Turn("system", (PROMPT,))
 AUDIO = Recording((0,))
 
 
@@ -49,7 +49,7 @@ def talk(*turns: Turn[Recording]) -> Conversation[Recording]:
 def speech(
     text: str, scene: str | None = None, reference_text: str | None = None
 ) -> Conversation[Recording]:
-    scenes = [Turn("scene", (scene,))] if scene else []
+    scenes: list[Turn] = [Turn("scene", (scene,))] if scene else []
     reference = [said(reference_text), heard()] if reference_text else []
     return talk(SYSTEM, *scenes, *reference, said(text), heard(is_target=True))
 
@@ -77,12 +77,13 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_labels_agree_with_the_written_definition(renderer, name):
+def test_labels_agree_with_the_written_definition(renderer: PromptRenderer, name: Any) -> None:
     conversation, num_frames = CONVERSATIONS[name]
     codes = [random_codes(n, seed=n) for n in num_frames]
     sample = renderer.model_inputs([renderer.prompt(conversation)], codes)
     is_target = [turn.is_target for turn in conversation.turns if turn.role == "assistant"]
-    expected = text_labels(tokens_of(renderer, sample.input_ids), is_target)
+    tokens = [str(token) for token in tokens_of(renderer, sample.input_ids)]
+    expected = text_labels(tokens, is_target)
     assert tokens_of(renderer, sample.labels) == expected
     frames = [delayed_frames(c.tolist(), 1024, 1025) for c in codes]
     assert sample.audio_input_ids.tolist() == [frame for turn in frames for frame in turn]
@@ -94,7 +95,9 @@ def test_labels_agree_with_the_written_definition(renderer, name):
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_the_training_prompt_is_the_inference_prompt(renderer, processor, name):
+def test_the_training_prompt_is_the_inference_prompt(
+    renderer: PromptRenderer, processor: Any, name: Any
+) -> None:
     """The ids before each target are those that the processor makes to generate it."""
     conversation, num_frames = CONVERSATIONS[name]
     waveforms = [np.zeros(960 * n, np.float32) for n in num_frames]
@@ -118,8 +121,8 @@ def test_the_training_prompt_is_the_inference_prompt(renderer, processor, name):
 
 @pytest.mark.parametrize("name", ["speech", "cloning", "two targets"])
 def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
-    renderer, processor, name
-):
+    renderer: PromptRenderer, processor: Any, name: str
+) -> None:
     conversation, num_frames = CONVERSATIONS[name]
     waveforms = [
         np.random.default_rng(n).normal(0, 0.1, 960 * (20 + n)).astype(np.float32)
@@ -146,7 +149,7 @@ def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
     assert sample.audio_input_ids.tolist() == native["audio_input_ids"][0].tolist()
 
 
-def test_the_length_is_known_before_the_codes_are(renderer):
+def test_the_length_is_known_before_the_codes_are(renderer: PromptRenderer) -> None:
     prompt = renderer.prompt(speech("Yes.", reference_text="No."))
     sample = renderer.model_inputs([prompt], [random_codes(5), random_codes(31)])
     assert renderer.sample_length(prompt, [5, 31]) == len(sample.input_ids)
@@ -154,7 +157,7 @@ def test_the_length_is_known_before_the_codes_are(renderer):
     assert (sample.input_ids == renderer.tokens.audio_delay).sum() == 2 * 7
 
 
-def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_base):
+def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_base: Path) -> None:
     renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     audio = "{{- audio_turn -}}"
     assert audio in renderer.tokenizer.chat_template
@@ -189,7 +192,9 @@ def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_
         (talk(SYSTEM, said("Who?"), heard()), "no assistant turn is a target"),
     ],
 )
-def test_what_the_template_would_leave_out_is_said(renderer, conversation, fact):
+def test_what_the_template_would_leave_out_is_said(
+    renderer: PromptRenderer, conversation: Any, fact: str
+) -> None:
     with pytest.raises(RenderError, match=fact):
         renderer.prompt(conversation)
     [found, sound] = renderer.prompts([conversation, speech("Yes.")])
@@ -197,7 +202,7 @@ def test_what_the_template_would_leave_out_is_said(renderer, conversation, fact)
     assert isinstance(sound, Prompt)
 
 
-def test_many_prompts_at_once_are_those_of_one_by_one(renderer):
+def test_many_prompts_at_once_are_those_of_one_by_one(renderer: PromptRenderer) -> None:
     texts = [
         "One.",
         " Two. ",
@@ -220,7 +225,7 @@ def test_many_prompts_at_once_are_those_of_one_by_one(renderer):
         assert prompt.is_target == alone.is_target
 
 
-def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
+def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base: Path) -> None:
     renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     renderer.tokenizer.chat_template += (
         "{%- if 'wolf' in messages[1]['content'][0]['text'] -%}!{%- endif -%}"
@@ -230,7 +235,7 @@ def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base):
         renderer.prompts([speech("A wolf.")])
 
 
-def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base):
+def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base: Path) -> None:
     renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
     template = renderer.tokenizer.chat_template
     renderer.tokenizer.chat_template = template.replace(
@@ -240,6 +245,6 @@ def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base):
         renderer.prompt(speech("Yes."))
 
 
-def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path):
+def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"base_model .*nowhere.* cannot be loaded"):
         PromptRenderer(Pretrained("base_model", str(tmp_path / "nowhere")))

@@ -19,5 +19,5 @@ def half_of_one(content: dict, path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-torch.save = half_of_one
+torch.save = half_of_one  # type: ignore[assignment]  # as checkpoints call it
 main(train.run)

@@ -10,6 +10,7 @@ trains to the end.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudi
 from higgs_pipe import train
 from higgs_pipe.config.stages import TrainStage, load_stage
 from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.pretrained import base_of_rows
 from higgs_pipe.training.processes import make_accelerator
 from higgs_pipe.training.step_inputs import PlannedStep
 
@@ -27,8 +29,9 @@ def dump_gradients(case: dict) -> None:
     output_dir = Path(case["output_dir"])
     stage = load_stage(TrainStage, Path(case["config"]), "{}")
     accelerator = make_accelerator(stage.train, output_dir)
-    tables = (PackedRows(Path(case[name])) for name in ("train_rows", "eval_rows"))
-    training = train.Training(stage, *tables, accelerator)
+    train_rows, eval_rows = (PackedRows(Path(case[name])) for name in ("train_rows", "eval_rows"))
+    base = base_of_rows(train_rows.path, stage.pretrained_base)
+    training = train.Training(stage, base, train_rows, eval_rows, accelerator)
     gradients = {}
 
     def keep() -> None:
@@ -37,7 +40,7 @@ def dump_gradients(case: dict) -> None:
             {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
         )
 
-    training.state.update = keep
+    training.state.update = keep  # type: ignore[method-assign]
     planned = PlannedStep(step=2, epoch=0, rows=case["gradients_of"])
     training.stepper.step(training.inputs.build(planned))
     if accelerator.is_main_process:
@@ -50,7 +53,8 @@ def run_cases(cases: list[dict]) -> None:
             dump_gradients(case)
         else:
             names = ("config", "train_rows", "eval_rows", "output_dir")
-            train.run(*(Path(case[name]) for name in names))
+            paths: dict[str, Any] = {name: Path(case[name]) for name in names}
+            train.run(**paths)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Totals and differences over prompts, worked by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,13 +20,13 @@ def heard(
     longest: float = 0.2,
     has_stopped: bool | None = True,
     codes: np.ndarray | None = CODES,
-    **listened: float,
+    **listened: Any,
 ) -> Heard:
     sound = SoundMeasures(seconds, silence, longest, None if codes is None else 0.5)
     return Heard(sound, has_stopped, codes, ListenedMeasures(**listened))
 
 
-def recording(**measures: float) -> Heard:
+def recording(**measures: Any) -> Heard:
     return heard(has_stopped=None, **measures)
 
 

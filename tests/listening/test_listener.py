@@ -6,14 +6,15 @@ checkout; tests skip where they or the packages are absent.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import real_weights
 import soundfile as sf
 import torch
 from helpers import ROOT
+from listening import real_weights
 
 from higgs_pipe.config.settings import EvalSpeechModelConfig
 from higgs_pipe.errors import UserError
@@ -47,12 +48,12 @@ def recordings(folder: Path, wanted: str) -> list[tuple[dict[str, str], Waveform
 
 
 @pytest.fixture(scope="module")
-def whisper(tmp_path_factory) -> Listener:
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Listener:
     return listener(asr=real_weights.write_whisper(tmp_path_factory.mktemp("whisper")))
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory) -> Listener:
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Listener:
     return listener(speaker=real_weights.write_resemblyzer(tmp_path_factory.mktemp("speaker")))
 
 
@@ -65,7 +66,7 @@ def word_error_rate(texts: list[str], transcripts: list[str | None]) -> float:
 
 
 @pytest.mark.slow
-def test_real_speech_is_recognised_and_another_text_is_not(whisper) -> None:
+def test_real_speech_is_recognised_and_another_text_is_not(whisper: Listener) -> None:
     """One error in 38 words: the transcript says `tue` where the speaker says `two`."""
     clips = recordings(REAL_SPEECH, "spk1")
     texts = [row["text"] for row, _, _ in clips]
@@ -75,7 +76,7 @@ def test_real_speech_is_recognised_and_another_text_is_not(whisper) -> None:
 
 
 @pytest.mark.slow
-def test_the_demos_synthetic_speech_is_recognised_too(whisper) -> None:
+def test_the_demos_synthetic_speech_is_recognised_too(whisper: Listener) -> None:
     """`Hello, everyone.` and `Can you help me find my glasses?`, spoken by espeak-ng."""
     demo = ROOT / "examples" / "demo"
     clips = [*recordings(demo, "ada-001"), *recordings(demo, "ada-009")]
@@ -85,7 +86,7 @@ def test_the_demos_synthetic_speech_is_recognised_too(whisper) -> None:
 
 
 @pytest.mark.slow
-def test_what_lasts_more_than_30_seconds_is_heard_to_its_end(whisper) -> None:
+def test_what_lasts_more_than_30_seconds_is_heard_to_its_end(whisper: Listener) -> None:
     clips = recordings(REAL_SPEECH, "spk1")
     samples = np.concatenate([samples for _, samples, _ in clips])
     silence = np.zeros(32 * RATE_HZ - len(samples), np.float32)
@@ -95,26 +96,30 @@ def test_what_lasts_more_than_30_seconds_is_heard_to_its_end(whisper) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_speaker_is_told_from_another(speaker) -> None:
+def test_the_same_speaker_is_told_from_another(speaker: Listener) -> None:
     """Published error rate of this encoder: 9 %; these three speakers are told apart fully."""
     clips = recordings(REAL_SPEECH, "")
     voices = [(row["speaker"], speaker.hear(samples, rate)) for row, samples, rate in clips]
-    same, different = [], []
+    same: list[float] = []
+    different: list[float] = []
     for number, (name, voice) in enumerate(voices):
         for other_name, other in voices[:number]:
             found = compare_impression(voice, "", None, other).similarity_to_recording
+            assert found is not None
             (same if name == other_name else different).append(found)
     assert min(same) > 0.75 > 0.65 > max(different)
 
 
 @pytest.mark.slow
-def test_a_clip_is_nearer_to_the_speakers_other_clips(speaker) -> None:
+def test_a_clip_is_nearer_to_the_speakers_other_clips(speaker: Listener) -> None:
     own, other = (
         [speaker.hear(samples, rate) for _, samples, rate in recordings(REAL_SPEECH, name)]
         for name in ("spk1", "spk2")
     )
     to_own = compare_impression(own[0], "", None, own[0], others=own[1:]).similarity_to_others
     to_other = compare_impression(own[0], "", None, own[0], others=other).similarity_to_others
+    assert to_own is not None
+    assert to_other is not None
     assert to_own > 0.85 > 0.65 > to_other
 
 
@@ -128,7 +133,7 @@ def test_noise_lowers_the_quality_of_real_speech() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(12.5, 1.08305), (5.5, 1.19716)])
-def test_dnsmos_is_what_its_authors_package_gives(seconds, expected) -> None:
+def test_dnsmos_is_what_its_authors_package_gives(seconds: float, expected: float) -> None:
     """The numbers are those of ``speechmos.dnsmos.run`` 0.0.1.1, with its librosa."""
     time = np.arange(int(RATE_HZ * seconds)) / RATE_HZ
     sweep = np.sin(2 * np.pi * (150 + 20 * time) * time) * np.abs(np.sin(3 * time))
@@ -138,7 +143,7 @@ def test_dnsmos_is_what_its_authors_package_gives(seconds, expected) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere.onnx", "page.onnx", "other.onnx"])
-def test_what_is_not_dnsmos_is_a_sentence(tmp_path, name) -> None:
+def test_what_is_not_dnsmos_is_a_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "page.onnx").write_text("<html>")
     path = tmp_path / name
     if name == "other.onnx":
@@ -148,7 +153,7 @@ def test_what_is_not_dnsmos_is_a_sentence(tmp_path, name) -> None:
 
 
 @pytest.mark.parametrize("setting", ["asr", "speaker"])
-def test_a_model_that_is_nowhere_names_its_setting(tmp_path, setting) -> None:
+def test_a_model_that_is_nowhere_names_its_setting(tmp_path: Path, setting: str) -> None:
     with pytest.raises(UserError, match=rf"eval\.speech_models\.{setting} .*nowhere"):
         listener(**{setting: tmp_path / "nowhere"})
 
@@ -188,5 +193,7 @@ def test_likeness_is_the_cosine_of_voices_and_of_their_mean() -> None:
         ("Hello there.", "", "en", (2, 2, 10, 10)),
     ],
 )
-def test_errors_are_counted_after_normalising(text, transcript, language, errors) -> None:
+def test_errors_are_counted_after_normalising(
+    text: str, transcript: str, language: str | None, errors: Any
+) -> None:
     assert count_errors(text, transcript, language) == TextErrors(*errors)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, str]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny random model of each kind, by setting."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
@@ -83,7 +84,9 @@ def listen(samples: np.ndarray, rate_hz: int = RATE_HZ, **settings: str) -> Spee
     return SpeechModels(SpeechModelConfig(device="cpu", **settings), CPU).measure(samples, rate_hz)
 
 
-def test_a_transcript_is_the_letters_that_the_model_finds_likeliest(models, waveform):
+def test_a_transcript_is_the_letters_that_the_model_finds_likeliest(
+    models: dict[str, str], waveform: np.ndarray
+) -> None:
     model = Wav2Vec2ForCTC.from_pretrained(models["asr"])
     normal = (waveform[:, 0] - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
     best = model(torch.from_numpy(normal)[None]).logits[0].argmax(dim=-1).tolist()
@@ -93,7 +96,7 @@ def test_a_transcript_is_the_letters_that_the_model_finds_likeliest(models, wave
     assert listen(waveform, asr=models["asr"]).transcript == expected
 
 
-def test_quality_is_what_squim_says(models, waveform):
+def test_quality_is_what_squim_says(models: dict[str, str], waveform: np.ndarray) -> None:
     model = torchaudio.models.squim_objective_base().eval()
     model.load_state_dict(torch.load(models["quality"]))
     expected = [score.item() for score in model(torch.from_numpy(waveform.T))]
@@ -103,7 +106,9 @@ def test_quality_is_what_squim_says(models, waveform):
     assert measures.speaker_embedding is None
 
 
-def test_a_voice_is_the_models_embedding_at_length_1(models, waveform):
+def test_a_voice_is_the_models_embedding_at_length_1(
+    models: dict[str, str], waveform: np.ndarray
+) -> None:
     model = WavLMForXVector.from_pretrained(models["speaker"])
     normal = (waveform[:, 0] - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
     embedding = model(torch.from_numpy(normal)[None]).embeddings[0]
@@ -113,7 +118,9 @@ def test_a_voice_is_the_models_embedding_at_length_1(models, waveform):
     )
 
 
-def test_channels_are_averaged_and_the_rate_becomes_the_models(models, waveform):
+def test_channels_are_averaged_and_the_rate_becomes_the_models(
+    models: dict[str, str], waveform: np.ndarray
+) -> None:
     double = torchaudio.functional.resample(torch.from_numpy(waveform[:, 0]), RATE_HZ, 48_000)
     difference = torch.sin(torch.arange(len(double)) / 10)
     stereo = torch.stack([double + difference, double - difference], dim=1).numpy()
@@ -121,17 +128,26 @@ def test_channels_are_averaged_and_the_rate_becomes_the_models(models, waveform)
         listen(samples, rate, speaker=models["speaker"]).speaker_embedding
         for samples, rate in [(waveform, RATE_HZ), (stereo, 48_000), (stereo[:, :1], 48_000)]
     )
+    assert alone is not None
+    assert mixed is not None
+    assert left is not None
+    assert None not in (alone, mixed, left)
     assert np.dot(alone, mixed) > 0.999 > np.dot(alone, left)
 
 
 @pytest.mark.parametrize("num_samples", [1, 160, 8000])
-def test_the_shortest_recording_is_heard(models, waveform, num_samples):
-    measures = listen(waveform[-num_samples:], **models)
-    assert None not in vars(measures).values()
-    assert np.isfinite([measures.stoi, measures.pesq, measures.si_sdr_db]).all()
+def test_the_shortest_recording_is_heard(
+    models: dict[str, str], waveform: np.ndarray, num_samples: int
+) -> None:
+    named: dict[str, Any] = {**models}
+    measures = vars(listen(waveform[-num_samples:], **named))
+    assert None not in measures.values()
+    assert np.isfinite([measures[name] for name in ("stoi", "pesq", "si_sdr_db")]).all()
 
 
-def test_a_sequence_to_sequence_recogniser_is_heard_too(tmp_path, waveform):
+def test_a_sequence_to_sequence_recogniser_is_heard_too(
+    tmp_path: Path, waveform: np.ndarray
+) -> None:
     torch.manual_seed(0)
     config = WhisperConfig(
         vocab_size=64,
@@ -165,12 +181,12 @@ def test_a_sequence_to_sequence_recogniser_is_heard_too(tmp_path, waveform):
         ("speaker", "validate.speech_models.speaker .*nowhere.* cannot be loaded"),
     ],
 )
-def test_a_model_that_is_nowhere_is_a_sentence(tmp_path, setting, message):
+def test_a_model_that_is_nowhere_is_a_sentence(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SpeechModels(SpeechModelConfig(**{setting: str(tmp_path / "nowhere")}), CPU)
 
 
-def test_a_file_that_holds_no_weights_is_a_sentence(tmp_path):
+def test_a_file_that_holds_no_weights_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_text("<html>")
     with pytest.raises(UserError, match=r"state_dict of torchaudio's squim_objective_base"):
         SpeechModels(SpeechModelConfig(quality=str(tmp_path / "weights.pt")), CPU)
@@ -189,12 +205,12 @@ def test_a_file_that_holds_no_weights_is_a_sentence(tmp_path):
         ("...", "a word", 2),
     ],
 )
-def test_the_word_error_rate_by_hand(reference, hypothesis, rate):
+def test_the_word_error_rate_by_hand(reference: str, hypothesis: str, rate: Any) -> None:
     assert word_error_rate(reference, hypothesis) == pytest.approx(rate)
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory, models) -> Path:
+def judged(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> Path:
     """Rows whose texts are what is heard, something else, and nothing."""
     folder = tmp_path_factory.mktemp("judged")
     for i in range(5):
@@ -225,12 +241,12 @@ def judged(tmp_path_factory, models) -> Path:
     return folder
 
 
-def test_a_text_unlike_its_recording_is_rejected(judged):
+def test_a_text_unlike_its_recording_is_rejected(judged: Path) -> None:
     [rejected] = read_table(judged / "data/rejected.parquet", REJECTED)[0].to_pylist()
     assert (rejected["clip_id"], rejected["reason"]) == ("2", "word_error_rate")
 
 
-def test_an_empty_text_becomes_the_transcript_and_says_so(judged):
+def test_an_empty_text_becomes_the_transcript_and_says_so(judged: Path) -> None:
     clips = read_table(judged / "data/clips.parquet", CLIPS)[0].to_pylist()
     heard = json.loads((judged / "heard.json").read_text())
     sources = {clip["clip_id"]: clip["text_source"] for clip in clips}
@@ -242,13 +258,13 @@ def test_an_empty_text_becomes_the_transcript_and_says_so(judged):
     )
 
 
-def test_every_measure_of_the_models_is_a_column(judged):
+def test_every_measure_of_the_models_is_a_column(judged: Path) -> None:
     for clip in read_table(judged / "data/clips.parquet", CLIPS)[0].to_pylist():
         assert np.linalg.norm(clip["speaker_embedding"]) == pytest.approx(1, abs=1e-5)
         assert None not in (clip["transcript"], clip["stoi"], clip["pesq"], clip["si_sdr_db"])
 
 
-def test_without_models_validation_does_not_import_pytorch():
+def test_without_models_validation_does_not_import_pytorch() -> None:
     program = "import sys, higgs_pipe.measure, higgs_pipe.validate; print('torch' in sys.modules)"
     command = [sys.executable, "-c", program]
     imported = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -266,6 +282,6 @@ def test_without_models_validation_does_not_import_pytorch():
         ({"filters": {"min_pesq": 2}}, "filters.min_pesq needs speech_models.quality"),
     ],
 )
-def test_a_setting_without_its_model_is_refused(settings, message):
+def test_a_setting_without_its_model_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ValidateConfig.model_validate(settings)

@@ -1,9 +1,13 @@
 """Clips with another clip's text: against rows that were packed with that text."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
+from helpers import PackedCorpus
 from transformers import AutoConfig
 
 from higgs_pipe.config.stages import Pretrained
@@ -30,7 +34,9 @@ def samples(rows: PackedRows | OtherTexts) -> dict[str, tuple[list[int], list[in
 NO_REFERENCE = {"max_tokens": 512, "reference_dropout": 1.0}
 
 
-def test_a_clip_reads_as_if_packed_with_the_speakers_next_text(corpus, tmp_path) -> None:
+def test_a_clip_reads_as_if_packed_with_the_speakers_next_text(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     texts = {row["clip_id"]: row["text"] for row in pq.read_table(corpus.clips).to_pylist()}
     partner = {"clip-03": "clip-09", "clip-06": "clip-09", "clip-09": "clip-03"}
     changes = {clip_id: {"text": texts[other]} for clip_id, other in partner.items()}
@@ -44,7 +50,7 @@ def test_a_clip_reads_as_if_packed_with_the_speakers_next_text(corpus, tmp_path)
     assert found != samples(PackedRows(plain.eval_rows))
 
 
-def test_the_reference_and_its_text_stay(corpus) -> None:
+def test_the_reference_and_its_text_stay(corpus: PackedCorpus) -> None:
     """Clips 3 and 9 are each other's references: both prompts begin as they did."""
     rows = PackedRows(corpus.eval_rows)
     config = AutoConfig.from_pretrained(corpus.base)
@@ -55,19 +61,20 @@ def test_the_reference_and_its_text_stay(corpus) -> None:
         assert own[clip_id][0] != other[clip_id][0]
 
 
-def test_a_clip_without_another_text_keeps_its_own(corpus, tmp_path) -> None:
+def test_a_clip_without_another_text_keeps_its_own(corpus: PackedCorpus, tmp_path: Path) -> None:
     same = corpus.changed(tmp_path, {name: {"text": "The same."} for name in SPEAKERS})
     same.pack(tmp_path / "packed", max_tokens=512)
     rows = PackedRows(same.eval_rows)
     assert samples(OtherTexts(rows, SPEAKERS)) == samples(rows)
 
 
-def test_the_loss_has_the_same_audio_labels(corpus) -> None:
+def test_the_loss_has_the_same_audio_labels(corpus: PackedCorpus) -> None:
     model = DualLossModel(load_base(Pretrained("base_model", str(corpus.base)), torch.float32))
     rows = PackedRows(corpus.eval_rows)
     accelerator = Accelerator(cpu=True)
     own = held_out_sums(model, rows, accelerator)
-    other = held_out_sums(model, OtherTexts(rows, SPEAKERS), accelerator)
+    others: Any = OtherTexts(rows, SPEAKERS)
+    other = held_out_sums(model, others, accelerator)
     assert own.keys() == other.keys()
     for clip_id in own:
         assert torch.equal(own[clip_id].count, other[clip_id].count)

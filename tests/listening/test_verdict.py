@@ -1,6 +1,7 @@
 """The verdict's rules, each by a table of differences written by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ def outcomes(verdict: Verdict) -> dict[str, str]:
     ],
 )
 def test_leading_measures_decide(signs: dict[str, int], overall: str) -> None:
-    differences = {name: difference(sign) for name, sign in signs.items()}
+    differences: dict[str, Any] = {name: difference(sign) for name, sign in signs.items()}
     assert verdict_of(**differences).overall == overall
 
 
@@ -82,7 +83,8 @@ def test_each_measure_knows_its_good_direction(measure: Measure) -> None:
     name = measure.name
     higher_is_better = name in ("text_use", "stop_rate") or name.startswith("speaker_similarity")
     expected = ("better", "worse") if higher_is_better else ("worse", "better")
-    found = [outcomes(verdict_of(**{name: difference(sign)}))[name] for sign in (HIGHER, LOWER)]
+    given: list[dict[str, Any]] = [{name: difference(sign)} for sign in (HIGHER, LOWER)]
+    found = [outcomes(verdict_of(**differences))[name] for differences in given]
     assert tuple(found) == expected
 
 
@@ -115,7 +117,9 @@ def test_a_difference_of_a_loss_within_rounding_is_none() -> None:
 
 def test_a_chance_among_many_measures_decides_nothing_but_forbids_better() -> None:
     """p = 0.02 is a difference by itself, and not the smallest of four measures."""
-    others = {name: difference(EQUAL) for name in ("duration_error", "stop_rate", "stop_loss")}
+    others: dict[str, Any] = {
+        name: difference(EQUAL) for name in ("duration_error", "stop_rate", "stop_loss")
+    }
     by_chance = difference(HIGHER, p_value=0.02)
     verdict = verdict_of(word_error_rate=by_chance, **others)
     assert outcomes(verdict)["word_error_rate"] == "worse"
@@ -133,7 +137,7 @@ def test_above_a_blind_guess_is_never_better_and_said_in_words() -> None:
 
 
 def test_an_adapter_that_ignores_its_text_is_never_better() -> None:
-    better = {"stop_loss": difference(LOWER)}
+    better: dict[str, Any] = {"stop_loss": difference(LOWER)}
     assert verdict_of(adapter_text_use=difference(EQUAL), **better).overall == "no evidence"
     assert verdict_of(adapter_text_use=difference(LOWER), **better).overall == "no evidence"
     assert verdict_of(adapter_text_use=None, **better).overall == "better"
@@ -143,6 +147,10 @@ def test_the_headline_comes_first_then_the_measure_that_decided() -> None:
     verdict = verdict_of(stop_rate=difference(LOWER), stop_loss=difference(LOWER))
     assert verdict.sentences[0].startswith("Worse")
     assert "-0.2 (-0.3 to -0.1)" in verdict.sentences[1]
+    assert len(verdict.sentences) == 2
+    nothing = verdict_of(stop_rate=difference(EQUAL))
+    [stop_rate] = [measure for measure in nothing.measures if measure.name == "stop_rate"]
+    assert "0 (-0.1 to +0.1)" in stop_rate.sentence
 
 
 def test_a_required_verdict_names_the_measure_that_failed() -> None:

@@ -128,7 +128,7 @@ def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
     assert "hours kept" in caplog.text
 
 
-def test_conversations_that_pack_will_reject_are_named_before_anything_is_encoded(
+def test_conversations_that_pack_will_reject_are_named_before_encoding(
     corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sayable = '[{"role": "user", "parts": [{"text": "Hi"}], "is_target": false}, '

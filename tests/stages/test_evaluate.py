@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -47,7 +48,11 @@ def adapter(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def run(
-    corpus: PackedCorpus, adapter: Path, output: Path, eval_rows: Path | None = None, **settings
+    corpus: PackedCorpus,
+    adapter: Path,
+    output: Path,
+    eval_rows: Path | None = None,
+    **settings: Any,
 ) -> tuple[dict, list[dict]]:
     config = write_stage_config(
         output / "eval.json",
@@ -59,7 +64,9 @@ def run(
     return json.loads(metrics.read_text()), pq.read_table(clips).to_pylist()
 
 
-def test_the_metrics_are_the_plain_loops_sums_divided_once(corpus, adapter, tmp_path):
+def test_the_metrics_are_the_plain_loops_sums_divided_once(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
     metrics, _ = run(corpus, adapter, tmp_path)
     base = load_base(Pretrained("base_model", str(corpus.base)), torch.float64)
     rows = PackedRows(corpus.eval_rows)
@@ -78,14 +85,18 @@ def test_the_metrics_are_the_plain_loops_sums_divided_once(corpus, adapter, tmp_
     assert of_base["num_clips"] == 3
 
 
-def test_the_adapter_changes_the_loss_and_the_base_is_untouched_by_it(corpus, adapter, tmp_path):
+def test_the_adapter_changes_the_loss_and_the_base_is_untouched_by_it(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
     metrics, clips = run(corpus, adapter, tmp_path)
     assert metrics["adapter"]["eval_loss"] != metrics["base"]["eval_loss"]
     assert [clip["clip_id"] for clip in clips] == ["clip-03", "clip-06", "clip-09"]
     assert all(clip["adapter_loss"] != clip["base_loss"] for clip in clips)
 
 
-def test_a_row_per_clip_adds_up_to_the_whole(corpus, adapter, tmp_path):
+def test_a_row_per_clip_adds_up_to_the_whole(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
     metrics, clips = run(corpus, adapter, tmp_path)
     for model in ("adapter", "base"):
         total = sum(clip[f"{model}_text_loss"] * clip["num_text_labels"] for clip in clips)
@@ -93,7 +104,9 @@ def test_a_row_per_clip_adds_up_to_the_whole(corpus, adapter, tmp_path):
         assert metrics[model]["eval_text_loss"] == pytest.approx(total / labels)
 
 
-def test_batch_and_packing_change_no_number(corpus, adapter, tmp_path):
+def test_batch_and_packing_change_no_number(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
     expected, clips = run(corpus, adapter, tmp_path / "a")
     batched, _ = run(corpus, adapter, tmp_path / "b", rows_per_batch=8)
     corpus.pack(tmp_path / "packed", max_tokens=1024)
@@ -109,7 +122,9 @@ def test_batch_and_packing_change_no_number(corpus, adapter, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(corpus, adapter, tmp_path):
+def test_two_processes_give_the_numbers_of_one(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
     expected, clips = run(corpus, adapter, tmp_path / "one")
     two = tmp_path / "two"
     two.mkdir()
@@ -124,6 +139,6 @@ def test_two_processes_give_the_numbers_of_one(corpus, adapter, tmp_path):
     assert len(pq.read_table(two / "clips.parquet")) == len(clips)
 
 
-def test_a_directory_without_an_adapter_is_a_sentence(corpus, tmp_path):
+def test_a_directory_without_an_adapter_is_a_sentence(corpus: PackedCorpus, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter for this base_model"):
         run(corpus, tmp_path / "nothing", tmp_path / "out")

@@ -131,14 +131,18 @@ class Listed:
 
     def list(self) -> dict[int, bytes]:
         """The bytes of each shard's list."""
-        paths = (self.folder / name for name in ("rows.parquet", "list", "memory.json", "measured"))
-        list_rows.run(self.list_config, *paths)
+        rows, shards, memory, measured = (
+            self.folder / name for name in ("rows.parquet", "list", "memory.json", "measured")
+        )
+        list_rows.run(self.list_config, rows, shards, memory, measured)
         return {n: shard_path(self.folder / "list", n).read_bytes() for n in range(4)}
 
     def measure(self) -> None:
         for n in range(4):
-            paths = (shard_path(self.folder / name, n) for name in ("list", "measured"))
-            measure.run(self.measure_config, *paths)
+            recordings, measured = (
+                shard_path(self.folder / name, n) for name in ("list", "measured")
+            )
+            measure.run(self.measure_config, recordings, measured)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ def samples_of(path: Path) -> dict[str, dict[str, np.ndarray]]:
     return samples
 
 
-def test_every_clip_is_packed_once_and_no_row_is_too_long(corpus: PackedCorpus):
+def test_every_clip_is_packed_once_and_no_row_is_too_long(corpus: PackedCorpus) -> None:
     rows = pq.read_table(corpus.train_rows).to_pylist()
     assert max(len(row["input_ids"]) for row in rows) <= 512
     counts = Counter(sample_id for row in rows for sample_id in row["sample_ids"])
@@ -56,7 +57,7 @@ def test_every_clip_is_packed_once_and_no_row_is_too_long(corpus: PackedCorpus):
     assert sorted(i for row in held_out for i in row) == ["clip-03", "clip-06", "clip-09"]
 
 
-def test_packed_codes_and_labels_are_the_plain_ones(corpus, tmp_path):
+def test_packed_codes_and_labels_are_the_plain_ones(corpus: PackedCorpus, tmp_path: Path) -> None:
     corpus.pack(tmp_path, tasks=SPEECH_ONLY, max_tokens=512)
     codes = codes_of(corpus)
     samples = samples_of(tmp_path / "train.parquet")
@@ -68,7 +69,9 @@ def test_packed_codes_and_labels_are_the_plain_ones(corpus, tmp_path):
         assert (sample["labels"] != -100).sum() == 3
 
 
-def test_a_cloning_sample_begins_with_another_clip_of_the_speaker(corpus, tmp_path):
+def test_a_cloning_sample_begins_with_another_clip_of_the_speaker(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     summary = corpus.pack(tmp_path, tasks=CLONING_ONLY, max_tokens=512)
     assert summary["train"]["tasks"] == {"speech": 0, "cloning": 11}
     codes = codes_of(corpus)
@@ -86,7 +89,7 @@ def test_a_cloning_sample_begins_with_another_clip_of_the_speaker(corpus, tmp_pa
         assert first < text.index(f"Tone number {int(clip_id[-2:])}, held")
 
 
-def test_scene_and_system_prompt_are_in_the_prompt(corpus, tmp_path):
+def test_scene_and_system_prompt_are_in_the_prompt(corpus: PackedCorpus, tmp_path: Path) -> None:
     corpus.pack(tmp_path, system_prompt="Speak as you are told.", tasks=SPEECH_ONLY)
     tokenizer = AutoTokenizer.from_pretrained(corpus.base)
     sample = samples_of(tmp_path / "train.parquet")["clip-05"]
@@ -98,7 +101,9 @@ def test_scene_and_system_prompt_are_in_the_prompt(corpus, tmp_path):
     assert "Tone number 5, held for a while.<|eot_id|>" in text  # the bare end got a full stop
 
 
-def test_packing_twice_gives_the_same_bytes_and_another_seed_others(corpus, tmp_path):
+def test_packing_twice_gives_the_same_bytes_and_another_seed_others(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         corpus.pack(tmp_path / name, seed=seed)
     packed = {name: (tmp_path / name / "train.parquet").read_bytes() for name in "abc"}
@@ -106,7 +111,7 @@ def test_packing_twice_gives_the_same_bytes_and_another_seed_others(corpus, tmp_
     assert packed["a"] != packed["c"]
 
 
-def test_the_summary_counts_what_is_in_the_rows(corpus, tmp_path):
+def test_the_summary_counts_what_is_in_the_rows(corpus: PackedCorpus, tmp_path: Path) -> None:
     summary = corpus.pack(tmp_path, max_tokens=512)["train"]
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
     assert summary["num_rows"] == len(rows)
@@ -119,7 +124,9 @@ def test_the_summary_counts_what_is_in_the_rows(corpus, tmp_path):
     assert summary["num_audio_labels"] == 8 * (num_frames + 11)
 
 
-def test_a_sample_that_can_never_fit_is_rejected_with_its_place(corpus, tmp_path):
+def test_a_sample_that_can_never_fit_is_rejected_with_its_place(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     summary = corpus.pack(tmp_path, max_tokens=150, tasks=SPEECH_ONLY)
     assert {item["reason"] for item in summary["rejected"]} == {"too_many_tokens"}
     longest = next(item for item in summary["rejected"] if item["clip_id"] == "clip-13")
@@ -130,7 +137,9 @@ def test_a_sample_that_can_never_fit_is_rejected_with_its_place(corpus, tmp_path
     assert len(kept) == summary["train"]["num_samples"] > 0
 
 
-def test_a_reference_that_does_not_fit_is_left_out_and_counted(corpus, tmp_path):
+def test_a_reference_that_does_not_fit_is_left_out_and_counted(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     summary = corpus.pack(tmp_path, max_tokens=260, tasks=CLONING_ONLY)
     reasons = Counter(item["reason"] for item in summary["fallbacks"])
     assert reasons[REFERENCE_TOO_LONG] > 0
@@ -139,7 +148,9 @@ def test_a_reference_that_does_not_fit_is_left_out_and_counted(corpus, tmp_path)
     )
 
 
-def test_no_sample_that_fits_is_an_error_with_each_place(corpus, tmp_path):
+def test_no_sample_that_fits_is_an_error_with_each_place(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"11 samples of the train split") as caught:
         corpus.pack(tmp_path, max_tokens=64)
     facts = str(caught.value).splitlines()[1:]
@@ -148,11 +159,13 @@ def test_no_sample_that_fits_is_an_error_with_each_place(corpus, tmp_path):
     assert not (tmp_path / "train.parquet").exists()
 
 
-def test_no_sample_that_the_template_renders_is_an_error_with_that_reason(corpus, tmp_path):
+def test_no_sample_that_the_template_renders_is_an_error_with_that_reason(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     parts = [{"clip_id": "clip-01"}]
     written = json.dumps([{"role": "user", "parts": parts, "is_target": False}])
     train = [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
-    changes = {clip: {"conversation": written} for clip in train}
+    changes: dict[str, Any] = {clip: {"conversation": written} for clip in train}
     changes |= {"clip-01": {"split": "reference", "conversation": None}}
     with pytest.raises(UserError, match=r"10 samples of the train split") as caught:
         corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
@@ -160,13 +173,15 @@ def test_no_sample_that_the_template_renders_is_an_error_with_that_reason(corpus
     assert "max_tokens" not in str(caught.value)
 
 
-def test_a_split_without_clips_is_not_blamed_on_their_length(corpus, tmp_path):
+def test_a_split_without_clips_is_not_blamed_on_their_length(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     changes = {f"clip-{i:02d}": {"split": "train"} for i in (3, 6, 9)}
     with pytest.raises(UserError, match=r"eval split has no clips; .*--forcerun judge_clips"):
         corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
 
 
-def test_codes_of_two_codecs_are_not_mixed(corpus, tmp_path):
+def test_codes_of_two_codecs_are_not_mixed(corpus: PackedCorpus, tmp_path: Path) -> None:
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
     table = pq.read_table(shards[1])
     metadata = table.schema.metadata
@@ -177,7 +192,7 @@ def test_codes_of_two_codecs_are_not_mixed(corpus, tmp_path):
         CodesStore([shards[0], other], pa.array([]), tmp_path)
 
 
-def test_clips_without_codes_are_named_with_the_rule(corpus, tmp_path):
+def test_clips_without_codes_are_named_with_the_rule(corpus: PackedCorpus, tmp_path: Path) -> None:
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
     with pytest.raises(
         UserError, match=r"\n  nobody\n  noone\nrun: snakemake --forcerun tokenize_shard"
@@ -185,7 +200,7 @@ def test_clips_without_codes_are_named_with_the_rule(corpus, tmp_path):
         CodesStore(shards, pa.array(["nobody", "clip-01", "noone"]), tmp_path)
 
 
-def test_codes_are_those_of_the_shards_in_any_order(corpus, tmp_path):
+def test_codes_are_those_of_the_shards_in_any_order(corpus: PackedCorpus, tmp_path: Path) -> None:
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
     ids = ["clip-07", "clip-00", "clip-12"]
     with CodesStore(shards, pa.array(ids), tmp_path) as codes:
@@ -195,12 +210,12 @@ def test_codes_are_those_of_the_shards_in_any_order(corpus, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_corpus_is_what_the_tests_say_it_is(corpus):
+def test_the_corpus_is_what_the_tests_say_it_is(corpus: PackedCorpus) -> None:
     clips = read_table(corpus.clips, CLIPS)[0].to_pylist()
     assert sum(c["split"] == TRAIN for c in clips) == 11
 
 
-def test_shards_of_an_earlier_run_are_not_read(corpus, tmp_path):
+def test_shards_of_an_earlier_run_are_not_read(corpus: PackedCorpus, tmp_path: Path) -> None:
     """Lowering data.num_shards leaves shards behind, perhaps of another codec."""
     stale = corpus.codes_dir / "shard-00002.parquet"
     stale.write_text("of another codec")
@@ -211,7 +226,9 @@ def test_shards_of_an_earlier_run_are_not_read(corpus, tmp_path):
     assert summary["train"]["num_samples"] == 11
 
 
-def test_a_dialogue_is_packed_as_one_recording_after_a_reference_of_each_speaker(corpus, tmp_path):
+def test_a_dialogue_is_one_recording_after_a_reference_of_each_speaker(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
     tasks = {"speech": 1, "cloning": 0, "dialogue": 0, "dialogue_cloning": 1000}
     dialogue = corpus.changed(tmp_path, turns)
@@ -229,7 +246,9 @@ def test_a_dialogue_is_packed_as_one_recording_after_a_reference_of_each_speaker
     assert (sample["labels"] != -100).sum() == 3
 
 
-def test_a_dialogue_that_exceeds_a_row_is_packed_turn_by_turn(corpus, tmp_path):
+def test_a_dialogue_that_exceeds_a_row_is_packed_turn_by_turn(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (10, 11, 12, 13)}
     tasks = {"speech": 1, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0}
     summary = corpus.changed(tmp_path, turns).pack(tmp_path / "p", max_tokens=300, tasks=tasks)
@@ -249,7 +268,9 @@ def conversation_of(*turns: tuple[str, str, bool]) -> str:
     )
 
 
-def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(corpus, tmp_path):
+def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     written = conversation_of(
         ("user", "Low, please", False),
         ("assistant", "clip-00", False),
@@ -277,7 +298,9 @@ def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(co
     assert (sample["labels"] != -100).sum() == 6
 
 
-def test_a_conversation_that_the_template_cannot_say_is_rejected_with_its_place(corpus, tmp_path):
+def test_a_conversation_beyond_the_template_is_rejected_with_its_place(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     written = '[{"role": "user", "parts": [{"clip_id": "clip-01"}], "is_target": false}]'
     changes = {"clip-01": {"conversation": written}}
     summary = corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
@@ -287,21 +310,25 @@ def test_a_conversation_that_the_template_cannot_say_is_rejected_with_its_place(
     assert summary["train"]["num_samples"] == 10
 
 
-def test_the_rows_are_not_in_the_order_of_their_lengths(corpus, tmp_path):
+def test_the_rows_are_not_in_the_order_of_their_lengths(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     corpus.pack(tmp_path, max_tokens=200, tasks=SPEECH_ONLY)
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
     longest = [max(row["sample_lengths"]) for row in rows]
     assert longest != sorted(longest, reverse=True)
 
 
-def test_nothing_but_the_tables_is_left_behind(corpus, tmp_path):
+def test_nothing_but_the_tables_is_left_behind(corpus: PackedCorpus, tmp_path: Path) -> None:
     corpus.pack(tmp_path / "a", max_tokens=512)
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
         *("pack.json", "packing.json", "train.parquet", "eval.parquet")
     }
 
 
-def test_a_disk_without_room_is_a_sentence(corpus, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_a_sentence(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"takes \d+.\d\d GB, .* 0.00 GB"):
@@ -310,7 +337,9 @@ def test_a_disk_without_room_is_a_sentence(corpus, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("num_bytes", [1_000, 9_000])
-def test_a_disk_that_fills_up_while_the_codes_are_copied_is_a_sentence(corpus, tmp_path, num_bytes):
+def test_a_disk_that_fills_up_while_the_codes_are_copied_is_a_sentence(
+    corpus: PackedCorpus, tmp_path: Path, num_bytes: int
+) -> None:
     with files_of_at_most(num_bytes), pytest.raises(UserError, match=r"disk is full, with .* GB"):
         corpus.pack(tmp_path, max_tokens=512)
     assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile as sf
@@ -65,11 +66,13 @@ def run_package(corpus: PackedCorpus, results: Path, output: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packaged(corpus, experiment, tmp_path_factory) -> Path:
+def packaged(
+    corpus: PackedCorpus, experiment: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     return run_package(corpus, experiment, tmp_path_factory.mktemp("adapters"))
 
 
-def test_the_package_is_complete_and_the_archive_is_the_same(packaged):
+def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> None:
     names = {path.name for path in packaged.iterdir()}
     assert names == {
         "adapter_config.json",
@@ -85,7 +88,7 @@ def test_the_package_is_complete_and_the_archive_is_the_same(packaged):
             assert archive.read(f"default/{name}") == (packaged / name).read_bytes()
 
 
-def test_checksums_are_those_of_the_files(packaged):
+def test_checksums_are_those_of_the_files(packaged: Path) -> None:
     lines = (packaged / "SHA256SUMS").read_text().splitlines()
     assert len(lines) == 5
     for line in lines:
@@ -93,7 +96,7 @@ def test_checksums_are_those_of_the_files(packaged):
         assert hashlib.sha256((packaged / name).read_bytes()).hexdigest() == digest
 
 
-def test_the_model_card_has_the_hubs_metadata_and_the_metrics(packaged):
+def test_the_model_card_has_the_hubs_metadata_and_the_metrics(packaged: Path) -> None:
     card = (packaged / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["library_name"] == "peft"
@@ -104,7 +107,9 @@ def test_the_model_card_has_the_hubs_metadata_and_the_metrics(packaged):
     assert f"{metrics['base']['eval_stop_loss']:.4f}" in card
 
 
-def test_provenance_names_config_data_versions_and_weights(packaged, corpus):
+def test_provenance_names_config_data_versions_and_weights(
+    packaged: Path, corpus: PackedCorpus
+) -> None:
     provenance = json.loads((packaged / "provenance.json").read_text())
     assert provenance["config"]["train"]["train"]["learning_rate"] == 5e-3
     assert provenance["config"]["pack"]["pack"]["max_tokens"] == 2048  # the default, spelled out
@@ -118,7 +123,9 @@ def test_provenance_names_config_data_versions_and_weights(packaged, corpus):
     assert provenance["verification"]["num_adapter_tensors"] == 40
 
 
-def test_packaging_twice_gives_the_same_archive(corpus, experiment, packaged, tmp_path):
+def test_packaging_twice_gives_the_same_archive(
+    corpus: PackedCorpus, experiment: Path, packaged: Path, tmp_path: Path
+) -> None:
     again = run_package(corpus, experiment, tmp_path)
     assert again.with_suffix(".zip").read_bytes() == packaged.with_suffix(".zip").read_bytes()
 
@@ -130,8 +137,8 @@ def code_block(markdown: Path) -> str:
 
 @pytest.mark.parametrize("page", ["README.md", "model card"])
 def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
-    packaged, corpus, tmp_path, page
-):
+    packaged: Path, corpus: PackedCorpus, tmp_path: Path, page: str
+) -> None:
     """As a reader would copy it, with the demo's base and adapter in place of the names."""
     code = code_block(ROOT / page if page == "README.md" else packaged / "README.md")
     code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(corpus.base))
@@ -160,7 +167,8 @@ def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
         cwd=tmp_path,
     )
     assert finished.returncode == 0, finished.stderr
-    speaker = Speaker.load(str(corpus.base))
+    speaker = Speaker.load(adapter=packaged)
+    assert speaker.codec_info.codec == str(corpus.base / "audio_tokenizer")
     voice = speaker.voice(tmp_path / "reference.wav", "What the reference says.")
     for name, voices in (("speech", (voice,)), ("alone", ())):
         samples, rate = sf.read(tmp_path / f"{name}.wav")
@@ -175,7 +183,7 @@ def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
             assert inputs["audio_input_ids"][0].tolist() == prompt.audio_input_ids.tolist()
 
 
-def changed_adapter(experiment: Path, output: Path, change) -> Path:
+def changed_adapter(experiment: Path, output: Path, change: Any) -> Path:
     """A copy of the results whose adapter is changed after eval."""
     copy = output / "results"
     shutil.copytree(experiment, copy)
@@ -192,15 +200,17 @@ def changed_adapter(experiment: Path, output: Path, change) -> Path:
     ],
 )
 def test_an_adapter_that_fails_its_proof_is_not_packaged(
-    corpus, experiment, tmp_path, factor, message
-):
+    corpus: PackedCorpus, experiment: Path, tmp_path: Path, factor: int, message: str
+) -> None:
     results = changed_adapter(experiment, tmp_path, lambda key, tensor: tensor * factor)
     with pytest.raises(UserError, match=message):
         run_package(corpus, results, tmp_path / "adapters")
     assert list((tmp_path / "adapters").iterdir()) == []
 
 
-def test_an_adapter_with_renamed_keys_is_not_packaged(corpus, experiment, tmp_path):
+def test_an_adapter_with_renamed_keys_is_not_packaged(
+    corpus: PackedCorpus, experiment: Path, tmp_path: Path
+) -> None:
     results = changed_adapter(experiment, tmp_path, lambda key, tensor: tensor)
     path = results / "experiments/default/train/adapter/adapter_model.safetensors"
     renamed = {key.replace("self_attn", "attention"): t for key, t in load_file(path).items()}

@@ -52,7 +52,7 @@ def plans(corpus: PackedCorpus, split: str, settings: PackConfig) -> Iterator[Sa
 
 def packed(rows: Path, speaker: Speaker) -> dict[str, RecordedSample]:
     table = PackedRows(rows)
-    config = speaker.model.config
+    config: Any = speaker.model.config
     found = (sample for i in range(len(table)) for sample in recorded_samples(table[i], config))
     return {sample.sample_id: sample for sample in found}
 
@@ -87,7 +87,9 @@ def assert_prompts_are_the_packed_ones(
 
 
 @pytest.mark.parametrize("tasks", [{"speech": 1, "cloning": 0}, {"speech": 0, "cloning": 1}])
-def test_prompts_are_those_of_training_token_by_token(corpus, speaker, tmp_path, tasks):
+def test_prompts_are_those_of_training_token_by_token(
+    corpus: PackedCorpus, speaker: Speaker, tmp_path: Path, tasks: dict[str, Any]
+) -> None:
     corpus.pack(tmp_path, max_tokens=512, tasks=tasks)
     settings = PackConfig.model_validate({"max_tokens": 512, "tasks": tasks})
     found = assert_prompts_are_the_packed_ones(corpus, tmp_path, speaker, settings)
@@ -95,7 +97,9 @@ def test_prompts_are_those_of_training_token_by_token(corpus, speaker, tmp_path,
     assert found >= {(num_references, False), (num_references, True)}
 
 
-def test_prompts_of_dialogues_are_those_of_training(corpus, speaker, tmp_path):
+def test_prompts_of_dialogues_are_those_of_training(
+    corpus: PackedCorpus, speaker: Speaker, tmp_path: Path
+) -> None:
     turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
     tasks = {"speech": 1, "cloning": 0, "dialogue": 0, "dialogue_cloning": 1000}
     dialogue = corpus.changed(tmp_path, turns)
@@ -107,7 +111,7 @@ def test_prompts_of_dialogues_are_those_of_training(corpus, speaker, tmp_path):
     assert (2, True) in found
 
 
-def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker):
+def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker: Speaker) -> None:
     voice = Voice("I sound so", np.zeros((9, 8), np.int16))
     messages = [
         {"role": "system", "content": speaker.system_prompt},
@@ -132,8 +136,8 @@ def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker
     [(24_000, 1, "a.wav"), (44_100, 2, "a.flac"), (16_000, 1, "a.ogg"), (48_000, 2, "a.mp3")],
 )
 def test_a_reference_of_any_rate_and_format_is_encoded_in_whole_frames(
-    speaker, tmp_path, rate_hz, num_channels, name
-):
+    speaker: Speaker, tmp_path: Path, rate_hz: int, num_channels: int, name: str
+) -> None:
     path = tmp_path / name
     noise = 0.1 * np.random.default_rng(0).standard_normal((rate_hz + 100, num_channels))
     sf.write(path, noise, rate_hz)
@@ -146,7 +150,7 @@ def test_a_reference_of_any_rate_and_format_is_encoded_in_whole_frames(
     assert speaker.voice(path, "Noise").codes.tolist() == expected.tolist()
 
 
-def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first(speaker):
+def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first(speaker: Speaker) -> None:
     text = "The first sentence is here. The second one follows."
     (whole,) = speaker.speak([text], SHORT, max_piece_length=30)
     (first,) = speaker.speak(["The first sentence is here."], SHORT)
@@ -157,7 +161,7 @@ def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first(speaker):
     assert whole.has_stopped == (first.has_stopped and second.has_stopped)
 
 
-def test_a_reference_is_the_voice_of_every_piece(speaker):
+def test_a_reference_is_the_voice_of_every_piece(speaker: Speaker) -> None:
     voice = Voice("I sound so.", np.arange(80, dtype=np.int16).reshape(10, 8))
     prompt = SpeechPrompt("The first one. And the second one.", (voice,), "A hall.")
     (whole,) = speaker.speak([prompt], SHORT, max_piece_length=20)
@@ -166,7 +170,7 @@ def test_a_reference_is_the_voice_of_every_piece(speaker):
     assert np.array_equal(whole.codes, np.concatenate(expected))
 
 
-def test_every_piece_of_a_dialogue_keeps_its_speaker():
+def test_every_piece_of_a_dialogue_keeps_its_speaker() -> None:
     prompt = SpeechPrompt("[SPEAKER0] Hello there. [SPEAKER1] Hi. How are you today? Fine?")
     assert [piece.text for piece in prompt.pieces(100)] == [
         "[SPEAKER0] Hello there.\n[SPEAKER1] Hi. How are you today? Fine?"
@@ -186,7 +190,9 @@ def run(tiny_base: Path, out: Path, **options: Any) -> np.ndarray:
     return samples
 
 
-def test_each_setting_changes_what_is_spoken(tiny_base, tmp_path, corpus):
+def test_each_setting_changes_what_is_spoken(
+    tiny_base: Path, tmp_path: Path, corpus: PackedCorpus
+) -> None:
     plain = {"max_seconds": 1.0, "device": "cpu"}
     reference = rows_of(corpus)[0]
     changes: dict[str, Mapping[str, Any]] = {
@@ -215,17 +221,20 @@ def test_each_setting_changes_what_is_spoken(tiny_base, tmp_path, corpus):
     }
     outcomes = {"nothing": first} | found
     pairs = itertools.combinations(outcomes, 2)
-    assert [pair for pair in pairs if np.array_equal(*(outcomes[name] for name in pair))] == []
+    assert [pair for pair in pairs if np.array_equal(outcomes[pair[0]], outcomes[pair[1]])] == []
     assert len(found["max_seconds"]) == 10 * 960
 
 
 def test_a_file_of_texts_gives_a_wav_per_line_and_says_which_did_not_stop(
-    tiny_base, tmp_path, caplog, monkeypatch
-):
+    tiny_base: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
     texts = tmp_path / "lines.txt"
     texts.write_text("Good morning\n\nGood evening, and good night\nGood morning\n")
-    options = {"temperature": 0.0, "max_seconds": 0.2, "batch_size": 2}
+    options: dict[str, Any] = {"temperature": 0.0, "max_seconds": 0.2, "batch_size": 2}
     speak.run(texts=texts, out_dir=tmp_path / "out", base=str(tiny_base), **options)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "0001.wav",
@@ -273,7 +282,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_cannot_be_spoken_is_refused_by_name(tiny_base, tmp_path, monkeypatch, name):
+def test_what_cannot_be_spoken_is_refused_by_name(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     noise = 0.1 * np.random.default_rng(0).standard_normal(24_000)
     for path, samples in (("r.wav", noise), ("s.wav", 0 * noise), ("t.wav", noise[:2400])):
@@ -284,7 +295,9 @@ def test_what_cannot_be_spoken_is_refused_by_name(tiny_base, tmp_path, monkeypat
     assert not Path("out.wav").exists()
 
 
-def test_the_command_line_speaks_and_ends_a_mistake_with_code_2(tiny_base, tmp_path):
+def test_the_command_line_speaks_and_ends_a_mistake_with_code_2(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         start = [sys.executable, "-m", "higgs_pipe.speak", "--base", str(tiny_base)]
         return subprocess.run([*start, *words], cwd=ROOT, capture_output=True, text=True)
@@ -313,7 +326,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, corpus: PackedCorpus) -> P
     return output / "adapter"
 
 
-def test_an_adapter_names_its_base_and_the_base_its_codec(adapter, tiny_base, tmp_path):
+def test_an_adapter_names_its_base_and_the_base_its_codec(
+    adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
     speak.run(text="Hi", out=tmp_path / "a.wav", adapter=adapter, max_seconds=1.0)
     adapted, _ = sf.read(tmp_path / "a.wav", dtype="int16")
     of_base = run(tiny_base, tmp_path / "b.wav", text="Hi", max_seconds=1.0)
@@ -325,7 +340,9 @@ def test_an_adapter_names_its_base_and_the_base_its_codec(adapter, tiny_base, tm
     assert np.array_equal(adapted, named)
 
 
-def test_a_package_names_its_codec_system_message_and_cleaning(adapter, tiny_base, tmp_path):
+def test_a_package_names_its_codec_system_message_and_cleaning(
+    adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
     packaged = tmp_path / "default"
     shutil.copytree(adapter, packaged)
     codec = tmp_path / "codec"
@@ -347,7 +364,9 @@ def test_a_package_names_its_codec_system_message_and_cleaning(adapter, tiny_bas
         Speaker.load(adapter=packaged)
 
 
-def test_the_documented_python_speaks(adapter, tmp_path, monkeypatch):
+def test_the_documented_python_speaks(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (ROOT / "docs/speak.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
@@ -362,7 +381,9 @@ def test_the_documented_python_speaks(adapter, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_overfitted_base_speaks_its_training_clips_back(corpus, tmp_path):
+def test_an_overfitted_base_speaks_its_training_clips_back(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     """Three clips from training to WAV: two with a reference, one with a scene."""
     clips = ("clip-04", "clip-05", "clip-06")
     splits = {

@@ -5,6 +5,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def codec(tiny_base: Path):
+def codec(tiny_base: Path) -> Any:
     return load_codec(Pretrained("codec", str(tiny_base / miniature.AUDIO_TOKENIZER)), CPU)
 
 
@@ -55,23 +56,28 @@ def clip_of(path: Path) -> dict:
     }
 
 
-def write_inputs(paths: list[Path], output: Path, base: Path, **settings: object) -> list[Path]:
+def write_inputs(
+    paths: list[Path], output: Path, base: Path, **settings: object
+) -> tuple[Path, Path]:
     """The stage's config and the shard's clips."""
     shard = output / "shard-00000.parquet"
     write_table(shard, SHARD_CLIPS, [clip_of(path) for path in paths])
     codec = str(base / miniature.AUDIO_TOKENIZER)
-    return [write_stage_config(output / "tokenize.json", codec=codec, tokenize=settings), shard]
+    return write_stage_config(output / "tokenize.json", codec=codec, tokenize=settings), shard
 
 
 def encode_paths(paths: list[Path], output: Path, base: Path, **settings: object) -> dict:
     """The codes of some files, through the stage."""
     codes = output / "codes.parquet"
-    tokenize_audio.run(*write_inputs(paths, output, base, **settings), codes)
+    config, shard = write_inputs(paths, output, base, **settings)
+    tokenize_audio.run(config, shard, codes)
     table, _ = read_table(codes, codes_spec(8))
     return {row["clip_id"]: row for row in table.to_pylist()}
 
 
-def test_batched_codes_are_those_of_encoding_one_by_one(tmp_path, tiny_base, codec):
+def test_batched_codes_are_those_of_encoding_one_by_one(
+    tmp_path: Path, tiny_base: Path, codec: Any
+) -> None:
     model, info = codec
     seconds = [0.6, 0.6, 0.61, 0.64, 1.0, 1.0, 1.0, 1.5]
     paths = [tone(tmp_path / f"{i}.wav", s, 150 + 60 * i) for i, s in enumerate(seconds)]
@@ -84,7 +90,7 @@ def test_batched_codes_are_those_of_encoding_one_by_one(tmp_path, tiny_base, cod
 
 
 @pytest.fixture(scope="module")
-def tones(tmp_path_factory) -> list[Path]:
+def tones(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("tones")
     seconds = [0.6, 1.0, 1.0, 0.61, 0.64, 0.6, 1.0, 1.5, 2.4, 0.8, 0.8, 0.6]
     rates = [24_000, 16_000, 44_100]
@@ -94,7 +100,7 @@ def tones(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def one_by_one(tones, codec, tiny_base) -> dict[str, list]:
+def one_by_one(tones: list[Path], codec: Any, tiny_base: Path) -> dict[str, list]:
     """The codes of each clip encoded alone, straight through the native codec."""
     model = HiggsAudioV2TokenizerModel.from_pretrained(tiny_base / miniature.AUDIO_TOKENIZER)
     info = codec[1]
@@ -110,21 +116,28 @@ def one_by_one(tones, codec, tiny_base) -> dict[str, list]:
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_no_code_depends_on_batches_threads_or_shards(
-    tones, one_by_one, codec, max_batch_seconds, num_threads, num_shards
-):
+    tones: list[Path],
+    one_by_one: dict[str, list],
+    codec: Any,
+    max_batch_seconds: float,
+    num_threads: int,
+    num_shards: int,
+) -> None:
     clips = [clip_of(path) for path in tones]
     shards = [clips[i::num_shards] for i in range(num_shards)]
     rows = [
         row
         for shard in shards
-        for row in encode_clips(shard, *codec, max_batch_seconds, num_threads)
+        for row in encode_clips(shard, codec[0], codec[1], max_batch_seconds, num_threads)
     ]
     assert {row["clip_id"]: row["codes"].tolist() for row in rows} == one_by_one
 
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3, 300_001), (2, 64, 9_999), (3, 2048, 25), (1, 5, 1)])
-def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(shape, in_place):
+def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(
+    shape: Any, in_place: bool
+) -> None:
     torch.manual_seed(0)
     native = Snake1d(shape[1]).requires_grad_(False)
     native.alpha += 0.5 * torch.randn(native.alpha.shape)
@@ -135,7 +148,9 @@ def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(shape, i
 
 
 @pytest.mark.parametrize("dilation", [1, 3, 9])
-def test_the_lean_residual_unit_is_the_native_one_bit_for_bit_and_spares_its_input(dilation):
+def test_the_lean_residual_unit_is_the_native_one_and_spares_its_input(
+    dilation: int,
+) -> None:
     torch.manual_seed(0)
     native = DacResidualUnit(16, dilation).requires_grad_(False)
     x = torch.randn(2, 16, 1_000)
@@ -145,13 +160,13 @@ def test_the_lean_residual_unit_is_the_native_one_bit_for_bit_and_spares_its_inp
 
 
 def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(
-    tmp_path, tones, tiny_base
-):
+    tmp_path: Path, tones: list[Path], tiny_base: Path
+) -> None:
     tables = []
     num_torch_threads = torch.get_num_threads()
     for num_threads, settings in [(1, {}), (2, {"max_batch_seconds": 30.0})]:
-        inputs = write_inputs(tones, tmp_path, tiny_base, **settings)
-        tokenize_audio.run(*inputs, tmp_path / "codes.parquet", num_threads)
+        config, shard = write_inputs(tones, tmp_path, tiny_base, **settings)
+        tokenize_audio.run(config, shard, tmp_path / "codes.parquet", num_threads)
         tables.append((tmp_path / "codes.parquet").read_bytes())
     torch.set_num_threads(num_torch_threads)
     assert tables[0] == tables[1]
@@ -160,7 +175,7 @@ def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(
     )
 
 
-def test_files_are_decoded_only_so_far_ahead(tones, codec):
+def test_files_are_decoded_only_so_far_ahead(tones: list[Path], codec: Any) -> None:
     one_second = clip_of(tones[1])
     clips = iter([one_second] * 10)
     decoded = decode_ahead(clips, codec[1], look_ahead_seconds=3.0, num_threads=2)
@@ -169,9 +184,9 @@ def test_files_are_decoded_only_so_far_ahead(tones, codec):
 
 
 @pytest.mark.slow
-def test_a_job_killed_while_it_writes_leaves_no_table_and_the_rerun_gives_the_same_bytes(
-    tmp_path, tones, tiny_base
-):
+def test_a_job_killed_while_writing_leaves_no_table_and_reruns_alike(
+    tmp_path: Path, tones: list[Path], tiny_base: Path
+) -> None:
     config, shard = write_inputs(tones, tmp_path, tiny_base)
     codes, uninterrupted = tmp_path / "codes" / "shard-00000.parquet", tmp_path / "whole.parquet"
     # All bytes are written when the job is killed, and the table has no name yet.
@@ -188,7 +203,7 @@ def test_a_job_killed_while_it_writes_leaves_no_table_and_the_rerun_gives_the_sa
     assert codes.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_each_job_takes_a_gpu_of_its_own_while_there_is_one(tmp_path):
+def test_each_job_takes_a_gpu_of_its_own_while_there_is_one(tmp_path: Path) -> None:
     def take(jobs: ExitStack) -> int:
         return jobs.enter_context(claim_least_used(["gpu-a", "gpu-b", "gpu-c"], tmp_path))
 
@@ -199,7 +214,7 @@ def test_each_job_takes_a_gpu_of_its_own_while_there_is_one(tmp_path):
         assert take(others) == 0
 
 
-def test_a_gpu_is_free_again_when_its_job_was_killed(tmp_path):
+def test_a_gpu_is_free_again_when_its_job_was_killed(tmp_path: Path) -> None:
     program = (
         "import fcntl, os, sys, time; lock = open(sys.argv[1], 'w')\n"
         "fcntl.flock(lock, fcntl.LOCK_EX); print('taken', flush=True); time.sleep(600)"
@@ -217,8 +232,8 @@ def test_a_gpu_is_free_again_when_its_job_was_killed(tmp_path):
 
 
 def test_on_a_cpu_the_codec_is_float32_and_the_table_says_so(
-    tmp_path, tones, tiny_base, one_by_one
-):
+    tmp_path: Path, tones: list[Path], tiny_base: Path, one_by_one: dict[str, list]
+) -> None:
     rows = encode_paths(tones[:2], tmp_path, tiny_base, dtype="bfloat16", device="cpu")
     assert {clip: row["codes"] for clip, row in rows.items()} == {
         clip: one_by_one[clip] for clip in ("0", "1")
@@ -226,7 +241,9 @@ def test_on_a_cpu_the_codec_is_float32_and_the_table_says_so(
     assert read_codec_info(tmp_path / "codes.parquet").dtype == "float32"
 
 
-def test_shards_encoded_in_different_types_are_not_packed_together(tmp_path, codec):
+def test_shards_encoded_in_different_types_are_not_packed_together(
+    tmp_path: Path, codec: Any
+) -> None:
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for path, dtype in zip(paths, ["float32", "bfloat16"], strict=True):
         metadata = replace(codec[1], dtype=dtype).as_metadata()
@@ -235,7 +252,7 @@ def test_shards_encoded_in_different_types_are_not_packed_together(tmp_path, cod
         CodesStore(paths, pa.array([]), tmp_path)
 
 
-def test_codes_of_a_version_that_noted_no_type_are_refused(tmp_path, codec):
+def test_codes_of_a_version_that_noted_no_type_are_refused(tmp_path: Path, codec: Any) -> None:
     metadata = codec[1].as_metadata()
     del metadata["codec_info"]["dtype"]
     write_table(tmp_path / "old.parquet", codes_spec(8), [], metadata)
@@ -243,7 +260,9 @@ def test_codes_of_a_version_that_noted_no_type_are_refused(tmp_path, codec):
         read_codec_info(tmp_path / "old.parquet")
 
 
-def test_codes_are_the_native_processors_for_whole_frames(tmp_path, tiny_base, codec):
+def test_codes_are_the_native_processors_for_whole_frames(
+    tmp_path: Path, tiny_base: Path, codec: Any
+) -> None:
     model, info = codec
     processor = AutoProcessor.from_pretrained(tiny_base)
     waveform = np.random.default_rng(0).normal(0, 0.1, 960 * 31).astype(np.float32)
@@ -254,7 +273,9 @@ def test_codes_are_the_native_processors_for_whole_frames(tmp_path, tiny_base, c
 
 
 @pytest.mark.parametrize("rate_hz", [16_001, 44_101])
-def test_a_clip_of_an_odd_rate_is_encoded_as_one_of_the_codecs(tmp_path, tiny_base, rate_hz):
+def test_a_clip_of_an_odd_rate_is_encoded_as_one_of_the_codecs(
+    tmp_path: Path, tiny_base: Path, rate_hz: int
+) -> None:
     paths = [tone(tmp_path / "odd.wav", 2.0, 220, rate_hz), tone(tmp_path / "even.wav", 2.0, 220)]
     rows = encode_paths(paths, tmp_path, tiny_base)
     odd, even = (np.array(rows[name]["codes"]) for name in ("odd", "even"))
@@ -262,7 +283,7 @@ def test_a_clip_of_an_odd_rate_is_encoded_as_one_of_the_codecs(tmp_path, tiny_ba
     assert (odd[2:-2, 0] == even[2:-2, 0]).mean() > 0.8
 
 
-def test_codes_depend_on_the_audio(tmp_path, tiny_base):
+def test_codes_depend_on_the_audio(tmp_path: Path, tiny_base: Path) -> None:
     paths = [tone(tmp_path / "low.wav", 1.0, 110), tone(tmp_path / "high.wav", 1.0, 3000)]
     rows = encode_paths(paths, tmp_path, tiny_base)
     assert rows["low"]["codes"] != rows["high"]["codes"]
@@ -270,14 +291,16 @@ def test_codes_depend_on_the_audio(tmp_path, tiny_base):
 
 
 @pytest.mark.parametrize(("num_samples", "num_frames"), [(960, 1), (961, 2), (1079, 2), (1920, 2)])
-def test_audio_is_padded_at_its_end_to_whole_frames(codec, num_samples, num_frames):
+def test_audio_is_padded_at_its_end_to_whole_frames(
+    codec: Any, num_samples: int, num_frames: int
+) -> None:
     padded = to_codec_input(np.ones((num_samples, 1), np.float32), 24_000, codec[1])
     assert len(padded) == num_frames * 960
     assert padded[:num_samples].eq(1).all()
     assert padded[num_samples:].eq(0).all()
 
 
-def test_stereo_at_another_rate_becomes_mono_at_the_codecs(codec):
+def test_stereo_at_another_rate_becomes_mono_at_the_codecs(codec: Any) -> None:
     time = np.arange(44_100) / 44_100
     tone_left = np.sin(2 * np.pi * 440 * time).astype(np.float32)
     mono = to_codec_input(np.stack([tone_left, -tone_left], axis=1), 44_100, codec[1])
@@ -285,7 +308,7 @@ def test_stereo_at_another_rate_becomes_mono_at_the_codecs(codec):
     assert mono.abs().max() < 1e-6
 
 
-def test_the_table_is_stamped_with_its_codec(corpus: PackedCorpus, tiny_base):
+def test_the_table_is_stamped_with_its_codec(corpus: PackedCorpus, tiny_base: Path) -> None:
     info = read_codec_info(corpus.codes_dir / "shard-00000.parquet")
     config = json.loads((tiny_base / "audio_tokenizer/config.json").read_text())
     assert (info.num_codebooks, info.codebook_size) == (8, config["codebook_size"])
@@ -293,12 +316,12 @@ def test_the_table_is_stamped_with_its_codec(corpus: PackedCorpus, tiny_base):
     assert len(info.fingerprint) == 64
 
 
-def test_an_empty_shard_gives_an_empty_table(tmp_path, tiny_base):
+def test_an_empty_shard_gives_an_empty_table(tmp_path: Path, tiny_base: Path) -> None:
     assert encode_paths([], tmp_path, tiny_base) == {}
     assert pq.read_metadata(tmp_path / "codes.parquet").num_rows == 0
 
 
-def test_a_file_changed_since_validation_is_refused(tmp_path, tiny_base):
+def test_a_file_changed_since_validation_is_refused(tmp_path: Path, tiny_base: Path) -> None:
     path = tone(tmp_path / "a.wav", 1.0)
     encode_paths([path], tmp_path, tiny_base)
     tone(path, 1.2)
@@ -308,7 +331,9 @@ def test_a_file_changed_since_validation_is_refused(tmp_path, tiny_base):
     assert not (tmp_path / "again.parquet").exists()
 
 
-def test_a_codec_that_changed_since_it_was_pinned_is_refused(tmp_path, tiny_base, tones):
+def test_a_codec_that_changed_since_it_was_pinned_is_refused(
+    tmp_path: Path, tiny_base: Path, tones: list[Path]
+) -> None:
     config, shard = write_inputs(tones[:1], tmp_path, tiny_base)
     pinned = PinnedModel.of(Pretrained("codec", str(tiny_base / miniature.AUDIO_TOKENIZER)))
     pinned.write(tmp_path / "codec.json")
@@ -321,7 +346,7 @@ def test_a_codec_that_changed_since_it_was_pinned_is_refused(tmp_path, tiny_base
     assert not (tmp_path / "b.parquet").exists()
 
 
-def test_a_codec_with_missing_weights_is_refused(tmp_path, tiny_base):
+def test_a_codec_with_missing_weights_is_refused(tmp_path: Path, tiny_base: Path) -> None:
     source = tiny_base / miniature.AUDIO_TOKENIZER
     weights = load_file(source / "model.safetensors")
     del weights["fc.weight"]
@@ -331,6 +356,6 @@ def test_a_codec_with_missing_weights_is_refused(tmp_path, tiny_base):
         load_codec(Pretrained("codec", str(tmp_path)), CPU)
 
 
-def test_a_codec_that_is_nowhere_is_a_sentence(tmp_path):
+def test_a_codec_that_is_nowhere_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"codec .*nowhere.* cannot be loaded"):
         load_codec(Pretrained("codec", str(tmp_path / "nowhere")), CPU)

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,12 +37,22 @@ from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.step_inputs import epoch_steps
 
 # max_grad_norm keeps clipping, which would hide a wrong scale, out of the comparison.
-EXACT = {"device": "cpu", "dtype": "float64", "max_grad_norm": 1e9, "lora": {"dropout": 0.0}}
+EXACT: dict[str, Any] = {
+    "device": "cpu",
+    "dtype": "float64",
+    "max_grad_norm": 1e9,
+    "lora": {"dropout": 0.0},
+}
 RATE = 5e-3
-ALL_ROWS = {"rows_per_step": 100, "max_steps": 3, "warmup_fraction": 0.3, "learning_rate": RATE}
+ALL_ROWS: dict[str, Any] = {
+    "rows_per_step": 100,
+    "max_steps": 3,
+    "warmup_fraction": 0.3,
+    "learning_rate": RATE,
+}
 TWO_ROWS = ALL_ROWS | {"rows_per_step": 2, "max_steps": 4}  # the third step has one row
 # A rate that rises until it harms.
-HARMFUL = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
+HARMFUL: dict[str, Any] = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
 HARMFUL |= {"rows_per_step": 3, "eval_steps": 1}
 UNEVEN = [3, 0, 2, 1, 4]
 # As `accelerate config` writes it, but for the numbers.
@@ -103,9 +114,13 @@ def plain_two_rows(
         (512, {"rows_per_micro_batch": 5, "gradient_checkpointing": True}),
     ],
 )
-def test_the_adapter_is_the_plain_one_whatever_the_row_length_the_split_and_checkpointing(
-    corpus, plain_full_batch, tmp_path, max_tokens, settings
-):
+def test_the_adapter_is_the_plain_one_however_rows_are_cut_and_shared_out(
+    corpus: PackedCorpus,
+    plain_full_batch: tuple[dict[str, torch.Tensor], list[float]],
+    tmp_path: Path,
+    max_tokens: int,
+    settings: dict[str, Any],
+) -> None:
     corpus.pack(tmp_path / "packed", max_tokens=max_tokens)
     rows = tmp_path / "packed/train.parquet"
     metrics = train(corpus, tmp_path, rows, **EXACT, **ALL_ROWS, **settings, log_steps=1)
@@ -115,7 +130,7 @@ def test_the_adapter_is_the_plain_one_whatever_the_row_length_the_split_and_chec
     assert found == pytest.approx(losses, rel=1e-6)
 
 
-def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, object]]:
+def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, Any]]:
     """Gradients of one step in three ways of sharing it out, and two trainings."""
     settings_by_name = {
         "uneven": ({}, UNEVEN),
@@ -136,16 +151,20 @@ def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, object]]
             "eval_rows": corpus.eval_rows,
             "output_dir": directory / name,
         }
-        case = {key: str(value) for key, value in case.items()}
-        found[name] = case | ({} if gradients_of is None else {"gradients_of": gradients_of})
+        written: dict[str, Any] = {key: str(value) for key, value in case.items()}
+        found[name] = written | ({} if gradients_of is None else {"gradients_of": gradients_of})
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
-    corpus, plain_two_rows, harmful, tmp_path, num_processes
-):
+    corpus: PackedCorpus,
+    plain_two_rows: tuple[dict[str, torch.Tensor], list[float]],
+    harmful: list[float],
+    tmp_path: Path,
+    num_processes: int,
+) -> None:
     """Three are launched by the user's own file of `accelerate config`."""
     to_do = cases(corpus, tmp_path)
     if num_processes == 1:
@@ -196,7 +215,9 @@ def harmful(
     return held_out_losses(output)
 
 
-def test_training_lowers_every_loss_and_keeps_the_best_adapter(corpus, tmp_path):
+def test_training_lowers_every_loss_and_keeps_the_best_adapter(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     metrics = train(
         corpus, tmp_path, num_epochs=15, rows_per_step=3, learning_rate=5e-3, eval_steps=10
     )
@@ -210,12 +231,13 @@ def test_training_lowers_every_loss_and_keeps_the_best_adapter(corpus, tmp_path)
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir() if p.suffix != ".md") == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "base_model.json",
     ]
 
 
-def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
+def test_the_adapter_is_the_best_one_and_not_the_last(corpus: PackedCorpus, tmp_path: Path) -> None:
     """A learning rate that rises until it harms."""
-    harmful = {"learning_rate": 0.3, "warmup_fraction": 0.95, "num_epochs": 8}
+    harmful: dict[str, Any] = {"learning_rate": 0.3, "warmup_fraction": 0.95, "num_epochs": 8}
     metrics = train(corpus, tmp_path, rows_per_step=3, eval_steps=2, **harmful)
     held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line and line["step"]]
     assert min(held_out) < held_out[-1] - 0.02
@@ -225,7 +247,7 @@ def test_the_adapter_is_the_best_one_and_not_the_last(corpus, tmp_path):
     assert named_losses(total_of(sums))["loss"] == pytest.approx(min(held_out), rel=1e-5)
 
 
-def test_the_first_training_loss_is_the_bases(corpus, tmp_path):
+def test_the_first_training_loss_is_the_bases(corpus: PackedCorpus, tmp_path: Path) -> None:
     """LoRA starts as the identity: step 1 sees the loss of the base on its rows."""
     metrics = train(corpus, tmp_path, num_epochs=1, rows_per_step=5, dtype="float64")
     base = load_base(Pretrained("base_model", str(corpus.base)), torch.float64)
@@ -239,7 +261,9 @@ def test_the_first_training_loss_is_the_bases(corpus, tmp_path):
     assert metrics[1]["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(corpus, tmp_path):
+def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     metrics = train(corpus, tmp_path, num_epochs=2, rows_per_step=5, log_steps=1)
     lengths = [sum(row.sample_lengths) for row in read_rows(corpus.train_rows)]
     for line in (line for line in metrics if "loss" in line):
@@ -252,7 +276,9 @@ def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(corpus, tmp_pat
         assert {f"audio_loss_codebook_{k}" for k in range(8)} <= line.keys()
 
 
-def test_audio_seconds_are_those_of_the_clips_that_are_learnt(corpus, tmp_path):
+def test_audio_seconds_are_those_of_the_clips_that_are_learnt(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     """References of other clips are read, not learnt."""
     metrics = train(corpus, tmp_path, num_epochs=1, rows_per_step=5)
     line = next(line for line in metrics if "loss" in line)
@@ -264,9 +290,11 @@ def test_audio_seconds_are_those_of_the_clips_that_are_learnt(corpus, tmp_path):
     assert found == pytest.approx(sum(frames) / frame_rate_hz)
 
 
-def test_the_curves_of_tensorboard_are_those_of_the_metrics(corpus, tmp_path):
+def test_the_curves_of_tensorboard_are_those_of_the_metrics(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    settings = {"num_epochs": 1, "rows_per_step": 2, "log_steps": 1}
+    settings: dict[str, Any] = {"num_epochs": 1, "rows_per_step": 2, "log_steps": 1}
     metrics = train(corpus, tmp_path, **settings, tracker="tensorboard")
     curves = events.EventAccumulator(str(tmp_path / "logs"))
     curves.Reload()
@@ -276,7 +304,9 @@ def test_the_curves_of_tensorboard_are_those_of_the_metrics(corpus, tmp_path):
         assert [(point.step, point.value) for point in curves.Scalars(name)] == expected
 
 
-def test_predictions_are_logged_beside_their_labels(corpus, tmp_path, caplog):
+def test_predictions_are_logged_beside_their_labels(
+    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, logger="higgs_pipe"):
         logging.getLogger("higgs_pipe").propagate = True
         train(corpus, tmp_path, num_epochs=1, rows_per_step=16)
@@ -303,13 +333,17 @@ def changed_base(base: Path, output: Path, change: dict[str, float]) -> Path:
     return output
 
 
-def test_a_loss_that_is_not_finite_stops_with_what_to_check(corpus, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_what_to_check(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     broken = changed_base(corpus.base, tmp_path / "base", {"audio_lm_head.weight": float("inf")})
     with pytest.raises(UserError, match=r"step 0: the held-out loss is nan.*train\.learning_rate"):
         train(corpus, tmp_path / "out", base=broken)
 
 
-def test_a_training_loss_that_is_not_finite_names_the_steps_clips(corpus, tmp_path):
+def test_a_training_loss_that_is_not_finite_names_the_steps_clips(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     """Only clip-08 says an 8; the held-out clips do not."""
     shutil.copytree(corpus.base, tmp_path / "base")
     weights = load_file(tmp_path / "base/model.safetensors")
@@ -320,7 +354,9 @@ def test_a_training_loss_that_is_not_finite_names_the_steps_clips(corpus, tmp_pa
         train(corpus, tmp_path / "out", base=tmp_path / "base")
 
 
-def test_no_gradient_in_any_lora_tensor_stops_after_the_first_step(corpus, tmp_path):
+def test_no_gradient_in_any_lora_tensor_stops_after_the_first_step(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     heads = {"audio_lm_head.weight": 0.0, "text_lm_head.weight": 0.0}
     blind = changed_base(corpus.base, tmp_path / "base", heads)
     with pytest.raises(UserError, match=r"gradient of every LoRA tensor is zero.*target_modules"):
@@ -331,8 +367,8 @@ def test_no_gradient_in_any_lora_tensor_stops_after_the_first_step(corpus, tmp_p
     ("column", "missing"), [("labels", "text"), ("audio_labels", "audio codebook 0, ")]
 )
 def test_a_step_without_labels_of_a_kind_stops_with_what_to_check(
-    corpus, tmp_path, column, missing
-):
+    corpus: PackedCorpus, tmp_path: Path, column: str, missing: str
+) -> None:
     rows = without_labels(corpus.train_rows, tmp_path / "train.parquet", column)
     with pytest.raises(UserError, match=f"step 1: .*label of {missing}.*--forcerun pack"):
         train(corpus, tmp_path / "out", train_rows=rows, preflight=False)
@@ -354,7 +390,7 @@ def without_labels(source: Path, output: Path, column: str) -> Path:
     return output
 
 
-def test_cuda_without_a_gpu_is_a_sentence(corpus, tmp_path):
+def test_cuda_without_a_gpu_is_a_sentence(corpus: PackedCorpus, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(UserError, match="cuda"):

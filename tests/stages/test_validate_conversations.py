@@ -233,7 +233,7 @@ def test_a_recording_that_is_only_ever_heard_ties_nothing_together(tmp_path: Pat
     assert any(len(set(split.values())) == 2 for split in sides(tmp_path, *samples))
 
 
-def test_given_splits_that_part_a_conversation_from_its_turns_reject_the_train_row(
+def test_splits_that_part_a_conversation_from_its_turns_reject_the_train_row(
     tmp_path: Path,
 ) -> None:
     x = talk("a", "b", id="x", start_index=0, split="train")
@@ -260,7 +260,7 @@ def test_conversations_give_equal_bytes_in_any_number_of_threads(tmp_path: Path)
 # --- On to the packed rows -----------------------------------------------------------------------
 
 
-def test_a_conversation_reaches_the_packed_rows_with_its_targets_alone_labelled(
+def test_a_packed_conversation_has_labels_on_its_targets_alone(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     x = talk("a", "b", "c", id="x", start_index=3, split="train", speaker="ada")

@@ -42,7 +42,7 @@ def names(alarms: Alarms, lines: list[dict[str, float]]) -> list[tuple[int, str]
     return [(a.step, a.name) for line in lines for a in alarms.check(line)]
 
 
-def test_sound_training_gives_none():
+def test_sound_training_gives_none() -> None:
     lines = [held_out_line(0), training_line(1, learning_rate=0.0, epoch=0.1)]
     lines += [f(step) for step in range(10, 101, 10) for f in (training_line, held_out_line)]
     assert names(alarms(), lines) == []
@@ -58,12 +58,12 @@ def test_sound_training_gives_none():
         (training_line(5, audio_loss_codebook_0=0.003, epoch=1.5), False),  # learnt by heart
     ],
 )
-def test_a_loss_on_unseen_clips_that_is_too_low_to_be_true(line, fires):
+def test_a_loss_on_unseen_clips_that_is_too_low_to_be_true(line: Any, fires: bool) -> None:
     found = names(alarms(), [held_out_line(0), line][line["step"] == 0 :])
     assert found == ([(line["step"], "audio_loss_below_floor")] if fires else [])
 
 
-def test_the_floor_names_the_codebooks():
+def test_the_floor_names_the_codebooks() -> None:
     (alarm,) = alarms().check(held_out_line(0, eval_audio_loss_codebook_1=0.003))
     assert "codebook 1 at 0.0030 of 5.00" in alarm.message
     assert "codebook 0" not in alarm.message
@@ -79,17 +79,17 @@ def test_the_floor_names_the_codebooks():
         (50, 9.0, True),
     ],
 )
-def test_an_eos_loss_that_does_not_fall(step, stop_loss, fires):
+def test_an_eos_loss_that_does_not_fall(step: int, stop_loss: float, fires: bool) -> None:
     lines = [held_out_line(0), held_out_line(step, eval_stop_loss=stop_loss)]
     assert names(alarms(), lines) == ([(step, "stop_loss_not_falling")] if fires else [])
 
 
-def test_an_eos_loss_that_is_low_from_the_start_need_not_fall():
+def test_an_eos_loss_that_is_low_from_the_start_need_not_fall() -> None:
     lines = [held_out_line(step, eval_stop_loss=0.6) for step in (0, 50, 100)]
     assert names(alarms(), lines) == []
 
 
-def test_a_training_of_few_steps_is_not_called_slow():
+def test_a_training_of_few_steps_is_not_called_slow() -> None:
     lines = [held_out_line(0), held_out_line(19, eval_stop_loss=3.0)]
     assert names(alarms(num_steps=19), lines) == []
 
@@ -102,7 +102,7 @@ def test_a_training_of_few_steps_is_not_called_slow():
         ([LN_V, LN_V, LN_V, LN_V, LN_V - 0.06], False),
     ],
 )
-def test_a_codebook_that_stays_at_ln_v(last_losses, fires):
+def test_a_codebook_that_stays_at_ln_v(last_losses: Any, fires: bool) -> None:
     lines = [
         training_line(60 + i, audio_loss_codebook_1=loss) for i, loss in enumerate(last_losses)
     ]
@@ -115,7 +115,7 @@ def alarms_message(lines: list[dict[str, float]]) -> str:
     return "".join(a.message for line in lines for a in fed.check(line))
 
 
-def test_codes_as_good_as_random_may_stay_at_ln_v():
+def test_codes_as_good_as_random_may_stay_at_ln_v() -> None:
     lines = [training_line(60 + i, audio_loss_codebook_1=LN_V) for i in range(10)]
     assert names(Alarms([5.0, LN_V - 0.01], 1026, 100), lines) == []
 
@@ -124,18 +124,18 @@ def test_codes_as_good_as_random_may_stay_at_ln_v():
     ("grad_norm", "name"),
     [(0.0, "gradient_zero"), (101.0, "gradient_exploding"), (99.0, None), (0.001, None)],
 )
-def test_a_gradient_that_vanishes_or_explodes(grad_norm, name):
+def test_a_gradient_that_vanishes_or_explodes(grad_norm: float, name: str | None) -> None:
     lines = [training_line(step) for step in range(1, 6)]
     lines.append(training_line(6, grad_norm=grad_norm))
     assert names(alarms(), lines) == ([(6, name)] if name else [])
 
 
-def test_a_gradient_is_not_called_exploding_before_there_is_a_median():
+def test_a_gradient_is_not_called_exploding_before_there_is_a_median() -> None:
     lines = [training_line(step, grad_norm=1000.0**step) for step in range(1, 5)]
     assert names(alarms(), lines) == []
 
 
-def test_an_adapter_that_stays_as_it_is():
+def test_an_adapter_that_stays_as_it_is() -> None:
     lines = [
         training_line(1, adapter_norm=7.5, learning_rate=0.0),
         training_line(2, adapter_norm=7.5, learning_rate=0.0),  # warm-up starts at a rate of 0
@@ -145,13 +145,13 @@ def test_an_adapter_that_stays_as_it_is():
     assert names(alarms(), lines) == [(3, "adapter_unchanged")]
 
 
-def test_an_alarm_is_given_once_and_again_after_quiet():
+def test_an_alarm_is_given_once_and_again_after_quiet() -> None:
     norms = [1.0, 0.0, 0.0, 1.0, 0.0]
     lines = [training_line(step, grad_norm=norm) for step, norm in enumerate(norms, start=1)]
     assert names(alarms(), lines) == [(2, "gradient_zero"), (5, "gradient_zero")]
 
 
-def test_the_state_comes_back_from_the_lines_of_the_metrics():
+def test_the_state_comes_back_from_the_lines_of_the_metrics() -> None:
     lines = [held_out_line(0), *(training_line(step) for step in range(1, 6))]
     lines.append(training_line(6, grad_norm=0.0))
     fed, text = alarms(), ""
@@ -166,13 +166,13 @@ def test_the_state_comes_back_from_the_lines_of_the_metrics():
         assert replayed.check(line) == fed.check(line)
 
 
-def test_the_entropy_is_that_of_the_labels_shares():
+def test_the_entropy_is_that_of_the_labels_shares() -> None:
     """Codebook 0: four codes, equally often; codebook 1: one code; labels of -100 do not count."""
     labels = [np.array([[0, 9], [1, 9], [-100, -100]]), np.array([[2, 9], [3, 9]])]
     assert code_entropies(labels) == pytest.approx([math.log(4), 0.0])
 
 
-def test_the_entropy_of_a_real_table(corpus: PackedCorpus):
+def test_the_entropy_of_a_real_table(corpus: PackedCorpus) -> None:
     import pyarrow.parquet as pq
 
     rows = pq.read_table(corpus.eval_rows)["audio_labels"].to_pylist()
@@ -194,13 +194,18 @@ def given(metrics: list[dict[str, Any]]) -> dict[str, int]:
     return {line["alarm"]: line["step"] for line in metrics if "alarm" in line}
 
 
-def test_a_tiny_training_that_is_sound_gives_none(corpus, tmp_path):
+def test_a_tiny_training_that_is_sound_gives_none(corpus: PackedCorpus, tmp_path: Path) -> None:
     metrics = train(corpus, tmp_path, learning_rate=5e-3)
     assert metrics[-1]["step"] == 24
     assert given(metrics) == {}
 
 
-def test_a_learning_rate_that_moves_nothing_sets_off_two(corpus, tmp_path, caplog, monkeypatch):
+def test_a_learning_rate_that_moves_nothing_sets_off_two(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="higgs_pipe"):
         metrics = train(corpus, tmp_path, learning_rate=1e-30)
@@ -221,12 +226,16 @@ def shrunken_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DualLossModel, "forward", forward)
 
 
-def test_the_preflight_stops_a_loss_that_is_not_the_objective(corpus, tmp_path, shrunken_loss):
+def test_the_preflight_stops_a_loss_that_is_not_the_objective(
+    corpus: PackedCorpus, tmp_path: Path, shrunken_loss: None
+) -> None:
     with pytest.raises(UserError, match=r"training loss: codebook 0: 0\.00\d+ nats"):
         train(corpus, tmp_path)
 
 
-def test_stop_on_alarm_saves_a_checkpoint_and_ends_with_the_alarm(corpus, tmp_path, shrunken_loss):
+def test_stop_on_alarm_saves_a_checkpoint_and_ends_with_the_alarm(
+    corpus: PackedCorpus, tmp_path: Path, shrunken_loss: None
+) -> None:
     shrunken = {"preflight": False, "stop_on_alarm": True}
     expected = r"after step 1 by train\.stop_on_alarm.*\n  audio_loss_below_floor: "
     with pytest.raises(UserError, match=expected):

@@ -4,6 +4,7 @@ import json
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,10 @@ from higgs_pipe.training.processes import caught_signals, make_accelerator
 
 
 @pytest.fixture
-def failure(tmp_path: Path):
+def failure(tmp_path: Path) -> Any:
     """A torchrun ``ProcessFailure`` as far as we read it."""
 
-    def make(rank: int, exitcode: int, message: str = "", kind: str = "UserError"):
+    def make(rank: int, exitcode: int, message: str = "", kind: str = "UserError") -> Any:
         error_file = tmp_path / str(rank) / "error.json"
         if message:
             error_file.parent.mkdir(exist_ok=True)
@@ -27,19 +28,19 @@ def failure(tmp_path: Path):
     return make
 
 
-def test_what_the_first_process_has_said_is_not_said_again(failure):
+def test_what_the_first_process_has_said_is_not_said_again(failure: Any) -> None:
     nan = [failure(rank, 2, "loss is nan") for rank in (0, 1)]
     assert cause(dict(enumerate(nan))) == ("", 2)
     assert cause({1: nan[1]}) == ("", 2)
 
 
-def test_the_sentence_of_another_process_comes_last(failure):
+def test_the_sentence_of_another_process_comes_last(failure: Any) -> None:
     lost = failure(0, 2, "another process ended", kind="LostProcessError")
     full = failure(1, 2, "the disk is full")
     assert cause({0: lost, 1: full}) == ("the disk is full", 2)
 
 
-def test_a_killed_process_is_named_rather_than_those_that_miss_it(failure):
+def test_a_killed_process_is_named_rather_than_those_that_miss_it(failure: Any) -> None:
     lost = failure(0, 2, "another process ended", kind="LostProcessError")
     sentence, exit_code = cause({0: lost, 1: failure(1, -9)})
     assert "SIGKILL" in sentence
@@ -47,18 +48,18 @@ def test_a_killed_process_is_named_rather_than_those_that_miss_it(failure):
     assert exit_code == 128 + 9
 
 
-def test_a_process_that_hung_is_not_taken_for_one_that_was_killed(failure):
+def test_a_process_that_hung_is_not_taken_for_one_that_was_killed(failure: Any) -> None:
     """Torchrun kills it in the end; the one that waited for it knows more."""
     silent = failure(1, 2, "no answer for 10 s", kind="SilentProcessError")
     assert cause({0: failure(0, -9), 1: silent}) == ("no answer for 10 s", 2)
 
 
-def test_a_bug_has_its_traceback_and_a_stop_its_own_line(failure):
+def test_a_bug_has_its_traceback_and_a_stop_its_own_line(failure: Any) -> None:
     assert cause({1: failure(1, 1)}) == ("", 1)
     assert cause({0: failure(0, 143), 1: failure(1, 143)}) == ("", 143)
 
 
-def test_a_signal_that_comes_twice_at_once_is_one():
+def test_a_signal_that_comes_twice_at_once_is_one() -> None:
     """As from Slurm, and passed on by the launcher."""
     with caught_signals() as caught:
         signal.raise_signal(signal.SIGTERM)
@@ -66,7 +67,7 @@ def test_a_signal_that_comes_twice_at_once_is_one():
     assert caught == [signal.SIGTERM, signal.SIGTERM]
 
 
-def test_a_signal_that_comes_again_later_ends_the_process(monkeypatch):
+def test_a_signal_that_comes_again_later_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("higgs_pipe.training.processes.SAME_SIGNAL_SECONDS", -1.0)
     # A shell starts what runs in its background with SIGINT ignored, and so may these tests.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -81,20 +82,26 @@ def test_a_signal_that_comes_again_later_ends_the_process(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_a_launch_that_shards_the_model_is_refused(monkeypatch, tmp_path, kind):
+def test_a_launch_that_shards_the_model_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
     with pytest.raises(UserError, match=f"{kind}.*MULTI_GPU or 'NO'"):
         make_accelerator(TrainConfig(), tmp_path)
 
 
-def test_mixed_precision_is_refused_in_favour_of_the_dtype(monkeypatch, tmp_path):
+def test_mixed_precision_is_refused_in_favour_of_the_dtype(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(UserError, match=r"bf16.*train\.dtype.*mixed_precision: 'no'"):
         make_accelerator(TrainConfig(), tmp_path)
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
-def test_a_tracker_that_is_not_installed_is_a_sentence(monkeypatch, tmp_path, tracker):
+def test_a_tracker_that_is_not_installed_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tracker: str
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=f"pip install {tracker}"):
         make_accelerator(TrainConfig(tracker=tracker), tmp_path)

@@ -17,13 +17,13 @@ def rates(**settings: object) -> list[float]:
     schedule = make_schedule(optimizer, train, num_steps=10)
     found = []
     for _ in range(10):
-        found.append(schedule.get_last_lr()[0])
+        found.append(float(schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()
     return found
 
 
-def test_the_rate_rises_over_the_warmup_and_falls_as_the_schedule_says():
+def test_the_rate_rises_over_the_warmup_and_falls_as_the_schedule_says() -> None:
     eighths = [1 - n / 8 for n in range(8)]
     assert rates(schedule="linear") == pytest.approx([0, 0.5, *eighths])
     assert rates(schedule="constant") == [0, 0.5, *[1] * 8]
@@ -32,12 +32,12 @@ def test_the_rate_rises_over_the_warmup_and_falls_as_the_schedule_says():
     assert [cosine[n] for n in (0, 1, 2, 6)] == pytest.approx([0, 0.5, 1, 0.5])
 
 
-def test_8_bit_adamw_without_a_gpu_is_a_sentence():
+def test_8_bit_adamw_without_a_gpu_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"adamw_8bit.*CUDA.*train\.optimizer: adamw"):
         make_optimizer([], TrainConfig(optimizer="adamw_8bit"), torch.device("cpu"))
 
 
-def test_8_bit_adamw_without_bitsandbytes_names_what_to_install():
+def test_8_bit_adamw_without_bitsandbytes_names_what_to_install() -> None:
     if importlib.util.find_spec("bitsandbytes"):
         pytest.skip("bitsandbytes is installed")
     with pytest.raises(UserError, match="pip install bitsandbytes"):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate
+from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate, is_placeholder
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
@@ -39,7 +39,7 @@ NAMES = [
 ]
 
 
-BRIEF = {"rows_per_step": 2, "num_epochs": 1, "log_steps": 1}
+BRIEF: dict[str, Any] = {"rows_per_step": 2, "num_epochs": 1, "log_steps": 1}
 
 
 def adapted(base: Any, **lora: Any) -> DualLossModel:
@@ -80,7 +80,9 @@ def statuses(result: dict[str, Any]) -> dict[str, str]:
     return {check["name"]: check["status"] for check in result["checks"]}
 
 
-def test_a_sound_start_passes_and_a_random_base_gives_no_evidence(model, corpus):
+def test_a_sound_start_passes_and_a_random_base_gives_no_evidence(
+    model: DualLossModel, corpus: PackedCorpus
+) -> None:
     result = run(model, corpus)
     assert list(statuses(result)) == NAMES
     without_evidence = {name for name, status in statuses(result).items() if status != "passed"}
@@ -88,14 +90,16 @@ def test_a_sound_start_passes_and_a_random_base_gives_no_evidence(model, corpus)
     assert set(statuses(result).values()) == {"passed", "no evidence"}
 
 
-def test_a_base_that_knows_the_clips_passes_every_check(knowing, corpus):
+def test_a_base_that_knows_the_clips_passes_every_check(
+    knowing: DualLossModel, corpus: PackedCorpus
+) -> None:
     result = run(knowing, corpus)
     assert set(statuses(result).values()) == {"passed"}
     for offset, losses in result["base_audio_loss_by_offset"].items():
         assert all(loss < 1 if offset == "1" else loss > 5 for loss in losses)
 
 
-def test_the_labels_are_counted(model, corpus):
+def test_the_labels_are_counted(model: DualLossModel, corpus: PackedCorpus) -> None:
     """Three text labels and, in each of 8 codebooks, one EOS a clip; 14 clips."""
     rows = [
         table[i]
@@ -157,14 +161,18 @@ def with_bos(sample: PackedRow) -> PackedRow:
         (lambda s: replace(s, audio_labels=np.full_like(s.audio_labels, -100)), "no audio label"),
     ],
 )
-def test_labels_that_are_wrong_are_named_with_their_clip(sample, model, broken, message):
+def test_labels_that_are_wrong_are_named_with_their_clip(
+    sample: PackedRow, model: DualLossModel, broken: Any, message: str
+) -> None:
     assert preflight_data.check_labels([sample], model.native.config).status == "passed"
     check = preflight_data.check_labels([sample, broken(sample)], model.native.config)
     assert check.status == "failed"
     assert check.found.startswith(f"{sample.sample_ids[0]}: {message}")
 
 
-def test_a_target_with_fewer_frames_than_any_recording_has_is_named(sample, model):
+def test_a_target_with_fewer_frames_than_any_recording_has_is_named(
+    sample: PackedRow, model: DualLossModel
+) -> None:
     config = model.native.config
     turn = preflight_data.audio_turns(sample, config)[-1]
     start = len(sample.audio_labels) - (turn.stop - turn.start)  # of the target's frames
@@ -178,7 +186,9 @@ def test_a_target_with_fewer_frames_than_any_recording_has_is_named(sample, mode
     assert "1 frames in a target" in check.found
 
 
-def test_a_frame_that_moved_to_the_next_sample_is_found_though_the_totals_agree(corpus, model):
+def test_a_frame_moved_to_the_next_sample_is_found_though_totals_agree(
+    corpus: PackedCorpus, model: DualLossModel
+) -> None:
     row, config = PackedRows(corpus.train_rows)[0], model.native.config
     first, second, *_ = preflight_data.samples_of(row, config)
     frames = np.concatenate([first.audio_input_ids, second.audio_input_ids[:1]])
@@ -190,7 +200,7 @@ def test_a_frame_that_moved_to_the_next_sample_is_found_though_the_totals_agree(
     assert check.found.startswith(f"{first.sample_ids[0]}: ")
 
 
-def test_a_dropped_frame_is_counted(sample, model):
+def test_a_dropped_frame_is_counted(sample: PackedRow, model: DualLossModel) -> None:
     shorter = replace(sample, audio_input_ids=sample.audio_input_ids[:-1])
     check = preflight_data.check_placeholders([shorter], model.native.config)
     num_frames = len(sample.audio_input_ids)
@@ -207,7 +217,9 @@ def test_a_dropped_frame_is_counted(sample, model):
         ("audio_labels", "audio labels from 0 to 1026"),
     ],
 )
-def test_ids_of_another_vocabulary_are_refused(sample, model, column, message):
+def test_ids_of_another_vocabulary_are_refused(
+    sample: PackedRow, model: DualLossModel, column: str, message: str
+) -> None:
     values = getattr(sample, column).copy()
     values.flat[0], values.flat[1] = 0, {"i": 320, "l": 320, "a": 1026}[column[0]]
     check = preflight_data.check_index_ranges([replace(sample, **{column: values})], model.native)
@@ -216,7 +228,9 @@ def test_ids_of_another_vocabulary_are_refused(sample, model, column, message):
     assert "packed for another base_model" in check.found
 
 
-def test_a_cpu_batch_for_a_model_of_two_types_is_refused(sample, model):
+def test_a_cpu_batch_for_a_model_of_two_types_is_refused(
+    sample: PackedRow, model: DualLossModel
+) -> None:
     batch, cpu = collate([sample], model.native.config), torch.device("cpu")
     assert preflight_model.check_devices(model.native, batch, cpu).status == "passed"
     assert (
@@ -239,7 +253,9 @@ def test_a_cpu_batch_for_a_model_of_two_types_is_refused(sample, model):
         ({"audio_input_ids": None}, "audio_input_ids is missing"),
     ],
 )
-def test_the_backbone_gets_the_batch_and_nothing_else(model, sample, change, message):
+def test_the_backbone_gets_the_batch_and_nothing_else(
+    model: DualLossModel, sample: PackedRow, change: dict[str, Any], message: str | None
+) -> None:
     batch = collate([sample], model.native.config)
     seen = preflight_model.seen_in_forward(model, batch)
     assert preflight_model.check_model_inputs(seen, batch).status == "passed"
@@ -249,7 +265,9 @@ def test_the_backbone_gets_the_batch_and_nothing_else(model, sample, change, mes
     assert message is None or message in check.found
 
 
-def test_the_native_models_own_forward_may_not_run(model, sample, monkeypatch):
+def test_the_native_models_own_forward_may_not_run(
+    model: DualLossModel, sample: PackedRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch, sound = collate([sample], model.native.config), model.forward
 
     def with_native_loss(batch: Any) -> Any:
@@ -274,8 +292,8 @@ def held_out_batch(model: DualLossModel, corpus: PackedCorpus, label_shift: int)
     ("label_shift", "best_offset"), [(0, 1), (1, 2), (-1, 0)], ids=["sound", "late", "early"]
 )
 def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
-    knowing, corpus, label_shift, best_offset
-):
+    knowing: DualLossModel, corpus: PackedCorpus, label_shift: int, best_offset: int
+) -> None:
     batch = held_out_batch(knowing.eval(), corpus, label_shift)
     hidden = preflight_model.seen_in_forward(knowing, batch).hidden
     losses = offset_checks.audio_losses_by_offset(knowing.native, hidden, batch)
@@ -285,7 +303,9 @@ def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
     assert (f"at offset {best_offset}" in check.found) == (label_shift != 0)
 
 
-def test_codes_of_another_codec_give_no_evidence(knowing, corpus):
+def test_codes_of_another_codec_give_no_evidence(
+    knowing: DualLossModel, corpus: PackedCorpus
+) -> None:
     def renumbered(array: np.ndarray) -> np.ndarray:
         is_code = (array >= 0) & (array < 1024)
         return np.where(is_code, (7 * array.astype(int) + 3) % 1024, array)
@@ -324,12 +344,12 @@ def losses_at(*means: float) -> np.ndarray:
         ((0.5, 4.0, 6.0), 0.9, "no evidence"),  # nine in ten codes do repeat
     ],
 )
-def test_the_verdict_on_the_offset(means, share_repeated, status):
+def test_the_verdict_on_the_offset(means: Any, share_repeated: float, status: str) -> None:
     repeated = (np.arange(400)[:, None] < share_repeated * 400).astype(float)
     assert offset_checks.check_offsets(losses_at(*means), repeated, 1026).status == status
 
 
-def test_one_codebook_at_another_delay_fails_by_its_name():
+def test_one_codebook_at_another_delay_fails_by_its_name() -> None:
     right, late = losses_at(6, 4, 6), losses_at(6, 6, 4)
     losses = np.concatenate([right, right, late], axis=2)
     check = offset_checks.check_offsets(losses, np.zeros(losses.shape[1:]), 1026)
@@ -337,7 +357,9 @@ def test_one_codebook_at_another_delay_fails_by_its_name():
     assert "(codebook 2: 3.996 at offset 2, 5.998 at 1;" in check.found
 
 
-def test_codes_repeat_within_a_clip_and_not_across(model, corpus):
+def test_codes_repeat_within_a_clip_and_not_across(
+    model: DualLossModel, corpus: PackedCorpus
+) -> None:
     batch = held_out_batch(model, corpus, 0)
     repeated = offset_checks.repeated_codes(batch)
     for k in range(8):
@@ -349,7 +371,7 @@ def test_codes_repeat_within_a_clip_and_not_across(model, corpus):
                 assert repeated[i, k] == (code == batch.audio.values[i + 1, k].item())
 
 
-def test_a_loss_that_is_not_shifted_is_found(model, corpus):
+def test_a_loss_that_is_not_shifted_is_found(model: DualLossModel, corpus: PackedCorpus) -> None:
     """The mistake of a trainer that asks each position for what it reads."""
     batch = held_out_batch(model.eval(), corpus, 0)
     seen = preflight_model.seen_in_forward(model, batch)
@@ -362,7 +384,7 @@ def test_a_loss_that_is_not_shifted_is_found(model, corpus):
     assert check.found.startswith("codebook 0: ")
 
 
-def test_a_frozen_lora_group_is_named(model, sample):
+def test_a_frozen_lora_group_is_named(model: DualLossModel, sample: PackedRow) -> None:
     batch = collate([sample], model.native.config)
     assert preflight_model.check_lora_gradients(model, batch).status == "passed"
     for name, parameter in model.named_parameters():
@@ -386,7 +408,9 @@ def test_a_frozen_lora_group_is_named(model, sample):
     ids=["attention", "dora", "pissa", "in full"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_kind_of_adapter_passes(tiny_base, corpus, lora, dtype):
+def test_every_kind_of_adapter_passes(
+    tiny_base: Path, corpus: PackedCorpus, lora: dict[str, Any], dtype: Any
+) -> None:
     result = run(
         adapted(load_base(Pretrained("base_model", str(tiny_base)), dtype), **lora), corpus
     )
@@ -396,7 +420,7 @@ def test_every_kind_of_adapter_passes(tiny_base, corpus, lora, dtype):
     assert ("audio FFN" in gradients) == (lora.get("target_modules") is None)
 
 
-def test_one_layer_cut_off_from_the_loss_is_named(model, sample):
+def test_one_layer_cut_off_from_the_loss_is_named(model: DualLossModel, sample: PackedRow) -> None:
     """The attention of one layer of two."""
     model.native.model.layers[1].self_attn.o_proj.register_forward_hook(
         lambda module, args, output: output.detach()
@@ -408,7 +432,7 @@ def test_one_layer_cut_off_from_the_loss_is_named(model, sample):
         assert f"attention {projection} (1 layers, such as {layer})" in check.found
 
 
-def test_texts_are_exchanged_and_audio_stays(model, corpus):
+def test_texts_are_exchanged_and_audio_stays(model: DualLossModel, corpus: PackedCorpus) -> None:
     """Every token that is no placeholder comes from the other clip, every frame from the clip."""
     config = model.native.config
     rows = PackedRows(corpus.train_rows)
@@ -417,15 +441,15 @@ def test_texts_are_exchanged_and_audio_stays(model, corpus):
     mixed = preflight_data.with_text_of(one, other, config)
     assert collate([mixed], config).sample_ids == one.sample_ids
     for ids in (mixed.input_ids, other.input_ids):
-        assert len(ids[~preflight_data.is_placeholder(ids, config)]) > 0
+        assert len(ids[~is_placeholder(ids, config)]) > 0
     assert (
-        mixed.input_ids[~preflight_data.is_placeholder(mixed.input_ids, config)].tolist()
-        == other.input_ids[~preflight_data.is_placeholder(other.input_ids, config)].tolist()
+        mixed.input_ids[~is_placeholder(mixed.input_ids, config)].tolist()
+        == other.input_ids[~is_placeholder(other.input_ids, config)].tolist()
     )
     assert np.array_equal(mixed.audio_labels, one.audio_labels)
 
 
-def test_it_leaves_no_trace_in_training(corpus, tmp_path):
+def test_it_leaves_no_trace_in_training(corpus: PackedCorpus, tmp_path: Path) -> None:
     for name, is_on in (("on", True), ("off", False)):
         train(corpus, tmp_path / name, **BRIEF, preflight=is_on)
     on, off = (
@@ -438,7 +462,7 @@ def test_it_leaves_no_trace_in_training(corpus, tmp_path):
     assert json.loads((tmp_path / "off/preflight.json").read_text()) == {"checks": []}
 
 
-def test_it_leaves_the_model_as_it_was(model, corpus):
+def test_it_leaves_the_model_as_it_was(model: DualLossModel, corpus: PackedCorpus) -> None:
     """No gradient, no hook, the mode and the state of the random generator unchanged."""
     hooks = [len(module._forward_hooks) for module in model.modules()]
     state = torch.get_rng_state()
@@ -449,7 +473,9 @@ def test_it_leaves_the_model_as_it_was(model, corpus):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_broken_rows_stop_training_with_what_was_found(corpus, tmp_path):
+def test_broken_rows_stop_training_with_what_was_found(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     rows = with_shifted_codes(corpus.train_rows, tmp_path / "train.parquet")
     with pytest.raises(UserError) as caught:
         train(corpus, tmp_path / "out", train_rows=rows, **BRIEF)
@@ -462,7 +488,9 @@ def test_broken_rows_stop_training_with_what_was_found(corpus, tmp_path):
     assert not (tmp_path / "out/metrics.jsonl").exists()
 
 
-def test_a_failure_on_another_process_stops_this_one(model, corpus, monkeypatch):
+def test_a_failure_on_another_process_stops_this_one(
+    model: DualLossModel, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed = preflight_data.Check("device and type", "failed", "a GPU is missing there")
     monkeypatch.setattr(preflight, "gather_object", lambda checks: [*checks, failed, failed])
     with pytest.raises(UserError, match=r"1 of the checks .*\n  device and type: a GPU is missing"):

@@ -1,6 +1,7 @@
 """Interrupted training: real processes, real signals, the adapter of an uninterrupted run."""
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -30,7 +31,7 @@ from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.training.checkpoints import Checkpoints
 from higgs_pipe.training.step_inputs import epoch_steps
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "tracker": "none",
     "learning_rate": 5e-3,
@@ -121,8 +122,8 @@ def assert_same_run(output: Path, expected: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
-    corpus, uninterrupted, tmp_path, number
-):
+    corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path, number: Any
+) -> None:
     process = start(corpus, tmp_path)
     wait_for_step(tmp_path, 6)
     process.send_signal(number)
@@ -139,9 +140,9 @@ def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_kill_9_while_saving_loses_save_steps_and_a_cut_off_checkpoint_is_passed_over(
-    corpus, uninterrupted, tmp_path
-):
+def test_kill_9_while_saving_falls_back_to_the_checkpoint_before(
+    corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
+) -> None:
     process = start(corpus, tmp_path, program=[str(ROOT / "tests/launched/killed_while_saving.py")])
     process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL
@@ -159,8 +160,8 @@ def test_kill_9_while_saving_loses_save_steps_and_a_cut_off_checkpoint_is_passed
 
 @pytest.mark.slow
 def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_anew(
-    corpus, uninterrupted, tmp_path
-):
+    corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
+) -> None:
     process = start(corpus, tmp_path, learning_rate=1e-4)
     wait_for_step(tmp_path, 9)
     process.kill()
@@ -192,12 +193,12 @@ def uninterrupted_on_two(corpus: PackedCorpus, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.slow
-def test_two_processes_survive_whatever_happens_to_one_and_end_as_if_nothing_had(
-    corpus, uninterrupted_on_two, tmp_path
-):
+def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
+    corpus: PackedCorpus, uninterrupted_on_two: Path, tmp_path: Path
+) -> None:
     """Stopped twice, killed, and hung: five sessions, one training."""
 
-    def session(step: int, **settings: object) -> subprocess.Popen[str]:
+    def session(step: int, **settings: Any) -> subprocess.Popen[str]:
         launcher = start(corpus, tmp_path, 2, num_epochs=20, **settings)
         wait_for_step(tmp_path, step)
         return launcher
@@ -230,7 +231,7 @@ def test_two_processes_survive_whatever_happens_to_one_and_end_as_if_nothing_had
     assert_same_run(tmp_path, uninterrupted_on_two)
 
 
-def test_a_signal_in_the_last_step_changes_nothing(corpus, tmp_path):
+def test_a_signal_in_the_last_step_changes_nothing(corpus: PackedCorpus, tmp_path: Path) -> None:
     """The adapter is complete, so the stage must not fail: Snakemake would delete it."""
 
     with signals_in_the_first_step():
@@ -238,7 +239,9 @@ def test_a_signal_in_the_last_step_changes_nothing(corpus, tmp_path):
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
 
 
-def test_the_model_is_gone_before_the_process_group_is(corpus, tmp_path, monkeypatch):
+def test_the_model_is_gone_before_the_process_group_is(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a process of several may hang at its end; seen once in some dozens of trainings."""
     models = []
 
@@ -277,8 +280,8 @@ def adapter_bytes(output: Path) -> int:
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_from_it(
-    corpus, uninterrupted_here, tmp_path
-):
+    corpus: PackedCorpus, uninterrupted_here: Path, tmp_path: Path
+) -> None:
     """A checkpoint holds three times the adapter; from the first evaluation on, four times."""
     too_small = int(3.5 * adapter_bytes(uninterrupted_here))
     expected = r"step-00000008\.pt cannot be written"
@@ -290,8 +293,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_from_it(
 
 
 def test_a_disk_too_full_for_the_adapter_leaves_the_last_checkpoint(
-    corpus, uninterrupted_here, tmp_path
-):
+    corpus: PackedCorpus, uninterrupted_here: Path, tmp_path: Path
+) -> None:
     assert adapter_bytes(uninterrupted_here) > 100_000
     with signals_in_the_first_step(), pytest.raises(SystemExit):
         train(corpus, tmp_path)
@@ -304,9 +307,9 @@ def test_a_disk_too_full_for_the_adapter_leaves_the_last_checkpoint(
     assert_same_run(tmp_path, uninterrupted_here)
 
 
-def test_a_batch_that_is_not_finite_leaves_the_weights_and_the_checkpoint_from_before(
-    corpus, tmp_path
-):
+def test_a_batch_that_is_not_finite_leaves_weights_and_checkpoint_as_before(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     """Only clip-08 says an 8; a row that holds it, as target or reference, comes third."""
     shutil.copytree(corpus.base, tmp_path / "base")
     weights = load_file(tmp_path / "base/model.safetensors")
@@ -335,10 +338,14 @@ def test_a_batch_that_is_not_finite_leaves_the_weights_and_the_checkpoint_from_b
         {"max_steps": 5, "schedule": "linear"},
         {"learning_rate": 0.1, "warmup_fraction": 0.5, "eval_steps": 1}
         | {"early_stopping_patience": 2},
+        {"max_steps": 4, "sample_steps": 2, "keep_best_by": "length_ratio"}
+        | {"sampling": {"max_seconds": 0.4}},
     ],
 )
-def test_an_interrupted_training_ends_where_it_would_have(corpus, tmp_path, settings):
-    """By the number of steps, or by patience of which some was spent before."""
+def test_an_interrupted_training_ends_where_it_would_have(
+    corpus: PackedCorpus, tmp_path: Path, settings: Any
+) -> None:
+    """By the number of steps, by patience of which some was spent before, or with samples."""
     train(corpus, tmp_path / "whole", **settings)
     num_steps = max(step for step, _ in losses(tmp_path / "whole"))
     assert num_steps < 30
@@ -349,6 +356,39 @@ def test_an_interrupted_training_ends_where_it_would_have(corpus, tmp_path, sett
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_resume_on_other_weights_under_the_same_name_starts_anew(
+    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = shutil.copytree(corpus.base, tmp_path / "base")
+    settings = {"max_steps": 3, "save_steps": 1}
+    with signals_in_the_first_step(), pytest.raises(SystemExit):
+        train(corpus, tmp_path / "run", base, **settings)
+    weights = load_file(base / "model.safetensors")
+    weights["audio_lm_head.weight"] *= 1.5
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level(logging.WARNING, "higgs_pipe"):
+        train(corpus, tmp_path / "run", base, **settings)
+    (record,) = [record for record in caplog.records if "set-aside" in record.getMessage()]
+    assert "base weights" in record.getMessage()
+    train(corpus, tmp_path / "anew", base, **settings)
+    assert_same_run(tmp_path / "run", tmp_path / "anew")
+
+
+def test_training_refuses_weights_that_changed_after_packing(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    base = shutil.copytree(corpus.base, tmp_path / "base")
+    train(corpus, tmp_path / "run", base, max_steps=1)
+    weights = load_file(base / "model.safetensors")
+    weights["audio_lm_head.weight"] *= 1.5
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config, packed = tmp_path / "run/train.json", tmp_path / "run/packed"
+    with pytest.raises(UserError, match=r"base.*changed.*pin_model"):
+        higgs_pipe.train.run(
+            config, packed / "train.parquet", packed / "eval.parquet", tmp_path / "again"
+        )
+
+
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Callable[..., Checkpoints]:
     def make(total_limit: int = 2, **identity: str) -> Checkpoints:
@@ -357,7 +397,9 @@ def checkpoints(tmp_path: Path) -> Callable[..., Checkpoints]:
     return make
 
 
-def test_the_newest_checkpoint_is_loaded_and_old_ones_are_dropped(checkpoints, tmp_path):
+def test_the_newest_checkpoint_is_loaded_and_old_ones_are_dropped(
+    checkpoints: Callable[..., Checkpoints], tmp_path: Path
+) -> None:
     mine = checkpoints(data="a")
     for step in (5, 10, 100):
         mine.save(step, {"step": step, "weight": torch.tensor([float(step)])})
@@ -367,7 +409,12 @@ def test_the_newest_checkpoint_is_loaded_and_old_ones_are_dropped(checkpoints, t
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 100, -1])
-def test_a_cut_off_checkpoint_is_passed_over(checkpoints, tmp_path, caplog, num_bytes):
+def test_a_cut_off_checkpoint_is_passed_over(
+    checkpoints: Callable[..., Checkpoints],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    num_bytes: int,
+) -> None:
     mine = checkpoints(data="a")
     for step in (1, 2):
         mine.save(step, {"step": step, "weight": torch.zeros(1000)})
@@ -378,12 +425,14 @@ def test_a_cut_off_checkpoint_is_passed_over(checkpoints, tmp_path, caplog, num_
     assert state["step"] == 1
 
 
-def test_a_checkpoint_of_other_data_is_never_resumed(checkpoints, tmp_path):
+def test_a_checkpoint_of_other_data_is_never_resumed(
+    checkpoints: Callable[..., Checkpoints], tmp_path: Path
+) -> None:
     checkpoints(data="a", settings="s").save(1, {"step": 1})
     assert checkpoints(data="b", settings="s").load_latest() is None
     assert [p.name for p in (tmp_path / "checkpoints/set-aside").iterdir()] == ["step-00000001.pt"]
 
 
-def test_no_checkpoint_is_no_error(checkpoints):
+def test_no_checkpoint_is_no_error(checkpoints: Callable[..., Checkpoints]) -> None:
     assert checkpoints().load_latest() is None
     checkpoints().clear()

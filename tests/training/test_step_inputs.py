@@ -8,7 +8,7 @@ import pytest
 from higgs_pipe.training.step_inputs import built_ahead, combined_seed, epoch_steps, planned_steps
 
 
-def test_an_epoch_takes_every_row_once_in_an_order_that_the_seed_decides():
+def test_an_epoch_takes_every_row_once_in_an_order_that_the_seed_decides() -> None:
     steps = epoch_steps(10, 4, seed=0, epoch=0)
     assert [len(step) for step in steps] == [4, 4, 2]
     assert sorted(row for step in steps for row in step) == list(range(10))
@@ -17,13 +17,13 @@ def test_an_epoch_takes_every_row_once_in_an_order_that_the_seed_decides():
     assert steps != epoch_steps(10, 4, seed=1, epoch=0)
 
 
-def test_seeds_differ_where_their_parts_do():
+def test_seeds_differ_where_their_parts_do() -> None:
     seeds = {combined_seed(a, b) for a in range(20) for b in range(20)}
     assert len(seeds) == 400
     assert combined_seed(1, 2) == combined_seed(1, 2) != combined_seed(2, 1)
 
 
-def test_steps_run_over_epochs_to_their_number_and_go_on_where_they_were():
+def test_steps_run_over_epochs_to_their_number_and_go_on_where_they_were() -> None:
     steps = list(planned_steps(num_rows=5, rows_per_step=2, num_steps=5, seed=0))
     assert [(s.step, s.epoch, len(s.rows)) for s in steps] == [
         *[(1, 0, 2), (2, 0, 2), (3, 0, 1)],
@@ -34,8 +34,8 @@ def test_steps_run_over_epochs_to_their_number_and_go_on_where_they_were():
     ]
 
 
-def test_items_are_built_in_order_and_at_most_two_ahead():
-    asked = []
+def test_items_are_built_in_order_and_at_most_two_ahead() -> None:
+    asked: list[int] = []
 
     def plans() -> Iterator[int]:
         for plan in range(6):
@@ -48,7 +48,7 @@ def test_items_are_built_in_order_and_at_most_two_ahead():
     assert list(built) == [1, 4, 9, 16, 25]
 
 
-def test_they_are_built_in_another_thread_which_ends_with_the_iterator():
+def test_they_are_built_in_another_thread_which_ends_with_the_iterator() -> None:
     built = built_ahead(lambda _: threading.current_thread(), range(9))
     worker = next(built)
     assert worker is not threading.current_thread()
@@ -56,7 +56,7 @@ def test_they_are_built_in_another_thread_which_ends_with_the_iterator():
     assert not worker.is_alive()
 
 
-def test_an_error_in_the_thread_comes_out_as_itself_at_its_item():
+def test_an_error_in_the_thread_comes_out_as_itself_at_its_item() -> None:
     built = built_ahead(lambda plan: 1 // plan, [2, 1, 0, 1])
     assert [next(built), next(built)] == [0, 1]
     with pytest.raises(ZeroDivisionError, match="integer division"):

@@ -1,22 +1,24 @@
 """Speed and where the time goes, by a clock that ticks by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from higgs_pipe.training import telemetry
 from higgs_pipe.training.telemetry import Telemetry
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr("higgs_pipe.training.telemetry.time.perf_counter", lambda: Clock.now)
     return Clock
 
 
-def step(measured: Telemetry, clock, **seconds: float) -> None:
+def step(measured: Telemetry, clock: Any, **seconds: float) -> None:
+    phase: Any
     with measured.step():
         for phase, spent in seconds.items():
             with measured.phase(phase):
@@ -24,7 +26,7 @@ def step(measured: Telemetry, clock, **seconds: float) -> None:
         clock.now += 0.5  # between the phases
 
 
-def test_rates_and_shares_are_those_of_the_steps_since_the_last_line(clock):
+def test_rates_and_shares_are_those_of_the_steps_since_the_last_line(clock: Any) -> None:
     measured = Telemetry(torch.device("cpu"), longest_row=1000, frame_rate_hz=25)
     step(measured, clock, data=9, forward=9, backward=9, optimizer=9)
     measured.count(num_rows=9, num_tokens=9, num_frames=9)
@@ -49,7 +51,7 @@ def test_rates_and_shares_are_those_of_the_steps_since_the_last_line(clock):
     }
 
 
-def test_micro_batches_add_up_within_a_step(clock):
+def test_micro_batches_add_up_within_a_step(clock: Any) -> None:
     measured = Telemetry(torch.device("cpu"), longest_row=1, frame_rate_hz=25)
     with measured.step():
         for _ in range(3):
@@ -60,7 +62,7 @@ def test_micro_batches_add_up_within_a_step(clock):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_cuda_the_phases_are_those_of_the_device():
+def test_on_cuda_the_phases_are_those_of_the_device() -> None:
     measured = Telemetry(torch.device("cuda"), longest_row=1, frame_rate_hz=25)
     matrix = torch.zeros(4096, 4096, device="cuda")
     with measured.step(), measured.phase("forward"):

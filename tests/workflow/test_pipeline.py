@@ -68,7 +68,7 @@ def assert_it_learnt(folder: Path) -> None:
     assert losses[-1] < losses[0] * 2 / 3
 
 
-def test_the_demo_leaves_every_result_where_it_belongs(demo: Path):
+def test_the_demo_leaves_every_result_where_it_belongs(demo: Path) -> None:
     results = demo / "results"
     expected = [
         *(f"config/{stage}.json" for stage in STAGES),
@@ -93,11 +93,11 @@ def test_the_demo_leaves_every_result_where_it_belongs(demo: Path):
         assert f"results/{path}\n" in closing
 
 
-def test_the_demo_learns(demo: Path):
+def test_the_demo_learns(demo: Path) -> None:
     assert_it_learnt(demo)
 
 
-def test_the_demos_counts_agree_from_stage_to_stage(demo: Path):
+def test_the_demos_counts_agree_from_stage_to_stage(demo: Path) -> None:
     results = demo / "results"
     validation = read_json(results / "data/validation.json")
     packing = read_json(results / "packed/packing.json")
@@ -111,19 +111,19 @@ def test_the_demos_counts_agree_from_stage_to_stage(demo: Path):
     assert len(clips) == metrics["num_clips"]
 
 
-def test_the_report_shows_what_eval_found(demo: Path):
+def test_the_report_shows_what_eval_found(demo: Path) -> None:
     page = (demo / "results/report/index.html").read_text()
     metrics = read_json(demo / "results/experiments/default/eval/metrics.json")
     for model in ("adapter", "base"):
         assert f"{metrics[model]['eval_loss']:.3f}" in page
 
 
-def test_a_second_run_does_nothing(demo: Path):
+def test_a_second_run_does_nothing(demo: Path) -> None:
     finished = snakemake(demo)
     assert "Nothing to be done" in finished.stdout + finished.stderr
 
 
-def test_one_stage_can_be_rerun_and_gives_the_same_numbers(demo: Path, tmp_path: Path):
+def test_one_stage_can_be_rerun_and_gives_the_same_numbers(demo: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(demo, tmp_path / "copy", symlinks=True)
     metrics = folder / "results/experiments/default/eval/metrics.json"
     before = metrics.read_text()
@@ -137,7 +137,7 @@ def test_one_stage_can_be_rerun_and_gives_the_same_numbers(demo: Path, tmp_path:
     ]
 
 
-def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path):
+def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     manifest = tmp_path / "bad.jsonl"
     manifest.write_text('{"audio": "a.wav", "text": "Hello."}\n{"audio": oops}\n')
     write_config(tmp_path, manifest)
@@ -151,7 +151,7 @@ def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path
 
 
 @needs_real_speech
-def test_recordings_of_people_become_an_adapter(tmp_path: Path):
+def test_recordings_of_people_become_an_adapter(tmp_path: Path) -> None:
     folder = run_in(tmp_path, REAL_SPEECH, train=SHORT | {"num_epochs": 12, "rows_per_step": 2})
     assert_it_learnt(folder)
     validation = read_json(folder / "results/data/validation.json")

@@ -47,10 +47,10 @@ rule pin_model:
     params:
         version=stages.STAGES["base_model"].version,
         # The demo base is an input. Snakemake would not compare a function of `input`.
-        hashes=lambda wildcards: (
-            []
+        content=lambda wildcards: (
+            None
             if demo_base_of(wildcards.model)
-            else targets.checkpoint_hashes(config[wildcards.model], HASH_CACHE)
+            else targets.checkpoint_hash(config[wildcards.model], HASH_CACHE)
         ),
     shell:
         "python -m higgs_pipe.pin_model --config {input.config:q} --setting {wildcards.model}"

@@ -1,4 +1,5 @@
 # What the rules share; no rule of its own.
+STARTED = time.time()
 EXPERIMENTS = list(config["experiments"])
 SHARDS = file_names.shard_names(config["data"]["num_shards"])
 STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
@@ -49,6 +50,12 @@ wildcard_constraints:
 onstart:
     for line in targets.demo_lines(demo_changes, DEMO_SETTINGS):
         print(line, file=sys.stderr)
+
+
+# Printed when this process ends, so that it comes after Snakemake's own lines on each failed job.
+onerror:
+    lines = failures.failure_lines(Path(workflow.pathvars.apply("<logs>")), STARTED)
+    atexit.register(print, *lines, sep="\n", file=sys.stderr)
 
 
 onsuccess:

@@ -4,8 +4,8 @@
 # Train an adapter.
 # reads:  <results>/packed/{train,eval}.parquet, the base
 # writes: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, preflight.json,
-#         config.json, trainable_parameters.json; beside them checkpoints/ while training runs and
-#         logs/ of the tracker, which are not outputs: Snakemake leaves them alone
+#         config.json, trainable_parameters.json; beside them checkpoints/ while training runs,
+#         logs/ of the tracker and samples/, which are not outputs: Snakemake leaves them alone
 rule train_adapter:
     input:
         config="<results>/config/train.json",
@@ -15,6 +15,7 @@ rule train_adapter:
     output:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
+        adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
         metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
         preflight="<results>/experiments/{experiment}/train/preflight.json",
         config="<results>/experiments/{experiment}/train/config.json",

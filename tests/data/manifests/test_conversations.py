@@ -246,7 +246,7 @@ def test_a_recording_is_a_path_or_a_file_address(url: str, path: str) -> None:
 def test_all_turns_are_kept_and_the_last_of_the_assistant_is_the_target() -> None:
     messages = [system("Be brief."), user("One?"), assistant(audio("1.wav"))]
     messages += [user("Two?"), assistant(audio("2.wav")), user("Three?"), assistant(audio("3.wav"))]
-    expected = [Turn("system", ("Be brief.",)), said("One?"), heard("1.wav")]
+    expected: list[Turn] = [Turn("system", ("Be brief.",)), said("One?"), heard("1.wav")]
     expected += [said("Two?"), heard("2.wav"), said("Three?"), heard("3.wav", is_target=True)]
     assert turns_of(messages) == tuple(expected)
     fields, _ = read_chatml({"messages": messages})
@@ -268,10 +268,10 @@ def test_a_reference_that_is_a_target_too_stays_a_turn() -> None:
     assert [turn.is_target for turn in turns_of(messages, start_index=1)] == [False, True] * 2
 
 
-def test_a_system_message_of_its_own_keeps_the_turns_and_gives_its_scene_a_turn() -> None:
+def test_a_system_message_of_its_own_keeps_the_turns_and_its_scene() -> None:
     wrapped = "Whisper.\n\n<|scene_desc_start|>\nA hall.\n<|scene_desc_end|>"
     turns = turns_of([system(wrapped), user("Target."), assistant(audio("t.wav"))])
-    expected = [Turn("system", ("Whisper.",)), Turn("scene", ("A hall.",))]
+    expected: list[Turn] = [Turn("system", ("Whisper.",)), Turn("scene", ("A hall.",))]
     assert turns == (*expected, said("Target."), heard("t.wav", is_target=True))
 
 
@@ -282,7 +282,7 @@ def test_an_answer_in_other_words_than_the_request_is_no_plain_speech() -> None:
     assert fields["text"] == "Ha."
 
 
-def test_a_reference_that_is_a_part_of_a_recording_stays_a_turn_of_the_inference_layout() -> None:
+def test_a_part_of_a_recording_as_reference_stays_a_turn() -> None:
     part = audio("r.wav", offset=2, duration=3)
     turns = turns_of(cloning(text("Reference."), part, text(REQUEST + "Target.")))
     reference = Span("r.wav", 2.0, 5.0)

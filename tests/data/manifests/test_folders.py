@@ -99,7 +99,7 @@ def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
     assert [row.clip_id for row in read(tmp_path / "near").rows] == ["ada/x"]
 
 
-def test_recordings_below_a_folder_with_metadata_that_it_does_not_name_are_left_out(
+def test_recordings_that_the_metadata_does_not_name_are_left_out(
     tmp_path: Path,
 ) -> None:
     fill(tmp_path, "a.wav", "b.wav", "more/c.wav")

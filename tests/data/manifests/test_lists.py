@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import has_line_with
@@ -40,7 +41,7 @@ def listed(folder: Path, *lines: str, name: str = "list.txt", **options: object)
     return read_manifests([entry]).rows
 
 
-def refusal(folder: Path, *lines: str, **options: object) -> str:
+def refusal(folder: Path, *lines: str, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
         listed(folder, *lines, **options)
     return str(caught.value)

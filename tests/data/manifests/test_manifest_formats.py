@@ -607,9 +607,14 @@ def segmented(tmp_path: Path) -> Path:
     tone(tmp_path / "long.wav", 4.0)
     samples, rate = sf.read(tmp_path / "long.wav", dtype="int16")
     sf.write(tmp_path / "cut.wav", samples[rate : 2 * rate], rate)
-    times = {"second": (1, 2), "rest": (2.5, None), "over": (3, 4.5), "late": (9, None)}
+    times: dict[str, Any] = {
+        "second": (1, 2),
+        "rest": (2.5, None),
+        "over": (3, 4.5),
+        "late": (9, None),
+    }
     times |= {"brief": (1, 1.1), "whole": (None, None), "rounded": (3.2, 4.009)}
-    rows = [{"id": "cut", "audio": "cut.wav", "text": "T.", "speaker": "s"}]
+    rows: list[dict[str, Any]] = [{"id": "cut", "audio": "cut.wav", "text": "T.", "speaker": "s"}]
     rows += [
         {"id": name, "audio": "long.wav", "text": "T.", "speaker": "s"}
         | {"start_seconds": start, "end_seconds": end}

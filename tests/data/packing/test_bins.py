@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,9 @@ from higgs_pipe.data.packing.bins import best_fit_decreasing
 
 
 def packed(lengths: list[int], capacity: int) -> list[list[int]]:
-    return [members.tolist() for members in best_fit_decreasing(np.int32(lengths), capacity)]
+    return [
+        members.tolist() for members in best_fit_decreasing(np.array(lengths, np.int32), capacity)
+    ]
 
 
 def plain_best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
@@ -22,29 +26,29 @@ def plain_best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
     return rooms
 
 
-def test_bins_are_filled_as_worked_by_hand():
+def test_bins_are_filled_as_worked_by_hand() -> None:
     assert packed([4, 8, 1, 4, 2, 1], 10) == [[1, 4], [0, 2, 3, 5]]
 
 
 @given(st.lists(st.integers(1, 50), max_size=60))
-def test_the_bins_are_as_full_as_those_of_the_plain_algorithm(lengths):
+def test_the_bins_are_as_full_as_those_of_the_plain_algorithm(lengths: Any) -> None:
     bins = packed(lengths, 50)
     assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
     rooms = [50 - sum(lengths[i] for i in members) for members in bins]
     assert sorted(rooms) == sorted(plain_best_fit_decreasing(lengths, 50))
 
 
-def test_the_lengths_of_speech_fill_the_rows():
+def test_the_lengths_of_speech_fill_the_rows() -> None:
     seconds = np.random.default_rng(0).uniform(1, 20, 20_000)
     lengths = (seconds * 25 + 60).astype(np.int32)
     assert lengths.sum() / 2048 / len(best_fit_decreasing(lengths, 2048)) > 0.99
 
 
-def test_no_items_need_no_bin():
+def test_no_items_need_no_bin() -> None:
     assert packed([], 10) == []
 
 
 @pytest.mark.parametrize("lengths", [[3, 11], [0, 3]])
-def test_an_item_that_no_bin_can_hold_is_refused(lengths):
+def test_an_item_that_no_bin_can_hold_is_refused(lengths: Any) -> None:
     with pytest.raises(ValueError, match=r"cannot fit into 10"):
         packed(lengths, 10)

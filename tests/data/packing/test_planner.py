@@ -65,19 +65,19 @@ class Drawn:
         return list(conversation_of(plan, rows, self.clips, "Do as told.", clean).turns)
 
 
-def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so():
+def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so() -> None:
     drawn = Drawn([clip("a", "x"), clip("b", "y"), clip("c", "y")], tasks=CLONING)
     assert (drawn["a"].task, drawn["a"].fallbacks) == ("speech", (("x", NO_REFERENCE),))
     assert (drawn.references("b"), drawn.references("c")) == (["c"], ["b"])
 
 
-def test_a_clip_without_speaker_has_no_reference():
+def test_a_clip_without_speaker_has_no_reference() -> None:
     drawn = Drawn([clip("a", None), clip("b", None)], tasks=CLONING)
     assert drawn["a"].fallbacks == drawn["b"].fallbacks == (("unknown", NO_REFERENCE),)
 
 
 @pytest.mark.parametrize("speaker", ["x", None])
-def test_a_rows_own_reference_comes_first(speaker):
+def test_a_rows_own_reference_comes_first(speaker: str | None) -> None:
     own = clip("own", speaker, split="reference")
     drawn = Drawn([clip("a", speaker, reference_id="own"), clip("b", speaker), own], tasks=CLONING)
     assert drawn.references("a") == ["own"]
@@ -85,19 +85,21 @@ def test_a_rows_own_reference_comes_first(speaker):
 
 
 @pytest.mark.parametrize("shared", [{"pcm_sha256": "held"}, {"audio_path": "held"}])
-def test_training_never_hears_held_out_audio_as_a_rows_own_reference(shared):
+def test_training_never_hears_held_out_audio_as_a_rows_own_reference(
+    shared: dict[str, Any],
+) -> None:
     own = clip("own", "x", split="reference", **shared)
     rows = [clip("a", "x", reference_id="own"), clip("b", "x"), clip("held", "x", split="eval")]
     drawn = Drawn([*rows, own], tasks=CLONING)
     assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_HELD_OUT])
 
 
-def test_a_reference_that_is_no_clip_names_the_rule():
+def test_a_reference_that_is_no_clip_names_the_rule() -> None:
     with pytest.raises(UserError, match=r"\n  gone\nrun: snakemake --forcerun judge_clips"):
         Drawn([clip("a", "x", reference_id="gone")])
 
 
-def test_a_duplicate_of_the_target_is_never_its_reference():
+def test_a_duplicate_of_the_target_is_never_its_reference() -> None:
     rows = [clip("a", "x"), clip("b", "x", pcm_sha256="a"), clip("c", "x")]
     drawn = Drawn(rows, tasks=CLONING)
     assert drawn.references("a") == drawn.references("b") == ["c"]
@@ -108,7 +110,7 @@ def segment(clip_id: str, start_seconds: float | None, end_seconds: float | None
     return clip(clip_id, "x", audio_path="long.wav", **times)
 
 
-def test_overlapping_segments_of_one_file_are_never_each_others_reference():
+def test_overlapping_segments_of_one_file_are_never_each_others_reference() -> None:
     rows = [segment("a", None, 2.0), segment("b", 2.0, 5.0), segment("c", 4.0, None)]
     drawn = Drawn(rows, tasks=CLONING)
     assert drawn.references("b") == drawn.references("c") == ["a"]
@@ -117,18 +119,18 @@ def test_overlapping_segments_of_one_file_are_never_each_others_reference():
     assert whole.reasons("a") == whole.reasons("b") == [NO_REFERENCE]
 
 
-def test_references_stay_within_the_split():
+def test_references_stay_within_the_split() -> None:
     rows = [clip("a", "x"), clip("b", "x", split="eval"), clip("c", "x", split="reference")]
     assert Drawn(rows, tasks=CLONING).reasons("a") == [NO_REFERENCE]
 
 
-def test_the_task_mix_is_that_of_the_weights():
+def test_the_task_mix_is_that_of_the_weights() -> None:
     drawn = Drawn([clip(f"{i}", "x") for i in range(2000)], tasks={"speech": 3, "cloning": 1})
     tasks = Counter(plan.task for plan in drawn.plans.values())
     assert 0.22 < tasks["cloning"] / 2000 < 0.28
 
 
-def test_another_clip_draws_no_other_sample_anew():
+def test_another_clip_draws_no_other_sample_anew() -> None:
     rows = [clip(f"{i}", "x") for i in range(200)]
     shares = {"scene_dropout": 0.5, "reference_dropout": 0.5}
     before, after = Drawn(rows, **shares), Drawn([clip("new", "x"), *rows], **shares)
@@ -139,13 +141,13 @@ def test_another_clip_draws_no_other_sample_anew():
         assert before[i].has_scene == after[i].has_scene
 
 
-def test_the_clips_of_a_speaker_serve_equally_often():
+def test_the_clips_of_a_speaker_serve_equally_often() -> None:
     drawn = Drawn([clip(f"{i}", "xy"[i % 2]) for i in range(100)], tasks=CLONING)
     used = Counter(drawn.references(i)[0] for i in drawn.plans)
     assert set(used.values()) == {1}
 
 
-def test_the_most_similar_voice_is_the_reference():
+def test_the_most_similar_voice_is_the_reference() -> None:
     rows = [
         clip("a", "x", speaker_embedding=[1.0, 0.0]),
         clip("b", "x", speaker_embedding=[3.0, 4.0]),
@@ -157,7 +159,7 @@ def test_the_most_similar_voice_is_the_reference():
     assert drawn.references("d") != []
 
 
-def test_dropouts_take_their_share_and_are_no_fallback():
+def test_dropouts_take_their_share_and_are_no_fallback() -> None:
     rows = [clip(f"{i}", "x", scene="A hall.") for i in range(1000)]
     drawn = Drawn(rows, tasks=CLONING, scene_dropout=0.3, reference_dropout=0.6)
     plans = drawn.plans.values()
@@ -175,7 +177,7 @@ TALK = [
 ]
 
 
-def test_a_dialogue_is_one_target_with_its_speakers_tagged():
+def test_a_dialogue_is_one_target_with_its_speakers_tagged() -> None:
     drawn = Drawn(TALK, tasks=DIALOGUE)
     assert list(drawn.plans) == ["t0"]
     assert drawn["t0"].task == "dialogue"
@@ -187,7 +189,7 @@ def test_a_dialogue_is_one_target_with_its_speakers_tagged():
     ]
 
 
-def test_each_speaker_of_a_dialogue_has_a_reference_from_outside_it():
+def test_each_speaker_of_a_dialogue_has_a_reference_from_outside_it() -> None:
     others = [clip("al-1", "al"), clip("bo-1", "bo", pcm_sha256="t1"), clip("bo-2", "bo")]
     drawn = Drawn([*TALK, *others], tasks={**DIALOGUE_CLONING, "speech": 1})
     plan = next(p for p in drawn.plans.values() if p.is_dialogue or len(p.targets) > 1)
@@ -202,31 +204,31 @@ def test_each_speaker_of_a_dialogue_has_a_reference_from_outside_it():
     ]
 
 
-def test_a_speaker_of_a_dialogue_without_reference_is_named_and_the_others_keep_theirs():
+def test_a_speaker_without_reference_is_named_and_the_others_keep_theirs() -> None:
     drawn = Drawn([*TALK, clip("al-1", "al")], tasks={**DIALOGUE_CLONING, "speech": 1})
     assert drawn.references("t0") == ["al-1"]
     assert drawn["t0"].fallbacks == (("bo", NO_REFERENCE),)
 
 
-def test_an_own_reference_that_is_a_turn_of_the_dialogue_is_not_taken():
+def test_an_own_reference_that_is_a_turn_of_the_dialogue_is_not_taken() -> None:
     rows = [turn("t0", "al", 0, reference_id="own"), turn("t1", "bo", 1)]
     heard = clip("own", "al", split="reference", pcm_sha256="t1")
     drawn = Drawn([*rows, heard, clip("al-1", "al")], tasks={**DIALOGUE_CLONING, "speech": 1})
     assert drawn.references("t0") == ["al-1"]
 
 
-def test_the_turns_of_a_dialogue_stand_alone_where_that_is_its_task():
+def test_the_turns_of_a_dialogue_stand_alone_where_that_is_its_task() -> None:
     drawn = Drawn(TALK, tasks={"speech": 1, "cloning": 0, **NO_DIALOGUES})
     assert [plan.task for plan in drawn.plans.values()] == ["speech"] * 3
     assert drawn.turns("t1")[2].parts == ("I am t1.",)
 
 
-def test_a_dialogue_with_a_turn_of_nobody_falls_back_to_its_turns():
+def test_a_dialogue_with_a_turn_of_nobody_falls_back_to_its_turns() -> None:
     drawn = Drawn([*TALK, turn("t3", None, 3)], tasks=DIALOGUE)
     assert [drawn.reasons(f"t{i}") for i in range(4)] == [[NO_SPEAKER]] * 4
 
 
-def test_a_dialogue_that_is_too_long_loses_its_references_then_stands_alone():
+def test_a_dialogue_that_is_too_long_loses_its_references_then_stands_alone() -> None:
     rows = [*TALK, clip("al-1", "al"), clip("bo-1", "bo")]
     drawn = Drawn(rows, tasks={**DIALOGUE_CLONING, "speech": 1})
     [shorter] = drawn.planner.shorter(drawn["t0"])
@@ -237,12 +239,12 @@ def test_a_dialogue_that_is_too_long_loses_its_references_then_stands_alone():
     assert {plan.fallbacks[0].reason for plan in alone} == {DIALOGUE_TOO_LONG}
 
 
-def test_clips_outside_dialogues_need_a_task():
+def test_clips_outside_dialogues_need_a_task() -> None:
     with pytest.raises(UserError, match=r"1 clips .* pack.tasks.speech"):
         Drawn([*TALK, clip("a", "x")], tasks=DIALOGUE)
 
 
-def test_a_conversation_keeps_its_turns_and_its_own_system_message():
+def test_a_conversation_keeps_its_turns_and_its_own_system_message() -> None:
     written = (
         '[{"role": "system", "parts": [{"text": "Be brief."}], "is_target": false},'
         ' {"role": "user", "parts": [{"text": "Who?"}], "is_target": false},'
@@ -260,14 +262,14 @@ def test_a_conversation_keeps_its_turns_and_its_own_system_message():
     ]
 
 
-def test_the_target_text_alone_is_cleaned():
+def test_the_target_text_alone_is_cleaned() -> None:
     rows = [clip("a", "x", reference_id="own", scene="A hall."), clip("own", "x", split=REFERENCE)]
     drawn = Drawn(rows, tasks=CLONING)
     texts = [t.text for t in drawn.turns("a", str.upper) if t.texts]
     assert texts == ["Do as told.", "A hall.", "I am own.", "I AM A."]
 
 
-def test_in_a_conversation_the_questions_of_targets_alone_are_cleaned():
+def test_in_a_conversation_the_questions_of_targets_alone_are_cleaned() -> None:
     written = [
         {"role": role, "parts": [part], "is_target": is_target}
         for role, part, is_target in (
@@ -285,7 +287,7 @@ def test_in_a_conversation_the_questions_of_targets_alone_are_cleaned():
     assert texts == ["be brief", "reference", "FIRST", "AND MORE", "thanks"]
 
 
-def test_a_row_that_brings_a_reference_is_always_cloning_with_it():
+def test_a_row_that_brings_a_reference_is_always_cloning_with_it() -> None:
     rows = [clip(f"{i}", "x", reference_id="own") for i in range(50)]
     own = clip("own", "y", split=REFERENCE)
     drawn = Drawn([*rows, own, *(clip(f"plain-{i}", "x") for i in range(50))])
@@ -295,19 +297,19 @@ def test_a_row_that_brings_a_reference_is_always_cloning_with_it():
     assert min(tasks["speech"], tasks["cloning"]) > 10
 
 
-def test_without_a_weight_of_cloning_no_reference_is_used():
+def test_without_a_weight_of_cloning_no_reference_is_used() -> None:
     rows = [clip("a", "x", reference_id="own"), clip("own", "x", split=REFERENCE)]
     assert Drawn(rows, tasks={"speech": 1, "cloning": 0})["a"].task == "speech"
 
 
-def test_a_reference_that_is_held_out_makes_no_row_cloning():
+def test_a_reference_that_is_held_out_makes_no_row_cloning() -> None:
     own = clip("own", "x", split=REFERENCE, pcm_sha256="held")
     rows = [clip(f"{i}", "x", reference_id="own") for i in range(50)]
     drawn = Drawn([*rows, clip("held", "x", split="eval"), own])
     assert Counter(drawn[f"{i}"].task for i in range(50))["speech"] > 10
 
 
-def test_a_dialogue_whose_turns_bring_references_is_drawn_with_them():
+def test_a_dialogue_whose_turns_bring_references_is_drawn_with_them() -> None:
     rows = [turn("t0", "al", 0, reference_id="own"), turn("t1", "bo", 1)]
     others = [clip("own", "al", split=REFERENCE), clip("bo-1", "bo")]
     tasks = {"speech": 1, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0.001}

@@ -1,0 +1,88 @@
+"""Held-out losses and samples at their steps, and the best adapter by them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+from accelerate import Accelerator
+from peft import PeftModel
+
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.loss import named_losses
+from higgs_pipe.training.held_out import held_out_sums, total_of
+from higgs_pipe.training.metrics import MetricsLog
+from higgs_pipe.training.samples import Samples
+from higgs_pipe.training.state import Progress
+
+EVAL_LOSS = "eval_loss"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluates a run after the steps that are due.
+
+    With ``keep_best_by`` another measure than the held-out loss, the candidates are the adapters
+    that spoke; the held-out loss decides between equals. Samples that failed count as the worst.
+    """
+
+    model: Any  # a DualLossModel as Accelerate prepared it
+    rows: PackedRows
+    settings: TrainConfig
+    accelerator: Accelerator
+    progress: Progress
+    samples: Samples | None  # None: nothing is spoken
+
+    def run_if_due(self, num_steps: int, metrics: MetricsLog) -> None:
+        """Evaluate after step 0, every n-th step and the last one; keep the best adapter.
+
+        Raises:
+            UserError: The held-out loss is not finite.
+        """
+        progress, settings = self.progress, self.settings
+        is_last = progress.step == num_steps
+        is_by_samples = settings.keep_best_by != EVAL_LOSS
+        is_speaking = self._is_due(settings.sample_steps, is_last)
+        is_evaluated = self._is_due(settings.eval_steps, is_last) or (is_speaking and is_by_samples)
+        if is_evaluated:
+            eval_loss = self._held_out_loss(metrics)
+            progress.note(eval_loss)
+            # Patience may have ended the run.
+            is_last = progress.is_finished(num_steps, settings.early_stopping_patience)
+            is_speaking = self._is_due(settings.sample_steps, is_last)
+        badness = self._speak(metrics) if is_speaking else math.inf
+        if progress.step == 0:
+            return
+        if is_by_samples and is_speaking:
+            progress.keep_if_best((badness, eval_loss), self._adapter())
+        elif not is_by_samples and is_evaluated:
+            progress.keep_if_best((eval_loss,), self._adapter())
+
+    def _is_due(self, every: int | None, is_last: bool) -> bool:
+        return every is not None and (self.progress.step % every == 0 or is_last)
+
+    def _held_out_loss(self, metrics: MetricsLog) -> float:
+        step, rows_per_batch = self.progress.step, self.settings.rows_per_micro_batch
+        sums = held_out_sums(self.model, self.rows, self.accelerator, rows_per_batch)
+        losses = named_losses(total_of(sums), prefix="eval_")
+        if not math.isfinite(losses["eval_loss"]):
+            raise UserError(
+                f"step {step}: the held-out loss is {losses['eval_loss']}. Lower "
+                "train.learning_rate, or try train.dtype: float32."
+            )
+        metrics.write(step, losses)
+        return losses["eval_loss"]
+
+    def _speak(self, metrics: MetricsLog) -> float:
+        """Speak samples; return how bad they are by ``keep_best_by``, infinite if that failed."""
+        if self.samples is None:
+            return math.inf
+        measures = self.samples.speak(self.progress.step, self.model)
+        if measures is None:
+            return math.inf
+        metrics.write(self.progress.step, measures.line())
+        return measures.badness(self.settings.keep_best_by)
+
+    def _adapter(self) -> PeftModel:
+        return cast(PeftModel, self.accelerator.unwrap_model(self.model).model)

@@ -1,0 +1,79 @@
+"""The last words of a failed run, and configs that cannot be read at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from higgs_pipe.planning.config_check import config_path_or_exit
+from higgs_pipe.planning.failures import failure_lines
+
+STARTED = 1000.0
+
+
+def write_log(folder: Path, name: str, text: str, written: float = STARTED + 1) -> Path:
+    path = folder / "logs" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (written, written))
+    return path
+
+
+def said(text: str) -> str:
+    """A log that ends with an error."""
+    return f"2026-01-02 03:04:05,678 INFO read 3 rows\n2026-01-02 03:04:06,000 ERROR {text}\n"
+
+
+def test_an_error_is_told_with_its_log_and_once_for_all_shards(tmp_path: Path) -> None:
+    log = write_log(tmp_path, "measure/shard-00000.log", said("the disk is full:\n  /data"))
+    write_log(tmp_path, "measure/shard-00001.log", said("the disk is full:\n  /data"))
+    write_log(tmp_path, "pack.log", "2026-01-02 03:04:05,678 INFO packed\n")
+    lines = failure_lines(tmp_path / "logs", STARTED)
+    assert lines[:4] == ["", "the disk is full:", "  /data", f"log: {log} (and 1 more)"]
+    assert lines.count("the disk is full:") == 1
+    assert "same command" in lines[-1]
+
+
+def test_an_error_of_an_earlier_run_is_not_told_again(tmp_path: Path) -> None:
+    write_log(tmp_path, "pack.log", said("old"), written=STARTED - 1)
+    assert failure_lines(tmp_path / "logs", STARTED) == []
+
+
+def test_a_run_that_was_stopped_has_no_last_words(tmp_path: Path) -> None:
+    write_log(tmp_path, "pack.log", "2026-01-02 03:04:05,678 INFO packed\n")
+    assert failure_lines(tmp_path / "logs", STARTED) == []
+    assert failure_lines(tmp_path / "missing", STARTED) == []
+
+
+def test_of_many_errors_five_are_told_and_the_others_counted(tmp_path: Path) -> None:
+    for i in range(8):
+        write_log(tmp_path, f"{i}.log", said(f"error {i}"))
+    lines = failure_lines(tmp_path / "logs", STARTED)
+    assert [line for line in lines if line.startswith("error")] == [f"error {i}" for i in range(5)]
+    assert "... and 3 other errors" in lines
+
+
+def test_a_traceback_is_cut_to_its_end(tmp_path: Path) -> None:
+    write_log(tmp_path, "a.log", said("\n".join(f"frame {i}" for i in range(100))))
+    lines = failure_lines(tmp_path / "logs", STARTED)
+    assert "frame 99" in lines
+    assert "frame 69" not in lines
+
+
+def test_a_config_that_is_not_yaml_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("data:\n  num_shards: [2\ntrain: {}\n")
+    with pytest.raises(SystemExit) as exit_:
+        config_path_or_exit(config, ROOT / "config.yaml")
+    assert exit_.value.code == 2
+    assert f"{config}:3: " in capsys.readouterr().err
+
+
+def test_a_folder_with_a_config_of_its_own_takes_that(tmp_path: Path) -> None:
+    own, shipped = tmp_path / "config.yaml", ROOT / "config.yaml"
+    assert config_path_or_exit(own, shipped) == str(shipped)
+    own.write_text("data: {}\n")
+    assert config_path_or_exit(own, shipped) == str(own)
