@@ -1,4 +1,4 @@
-"""Shared by all readers: lines, JSON objects, and a place for every fault."""
+"""Tools of all readers: lines, JSON objects, and a place for every fault."""
 
 import codecs
 import gzip
