@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA_JSON
+from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA, METADATA_JSON
 from higgs_pipe.planning.folders import files_below, transcript_stem
 
 
@@ -26,8 +26,12 @@ def manifests(config: Mapping[str, Any]) -> list[str]:
         folder = path.parent if path.name == METADATA_JSON else path
         if folder.is_dir():
             found = [folder / name for name in MANIFESTS_IN_FOLDER if (folder / name).is_file()]
-            transcripts = [file for file in files_below(folder) if transcript_stem(file)]
-            files |= dict.fromkeys(map(str, [*found, *transcripts]))
+            below = [
+                file
+                for file in files_below(folder)
+                if transcript_stem(file) or file.name in METADATA
+            ]
+            files |= dict.fromkeys(map(str, [*found, *below]))
         else:
             files[str(path)] = None
     return list(files)
