@@ -28,7 +28,7 @@ STAGES = {
     "list_rows": Stage("validate", "list_rows", "list_rows", 4),
     "measure": Stage("validate", "measure_shard", "measure", 3),
     "validate": Stage("validate", "judge_clips", "validate", 5),
-    "estimate": Stage("validate", "estimate", "estimate", 1),
+    "estimate": Stage("validate", "estimate", "estimate", 2),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 3),
     "pack": Stage("pack", "pack", "pack", 4),
     "train": Stage("train", "train_adapter", "train", 5),
