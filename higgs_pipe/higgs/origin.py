@@ -1,4 +1,4 @@
-"""What the files of a model tell of its training: base, codec, system message, cleaning."""
+"""Facts on a model's training from its files: base, codec, system message, cleaning."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from higgs_pipe.errors import UserError
 
 @dataclass(frozen=True)
 class AdapterOrigin:
-    """How an adapter was trained; ``codec`` is None where its files do not tell."""
+    """Settings that an adapter was trained with; ``codec`` is None if its files lack it."""
 
     base: str
     base_revision: str | None = None
@@ -49,7 +49,7 @@ class _Config(BaseModel):
 
 
 class _Provenance(BaseModel):
-    """As much of a package's ``provenance.json``, of any version, as generation needs."""
+    """The part of a package's ``provenance.json``, of any version, that generation needs."""
 
     base_model: _Base
     codec: _Codec

@@ -21,6 +21,7 @@ from transformers import HiggsAudioV2TokenizerModel
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT, Device, Dtype, Sampling
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.audio import AudioError, decode
+from higgs_pipe.data.channels import channel_to_take, to_mono
 from higgs_pipe.data.quality import MAX_PEAK, SILENT_PEAK, peak
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.text import is_blank
@@ -172,7 +173,8 @@ class Speaker:
                 f"reference {path} lasts {recording.duration_seconds:.3f} s, less than "
                 f"{MIN_REFERENCE_SECONDS:g} s; name a longer recording."
             )
-        waveform = to_codec_input(recording.samples, recording.sample_rate_hz, self.codec_info)
+        mono = to_mono(recording.samples, channel_to_take(recording.samples))
+        waveform = to_codec_input(mono, recording.sample_rate_hz, self.codec_info)
         return Voice(text, encode(self.codec, waveform[None], self.codec_info)[0])
 
     def prompt(self, prompt: SpeechPrompt) -> ModelPrompt:

@@ -1,4 +1,4 @@
-"""What was heard of several voices, compared over prompts: totals, and adapter against base.
+"""Several voices compared over prompts: totals, and adapter against base.
 
 One :class:`Heard` per prompt and voice (recording, codec round trip, base, adapter); lists of the
 voices have the same prompts in the same order::
@@ -33,7 +33,7 @@ def _measure(description: str) -> Any:
 
 @dataclass(frozen=True)
 class ListenedMeasures:
-    """What speech models tell of a waveform; None where there is no such model."""
+    """Results of speech models for a waveform; None where a model is missing."""
 
     transcript: str | None = _measure("What the recogniser understood.")
     num_word_errors: int | None = _measure("Words put in, left out or changed.")

@@ -28,7 +28,7 @@ SETTING = "eval.speech_models"
 
 @dataclass(frozen=True)
 class Impression:
-    """What the models tell of one waveform; None where there is no such model."""
+    """Results of the models for one waveform; None where a model is missing."""
 
     transcript: str | None = None
     voice: list[float] | None = None  # (num_features,), of length 1
