@@ -576,7 +576,9 @@ class ManifestEntry(Section):
         None, description="Split of rows that name none."
     )
     columns: dict[ManifestKey, Text] = Field(
-        {}, description="Column names of the manifest, keyed by the names used here."
+        {},
+        description="The manifest's names of our keys; in a list without a header the "
+        "numbers of its fields, from 1.",
     )
 
 
