@@ -28,7 +28,7 @@ STAGES = {
     "list_rows": Stage("validate", "list_rows", "list_rows", 5),
     "measure": Stage("validate", "measure_shard", "measure", 4),
     "validate": Stage("validate", "judge_clips", "validate", 6),
-    "estimate": Stage("validate", "estimate", "estimate", 1),
+    "estimate": Stage("validate", "estimate", "estimate", 2),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 4),
     "pack": Stage("pack", "pack", "pack", 4),
     "train": Stage("train", "train_adapter", "train", 5),
