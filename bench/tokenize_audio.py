@@ -99,6 +99,7 @@ def write_clips(directory: Path, options: argparse.Namespace) -> list[Clip]:
                 "audio_path": str(path),
                 "start_seconds": None,
                 "end_seconds": None,
+                "channel": None,
                 "audio_sha256": sha256_of_file(path),
                 "duration_seconds": num_samples / SAMPLE_RATE_HZ,
             }

@@ -21,9 +21,16 @@ from higgs_pipe.data.audio import (
     SegmentOutsideError,
     open_audio,
 )
+from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, to_mono
 from higgs_pipe.data.clips.reasons import Fault, Reason
 from higgs_pipe.data.hashing import sha256_of_file
-from higgs_pipe.data.quality import MAX_PEAK, SILENT_PEAK, measure_audio, peak
+from higgs_pipe.data.quality import (
+    MAX_PEAK,
+    SILENT_PEAK,
+    clipping_fraction,
+    measure_audio,
+    peak,
+)
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table
@@ -158,17 +165,28 @@ def _measure(
     if highest > MAX_PEAK:
         fact = f"{path} has a peak of {highest:.4g} times full scale, above {MAX_PEAK:g}"
         return Fault(Reason.AUDIO_OUT_OF_RANGE, fact), measures
-    if highest < SILENT_PEAK:
-        fact = f"{path} is silent: its peak is {highest:.1e} of full scale, below {SILENT_PEAK:.0e}"
-        return Fault(Reason.SILENT, fact), measures
+    channel = channel_to_take(audio.samples)
+    if channel is not None and limits.cancelling_channels == "reject":
+        loss_db = loss_of_mean_db(audio.samples)
+        fact = f"the mean of the channels of {path} is {loss_db:.0f} dB quieter than they are"
+        return Fault(Reason.CHANNELS_CANCEL, fact), measures
+    mono = to_mono(audio.samples, channel)  # (num_samples, 1), what the codec gets
+    mono_peak = highest if mono is audio.samples else peak(mono)
+    if mono_peak < SILENT_PEAK:
+        fact = f"{path} is silent: its peak is {mono_peak:.1e} of full scale"
+        return Fault(Reason.SILENT, f"{fact}, below {SILENT_PEAK:.0e}"), measures
     return None, {
         "duration_seconds": audio.duration_seconds,
         "sample_rate_hz": audio.sample_rate_hz,
         "num_channels": audio.samples.shape[1],
         "encoding": header.encoding,
-        **vars(measure_audio(audio.samples, audio.sample_rate_hz, highest)),
+        "channel": channel,
+        **vars(measure_audio(mono, audio.sample_rate_hz, mono_peak)),
+        # A channel that is clipped is so in their mean, too.
+        "peak": highest,
+        "clipping_fraction": clipping_fraction(audio.samples, highest),
         "pcm_sha256": audio.pcm_sha256,
-        **(vars(models.measure(audio.samples, audio.sample_rate_hz)) if models else {}),
+        **(vars(models.measure(mono, audio.sample_rate_hz)) if models else {}),
     }
 
 

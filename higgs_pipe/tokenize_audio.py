@@ -18,6 +18,7 @@ from transformers import HiggsAudioV2TokenizerModel
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import TokenizeStage, load_stage
 from higgs_pipe.data.audio import AudioError, decode
+from higgs_pipe.data.channels import to_mono
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.specs import SHARD_CLIPS, CodecInfo, codes_spec
 from higgs_pipe.data.tables import read_table, write_table
@@ -202,7 +203,7 @@ def _waveform(clip: ShardClip, info: CodecInfo, checksums: dict[Path, str]) -> t
             f"clip {clip['clip_id']!r}: {path} changed since it was validated; "
             "run: snakemake --forcerun measure_shard"
         )
-    return to_codec_input(audio.samples, audio.sample_rate_hz, info)
+    return to_codec_input(to_mono(audio.samples, clip["channel"]), audio.sample_rate_hz, info)
 
 
 if __name__ == "__main__":

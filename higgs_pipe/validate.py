@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from higgs_pipe.data.clips.judging import judge
 from higgs_pipe.data.clips.overview import log_warnings, table_lines
 from higgs_pipe.data.clips.reasons import Rejection
 from higgs_pipe.data.clips.summary import summarize
+from higgs_pipe.data.clips.texts import normalized
 from higgs_pipe.data.clips.transcripts import check_texts
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.row import Row
@@ -52,7 +54,8 @@ def run(
             would be empty. Nothing is written then.
     """
     stage = load_stage(ValidateStage, config)
-    manifest = read_rows(rows)
+    listed = read_rows(rows)
+    manifest = replace(listed, rows=tuple(map(normalized, listed.rows)))
     measured = _read_measured(measured_dir, stage.data.num_shards, manifest.rows)
     _check_split_is_known(manifest.rows, stage.data)
     judgement = judge(manifest.rows, measured, stage)
@@ -60,7 +63,7 @@ def run(
     if stage.validate_.check_texts:
         check_texts(judgement.accepted)
     corpus = assemble(judgement.accepted, measured, stage.data)
-    summary = summarize(corpus, judgement.rejections, manifest, stage.data)
+    summary = summarize(corpus, judgement, manifest, stage.data)
 
     write_table(clips, CLIPS, corpus.clips)
     write_table(rejected, REJECTED, list(map(_rejected_row, judgement.rejections)))

@@ -74,6 +74,7 @@ class Inputs:
             "num_clips": 120,
             "num_rejected": 5,
             "num_references": 0,
+            "num_clips_of_one_channel": 0,
             "num_rejected_by_reason": {"too_short": 2, "silent": 3},
             "seconds": 2160.0,
             "hours": 0.6,
@@ -93,6 +94,7 @@ class Inputs:
             "overlap": {"audio": 0},
             "largest_group_num_clips": 1,
             "outliers": {},
+            "text_findings": {},
             "outside_root": {"num_rows": 0, "first_rows": []},
             "ignored_manifest_keys": {},
         }

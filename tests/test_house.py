@@ -219,6 +219,28 @@ def test_every_link_of_a_page_leads_to_a_file() -> None:
     assert broken == []
 
 
+# Their length is that of a list of declarations.
+LONG_LISTS = {"config.settings", "data.specs"}
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: str(value))
+def test_a_module_has_at_most_300_lines(module: str, path: Path) -> None:
+    assert module in LONG_LISTS or len(path.read_text().splitlines()) <= 300
+
+
+def test_a_docstring_begins_with_what_comes_out() -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    asking = ("What ", "Which ", "How ", "Whether ", "Where ", "Who ", "Whose ")
+    found = [
+        f"{module}: {docstring.splitlines()[0]}"
+        for module, path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, documented) and (docstring := ast.get_docstring(node))
+        if docstring.startswith(asking)
+    ]
+    assert found == []
+
+
 def test_the_name_of_a_test_is_shorter_than_75_characters() -> None:
     long = [
         f"{path.relative_to(ROOT)}: {node.name}"

@@ -174,7 +174,7 @@ class SpeechModelConfig(Section):
 
     @property
     def is_on(self) -> bool:
-        """Whether any model is named."""
+        """Return whether any model is named."""
         return any((self.asr, self.quality, self.speaker))
 
 
@@ -183,6 +183,11 @@ class MeasureConfig(Section):
 
     max_clip_seconds: float = Field(
         30.0, gt=0, description="Longer clips are rejected, and never decoded."
+    )
+    cancelling_channels: Literal["loudest", "reject"] = Field(
+        "loudest",
+        description="A recording whose channels cancel in their mean, as with one of them turned "
+        "in polarity: encode its loudest channel, or reject it.",
     )
     speech_models: SpeechModelConfig = SpeechModelConfig()
 
@@ -571,7 +576,9 @@ class ManifestEntry(Section):
         None, description="Split of rows that name none."
     )
     columns: dict[ManifestKey, Text] = Field(
-        {}, description="Column names of the manifest, keyed by the names used here."
+        {},
+        description="The manifest's names of our keys; in a list without a header the "
+        "numbers of its fields, from 1.",
     )
 
 

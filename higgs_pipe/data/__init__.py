@@ -1,1 +1,1 @@
-"""What the stages share about data: manifests, audio files, tables and splits."""
+"""Data of any speech corpus: manifests, audio files, tables, splits and packing."""

@@ -59,10 +59,10 @@ def _measure(description: str) -> Any:
 
 @dataclass(frozen=True)
 class AudioMeasures:
-    """Measures of the samples of a recording; the mean of channels unless stated otherwise."""
+    """Measures of the signal that the codec gets; of all channels where stated."""
 
     peak: float = _measure("Largest absolute sample of any channel, full scale is 1.")
-    rms_dbfs: float = _measure("Root mean square level over all channels, in dB of full scale.")
+    rms_dbfs: float = _measure("Root mean square level, in dB of full scale.")
     clipping_fraction: float = _measure(
         "Share of the samples, all channels, that reach 99.9 % of full scale."
     )
@@ -135,7 +135,7 @@ def measure_audio(
     return AudioMeasures(
         peak=highest,
         rms_dbfs=10 * math.log10(energy / samples.size) if energy > 0 else -math.inf,
-        clipping_fraction=_clipping_fraction(samples, highest),
+        clipping_fraction=clipping_fraction(samples, highest),
         dc_offset=abs(float(total / samples.size)),
         leading_silence_seconds=first * frame_seconds,
         trailing_silence_seconds=(num_frames - end) * frame_seconds,
@@ -207,7 +207,8 @@ def _percentile(ordered: Powers, percent: float) -> float:
     return float(ordered[round(percent / 100 * (len(ordered) - 1))])
 
 
-def _clipping_fraction(samples: npt.NDArray[np.float32], highest: float) -> float:
+def clipping_fraction(samples: npt.NDArray[np.float32], highest: float) -> float:
+    """Return the share of samples that reach 99.9 % of full scale; ``highest`` is their peak."""
     if highest < CLIPPING_LEVEL:
         return 0.0
     return float(np.count_nonzero(np.abs(samples) >= CLIPPING_LEVEL) / samples.size)

@@ -26,7 +26,7 @@ class Span(NamedTuple):
 
     @property
     def is_whole_file(self) -> bool:
-        """Whether neither end is given."""
+        """Return whether neither end is given."""
         return self.start_seconds is None and self.end_seconds is None
 
     @property
@@ -35,6 +35,6 @@ class Span(NamedTuple):
         return self.start_seconds or 0.0, math.inf if self.end_seconds is None else self.end_seconds
 
     def overlaps(self, other: "Span") -> bool:
-        """Whether both are parts of one file and share some of its time."""
+        """Return whether both are parts of one file and share some of its time."""
         (start, end), (other_start, other_end) = self.bounds_seconds, other.bounds_seconds
         return self.audio_path == other.audio_path and start < other_end and other_start < end

@@ -185,11 +185,20 @@ TEXT_MEASURE_COLUMNS = _measure_columns(TextMeasures)
 MEASURE_COLUMNS = (*AUDIO_MEASURE_COLUMNS, *TEXT_MEASURE_COLUMNS)
 
 
+CHANNEL_COLUMN = Column(
+    "channel",
+    pa.int32(),
+    "The channel that is encoded, from 0, as the channels cancel; missing: their mean.",
+    nullable=True,
+)
+
+
 # What a file, or a segment of it, is before its sound is looked at.
 FILE_COLUMNS = (
     Column("duration_seconds", pa.float64(), "Length of the clip, in seconds."),
     Column("sample_rate_hz", pa.int32(), "Sample rate of the file, in Hz."),
     Column("num_channels", pa.int32(), "Channels of the file."),
+    CHANNEL_COLUMN,
     Column("encoding", pa.string(), "Container and encoding of the file, such as WAV PCM_16."),
     Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
     Column("pcm_sha256", pa.string(), "SHA-256 of the decoded samples; finds duplicates."),
@@ -217,7 +226,7 @@ SPEECH_COLUMNS = (
 
 MEASURED = TableSpec(
     name="measured recordings",
-    version=3,
+    version=4,
     made_by="measure_shard",
     columns=(
         *RECORDINGS.columns,
@@ -232,7 +241,7 @@ MEASURED = TableSpec(
 
 CLIPS = TableSpec(
     name="clips",
-    version=4,
+    version=5,
     made_by="judge_clips",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
@@ -291,12 +300,13 @@ REJECTED = TableSpec(
 
 SHARD_CLIPS = TableSpec(
     name="shard clips",
-    version=2,
+    version=3,
     made_by="judge_clips",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),
         Column("audio_path", pa.string(), "Absolute path of the audio file."),
         *SEGMENT_COLUMNS,
+        CHANNEL_COLUMN,
         Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
         Column("duration_seconds", pa.float64(), "Length of the clip, in seconds."),
     ),

@@ -9,7 +9,7 @@ ANGLE_QUOTES = str.maketrans("《》", "<>")  # text cleaning makes them so
 
 
 def is_blank(text: str) -> bool:
-    """Whether ``text`` is white space and invisible characters alone."""
+    """Return whether ``text`` is white space and invisible characters alone."""
     return not _plain(text).strip()
 
 

@@ -1,1 +1,1 @@
-"""What is particular to Higgs Audio v2: codes, prompts, batches, the model and its loss."""
+"""Everything particular to Higgs Audio v2: codes, prompts, batches, the model and its loss."""

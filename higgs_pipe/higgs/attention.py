@@ -19,7 +19,7 @@ MAX_FLASH_HEAD_DIM = 256
 
 
 class SampleBounds(NamedTuple):
-    """Where the samples of a packed row begin and end."""
+    """Beginnings and ends of the samples of a packed row."""
 
     lengths: tuple[int, ...]  # (N,), sum S
     offsets: Tensor  # (N + 1,) int32, on the device: 0, then where each sample ends

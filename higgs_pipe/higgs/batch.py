@@ -85,7 +85,7 @@ class PackedRows:
 
 
 class Labels(NamedTuple):
-    """What is to be predicted in M places, and from where; K is 1 for text."""
+    """Labels of M places, and the positions that predict them; K is 1 for text."""
 
     predictors: Tensor  # (M,) positions whose next token or frame is labelled
     values: Tensor  # (M, K), IGNORED where a codebook has none
@@ -93,7 +93,7 @@ class Labels(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Which positions hold text, which hold audio, and which belong to one sample."""
+    """Positions of text, of audio, and of each sample."""
 
     num_text: int  # S - F
     routed: Tensor  # (S,) positions of text tokens, then of audio frames

@@ -1,8 +1,7 @@
 """Build a complete miniature Higgs Audio v2 checkpoint, offline, in the native format.
 
-It holds all that the 3B checkpoint holds, from the text head to the codec, in the same files, and
-is loaded by the same code. Its weights are random: it is the base of the demo and of the tests, not
-a voice.
+It holds all that the 3B checkpoint holds, in the same files, and is loaded by the same code. Its
+weights are random: it is the base of the demo and of the tests, not a voice.
 
 ::
 
@@ -88,8 +87,7 @@ def run(
         output_dir: Folder to write; the codec lies in its ``audio_tokenizer/``.
         hidden_size: Width of the body.
         num_layers: Layers of the body.
-        initializer_range: Standard deviation of the weights: LoRA alone visibly teaches a small
-            random base only when its weights are large.
+        initializer_range: Deviation of the weights; LoRA visibly teaches only large ones.
         seed: Seed of the weights.
     """
     build(output_dir, hidden_size, num_layers, initializer_range, seed)
@@ -103,7 +101,7 @@ def build(
     seed: int = 0,
     full_vocab: bool = False,
 ) -> None:
-    """As :func:`run`; ``full_vocab`` also gives the text tokens their real ids (128256 of them)."""
+    """Build it as :func:`run` does; ``full_vocab`` gives the 128256 text tokens their real ids."""
     output_dir = output_dir.resolve()
     codec_dir = output_dir / AUDIO_TOKENIZER
     codec = build_codec(seed)

@@ -8,7 +8,7 @@
     spoken.write("out.wav")
 """
 
-import re
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers import HiggsAudioV2TokenizerModel
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT, Device, Dtype, Sampling
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.audio import AudioError, decode
+from higgs_pipe.data.channels import channel_to_take, to_mono
 from higgs_pipe.data.quality import MAX_PEAK, SILENT_PEAK, peak
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.text import is_blank
@@ -31,6 +32,7 @@ from higgs_pipe.higgs.generation import DEFAULT_BATCH_SIZE, Spoken, speak
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.origin import adapter_origin, codec_of_base
+from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.higgs.speech_prompts import (
     ModelPrompt,
@@ -41,9 +43,10 @@ from higgs_pipe.higgs.speech_prompts import (
 )
 from higgs_pipe.higgs.text_cleaning import clean_text
 
+logger = logging.getLogger("higgs_pipe")
+
 DEFAULT_MAX_PIECE_LENGTH = 300  # letters: some 20 s
 MIN_REFERENCE_SECONDS = 0.3  # the default of validate.min_clip_seconds
-SPEAKER_TAG = re.compile(r"\s*(\[SPEAKER\d+\])\s*")
 
 
 class Speaker:
@@ -105,8 +108,9 @@ class Speaker:
             dtype: The dtype of the base.
 
         Raises:
-            UserError: Neither base nor adapter is given, something cannot be loaded, or the codec
-                does not fit the base.
+            UserError: Neither base nor adapter is given, something cannot be loaded, the codec does
+                not fit the base, or the base or codec that the adapter names has other weights
+                than in its training. Others that are given by name are only warned of.
         """
         origin = adapter_origin(Path(adapter)) if adapter is not None else None
         if base is not None:
@@ -133,6 +137,12 @@ class Speaker:
                 f"{named_base.name!r} {renderer.tokens.num_codebooks}; give the codec of the base."
             )
         if origin is not None:
+            if origin.base_fingerprint is not None:
+                found = weight_fingerprint(named_base)
+                _check_weights(named_base, found, origin.base_fingerprint, base is not None)
+            if origin.codec_fingerprint is not None:
+                expected = origin.codec_fingerprint
+                _check_weights(named_codec, info.fingerprint, expected, codec is not None)
             system_prompt = origin.system_prompt if system_prompt is None else system_prompt
             clean = origin.clean_text if clean is None else clean
         return cls(
@@ -172,7 +182,8 @@ class Speaker:
                 f"reference {path} lasts {recording.duration_seconds:.3f} s, less than "
                 f"{MIN_REFERENCE_SECONDS:g} s; name a longer recording."
             )
-        waveform = to_codec_input(recording.samples, recording.sample_rate_hz, self.codec_info)
+        mono = to_mono(recording.samples, channel_to_take(recording.samples))
+        waveform = to_codec_input(mono, recording.sample_rate_hz, self.codec_info)
         return Voice(text, encode(self.codec, waveform[None], self.codec_info)[0])
 
     def prompt(self, prompt: SpeechPrompt) -> ModelPrompt:
@@ -228,6 +239,15 @@ class Speaker:
         prompts = [self.prompt(piece) for of_prompt in pieces for piece in of_prompt]
         spoken = iter(speak(self.model, self.codec, self.codec_info, prompts, sampling, batch_size))
         return [[next(spoken) for _ in of_prompt] for of_prompt in pieces]
+
+
+def _check_weights(named: Pretrained, found: str, trained_with: str, is_chosen: bool) -> None:
+    if found == trained_with:
+        return
+    fact = f"{named.setting} {named.name!r} has other weights than the adapter was trained with"
+    if not is_chosen:
+        raise UserError(f"{fact}; give the right one, or this one by name, as --{named.setting}.")
+    logger.warning("%s", fact)
 
 
 def joined(pieces: Sequence[Spoken]) -> Spoken:

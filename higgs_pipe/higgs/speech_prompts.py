@@ -1,4 +1,4 @@
-"""What is to be spoken: as a text with its voices, and as the model reads it.
+"""Prompts of speech: a text with its voices, and the same as the model reads it.
 
 P positions of a prompt, T codec frames, F delayed frames, K codebooks.
 """
@@ -44,7 +44,7 @@ class SpeechPrompt:
 
     @property
     def is_dialogue(self) -> bool:
-        """Whether the text has speaker tags."""
+        """Return whether the text has speaker tags."""
         return SPEAKER_TAG.search(self.text) is not None
 
     def pieces(self, max_length: int) -> list["SpeechPrompt"]:

@@ -1,4 +1,4 @@
-"""What was heard of several voices, compared over prompts: totals, and adapter against base.
+"""Several voices compared over prompts: totals, and adapter against base.
 
 One :class:`Heard` per prompt and voice (recording, codec round trip, base, adapter); lists of the
 voices have the same prompts in the same order::
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from higgs_pipe.listening import intervals
-from higgs_pipe.listening.intervals import Clusters, Difference, Estimate
+from higgs_pipe.listening.clusters import Clusters
+from higgs_pipe.listening.intervals import Difference, Estimate
 from higgs_pipe.listening.measures import Codes, SoundMeasures, code_distance, code_histogram
 
 RUNAWAY_RATIO = 2.0  # lasting more than this times the recording is a runaway
@@ -33,7 +34,7 @@ def _measure(description: str) -> Any:
 
 @dataclass(frozen=True)
 class ListenedMeasures:
-    """What speech models tell of a waveform; None where there is no such model."""
+    """Results of speech models for a waveform; None where a model is missing."""
 
     transcript: str | None = _measure("What the recogniser understood.")
     num_word_errors: int | None = _measure("Words put in, left out or changed.")
@@ -161,7 +162,9 @@ def totals(
             heard, recorded = np.split(total, 2, axis=-1)
             return _distance(heard, recorded, num_entries)
 
-        found[CODE_DISTANCE] = intervals.estimate(distance, columns, sizes, clusters.take(rows))
+        found[CODE_DISTANCE] = intervals.estimate(
+            distance, columns, sizes, clusters.take(rows), bounds=(0, 1)
+        )
     return found
 
 
@@ -211,7 +214,9 @@ def differences(
             of_adapter = _distance(first, recorded, num_entries)
             return of_adapter - _distance(second, recorded, num_entries)
 
-        found[CODE_DISTANCE] = intervals.difference(difference, columns, sizes, clusters.take(rows))
+        found[CODE_DISTANCE] = intervals.difference(
+            difference, columns, sizes, clusters.take(rows), bounds=(-1, 1)
+        )
     return found
 
 

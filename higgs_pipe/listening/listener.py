@@ -17,9 +17,10 @@ import torch
 
 from higgs_pipe.config.settings import EvalSpeechModelConfig
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.resampling import resample
 from higgs_pipe.listening.comparison import ListenedMeasures
 from higgs_pipe.listening.dnsmos import RATE_HZ, Dnsmos
-from higgs_pipe.listening.speech_models import Recogniser, SpeakerModel, filled_up, resampled
+from higgs_pipe.listening.speech_models import Recogniser, SpeakerModel, filled_up
 from higgs_pipe.listening.transcripts import count_errors
 
 SETTING = "eval.speech_models"
@@ -27,7 +28,7 @@ SETTING = "eval.speech_models"
 
 @dataclass(frozen=True)
 class Impression:
-    """What the models tell of one waveform; None where there is no such model."""
+    """Results of the models for one waveform; None where a model is missing."""
 
     transcript: str | None = None
     voice: list[float] | None = None  # (num_features,), of length 1
@@ -64,7 +65,7 @@ class Listener:
         if self._speaker is not None:
             voice = self._speaker(mono, sample_rate_hz)
         if self._dnsmos is not None:
-            quality = self._dnsmos.score(resampled(mono, sample_rate_hz, RATE_HZ).numpy())
+            quality = self._dnsmos.score(resample(mono, sample_rate_hz, RATE_HZ).numpy())
         return Impression(transcript, voice, quality)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchaudio
 from torch import Tensor
 from torchaudio.models import squim_objective_base
 from transformers import (
@@ -24,6 +23,7 @@ from transformers import (
 
 from higgs_pipe.config.settings import SpeechModelConfig
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.resampling import resample
 from higgs_pipe.data.speech import SpeechMeasures
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.pretrained import load_pretrained, load_weights
@@ -79,7 +79,7 @@ class SpeechModels:
         """Return STOI, PESQ and SI-SDR in dB."""
         if self._judge is None:
             return None, None, None
-        waveform = resampled(mono, rate_hz, SQUIM_RATE_HZ)[None].to(self._device)  # (1, n)
+        waveform = resample(mono, rate_hz, SQUIM_RATE_HZ)[None].to(self._device)  # (1, n)
         return tuple(score.item() for score in self._judge(waveform))
 
 
@@ -105,7 +105,7 @@ class Recogniser:
     def __call__(self, mono: Tensor, rate_hz: int) -> str:
         """Return the transcript of (num_samples,)."""
         wanted_hz = self._pipeline.feature_extractor.sampling_rate
-        audio = {"raw": resampled(mono, rate_hz, wanted_hz).numpy(), "sampling_rate": wanted_hz}
+        audio = {"raw": resample(mono, rate_hz, wanted_hz).numpy(), "sampling_rate": wanted_hz}
         text: str = self._pipeline(audio)["text"]
         return text.strip()
 
@@ -127,7 +127,7 @@ class SpeakerModel:
         """Return the voice of (num_samples,): (num_features,), of length 1."""
         wanted_hz = self._extractor.sampling_rate
         inputs = self._extractor(
-            resampled(mono, rate_hz, wanted_hz).numpy(),
+            resample(mono, rate_hz, wanted_hz).numpy(),
             sampling_rate=wanted_hz,
             return_tensors="pt",
         )
@@ -140,14 +140,6 @@ def filled_up(mono: Tensor, rate_hz: int) -> Tensor:
     """Return (num_samples,) with silence at its end, up to half a second."""
     num_lacking = max(0, round(MIN_SECONDS * rate_hz) - len(mono))
     return torch.nn.functional.pad(mono, (0, num_lacking))
-
-
-def resampled(mono: Tensor, rate_hz: int, wanted_hz: int) -> Tensor:
-    """Return (num_samples,) at another rate."""
-    if rate_hz == wanted_hz:
-        return mono
-    changed: Tensor = torchaudio.functional.resample(mono, rate_hz, wanted_hz)
-    return changed
 
 
 def _load_judge(path: Path) -> torch.nn.Module:

@@ -23,7 +23,7 @@ TokenIds = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class _TextTurn:
-    """Where a sample's first spoken text stands: its user turn, up to ``<|audio_out_bos|>``."""
+    """Place of a sample's first spoken text: its user turn, up to ``<|audio_out_bos|>``."""
 
     start: int
     end: int

@@ -64,7 +64,7 @@ MEASURES = (
 
 
 class MeasureVerdict(ResultPart):
-    """What one measure says of the adapter."""
+    """Verdict of one measure on the adapter."""
 
     name: str
     outcome: Outcome

@@ -26,7 +26,7 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """What ``list_rows`` remembers.
+    """States of the recordings that ``list_rows`` has seen.
 
     Attributes:
         stamp: The parameter that it was given.

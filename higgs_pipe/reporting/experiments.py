@@ -33,7 +33,7 @@ class Change:
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether more is better."""
+        """Return whether more is better."""
         return "accuracy" in self.key
 
     @property
@@ -109,7 +109,7 @@ class SettingLine:
 
     @property
     def differs(self) -> bool:
-        """Whether the experiments disagree."""
+        """Return whether the experiments disagree."""
         return len(set(self.values)) > 1
 
 

@@ -1,1 +1,1 @@
-"""What would train any model: step inputs, optimizer, processes, checkpoints, metrics."""
+"""Parts that would train any model: step inputs, optimizer, processes, checkpoints, metrics."""

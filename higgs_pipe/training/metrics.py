@@ -1,4 +1,4 @@
-"""What a run shows: ``metrics.jsonl``, the log, the tracker's curves, alarms, a progress bar."""
+"""Output of a run: ``metrics.jsonl``, the log, the tracker's curves, alarms, a progress bar."""
 
 import json
 import logging

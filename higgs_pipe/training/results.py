@@ -187,7 +187,7 @@ class TrainedSettings(Result):
 
 
 class Proof(Result):
-    """What :mod:`higgs_pipe.verify` found out about a packaged adapter."""
+    """Results of :mod:`higgs_pipe.verify` on a packaged adapter."""
 
     made_by: ClassVar[str] = "package_adapter"
 

@@ -22,7 +22,7 @@ logger = logging.getLogger("higgs_pipe")
 
 @dataclass
 class Progress:
-    """How far a run has come, and its best adapter so far."""
+    """Progress of a run, and its best adapter so far."""
 
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # spent on training, over all sessions
@@ -56,7 +56,7 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """What an optimizer step changes, and the progress; it goes to a checkpoint as a whole."""
+    """State that an optimizer step changes, and the progress; a checkpoint holds all of it."""
 
     parameters: list[Parameter]  # the trained ones
     optimizer: Optimizer

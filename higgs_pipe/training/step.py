@@ -20,7 +20,7 @@ from higgs_pipe.training.telemetry import Telemetry
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the host knows of an optimizer step."""
+    """Results of an optimizer step, on the host."""
 
     losses: dict[str, float]  # nats per label, of all processes
     learning_rate: float

@@ -51,6 +51,7 @@ def clip_of(path: Path) -> dict:
         "audio_path": str(path),
         "start_seconds": None,
         "end_seconds": None,
+        "channel": None,
         "audio_sha256": sha256_of_file(path),
         "duration_seconds": sf.info(path).duration,
     }

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,8 @@ def test_a_clip_keeps_its_row_and_gets_its_measures(tmp_path: Path, rows: list[F
     assert (clip["language"], clip["reference_id"]) == (None, None)
     assert (clip["duration_seconds"], clip["sample_rate_hz"], clip["num_channels"]) == (2, RATE, 2)
     assert clip["peak"] == pytest.approx(0.5, abs=1e-4)
-    # A sine of peak 1/2 has mean square 1/8; the silent channel halves it.
-    assert clip["rms_dbfs"] == pytest.approx(10 * math.log10(1 / 16), abs=0.01)
+    # A sine of peak 1/2 has mean square 1/8; its mean with silence has a quarter of that.
+    assert clip["rms_dbfs"] == pytest.approx(10 * math.log10(1 / 32), abs=0.01)
 
 
 def test_clips_come_in_the_order_of_the_manifest(tmp_path: Path, rows: list[Fields]) -> None:
@@ -265,6 +266,8 @@ def make_bad_recordings(folder: Path) -> None:
         ({"audio": "cut.wav"}, "audio_unreadable", "cut.wav"),
         ({"audio": "nan.wav"}, "audio_non_finite", "2 samples"),
         ({"text": " \n"}, "text_empty", "`text`"),
+        ({"scene": "\u200b"}, "text_empty", "`scene`"),
+        ({"ref_audio": "b.wav", "ref_text": "\u200b\u2060"}, "text_empty", "`ref_text`"),
         ({"text": "A <|eot_id|> B"}, "control_token", "`text` contains <|eot_id|>"),
         ({"scene": "<|x|>"}, "control_token", "`scene` contains <|x|>"),
         (
@@ -310,6 +313,17 @@ def test_a_bad_row_is_rejected_with_reason_fact_and_remedy(
     assert message.endswith({str(code): code.remedy for code in Reason}[reason])
     assert f"{tmp_path}/manifest.jsonl:2: {reason}: {message}" in caplog.text
     assert outputs.summary["num_rejected_by_reason"] == {reason: 1}
+
+
+def test_texts_are_nfc_and_what_is_not_spoken_is_counted_with_examples(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    decomposed = unicodedata.normalize("NFD", "Café")
+    rows[0] |= {"text": f"{decomposed} <b>1</b>", "speaker": decomposed}
+    outputs = run(tmp_path, rows)
+    assert (outputs.clip("a")["text"], outputs.clip("a")["speaker"]) == ("Café <b>1</b>", "Café")
+    example = {"num_rows": 1, "examples": [f"{tmp_path}/manifest.jsonl:1: Café <b>1</b>"]}
+    assert outputs.summary["text_findings"] == {"tags": example, "digits": example}
 
 
 def test_train_and_eval_for_one_recording_rejects_the_train_row(

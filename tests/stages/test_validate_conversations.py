@@ -154,7 +154,7 @@ def test_a_fault_of_any_turn_rejects_the_row_with_its_number(
     [
         ("Say <|eot_id|> a.", "control_token", "turn 2 contains <|eot_id|>"),
         ([{"type": "text", "text": "<|eot"}, "_id|>"], "control_token", "turn 2 contains <|eot"),
-        (" ", "text_empty", "turn 2 says nothing"),
+        (" ", "text_empty", "the text of turn 2"),
     ],
 )
 def test_a_fault_of_a_text_names_the_turn(

@@ -157,3 +157,13 @@ def test_recordings_of_people_become_an_adapter(tmp_path: Path) -> None:
     validation = read_json(folder / "results/data/validation.json")
     assert (validation["num_clips"], validation["num_rejected"]) == (13, 0)
     assert read_json(folder / "results/adapters/default/provenance.json")["verification"]
+
+
+def test_a_failed_run_ends_with_the_stages_error_its_log_and_the_next_step(tmp_path: Path) -> None:
+    write_config(tmp_path, tmp_path / "none.jsonl")
+    failed = snakemake(tmp_path, "validate")
+    assert failed.returncode == 1
+    *_, last_words = failed.stderr.rpartition("At least one job did not complete")
+    assert f"{tmp_path}/none.jsonl: " in last_words
+    assert "log: logs/list_rows.log" in last_words
+    assert "same command" in last_words.splitlines()[-1]

@@ -20,7 +20,7 @@ from helpers import ROOT
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
-from higgs_pipe.planning.targets import closing_lines, is_within
+from higgs_pipe.planning.targets import closing_lines, inputs, is_within, stamp_of_braced
 
 BIN = Path(sys.executable).parent
 EVERYTHING = {
@@ -237,6 +237,24 @@ def test_cpu_jobs_ask_for_no_gpu_and_others_for_one_a_process(workdir: Path) -> 
 def test_lint_finds_nothing() -> None:
     run = snakemake(ROOT, "--lint")
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_braces_in_the_path_of_a_manifest_are_no_wildcards(workdir: Path) -> None:
+    (workdir / "my {voice}").mkdir()
+    (workdir / "my {voice}/m.jsonl").write_text("")
+    assert jobs(workdir, "--config", "manifest=my {voice}/m.jsonl") == EVERYTHING
+
+
+def test_a_manifest_with_braces_in_its_path_is_a_parameter_of_its_content(tmp_path: Path) -> None:
+    plain, braced = tmp_path / "m.jsonl", tmp_path / "{m}.jsonl"
+    for path in (plain, braced):
+        path.write_text("one")
+    paths = [str(plain), str(braced), str(tmp_path / "missing.jsonl")]
+    assert inputs(paths) == [str(plain)]
+    before = stamp_of_braced(paths)
+    braced.write_text("two")
+    assert stamp_of_braced(paths) != before
+    assert stamp_of_braced(paths[:1]) == ""
 
 
 def test_the_rules_are_formatted() -> None:

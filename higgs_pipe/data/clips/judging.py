@@ -69,10 +69,13 @@ def _fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None
     """Return the first fault of a row by itself, filters apart."""
     if fault := _conversation_fault(row, measured, limits):
         return fault
-    if is_blank(row.text):
-        return Fault(Reason.TEXT_EMPTY, "`text` is empty")
     for key in ("text", "scene", "ref_text", "speaker"):
-        if token := find_control_token([getattr(row, key) or ""]):
+        text = getattr(row, key)
+        if text is None:
+            continue
+        if is_blank(text):
+            return Fault(Reason.TEXT_EMPTY, f"`{key}` is empty")
+        if token := find_control_token([text]):
             return Fault(Reason.CONTROL_TOKEN, f"`{key}` contains {token:.60}")
     if fault := _audio_fault(row.span, measured, limits):
         return fault
@@ -100,8 +103,8 @@ def _conversation_fault(row: Row, measured: Measured, limits: ValidateConfig) ->
     for number, turn in enumerate(turns, start=1):
         if token := find_control_token(turn.texts):
             return Fault(Reason.CONTROL_TOKEN, f"turn {number} contains {token:.60}")
-        if is_blank(turn.text) and not turn.recordings:
-            return Fault(Reason.TEXT_EMPTY, f"turn {number} says nothing")
+        if is_blank(turn.text) and (turn.texts or not turn.recordings):
+            return Fault(Reason.TEXT_EMPTY, f"the text of turn {number} is empty")
     if row.conversation and (fault := layout_fault(row.conversation)):
         return fault
     for heard in row.utterances:

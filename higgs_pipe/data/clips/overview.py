@@ -1,4 +1,4 @@
-"""What a person reads after validation: warnings, and a table of hours kept and lost."""
+"""The log of validation: warnings, and a table of hours kept and lost."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,18 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
         )
     if outlier_lines := _outlier_lines(validation.outliers):
         logger.info("clips unlike their speaker's others:\n%s", list_offenders(outlier_lines))
+    if num_clips := validation.num_clips_of_one_channel:
+        logger.warning(
+            "clips whose channels cancel in their mean: %d; their loudest channel is encoded",
+            num_clips,
+        )
+    for kind, finding in validation.text_findings.items():
+        logger.info(
+            "rows whose texts have %s: %d, such as %s",
+            kind.replace("_", " "),
+            finding.num_rows,
+            finding.examples[0],
+        )
     for note in validation.manifest_notes:
         logger.info("%s", note)
     for reason, left_out in validation.left_out.items():

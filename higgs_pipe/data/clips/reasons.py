@@ -35,6 +35,10 @@ class Reason(StrEnum):
     )
     TEXT_EMPTY = "text_empty", "write down what is said, or drop the row"
     CONTROL_TOKEN = "control_token", "remove it: the model would read it as a command"
+    CHANNELS_CANCEL = (
+        "channels_cancel",
+        "turn the polarity of one channel, or set validate.cancelling_channels to loudest",
+    )
     SILENT = "silent", "record it again, or drop the row"
     TOO_SHORT = "too_short", "drop the row, or lower validate.min_clip_seconds"
     TOO_LONG = "too_long", "cut it into utterances, or raise validate.max_clip_seconds"

@@ -59,6 +59,13 @@ class Outliers(ResultPart):
     clips: dict[str, float]
 
 
+class TextFinding(ResultPart):
+    """Rows with a text that may be spoken otherwise than it is written, and the first of them."""
+
+    num_rows: int
+    examples: list[str]
+
+
 class OutsideRoot(ResultPart):
     """Rows with a recording outside the root of their manifest."""
 
@@ -87,6 +94,7 @@ class ValidationSummary(Result):
     rejected: Losses
     num_texts_from_transcripts: int
     num_references: int
+    num_clips_of_one_channel: int
     splits: dict[str, Share]
     split_by: str
     overlap: dict[str, int]
@@ -100,6 +108,7 @@ class ValidationSummary(Result):
     speakers_with_one_clip: SpeakersWithOneClip
     duplicates: list[list[str]]
     outliers: dict[str, dict[str, Outliers]]
+    text_findings: dict[str, TextFinding]
     outside_root: OutsideRoot
     ignored_manifest_keys: dict[str, int]
     manifest_notes: list[str]  # such as names of columns that were guessed

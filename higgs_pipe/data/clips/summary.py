@@ -11,6 +11,7 @@ import numpy as np
 from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.data.clips.candidates import Clip
 from higgs_pipe.data.clips.corpus import Corpus
+from higgs_pipe.data.clips.judging import Judgement
 from higgs_pipe.data.clips.overlap import overlap
 from higgs_pipe.data.clips.reasons import Reason, Rejection
 from higgs_pipe.data.clips.results import (
@@ -25,6 +26,7 @@ from higgs_pipe.data.clips.results import (
     SpeakersWithOneClip,
     ValidationSummary,
 )
+from higgs_pipe.data.clips.texts import find_in_texts
 from higgs_pipe.data.manifests.row import ManifestRows
 from higgs_pipe.data.quality import outliers
 from higgs_pipe.data.specs import EVAL, TRAIN
@@ -47,17 +49,17 @@ OUTLIER_MEASURES = (
 
 
 def summarize(
-    corpus: Corpus, rejections: Sequence[Rejection], manifest: ManifestRows, data: DataConfig
+    corpus: Corpus, judgement: Judgement, manifest: ManifestRows, data: DataConfig
 ) -> ValidationSummary:
     """Count what was accepted and rejected.
 
     Args:
         corpus: The accepted clips and their references.
-        rejections: The rejected rows.
+        judgement: The accepted and the rejected rows.
         manifest: All rows.
         data: The settings of the split.
     """
-    targets = corpus.targets
+    targets, rejections = corpus.targets, judgement.rejections
     reasons = Counter(rejection.fault.reason for rejection in rejections)
     seconds = [clip["duration_seconds"] for clip in targets]
     outside = [row for row in manifest.rows if row.is_outside_root]
@@ -70,6 +72,7 @@ def summarize(
         rejected=_losses(rejections),
         num_texts_from_transcripts=_count(targets, "text_source", "transcript"),
         num_references=len(corpus.references),
+        num_clips_of_one_channel=sum(clip["channel"] is not None for clip in targets),
         splits={
             split: Share(**_amount([clip for clip in targets if clip["split"] == split]))
             for split in (TRAIN, EVAL)
@@ -94,6 +97,7 @@ def summarize(
             if len(equal) > 1
         ],
         outliers=_outliers(targets),
+        text_findings=find_in_texts(candidate.row for candidate in judgement.accepted),
         outside_root=OutsideRoot(
             num_rows=len(outside),
             first_rows=[f"{row.place}: {row.audio}" for row in outside[:NUM_NAMED]],

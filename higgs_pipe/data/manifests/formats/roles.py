@@ -1,4 +1,4 @@
-"""What the fields of lines without a header are, decided over the whole file.
+"""Roles of the fields of lines without a header, decided over the whole file.
 
 Trainers write the same delimiters around ``path|text``, ``path|speaker|text``,
 ``path|text|speaker``, ``path|speaker|language|text``, ``id|raw|normalized`` and more. A layout is
@@ -49,40 +49,40 @@ class Column:
 
     @property
     def is_blank(self) -> bool:
-        """Whether no value is given."""
+        """Return whether no value is given."""
         return not any(self.values)
 
     @property
     def is_path(self) -> bool:
-        """Whether the values are names of files."""
+        """Return whether the values are names of files."""
         num_audio = sum(map(is_audio_path, self.values))
         num_nested = sum(bool(re.fullmatch(r"\S*[/\\]\S+", value)) for value in self.values)
         return 2 * num_audio > len(self.values) or num_nested > 0.8 * len(self.values)
 
     @property
     def is_language(self) -> bool:
-        """Whether the values are codes of languages."""
+        """Return whether the values are codes of languages."""
         return all(map(is_language_code, filter(None, self.values)))
 
     @property
     def is_number(self) -> bool:
-        """Whether the values are whole numbers."""
+        """Return whether the values are whole numbers."""
         return all(value.isdigit() for value in self.values)
 
     @property
     def are_numbers(self) -> bool:
-        """Whether the values are fractions, or several numbers: durations, tones, lengths."""
+        """Return whether the values are fractions or several numbers: durations, tones, lengths."""
         return not self.is_number and all(NUMBERS.fullmatch(value) for value in self.values)
 
     @property
     def is_spoken(self) -> bool:
-        """Whether most values look like what someone says."""
+        """Return whether most values look like what someone says."""
         spoken = re.compile(rf"\s|{SENTENCE_END.pattern}|{UNSPACED.pattern}")
         return self.share(spoken) > 0.5
 
     @property
     def is_name(self) -> bool:
-        """Whether the values look like names or numbers of speakers."""
+        """Return whether the values look like names or numbers of speakers."""
         if self.is_number or not self.share(re.compile(rf"\s|{SENTENCE_END.pattern}")):
             return not self.share(UNSPACED)
         is_repeated = len(self.values) >= 4 and 2 * self.num_distinct <= len(self.values)

@@ -1,0 +1,91 @@
+"""Texts of rows: NFC, and counts of what speakers do not say as it is written."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from higgs_pipe.data.clips.results import TextFinding
+from higgs_pipe.data.manifests.row import Row
+
+NUM_EXAMPLES = 5
+NUM_EXAMPLE_CHARACTERS = 80
+
+# A text without any of these has no finding; most have none.
+SUSPECT = re.compile(r"[<>\[\](){}*\d@]|://|www\.|[^\x00-\x7f]|^[^a-z]*$", re.IGNORECASE)
+# Joiners belong between letters of scripts such as Arabic and Devanagari.
+STRAY_JOINER = r"(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+INVISIBLE = r"\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
+OPENING, CLOSING = r"(\[{（［【｛", r")\]}）］】｝"
+PATTERNS = {
+    "tags": re.compile(r"</?[A-Za-z][^<>]*>|<[!?][^<>]*>"),  # HTML and SSML
+    "urls": re.compile(
+        r"\b(?:https?|ftp)://\S|\bwww\.[^\s.]+\.\w|\b[\w.+-]+@[\w-]+\.\w", re.IGNORECASE
+    ),
+    "emojis": re.compile(
+        "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\ufe0f\u20e3\U000e0020-\U000e007f]"
+    ),
+    "invisible_characters": re.compile(f"[{INVISIBLE}]|{STRAY_JOINER}"),
+    "no_letters_or_digits": re.compile(r"^[\W_]*$"),
+    "digits": re.compile(r"\d"),
+    # Cleaning makes spaces of round ones; the words in any of them are spoken.
+    "brackets": re.compile(rf"[{OPENING}][^{CLOSING}]*\w[^{CLOSING}]*[{CLOSING}]|\*[^*]*\w[^*]*\*"),
+}
+# The model's own marks: who speaks, and sound events.
+OWN_MARKS = re.compile(r"\[SPEAKER\d+\]|<(SE(?:_[se])?)>\[[^\[\]]*\]</\1>")
+
+
+def normalized(row: Row) -> Row:
+    """Return the row with all its texts, and its speaker, in Unicode's form NFC."""
+    changed: dict[str, Any] = {}
+    for name in ("text", "ref_text", "scene", "speaker"):
+        text = getattr(row, name)
+        if text is not None and not unicodedata.is_normalized("NFC", text):
+            changed[name] = _nfc(text)
+    if row.conversation is not None:
+        changed["conversation"] = row.conversation.map_texts(_nfc)
+    return replace(row, **changed) if changed else row
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def texts_of(row: Row) -> Iterator[str]:
+    """Yield every text of a row that reaches a prompt."""
+    if row.conversation is None:
+        yield row.text
+    else:
+        for turn in row.conversation.turns:
+            yield from turn.texts
+    yield from (text for text in (row.ref_text, row.scene) if text is not None)
+
+
+def find_in_texts(rows: Iterable[Row]) -> dict[str, TextFinding]:
+    """Count the rows with a text that may be spoken otherwise than it is written.
+
+    Returns:
+        By kind (a key of ``PATTERNS``), the number of rows and the first few texts with their
+        places. Kinds without a row are left out.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        kinds: dict[str, str] = {}
+        for text in texts_of(row):
+            if SUSPECT.search(text):
+                for kind in _kinds(text):
+                    kinds.setdefault(kind, text)
+        for kind, text in kinds.items():
+            found[kind].append(f"{row.place}: {text:.{NUM_EXAMPLE_CHARACTERS}}")
+    return {
+        kind: TextFinding(num_rows=len(found[kind]), examples=found[kind][:NUM_EXAMPLES])
+        for kind in PATTERNS
+        if kind in found
+    }
+
+
+def _kinds(text: str) -> list[str]:
+    text = OWN_MARKS.sub(" ", text)
+    return [kind for kind, pattern in PATTERNS.items() if pattern.search(text)]

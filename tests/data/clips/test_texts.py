@@ -1,0 +1,94 @@
+"""Texts of rows: one Unicode form, and counts of what is not spoken as it is written."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from higgs_pipe.data.clips.texts import PATTERNS, find_in_texts, normalized
+from higgs_pipe.data.conversation import Conversation, Turn
+from higgs_pipe.data.manifests.row import Row
+from higgs_pipe.data.spans import Span
+
+NFD = unicodedata.normalize("NFD", "Café Nguyễn 한국")
+NFC = unicodedata.normalize("NFC", NFD)
+
+
+def row_of(text: str, line: int = 1, **fields: object) -> Row:
+    empty = dict.fromkeys(("speaker", "language", "scene", "ref_audio_path", "ref_text", "split"))
+    values = {"audio": "a.wav", "audio_path": Path("/a.wav"), "text": text, "clip_id": str(line)}
+    return Row(manifest="m.jsonl", line=line, **(empty | values | fields))  # type: ignore[arg-type]
+
+
+def kinds_of(text: str) -> set[str]:
+    return set(find_in_texts([row_of(text)]))
+
+
+def test_all_texts_of_a_row_become_nfc() -> None:
+    turns = (Turn("user", (NFD, Span("/r.wav"))), Turn("assistant", (Span("/a.wav"),), True))
+    given = row_of(NFD, ref_text=NFD, scene=NFD, speaker=NFD, conversation=Conversation(turns))
+    row = normalized(given)
+    assert len(NFD) > len(NFC)
+    assert (row.text, row.ref_text, row.scene, row.speaker) == (NFC,) * 4
+    assert row.conversation is not None
+    assert row.conversation.turns[0] == Turn("user", (NFC, Span("/r.wav")))
+    assert normalized(row) == row
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("Plain words, and a comma.", set()),
+        ("Über 'it's' – «so» … 你好。", set()),
+        ("<speak>Hello</speak>", {"tags"}),
+        ('A <break time="500ms"/> pause', {"tags", "digits"}),
+        ("a < b and c > d", set()),
+        ("See https://example.org now", {"urls"}),
+        ("Write to ada@example.org.", {"urls"}),
+        ("See WWW.example.org", {"urls"}),
+        ("So funny 😂", {"emojis"}),
+        ("I ❤️ it", {"emojis"}),
+        ("zero\u200bwidth", {"invisible_characters"}),
+        ("\ufeffHello", {"invisible_characters"}),
+        ("joined\u200dhere", {"invisible_characters"}),
+        ("می\u200cخواهم", set()),  # Persian writes it so
+        ("?!...", {"no_letters_or_digits"}),
+        ("…", {"no_letters_or_digits"}),
+        ("It was 1984.", {"digits"}),
+        ("١٩٨٤", {"digits"}),
+        ("Well (laughs) yes", {"brackets"}),
+        ("[sighs] yes", {"brackets"}),
+        ("*sighs* yes", {"brackets"}),
+        ("【笑】好", {"brackets"}),
+        ("[SPEAKER0] Hello. [SPEAKER1] Hi.", set()),
+        ("Ha <SE>[Laughter]</SE>", set()),
+        ("Ha <SE>[Laughter]", {"tags", "brackets"}),
+        ("2 * 3 * 4", {"digits", "brackets"}),
+    ],
+)
+def test_a_text_has_the_findings_it_should(text: str, kinds: set[str]) -> None:
+    assert kinds_of(text) == kinds
+
+
+def test_rows_are_counted_once_with_the_first_texts_and_their_places() -> None:
+    rows = [row_of(f"It was {year}.", line, scene="Room 5") for line, year in enumerate((1, 2, 3))]
+    found = find_in_texts([*rows, row_of("No number.", 9)])
+    assert list(found) == ["digits"]
+    assert found["digits"].num_rows == 3
+    assert found["digits"].examples[0] == "m.jsonl:0: It was 1."
+
+
+@pytest.mark.parametrize("field", ["ref_text", "scene"])
+def test_every_text_of_a_prompt_is_looked_at(field: str) -> None:
+    row = replace(row_of("Hello."), **{field: "See www.example.org"})  # type: ignore[arg-type]
+    assert set(find_in_texts([row])) == {"urls"}
+
+
+def test_the_quick_look_misses_nothing() -> None:
+    examples = ["<b>", "http://a", "ftp://a", "www.a.b", "a@b.c", "☃", "\u00ad", "-", "", "7"]
+    for text in [*examples, "{a}", "(a)", "[a]", "*a*"]:
+        kinds = {kind for kind, pattern in PATTERNS.items() if pattern.search(text)}
+        assert kinds_of(text) == kinds != set()

@@ -1,0 +1,114 @@
+"""Several channels become one signal, the same for measuring and for encoding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+from helpers import run_validation, write_stage_config
+
+from higgs_pipe import tokenize_audio
+from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, to_mono
+from higgs_pipe.higgs import miniature
+
+RATE = 24_000
+
+
+def speech(seed: int, seconds: float = 1.0) -> npt.NDArray[np.float32]:
+    """Noise in syllables, on the 16-bit grid."""
+    rng = np.random.default_rng(seed)
+    times = np.arange(round(seconds * RATE)) / RATE
+    sound = 0.05 * rng.standard_normal(len(times)) * (np.sin(2 * np.pi * 3 * times) > -0.5)
+    return (np.rint(sound * 32768) / 32768).astype(np.float32)
+
+
+A, B = speech(1), speech(2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "taken", "loss_db"),
+    [
+        ([A], None, 0),
+        ([A, A], None, 0),
+        ([A, B], None, 3),
+        ([A, 0 * A], None, 3),
+        ([A, *[0 * A] * 7], None, 9),
+        ([A, -0.5 * A], None, 10),
+        ([A, -A], 0, np.inf),
+        ([-0.9 * A, A], 1, 26),
+        ([A, 0.05 - A], 0, np.inf),  # an offset is no sound
+        ([A, B - A, -B], 1, np.inf),
+        ([0 * A, 0 * A], None, 0),
+    ],
+)
+def test_the_loudest_channel_is_taken_where_the_mean_is_far_quieter(
+    channels: list[npt.NDArray[np.float32]], taken: int | None, loss_db: float
+) -> None:
+    samples = np.stack(channels, axis=1).astype(np.float32)
+    assert min(loss_of_mean_db(samples), 60) == pytest.approx(min(loss_db, 60), abs=0.5)
+    assert channel_to_take(samples) == taken
+    expected = samples.mean(axis=1) if taken is None else samples[:, taken]
+    assert np.array_equal(to_mono(samples, taken)[:, 0], expected)
+
+
+@pytest.fixture
+def stereo(tmp_path: Path) -> Path:
+    """Six recordings: a turned one, its louder channel, and four others."""
+    sf.write(tmp_path / "turned.wav", np.stack([-0.75 * A, A], axis=1), RATE)
+    sf.write(tmp_path / "louder.wav", A, RATE)
+    for n in range(4):
+        sf.write(tmp_path / f"{n}.wav", np.stack([speech(10 + n), speech(20 + n)], axis=1), RATE)
+    names = ["turned", "louder", *map(str, range(4))]
+    rows = [{"id": name, "audio": f"{name}.wav", "text": f"The {name} one."} for name in names]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def judged(folder: Path, **settings: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Clips and rejected rows by id, and validation.json."""
+    data = run_validation(
+        folder,
+        manifest=str(folder / "m.jsonl"),
+        data={"num_shards": 1},
+        validate={"max_rejected_fraction": 0.5, **settings},
+    )
+    clips, rejected = (
+        {row["clip_id"]: row for row in pq.read_table(data / name).to_pylist()}
+        for name in ("clips.parquet", "rejected.parquet")
+    )
+    return clips, rejected, json.loads((data / "validation.json").read_text())
+
+
+def test_measures_and_codes_of_cancelling_channels_are_those_of_the_louder_one(
+    stereo: Path, tiny_base: Path
+) -> None:
+    clips, rejected, summary = judged(stereo)
+    assert rejected == {}
+    assert {name: clip["channel"] for name, clip in clips.items() if clip["channel"]} == {
+        "turned": 1
+    }
+    assert summary["num_clips_of_one_channel"] == 1
+    for measure in ("rms_dbfs", "snr_db", "bandwidth_hz", "silence_fraction"):
+        assert clips["turned"][measure] == clips["louder"][measure]
+    mean = sf.read(stereo / "0.wav")[0].mean(axis=1)
+    expected = 10 * np.log10(np.mean(mean**2))
+    assert clips["0"]["rms_dbfs"] == pytest.approx(expected, abs=1e-3)
+    config = write_stage_config(stereo / "t.json", codec=str(tiny_base / miniature.AUDIO_TOKENIZER))
+    tokenize_audio.run(config, stereo / "data/shards/shard-00000.parquet", stereo / "codes.parquet")
+    rows = pq.read_table(stereo / "codes.parquet").to_pylist()
+    codes = {row["clip_id"]: row["codes"] for row in rows}
+    assert codes["turned"] == codes["louder"]
+
+
+def test_cancelling_channels_are_rejected_if_the_setting_says_so(stereo: Path) -> None:
+    clips, rejected, summary = judged(stereo, cancelling_channels="reject")
+    assert {name: row["reason"] for name, row in rejected.items()} == {"turned": "channels_cancel"}
+    assert " 17 dB " in rejected["turned"]["message"]
+    assert len(clips) == 5
+    assert summary["num_clips_of_one_channel"] == 0
