@@ -52,7 +52,7 @@ ALL_ROWS: dict[str, Any] = {
 }
 TWO_ROWS = ALL_ROWS | {"rows_per_step": 2, "max_steps": 4}  # the third step has one row
 # Three prompts, which several processes share.
-SPOKEN = {"sample_steps": 2, "num_samples": 3, "sampling": {"max_seconds": 0.4}}
+SPOKEN: dict[str, Any] = {"sample_steps": 2, "num_samples": 3, "sampling": {"max_seconds": 0.4}}
 # A rate that rises until it harms.
 HARMFUL: dict[str, Any] = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
 HARMFUL |= {"rows_per_step": 3, "eval_steps": 1}

@@ -138,7 +138,7 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
 
 def test_weight_decay_is_that_of_adamw(corpus: PackedCorpus, tmp_path: Path) -> None:
     """One step: the weights shrink by rate times decay, whatever the gradient."""
-    one_step = {"max_steps": 1, "schedule": "constant", "warmup_fraction": 0.0}
+    one_step: dict[str, Any] = {"max_steps": 1, "schedule": "constant", "warmup_fraction": 0.0}
     one_step |= {"learning_rate": 0.01, "dtype": "float64"}
     train(corpus, tmp_path / "without", **one_step)
     train(corpus, tmp_path / "with", **one_step, weight_decay=0.5)
@@ -150,7 +150,11 @@ def test_weight_decay_is_that_of_adamw(corpus: PackedCorpus, tmp_path: Path) -> 
 
 
 def test_the_logged_rate_is_that_of_the_step(corpus: PackedCorpus, tmp_path: Path) -> None:
-    settings = {"schedule": "linear", "warmup_fraction": 0.2, "learning_rate": 0.008}
+    settings: dict[str, Any] = {
+        "schedule": "linear",
+        "warmup_fraction": 0.2,
+        "learning_rate": 0.008,
+    }
     metrics = train(corpus, tmp_path, max_steps=10, log_steps=1, rows_per_step=5, **settings)
     found = [line["learning_rate"] for line in metrics if "learning_rate" in line]
     assert found == pytest.approx([0, 0.004, *(0.001 * n for n in range(8, 0, -1))])
