@@ -24,6 +24,8 @@ checkpoint list_rows:
         runtime=120,
     params:
         version=stages.STAGES["list_rows"].version,
+        # Another one if a recording is added to a manifest that is a folder.
+        recordings_in_folders=targets.recordings_in_folders(config),
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
         measured_dir=lambda wildcards, output: Path(output.rows).with_name("measured"),
         memory=RECORDINGS_MEMORY,

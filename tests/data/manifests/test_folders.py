@@ -131,6 +131,15 @@ def test_metadata_in_folders_below_describe_what_lies_there(tmp_path: Path) -> N
     assert list(read(tmp_path).left_out.values()) == [[str(tmp_path / "test" / "c.wav")]]
 
 
+def test_a_recording_that_is_added_to_a_folder_changes_the_plan(tmp_path: Path) -> None:
+    config = {"manifest": [str(fill(tmp_path, "ada/x.wav", "ada/x.txt"))]}
+    before = targets.recordings_in_folders(config)
+    fill(tmp_path, "ada/x.wav", "notes.pdf")
+    assert targets.recordings_in_folders(config) == before
+    fill(tmp_path, "ada/y.wav")
+    assert targets.recordings_in_folders(config) != before
+
+
 # --- Samples of the older trainers ----------------------------------------------------------------
 
 
