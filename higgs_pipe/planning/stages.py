@@ -32,7 +32,8 @@ STAGES = {
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 4),
     "pack": Stage("pack", "pack", "pack", 4),
     "train": Stage("train", "train_adapter", "train", 5),
-    "eval": Stage("eval", "eval_adapter", "evaluate", 1),
-    "package": Stage("package", "package_adapter", "package", 1),
-    "report": Stage("report", "report", "report", 2),
+    "eval": Stage("eval", "eval_adapter", "evaluate", 2),
+    "accept": Stage("eval", "accept_adapter", "accept", 1),
+    "package": Stage("package", "package_adapter", "package", 2),
+    "report": Stage("report", "report", "report", 3),
 }
