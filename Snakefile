@@ -25,6 +25,9 @@ ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 configfile: config_check.config_path_or_exit(Path("config.yaml"), ROOT / "config.yaml")
 
 
+report: "workflow/report/workflow.rst"
+
+
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 given = workflow.config_settings.overwrite_config  # by --configfile and --config
 config = config_check.load_config_or_exit(config, SCHEMA_PATH, given)
@@ -89,7 +92,7 @@ rule train:
 rule eval:
     input:
         expand(
-            "<results>/experiments/{experiment}/eval/metrics.json",
+            "<results>/experiments/{experiment}/eval/accepted.txt",
             experiment=EXPERIMENTS,
         ),
 

@@ -1,71 +1,203 @@
-"""Stage 5: the real loss on the held-out clips, of the adapter and of the base without it."""
+"""Stage 6: adapter and base on the held-out clips: losses, speech, and the verdict.
+
+::
+
+    eval/metrics.json        the real loss over the whole split
+    eval/clips.parquet       a row per clip
+    eval/breakdown.json      where the loss is
+    eval/generation.json     what was spoken, measured
+    eval/generation.parquet  a row per prompt and voice
+    eval/verdict.json        better, worse or no evidence
+    samples/                 WAVs: recordings, codec round trips, base, adapter
+"""
 
 import logging
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 from accelerate import Accelerator
+from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe.cli import main
-from higgs_pipe.config.stages import EvalStage, load_stage
-from higgs_pipe.data.specs import EVAL_CLIPS, LOSS_DESCRIPTIONS
-from higgs_pipe.data.tables import write_table
+from higgs_pipe.config.settings import EvaluateConfig
+from higgs_pipe.config.stages import EvalStage, Pretrained, load_stage
+from higgs_pipe.data.specs import CLIPS, EVAL, EVAL_CLIPS, LOSS_DESCRIPTIONS, CodecInfo
+from higgs_pipe.data.tables import open_table, write_table
+from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.codec import load_codec
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.pretrained import base_of_rows
+from higgs_pipe.listening.clip_losses import ClipLosses, held_out_frames
+from higgs_pipe.listening.clusters import Clusters
+from higgs_pipe.listening.intervals import Difference
+from higgs_pipe.listening.listener import Listener
+from higgs_pipe.listening.speaking import (
+    HeldOutSample,
+    choose_prompts,
+    read_samples,
+    speak_prompts,
+)
+from higgs_pipe.listening.spoken import ADAPTER, BASE, GENERATED, Generation
+from higgs_pipe.listening.takes import Takes
+from higgs_pipe.listening.text_use import OtherTexts
+from higgs_pipe.listening.verdict import judge
 from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.results import EvalMetrics, SplitMetrics
 
 logger = logging.getLogger("higgs_pipe")
 
-ADAPTER, BASE = "adapter", "base"
+# What is read of a clip: beside its text, who speaks and what it is cut from.
+CLIP_COLUMNS = (
+    *("clip_id", "audio_path", "start_seconds", "end_seconds", "duration_seconds"),
+    *("text", "speaker", "language", "dialogue_id", "conversation"),
+)
 
 
-def run(config: Path, eval_rows: Path, adapter_dir: Path, metrics: Path, clips: Path) -> None:
+def run(
+    config: Path,
+    clips: Path,
+    eval_rows: Path,
+    adapter_dir: Path,
+    eval_dir: Path,
+    samples_dir: Path,
+) -> None:
     """Evaluate an adapter and its base on the same clips.
 
     Args:
         config: ``results/config/eval.json``.
+        clips: ``clips.parquet`` of the validate stage.
         eval_rows: Packed held-out rows.
         adapter_dir: The PEFT adapter.
-        metrics: Where the totals go (JSON): ``{"adapter": {...}, "base": {...}}``.
-        clips: Where the table with a row per clip goes.
+        eval_dir: Where the results go.
+        samples_dir: Where the WAVs go.
 
     Raises:
-        UserError: The adapter does not fit the base, or the held-out split is empty.
+        UserError: Base or codec are not those of the rows, the adapter does not fit the base, the
+            held-out split is empty, or a recording or a model that listens cannot be read.
     """
     stage = load_stage(EvalStage, config)
     settings = stage.eval
     accelerator = Accelerator(cpu=pick_device(settings.device).type == "cpu")
+    device = accelerator.device
     rows = PackedRows(eval_rows)
-    dtype = pick_dtype(settings.dtype, accelerator.device)
-    base = load_base(stage.pretrained_base, dtype)
+    pinned = base_of_rows(eval_rows, stage.pretrained_base)
+    base = load_base(pinned.pretrained, pick_dtype(settings.dtype, device))
     adapted = load_adapter(base, adapter_dir)
-    model = DualLossModel(adapted).to(accelerator.device)
+    model = DualLossModel(adapted).to(device)
+    codec, info = load_codec_of(rows, device)
+    samples = read_samples(rows, _held_out_clips(clips), model.native.config)
+    max_frames = settings.max_seconds * info.frame_rate_hz
+    prompts = choose_prompts(samples, settings.num_prompts, max_frames)
+    speakers = {each.sample.sample_id: each.clip["speaker"] for each in samples}
 
-    sums = {}
-    for name, state in ((ADAPTER, nullcontext()), (BASE, adapted.disable_adapter())):
+    losses, other_text, spoken = {}, {}, {}
+    states = {ADAPTER: nullcontext(), BASE: adapted.disable_adapter()}
+    for name, state in states.items():
         with state:
-            sums[name] = held_out_sums(model, rows, accelerator, settings.rows_per_batch)
-    if accelerator.is_main_process:
-        write_table(clips, EVAL_CLIPS, list(clip_rows(sums)))
-        totals = {name: summarize(of_clips) for name, of_clips in sums.items()}
-        EvalMetrics(**totals).write(metrics)
-        for name, total in totals.items():
-            logger.info(
-                "%-7s  eval_loss %.4f  text %.4f  audio %.4f  stop %.4f  (%d clips)",
-                name,
-                total.eval_loss,
-                total.eval_text_loss,
-                total.eval_audio_loss,
-                total.eval_stop_loss,
-                total.num_clips,
+            losses[name] = list(
+                held_out_frames(model, rows, accelerator, settings.rows_per_batch).values()
             )
+            others = OtherTexts(rows, speakers)
+            sums = held_out_sums(model, others, accelerator, settings.rows_per_batch)
+            other_text[name] = list(sums.values())
+            spoken[name] = speak_prompts(model, codec, info, prompts, settings, accelerator)
+    if accelerator.is_main_process:
+        of_clips = ClipLosses(
+            clips=[_described(each) for each in samples],
+            clusters=_clusters(samples),
+            adapter=losses[ADAPTER],
+            base=losses[BASE],
+            adapter_other_text=other_text[ADAPTER],
+            base_other_text=other_text[BASE],
+        )
+        metrics = write_losses(eval_dir, of_clips)
+        takes = Takes.collect(prompts, spoken, codec, info)
+        differences = write_speech(eval_dir, samples_dir, takes, settings, device)
+        verdict = judge(
+            {**of_clips.differences(), **differences},
+            audio_loss=metrics.adapter.eval_audio_loss,
+            num_entries=model.native.config.codebook_size,
+            text_use=of_clips.text_use(),
+            clustered_by=of_clips.clusters.by,
+        )
+        verdict.write(eval_dir / "verdict.json")
+        for sentence in verdict.sentences:
+            logger.info("%s", sentence)
     accelerator.end_training()
+
+
+def load_codec_of(
+    rows: PackedRows, device: torch.device
+) -> tuple[HiggsAudioV2TokenizerModel, CodecInfo]:
+    """Load the codec that made the codes of packed rows.
+
+    Raises:
+        UserError: It cannot be loaded, or its weights changed since.
+    """
+    stamped = rows.codec_info
+    codec, info = load_codec(Pretrained("codec", stamped.codec, stamped.revision), device)
+    if info.fingerprint != stamped.fingerprint:
+        raise UserError(
+            f"codec {info.codec!r}: the weights changed since it made the codes of {rows.path}; "
+            "run: snakemake --forcerun pin_model"
+        )
+    return codec, info
+
+
+def _held_out_clips(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the clips of the held-out split, by id."""
+    file, _ = open_table(path, CLIPS)
+    table: pa.Table = file.read(columns=[*CLIP_COLUMNS, "split"])
+    held_out = table.filter(pc.equal(table["split"], EVAL)).to_pylist()
+    return {clip["clip_id"]: clip for clip in held_out}
+
+
+def _described(each: HeldOutSample) -> dict[str, Any]:
+    keys = ("text", "speaker", "language", "duration_seconds")
+    sample_id = each.sample.sample_id
+    return {"clip_id": sample_id, "task": each.task, **{key: each.clip[key] for key in keys}}
+
+
+def _clusters(samples: Sequence[HeldOutSample]) -> Clusters:
+    return Clusters.of(
+        [each.sample.sample_id for each in samples],
+        [each.clip["audio_path"] for each in samples],
+        [each.clip["speaker"] for each in samples],
+    )
+
+
+def write_losses(eval_dir: Path, losses: ClipLosses) -> EvalMetrics:
+    """Write ``metrics.json``, ``breakdown.json`` and ``clips.parquet``."""
+    ids = [clip["clip_id"] for clip in losses.clips]
+    totals = {
+        name: summarize(dict(zip(ids, [of_clip.sums for of_clip in model], strict=True)))
+        for name, model in ((ADAPTER, losses.adapter), (BASE, losses.base))
+    }
+    metrics = EvalMetrics(**totals)
+    write_table(eval_dir / "clips.parquet", EVAL_CLIPS, clip_rows(losses))
+    losses.breakdown().write(eval_dir / "breakdown.json")
+    metrics.write(eval_dir / "metrics.json")
+    for name, total in totals.items():
+        logger.info(
+            "%-7s  eval_loss %.4f  text %.4f  audio %.4f  stop %.4f  (%d clips)",
+            name,
+            total.eval_loss,
+            total.eval_text_loss,
+            total.eval_audio_loss,
+            total.eval_stop_loss,
+            total.num_clips,
+        )
+    return metrics
 
 
 def summarize(sums: dict[str, LossSums]) -> SplitMetrics:
@@ -80,16 +212,51 @@ def summarize(sums: dict[str, LossSums]) -> SplitMetrics:
     )
 
 
-def clip_rows(sums: Mapping[str, dict[str, LossSums]]) -> Iterator[dict[str, Any]]:
-    """Rows of ``clips.parquet``: each clip's losses under the adapter and under the base."""
-    for clip_id, of_adapter in sums[ADAPTER].items():
-        row: dict[str, Any] = {"clip_id": clip_id}
-        for model in (ADAPTER, BASE):
-            losses = named_losses(sums[model][clip_id])
-            row |= {f"{model}_{name}": losses[name] for name in LOSS_DESCRIPTIONS}
-        row["num_text_labels"] = int(of_adapter.count[0])
-        row["num_audio_labels"] = int(of_adapter.count[1:-1].sum())
-        yield row
+def clip_rows(losses: ClipLosses) -> list[dict[str, Any]]:
+    """Return the rows of ``clips.parquet``: each clip's losses under adapter and base."""
+    rows = []
+    for clip, adapter, base in zip(losses.clips, losses.adapter, losses.base, strict=True):
+        row = {key: clip[key] for key in ("clip_id", "speaker", "language", "task")}
+        for name, model in ((ADAPTER, adapter), (BASE, base)):
+            named = named_losses(model.sums)
+            row |= {f"{name}_{loss}": named[loss] for loss in LOSS_DESCRIPTIONS}
+            row |= {
+                f"{name}_stop_at_end": model.stop_at_end,
+                f"{name}_stop_before_end": model.stop_before_end,
+            }
+        count = adapter.sums.count
+        row |= {"num_text_labels": int(count[0]), "num_audio_labels": int(count[1:-1].sum())}
+        rows.append(row)
+    return rows
+
+
+def write_speech(
+    eval_dir: Path, samples_dir: Path, takes: Takes, settings: EvaluateConfig, device: torch.device
+) -> dict[str, Difference | None]:
+    """Measure what was spoken, and write ``generation.json``, ``generation.parquet`` and the WAVs.
+
+    Returns:
+        Adapter minus base at the first temperature, for the verdict.
+    """
+    shutil.rmtree(samples_dir, ignore_errors=True)
+    generation = Generation(
+        num_prompts=len(takes.prompts),
+        max_seconds=settings.max_seconds,
+        seed=settings.seed,
+        speech_models=settings.speech_models.model_dump(),
+        voices=[],
+        differences=[],
+    )
+    if takes.prompts:
+        takes.listen(Listener(settings.speech_models, device))
+        clusters = _clusters(takes.prompts)
+        generation = generation.model_copy(
+            update={"voices": takes.totals(clusters), "differences": takes.differences(clusters)}
+        )
+    takes.write(samples_dir)
+    write_table(eval_dir / "generation.parquet", GENERATED, takes.rows())
+    generation.write(eval_dir / "generation.json")
+    return generation.differences[0].measures if generation.differences else {}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 7: package the adapter, once a fresh process has proved that it loads and works.
+"""Stage 8: package the adapter, once a fresh process has proved that it loads and works.
 
 ::
 
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,11 +37,13 @@ from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.training.results import EvalMetrics, Proof, TrainedSettings
+from higgs_pipe.training.run_info import git_commit, package_versions
 
 logger = logging.getLogger("higgs_pipe")
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-PACKAGES = ("torch", "torchaudio", "transformers", "peft", "accelerate", "pyarrow", "soundfile")
+# Stages whose settings are parts of others, or do not change the package.
+PARTS_OF_OTHERS = ("base_model", "codec", "list_rows", "measure", "estimate", "accept", "report")
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # equal files give an equal archive
 METRIC_ROWS = (
     ("eval_loss", "loss (text + audio)"),
@@ -134,10 +135,10 @@ def run(
             name=name,
             higgs_pipe=Software(version=higgs_pipe.__version__, git_commit=git_commit()),
             python=platform.python_version(),
-            packages={package: metadata.version(package) for package in PACKAGES},
+            packages=package_versions(),
             base_model=BaseWeights(
                 name=stage.base_model,
-                revision=stage.base_model_revision,
+                revision=proof.base_revision,
                 fingerprint=proof.base_fingerprint,
             ),
             codec=read_codec_info(packed_dir / "train.parquet"),
@@ -182,26 +183,12 @@ def verify_in_fresh_process(
         return Proof.read(result)
 
 
-def git_commit() -> str | None:
-    """Return the commit of this code, ``-dirty`` if it was changed; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        described = subprocess.run(
-            [*command, "--abbrev=40", "--exclude=*"], check=False, capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return None
-    return described.stdout.strip() or None
-
-
 def all_settings(config_dir: Path, experiment_dir: Path) -> dict[str, Any]:
     """Return the settings of every stage, defaults included; of train, the experiment's."""
     settings = {
         name: load_stage(stage, config_dir / f"{name}.json").model_dump(by_alias=True)
         for name, stage in STAGES.items()
-        # Those that are left out are parts of the others.
-        if name
-        not in ("base_model", "codec", "list_rows", "measure", "estimate", "train", "report")
+        if name not in PARTS_OF_OTHERS and name != "train"
     }
     trained = TrainedSettings.read(experiment_dir / "train" / "config.json")
     return settings | {"train": trained.model_dump()}

@@ -1,13 +1,19 @@
-"""Stage 8: the page that people look at, with verdict, numbers and curves in one HTML file.
+"""Stage 9: the page that people look at and listen to, as one HTML file.
 
-The page asks the network for nothing, needs no script, and the same inputs give the same bytes.
-Every number on it must be in the files: a missing one is an error, never a blank or a zero.
+The page asks the network for nothing, and the same inputs give the same bytes. Every number on it
+must be in the files: a missing one is an error, never a blank or a zero.
 """
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import numpy as np
+import pyarrow as pa
 
 from higgs_pipe import __version__
 from higgs_pipe.cli import main
@@ -15,16 +21,18 @@ from higgs_pipe.config.stages import ReportStage, load_stage
 from higgs_pipe.data.clips.results import NamedShare, ValidationSummary
 from higgs_pipe.data.files import write_text
 from higgs_pipe.data.packing.results import PackingSummary
-from higgs_pipe.reporting.charts import draw_loss
+from higgs_pipe.data.quality import AudioMeasures, TextMeasures
+from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN
+from higgs_pipe.data.tables import read_table
+from higgs_pipe.reporting.charts import draw_durations, draw_hours, draw_loss
 from higgs_pipe.reporting.experiments import (
-    accuracy_lines,
-    loss_lines,
+    Experiment,
+    ranked,
     read_experiments,
     setting_lines,
 )
-
-NUM_CLIPS_FEW = 20
-"""With fewer held-out clips, the page warns that a difference may be chance."""
+from higgs_pipe.reporting.measures import interval, signed, tone
+from higgs_pipe.reporting.prompts import read_listening
 
 NUM_SHOWN = 20
 """Lines of a list that may be long; what is left out is counted."""
@@ -44,63 +52,124 @@ CHARTS = {
 
 def run(
     config: Path,
+    clips: Path,
     validation: Path,
     packing: Path,
     experiments_dir: Path,
     names: list[str],
     page: Path,
+    figures: Path,
 ) -> None:
     """Write the page from what the other stages left.
 
     Args:
         config: ``results/config/report.json``.
+        clips: ``clips.parquet`` of the validate stage.
         validation: ``validation.json`` of the validate stage.
         packing: ``packing.json`` of the pack stage.
-        experiments_dir: Holds ``<name>/train/`` and ``<name>/eval/`` of each experiment.
-        names: The experiments, in the order of the page.
+        experiments_dir: Holds ``<name>/train/``, ``<name>/eval/`` and ``<name>/samples/`` of each
+            experiment.
+        names: The experiments.
         page: The HTML file to write.
+        figures: Directory for the page's charts as SVG files, for ``snakemake --report``.
 
     Raises:
         UserError: A file or a number is missing; the message names the rule to rerun.
     """
     stage = load_stage(ReportStage, config)
-    experiments = read_experiments(experiments_dir, names)
-    validated = ValidationSummary.read(validation)
-    packed = PackingSummary.read(packing)
-    html = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=stage.report.title,
-            version=__version__,
-            experiments=experiments,
-            num_clips_few=NUM_CLIPS_FEW,
-            num_shown=NUM_SHOWN,
-            counts=COUNTS,
-            loss_lines=loss_lines(experiments),
-            accuracy_lines=accuracy_lines(experiments),
-            charts=[draw_loss(title, key, experiments) for title, key in CHARTS.items()],
-            validation=validated,
-            speakers=_largest(validated.speakers),
-            languages=_largest(validated.languages),
-            packing=packed,
-            packed=[packed.train, packed.eval],
-            settings=setting_lines(experiments),
-        )
+    experiments = ranked(read_experiments(experiments_dir, names))
+    listening = read_listening({e.name: experiments_dir / e.name for e in experiments})
+    validated, packed = ValidationSummary.read(validation), PackingSummary.read(packing)
+    table, _ = read_table(clips, CLIPS)
+    loss_charts = [draw_loss(title, key, experiments) for title, key in CHARTS.items()]
+    speakers, languages = _largest(validated.speakers), _largest(validated.languages)
+    data_charts = [draw_durations(_seconds_by_split(table))]
+    data_charts += [
+        draw_hours(title, {name: share.hours for name, share in shares.items()})
+        for title, shares in (("Hours by speaker", speakers), ("Hours by language", languages))
+        if shares
+    ]
+    environment = _environment()
+    script = environment.get_template("script.js").render()
+    html = environment.get_template("page.html.j2").render(
+        title=stage.report.title,
+        version=__version__,
+        style=environment.get_template("style.css").render(),
+        script=script,
+        script_hash=_csp_hash(f"\n{script}"),
+        facts=_facts(experiments),
+        experiments=experiments,
+        listening=listening,
+        num_shown=NUM_SHOWN,
+        counts=COUNTS,
+        loss_charts=loss_charts,
+        data_charts=data_charts,
+        validation=validated,
+        speakers=speakers,
+        languages=languages,
+        measured=_measured(table),
+        packing=packed,
+        packed=[packed.train, packed.eval],
+        settings=setting_lines(experiments),
     )
+    for chart in (*loss_charts, *data_charts):
+        write_text(figures / f"{chart.file_name}.svg", chart.file)
     write_text(page, html)
+
+
+def _facts(experiments: Sequence[Experiment]) -> list[tuple[str, str]]:
+    """List what stands below the title."""
+    runs = [experiment.run for experiment in experiments]
+    seconds = sum(experiment.log.training[-1].seconds for experiment in experiments)
+    return [
+        ("Fine-tuned from", experiments[0].base_model),
+        ("Trained", _joined(run.started_at[:16].replace("T", " ") + " UTC" for run in runs)),
+        ("On", _joined(run.machine for run in runs)),
+        ("For", f"{seconds / 60:,.1f} minutes"),
+    ]
+
+
+def _joined(values: Any) -> str:
+    return ", ".join(dict.fromkeys(values))
 
 
 def _largest(shares: Mapping[str, NamedShare]) -> dict[str, NamedShare]:
     """Return the speakers or languages with the most audio, then all the others as one."""
-    ranked = sorted(shares, key=lambda name: (-shares[name].hours, name))
-    largest = {name: shares[name] for name in ranked[:NUM_SHOWN]}
-    if others := [shares[name] for name in ranked[NUM_SHOWN:]]:
-        sums = {
-            key: sum(getattr(other, key) for other in others) for key in NamedShare.model_fields
-        }
-        largest[f"{len(others):,} others"] = NamedShare(**sums)
+    names = sorted(shares, key=lambda name: (-shares[name].hours, name))
+    largest = {name: shares[name] for name in names[:NUM_SHOWN]}
+    if others := [shares[name] for name in names[NUM_SHOWN:]]:
+        keys = NamedShare.model_fields
+        together = {key: sum(getattr(other, key) for other in others) for key in keys}
+        largest[f"{len(others):,} others"] = NamedShare(**together)
     return largest
+
+
+def _seconds_by_split(clips: pa.Table) -> dict[str, Sequence[float]]:
+    splits = np.array(clips["split"].to_pylist())
+    seconds = clips["duration_seconds"].to_numpy()
+    labels = {"train": TRAIN, "held out": EVAL}
+    return {label: seconds[splits == split].tolist() for label, split in labels.items()}
+
+
+@dataclass(frozen=True)
+class MeasuredLine:
+    """A measure of the clips: its description, and its 5 %, 50 % and 95 % quantiles as text."""
+
+    description: str
+    quantiles: list[str]
+
+
+def _measured(clips: pa.Table) -> list[MeasuredLine]:
+    """List the measures that are numbers, over train and eval."""
+    in_splits = clips.filter(pa.compute.is_in(clips["split"], pa.array([TRAIN, EVAL])))
+    lines = []
+    for measure in (*fields(AudioMeasures), *fields(TextMeasures)):
+        column = in_splits[measure.name].drop_null()
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            quantiles = np.quantile(column.to_numpy(), [0.05, 0.5, 0.95])
+            texts = [f"{quantile:,.4g}" for quantile in quantiles]
+            lines.append(MeasuredLine(measure.metadata["description"].rstrip("."), texts))
+    return lines
 
 
 def _first_few(parts: Sequence[str]) -> str:
@@ -110,9 +179,15 @@ def _first_few(parts: Sequence[str]) -> str:
     return text if num_more <= 0 else f"{text} and {num_more:,} more"
 
 
+def _csp_hash(script: str) -> str:
+    """Return the hash by which the page's policy allows this script and no other."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("higgs_pipe"),
+        loader=jinja2.PackageLoader("higgs_pipe", "templates/report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -123,7 +198,12 @@ def _environment() -> jinja2.Environment:
         "count": lambda number: f"{number:,.0f}",
         "first_few": _first_few,
         "hours": lambda hours: f"{hours:,.3f}",
+        "interval": interval,
+        "nats": lambda nats: f"{nats:.3f}",
+        "percent": lambda share: f"{100 * share:.1f} %",
         "seconds": lambda seconds: f"{seconds:,.2f}",
+        "signed": signed,
+        "tone": tone,
     }
     return environment
 

@@ -53,6 +53,7 @@ from higgs_pipe.training.processes import (
     make_accelerator,
     start_tracker,
 )
+from higgs_pipe.training.run_info import run_info
 from higgs_pipe.training.samples import Samples
 from higgs_pipe.training.state import TrainingState
 from higgs_pipe.training.step import Stepper, StepResult
@@ -75,8 +76,8 @@ def run(
         train_rows: Packed training rows.
         eval_rows: Packed held-out rows.
         output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl``, ``preflight.json``,
-            ``config.json`` and ``trainable_parameters.json``, ``logs/`` of the tracker, and
-            ``checkpoints/`` while training runs.
+            ``config.json``, ``run.json`` and ``trainable_parameters.json``, ``logs/`` of the
+            tracker, and ``checkpoints/`` while training runs.
         overrides: JSON object of the experiment, laid over the ``train`` section.
 
     Raises:
@@ -92,6 +93,7 @@ def run(
         if stage.train.preflight:
             checked = check_before_training(training.model, *tables, accelerator)
         if accelerator.is_main_process:
+            run_info(accelerator.device, accelerator.num_processes).write(output_dir / "run.json")
             write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
             write_json(output_dir / "trainable_parameters.json", training.trainable_parameters)
             write_json(output_dir / "preflight.json", checked)

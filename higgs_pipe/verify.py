@@ -20,7 +20,7 @@ from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.higgs.pretrained import weight_fingerprint
+from higgs_pipe.higgs.pretrained import base_of_rows
 from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.results import EvalMetrics, Proof
 
@@ -41,13 +41,14 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
         result: Where the proof goes (JSON).
 
     Raises:
-        UserError: A tensor of the file did not arrive in the model, the logits are the base's, or
-            the held-out loss is not eval's.
+        UserError: The base is not that of the rows, a tensor of the file did not arrive in the
+            model, the logits are the base's, or the held-out loss is not eval's.
     """
     stage = load_stage(EvalStage, config)
     accelerator = Accelerator(cpu=pick_device(stage.eval.device).type == "cpu")
     dtype = pick_dtype(stage.eval.dtype, accelerator.device)
-    base = load_base(stage.pretrained_base, dtype)
+    pinned = base_of_rows(eval_rows, stage.pretrained_base)
+    base = load_base(pinned.pretrained, dtype)
     adapted = load_adapter(base, adapter_dir)
     num_tensors = _check_tensors(adapted, adapter_dir)
 
@@ -71,7 +72,8 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
         num_adapter_tensors=num_tensors,
         max_logit_change=max_logit_change,
         eval_loss=eval_loss,
-        base_fingerprint=weight_fingerprint(stage.pretrained_base),
+        base_fingerprint=pinned.fingerprint,
+        base_revision=pinned.revision,
     ).write(result)
     logger.info("%s: %d tensors, held-out loss %.4f, eval's", adapter_dir, num_tensors, eval_loss)
 

@@ -24,6 +24,17 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 def sample_losses(model: Any, row: Any, start: int, length: int, first_frame: int) -> Any:
     """Sums of one sample's losses by plain loops over its labels: (text, codebooks) with counts.
 
+    Arguments as of :func:`_predictions`.
+    """
+    text_logp, text_at, audio_logp, audio_at = _predictions(model, row, start, length, first_frame)
+    text = _nats(text_logp, text_at)
+    audio = [_nats(audio_logp[:, k], at) for k, at in enumerate(audio_at)]
+    return text, len(text_at), audio, [len(at) for at in audio_at]
+
+
+def _predictions(model: Any, row: Any, start: int, length: int, first_frame: int) -> Any:
+    """Log-probabilities of one sample, and where its labels are: for text, for the codebooks.
+
     Args:
         model: The native model (perhaps with LoRA), unchanged.
         row: A packed row.
@@ -54,9 +65,28 @@ def sample_losses(model: Any, row: Any, start: int, length: int, first_frame: in
                 if label != -100:
                     audio_at[k].append((position - 1, label))
             frame += 1
-    text = _nats(text_logp, text_at)
-    audio = [_nats(audio_logp[:, k], at) for k, at in enumerate(audio_at)]
-    return text, len(text_at), audio, [len(at) for at in audio_at]
+    return text_logp, text_at, audio_logp, audio_at
+
+
+def plain_frame_losses(model: Any, row: Any) -> dict[str, tuple[Any, Any]]:
+    """By sample of a row with one target: losses (T, K), and probabilities of EOS (T + 1,)."""
+    found = {}
+    start = first_frame = 0
+    placeholders = (model.config.audio_token_id, model.config.audio_delay_token_id)
+    for sample_id, length in zip(row.sample_ids, row.sample_lengths.tolist(), strict=True):
+        with torch.no_grad():
+            _, _, logp, at = _predictions(model, row, start, length, first_frame)
+        losses = [
+            [-logp[position, k, label].item() for position, label in codebook[:-1]]
+            for k, codebook in enumerate(at)
+        ]
+        eos = at[0][-1][1]
+        stops = [logp[position, 0, eos].exp().item() for position, _ in at[0]]
+        found[sample_id] = (np.array(losses).T, np.array(stops))
+        ids = row.input_ids[start : start + length].tolist()
+        first_frame += sum(token in placeholders for token in ids)
+        start += length
+    return found
 
 
 def _nats(logp: Any, predicted: list[tuple[int, int]]) -> Any:

@@ -1,10 +1,18 @@
 """Input files of the report, as plain values: a sound run of one experiment."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from helpers import tone
+
 from higgs_pipe import report
+from higgs_pipe.data.specs import CLIPS, Column, TableSpec
+from higgs_pipe.data.tables import write_table
+from higgs_pipe.listening.spoken import GENERATED
 
 BASE = {
     "eval_loss": 10.9,
@@ -60,7 +68,115 @@ def evaluation_line(step: int, loss: float) -> dict[str, float]:
 
 
 def training_line(step: int, loss: float) -> dict[str, float]:
-    return {"step": step, "loss": loss, "text_loss": 2, "audio_loss": loss - 2, "stop_loss": 7}
+    losses = {"loss": loss, "text_loss": 2, "audio_loss": loss - 2, "stop_loss": 7}
+    speed = {"tokens_per_second": 15788.7, "audio_seconds_per_second": 160.4}
+    return {"step": step, **losses, **speed, "peak_memory_gb": 1.18, "seconds": 90.0}
+
+
+def estimate(value: float, **more: float) -> dict[str, Any]:
+    interval = {"low": value - 0.1, "high": value + 0.1, "num_clips": 24, "num_clusters": 24}
+    return {"value": value, **interval, **more}
+
+
+def measure_verdict(name: str, outcome: str, difference: float | None, leads: bool = True) -> Any:
+    found = None if difference is None else estimate(difference, p_value=0.001)
+    sentence = f"{name.replace('_', ' ').capitalize()}: {outcome}."
+    return {"name": name, "outcome": outcome, "leads": leads} | {
+        "difference": found,
+        "sentence": sentence,
+    }
+
+
+VERDICT = {
+    "overall": "better",
+    "sentences": ["Better than the base.", "Audio loss: better."],
+    "clustered_by": "clip",
+    "measures": [
+        measure_verdict("audio_loss", "better", -1.5),
+        measure_verdict("stop_loss", "better", -3.75),
+        measure_verdict("text_loss", "better", -0.75, leads=False),
+        measure_verdict("text_use", "better", 0.5, leads=False),
+        measure_verdict("stop_rate", "better", 0.5),
+        measure_verdict("runaway_rate", "no evidence", -0.05),
+        measure_verdict("duration_error", "worse", 0.25),
+        measure_verdict("silence_error", "no evidence", 0.01, leads=False),
+        measure_verdict("longest_silence_excess", "no evidence", 0.02, leads=False),
+        measure_verdict("repeated_frame_excess", "no evidence", 0.0, leads=False),
+        measure_verdict("code_distance", "better", -0.2, leads=False),
+        measure_verdict("word_error_rate", "better", -0.3),
+        measure_verdict("character_error_rate", "better", -0.2, leads=False),
+        measure_verdict("speaker_similarity", "not measured", None),
+        measure_verdict("speaker_similarity_to_others", "not measured", None, leads=False),
+        measure_verdict("quality_shortfall", "not measured", None),
+    ],
+}
+TOTALS = (
+    *("stop_rate", "runaway_rate", "duration_ratio", "silence_share", "longest_silence_seconds"),
+    *("repeated_frame_share", "code_distance", "word_error_rate", "character_error_rate"),
+)
+UNMEASURED = (
+    *("speaker_similarity", "speaker_similarity_to_reference", "speaker_similarity_to_others"),
+    "dnsmos",
+)
+GENERATION: dict[str, Any] = {
+    "num_prompts": 3,
+    "max_seconds": 10.0,
+    "seed": 0,
+    "speech_models": {"asr": "tiny", "speaker": None, "dnsmos": None},
+    "voices": [
+        {
+            "voice": voice,
+            "temperature": temperature,
+            "measures": {name: estimate(value) for name in TOTALS}
+            | dict.fromkeys(UNMEASURED)
+            | (dict.fromkeys(("stop_rate", "runaway_rate")) if temperature is None else {}),
+        }
+        for voice, temperature, value in (
+            ("recording", None, 0.05),
+            ("codec", None, 0.1),
+            ("base", 1.0, 0.4),
+            ("adapter", 1.0, 0.9),
+        )
+    ],
+    "differences": [{"temperature": 1.0, "measures": {"stop_rate": estimate(0.5, p_value=0.1)}}],
+}
+
+
+def group_loss(kind: str, name: str, adapter: float) -> dict[str, Any]:
+    difference = estimate(adapter - 8.9, p_value=0.001)
+    losses = {"base": 8.9, "adapter": adapter, "difference": difference}
+    return {"kind": kind, "name": name, "num_clips": 12, **losses}
+
+
+BREAKDOWN = {
+    "groups": [
+        group_loss("speaker", "ada", 7.1),
+        group_loss("speaker", "ben", 7.7),
+        group_loss("task", "cloning", 7.0),
+        group_loss("length", "2 to 5 s", 7.2),
+        group_loss("position", "start", 7.9),
+        group_loss("position", "end", 7.3),
+    ],
+    "base_stopping": {"at_end": 0.001, "before_end": 0.02},
+    "adapter_stopping": {"at_end": 0.93, "before_end": 0.04},
+    "worst_clips": [
+        {"clip_id": "c7", "text": "A hard one.", "speaker": None, "base": 9.9, "adapter": 9.5}
+    ],
+}
+TEXTS = ("The sun rises in the east.", "Who was that?", "It ran on & on, <b>for ever</b>.")
+
+
+def blank_row(spec: TableSpec) -> dict[str, Any]:
+    """A row with nothing in it that may be missing, and zeros and dashes elsewhere."""
+
+    def blank(column: Column) -> Any:
+        if column.nullable:
+            return None
+        if pa.types.is_string(column.type):
+            return "-"
+        return False if pa.types.is_boolean(column.type) else 0
+
+    return {column.name: blank(column) for column in spec.columns}
 
 
 class Inputs:
@@ -87,6 +203,9 @@ class Inputs:
             "speakers_with_one_clip": {"speakers": [], "message": "cloning falls back"},
             "num_audio_shared_by_splits": 0,
             "duplicates": [],
+            "manifest_notes": [],
+            "left_out": {},
+            "shared_scene": None,
             # Not on the page.
             "rejected": {"reasons": {}, "speakers": {}, "languages": {}},
             "num_texts_from_transcripts": 0,
@@ -105,6 +224,9 @@ class Inputs:
             "fallbacks": [],
             "rejected": [],
         }
+        self.clip_seconds = np.linspace(1.0, 29.5, 120)
+        self.texts: tuple[str, ...] = TEXTS
+        self.adapter_seconds = (2.0, 1.5, 4.0)
         self.experiments: dict[str, dict[str, Any]] = {"default": self.experiment()}
 
     @staticmethod
@@ -112,6 +234,17 @@ class Inputs:
         lines = [(0, 10.9), (20, 8.5), (40, 8.65)]
         return {
             "eval/metrics.json": {"adapter": ADAPTER | adapter, "base": dict(BASE)},
+            "eval/verdict.json": copy.deepcopy(VERDICT),
+            "eval/generation.json": copy.deepcopy(GENERATION),
+            "eval/breakdown.json": copy.deepcopy(BREAKDOWN),
+            "train/run.json": {
+                "started_at": "2026-11-26T14:02:05+00:00",
+                "machine": "2 x NVIDIA H100",
+                "num_processes": 2,
+                "higgs_pipe": "0.1.0",
+                "git_commit": "0123abc",
+                "packages": {"torch": "2.13.0"},
+            },
             "train/metrics.jsonl": [
                 *(evaluation_line(step, loss) for step, loss in lines),
                 *(training_line(step, 10.5 - step / 20) for step in (10, 20, 30, 40)),
@@ -146,15 +279,48 @@ class Inputs:
             values = value if path.endswith(".jsonl") else [value]
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / path).write_text("".join(json.dumps(line) + "\n" for line in values))
+        self.write_clips()
+        for name in self.experiments:
+            self.write_speech(self.folder / "experiments" / name)
+
+    def write_clips(self) -> None:
+        splits = ["eval" if i % 5 == 0 else "train" for i in range(len(self.clip_seconds))]
+        rows = [
+            blank_row(CLIPS) | {"clip_id": f"c{i}", "split": split, "duration_seconds": seconds}
+            for i, (split, seconds) in enumerate(zip(splits, self.clip_seconds, strict=True))
+        ]
+        write_table(self.folder / "clips.parquet", CLIPS, rows)
+
+    def write_speech(self, experiment: Path) -> None:
+        rows = []
+        for i, text in enumerate(self.texts):
+            reference = None if i else "c0-reference.wav"
+            lengths = {"recording": 1.0, "codec": 1.0, "base": 4.0}
+            lengths["adapter"] = self.adapter_seconds[i]
+            for voice, seconds in lengths.items():
+                is_drawn = voice in ("base", "adapter")
+                row = blank_row(GENERATED) | {
+                    **{"clip_id": f"c{i}", "voice": voice, "text": text, "speaker": "ada"},
+                    **{"task": "cloning", "sample": f"c{i}-{voice}.wav", "reference": reference},
+                    "temperature": 1.0 if is_drawn else None,
+                    "has_stopped": seconds < 4.0 if is_drawn else None,
+                    "duration_seconds": seconds,
+                }
+                rows.append(row)
+                tone(experiment / "samples" / row["sample"], seconds)
+        tone(experiment / "samples" / "c0-reference.wav", 1.5)
+        write_table(experiment / "eval" / "generation.parquet", GENERATED, rows)
 
     def run(self) -> None:
         report.run(
             config=self.folder / "report.json",
+            clips=self.folder / "clips.parquet",
             validation=self.folder / "validation.json",
             packing=self.folder / "packing.json",
             experiments_dir=self.folder / "experiments",
             names=list(self.experiments),
             page=self.page,
+            figures=self.page.parent / "figures",
         )
 
     def html(self) -> str:

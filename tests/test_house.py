@@ -20,6 +20,7 @@ from snakemake.settings.types import OutputSettings, ResourceSettings
 
 import higgs_pipe
 from higgs_pipe.config.stages import STAGES as STAGE_SETTINGS
+from higgs_pipe.data.clips.reasons import Reason
 from higgs_pipe.planning.stages import STAGES
 
 PACKAGE = ROOT / "higgs_pipe"
@@ -205,6 +206,28 @@ def test_the_tree_of_the_readme_shows_every_room() -> None:
         path.parent.relative_to(PACKAGE).parts[0] for _, path in modules() if path.parent != PACKAGE
     }
     assert [room for room in sorted(rooms) if f"\n  {room}/ " not in page] == []
+
+
+def messages() -> str:
+    """Every text of the package, with … where a value is formatted into it."""
+    texts = []
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant):
+                texts.append(str(node.value))
+    return "\n".join(texts)
+
+
+def test_the_page_of_errors_has_each_reason_and_no_message_that_is_gone() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
+    named = {phrase for cell in cells for phrase in re.findall("`([^`]+)`", cell)}
+    assert {str(reason) for reason in Reason} <= named
+    known = messages()
+    assert [phrase for phrase in sorted(named) if phrase not in known] == []
 
 
 def test_every_link_of_a_page_leads_to_a_file() -> None:

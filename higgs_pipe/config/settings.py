@@ -502,8 +502,16 @@ class EvalSpeechModelConfig(Section):
     )
 
 
-class EvalConfig(Section):
-    """Computation of the held-out loss."""
+class AcceptConfig(Section):
+    """Verdict that an adapter needs."""
+
+    require: Literal["not_worse", "better"] | None = Field(
+        None, description="Verdict without which no adapter is packaged; null asks for none."
+    )
+
+
+class EvaluateConfig(Section):
+    """Computation of the held-out loss, and speech on held-out prompts."""
 
     num_processes: int = Field(1, ge=1, le=1024, description="Processes of `accelerate launch`.")
     device: Device = Field("auto", description="Device that evaluation runs on.")
@@ -511,7 +519,26 @@ class EvalConfig(Section):
         "auto", description="Dtype of the base; auto: bfloat16 where the device supports it."
     )
     rows_per_batch: int = Field(1, ge=1, description="Packed rows per forward pass.")
+    num_prompts: int = Field(
+        20,
+        ge=0,
+        description="Held-out clips that base and adapter speak again; 0 speaks nothing.",
+    )
+    prompts_per_batch: int = Field(8, ge=1, description="Prompts that are spoken at once.")
+    temperatures: list[Annotated[float, Field(ge=0, le=10)]] = Field(
+        [1.0],
+        min_length=1,
+        description="Temperatures of the draw; the first one is judged and listened to.",
+    )
+    max_seconds: float = Field(
+        30.0, gt=0, description="Longest speech of one prompt; longer clips are not spoken."
+    )
+    seed: int = Field(0, ge=0, description="Another seed gives other takes.")
     speech_models: EvalSpeechModelConfig = EvalSpeechModelConfig()
+
+
+class EvalConfig(EvaluateConfig, AcceptConfig):
+    """Evaluation of an adapter: held-out loss, speech on held-out prompts, and the verdict."""
 
 
 class PackageConfig(Section):
@@ -576,7 +603,9 @@ class ManifestEntry(Section):
         None, description="Split of rows that name none."
     )
     columns: dict[ManifestKey, Text] = Field(
-        {}, description="Column names of the manifest, keyed by the names used here."
+        {},
+        description="The manifest's names of our keys; in a list without a header the "
+        "numbers of its fields, from 1.",
     )
 
 

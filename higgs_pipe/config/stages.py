@@ -9,10 +9,11 @@ from pydantic import Field, ValidationError
 
 from higgs_pipe.config.rules import Section
 from higgs_pipe.config.settings import (
+    AcceptConfig,
     BaseModelField,
     CodecField,
     DataConfig,
-    EvalConfig,
+    EvaluateConfig,
     ExperimentsField,
     Manifest,
     ManifestField,
@@ -112,7 +113,13 @@ class TrainStage(BaseModelStage):
 class EvalStage(BaseModelStage):
     """Settings that ``eval`` reads."""
 
-    eval: EvalConfig = EvalConfig()
+    eval: EvaluateConfig = EvaluateConfig()
+
+
+class AcceptStage(Section):
+    """Settings that ``accept`` reads."""
+
+    eval: AcceptConfig = AcceptConfig()
 
 
 class PackageStage(BaseModelStage, CodecStage):
@@ -138,6 +145,7 @@ STAGES: dict[str, type[Section]] = {
     "pack": PackStage,
     "train": TrainStage,
     "eval": EvalStage,
+    "accept": AcceptStage,
     "package": PackageStage,
     "report": ReportStage,
 }

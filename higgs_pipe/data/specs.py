@@ -321,16 +321,25 @@ LOSS_DESCRIPTIONS = {
 }
 
 
+EVAL_DESCRIPTIONS = LOSS_DESCRIPTIONS | {
+    "stop_at_end": "Probability of codebook 0's stream EOS at the true end",
+    "stop_before_end": "Probability of one in any frame before it",
+}
+
+
 EVAL_CLIPS = TableSpec(
     name="eval clips",
-    version=1,
+    version=2,
     made_by="eval_adapter",
     columns=(
         Column("clip_id", pa.string(), "The held-out clip."),
+        Column("speaker", pa.string(), "Speaker; missing: unknown.", nullable=True),
+        Column("language", pa.string(), "Language code; missing: unknown.", nullable=True),
+        Column("task", pa.string(), "Kind of the packed sample, such as speech or cloning."),
         *(
             Column(f"{model}_{name}", pa.float64(), f"{description}, of the {model}.")
             for model in ("adapter", "base")
-            for name, description in LOSS_DESCRIPTIONS.items()
+            for name, description in EVAL_DESCRIPTIONS.items()
         ),
         Column("num_text_labels", pa.int32(), "Supervised text tokens."),
         Column("num_audio_labels", pa.int32(), "Supervised codes, all codebooks together."),

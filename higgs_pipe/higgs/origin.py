@@ -15,12 +15,14 @@ from higgs_pipe.errors import UserError
 
 @dataclass(frozen=True)
 class AdapterOrigin:
-    """Settings that an adapter was trained with; ``codec`` is None if its files lack it."""
+    """Settings that an adapter was trained with; None if its files lack one."""
 
     base: str
     base_revision: str | None = None
+    base_fingerprint: str | None = None
     codec: str | None = None
     codec_revision: str | None = None
+    codec_fingerprint: str | None = None
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     clean_text: bool = True
 
@@ -28,11 +30,13 @@ class AdapterOrigin:
 class _Base(BaseModel):
     name: str
     revision: str | None
+    fingerprint: str
 
 
 class _Codec(BaseModel):
     codec: str
     revision: str | None
+    fingerprint: str
 
 
 class _PackSettings(BaseModel):
@@ -84,8 +88,10 @@ def adapter_origin(adapter_dir: Path) -> AdapterOrigin:
     return AdapterOrigin(
         base=provenance.base_model.name,
         base_revision=provenance.base_model.revision,
+        base_fingerprint=provenance.base_model.fingerprint,
         codec=provenance.codec.codec,
         codec_revision=provenance.codec.revision,
+        codec_fingerprint=provenance.codec.fingerprint,
         system_prompt=provenance.config.pack.pack.system_prompt,
         clean_text=provenance.config.pack.pack.clean_text,
     )

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
 from transformers.utils import logging as transformers_logging
 
@@ -55,9 +55,15 @@ def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> 
 
 
 def _not_loaded(pretrained: Pretrained, error: Exception) -> UserError:
+    fact = f"{pretrained.setting} {pretrained.name!r} cannot be loaded: "
+    if Path(pretrained.name).is_dir():
+        return UserError(f"{fact}{error}\nUse a complete checkpoint.")
+    # Transformers wraps it.
+    if isinstance(error, HFValidationError) or isinstance(error.__cause__, HFValidationError):
+        return UserError(f"{fact}there is no such folder; name another one, or a Hub id.")
     return UserError(
-        f"{pretrained.setting} {pretrained.name!r} cannot be loaded: {error}\n"
-        "Give a checkpoint directory or a Hub id that this machine can reach."
+        f"{fact}there is no such folder, and the Hub does not give it: {error}\n"
+        "Name a checkpoint's folder, or a Hub id that this machine can reach."
     )
 
 
@@ -104,9 +110,14 @@ class PinnedModel(Result):
         """Pin a checkpoint as it is now; download it first if it is on the Hub.
 
         Raises:
-            UserError: It cannot be found or reached, or has no weight file.
+            UserError: It cannot be found or reached, is an adapter, or has no weight file.
         """
         folder = _download(pretrained)
+        if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+            raise UserError(
+                f"{pretrained.setting} {pretrained.name!r} is an adapter; name the base that it "
+                "was trained on."
+            )
         is_local = Path(pretrained.name).is_dir()
         return cls(
             setting=pretrained.setting,

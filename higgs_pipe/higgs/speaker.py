@@ -8,7 +8,7 @@
     spoken.write("out.wav")
 """
 
-import re
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from higgs_pipe.higgs.generation import DEFAULT_BATCH_SIZE, Spoken, speak
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.origin import adapter_origin, codec_of_base
+from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.higgs.speech_prompts import (
     ModelPrompt,
@@ -42,9 +43,10 @@ from higgs_pipe.higgs.speech_prompts import (
 )
 from higgs_pipe.higgs.text_cleaning import clean_text
 
+logger = logging.getLogger("higgs_pipe")
+
 DEFAULT_MAX_PIECE_LENGTH = 300  # letters: some 20 s
 MIN_REFERENCE_SECONDS = 0.3  # the default of validate.min_clip_seconds
-SPEAKER_TAG = re.compile(r"\s*(\[SPEAKER\d+\])\s*")
 
 
 class Speaker:
@@ -106,8 +108,9 @@ class Speaker:
             dtype: The dtype of the base.
 
         Raises:
-            UserError: Neither base nor adapter is given, something cannot be loaded, or the codec
-                does not fit the base.
+            UserError: Neither base nor adapter is given, something cannot be loaded, the codec does
+                not fit the base, or the base or codec that the adapter names has other weights
+                than in its training. Others that are given by name are only warned of.
         """
         origin = adapter_origin(Path(adapter)) if adapter is not None else None
         if base is not None:
@@ -134,6 +137,12 @@ class Speaker:
                 f"{named_base.name!r} {renderer.tokens.num_codebooks}; give the codec of the base."
             )
         if origin is not None:
+            if origin.base_fingerprint is not None:
+                found = weight_fingerprint(named_base)
+                _check_weights(named_base, found, origin.base_fingerprint, base is not None)
+            if origin.codec_fingerprint is not None:
+                expected = origin.codec_fingerprint
+                _check_weights(named_codec, info.fingerprint, expected, codec is not None)
             system_prompt = origin.system_prompt if system_prompt is None else system_prompt
             clean = origin.clean_text if clean is None else clean
         return cls(
@@ -230,6 +239,15 @@ class Speaker:
         prompts = [self.prompt(piece) for of_prompt in pieces for piece in of_prompt]
         spoken = iter(speak(self.model, self.codec, self.codec_info, prompts, sampling, batch_size))
         return [[next(spoken) for _ in of_prompt] for of_prompt in pieces]
+
+
+def _check_weights(named: Pretrained, found: str, trained_with: str, is_chosen: bool) -> None:
+    if found == trained_with:
+        return
+    fact = f"{named.setting} {named.name!r} has other weights than the adapter was trained with"
+    if not is_chosen:
+        raise UserError(f"{fact}; give the right one, or this one by name, as --{named.setting}.")
+    logger.warning("%s", fact)
 
 
 def joined(pieces: Sequence[Spoken]) -> Spoken:

@@ -2,8 +2,8 @@
 
 An evaluation goes through it so::
 
-    clusters = Clusters.of(clip_ids, recordings, speakers)               # intervals
-    mean_difference((adapter_sums, base_sums), (counts, counts), clusters, weights)  # a loss
+    clusters = Clusters.of(clip_ids, recordings, speakers)               # clusters
+    mean_difference((adapter_sums, base_sums), (counts, counts), clusters, weights)  # intervals
     OtherTexts(rows, speakers)                                            # text_use
     measure_speech(samples, sample_rate_hz, codes)                        # measures, per waveform
     totals(...), differences(...)                                         # comparison, over prompts

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from higgs_pipe.listening import intervals
-from higgs_pipe.listening.intervals import Clusters, Difference, Estimate
+from higgs_pipe.listening.clusters import Clusters
+from higgs_pipe.listening.intervals import Difference, Estimate
 from higgs_pipe.listening.measures import Codes, SoundMeasures, code_distance, code_histogram
 
 RUNAWAY_RATIO = 2.0  # lasting more than this times the recording is a runaway
@@ -161,7 +162,9 @@ def totals(
             heard, recorded = np.split(total, 2, axis=-1)
             return _distance(heard, recorded, num_entries)
 
-        found[CODE_DISTANCE] = intervals.estimate(distance, columns, sizes, clusters.take(rows))
+        found[CODE_DISTANCE] = intervals.estimate(
+            distance, columns, sizes, clusters.take(rows), bounds=(0, 1)
+        )
     return found
 
 
@@ -211,7 +214,9 @@ def differences(
             of_adapter = _distance(first, recorded, num_entries)
             return of_adapter - _distance(second, recorded, num_entries)
 
-        found[CODE_DISTANCE] = intervals.difference(difference, columns, sizes, clusters.take(rows))
+        found[CODE_DISTANCE] = intervals.difference(
+            difference, columns, sizes, clusters.take(rows), bounds=(-1, 1)
+        )
     return found
 
 

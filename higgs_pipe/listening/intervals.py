@@ -15,16 +15,18 @@ for shares are those of Bonett and Price (2012).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
 from higgs_pipe.data.results import ResultPart
+from higgs_pipe.listening.clusters import Clusters as Clusters
 
 LEVEL = 0.95
-MIN_CLUSTERS = 5  # fewer speakers or recordings are not clusters; see Clusters.of
+
+UNBOUNDED = (-math.inf, math.inf)
 
 Array = npt.NDArray[np.float64]
 Statistic = Callable[[Array], Array]  # totals (..., D) -> (...)
@@ -44,65 +46,6 @@ class Difference(Estimate):
     """The difference of a measure between two models, first minus second."""
 
     p_value: float | None  # two-sided, of no difference; below 0.05 where the interval is beside 0
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """Groups of clips that are not independent of each other."""
-
-    by: Literal["speaker", "recording", "clip"]
-    index: npt.NDArray[np.intp]  # (N,) cluster of each row, from 0
-    clip_index: npt.NDArray[np.intp]  # (N,) clip of each row, from 0
-
-    @classmethod
-    def of(
-        cls,
-        clip_ids: Sequence[str],
-        recordings: Sequence[str | None],
-        speakers: Sequence[str | None],
-    ) -> "Clusters":
-        """Group by speaker, else by recording, else by clip: the first with five groups.
-
-        Args:
-            clip_ids: Of each row (N,); a clip that was spoken several times comes several times.
-            recordings: What each clip is cut from; None stands for a recording of its own.
-            speakers: Who speaks; None stands for a speaker of its own.
-        """
-        alone = [(clip_id,) for clip_id in clip_ids]
-
-        def numbered(names: Sequence[str | None]) -> npt.NDArray[np.intp]:
-            keys = [own if name is None else name for own, name in zip(alone, names, strict=True)]
-            numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-            return np.array([numbers[key] for key in keys], np.intp)
-
-        by_clip = numbered([None] * len(alone))
-        names: tuple[Literal["speaker", "recording"], Sequence[str | None]]
-        for names in (("speaker", speakers), ("recording", recordings)):
-            index = numbered(names[1])
-            if MIN_CLUSTERS <= _num_groups(index) < _num_groups(by_clip):
-                return cls(names[0], index, by_clip)
-        return cls("clip", by_clip, by_clip)
-
-    def take(self, rows: npt.ArrayLike) -> "Clusters":
-        """Return the clusters of some of the rows, given by their indices or a mask (N,)."""
-        taken = np.asarray(rows)
-        _, index = np.unique(self.index[taken], return_inverse=True)
-        return Clusters(self.by, index, self.clip_index[taken])
-
-    def with_two_more(self) -> "Clusters":
-        """Return these clusters and two new ones, of one new clip each."""
-        new = np.arange(2)
-        return Clusters(
-            by=self.by,
-            index=np.concatenate([self.index, _num_groups(self.index) + new]),
-            clip_index=np.concatenate([self.clip_index, _num_groups(self.clip_index) + new]),
-        )
-
-    def totals(self, columns: Array) -> Array:
-        """Sum columns (N, D) by cluster: (G, D), added in the order of the rows."""
-        sums = np.zeros((_num_groups(self.index), columns.shape[1]))
-        np.add.at(sums, self.index, columns)
-        return sums
 
 
 def mean_estimate(
@@ -133,7 +76,7 @@ def mean_estimate(
     if not yes_or_no:
         return estimate(mean, columns, sizes, clusters)
     found, widened = _with_pseudo_clusters(mean, columns, sizes, clusters, [[1, 1], [0, 1]])
-    return Estimate(**found.interval() | widened.limits(0, 1))
+    return Estimate(**found.interval() | widened.limits((0, 1)))
 
 
 def mean_difference(
@@ -168,10 +111,16 @@ def mean_difference(
         return difference(mean_change, columns, sizes, clusters)
     pseudo = [[1, 1, 0, 1], [0, 1, 1, 1]]
     found, widened = _with_pseudo_clusters(mean_change, columns, sizes, clusters, pseudo)
-    return Difference(**found.interval() | widened.limits(-1, 1), p_value=widened.p_value)
+    return Difference(**found.interval() | widened.limits((-1, 1)), p_value=widened.p_value)
 
 
-def estimate(statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters) -> Estimate:
+def estimate(
+    statistic: Statistic,
+    columns: Array,
+    sizes: Array,
+    clusters: Clusters,
+    bounds: tuple[float, float] = UNBOUNDED,
+) -> Estimate:
     """Estimate any smooth function of totals over the clips.
 
     Args:
@@ -180,16 +129,21 @@ def estimate(statistic: Statistic, columns: Array, sizes: Array, clusters: Clust
         sizes: (N,) how much each clip weighs in the measure; sets the effective number of clusters.
             Clips of size 0 take no part and are not counted.
         clusters: Of the N clips.
+        bounds: The lowest and the highest value that there can be.
     """
-    return Estimate(**_jackknife(statistic, columns, sizes, clusters).interval())
+    return Estimate(**_jackknife(statistic, columns, sizes, clusters).interval(bounds))
 
 
 def difference(
-    statistic: Statistic, columns: Array, sizes: Array, clusters: Clusters
+    statistic: Statistic,
+    columns: Array,
+    sizes: Array,
+    clusters: Clusters,
+    bounds: tuple[float, float] = UNBOUNDED,
 ) -> Difference:
     """Estimate a difference that is a smooth function of totals; see :func:`estimate`."""
     found = _jackknife(statistic, columns, sizes, clusters)
-    return Difference(**found.interval(), p_value=found.p_value)
+    return Difference(**found.interval(bounds), p_value=found.p_value)
 
 
 @dataclass(frozen=True)
@@ -212,23 +166,16 @@ class _Jackknife:
             return float(self.value == 0)
         return 2 * float(stdtr(self.degrees, -abs(self.value) / self.standard_error))
 
-    def interval(self) -> dict[str, Any]:
+    def interval(self, bounds: tuple[float, float] = UNBOUNDED) -> dict[str, Any]:
         """Return the fields of :class:`Estimate`."""
-        return {
-            "value": self.value,
-            **self.limits(-math.inf, math.inf),
-            "num_clips": self.num_clips,
-            "num_clusters": self.num_clusters,
-        }
+        counts = {"num_clips": self.num_clips, "num_clusters": self.num_clusters}
+        return {"value": self.value, **self.limits(bounds), **counts}
 
-    def limits(self, lowest: float, highest: float) -> dict[str, float | None]:
-        """Return the interval, cut to what is possible."""
+    def limits(self, bounds: tuple[float, float]) -> dict[str, float | None]:
         if math.isnan(self.standard_error):
             return {"low": None, "high": None}
-        return {
-            "low": max(self.value - self.half_width, lowest),
-            "high": min(self.value + self.half_width, highest),
-        }
+        low, high = self.value - self.half_width, self.value + self.half_width
+        return {"low": max(low, bounds[0]), "high": min(high, bounds[1])}
 
 
 def _jackknife(
@@ -294,7 +241,3 @@ def _arrays(weights: npt.ArrayLike, *arrays: npt.ArrayLike) -> list[Array]:
     columns = [np.asarray(array, np.float64) for array in arrays]
     columns = [array[:, None] if array.ndim == 1 else array for array in columns]
     return [np.asarray(weights, np.float64), *columns]
-
-
-def _num_groups(index: npt.NDArray[np.intp]) -> int:
-    return int(index.max()) + 1 if len(index) else 0

@@ -7,6 +7,7 @@ UTT2DUR = "utt2dur"
 METADATA_JSONL, METADATA_CSV = "metadata.jsonl", "metadata.csv"
 # An older trainer's folder of samples.
 METADATA_JSON = "metadata.json"
+METADATA = frozenset({METADATA_CSV, METADATA_JSON, METADATA_JSONL})
 # What a folder that is a manifest may hold, beside transcripts.
 MANIFESTS_IN_FOLDER = (
     WAV_SCP,

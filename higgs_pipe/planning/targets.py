@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA_JSON
-from higgs_pipe.planning.folders import files_below, transcript_stem
+from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA, METADATA_JSON
+from higgs_pipe.planning.folders import audio_stem, files_below, transcript_stem
 
 
 def manifests(config: Mapping[str, Any]) -> list[str]:
@@ -18,19 +18,60 @@ def manifests(config: Mapping[str, Any]) -> list[str]:
     A folder stands for the files in it that a reader opens: Kaldi's tables, metadata and
     transcripts. A missing file is listed too.
     """
-    manifest = config["manifest"]
-    entries = manifest if isinstance(manifest, list) else [manifest]
-    paths = [Path(entry if isinstance(entry, str) else entry["path"]) for entry in entries]
     files: dict[str, None] = {}
-    for path in paths:
+    for path in _paths(config):
         folder = path.parent if path.name == METADATA_JSON else path
         if folder.is_dir():
             found = [folder / name for name in MANIFESTS_IN_FOLDER if (folder / name).is_file()]
-            transcripts = [file for file in files_below(folder) if transcript_stem(file)]
-            files |= dict.fromkeys(map(str, [*found, *transcripts]))
+            below = [
+                file
+                for file in files_below(folder)
+                if transcript_stem(file) or file.name in METADATA
+            ]
+            files |= dict.fromkeys(map(str, [*found, *below]))
         else:
             files[str(path)] = None
     return list(files)
+
+
+def recordings_in_folders(config: Mapping[str, Any]) -> str:
+    """Return a hash of the names of all recordings below manifests that are folders.
+
+    A recording that is added or removed there is a reason to read the folder again; recordings
+    that manifests name are known by these.
+    """
+    digest = hashlib.sha256()
+    for path in _paths(config):
+        for file in files_below(path):
+            if audio_stem(file):
+                digest.update(f"{file}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _paths(config: Mapping[str, Any]) -> list[Path]:
+    """Return the paths of all manifests."""
+    manifest = config["manifest"]
+    entries = manifest if isinstance(manifest, list) else [manifest]
+    return [Path(entry if isinstance(entry, str) else entry["path"]) for entry in entries]
+
+
+def inputs(paths: Sequence[str]) -> list[str]:
+    """Return the paths that can be inputs of a rule.
+
+    A missing file cannot; its stage reports it with what to do. Nor can a path with braces, which
+    Snakemake takes for wildcards: see :func:`stamp_of_braced`.
+    """
+    return [path for path in paths if Path(path).is_file() and not _has_brace(path)]
+
+
+def stamp_of_braced(paths: Sequence[str]) -> str:
+    """Return a hash of the files whose paths have braces, as a parameter in place of an input."""
+    braced = [Path(path) for path in paths if Path(path).is_file() and _has_brace(path)]
+    return hashlib.sha256("".join(map(_sha256, braced)).encode()).hexdigest() if braced else ""
+
+
+def _has_brace(path: str) -> bool:
+    return "{" in path or "}" in path
 
 
 # Weights, config, tokenizer and chat template.

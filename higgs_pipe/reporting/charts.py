@@ -5,18 +5,21 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from higgs_pipe.reporting.experiments import Experiment
+from higgs_pipe.reporting.experiments import COLOURS, Experiment
 
 INK = "#010203"
 """Stands for the text colour in the drawings; the page replaces it by ``currentColor``."""
 
 MAX_MARKERS = 20
+MAX_NAME = 18  # characters of a speaker's name
+NUM_BINS = 24
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,23 @@ class Chart:
     height: int
     description: str
 
+    @property
+    def file_name(self) -> str:
+        """The title as a file name without its ending."""
+        return self.title.lower().replace(" ", "-")
+
+    @property
+    def file(self) -> str:
+        """The chart as an SVG file, for white paper."""
+        box = f'width="{self.width}" viewBox="0 0 {self.width} {self.height}"'
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        start = f'<svg {names} {box} style="background: #fff">'
+        return f"{start}{self.body}</svg>\n"
+
 
 def draw_loss(title: str, key: str, experiments: Sequence[Experiment]) -> Chart:
     """Draw one loss over the optimizer steps, every experiment in its colour."""
-    figure = Figure(figsize=(4.8, 3.0))
-    axes = figure.add_axes((0.14, 0.17, 0.84, 0.8))
+    figure, axes = _figure()
     sentences = [f"{title} in nats per label over optimizer steps."]
     for experiment in experiments:
         training = [(line.step, getattr(line, key)) for line in experiment.log.training]
@@ -57,15 +72,70 @@ def draw_loss(title: str, key: str, experiments: Sequence[Experiment]) -> Chart:
         sentences.append(
             f"{experiment.name}: training {_ends(training)}, held-out {_ends(held_out)}."
         )
-    axes.set_xlabel("optimizer step", color=INK)
-    axes.set_ylabel("nats per label", color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
+        for line in experiment.log.samples:
+            axes.axvline(line.step, color=experiment.colour, linewidth=0.8, linestyle=":")
+        alarm_steps = [alarm.step for alarm in experiment.log.alarms]
+        axes.plot(
+            alarm_steps,
+            [0.03] * len(alarm_steps),
+            color=experiment.colour,
+            marker="^",
+            linestyle="",
+            transform=axes.get_xaxis_transform(),  # at the bottom, whatever the losses
+        )
+    _style(axes, "optimizer step", "nats per label")
+    return _as_chart(figure, title, " ".join(sentences))
+
+
+def draw_durations(seconds: dict[str, Sequence[float]]) -> Chart:
+    """Draw a histogram of the clips' lengths.
+
+    Args:
+        seconds: Length of each clip, by split.
+    """
+    figure, axes = _figure()
+    longest = max(max(values, default=0) for values in seconds.values())
+    bins = [longest * index / NUM_BINS for index in range(NUM_BINS + 1)]
+    values, labels = list(seconds.values()), list(seconds)
+    axes.hist(values, bins=bins, stacked=True, label=labels, color=COLOURS[: len(values)])
+    axes.legend(frameon=False, labelcolor=INK)
+    _style(axes, "length of a clip, seconds", "clips")
+    words = ", ".join(f"{len(part):,} {label}" for label, part in seconds.items())
+    return _as_chart(figure, "Lengths", f"Histogram of the clips' lengths: {words} clips.")
+
+
+def draw_hours(title: str, hours: dict[str, float]) -> Chart:
+    """Draw the hours of speakers or languages as bars, in the given order from above."""
+    figure = Figure(figsize=(4.8, 0.7 + 0.24 * len(hours)))
+    axes = figure.add_axes(
+        (0.3, 0.5 / figure.get_figheight(), 0.66, 1 - 0.55 / figure.get_figheight())
+    )
+    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in hours]
+    axes.barh(range(len(hours)), list(hours.values()), color=COLOURS[0], height=0.7)
+    axes.set_yticks(range(len(hours)), [name.replace("$", r"\$") for name in names])
+    axes.invert_yaxis()
+    _style(axes, "hours", "", grid="x")
+    words = ", ".join(f"{name} {value:.3f}" for name, value in hours.items())
+    return _as_chart(figure, title, f"Hours: {words}.")
+
+
+def _figure() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.8, 3.0))
+    return figure, figure.add_axes((0.14, 0.17, 0.84, 0.8))
+
+
+def _style(axes: Any, x_label: str, y_label: str, grid: Literal["x", "y"] = "y") -> None:
+    """Set the axes' labels, ticks, grid and the colour that follows the page."""
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=grid == "y" and not axes.patches))
+    if grid == "y":
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=bool(axes.patches)))
+    axes.grid(axis=grid, color=INK, alpha=0.15, linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(INK)
     axes.tick_params(colors=INK, length=0)
-    return _as_chart(figure, title, " ".join(sentences))
 
 
 def _ends(points: Sequence[tuple[int, float]]) -> str:

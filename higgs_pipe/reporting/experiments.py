@@ -1,4 +1,4 @@
-"""Results of the experiments, and the comparison of each adapter with its base."""
+"""Results of the experiments: what they read, their settings side by side, their rank."""
 
 import json
 from collections.abc import Sequence
@@ -9,63 +9,21 @@ from typing import Any
 from higgs_pipe.config.rules import Section
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
+from higgs_pipe.listening.breakdown import Breakdown
+from higgs_pipe.listening.spoken import Generation
+from higgs_pipe.listening.verdict import Verdict
+from higgs_pipe.reporting.measures import MeasureLine, line_groups
 from higgs_pipe.training.results import (
-    CODEBOOK_ACCURACY,
-    CODEBOOK_LOSS,
     EvalMetrics,
     Preflight,
     PreflightCheck,
+    RunInfo,
     TrainedSettings,
     TrainingLog,
 )
 
 COLOURS = ("#3f8ecf", "#dd7d2b", "#2f9e78", "#a873c4", "#cf5470", "#93903a")
 """Middle tones, one per experiment: legible on white and on black."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """A number of the evaluation: a loss in nats per label, or an accuracy in [0, 1]."""
-
-    key: str
-    base: float
-    adapter: float
-
-    @property
-    def is_accuracy(self) -> bool:
-        """Return whether more is better."""
-        return "accuracy" in self.key
-
-    @property
-    def difference(self) -> float:
-        """Adapter minus base, to the three decimals that the page shows."""
-        return round(self.adapter - self.base, 3)
-
-    @property
-    def verdict(self) -> str:
-        """``better``, ``worse`` or ``no difference``."""
-        if self.difference == 0:
-            return "no difference"
-        return "better" if (self.difference > 0) == self.is_accuracy else "worse"
-
-    @property
-    def base_text(self) -> str:
-        """Nats with three decimals, or percent with one."""
-        return self._text(self.base)
-
-    @property
-    def adapter_text(self) -> str:
-        """Nats with three decimals, or percent with one."""
-        return self._text(self.adapter)
-
-    @property
-    def difference_text(self) -> str:
-        """Nats, or percentage points, with a sign."""
-        sign = "" if self.difference == 0 else "\N{MINUS SIGN}" if self.difference < 0 else "+"
-        return sign + self._text(abs(self.difference))
-
-    def _text(self, value: float) -> str:
-        return f"{100 * value:.1f}" if self.is_accuracy else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -76,27 +34,24 @@ class Experiment:
     colour: str
     base_model: str
     settings: dict[str, str]
+    run: RunInfo
     log: TrainingLog
     preflight: list[PreflightCheck]
     metrics: EvalMetrics
+    verdict: Verdict
+    generation: Generation
+    breakdown: Breakdown
 
     @property
-    def parts(self) -> list[tuple[str, Change]]:
-        """Changes of the loss by part: a fall of the whole may be the text's alone."""
-        return [(part, self.change(f"eval_{part}_loss")) for part in ("text", "audio", "stop")]
+    def line_groups(self) -> list[tuple[str, list[MeasureLine]]]:
+        """The table of measures."""
+        return line_groups(self.metrics, self.verdict, self.generation)
 
-    def change(self, key: str) -> Change:
-        """One number of the evaluation, base against adapter."""
-        return Change(key, getattr(self.metrics.base, key), getattr(self.metrics.adapter, key))
-
-
-@dataclass(frozen=True)
-class ComparisonLine:
-    """A line of the comparison table: a label and one change per experiment."""
-
-    label: str
-    changes: list[Change]
-    is_detail: bool = False
+    @property
+    def ranked_lines(self) -> list[MeasureLine]:
+        """The measures that can decide the verdict, without those that were not measured."""
+        lines = [line for _, lines in self.line_groups for line in lines]
+        return [line for line in lines if line.leads and line.adapter]
 
 
 @dataclass(frozen=True)
@@ -125,7 +80,7 @@ def read_experiments(experiments_dir: Path, names: Sequence[str]) -> list[Experi
     """
     experiments: list[Experiment] = []
     for index, name in enumerate(names):
-        train = experiments_dir / name / "train"
+        train, evaluated = experiments_dir / name / "train", experiments_dir / name / "eval"
         trained = TrainedSettings.read(train / "config.json")
         settings = _flatten(trained.model_dump())
         if experiments and (missing := experiments[0].settings.keys() ^ settings.keys()):
@@ -139,45 +94,28 @@ def read_experiments(experiments_dir: Path, names: Sequence[str]) -> list[Experi
                 colour=COLOURS[index % len(COLOURS)],
                 base_model=trained.base_model,
                 settings=settings,
+                run=RunInfo.read(train / "run.json"),
                 log=TrainingLog.read(train / "metrics.jsonl"),
                 preflight=Preflight.read(train / "preflight.json").checks,
-                metrics=EvalMetrics.read(experiments_dir / name / "eval" / "metrics.json"),
+                metrics=EvalMetrics.read(evaluated / "metrics.json"),
+                verdict=Verdict.read(evaluated / "verdict.json"),
+                generation=Generation.read(evaluated / "generation.json"),
+                breakdown=Breakdown.read(evaluated / "breakdown.json"),
             )
         )
     return experiments
 
 
-def loss_lines(experiments: Sequence[Experiment]) -> list[ComparisonLine]:
-    """Compare the losses."""
-    return [
-        _line(experiments, "Total", "eval_loss"),
-        _line(experiments, "Text", "eval_text_loss"),
-        _line(experiments, "Stop", "eval_stop_loss"),
-        _line(experiments, "Audio", "eval_audio_loss"),
-        *_codebook_lines(experiments, CODEBOOK_LOSS),
-    ]
-
-
-def accuracy_lines(experiments: Sequence[Experiment]) -> list[ComparisonLine]:
-    """Compare the accuracies."""
-    return [
-        _line(experiments, "Text", "eval_text_accuracy"),
-        *_codebook_lines(experiments, CODEBOOK_ACCURACY),
-    ]
-
-
-def _line(
-    experiments: Sequence[Experiment], label: str, key: str, is_detail: bool = False
-) -> ComparisonLine:
-    return ComparisonLine(label, [each.change(key) for each in experiments], is_detail)
-
-
-def _codebook_lines(experiments: Sequence[Experiment], prefix: str) -> list[ComparisonLine]:
-    num_codebooks = experiments[0].metrics.base.num_codebooks
-    return [
-        _line(experiments, f"codebook {index}", f"{prefix}{index}", is_detail=True)
-        for index in range(num_codebooks)
-    ]
+def ranked(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Sort the experiments: by verdict, then by audio loss."""
+    places = ("better", "no evidence", "worse")
+    return sorted(
+        experiments,
+        key=lambda each: (
+            places.index(each.verdict.overall),
+            each.metrics.adapter.eval_audio_loss,
+        ),
+    )
 
 
 def setting_lines(experiments: Sequence[Experiment]) -> list[SettingLine]:

@@ -1,18 +1,26 @@
 """The held-out loss: one way to compute it, for training, evaluation and the package's proof."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.batch import PackedRow, collate
 from higgs_pipe.higgs.loss import LossSums
+
+
+class Rows(Protocol):
+    """Packed rows by number: a table, or one whose rows are changed when they are read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> PackedRow: ...
 
 
 @torch.inference_mode()
 def held_out_sums(
-    model: Any, rows: PackedRows, accelerator: Accelerator, rows_per_batch: int = 1
+    model: Any, rows: Rows, accelerator: Accelerator, rows_per_batch: int = 1
 ) -> dict[str, LossSums]:
     """Compute the sums of every held-out sample, on every process alike.
 

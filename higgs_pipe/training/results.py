@@ -79,6 +79,10 @@ class TrainingLine(LoggedLine):
     text_loss: float
     audio_loss: float
     stop_loss: float
+    tokens_per_second: float
+    audio_seconds_per_second: float
+    peak_memory_gb: float
+    seconds: float  # of training, up to this line
 
 
 class HeldOutLine(LoggedLine):
@@ -186,6 +190,19 @@ class TrainedSettings(Result):
     train: dict[str, Any]
 
 
+class RunInfo(Result):
+    """``run.json``: when, where and by which code an adapter was trained."""
+
+    made_by: ClassVar[str] = "train_adapter"
+
+    started_at: str  # ISO 8601, UTC
+    machine: str  # processor, or GPUs
+    num_processes: int
+    higgs_pipe: str  # version
+    git_commit: str | None  # ends in -dirty if the code was changed; None: no repository
+    packages: dict[str, str]
+
+
 class Proof(Result):
     """Results of :mod:`higgs_pipe.verify` on a packaged adapter."""
 
@@ -195,3 +212,4 @@ class Proof(Result):
     max_logit_change: float
     eval_loss: float
     base_fingerprint: str
+    base_revision: str | None  # the commit of a Hub snapshot; None: a directory

@@ -1,17 +1,29 @@
-"""The page in a real browser: it shows its numbers and is drawn in light and in dark."""
+"""The page in a real browser: players play, sorting sorts, nothing is cut off, nothing leaves."""
 
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from devtools import BROWSER, Browser
 from matplotlib.image import imread
 from report_inputs import Inputs
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 LIGHT_PAPER, DARK_PAPER = (0xFF, 0xFF, 0xFF), (0x14, 0x17, 0x1B)
 LIGHT_BETTER = (0x11, 0x73, 0x4B)
+PHONE, DESKTOP = 390, 1400  # pixels across
+
+# What reaches beyond the window, unless it scrolls within its own box.
+CUT_OFF = """[...document.querySelectorAll("body *")]
+    .filter((e) => e.getBoundingClientRect().right > innerWidth + 1)
+    .filter((e) => !e.closest(".hidden, .skip, svg"))
+    .map((e) => e.outerHTML.slice(0, 80))"""
+TEXTS = '[...document.querySelectorAll(".listen .text")].map((e) => e.textContent)'
+SORT_BY = """(key) => {
+    const order = document.getElementById("order");
+    order.value = key;
+    order.dispatchEvent(new Event("change"));
+}"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,64 +31,160 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Path:
-    inputs = Inputs(tmp_path)
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three experiments, three prompts; the adapters' takes last 2, 1.5 and 4 s (the cap)."""
+    inputs = Inputs(tmp_path_factory.mktemp("page"))
+    for name in ("rank-32", "a-long-name-for-an-experiment"):
+        inputs.experiments[name] = inputs.experiment()
+    lines = inputs.experiments["rank-32"]["train/metrics.jsonl"]
+    lines.append({"step": 20, "alarm": "gradient_zero", "message": "a long message " * 20})
     inputs.html()
     return inputs.page
 
 
-def browse(page: Path, *options: str) -> str:
-    """Open the page in a headless browser of its own and return what it prints."""
-    quiet = ["background-networking", "component-update", "sync", "gpu"]
-    command = [
-        str(BROWSER),
-        "--headless",
-        "--no-sandbox",
-        "--no-first-run",
-        "--hide-scrollbars",
-        *(f"--disable-{part}" for part in quiet),
-        f"--user-data-dir={page.parent / 'profile'}",
-        *options,
-        page.as_uri(),
-    ]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    return done.stdout
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
-def photograph(page: Path, scheme: str) -> np.ndarray:
+def pixels_of(browser: Browser, page: Path, scheme: str) -> np.ndarray:
     """The page's pixels in a colour scheme, ``light`` or ``dark``: (height, width, 3) uint8."""
-    picture = page.with_name("page.png")
-    setting = {"dark": 0, "light": 1}[scheme]
-    browse(
-        page,
-        f"--screenshot={picture}",
-        "--window-size=1100,2400",
-        f"--blink-settings=preferredColorScheme={setting}",
-    )
-    return np.round(imread(picture)[..., :3] * 255).astype(np.uint8)
+    browser.open(page, DESKTOP, 2400, scheme)
+    picture = imread(browser.photograph(page.with_name("page.png")))
+    return np.round(picture[..., :3] * 255).astype(np.uint8)
 
 
 def num_pixels(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((pixels == np.array(colour, np.uint8)).all(axis=-1).sum())
 
 
-def test_a_browser_shows_the_numbers_of_the_table(page: Path) -> None:
-    dom = browse(page, "--dump-dom")
-    for number in ("10.900", "8.650", "−2.250", "+56.7", "12,345"):
-        assert f">{number}</td>" in dom
+def test_every_player_plays_its_recording(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    seconds = browser.evaluate(
+        """Promise.all([...document.querySelectorAll("audio")].map(async (audio) => {
+            await audio.play();
+            audio.pause();
+            return audio.duration;
+        }))"""
+    )
+    # Reference; then recording, codec, base and the three adapters of each prompt.
+    takes = [1.5, 1, 1, 4, 2, 2, 2, 1, 1, 4, 1.5, 1.5, 1.5, 1, 1, 4, 4, 4, 4]
+    assert seconds == pytest.approx(takes, abs=0.02)
 
 
-def test_a_browser_draws_the_page_with_its_colours(page: Path) -> None:
-    pixels = photograph(page, "light")
-    assert pixels.shape == (2400, 1100, 3)
+def test_one_recording_plays_at_a_time(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    playing = browser.evaluate(
+        """(async () => {
+            const [first, second] = document.querySelectorAll("audio");
+            await first.play();
+            await second.play();
+            return [first.paused, second.paused];
+        })()"""
+    )
+    assert playing == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("key", "order"),
+    [
+        ("order", [0, 1, 2]),
+        ("worst", [2, 0, 1]),
+        ("length down", [2, 0, 1]),
+        ("stop down", [2, 0, 1]),
+    ],
+)
+def test_sorting_sorts(browser: Browser, page: Path, key: str, order: list[int]) -> None:
+    browser.open(page, DESKTOP)
+    texts = browser.evaluate(TEXTS)
+    assert len(texts) == 3
+    browser.evaluate(f"({SORT_BY})({key!r})")
+    assert browser.evaluate(TEXTS) == [texts[place] for place in order]
+
+
+@pytest.mark.parametrize("width", [PHONE, 768, DESKTOP])
+def test_nothing_is_cut_off(browser: Browser, page: Path, width: int) -> None:
+    browser.open(page, width)
+    assert browser.evaluate(CUT_OFF) == []
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_on_a_phone_each_cell_says_which_column_it_is_of(browser: Browser, page: Path) -> None:
+    browser.open(page, PHONE)
+    unnamed = """[...document.querySelectorAll("td:not(:empty)")]
+        .filter((cell) => cell.textContent.trim() && !cell.dataset.label)
+        .map((cell) => cell.outerHTML.slice(0, 80))"""
+    assert browser.evaluate(unnamed) == []
+
+
+def test_the_keyboard_reaches_sorting_and_players(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    reached = set()
+    for _ in range(14):
+        for kind in ("keyDown", "keyUp"):
+            browser.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab")
+        reached.add(browser.evaluate("document.activeElement.tagName"))
+    assert {"A", "SELECT", "AUDIO"} <= reached
+
+
+def test_players_charts_and_controls_have_names(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    unnamed = """[...document.querySelectorAll("audio, [role=img], select, [role=region]")]
+        .filter((e) => !e.getAttribute("aria-label") && !(e.labels && e.labels.length))
+        .map((e) => e.outerHTML.slice(0, 80))"""
+    assert browser.evaluate(unnamed) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_the_paper(browser: Browser, page: Path, scheme: str) -> None:
+    """At least 4.5 to 1 (WCAG 2.2, 1.4.3), for each colour that text has."""
+    browser.open(page, DESKTOP, scheme=scheme)
+    colours = browser.evaluate(
+        """[...new Set([...document.querySelectorAll("body *")]
+            .filter((e) => e.textContent.trim() && !e.closest("svg, .hidden, script"))
+            .map((e) => getComputedStyle(e))
+            .flatMap((style) => ["--paper", "--tint"].map((paper) =>
+                `${style.color} on ${style.getPropertyValue(paper)}`)))]"""
+    )
+    assert len(colours) >= 8
+    for text, paper in (pair.split(" on ") for pair in colours):
+        ink = [int(part) for part in text.removeprefix("rgb(").rstrip(")").split(", ")]
+        ground = [int(paper.strip().lstrip("#")[i : i + 2], 16) for i in (0, 2, 4)]
+        assert contrast(ink, ground) >= 4.5, (text, paper)
+
+
+def contrast(first: list[int], second: list[int]) -> float:
+    """The contrast ratio of two colours, as WCAG 2.2 defines it."""
+
+    def luminance(colour: list[int]) -> float:
+        parts = np.array(colour) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    darker, lighter = sorted((luminance(first), luminance(second)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_a_browser_draws_the_page_with_its_colours(browser: Browser, page: Path) -> None:
+    pixels = pixels_of(browser, page, "light")
+    assert pixels.shape == (2400, DESKTOP, 3)
     assert len(np.unique(pixels @ np.array([1, 256, 65536]))) > 100
     assert num_pixels(pixels, LIGHT_PAPER) > pixels[..., 0].size / 2
     # The bar beside a good verdict: the style sheet is in force.
     assert num_pixels(pixels, LIGHT_BETTER) > 100
 
 
-def test_a_reader_who_prefers_dark_gets_a_dark_page(page: Path) -> None:
-    pixels = photograph(page, "dark")
+def test_a_reader_who_prefers_dark_gets_a_dark_page(browser: Browser, page: Path) -> None:
+    pixels = pixels_of(browser, page, "dark")
     assert num_pixels(pixels, DARK_PAPER) > pixels[..., 0].size / 2
-    assert num_pixels(pixels, LIGHT_PAPER) == 0
+    assert num_pixels(pixels, LIGHT_PAPER) < pixels[..., 0].size / 1000
+
+
+def test_nothing_leaves_the_page_and_nothing_is_complained_of(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    browser.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
+    outside = [url for url in browser.requests if not url.startswith("data:")]
+    assert set(outside) == {page.as_uri()}
+    assert browser.errors == []

@@ -12,6 +12,7 @@ from higgs_pipe import pin_model
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows, weight_fingerprint
+from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.planning.targets import checkpoint_hash
 
 
@@ -59,6 +60,22 @@ def test_a_folder_without_weights_is_named(base: Path) -> None:
         path.unlink()
     with pytest.raises(UserError, match=r"base: no weight file"):
         pinned(base)
+
+
+def test_an_adapter_is_not_taken_for_a_base(base: Path) -> None:
+    (base / "config.json").rename(base / "adapter_config.json")
+    with pytest.raises(UserError, match=r"base_model '.*base' is an adapter"):
+        pinned(base)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./base", "a/b/c", "org/my model"])
+def test_a_path_that_does_not_exist_is_not_blamed_on_its_form(name: str) -> None:
+    for use in (PinnedModel.of, PromptRenderer):
+        with pytest.raises(UserError) as caught:
+            use(Pretrained("base_model", name))
+        assert f"base_model {name!r} " in str(caught.value)
+        assert "no such folder" in str(caught.value)
+        assert "Repo id" not in str(caught.value)
 
 
 def test_the_stage_writes_what_is_read_back(base: Path, tmp_path: Path) -> None:

@@ -241,10 +241,10 @@ def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base: Path) 
     renderer.tokenizer.chat_template = template.replace(
         "<|audio_out_bos|><|AUDIO_OUT|>", "<|AUDIO_OUT|>"
     )
-    with pytest.raises(RenderError, match=r"does not put <\|audio_out_bos\|> before the audio"):
+    with pytest.raises(RenderError, match=r"<\|audio_out_bos\|>.*<\|audio_eos\|>"):
         renderer.prompt(speech("Yes."))
 
 
 def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"base_model .*nowhere.* cannot be loaded"):
+    with pytest.raises(UserError, match=r"base_model '.*nowhere'"):
         PromptRenderer(Pretrained("base_model", str(tmp_path / "nowhere")))

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.comparison import Heard, ListenedMeasures, differences, totals
-from higgs_pipe.listening.intervals import Clusters
 from higgs_pipe.listening.measures import SoundMeasures
 from higgs_pipe.listening.verdict import MEASURES
 
@@ -64,6 +64,7 @@ def test_what_nobody_measured_is_none() -> None:
 def test_recordings_are_at_no_distance_from_themselves() -> None:
     found = totals(RECORDINGS, RECORDINGS, CLIPS, 4)
     assert found["code_distance"].value == pytest.approx(0)
+    assert found["code_distance"].low == 0
     assert found["duration_ratio"].value == 1
 
 

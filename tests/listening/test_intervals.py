@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.intervals import (
-    Clusters,
     Difference,
     Estimate,
     mean_difference,

@@ -1,6 +1,6 @@
 """Speech models on generated speech: real weights, through the code that loads a user's.
 
-The weights are those that packages carry (real_weights.py). Real recordings lie beside the
+The weights are those that packages carry (speech_checkpoints.py). Real recordings lie beside the
 checkout; tests skip where they or the packages are absent.
 """
 
@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 import torch
 from helpers import ROOT
-from listening import real_weights
+from speech_checkpoints import carried, dnsmos_file, write_resemblyzer, write_whisper
 
 from higgs_pipe.config.settings import EvalSpeechModelConfig
 from higgs_pipe.errors import UserError
@@ -49,12 +49,12 @@ def recordings(folder: Path, wanted: str) -> list[tuple[dict[str, str], Waveform
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Listener:
-    return listener(asr=real_weights.write_whisper(tmp_path_factory.mktemp("whisper")))
+    return listener(asr=write_whisper(tmp_path_factory.mktemp("whisper")))
 
 
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory: pytest.TempPathFactory) -> Listener:
-    return listener(speaker=real_weights.write_resemblyzer(tmp_path_factory.mktemp("speaker")))
+    return listener(speaker=write_resemblyzer(tmp_path_factory.mktemp("speaker")))
 
 
 def word_error_rate(texts: list[str], transcripts: list[str | None]) -> float:
@@ -125,7 +125,7 @@ def test_a_clip_is_nearer_to_the_speakers_other_clips(speaker: Listener) -> None
 
 @pytest.mark.slow
 def test_noise_lowers_the_quality_of_real_speech() -> None:
-    listening = listener(dnsmos=real_weights.dnsmos_file())
+    listening = listener(dnsmos=dnsmos_file())
     [(_, samples, rate)] = recordings(REAL_SPEECH, "spk1_snt1")
     noise = np.random.default_rng(0).normal(0, 0.05, len(samples)).astype(np.float32)
     assert listening.hear(samples, rate).dnsmos == pytest.approx(3.3468, abs=0.001)
@@ -138,7 +138,7 @@ def test_dnsmos_is_what_its_authors_package_gives(seconds: float, expected: floa
     time = np.arange(int(RATE_HZ * seconds)) / RATE_HZ
     sweep = np.sin(2 * np.pi * (150 + 20 * time) * time) * np.abs(np.sin(3 * time))
     samples = (0.3 * sweep * np.linspace(1, 0.1, len(time))).astype(np.float32)
-    found = Dnsmos("x", real_weights.dnsmos_file()).score(samples)
+    found = Dnsmos("x", dnsmos_file()).score(samples)
     assert found == pytest.approx(expected, abs=1e-4)
 
 
@@ -147,7 +147,7 @@ def test_what_is_not_dnsmos_is_a_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "page.onnx").write_text("<html>")
     path = tmp_path / name
     if name == "other.onnx":
-        path = real_weights.carried("speechmos", "dnsmos_models/model_v8.onnx")
+        path = carried("speechmos", "dnsmos_models/model_v8.onnx")
     with pytest.raises(UserError, match=r"(?s)eval\.speech_models\.dnsmos .*sig_bak_ovr"):
         listener(dnsmos=path)
 

@@ -14,13 +14,9 @@ import torch
 import torchaudio
 from helpers import ROOT, run_validation, tone
 from pydantic import ValidationError
+from speech_checkpoints import LETTERS, RATE_HZ, write_tiny_models
 from transformers import (
-    Wav2Vec2Config,
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
-    Wav2Vec2Processor,
-    WavLMConfig,
     WavLMForXVector,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -37,40 +33,12 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.listening.speech_models import SpeechModels
 
 CPU = torch.device("cpu")
-RATE_HZ = 16_000
-LETTERS = "abcdefgh"
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
-}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny random model of each kind, by setting."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models")
-    asr, speaker = folder / "asr", folder / "speaker"
-    asr.mkdir()
-    vocab = {token: i for i, token in enumerate(["<pad>", "<unk>", "|", *LETTERS])}
-    (asr / "vocab.json").write_text(json.dumps(vocab))
-    tokenizer = Wav2Vec2CTCTokenizer(str(asr / "vocab.json"), pad_token="<pad>", unk_token="<unk>")
-    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE_HZ)
-    Wav2Vec2Processor(extractor, tokenizer).save_pretrained(asr)
-    recogniser = Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(vocab), pad_token_id=0, **TINY))
-    recogniser.lm_head.weight.data *= 100  # or one letter wins everywhere
-    recogniser.lm_head.bias.data[:2] = -1e4  # letters and word ends alone
-    recogniser.save_pretrained(asr)
-    dims = {"tdnn_dim": (16,) * 5, "xvector_output_dim": 8}
-    WavLMForXVector(WavLMConfig(**TINY, **dims)).save_pretrained(speaker)
-    extractor.save_pretrained(speaker)
-    torch.save(torchaudio.models.squim_objective_base().state_dict(), folder / "squim.pt")
-    return {"asr": str(asr), "quality": str(folder / "squim.pt"), "speaker": str(speaker)}
+    return write_tiny_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

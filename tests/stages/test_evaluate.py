@@ -4,17 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile as sf
 import torch
 from helpers import PackedCorpus, launch, write_stage_config
-from reference import row_losses
+from reference import plain_frame_losses, row_losses
 
 from higgs_pipe import evaluate
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.generation import recorded_samples
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import load_base
 
@@ -54,14 +57,26 @@ def run(
     eval_rows: Path | None = None,
     **settings: Any,
 ) -> tuple[dict, list[dict]]:
+    """Evaluate; returns metrics.json and the rows of clips.parquet. Nothing is spoken."""
     config = write_stage_config(
         output / "eval.json",
         base_model=str(corpus.base),
-        eval={"device": "cpu", "dtype": "float64", **settings},
+        eval={"device": "cpu", "dtype": "float64", "num_prompts": 0, **settings},
     )
-    metrics, clips = output / "metrics.json", output / "clips.parquet"
-    evaluate.run(config, eval_rows or corpus.eval_rows, adapter, metrics, clips)
-    return json.loads(metrics.read_text()), pq.read_table(clips).to_pylist()
+    evaluate.run(
+        config,
+        corpus.clips,
+        eval_rows or corpus.eval_rows,
+        adapter,
+        eval_dir=output / "eval",
+        samples_dir=output / "samples",
+    )
+    metrics = json.loads((output / "eval/metrics.json").read_text())
+    return metrics, pq.read_table(output / "eval/clips.parquet").to_pylist()
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
 
 
 def test_the_metrics_are_the_plain_loops_sums_divided_once(
@@ -129,8 +144,9 @@ def test_two_processes_give_the_numbers_of_one(
     two = tmp_path / "two"
     two.mkdir()
     module = ["-m", "higgs_pipe.evaluate", "--config", str(tmp_path / "one/eval.json")]
-    inputs = ["--eval-rows", str(corpus.eval_rows), "--adapter-dir", str(adapter)]
-    outputs = ["--metrics", str(two / "metrics.json"), "--clips", str(two / "clips.parquet")]
+    inputs = ["--clips", str(corpus.clips), "--eval-rows", str(corpus.eval_rows)]
+    inputs += ["--adapter-dir", str(adapter)]
+    outputs = ["--eval-dir", str(two), "--samples-dir", str(two / "samples")]
     finished = launch(2, *module, *inputs, *outputs)
     assert finished.returncode == 0, finished.stderr
     found = json.loads((two / "metrics.json").read_text())
@@ -142,3 +158,154 @@ def test_two_processes_give_the_numbers_of_one(
 def test_a_directory_without_an_adapter_is_a_sentence(corpus: PackedCorpus, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter for this base_model"):
         run(corpus, tmp_path / "nothing", tmp_path / "out")
+
+
+def test_a_clip_has_its_speaker_language_and_task(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
+    _, clips = run(corpus, adapter, tmp_path)
+    assert [clip["speaker"] for clip in clips] == ["high", "low", "high"]
+    assert [clip["language"] for clip in clips] == [None, None, None]
+    assert {clip["task"] for clip in clips} <= {"speech", "cloning"}
+    rows = PackedRows(corpus.eval_rows)
+    config = load_base(Pretrained("base_model", str(corpus.base)), torch.float32).config
+    for row in (rows[i] for i in range(len(rows))):
+        for sample in recorded_samples(row, config):
+            [clip] = [clip for clip in clips if clip["clip_id"] == sample.sample_id]
+            has_reference = len(sample.prompt.audio_input_ids) > 0
+            assert clip["task"] == ("cloning" if has_reference else "speech")
+
+
+Frames = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def plain_frames(corpus: PackedCorpus) -> Frames:
+    """Per clip of the base: losses (T, K) of its codes, and probabilities of EOS (T + 1,)."""
+    base = load_base(Pretrained("base_model", str(corpus.base)), torch.float64)
+    rows = PackedRows(corpus.eval_rows)
+    return {
+        sample_id: frames
+        for index in range(len(rows))
+        for sample_id, frames in plain_frame_losses(base, rows[index]).items()
+    }
+
+
+def test_the_parts_of_a_clip_are_the_plain_loops(
+    corpus: PackedCorpus, adapter: Path, plain_frames: Frames, tmp_path: Path
+) -> None:
+    run(corpus, adapter, tmp_path)
+    groups = read_json(tmp_path / "eval/breakdown.json")["groups"]
+    parts = {group["name"]: group for group in groups if group["kind"] == "position"}
+    assert list(parts) == ["start", "middle", "end"]
+    for number, name in enumerate(parts):
+        thirds = [
+            losses[[3 * t // len(losses) == number for t in range(len(losses))]]
+            for losses, _ in plain_frames.values()
+        ]
+        expected = np.concatenate(thirds).mean(axis=0).mean()
+        assert parts[name]["base"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_stopping_is_the_plain_probability_of_eos(
+    corpus: PackedCorpus, adapter: Path, plain_frames: Frames, tmp_path: Path
+) -> None:
+    _, clips = run(corpus, adapter, tmp_path)
+    stopping = read_json(tmp_path / "eval/breakdown.json")["base_stopping"]
+    at_end = {clip_id: stops[-1] for clip_id, (_, stops) in plain_frames.items()}
+    before = {clip_id: 1 - np.prod(1 - stops[:-1]) for clip_id, (_, stops) in plain_frames.items()}
+    for clip in clips:
+        assert clip["base_stop_at_end"] == pytest.approx(at_end[clip["clip_id"]], rel=1e-6)
+        assert clip["base_stop_before_end"] == pytest.approx(before[clip["clip_id"]], rel=1e-6)
+    assert stopping["at_end"] == pytest.approx(np.mean(list(at_end.values())), rel=1e-6)
+    assert stopping["before_end"] == pytest.approx(np.mean(list(before.values())), rel=1e-6)
+
+
+def test_groups_and_worst_clips_agree_with_the_table_of_clips(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
+    metrics, clips = run(corpus, adapter, tmp_path)
+    breakdown = read_json(tmp_path / "eval/breakdown.json")
+    groups = {(group["kind"], group["name"]): group for group in breakdown["groups"]}
+    [low] = [clip for clip in clips if clip["speaker"] == "low"]
+    assert groups["speaker", "low"]["adapter"] == pytest.approx(low["adapter_audio_loss"])
+    assert groups["speaker", "high"]["num_clips"] == 2
+    assert groups["length", "below 2 s"]["num_clips"] == 3
+    everything = groups["length", "below 2 s"]
+    assert everything["base"] == pytest.approx(metrics["base"]["eval_audio_loss"])
+    difference = metrics["adapter"]["eval_audio_loss"] - metrics["base"]["eval_audio_loss"]
+    assert everything["difference"]["value"] == pytest.approx(difference)
+    worst = [clip["clip_id"] for clip in breakdown["worst_clips"]]
+    assert worst == [
+        clip["clip_id"] for clip in sorted(clips, key=lambda clip: -clip["adapter_audio_loss"])
+    ]
+
+
+@pytest.fixture(scope="module")
+def spoken(corpus: PackedCorpus, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation that spoke every prompt, at two temperatures."""
+    folder = tmp_path_factory.mktemp("spoken")
+    run(corpus, adapter, folder, num_prompts=5, max_seconds=2.0, temperatures=[1.0, 0.5])
+    return folder
+
+
+def test_every_prompt_has_a_row_and_a_wav_of_each_voice(corpus: PackedCorpus, spoken: Path) -> None:
+    rows = pq.read_table(spoken / "eval/generation.parquet").to_pylist()
+    voices = [
+        *((voice, None) for voice in ("recording", "codec")),
+        *((voice, t) for t in (1.0, 0.5) for voice in ("base", "adapter")),
+    ]
+    by_clip: dict[str, list[Any]] = {row["clip_id"]: [] for row in rows}
+    for row in rows:
+        by_clip[row["clip_id"]].append((row["voice"], row["temperature"]))
+    assert set(by_clip) == {"clip-03", "clip-06", "clip-09"}
+    assert all(sorted(found, key=str) == sorted(voices, key=str) for found in by_clip.values())
+    for row in rows:
+        samples, rate = sf.read(spoken / "samples" / row["sample"])
+        assert rate == 24_000
+        assert len(samples) / rate == pytest.approx(row["duration_seconds"], abs=1e-6)
+    recorded = {row["clip_id"]: row for row in rows if row["voice"] == "recording"}
+    assert recorded["clip-06"]["duration_seconds"] == pytest.approx(0.5 + 0.13 * 6, abs=1e-3)
+    assert recorded["clip-06"]["text"] == "Tone number 6, held for a while"
+
+
+def test_nothing_that_was_not_measured_is_a_number(spoken: Path) -> None:
+    generation = read_json(spoken / "eval/generation.json")
+    assert generation["speech_models"] == {"asr": None, "speaker": None, "dnsmos": None}
+    for voice in generation["voices"]:
+        for name in ("word_error_rate", "speaker_similarity", "dnsmos"):
+            assert voice["measures"][name] is None
+    measures = read_json(spoken / "eval/verdict.json")["measures"]
+    outcomes = {measure["name"]: measure["outcome"] for measure in measures}
+    assert outcomes["word_error_rate"] == "not measured"
+    assert outcomes["stop_rate"] == "no evidence"  # three clips
+
+
+def test_a_clip_longer_than_the_cap_is_not_spoken(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
+    run(corpus, adapter, tmp_path, num_prompts=5, max_seconds=1.2)
+    rows = pq.read_table(tmp_path / "eval/generation.parquet").to_pylist()
+    assert {row["clip_id"] for row in rows} == {"clip-03"}  # 0.89 s; the others 1.28 s and 1.67 s
+
+
+def test_another_seed_gives_other_takes_of_the_same_prompts(
+    corpus: PackedCorpus, adapter: Path, spoken: Path, tmp_path: Path
+) -> None:
+    settings: Any = {"num_prompts": 5, "max_seconds": 2.0, "temperatures": [1.0, 0.5]}
+    run(corpus, adapter, tmp_path, seed=1, **settings)
+    name = "01-base-t1.wav"
+    assert (tmp_path / "samples" / name).read_bytes() != (spoken / "samples" / name).read_bytes()
+    name = "01-recording.wav"
+    assert (tmp_path / "samples" / name).read_bytes() == (spoken / "samples" / name).read_bytes()
+
+
+def test_two_evaluations_give_the_same_bytes(
+    corpus: PackedCorpus, adapter: Path, spoken: Path, tmp_path: Path
+) -> None:
+    settings: Any = {"num_prompts": 5, "max_seconds": 2.0, "temperatures": [1.0, 0.5]}
+    run(corpus, adapter, tmp_path, **settings)
+    names = sorted(path.relative_to(spoken) for path in spoken.rglob("*") if path.is_file())
+    assert len(names) > 20
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (spoken / name).read_bytes(), name

@@ -177,7 +177,7 @@ def test_a_split_without_clips_is_not_blamed_on_their_length(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     changes = {f"clip-{i:02d}": {"split": "train"} for i in (3, 6, 9)}
-    with pytest.raises(UserError, match=r"eval split has no clips; .*--forcerun judge_clips"):
+    with pytest.raises(UserError, match=r"eval .*--forcerun judge_clips"):
         corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
 
 
@@ -321,9 +321,8 @@ def test_the_rows_are_not_in_the_order_of_their_lengths(
 
 def test_nothing_but_the_tables_is_left_behind(corpus: PackedCorpus, tmp_path: Path) -> None:
     corpus.pack(tmp_path / "a", max_tokens=512)
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {
-        *("pack.json", "packing.json", "train.parquet", "eval.parquet")
-    }
+    made = {"pack.json", "packing.json", "train.parquet", "eval.parquet"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == made
 
 
 def test_a_disk_without_room_is_a_sentence(
@@ -340,6 +339,6 @@ def test_a_disk_without_room_is_a_sentence(
 def test_a_disk_that_fills_up_while_the_codes_are_copied_is_a_sentence(
     corpus: PackedCorpus, tmp_path: Path, num_bytes: int
 ) -> None:
-    with files_of_at_most(num_bytes), pytest.raises(UserError, match=r"disk is full, with .* GB"):
+    with files_of_at_most(num_bytes), pytest.raises(UserError, match=r"\d+\.\d\d GB of temporary"):
         corpus.pack(tmp_path, max_tokens=512)
     assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}

@@ -34,7 +34,9 @@ def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -
     write_stage_config(config / "validate.json", manifest="manifest.jsonl")
     write_stage_config(config / "tokenize.json", **codec)
     write_stage_config(config / "pack.json", **base)
-    write_stage_config(config / "eval.json", **base, eval={"device": "cpu"})
+    write_stage_config(
+        config / "eval.json", **base, **codec, eval={"device": "cpu", "num_prompts": 0}
+    )
     write_stage_config(config / "package.json", **base, **codec, package={"license": "cc0-1.0"})
     train = write_stage_config(
         config / "train.json", **base, train={"device": "cpu", "learning_rate": 5e-3}
@@ -43,10 +45,11 @@ def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -
     train_stage.run(train, corpus.train_rows, corpus.eval_rows, directory / "train")
     evaluate.run(
         config / "eval.json",
+        corpus.clips,
         corpus.eval_rows,
         directory / "train/adapter",
-        directory / "eval/metrics.json",
-        directory / "eval/clips.parquet",
+        eval_dir=directory / "eval",
+        samples_dir=directory / "samples",
     )
     return results
 

@@ -1,14 +1,22 @@
 """The page: what it says, what it refuses, and that it needs nothing from outside."""
 
-import html
+import base64
+import hashlib
+import io
 import re
+import time
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import soundfile as sf
 from report_inputs import ADAPTER, SPEAKERS, Inputs
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.reporting.audio import ogg_checksum, opus
 from higgs_pipe.reporting.charts import INK
 from higgs_pipe.reporting.experiments import COLOURS
 
@@ -18,72 +26,169 @@ def inputs(tmp_path: Path) -> Inputs:
     return Inputs(tmp_path)
 
 
+class TextOfPage(HTMLParser):
+    """The page as a reader sees it, and the cells of its tables' rows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self._in_cell = self._is_hidden = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self._is_hidden |= tag in ("style", "script")
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_hidden &= tag not in ("style", "script")
+        self._in_cell &= tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if not self._is_hidden and (text := " ".join(data.split())):
+            self.words.append(text)
+            if self._in_cell:
+                self.rows[-1][-1] = f"{self.rows[-1][-1]} {text}".strip()
+
+
 def words(page: str) -> str:
-    """The page as a reader sees it: without styles and tags, spaces made one."""
-    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", html.unescape(text))
+    """The page without styles and tags, spaces made one."""
+    return " ".join(TextOfPage(page).words)
 
 
 def rows(page: str, label: str) -> list[list[str]]:
-    """The cells of each table row that starts with ``label``."""
-    found = re.findall(rf"<tr[^>]*><th[^>]*>{re.escape(label)}</th>(.*?)</tr>", page, re.DOTALL)
-    return [re.findall(r"<td[^>]*>(.*?)</td>", cells) for cells in found]
+    """The other cells of each table row that starts with ``label``."""
+    return [cells[1:] for cells in TextOfPage(page).rows if cells and cells[0] == label]
 
 
-def test_a_lower_held_out_loss_is_called_better(inputs: Inputs) -> None:
-    assert (
-        "default: better . The adapter’s held-out loss is 8.650, the base model’s 10.900: "
-        "a difference of −2.250 nats per label." in words(inputs.html())
-    )
-
-
-def test_a_higher_held_out_loss_is_called_worse(inputs: Inputs) -> None:
-    inputs.experiments = {"default": inputs.experiment(eval_loss=11.0)}
-    assert "default: worse . The adapter’s held-out loss is 11.000" in words(inputs.html())
-    assert "a difference of +0.100 nats per label" in words(inputs.page.read_text())
-
-
-def test_a_loss_equal_to_three_decimals_is_no_difference(inputs: Inputs) -> None:
-    inputs.experiments = {"default": inputs.experiment(eval_loss=10.9004)}
-    assert "default: no difference ." in words(inputs.html())
-
-
-def test_a_part_that_got_worse_is_named_beside_a_good_verdict(inputs: Inputs) -> None:
-    inputs.experiments = {"default": inputs.experiment(eval_stop_loss=7.5)}
-    page = words(inputs.html())
-    assert "By part: text −0.750, audio −1.500, stop +0.250." in page
-    assert "Caution: the stop loss got worse." in page
-    assert "audio loss got worse" not in page
-
-
-@pytest.mark.parametrize(("num_clips", "is_few"), [(19, True), (20, False)])
-def test_fewer_than_twenty_held_out_clips_bring_a_caution(
-    inputs: Inputs, num_clips: int, is_few: bool
-) -> None:
-    evaluation = inputs.experiments["default"]["eval/metrics.json"]
-    evaluation["base"]["num_clips"] = evaluation["adapter"]["num_clips"] = num_clips
-    assert (f"only {num_clips} clips held out" in words(inputs.html())) == is_few
-
-
-def test_the_table_shows_base_adapter_and_change(inputs: Inputs) -> None:
+@pytest.mark.parametrize("overall", ["better", "worse", "no evidence"])
+def test_the_verdict_comes_first_in_its_own_words(inputs: Inputs, overall: str) -> None:
+    verdict = inputs.experiments["default"]["eval/verdict.json"]
+    verdict |= {"overall": overall, "sentences": ["In short.", "Because of this.", "And that."]}
     page = inputs.html()
-    expected = {
-        "Total": ["10.900 8.650 −2.250 better"],
-        "Audio": ["8.900 7.400 −1.500 better"],
-        "Stop": ["7.250 3.500 −3.750 better"],
-        "Text": ["2.000 1.250 −0.750 better", "33.3 90.0 +56.7 better"],
-        "codebook 0": ["8.700 6.500 −2.200 better", "0.1 5.1 +5.0 better"],
-        "codebook 1": ["9.100 8.300 −0.800 better", "0.2 0.2 0.0 same"],
-        "codebook 2": [],
-        "Clips": ["24 24 "],
+    assert f'class="verdict is-{overall.replace(" ", "-")}"' in page
+    assert "default: In short. Because of this. And that." in words(page)
+    assert page.index("In short.") < page.index("<h2>")
+
+
+def test_the_measures_stand_beside_recording_codec_and_base(inputs: Inputs) -> None:
+    page = inputs.html()
+    assert rows(page, "Total") == [["", "", "10.900", "8.650", "−2.250", ""]]
+    assert rows(page, "Audio ●") == [
+        ["", "", "8.900", "7.400", "−1.500 −1.600 to −1.400", "better"]
+    ]
+    assert rows(page, "codebook 1") == [
+        ["", "", "9.100", "8.300", "−0.800", ""],
+        ["", "", "0.2", "0.2", "0.0", ""],
+    ]
+    assert rows(page, "codebook 2") == []
+    assert rows(page, "Clips") == [["", "", "24", "24", "", ""]]
+    assert rows(page, "Length, of the recording's ●") == [
+        ["0.05 ×", "0.10 ×", "0.40 ×", "0.90 ×", "+0.25 +0.15 to +0.35", "worse"]
+    ]
+    assert rows(page, "Stops by itself ●") == [
+        ["", "", "40.0 %", "90.0 %", "+50.0 +40.0 to +60.0", "better"]
+    ]
+
+
+def test_what_is_not_configured_is_named_and_is_no_number(inputs: Inputs) -> None:
+    label = "Voice like the recording's eval.speech_models.speaker is null"
+    assert rows(inputs.html(), label) == [["", "", "", "", "", "not measured"]]
+
+
+def test_nothing_spoken_is_said_and_is_no_table(inputs: Inputs) -> None:
+    inputs.texts = ()
+    inputs.experiments["default"]["eval/generation.json"] |= {"num_prompts": 0, "voices": []}
+    page = inputs.html()
+    assert "eval.num_prompts is 0" in words(page)
+    assert "<audio" not in page
+    assert rows(page, "Stops by itself ●") == []
+
+
+def test_experiments_are_ranked_by_verdict_then_by_audio_loss(inputs: Inputs) -> None:
+    inputs.experiments = {
+        "worse": inputs.experiment(eval_audio_loss=1.0),
+        "second": inputs.experiment(eval_audio_loss=7.5),
+        "first": inputs.experiment(eval_audio_loss=7.4),
     }
-    assert {key: [" ".join(cells) for cells in rows(page, key)] for key in expected} == expected
+    inputs.experiments["worse"]["eval/verdict.json"]["overall"] = "worse"
+    page = inputs.html()
+    firsts = [cells[0] for cells in TextOfPage(page).rows]
+    start = firsts.index("Experiment")
+    assert firsts[start : start + 4] == ["Experiment", "first", "second", "worse"]
+    assert rows(page, "second")[0][:3] == ["better", "3.500 −3.750", "7.500 −1.400"]
 
 
-def test_experiments_stand_side_by_side(inputs: Inputs) -> None:
-    inputs.experiments["rank-32"] = inputs.experiment(eval_loss=11.9)
-    expected = ["10.900", "8.650", "−2.250", "better", "10.900", "11.900", "+1.000", "worse"]
-    assert rows(inputs.html(), "Total") == [expected]
+def test_a_prompt_has_a_player_per_voice_and_its_measures(inputs: Inputs) -> None:
+    inputs.experiments["other"] = inputs.experiment()
+    page = inputs.html()
+    header = next(cells for cells in TextOfPage(page).rows if cells[0] == "Prompt")
+    assert header == ["Prompt", "Recording", "Codec", "Base", "default", "other"]
+    [cells] = rows(page, "Who was that? ada · cloning")
+    assert cells[0] == "length 1.0 s silence 0 % (0.0 s)"
+    assert cells[2] == "length 4.0 s (4 ×) stopped no silence 0 % (0.0 s)"
+    assert cells[3] == "length 1.5 s (1.5 ×) stopped yes silence 0 % (0.0 s)"
+    players = re.findall(r'<audio[^>]*src="data:audio/ogg;base64,([^"]+)"', page)
+    assert len(players) == 3 * 5 + 1  # a reference
+    samples, rate = sf.read(io.BytesIO(base64.b64decode(players[4])))  # after the reference
+    assert len(samples) / rate == pytest.approx(2.0, abs=0.02)
+
+
+def test_prompts_sort_by_their_worst_take(inputs: Inputs) -> None:
+    inputs.adapter_seconds = (2.0, 1.5, 4.0)  # 4 s is the cap
+    page = inputs.html()
+    lines = re.findall(r'<tr data-order="(\d)" data-worst="(\d)"([^>]*)>', page)
+    assert [line[:2] for line in lines] == [("1", "2"), ("2", "3"), ("3", "1")]
+    assert 'data-stop="1.0" data-length="2.0"' in lines[2][2]
+
+
+def test_experiments_that_spoke_other_prompts_are_refused(inputs: Inputs) -> None:
+    inputs.experiments["other"] = inputs.experiment()
+    inputs.write()
+    inputs.texts = inputs.texts[:2]
+    inputs.write_speech(inputs.folder / "experiments" / "other")
+    with pytest.raises(UserError, match=r"other/eval/generation.parquet.*forcerun eval_adapter"):
+        inputs.run()
+
+
+def test_a_missing_sample_is_named(inputs: Inputs) -> None:
+    inputs.write()
+    (inputs.folder / "experiments/default/samples/c1-base.wav").unlink()
+    with pytest.raises(UserError, match=r"samples/c1-base.wav.*--forcerun eval_adapter"):
+        inputs.run()
+
+
+def test_opus_keeps_length_and_gives_the_same_bytes() -> None:
+    samples = 0.3 * np.sin(np.arange(30_000) / 20).astype(np.float32)
+    first = opus(samples, 24_000)
+    time.sleep(0.01)  # libsndfile seeds the serial number by the clock
+    assert opus(samples, 24_000) == first
+    decoded, rate = sf.read(io.BytesIO(first))  # libogg refuses pages with a wrong checksum
+    assert len(decoded) / rate == pytest.approx(30_000 / 24_000, abs=1e-3)
+    assert len(first) < 0.25 * 30_000  # a sixteenth of 16-bit samples would be 3,750 bytes
+
+
+def test_an_ogg_checksum_is_the_bitwise_division() -> None:
+    page = bytes(range(7, 200, 3))
+    remainder = 0
+    for byte in page:
+        remainder ^= byte << 24
+        for _ in range(8):
+            carry = remainder >> 31
+            remainder = (remainder << 1 & 0xFFFFFFFF) ^ (0x04C11DB7 * carry)
+    assert ogg_checksum(page) == remainder
+
+
+def test_where_the_loss_is_has_groups_stopping_and_worst_clips(inputs: Inputs) -> None:
+    page = inputs.html()
+    assert rows(page, "ada")[0] == ["12", "8.900", "7.100", "−1.800 −1.900 to −1.700"]
+    assert rows(page, "start") == [["12", "8.900", "7.900", "−1.000 −1.100 to −0.900"]]
+    assert rows(page, "of stopping at the true end") == [["0.1 %", "93.0 %"]]
+    assert rows(page, "c7") == [["A hard one.", "9.900", "9.500"]]
 
 
 def test_settings_that_differ_between_experiments_are_marked(inputs: Inputs) -> None:
@@ -103,7 +208,7 @@ def test_the_words_of_a_curve_give_its_ends(inputs: Inputs) -> None:
 
 
 def test_the_adapter_kept_is_the_one_with_the_lowest_loss_after_step_0(inputs: Inputs) -> None:
-    kept = "default keeps the adapter of step 20, where the held-out loss was lowest (8.500)"
+    kept = "default keeps the adapter of step 20, whose held-out loss is 8.500."
     assert kept in words(inputs.html())
     inputs.experiments["default"]["train/metrics.jsonl"][0] |= {"eval_loss": 1.0}
     assert kept in words(inputs.html())
@@ -120,12 +225,12 @@ def test_the_preflight_is_a_table(inputs: Inputs) -> None:
 def test_alarms_are_listed_and_are_a_caution_in_the_verdict(inputs: Inputs) -> None:
     page = words(inputs.html())
     assert "Alarms None." in page
-    assert "during training; see below" not in page
+    assert "during training" not in page
     alarm = {"step": 20, "alarm": "gradient_zero", "message": "the gradient's norm is 0"}
     inputs.experiments["default"]["train/metrics.jsonl"].append(alarm)
     page = inputs.html()
-    assert rows(page, "gradient zero") == [["20", "the gradient&#39;s norm is 0"]]
-    assert "Caution: 1 alarm during training; see below." in words(page)
+    assert rows(page, "gradient zero") == [["20", "the gradient's norm is 0"]]
+    assert "Caution: 1 alarm during training" in words(page)
 
 
 def test_alarms_beyond_the_twentieth_are_counted(inputs: Inputs) -> None:
@@ -139,7 +244,7 @@ def test_alarms_beyond_the_twentieth_are_counted(inputs: Inputs) -> None:
 
 def test_each_loss_has_its_drawing_in_the_colours_of_the_page(inputs: Inputs) -> None:
     drawings = re.findall(r'<svg [^>]*role="img".*?</svg>', inputs.html(), re.DOTALL)
-    assert len(drawings) == 4
+    assert len(drawings) == 7
     assert all("currentColor" in d and COLOURS[0] in d for d in drawings)
     assert not any(INK in d or "#000000" in d or "#ffffff" in d for d in drawings)
 
@@ -148,7 +253,7 @@ def test_the_recordings_are_summed_up(inputs: Inputs) -> None:
     page = inputs.html()
     assert "Clips kept 120 of 125 Length in all, hours 0.600" in words(page)
     assert "Range, seconds 1.00–29.50" in words(page)
-    assert rows(page, "ada") == [["80", "64", "16", "0.400"]]
+    assert rows(page, "ada")[-1] == ["80", "64", "16", "0.400"]
     assert rows(page, "de") == [["40", "32", "8", "0.200"]]
     assert rows(page, "silent") == [["3"]]
     assert rows(page, "held out") == [["24", "0.100"]]
@@ -186,17 +291,21 @@ def test_recordings_in_both_splits_bring_a_caution(inputs: Inputs) -> None:
     assert "Caution: recordings in both splits: 2." in words(inputs.html())
 
 
-def test_a_hostile_name_is_text_and_never_markup(inputs: Inputs) -> None:
-    hostile = '<script>alert("x")</script>&\'<img src=x onerror=y>'
-    inputs.validation["speakers"] = {hostile: SPEAKERS["ada"]}
-    inputs.validation["speakers_with_one_clip"]["speakers"] = [hostile]
-    inputs.title = hostile
+HOSTILE = '<script>alert("x")</script>&\'<img src=x onerror=y>${{7*7}}'
+
+
+def test_hostile_strings_are_text_and_never_markup(inputs: Inputs) -> None:
+    plain = inputs.html()
+    inputs.validation["speakers"] = {HOSTILE: SPEAKERS["ada"]}
+    inputs.validation["speakers_with_one_clip"]["speakers"] = [HOSTILE]
+    inputs.title = HOSTILE
+    inputs.texts = (HOSTILE, *inputs.texts[1:])
+    inputs.experiments["default"]["eval/breakdown.json"]["worst_clips"][0]["text"] = HOSTILE
+    inputs.experiments["default"]["eval/verdict.json"]["sentences"].append(HOSTILE)
     page = inputs.html()
-    assert (
-        page.count(html.escape(hostile).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")) == 4
-    )
-    assert "<script" not in page
-    assert "<img" not in page
+    assert words(page).count(" ".join(HOSTILE.split())) >= 6
+    for tag in ("<script", "<img", "<iframe"):
+        assert page.count(tag) == plain.count(tag)
 
 
 def test_the_same_inputs_give_the_same_bytes(inputs: Inputs) -> None:
@@ -208,8 +317,41 @@ def test_the_page_refers_to_nothing_outside_itself(inputs: Inputs) -> None:
     references = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']?([^"'\s>]*)""", page)
     references += re.findall(r"""url\(\s*["']?([^"')]*)""", page)
     assert references
-    assert all(reference.startswith("#") or reference == "data:," for reference in references)
-    assert not re.search(r"https?:|@import|<script|<iframe", page)
+    assert all(reference.startswith(("#", "data:")) for reference in references)
+    assert not re.search(r"https?:|@import|<iframe", page)
+
+
+def test_only_the_pages_own_script_may_run(inputs: Inputs) -> None:
+    page = inputs.html()
+    [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in page
+    assert "default-src 'none';" in page
+
+
+def test_the_charts_are_files_too(inputs: Inputs) -> None:
+    inputs.html()
+    figures = sorted(path.name for path in (inputs.page.parent / "figures").iterdir())
+    assert figures == [
+        *("audio-loss.svg", "hours-by-language.svg", "hours-by-speaker.svg", "lengths.svg"),
+        *("stop-loss.svg", "text-loss.svg", "total-loss.svg"),
+    ]
+    for name in figures:
+        chart = ElementTree.parse(inputs.page.parent / "figures" / name).getroot()
+        assert chart.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_alarms_and_samples_are_marked_in_the_curves(inputs: Inputs) -> None:
+    plain = inputs.html()
+    lines = inputs.experiments["default"]["train/metrics.jsonl"]
+    lines += [
+        {"step": 20, "alarm": "gradient_zero", "message": "m"},
+        {"step": 40, "sample_stop_rate": 0.5, "sample_length_ratio": 1.0},
+    ]
+    page = inputs.html()
+    first = [re.findall(r'role="img".*?</svg>', each, re.DOTALL)[0] for each in (plain, page)]
+    assert first[1].count("stroke-dasharray") == first[0].count("stroke-dasharray") + 1
+    assert len(first[1]) > len(first[0])
 
 
 def test_no_two_elements_share_an_id(inputs: Inputs) -> None:
@@ -226,7 +368,13 @@ def test_no_two_elements_share_an_id(inputs: Inputs) -> None:
         ("experiments/default/train/metrics.jsonl", "train_adapter"),
         ("experiments/default/train/config.json", "train_adapter"),
         ("experiments/default/train/preflight.json", "train_adapter"),
+        ("experiments/default/train/run.json", "train_adapter"),
         ("experiments/default/eval/metrics.json", "eval_adapter"),
+        ("experiments/default/eval/verdict.json", "eval_adapter"),
+        ("experiments/default/eval/breakdown.json", "eval_adapter"),
+        ("experiments/default/eval/generation.json", "eval_adapter"),
+        ("experiments/default/eval/generation.parquet", "eval_adapter"),
+        ("clips.parquet", "judge_clips"),
     ],
 )
 def test_a_missing_file_is_named_with_the_rule_to_rerun(

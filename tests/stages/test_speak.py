@@ -21,6 +21,7 @@ from helpers import ROOT, PackedCorpus, tone, write_stage_config
 import higgs_pipe.train
 from higgs_pipe import speak
 from higgs_pipe.config.settings import PackConfig, Sampling
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import Planner, SamplePlan
 from higgs_pipe.data.specs import CLIPS, codes_spec
@@ -29,6 +30,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import decode
 from higgs_pipe.higgs.generation import RecordedSample, recorded_samples
+from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
 
@@ -340,28 +342,62 @@ def test_an_adapter_names_its_base_and_the_base_its_codec(
     assert np.array_equal(adapted, named)
 
 
-def test_a_package_names_its_codec_system_message_and_cleaning(
-    adapter: Path, tiny_base: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def package(adapter: Path, tiny_base: Path, tmp_path: Path) -> Path:
+    """The adapter with as much of a package's provenance as speaking reads."""
     packaged = tmp_path / "default"
     shutil.copytree(adapter, packaged)
     codec = tmp_path / "codec"
     shutil.copytree(tiny_base / "audio_tokenizer", codec)
     provenance = {
-        "base_model": {"name": str(tiny_base), "revision": None, "fingerprint": "0"},
-        "codec": {"codec": str(codec), "revision": None},
+        "base_model": {
+            "name": str(tiny_base),
+            "revision": None,
+            "fingerprint": weight_fingerprint(Pretrained("base", str(tiny_base))),
+        },
+        "codec": {
+            "codec": str(codec),
+            "revision": None,
+            "fingerprint": weight_fingerprint(Pretrained("codec", str(codec))),
+        },
         "config": {"pack": {"pack": {"system_prompt": "Speak.", "clean_text": False}}},
     }
     (packaged / "provenance.json").write_text(json.dumps(provenance))
-    speaker = Speaker.load(adapter=packaged)
-    assert (speaker.codec_info.codec, speaker.system_prompt) == (str(codec), "Speak.")
+    return packaged
+
+
+def test_a_package_names_its_codec_system_message_and_cleaning(
+    package: Path, tmp_path: Path
+) -> None:
+    speaker = Speaker.load(adapter=package)
+    assert speaker.codec_info.codec == str(tmp_path / "codec")
+    assert speaker.system_prompt == "Speak."
     prompt = speaker.prompt(SpeechPrompt("(Hi)"))
     text = speaker.renderer.tokenizer.decode(prompt.input_ids)
     assert "Speak." in text
     assert "(Hi)" in text
-    (packaged / "provenance.json").write_text("{}")
+
+
+def test_a_damaged_provenance_is_refused(package: Path) -> None:
+    (package / "provenance.json").write_text("{}")
     with pytest.raises(UserError, match=r"provenance\.json"):
-        Speaker.load(adapter=packaged)
+        Speaker.load(adapter=package)
+
+
+@pytest.mark.parametrize("part", ["base_model", "codec"])
+def test_other_weights_than_in_training_are_refused_unless_named(
+    package: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
+    provenance = json.loads((package / "provenance.json").read_text())
+    provenance[part]["fingerprint"] = "of other weights"
+    (package / "provenance.json").write_text(json.dumps(provenance))
+    option = part.removesuffix("_model")
+    with pytest.raises(UserError, match=f"--{option}"):
+        Speaker.load(adapter=package)
+    name = provenance[part].get("name") or provenance[part]["codec"]
+    Speaker.load(adapter=package, **{option: name})
+    assert [r.levelno for r in caplog.records if name in r.getMessage()] == [logging.WARNING]
 
 
 def test_the_documented_python_speaks(

@@ -327,7 +327,7 @@ def test_a_file_changed_since_validation_is_refused(tmp_path: Path, tiny_base: P
     encode_paths([path], tmp_path, tiny_base)
     tone(path, 1.2)
     config = tmp_path / "tokenize.json"
-    with pytest.raises(UserError, match=r"a.wav changed since it was validated"):
+    with pytest.raises(UserError, match=r"'a': .*a.wav .*--forcerun measure_shard"):
         tokenize_audio.run(config, tmp_path / "shard-00000.parquet", tmp_path / "again.parquet")
     assert not (tmp_path / "again.parquet").exists()
 
@@ -353,10 +353,10 @@ def test_a_codec_with_missing_weights_is_refused(tmp_path: Path, tiny_base: Path
     del weights["fc.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
-    with pytest.raises(UserError, match=r"1 weights are missing .* fc.weight"):
+    with pytest.raises(UserError, match=r"1 weights .* fc.weight"):
         load_codec(Pretrained("codec", str(tmp_path)), CPU)
 
 
 def test_a_codec_that_is_nowhere_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"codec .*nowhere.* cannot be loaded"):
+    with pytest.raises(UserError, match=r"codec '.*nowhere'"):
         load_codec(Pretrained("codec", str(tmp_path / "nowhere")), CPU)

@@ -51,6 +51,8 @@ ALL_ROWS: dict[str, Any] = {
     "learning_rate": RATE,
 }
 TWO_ROWS = ALL_ROWS | {"rows_per_step": 2, "max_steps": 4}  # the third step has one row
+# Three prompts, which several processes share.
+SPOKEN: dict[str, Any] = {"sample_steps": 2, "num_samples": 3, "sampling": {"max_seconds": 0.4}}
 # A rate that rises until it harms.
 HARMFUL: dict[str, Any] = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
 HARMFUL |= {"rows_per_step": 3, "eval_steps": 1}
@@ -136,7 +138,7 @@ def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, Any]]:
         "uneven": ({}, UNEVEN),
         "micro_batches_of_two": ({"rows_per_micro_batch": 2}, UNEVEN),
         "fewer_rows_than_processes": ({}, [1]),
-        "two_rows": (TWO_ROWS, None),
+        "two_rows": (TWO_ROWS | SPOKEN, None),
         "early_stop": (HARMFUL | {"early_stopping_patience": 2}, None),
     }
     found = {}
@@ -162,6 +164,7 @@ def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
     corpus: PackedCorpus,
     plain_two_rows: tuple[dict[str, torch.Tensor], list[float]],
     harmful: list[float],
+    spoken_by_one: Path,
     tmp_path: Path,
     num_processes: int,
 ) -> None:
@@ -186,9 +189,15 @@ def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
         expected = {f"model.{n}": p.grad for n, p in model.named_parameters() if p.requires_grad}
         assert_close(torch.load(tmp_path / name / "gradients.pt"), expected)
     assert_close(adapter(tmp_path / "two_rows"), plain_two_rows[0])
+    assert sample_lines(tmp_path / "two_rows") == sample_lines(spoken_by_one)
     found = held_out_losses(tmp_path / "early_stop")
     assert found == pytest.approx(harmful[: len(found)], rel=1e-4)
     assert len(found) == steps_until_patience_ends(harmful, patience=2)
+
+
+def sample_lines(output: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "sample_stop_rate" in line]
 
 
 def held_out_losses(output: Path) -> list[float]:
@@ -203,6 +212,17 @@ def steps_until_patience_ends(losses: list[float], patience: int) -> int:
         if min(losses[step - patience : step]) >= min(losses[: step - patience]):
             return step
     raise AssertionError("the loss kept falling")
+
+
+@pytest.fixture(scope="module")
+def spoken_by_one(
+    corpus: PackedCorpus, precise_norm: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A training in which one process speaks every sample."""
+    output = tmp_path_factory.mktemp("spoken-by-one")
+    train(corpus, output, **EXACT, **TWO_ROWS, **SPOKEN)
+    assert len(list((output / "samples/step-00000004").glob("*.wav"))) == 3
+    return output
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ from helpers import ROOT
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
-from higgs_pipe.planning.targets import closing_lines, is_within
+from higgs_pipe.planning.targets import closing_lines, inputs, is_within, stamp_of_braced
 
 BIN = Path(sys.executable).parent
 EVERYTHING = {
-    "stage_config": 12,
+    "stage_config": 13,
     "tiny_base": 1,
     "pin_model": 2,
     "list_rows": 1,
@@ -35,11 +35,14 @@ EVERYTHING = {
     "pack": 1,
     "train_adapter": 1,
     "eval_adapter": 1,
+    "accept_adapter": 1,
     "package_adapter": 1,
     "report": 1,
     "all": 1,
 }
-TRAINING_ON = ["train_adapter", "eval_adapter", "package_adapter", "report", "all"]
+TRAINING_ON = [
+    *("train_adapter", "eval_adapter", "accept_adapter", "package_adapter", "report", "all"),
+]
 
 # Writes every output that its options name. A shard holds the manifest's lines of its digit (of
 # what is measured: their first letters); what is made from files holds their text, what is trained
@@ -81,17 +84,22 @@ elif stage == "pack":
         write(options[name], read(options["clips"]) + read(options["pinned-base"]))
 elif stage == "train":
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json",
-                 "metrics.jsonl", "preflight.json", "config.json",
+                 "metrics.jsonl", "preflight.json", "config.json", "run.json",
                  "trainable_parameters.json"):
         write(Path(options["output-dir"]) / name, options["overrides"] + read(options["config"]))
 elif stage == "evaluate":
-    write(options["metrics"], "{}")
-    write(options["clips"], "")
+    for name in ("metrics.json", "clips.parquet", "breakdown.json", "generation.json",
+                 "generation.parquet", "verdict.json"):
+        write(Path(options["eval-dir"]) / name, read(options["config"]))
+    write(Path(options["samples-dir"]) / "01-base.wav", "")
+elif stage == "accept":
+    write(options["accepted"], read(options["config"]))
 elif stage == "package":
     write(Path(options["package-dir"]) / "README.md", options["name"])
     write(options["archive"], "")
 elif stage == "report":
     write(options["page"], "")
+    write(Path(options["figures"]) / "total-loss.svg", "")
 elif stage == "miniature":
     write(Path(options["output-dir"]) / "config.json", "{}")
 write(options["log"], stage)
@@ -134,9 +142,9 @@ def workdir(tmp_path: Path) -> Path:
     [
         ("all", set()),
         ("package", {"estimate", "report"}),
-        ("report", {"estimate", "package_adapter"}),
+        ("report", {"estimate", "accept_adapter", "package_adapter"}),
         ("eval", {"estimate", "package_adapter", "report"}),
-        ("train", {"estimate", "eval_adapter", "package_adapter", "report"}),
+        ("train", {"estimate", *TRAINING_ON[1:-1]}),
         ("pack", {"estimate", *TRAINING_ON}),
         ("tokenize", {"estimate", "pack", *TRAINING_ON}),
         ("validate", {"pin_model", "tokenize_shard", "pack", *TRAINING_ON}),
@@ -156,7 +164,7 @@ def test_everything_is_planned_by_default(workdir: Path) -> None:
 def test_each_experiment_is_trained_evaluated_and_packaged(workdir: Path) -> None:
     write_config(workdir, experiments={"small": {"lora": {"r": 4}}, "big": {"lora": {"r": 64}}})
     planned = jobs(workdir)
-    assert [planned[name] for name in TRAINING_ON] == [2, 2, 2, 1, 1]
+    assert [planned[name] for name in TRAINING_ON] == [2, 2, 2, 2, 1, 1]
     assert planned["pack"] == 1
 
 
@@ -239,6 +247,24 @@ def test_lint_finds_nothing() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def test_braces_in_the_path_of_a_manifest_are_no_wildcards(workdir: Path) -> None:
+    (workdir / "my {voice}").mkdir()
+    (workdir / "my {voice}/m.jsonl").write_text("")
+    assert jobs(workdir, "--config", "manifest=my {voice}/m.jsonl") == EVERYTHING
+
+
+def test_a_manifest_with_braces_in_its_path_is_a_parameter_of_its_content(tmp_path: Path) -> None:
+    plain, braced = tmp_path / "m.jsonl", tmp_path / "{m}.jsonl"
+    for path in (plain, braced):
+        path.write_text("one")
+    paths = [str(plain), str(braced), str(tmp_path / "missing.jsonl")]
+    assert inputs(paths) == [str(plain)]
+    before = stamp_of_braced(paths)
+    braced.write_text("two")
+    assert stamp_of_braced(paths) != before
+    assert stamp_of_braced(paths[:1]) == ""
+
+
 def test_the_rules_are_formatted() -> None:
     subprocess.run([BIN / "snakefmt", "--check", "Snakefile", "workflow"], cwd=ROOT, check=True)
 
@@ -290,7 +316,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pack",
         "pin_model",
     )
-    for name in (*data_stages, "train", "evaluate", "package", "report"):
+    for name in (*data_stages, "train", "evaluate", "accept", "package", "report"):
         (package / f"{name}.py").write_text(STUB)
     (package / "higgs" / "miniature.py").write_text(STUB)
     (checkout / "m.jsonl").write_text("0 a\n1 a\n")
@@ -332,6 +358,8 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     [
         ({"report": {"title": "Voices"}}, ["report", "all"]),
         ({"eval": {"rows_per_batch": 2}}, TRAINING_ON[1:]),
+        # The results of eval stay, for the report.
+        ({"eval": {"require": "better"}}, ["accept_adapter", "package_adapter", "all"]),
         ({"train": {"learning_rate": 1e-5}}, ["estimate", *TRAINING_ON]),
         ({"experiments": {"default": {"seed": 1}}}, ["estimate", *TRAINING_ON]),
         ({"pack": {"seed": 1}}, ["estimate", "pack", *TRAINING_ON]),

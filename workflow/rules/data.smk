@@ -9,10 +9,7 @@
 checkpoint list_rows:
     input:
         config="<results>/config/list_rows.json",
-        # A missing manifest is left to the stage, which says what to do about it.
-        manifests=lambda wildcards: [
-            path for path in targets.manifests(config) if Path(path).is_file()
-        ],
+        manifests=lambda wildcards: targets.inputs(targets.manifests(config)),
     output:
         rows="<results>/data/rows.parquet",
         recordings=expand("<results>/data/recordings/{shard}.parquet", shard=SHARDS),
@@ -27,9 +24,12 @@ checkpoint list_rows:
         runtime=120,
     params:
         version=stages.STAGES["list_rows"].version,
+        # Another one if a recording is added to a manifest that is a folder.
+        recordings_in_folders=lambda wildcards: targets.recordings_in_folders(config),
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
         measured_dir=lambda wildcards, output: Path(output.rows).with_name("measured"),
         memory=RECORDINGS_MEMORY,
+        braced=lambda wildcards: targets.stamp_of_braced(targets.manifests(config)),
         # Another one if a recording changed in place. It may not depend on `output`: Snakemake
         # reruns a rule for a changed parameter only if that does not.
         stamp=lambda wildcards: recordings.stamp_of(Path(RECORDINGS_MEMORY)),

@@ -1,19 +1,29 @@
 # How good each adapter is.
 
 
-# Compute the held-out loss of an adapter and of its base.
-# reads:  <results>/packed/eval.parquet, <results>/experiments/{experiment}/train/adapter/, the base
-# writes: <results>/experiments/{experiment}/eval/metrics.json, clips.parquet
+# Evaluate an adapter beside its base: losses, speech on held-out prompts, and the verdict.
+# reads:  <results>/data/clips.parquet and its held-out recordings, <results>/packed/eval.parquet,
+#         <results>/experiments/{experiment}/train/adapter/, the base, the codec
+# writes: <results>/experiments/{experiment}/eval/: metrics.json, clips.parquet, breakdown.json,
+#         generation.json, generation.parquet, verdict.json;
+#         <results>/experiments/{experiment}/samples/: WAVs
 rule eval_adapter:
     input:
         config="<results>/config/eval.json",
+        clips="<results>/data/clips.parquet",
         eval_rows="<results>/packed/eval.parquet",
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         base_model=BASE_MODEL,
+        codec=CODEC,
     output:
         metrics="<results>/experiments/{experiment}/eval/metrics.json",
         clips="<results>/experiments/{experiment}/eval/clips.parquet",
+        breakdown="<results>/experiments/{experiment}/eval/breakdown.json",
+        generation="<results>/experiments/{experiment}/eval/generation.json",
+        generation_table="<results>/experiments/{experiment}/eval/generation.parquet",
+        verdict="<results>/experiments/{experiment}/eval/verdict.json",
+        samples=directory("<results>/experiments/{experiment}/samples"),
     log:
         "<logs>/experiments/{experiment}/eval.log",
     benchmark:
@@ -33,7 +43,35 @@ rule eval_adapter:
             config["eval"]["num_processes"], threads, ACCELERATE_CONFIG
         ),
         adapter_dir=subpath(input.adapter, parent=True),
+        eval_dir=subpath(output.metrics, parent=True),
     shell:
         "{params.launch} -m higgs_pipe.evaluate --config {input.config:q}"
-        " --eval-rows {input.eval_rows:q} --adapter-dir {params.adapter_dir:q}"
-        " --metrics {output.metrics:q} --clips {output.clips:q} --log {log:q}"
+        " --clips {input.clips:q} --eval-rows {input.eval_rows:q}"
+        " --adapter-dir {params.adapter_dir:q} --eval-dir {params.eval_dir:q}"
+        " --samples-dir {output.samples:q} --log {log:q}"
+
+
+# Refuse an adapter whose verdict is not the one that eval.require asks for.
+# reads:  <results>/experiments/{experiment}/eval/verdict.json
+# writes: <results>/experiments/{experiment}/eval/accepted.txt
+rule accept_adapter:
+    input:
+        config="<results>/config/accept.json",
+        verdict="<results>/experiments/{experiment}/eval/verdict.json",
+    output:
+        accepted="<results>/experiments/{experiment}/eval/accepted.txt",
+    log:
+        "<logs>/experiments/{experiment}/accept.log",
+    benchmark:
+        "<benchmarks>/experiments/{experiment}/accept.tsv"
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        version=stages.STAGES["accept"].version,
+    shell:
+        "python -m higgs_pipe.accept --config {input.config:q} --verdict {input.verdict:q}"
+        " --accepted {output.accepted:q} --log {log:q}"

@@ -2,31 +2,45 @@
 
 
 # Render the report of all experiments.
-# reads:  the data's counts, the metrics of training and evaluation of every experiment
-# writes: <results>/report/index.html
+# reads:  the data's table and counts, the results of training and evaluation of every experiment
+# writes: <results>/report/index.html, and its charts in <results>/report/figures/
 rule report:
     input:
         config="<results>/config/report.json",
+        clips="<results>/data/clips.parquet",
         validation="<results>/data/validation.json",
         packing="<results>/packed/packing.json",
-        train_metrics=expand(
-            "<results>/experiments/{experiment}/train/metrics.jsonl",
+        train=expand(
+            "<results>/experiments/{experiment}/train/{file}",
             experiment=EXPERIMENTS,
+            file=["metrics.jsonl", "config.json", "preflight.json", "run.json"],
         ),
-        train_configs=expand(
-            "<results>/experiments/{experiment}/train/config.json",
+        evaluation=expand(
+            "<results>/experiments/{experiment}/eval/{file}",
             experiment=EXPERIMENTS,
+            file=[
+                "metrics.json",
+                "breakdown.json",
+                "verdict.json",
+                "generation.json",
+                "generation.parquet",
+            ],
         ),
-        preflights=expand(
-            "<results>/experiments/{experiment}/train/preflight.json",
-            experiment=EXPERIMENTS,
-        ),
-        eval_metrics=expand(
-            "<results>/experiments/{experiment}/eval/metrics.json",
-            experiment=EXPERIMENTS,
+        samples=expand(
+            "<results>/experiments/{experiment}/samples", experiment=EXPERIMENTS
         ),
     output:
-        page="<results>/report/index.html",
+        page=report(
+            "<results>/report/index.html",
+            caption="../report/page.rst",
+            category="Report",
+        ),
+        figures=report(
+            directory("<results>/report/figures"),
+            patterns=["{figure}.svg"],
+            caption="../report/figures.rst",
+            category="Charts",
+        ),
     log:
         "<logs>/report.log",
     benchmark:
@@ -40,8 +54,10 @@ rule report:
     params:
         version=stages.STAGES["report"].version,
         names=EXPERIMENTS,
-        experiments_dir=lambda wildcards, input: Path(input.eval_metrics[0]).parents[2],
+        experiments_dir=lambda wildcards, input: Path(input.samples[0]).parents[1],
     shell:
-        "python -m higgs_pipe.report --config {input.config:q} --validation {input.validation:q}"
-        " --packing {input.packing:q} --experiments-dir {params.experiments_dir:q}"
-        " --names {params.names:q} --page {output.page:q} --log {log:q}"
+        "python -m higgs_pipe.report --config {input.config:q} --clips {input.clips:q}"
+        " --validation {input.validation:q} --packing {input.packing:q}"
+        " --experiments-dir {params.experiments_dir:q}"
+        " --names {params.names:q} --page {output.page:q} --figures {output.figures:q}"
+        " --log {log:q}"

@@ -4,8 +4,8 @@
 # Train an adapter.
 # reads:  <results>/packed/{train,eval}.parquet, the base
 # writes: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, preflight.json,
-#         config.json, trainable_parameters.json; beside them checkpoints/ while training runs,
-#         logs/ of the tracker and samples/, which are not outputs: Snakemake leaves them alone
+#         config.json, run.json, trainable_parameters.json; beside them checkpoints/ while training
+#         runs, logs/ of the tracker and samples/, which are not outputs: Snakemake leaves them alone
 rule train_adapter:
     input:
         config="<results>/config/train.json",
@@ -19,6 +19,7 @@ rule train_adapter:
         metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
         preflight="<results>/experiments/{experiment}/train/preflight.json",
         config="<results>/experiments/{experiment}/train/config.json",
+        run="<results>/experiments/{experiment}/train/run.json",
         trainable_parameters="<results>/experiments/{experiment}/train/trainable_parameters.json",
     log:
         "<logs>/experiments/{experiment}/train.log",

@@ -21,9 +21,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "language": ("lang", "language_code", "lang_code", "lang_id", "locale"),
     "start_seconds": (
         *("start", "start_time", "start_s", "start_sec", "begin", "begin_time", "offset"),
-        *("segment_start", "start_second"),
+        *("segment_start", "start_second", "start_ms", "start_time_ms", "begin_ms", "offset_ms"),
     ),
-    "end_seconds": ("end", "end_time", "end_s", "end_sec", "stop", "segment_end", "end_second"),
+    "end_seconds": (
+        *("end", "end_time", "end_s", "end_sec", "stop", "segment_end", "end_second"),
+        *("end_ms", "end_time_ms", "stop_ms"),
+    ),
     "ref_audio": (
         *("ref_audio_file", "ref_audio_path", "reference_audio", "reference_audio_path"),
         *("prompt_audio", "prompt_audio_path", "prompt_wav"),
@@ -32,7 +35,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
         *("ref_transcript", "ref_audio_text", "reference_text", "reference_transcript"),
         *("prompt_text", "prompt_transcript"),
     ),
-    "duration_seconds": ("duration", "duration_s", "duration_sec", "dur", "audio_duration"),
+    "duration_seconds": (
+        *("duration", "duration_s", "duration_sec", "dur", "audio_duration", "duration_ms"),
+    ),
     "sample_rate_hz": ("sample_rate", "sampling_rate", "samplerate", "sr"),
 }
 
@@ -82,12 +87,20 @@ def has_names_of(names: Iterable[str], given: Mapping[str, str]) -> bool:
     return "text" in found and bool({"audio", "id"} & found)
 
 
-def with_end(fields: Fields, columns: Mapping[str, str]) -> Fields:
-    """Return the fields of a row whose segment is given by its offset and its duration.
+def in_seconds(fields: Fields, columns: Mapping[str, str]) -> Fields:
+    """Return the fields of a row with its times in seconds, and with the end of its segment.
+
+    A column whose name ends with ``_ms`` is in milliseconds. A segment may be given by its offset
+    and its duration.
 
     Raises:
-        RowFault: One of them is not a number.
+        RowFault: A time is not a number.
     """
+    for key in ("start_seconds", "end_seconds", "duration_seconds"):
+        if standard(columns.get(key, "")).endswith("_ms") and fields.get(key) is not None:
+            if not is_number(fields[key]):
+                raise RowFault(f"`{columns[key]}`: expected a number of milliseconds")
+            fields = fields | {key: fields[key] / 1000}
     start, seconds = fields.get("start_seconds"), fields.get("duration_seconds")
     is_length = "start_seconds" in columns and fields.get("end_seconds") is None
     if start is None or seconds is None or not is_length:

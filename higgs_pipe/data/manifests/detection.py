@@ -24,7 +24,7 @@ LOOKED_FOR = (
     "or .lab each"
 )
 
-# First bytes of files that hold tables, but are no text.
+# First bytes of files that hold a table in another form than text.
 OTHER_FILES = {
     b"PK\x03\x04": "an Excel workbook or another zip archive; save the sheet as CSV (UTF-8)",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV (UTF-8)",

@@ -7,7 +7,7 @@ from typing import Any
 
 REQUIRED_KEYS = ("audio", "text")
 SECONDS_KEYS = ("start_seconds", "end_seconds")
-# What a row says of its file, to be compared with the file.
+# Facts about the file, compared with the file by validate.
 DECLARED_KEYS = ("duration_seconds", "sample_rate_hz")
 NUMBER_KEYS = (*SECONDS_KEYS, *DECLARED_KEYS, "turn")
 TEXT_KEYS = (

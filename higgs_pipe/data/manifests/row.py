@@ -1,4 +1,4 @@
-"""A row of a manifest, checked: what all stages after the reading know of it."""
+"""A checked row of a manifest, as all later stages see it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ManifestRows:
-    """The rows of all manifests, in order, and what is said about their reading."""
+    """The rows of all manifests, in order, with notes on how they were read."""
 
     rows: tuple[Row, ...]
     ignored_keys: dict[str, int]  # how many rows had each unknown key

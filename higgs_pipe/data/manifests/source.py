@@ -35,7 +35,7 @@ RawRows = Iterator[RawRow]
 
 @dataclass(frozen=True)
 class Findings:
-    """Findings beside the rows while manifests are read."""
+    """Faults, notes and files left out, collected while manifests are read."""
 
     faults: list[tuple[str, str]] = field(default_factory=list)  # places and facts
     notes: dict[str, None] = field(default_factory=dict)  # for the log, each once

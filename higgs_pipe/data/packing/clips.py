@@ -15,11 +15,9 @@ from higgs_pipe.errors import UserError, list_offenders
 
 EMBEDDING = "speaker_embedding"  # null where no speaker model ran
 TEXT_COLUMNS = ("clip_id", "text", "scene", "conversation", "manifest", "line")
-CLIP_COLUMNS = (
-    *TEXT_COLUMNS,
-    *("speaker", "split", "reference_id", "dialogue_id", "turn"),
-    *("audio_path", "start_seconds", "end_seconds", "pcm_sha256", EMBEDDING),
-)
+GROUP_COLUMNS = ("speaker", "split", "reference_id", "dialogue_id", "turn")
+AUDIO_COLUMNS = ("audio_path", "start_seconds", "end_seconds", "pcm_sha256", EMBEDDING)
+CLIP_COLUMNS = TEXT_COLUMNS + GROUP_COLUMNS + AUDIO_COLUMNS
 
 # TEXT_COLUMNS of a clip by name, and ``clip``, its row in the table.
 ClipRow = dict[str, Any]

@@ -111,10 +111,33 @@ def test_recordings_that_the_metadata_does_not_name_are_left_out(
 
 
 def test_transcripts_of_every_kind_are_planned(tmp_path: Path) -> None:
-    fill(tmp_path, "ada/x.wav", "ada/x.lab", "y.txt", "z.normalized.txt")
+    fill(tmp_path, "ada/x.wav", "ada/x.lab", "y.txt", "z.normalized.txt", "dev/metadata.csv")
     config = {"manifest": str(tmp_path)}
     planned = {Path(path).name for path in targets.manifests(config)}
-    assert planned >= {"x.lab", "y.txt", "z.normalized.txt"}
+    assert planned >= {"x.lab", "y.txt", "z.normalized.txt", "metadata.csv"}
+
+
+def test_metadata_in_folders_below_describe_what_lies_there(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a.wav", "test/b.wav", "test/c.wav", "more/d.wav", "more/d.txt")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,transcription\na.wav,A.\n")
+    (tmp_path / "test" / "metadata.jsonl").write_text('{"file_name": "b.wav", "text": "B."}\n')
+    rows = read(tmp_path).rows
+    assert [(row.clip_id, row.text) for row in rows] == [
+        ("test/b", "B."),
+        ("train/a", "A."),
+        ("more/d", "This is d.txt."),
+    ]
+    assert rows[0].audio_path == tmp_path / "test" / "b.wav"
+    assert list(read(tmp_path).left_out.values()) == [[str(tmp_path / "test" / "c.wav")]]
+
+
+def test_a_recording_that_is_added_to_a_folder_changes_the_plan(tmp_path: Path) -> None:
+    config = {"manifest": [str(fill(tmp_path, "ada/x.wav", "ada/x.txt"))]}
+    before = targets.recordings_in_folders(config)
+    fill(tmp_path, "ada/x.wav", "notes.pdf")
+    assert targets.recordings_in_folders(config) == before
+    fill(tmp_path, "ada/y.wav")
+    assert targets.recordings_in_folders(config) != before
 
 
 # --- Samples of the older trainers ----------------------------------------------------------------

@@ -187,3 +187,14 @@ def test_a_workbook_is_one_fault_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_manifests([str(tmp_path / "m.xlsx")])
     assert has_line_with(str(caught.value), "m.xlsx", "Excel", "CSV")
+
+
+def test_a_text_that_a_table_library_quoted_is_unquoted(tmp_path: Path) -> None:
+    rows = listed(tmp_path, "audio_file|text", 'a.wav|"He said ""no""."', 'b.wav|"No," he said.')
+    assert [row.text for row in rows] == ['He said "no".', '"No," he said.']
+
+
+def test_times_in_milliseconds_are_read_as_such(tmp_path: Path) -> None:
+    lines = ["audio,text,start_ms,end_ms,duration_ms", "a.wav,A.,1500,2750,1250"]
+    (row,) = listed(tmp_path, *lines, name="m.csv")
+    assert (row.start_seconds, row.end_seconds, row.declared_seconds) == (1.5, 2.75, 1.25)

@@ -165,6 +165,15 @@ def test_the_format_of_a_plain_file_is_found(tmp_path: Path, name: str) -> None:
     assert detect(path, {}) == name
 
 
+def test_ms_swift_of_speech_recognition_has_the_answer_as_text(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "<audio>What is said?"}]
+    messages.append({"role": "assistant", "content": "Good day."})
+    line = {"messages": messages, "audios": ["a.wav"]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
+    (row,) = read_manifests([str(tmp_path / "m.jsonl")]).rows
+    assert (row.audio, row.text) == ("a.wav", "Good day.")
+
+
 def test_lhotse_cuts_may_be_zipped(tmp_path: Path) -> None:
     plain = (MANIFESTS / "lhotse" / "cuts.jsonl").read_bytes()
     (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(plain))

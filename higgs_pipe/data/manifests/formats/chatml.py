@@ -71,11 +71,8 @@ def _declared(sample: Fields, fields: Fields) -> Fields:
         if isinstance(part, dict) and part.get("audio_url") == fields["audio"]
     ]
     duration = next((d for d in reversed(durations) if d is not None), details.get("duration"))
-    is_whole = fields["start_seconds"] is None
-    return {
-        "duration_seconds": duration if is_whole else None,
-        "sample_rate_hz": details.get("sample_rate"),
-    }
+    # A sample rate there is the one that the trainer resamples to.
+    return {"duration_seconds": duration if fields["start_seconds"] is None else None}
 
 
 def _contents(message: Fields) -> list[Any]:
@@ -122,27 +119,39 @@ def _details(sample: Mapping[str, Any]) -> Fields:
     return details
 
 
-def read_ms_swift(source: Source) -> RawRows:
-    """Read one message of the assistant per line, and its recording.
+def _is_transcript(asked: list[Any], content: str) -> bool:
+    """Return whether messages are a recording, with or without a request, and what it says."""
+    match asked:
+        case []:
+            return content.startswith("<audio>")
+        case [*_, {"role": "user", "content": str(request)}]:
+            return "<audio>" in request and len(asked) <= 2
+    return False
 
-    ``{"messages": [{"role": "assistant", "content": "<audio>TEXT"}], "audios": ["a.wav"]}``
+
+def read_ms_swift(source: Source) -> RawRows:
+    """Read a recording and its transcript per line.
+
+    ``{"messages": [{"role": "assistant", "content": "<audio>TEXT"}], "audios": ["a.wav"]}``, or as
+    speech recognition has it, with ``<audio>`` in the user's message.
     """
     for line, value in source.json_objects(source.path):
         with source.at(f"{source.path}:{line}"):
             match value:
                 case {
-                    "messages": [{"role": "assistant", "content": str(content)}],
+                    "messages": [*asked, {"role": "assistant", "content": str(content)}],
                     "audios": [audio] | (str() as audio),
-                } if content.startswith("<audio>") and content.count("<audio>") == 1:
+                } if f"{asked}{content}".count("<audio>") == 1 and _is_transcript(asked, content):
                     pass
                 case _:
                     raise RowFault(
-                        'expected `messages` with one message of "assistant", its content <audio> '
-                        "and the text, and `audios` with one path"
+                        'expected `messages` that end with one of "assistant", its content the '
+                        "text, <audio> before it or in the user's message, and `audios` with one "
+                        "path"
                     )
             others = {key: value[key] for key in value if key not in ("messages", "audios")}
-            fields = {**others, "audio": audio, "text": content.removeprefix("<audio>")}
-            yield RawRow(source.path, line, fields)
+            text = content.removeprefix("<audio>").removeprefix("<think>").strip()
+            yield RawRow(source.path, line, {**others, "audio": audio, "text": text})
 
 
 def _turns(sample: Mapping[str, Any], hints: Hints) -> list[SpokenTurn]:

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from higgs_pipe.data.manifests.columns import columns_of, has_names_of, with_end
+from higgs_pipe.data.manifests.columns import columns_of, has_names_of, in_seconds
 from higgs_pipe.data.manifests.fields import NUMBER_KEYS, Fields, RowFault, as_number
 from higgs_pipe.data.manifests.formats.roles import Role, is_audio_path, roles_of
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed, repeated_name
@@ -89,10 +89,18 @@ def _named_rows(source: Source, cells: Cells, header: list[str]) -> RawRows:
         with source.at(f"{source.path}:{line}"):
             if len(values) != len(header):
                 raise RowFault(f"{len(values)} fields, the header has {len(header)}")
-            fields = renamed(dict(zip(header, values, strict=True)), columns)
+            cells_by_name = dict(zip(header, map(_unquoted, values), strict=True))
+            fields = renamed(cells_by_name, columns)
             if "audio" not in fields and (found := find_recording(source.root, fields.get("id"))):
                 fields["audio"] = found
-            yield RawRow(source.path, line, with_end(typed(fields), columns))
+            yield RawRow(source.path, line, in_seconds(typed(fields), columns))
+
+
+def _unquoted(value: str) -> str:
+    """Return what a table library put in quotes because of the quotes in it."""
+    inner = value[1:-1]
+    is_quoted = value[:1] == value[-1:] == '"' and inner.count('"') == 2 * inner.count('""') > 0
+    return inner.replace('""', '"') if is_quoted else value
 
 
 def _fields_by_role(values: Sequence[str], roles: Sequence[Role], root: Path) -> Fields:

@@ -1,15 +1,17 @@
 """Folders of recordings, each with a transcript in a file of the same name."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from higgs_pipe.data.manifests.fields import Fields
 from higgs_pipe.data.manifests.formats.samples import read_samples
 from higgs_pipe.data.manifests.formats.tables import read_csv, read_jsonl
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source
-from higgs_pipe.planning.file_names import METADATA_CSV, METADATA_JSON, METADATA_JSONL
+from higgs_pipe.planning.file_names import METADATA, METADATA_CSV, METADATA_JSON, METADATA_JSONL
 from higgs_pipe.planning.folders import audio_stem, files_below, transcript_stem
 
 # Folders that are named after what lies in them, not after who speaks.
@@ -36,16 +38,24 @@ def read_folder(source: Source) -> RawRows:
     """Read a folder of ``x.wav`` and ``x.txt`` or ``x.lab``, or an older ``metadata.json``.
 
     Folders are read in depth; the first whose name is not that of a kind of files is the speaker.
-    A transcript may also lie in a folder of its own: ``wavs/ada/x.wav`` and ``txt/ada/x.txt``.
+    A transcript may also lie in a folder of its own: ``wavs/ada/x.wav`` and ``txt/ada/x.txt``. A
+    folder below may have metadata of its own: ``train/metadata.csv``.
     """
     folder = Path(source.path)
     samples = source.file_of(METADATA_JSON)
     if Path(samples.path).exists() or not folder.is_dir():
         yield from read_samples(samples)
         return
+    files = files_below(folder)
+    tables = [file for file in files if file.name in METADATA]
+    for table in tables:
+        yield from _rows_of_table(source, table)
+    described = {table.parent for table in tables}
     recordings: dict[Path, Path] = {}
     transcripts: dict[Path, Path] = {}
-    for file in files_below(folder):
+    for file in files:
+        if not described.isdisjoint(file.parents):
+            continue  # what its table does not name is noted later
         if stem := audio_stem(file):
             if recordings.setdefault(stem, file) is not file:
                 source.leave_out("a recording of this name was taken in another format", str(file))
@@ -65,6 +75,23 @@ def read_folder(source: Source) -> RawRows:
         yield from _row(source, folder, recordings[stem], transcript)
     for transcript in transcripts.values():
         source.leave_out("a transcript without a recording of its name", str(transcript))
+
+
+def _rows_of_table(source: Source, table: Path) -> RawRows:
+    """Yield the rows of a metadata file in a folder below, with paths relative to the root."""
+    below = replace(source, path=str(table), root=table.parent.absolute())
+    folder = os.path.relpath(below.root, source.root)
+    read = read_samples if table.name == METADATA_JSON else read_audiofolder
+    for row in read(below):
+        paths = {
+            key: os.path.join(folder, row.fields[key])  # noqa: PTH118 - as written, not tidied up
+            for key in ("audio", "ref_audio")
+            if isinstance(row.fields.get(key), str) and row.fields[key].strip()
+        }
+        conversation = row.conversation and row.conversation.map_recordings(
+            lambda span: span._replace(audio_path=os.path.join(folder, span.audio_path))  # noqa: PTH118
+        )
+        yield replace(row, fields=row.fields | paths, conversation=conversation)
 
 
 def _row(source: Source, folder: Path, recording: Path, transcript: Path | None) -> RawRows:

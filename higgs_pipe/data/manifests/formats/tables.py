@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from higgs_pipe.data.manifests.columns import columns_of, with_end
+from higgs_pipe.data.manifests.columns import columns_of, in_seconds
 from higgs_pipe.data.manifests.fields import OUR_KEYS, Fields, RowFault
 from higgs_pipe.data.manifests.formats.delimited import delimiter_of, read_cells, rows_of_cells
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed, repeated_name
@@ -30,7 +30,7 @@ def read_jsonl(source: Source) -> RawRows:
     for line, value in source.json_samples(source.path):
         with source.at(f"{source.path}:{line}"):
             names = columns(tuple(value))
-            yield RawRow(source.path, line, with_end(renamed(value, names), names))
+            yield RawRow(source.path, line, in_seconds(renamed(value, names), names))
 
 
 def read_csv(source: Source) -> RawRows:
@@ -75,7 +75,7 @@ def read_parquet(source: Source) -> RawRows:
                 # A table of no wanted columns still has rows.
                 for values in zip(*cells, strict=True) if cells else [()] * batch.num_rows:
                     fields: Fields = {**dict(zip(wanted, values, strict=True)), **others}
-                    row = with_end(renamed(fields, columns), columns)
+                    row = in_seconds(renamed(fields, columns), columns)
                     yield RawRow(source.path, next(rows), row)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         fact = str(error).strip().split("\n")[0]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from higgs_pipe.data.manifests.columns import columns_of, with_end
+from higgs_pipe.data.manifests.columns import columns_of, in_seconds
 from higgs_pipe.data.manifests.fields import Fields, RowFault, end_of, is_number
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed
 from higgs_pipe.planning.file_names import KALDI_TEXT, SEGMENTS, UTT2DUR, UTT2SPK, WAV_SCP
@@ -95,7 +95,7 @@ def read_nemo(source: Source) -> RawRows:
     for line, value in source.json_objects(source.path):
         with source.at(f"{source.path}:{line}"):
             columns = columns_of(value, source.columns)
-            yield RawRow(source.path, line, with_end(renamed(value, columns), columns))
+            yield RawRow(source.path, line, in_seconds(renamed(value, columns), columns))
 
 
 def read_lhotse(source: Source) -> RawRows:

