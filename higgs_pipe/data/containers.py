@@ -164,7 +164,7 @@ def _mp3_tolerance(num_samples: int) -> float:
 
 
 class Mp3Extent(NamedTuple):
-    """How much an MP3 holds."""
+    """Samples and header frames of an MP3."""
 
     num_samples: int
     num_header_frames: int
