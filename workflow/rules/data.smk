@@ -25,7 +25,7 @@ checkpoint list_rows:
     params:
         version=stages.STAGES["list_rows"].version,
         # Another one if a recording is added to a manifest that is a folder.
-        recordings_in_folders=targets.recordings_in_folders(config),
+        recordings_in_folders=lambda wildcards: targets.recordings_in_folders(config),
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
         measured_dir=lambda wildcards, output: Path(output.rows).with_name("measured"),
         memory=RECORDINGS_MEMORY,
