@@ -33,7 +33,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import load_codec
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
-from higgs_pipe.higgs.lora import load_adapter
+from higgs_pipe.higgs.lora import check_base, load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import base_of_rows
@@ -82,8 +82,8 @@ def run(
         samples_dir: Where the WAVs go.
 
     Raises:
-        UserError: Base or codec are not those of the rows, the adapter does not fit the base, the
-            held-out split is empty, or a recording or a model that listens cannot be read.
+        UserError: Base or codec are not those of the rows or of the adapter, the held-out split is
+            empty, or a recording or a model that listens cannot be read.
     """
     stage = load_stage(EvalStage, config)
     settings = stage.eval
@@ -96,6 +96,7 @@ def run(
     pinned = base_of_rows(eval_rows, stage.pretrained_base)
     base = load_base(pinned.pretrained, pick_dtype(settings.dtype, device))
     adapted = load_adapter(base, adapter_dir)
+    check_base(adapter_dir, pinned)
     model = DualLossModel(adapted).to(device)
     codec, info = load_codec_of(rows, device)
     samples = read_samples(rows, _held_out_clips(clips), model.native.config)

@@ -399,6 +399,18 @@ def test_a_sample_has_its_place_its_ids_and_absolute_paths(tmp_path: Path) -> No
     assert second.audio_path == tmp_path / "w" / "t.wav"
 
 
+def test_a_sample_declares_the_length_of_its_last_target(tmp_path: Path) -> None:
+    answer = assistant(audio("t.wav", duration=2.13, offset=None, raw_audio=""))
+    details = {"duration": 9.0, "sample_rate": 24_000}
+    first, second = rows_of(
+        tmp_path,
+        {"messages": [user("T."), answer], "id": "a", "misc": details},
+        {"messages": OK, "id": "b", "metadata": details},
+    )
+    assert (first.declared_seconds, second.declared_seconds) == (2.13, 9.0)
+    assert first.declared_sample_rate_hz is None
+
+
 def test_a_speaker_that_is_the_id_of_the_sample_is_none(tmp_path: Path) -> None:
     (row,) = rows_of(
         tmp_path, {"messages": OK, "speaker": "sample_0", "misc": {"sample_id": "sample_0"}}

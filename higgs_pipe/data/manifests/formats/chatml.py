@@ -71,11 +71,8 @@ def _declared(sample: Fields, fields: Fields) -> Fields:
         if isinstance(part, dict) and part.get("audio_url") == fields["audio"]
     ]
     duration = next((d for d in reversed(durations) if d is not None), details.get("duration"))
-    is_whole = fields["start_seconds"] is None
-    return {
-        "duration_seconds": duration if is_whole else None,
-        "sample_rate_hz": details.get("sample_rate"),
-    }
+    # A sample rate there is the one that the trainer resamples to.
+    return {"duration_seconds": duration if fields["start_seconds"] is None else None}
 
 
 def _contents(message: Fields) -> list[Any]:
