@@ -421,6 +421,16 @@ def test_a_changed_row_redoes_its_own_shard_alone(
 
 
 @pytest.mark.slow
+def test_an_edit_of_the_manifest_that_changes_no_row_trains_nothing(checkout: Path) -> None:
+    (checkout / "m.jsonl").write_text("0 a\n1 a")  # without the last line break
+    run = snakemake(checkout, "train", checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    ran = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", run.stderr, re.MULTILINE)
+    assert ran == ["list_rows", "train"]
+    assert reruns(checkout, "train") == {}
+
+
+@pytest.mark.slow
 def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
     checkout: Path,
 ) -> None:
