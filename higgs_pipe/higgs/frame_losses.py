@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class FrameLosses:
-    """What a model makes of a sample: its sums, and where in its first target the loss is."""
+    """Losses of a sample: its sums, and the loss by position in its first target."""
 
     sums: LossSums  # (2 + K,) over the whole sample
     part_loss: Array  # (NUM_PARTS, K) nats, stream EOS left out

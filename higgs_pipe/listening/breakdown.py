@@ -1,4 +1,4 @@
-"""Where the loss is: by group of clips, within a clip, at its end, and the worst clips."""
+"""Breakdown of the loss: by group of clips, within a clip, at its end, and the worst clips."""
 
 from typing import ClassVar, Literal
 

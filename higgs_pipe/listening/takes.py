@@ -39,7 +39,7 @@ Drawn = tuple[Voice, float | None]  # a voice, and the temperature if its takes 
 
 @dataclass(frozen=True, eq=False)
 class Take:
-    """What one voice made of a prompt."""
+    """Speech of one voice for a prompt."""
 
     samples: Samples
     codes: Codes | None

@@ -42,7 +42,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Take:
-    """What one voice made of a prompt."""
+    """Speech of one voice for a prompt."""
 
     label: str
     player: Player

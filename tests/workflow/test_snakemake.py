@@ -164,7 +164,7 @@ def test_everything_is_planned_by_default(workdir: Path) -> None:
 def test_each_experiment_is_trained_evaluated_and_packaged(workdir: Path) -> None:
     write_config(workdir, experiments={"small": {"lora": {"r": 4}}, "big": {"lora": {"r": 64}}})
     planned = jobs(workdir)
-    assert [planned[name] for name in TRAINING_ON] == [2, 2, 2, 1, 1]
+    assert [planned[name] for name in TRAINING_ON] == [2, 2, 2, 2, 1, 1]
     assert planned["pack"] == 1
 
 
