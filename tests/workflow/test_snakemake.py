@@ -85,7 +85,7 @@ elif stage == "pack":
 elif stage == "train":
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json",
                  "metrics.jsonl", "preflight.json", "config.json", "run.json",
-                 "trainable_parameters.json"):
+                 "trainable_parameters.json", "adapter/base_model.json"):
         write(Path(options["output-dir"]) / name, options["overrides"] + read(options["config"]))
 elif stage == "evaluate":
     for name in ("metrics.json", "clips.parquet", "breakdown.json", "generation.json",
