@@ -3,6 +3,7 @@
 ::
 
     ADAPTER/             adapter_config.json, adapter_model.safetensors (PEFT)
+        base_model.json  the base's weights, by their fingerprint
         README.md        model card
         metrics.json     eval's, adapter beside base
         provenance.json  config, data, versions, fingerprints, and the proof
@@ -36,12 +37,13 @@ from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.lora import BASE_FILE
 from higgs_pipe.training.results import EvalMetrics, Proof, TrainedSettings
 from higgs_pipe.training.run_info import git_commit, package_versions
 
 logger = logging.getLogger("higgs_pipe")
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", BASE_FILE)
 # Stages whose settings are parts of others, or do not change the package.
 PARTS_OF_OTHERS = ("base_model", "codec", "list_rows", "measure", "estimate", "accept", "report")
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # equal files give an equal archive

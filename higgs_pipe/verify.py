@@ -17,7 +17,7 @@ from higgs_pipe.config.stages import EvalStage, load_stage
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
-from higgs_pipe.higgs.lora import load_adapter
+from higgs_pipe.higgs.lora import check_base, load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import base_of_rows
@@ -41,8 +41,8 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
         result: Where the proof goes (JSON).
 
     Raises:
-        UserError: The base is not that of the rows, a tensor of the file did not arrive in the
-            model, the logits are the base's, or the held-out loss is not eval's.
+        UserError: The base is not that of the rows and of the adapter, a tensor of the file did
+            not arrive in the model, the logits are the base's, or the held-out loss is not eval's.
     """
     stage = load_stage(EvalStage, config)
     accelerator = Accelerator(cpu=pick_device(stage.eval.device).type == "cpu")
@@ -50,6 +50,7 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
     pinned = base_of_rows(eval_rows, stage.pretrained_base)
     base = load_base(pinned.pretrained, dtype)
     adapted = load_adapter(base, adapter_dir)
+    check_base(adapter_dir, pinned)
     num_tensors = _check_tensors(adapted, adapter_dir)
 
     model = DualLossModel(adapted).to(accelerator.device).eval()

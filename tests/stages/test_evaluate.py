@@ -1,6 +1,7 @@
 """The held-out loss: the plain loops' numbers, whatever the batch, packing and processes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.generation import recorded_samples
-from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.lora import BASE_FILE, add_lora
 from higgs_pipe.higgs.model import load_base
+from higgs_pipe.higgs.pretrained import PinnedModel
 
 KEYS = {
     "eval_loss",
@@ -47,6 +49,7 @@ def adapter(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
         if "lora_B" in name:
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     model.save_pretrained(directory)
+    PinnedModel.of(Pretrained("base_model", str(corpus.base))).write(directory / BASE_FILE)
     return directory
 
 
@@ -158,6 +161,16 @@ def test_two_processes_give_the_numbers_of_one(
 def test_a_directory_without_an_adapter_is_a_sentence(corpus: PackedCorpus, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter for this base_model"):
         run(corpus, tmp_path / "nothing", tmp_path / "out")
+
+
+def test_an_adapter_of_other_weights_is_refused(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(adapter, tmp_path / "other")
+    pinned = read_json(other / BASE_FILE) | {"fingerprint": "0" * 64}
+    (other / BASE_FILE).write_text(json.dumps(pinned))
+    with pytest.raises(UserError, match=r"other was trained on other weights .*000000000000"):
+        run(corpus, other, tmp_path / "out")
 
 
 def test_a_clip_has_its_speaker_language_and_task(

@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from higgs_pipe import evaluate, package
 from higgs_pipe import train as train_stage
+from higgs_pipe.config.stages import PackageStage, PackStage, load_stage
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt
+from higgs_pipe.training.results import EvalMetrics
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,7 @@ def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -
     write_stage_config(config / "validate.json", manifest="manifest.jsonl")
     write_stage_config(config / "tokenize.json", **codec)
     write_stage_config(config / "pack.json", **base)
-    write_stage_config(
-        config / "eval.json", **base, **codec, eval={"device": "cpu", "num_prompts": 0}
-    )
+    write_stage_config(config / "eval.json", **base, eval={"device": "cpu", "num_prompts": 0})
     write_stage_config(config / "package.json", **base, **codec, package={"license": "cc0-1.0"})
     train = write_stage_config(
         config / "train.json", **base, train={"device": "cpu", "learning_rate": 5e-3}
@@ -80,6 +80,7 @@ def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> 
     assert names == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "base_model.json",
         "README.md",
         "metrics.json",
         "provenance.json",
@@ -93,7 +94,7 @@ def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> 
 
 def test_checksums_are_those_of_the_files(packaged: Path) -> None:
     lines = (packaged / "SHA256SUMS").read_text().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         digest, name = line.split("  ")
         assert hashlib.sha256((packaged / name).read_bytes()).hexdigest() == digest
@@ -220,3 +221,29 @@ def test_an_adapter_with_renamed_keys_is_not_packaged(
     save_file(renamed, path)
     with pytest.raises(UserError, match=r"default: 32 adapter tensors.*\n"):
         run_package(corpus, results, tmp_path / "adapters")
+
+
+def test_an_adapter_of_other_weights_is_not_packaged(
+    corpus: PackedCorpus, experiment: Path, tmp_path: Path
+) -> None:
+    results = shutil.copytree(experiment, tmp_path / "results")
+    path = results / "experiments/default/train/adapter/base_model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
+    with pytest.raises(UserError, match=r"default was trained on other weights .*000000000000"):
+        run_package(corpus, results, tmp_path / "adapters")
+
+
+def test_the_model_card_pins_the_commit_of_the_base(packaged: Path, experiment: Path) -> None:
+    provenance = package.Provenance.read(packaged / "provenance.json")
+    base = provenance.base_model.model_copy(update={"revision": "0123abc"})
+    card = package.model_card(
+        provenance.model_copy(update={"base_model": base}),
+        load_stage(PackageStage, experiment / "config/package.json"),
+        load_stage(PackStage, experiment / "config/pack.json").pack,
+        EvalMetrics.read(packaged / "metrics.json"),
+    )
+    code = card.split("```python\n")[1].split("```")[0]
+    assert 'revision = "0123abc"' in code
+    assert code.count("revision=revision") == 2
+    compile(code, "card", "exec")
+    assert "revision" not in code_block(packaged / "README.md")

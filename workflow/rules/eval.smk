@@ -15,6 +15,7 @@ rule eval_adapter:
         eval_rows="<results>/packed/eval.parquet",
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
+        adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
         base_model=BASE_MODEL,
         codec=CODEC,
     output:

@@ -19,6 +19,7 @@ rule package_adapter:
         eval_rows="<results>/packed/eval.parquet",
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
+        adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
         train_config="<results>/experiments/{experiment}/train/config.json",
         train_metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
         metrics="<results>/experiments/{experiment}/eval/metrics.json",
