@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe.cli import main
-from higgs_pipe.config.settings import EvaluateConfig
+from higgs_pipe.config.settings import EvalSpeechModelConfig, EvaluateConfig
 from higgs_pipe.config.stages import EvalStage, Pretrained, load_stage
 from higgs_pipe.data.specs import CLIPS, EVAL, EVAL_CLIPS, LOSS_DESCRIPTIONS, CodecInfo
 from higgs_pipe.data.tables import open_table, write_table
@@ -89,6 +89,9 @@ def run(
     settings = stage.eval
     accelerator = Accelerator(cpu=pick_device(settings.device).type == "cpu")
     device = accelerator.device
+    # First, so that a model that cannot be loaded ends the stage before hours of work.
+    models = settings.speech_models if accelerator.is_main_process else EvalSpeechModelConfig()
+    listener = Listener(models, device)
     rows = PackedRows(eval_rows)
     pinned = base_of_rows(eval_rows, stage.pretrained_base)
     base = load_base(pinned.pretrained, pick_dtype(settings.dtype, device))
@@ -123,7 +126,7 @@ def run(
         )
         metrics = write_losses(eval_dir, of_clips)
         takes = Takes.collect(prompts, spoken, codec, info)
-        differences = write_speech(eval_dir, samples_dir, takes, settings, device)
+        differences = write_speech(eval_dir, samples_dir, takes, settings, listener)
         verdict = judge(
             {**of_clips.differences(), **differences},
             audio_loss=metrics.adapter.eval_audio_loss,
@@ -232,7 +235,7 @@ def clip_rows(losses: ClipLosses) -> list[dict[str, Any]]:
 
 
 def write_speech(
-    eval_dir: Path, samples_dir: Path, takes: Takes, settings: EvaluateConfig, device: torch.device
+    eval_dir: Path, samples_dir: Path, takes: Takes, settings: EvaluateConfig, listener: Listener
 ) -> dict[str, Difference | None]:
     """Measure what was spoken, and write ``generation.json``, ``generation.parquet`` and the WAVs.
 
@@ -249,7 +252,7 @@ def write_speech(
         differences=[],
     )
     if takes.prompts:
-        takes.listen(Listener(settings.speech_models, device))
+        takes.listen(listener)
         clusters = _clusters(takes.prompts)
         generation = generation.model_copy(
             update={"voices": takes.totals(clusters), "differences": takes.differences(clusters)}

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile as sf
 
+from higgs_pipe.data.containers import end_fault, mp3_length_is_a_guess, mp3_with_length
+
 MAX_BLOCK_VALUES = 2**24  # samples of all channels that are read at once: 64 MiB
 PCM_16_STEP = np.float32(2**-15)  # of 16-bit samples whose full scale is 1
 
@@ -29,9 +31,6 @@ SHORT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)
 
 # How far a segment may reach beyond its file: times in manifests are rounded.
 MAX_OVERHANG_SECONDS = 0.01
-
-MAX_OGG_PAGE_NUM_BYTES = 27 + 255 + 255 * 255
-OGG_LAST_PAGE_FLAG = 4
 
 
 class AudioError(Exception):
@@ -165,7 +164,8 @@ def open_audio(path: Path) -> Iterator[AudioFile]:
 
     Raises:
         AudioMissingError: The file does not exist.
-        AudioError: The file is empty, is not audio, or is visibly cut off.
+        AudioError: The file is empty, is not audio, is visibly cut off, or holds more audio than
+            libsndfile would read of it.
     """
     with _open(path) as file:
         yield AudioFile(path, _header(path, file), file)
@@ -223,15 +223,19 @@ def _open(path: Path) -> sf.SoundFile:
     if path.suffix.lower() == ".raw":  # soundfile would ask us for its rate and format
         raise AudioError(f"{path} has no header that gives its sample rate and format")
     try:
-        return sf.SoundFile(path)
+        file = sf.SoundFile(path)
+        if file.format == "MP3" and mp3_length_is_a_guess(path, file.frames):
+            file.close()
+            file = sf.SoundFile(mp3_with_length(path))
+        return file
     except sf.LibsndfileError:
         # libsndfile's own message ("System error.") does not help; the first bytes do.
         raise AudioError(f"libsndfile cannot read {path} (it begins with {beginning!r})") from None
 
 
 def _header(path: Path, file: sf.SoundFile) -> Header:
-    if file.format == "OGG":
-        _check_ogg_end(path)
+    if fault := end_fault(path, file):
+        raise AudioError(f"{path} {fault}")
     if short_chunk := SHORT_CHUNK.search(file.extra_info):
         declared, present = (int(number) for number in short_chunk.groups())
         if declared < MIN_UNKNOWN_NUM_BYTES:
@@ -249,16 +253,3 @@ def _check_whole(path: Path, present: int, declared: int, unit: str) -> None:
         raise AudioError(
             f"{path} is cut off: it declares {declared:,} {unit} and holds {present:,}"
         )
-
-
-def _check_ogg_end(path: Path) -> None:
-    """Check that an Ogg stream, which declares no length, ends with a whole last page."""
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 2 * MAX_OGG_PAGE_NUM_BYTES))
-        ending = stream.read()
-    page = ending[max(0, ending.rfind(b"OggS")) :]
-    # A page: 27 bytes (flags at 5, number of segments at 26), the segments' sizes, the segments.
-    num_segments = page[26] if len(page) > 26 else 0
-    page_num_bytes = 27 + num_segments + sum(page[27 : 27 + num_segments])
-    if len(page) < page_num_bytes or not page[5] & OGG_LAST_PAGE_FLAG:
-        raise AudioError(f"{path} is cut off: its Ogg stream ends before its last page")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
 from higgs_pipe.data.results import ResultPart
-from higgs_pipe.listening.clusters import Clusters as Clusters
+from higgs_pipe.listening.clusters import Clusters
 
 LEVEL = 0.95
 

@@ -26,7 +26,7 @@ STAGES = {
     "base_model": Stage("pack", "pin_model", "pin_model", 1),
     "codec": Stage("tokenize", "pin_model", "pin_model", 1),
     "list_rows": Stage("validate", "list_rows", "list_rows", 5),
-    "measure": Stage("validate", "measure_shard", "measure", 4),
+    "measure": Stage("validate", "measure_shard", "measure", 5),
     "validate": Stage("validate", "judge_clips", "validate", 6),
     "estimate": Stage("validate", "estimate", "estimate", 2),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 4),

@@ -194,6 +194,9 @@ def test_every_nth_layer_is_computed_again_and_no_gradient_changes(
 
 
 @pytest.mark.slow
+# Dynamo instantiates the autograd functions that it traces, and looks at .grad of what flows by.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(
     tiny_base: Path, rows: list[PackedRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:

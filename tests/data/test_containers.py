@@ -1,0 +1,153 @@
+"""Files that hold more, or less, than their header says: read whole, or refused."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile as sf
+
+from higgs_pipe.data.audio import AudioError, decode, read_header
+from higgs_pipe.data.containers import Mp3Frames
+
+RATE = 24_000
+ID3 = b"ID3\x03\0\0\0\0\x01\x00" + b"\xff\xfb" * 64  # a tag of 128 bytes that look like frames
+
+
+def noise(seconds: float, quiet_seconds: float = 0.0) -> npt.NDArray[np.float32]:
+    samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * RATE))
+    samples[: round(quiet_seconds * RATE)] *= 5e-4
+    return samples.astype(np.float32)
+
+
+def mp3(path: Path, samples: npt.NDArray[np.float32], rate_hz: int = RATE) -> bytes:
+    """The bytes of an MP3 of variable bit rate, without a header frame."""
+    sf.write(path, samples, rate_hz, format="MP3", bitrate_mode="VARIABLE", compression_level=0.3)
+    content = path.read_bytes()
+    frames = Mp3Frames(content)
+    assert frames.num_header_frames == 1
+    return content[frames.places[0][0] :]
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 24_000, 44_100])
+@pytest.mark.parametrize("num_channels", [1, 2])
+@pytest.mark.parametrize("quiet_seconds", [0, 2])
+def test_an_mp3_without_header_frame_is_read_to_its_end(
+    tmp_path: Path, rate_hz: int, num_channels: int, quiet_seconds: float
+) -> None:
+    samples = np.stack([noise(6, quiet_seconds)] * num_channels, axis=1)
+    content = mp3(tmp_path / "a.mp3", samples, rate_hz)
+    seconds = len(samples) / rate_hz
+    (tmp_path / "b.mp3").write_bytes(content)
+    guess = sf.info(tmp_path / "b.mp3").frames / rate_hz
+    found = decode(tmp_path / "b.mp3")
+    assert found.duration_seconds == pytest.approx(seconds, abs=0.1)
+    assert read_header(tmp_path / "b.mp3").duration_seconds == found.duration_seconds
+    if quiet_seconds or (rate_hz, num_channels) == (24_000, 1):
+        assert abs(guess - seconds) > 0.5  # what libsndfile alone would read
+    # The same sound as with its header frame, apart from the encoder's delay.
+    expected = decode(tmp_path / "a.mp3").samples[:, 0]
+    spectra = [np.abs(np.fft.rfft(sound[-rate_hz:])) for sound in (found.samples[:, 0], expected)]
+    assert np.std(found.samples) == pytest.approx(np.std(expected), rel=0.02)
+    assert np.corrcoef(spectra[0], spectra[1])[0, 1] > 0.5
+
+
+def test_a_tag_in_the_middle_of_an_mp3_cuts_nothing_off(tmp_path: Path) -> None:
+    content = mp3(tmp_path / "a.mp3", noise(6))
+    place = Mp3Frames(content).places[100][0]
+    (tmp_path / "b.mp3").write_bytes(content[:place] + ID3 + content[place:])
+    assert decode(tmp_path / "b.mp3").duration_seconds == pytest.approx(6, abs=0.1)
+
+
+def test_mp3_files_behind_each_other_are_refused(tmp_path: Path) -> None:
+    mp3(tmp_path / "a.mp3", noise(3))
+    content = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "b.mp3").write_bytes(content + ID3 + content)
+    with pytest.raises(AudioError, match=r"b\.mp3 .* 72,000 .* 1\d\d,\d{3}$"):
+        read_header(tmp_path / "b.mp3")
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype"), [("a.flac", "PCM_16"), ("a.ogg", "VORBIS"), ("a.opus", "OPUS")]
+)
+def test_streams_behind_each_other_are_refused(tmp_path: Path, name: str, subtype: str) -> None:
+    container = "FLAC" if name == "a.flac" else "OGG"
+    sf.write(tmp_path / name, noise(2), RATE, format=container, subtype=subtype)
+    content = (tmp_path / name).read_bytes()
+    assert decode(tmp_path / name).duration_seconds == pytest.approx(2, abs=0.01)
+    (tmp_path / name).write_bytes(content + content)
+    with pytest.raises(AudioError, match=f"{name} holds several"):
+        read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("num_zeros", [100, 5000, 300_000])
+@pytest.mark.parametrize("name", ["a.ogg", "a.flac", "a.wav", "a.mp3"])
+def test_zeros_behind_the_audio_do_no_harm(tmp_path: Path, name: str, num_zeros: int) -> None:
+    sf.write(tmp_path / name, noise(2), RATE)
+    expected = decode(tmp_path / name).samples
+    with (tmp_path / name).open("ab") as stream:
+        stream.write(bytes(num_zeros))
+    assert np.array_equal(decode(tmp_path / name).samples, expected)
+
+
+def wav(path: Path, data_size: int, behind: bytes = b"") -> None:
+    """A WAV of one second that declares another number of bytes."""
+    sf.write(path, noise(1), RATE, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    content[40:44] = struct.pack("<I", data_size)
+    path.write_bytes(content + behind)
+
+
+@pytest.mark.parametrize("data_size", [0xFFFFFFFF, 0x7FFFFFFF - 36, 0xFFFFFFFF - 36])
+def test_a_wav_of_unknown_size_is_read_to_its_end(tmp_path: Path, data_size: int) -> None:
+    wav(tmp_path / "a.wav", data_size)
+    assert decode(tmp_path / "a.wav").duration_seconds == 1
+
+
+@pytest.mark.parametrize("data_size", [0, 2, 24_000, 40_000])
+def test_a_wav_with_more_audio_than_it_declares_is_refused(tmp_path: Path, data_size: int) -> None:
+    wav(tmp_path / "a.wav", data_size)
+    with pytest.raises(AudioError, match=rf"a\.wav .* {data_size:,} .* {48_000 - data_size:,} "):
+        read_header(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(("name", "place"), [("a.aiff", None), ("a.au", 8)])
+def test_other_files_with_more_audio_than_they_declare_are_refused(
+    tmp_path: Path, name: str, place: int | None
+) -> None:
+    sf.write(tmp_path / name, noise(1), RATE, subtype="PCM_16")
+    assert decode(tmp_path / name).duration_seconds == 1
+    content = bytearray((tmp_path / name).read_bytes())
+    place = content.index(b"SSND") + 4 if place is None else place
+    content[place : place + 4] = struct.pack(">I", 24_000)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AudioError, match=rf"{name} .* 24,000 "):
+        read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"LIST" + struct.pack("<I", 3000) + bytes(range(256)) * 12,
+        b"ID3\x03\0\0\0\0\x10\x00" + b"\x01" * 3000,
+        b"TAG" + b"\x01" * 125,
+    ],
+    ids=["chunk", "ID3v2", "ID3v1"],
+)
+def test_what_is_behind_the_audio_of_a_wav_may_be_a_chunk_or_a_tag(
+    tmp_path: Path, behind: bytes
+) -> None:
+    wav(tmp_path / "a.wav", 48_000, behind)
+    assert decode(tmp_path / "a.wav").duration_seconds == 1
+
+
+def test_a_chunk_behind_an_odd_number_of_bytes_without_padding_is_a_chunk(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.wav", noise(0.5)[:11_999], RATE, subtype="PCM_U8")
+    content = (tmp_path / "a.wav").read_bytes()
+    unpadded = content[: 44 + 11_999]
+    chunk = b"LIST" + struct.pack("<I", 3000) + b"\x01" * 3000
+    (tmp_path / "a.wav").write_bytes(unpadded + chunk)
+    assert len(decode(tmp_path / "a.wav").samples) == 11_999
