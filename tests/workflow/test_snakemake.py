@@ -20,6 +20,7 @@ from helpers import ROOT
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
+from higgs_pipe.planning.stages import STAGES
 from higgs_pipe.planning.targets import closing_lines, inputs, is_within, stamp_of_braced
 
 BIN = Path(sys.executable).parent
@@ -283,7 +284,7 @@ def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
     command = [f"{bare}/bin/snakemake", "--snakefile", f"{ROOT}/Snakefile", "--dry-run"]
     run = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"total +28", run.stdout + run.stderr)
+    assert re.search(rf"total +{sum(EVERYTHING.values())}", run.stdout + run.stderr)
     lacks = subprocess.run([python, "-c", "import torch, pydantic"], capture_output=True)
     assert lacks.returncode != 0
 
@@ -390,7 +391,9 @@ def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
 def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
     source = checkout / "higgs_pipe" / "planning" / "stages.py"
     text = source.read_text()
-    source.write_text(text.replace('"evaluate", 1)', '"evaluate", 2)'))
+    line = f'"evaluate", {STAGES["eval"].version})'
+    assert line in text
+    source.write_text(text.replace(line, '"evaluate", 1000)'))
     assert reruns(checkout) == dict.fromkeys(TRAINING_ON[1:], 1)
 
 
