@@ -20,6 +20,7 @@ from helpers import ROOT
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
+from higgs_pipe.planning.stages import STAGES
 from higgs_pipe.planning.targets import closing_lines, inputs, is_within, stamp_of_braced
 
 BIN = Path(sys.executable).parent
@@ -85,7 +86,7 @@ elif stage == "pack":
 elif stage == "train":
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json",
                  "metrics.jsonl", "preflight.json", "config.json", "run.json",
-                 "trainable_parameters.json"):
+                 "trainable_parameters.json", "adapter/base_model.json"):
         write(Path(options["output-dir"]) / name, options["overrides"] + read(options["config"]))
 elif stage == "evaluate":
     for name in ("metrics.json", "clips.parquet", "breakdown.json", "generation.json",
@@ -283,7 +284,7 @@ def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
     command = [f"{bare}/bin/snakemake", "--snakefile", f"{ROOT}/Snakefile", "--dry-run"]
     run = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"total +28", run.stdout + run.stderr)
+    assert re.search(rf"total +{sum(EVERYTHING.values())}", run.stdout + run.stderr)
     lacks = subprocess.run([python, "-c", "import torch, pydantic"], capture_output=True)
     assert lacks.returncode != 0
 
@@ -390,7 +391,9 @@ def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
 def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
     source = checkout / "higgs_pipe" / "planning" / "stages.py"
     text = source.read_text()
-    source.write_text(text.replace('"evaluate", 1)', '"evaluate", 2)'))
+    line = f'"evaluate", {STAGES["eval"].version})'
+    assert line in text
+    source.write_text(text.replace(line, '"evaluate", 1000)'))
     assert reruns(checkout) == dict.fromkeys(TRAINING_ON[1:], 1)
 
 
@@ -418,6 +421,16 @@ def test_a_changed_row_redoes_its_own_shard_alone(
     assert "checkpoint judge_clips:" in run.stderr
     assert "rule pack:" in run.stderr
     assert reruns(checkout, "pack") == {}
+
+
+@pytest.mark.slow
+def test_an_edit_of_the_manifest_that_changes_no_row_trains_nothing(checkout: Path) -> None:
+    (checkout / "m.jsonl").write_text("0 a\n1 a")  # without the last line break
+    run = snakemake(checkout, "train", checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    ran = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", run.stderr, re.MULTILINE)
+    assert ran == ["list_rows", "train"]
+    assert reruns(checkout, "train") == {}
 
 
 @pytest.mark.slow

@@ -12,6 +12,11 @@ CODEC = [DEMO_BASE] if targets.is_within(config["codec"], DEMO_BASE) else []
 # Not an output of a rule, so that it outlives a rerun.
 HASH_CACHE = Path(workflow.pathvars.apply("<results>/models/hashes.json"))
 
+# What the two checkpoints write, as an input of every rule after them whose age does not count. Once a
+# checkpoint is done, Snakemake 9.27 looks again only at the rules that depend on it directly: the
+# others would run, training among them, though nothing that they read has changed.
+CHECKPOINTS = ancient(["<results>/data/rows.parquet", "<results>/data/clips.parquet"])
+
 
 def demo_base_of(model):
     """Return the demo base as a list if the base model or the codec is of it, else no file."""

@@ -110,6 +110,7 @@ checkpoint judge_clips:
 # writes: <results>/data/estimate.json
 rule estimate:
     input:
+        checkpoints=CHECKPOINTS,
         config="<results>/config/estimate.json",
         validation="<results>/data/validation.json",
         clips="<results>/data/clips.parquet",
@@ -139,6 +140,7 @@ rule estimate:
 # writes: <results>/codes/{shard}.parquet
 rule tokenize_shard:
     input:
+        checkpoints=CHECKPOINTS,
         config="<results>/config/tokenize.json",
         clips="<results>/data/shards/{shard}.parquet",
         codec="<results>/models/codec.json",
@@ -170,6 +172,7 @@ rule tokenize_shard:
 # writes: <results>/packed/{train,eval}.parquet, <results>/packed/packing.json
 rule pack:
     input:
+        checkpoints=CHECKPOINTS,
         config="<results>/config/pack.json",
         clips="<results>/data/clips.parquet",
         codes=expand("<results>/codes/{shard}.parquet", shard=SHARDS),

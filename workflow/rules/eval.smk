@@ -9,6 +9,7 @@
 #         <results>/experiments/{experiment}/samples/: WAVs
 rule eval_adapter:
     input:
+        checkpoints=CHECKPOINTS,
         config="<results>/config/eval.json",
         clips="<results>/data/clips.parquet",
         eval_rows="<results>/packed/eval.parquet",

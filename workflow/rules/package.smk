@@ -7,6 +7,7 @@
 # writes: <results>/adapters/{experiment}/, <results>/adapters/{experiment}.zip
 rule package_adapter:
     input:
+        checkpoints=CHECKPOINTS,
         config="<results>/config/package.json",
         stage_configs=expand(
             "<results>/config/{stage}.json",

@@ -6,6 +6,7 @@
 # writes: <results>/report/index.html, and its charts in <results>/report/figures/
 rule report:
     input:
+        checkpoints=CHECKPOINTS,
         config="<results>/config/report.json",
         clips="<results>/data/clips.parquet",
         validation="<results>/data/validation.json",

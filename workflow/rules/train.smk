@@ -8,6 +8,7 @@
 #         runs, logs/ of the tracker and samples/, which are not outputs: Snakemake leaves them alone
 rule train_adapter:
     input:
+        checkpoints=CHECKPOINTS,
         config="<results>/config/train.json",
         train_rows="<results>/packed/train.parquet",
         eval_rows="<results>/packed/eval.parquet",
