@@ -20,18 +20,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from accelerate import Accelerator
-from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import EvalSpeechModelConfig, EvaluateConfig
-from higgs_pipe.config.stages import EvalStage, Pretrained, load_stage
-from higgs_pipe.data.specs import CLIPS, EVAL, EVAL_CLIPS, LOSS_DESCRIPTIONS, CodecInfo
+from higgs_pipe.config.stages import EvalStage, load_stage
+from higgs_pipe.data.specs import CLIPS, EVAL, EVAL_CLIPS, LOSS_DESCRIPTIONS
 from higgs_pipe.data.tables import open_table, write_table
-from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.codec import load_codec
+from higgs_pipe.higgs.codec import load_codec_of
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.lora import check_base, load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
@@ -98,7 +95,7 @@ def run(
     adapted = load_adapter(base, adapter_dir)
     check_base(adapter_dir, pinned)
     model = DualLossModel(adapted).to(device)
-    codec, info = load_codec_of(rows, device)
+    codec, info = load_codec_of(rows.codec_info, device)
     samples = read_samples(rows, _held_out_clips(clips), model.native.config)
     max_frames = settings.max_seconds * info.frame_rate_hz
     prompts = choose_prompts(samples, settings.num_prompts, max_frames)
@@ -138,24 +135,6 @@ def run(
         for sentence in verdict.sentences:
             logger.info("%s", sentence)
     accelerator.end_training()
-
-
-def load_codec_of(
-    rows: PackedRows, device: torch.device
-) -> tuple[HiggsAudioV2TokenizerModel, CodecInfo]:
-    """Load the codec that made the codes of packed rows.
-
-    Raises:
-        UserError: It cannot be loaded, or its weights changed since.
-    """
-    stamped = rows.codec_info
-    codec, info = load_codec(Pretrained("codec", stamped.codec, stamped.revision), device)
-    if info.fingerprint != stamped.fingerprint:
-        raise UserError(
-            f"codec {info.codec!r}: the weights changed since it made the codes of {rows.path}; "
-            "run: snakemake --forcerun pin_model"
-        )
-    return codec, info
 
 
 def _held_out_clips(path: Path) -> dict[str, dict[str, Any]]:

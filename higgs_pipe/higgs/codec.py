@@ -110,6 +110,27 @@ def load_codec(
     return model.to(device).requires_grad_(False).eval(), info
 
 
+def load_codec_of(
+    made_by: CodecInfo, device: torch.device
+) -> tuple[HiggsAudioV2TokenizerModel, CodecInfo]:
+    """Load the codec that made codes.
+
+    Args:
+        made_by: What the table of the codes is stamped with.
+        device: Where the codec runs.
+
+    Raises:
+        UserError: It cannot be loaded, or its weights changed since.
+    """
+    codec, info = load_codec(Pretrained("codec", made_by.codec, made_by.revision), device)
+    if info.fingerprint != made_by.fingerprint:
+        raise UserError(
+            f"codec {info.codec!r}: the weights changed since it made the codes of the packed "
+            "rows; run: snakemake --forcerun pin_model"
+        )
+    return codec, info
+
+
 def to_codec_input(
     samples: npt.NDArray[np.float32], sample_rate_hz: int, info: CodecInfo
 ) -> torch.Tensor:

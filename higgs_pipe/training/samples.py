@@ -20,13 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from higgs_pipe.config.settings import TrainConfig
-from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import write_json
-from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.codec import decode, load_codec
+from higgs_pipe.higgs.codec import decode, load_codec_of
 from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.generation import (
     GeneratedCodes,
@@ -151,7 +149,7 @@ class Samples:
     def _render(self, folder: Path, recordings: Sequence[Codes]) -> list[Spoken]:
         """Write each recording to ``00.wav``, ``01.wav`` and so on."""
         if self._codec is None:
-            self._codec = load_codec_of(self.info, self.accelerator.device)
+            self._codec, _ = load_codec_of(self.info, self.accelerator.device)
         sound = []
         for index, codes in enumerate(recordings):
             samples = decode(self._codec, codes, self.info)
@@ -166,21 +164,6 @@ def choose_samples(rows: PackedRows, config: BaseConfig, num_samples: int) -> li
     by_row = [recorded_samples(rows[int(row)], config) for row in spread]
     by_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_row))
     return [sample for sample in by_turn if sample is not None][:num_samples]
-
-
-def load_codec_of(info: CodecInfo, device: torch.device) -> Any:
-    """Load the codec that made the codes of packed rows.
-
-    Raises:
-        UserError: It cannot be loaded, or its weights have changed.
-    """
-    codec, found = load_codec(Pretrained("codec", info.codec, info.revision), device)
-    if found.fingerprint != info.fingerprint:
-        raise UserError(
-            f"codec {info.codec!r} has other weights than the one that made the codes of the "
-            "packed rows; run: snakemake --forcerun tokenize_shard"
-        )
-    return codec
 
 
 def track_audio(accelerator: Accelerator, step: int, sound: dict[str, Spoken]) -> None:

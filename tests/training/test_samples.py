@@ -21,7 +21,7 @@ from higgs_pipe.config.settings import Sampling, TrainConfig
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.codec import load_codec
+from higgs_pipe.higgs.codec import load_codec, load_codec_of
 from higgs_pipe.higgs.generation import GeneratedCodes, Spoken, recorded_samples, speak
 from higgs_pipe.higgs.lora import add_lora, load_adapter
 from higgs_pipe.higgs.loss import named_losses
@@ -184,7 +184,7 @@ def test_another_codec_than_that_of_the_codes_is_refused(corpus: PackedCorpus) -
     info = PackedRows(corpus.eval_rows).codec_info
     other = replace(info, fingerprint="0" * 64)
     with pytest.raises(UserError, match=r"codec .*--forcerun"):
-        samples.load_codec_of(other, torch.device("cpu"))
+        load_codec_of(other, torch.device("cpu"))
 
 
 def test_prompts_are_taken_from_rows_all_over_the_table(corpus: PackedCorpus) -> None:
