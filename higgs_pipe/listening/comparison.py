@@ -6,7 +6,7 @@ voices have the same prompts in the same order::
     totals(adapter, recordings, clusters, num_entries)           # a column of the table
     differences(adapter, base, recordings, clusters, num_entries)  # for the verdict
 
-A measure that nobody took is None, never 0.
+A measure that was not taken is None, never 0.
 """
 
 import math

@@ -61,7 +61,7 @@ def measure_speech(
 
 
 def silent_frames(samples: Samples, sample_rate_hz: int) -> npt.NDArray[np.bool_]:
-    """Tell the silent frames of 20 ms: (N,) -> (number of whole frames,)."""
+    """Mark the silent frames of 20 ms: (N,) -> (number of whole frames,)."""
     length = round(FRAME_SECONDS * sample_rate_hz)
     frames = samples[: len(samples) // length * length].reshape(-1, length)
     if not len(frames):
