@@ -118,6 +118,14 @@ def test_ljspeech_named_as_the_format_does_not_make_a_path_an_id(tmp_path: Path)
         ["wavs/a.wav|Yes|ada", "wavs/b.wav|No|ben", "wavs/c.wav|Stop|cleo"],  # either may be names
         ["wavs/a.wav|How are you?|Wie geht es?", "wavs/b.wav|It rains.|Es regnet."],
         ["wavs/a.wav|Hello there.|ada|happy", "wavs/b.wav|Good day.|ben|sad"],
+        ["wavs/a.wav|Hello there.|happy", "wavs/b.wav|Good day.|sad"],  # no speaker
+        ["wavs/a.wav|Hello there.|m", "wavs/b.wav|Good day.|f"],
+        ["wavs/a.wav|Hello there.|train", "wavs/b.wav|Good day.|val"],
+        ["wavs/a.wav|Hello there.|0.25|1.5", "wavs/b.wav|Good day.|1.5|2.75"],  # a segment
+        ["a|How are you?|Wie geht es?", "b|It rains.|Es regnet."],  # of ids
+        ["a|卡尔普陪外孙玩滑梯。|ka2 er2 pu3", "b|假语村言别再拥抱我。|jia2 yu3 cun1"],
+        [f"wavs/{i}.wav|utt{i}|This is {i}." for i in range(8)],  # another one in each line
+        [f"{i}|wavs/{i}.wav|This is {i}." for i in range(8)],
     ],
 )
 def test_a_list_that_does_not_tell_is_refused_with_its_lines(
@@ -191,6 +199,30 @@ def test_a_workbook_is_one_fault_with_the_next_step(tmp_path: Path) -> None:
 
 def test_a_text_that_a_table_library_quoted_is_unquoted(tmp_path: Path) -> None:
     rows = listed(tmp_path, "audio_file|text", 'a.wav|"He said ""no""."', 'b.wav|"No," he said.')
+    assert [row.text for row in rows] == ['He said "no".', '"No," he said.']
+
+
+def test_numbers_as_texts_are_told_from_the_names_of_speakers(tmp_path: Path) -> None:
+    names = ["ada", "ben"] * 3
+    said = ["12", "55", "1905", "7", "33", "4"]
+    lines = [
+        f"wavs/{i}.wav|{n}|{name}" for i, (n, name) in enumerate(zip(said, names, strict=True))
+    ]
+    rows = listed(tmp_path, *lines)
+    assert [(row.text, row.speaker) for row in rows] == list(zip(said, names, strict=True))
+
+
+@pytest.mark.parametrize("header", ["", "audio_file|text|speaker", '"audio_file"|"text"|"speaker"'])
+@pytest.mark.parametrize("layout", ['"{path}"|"{text}"|"{speaker}"', '{path}|"{text}"|{speaker}'])
+def test_quotes_around_all_values_of_a_field_are_not_its_text(
+    tmp_path: Path, header: str, layout: str
+) -> None:
+    rows = listed(tmp_path, *filter(None, [header]), *lines_of(layout))
+    assert [(row.audio, row.text, row.speaker) for row in rows] == [said[:3] for said in SAID]
+
+
+def test_a_quoted_text_in_a_list_without_a_header_is_unquoted(tmp_path: Path) -> None:
+    rows = listed(tmp_path, 'a.wav|"He said ""no""."', 'b.wav|"No," he said.')
     assert [row.text for row in rows] == ['He said "no".', '"No," he said.']
 
 

@@ -1,6 +1,7 @@
 """Lines of fields between delimiters, with a header or without one."""
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,8 @@ from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed, r
 from higgs_pipe.planning.file_names import AUDIO_ENDINGS
 
 DELIMITERS = (",", ";", "\t", "|")
+
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 Cells: TypeAlias = Iterator[tuple[int, list[str]]]
 
@@ -27,7 +30,16 @@ def delimiter_of(source: Source) -> str:
 
 
 def read_cells(source: Source, delimiter: str, has_quotes: bool) -> Cells:
-    """Yield the fields of each row; a row that spans lines has the number of its first."""
+    """Yield the fields of each row; a row that spans lines has the number of its first.
+
+    Without quotes in the format, those around all values of a field, or around a text whose own
+    quotes are doubled, are a table library's.
+    """
+    cells = _parsed(source, delimiter, has_quotes)
+    yield from cells if has_quotes else _without_quotes(list(cells))
+
+
+def _parsed(source: Source, delimiter: str, has_quotes: bool) -> Cells:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
     numbered = list(source.lines(source.path, keep_blank=True))
     reader = csv.reader(
@@ -42,6 +54,27 @@ def read_cells(source: Source, delimiter: str, has_quotes: bool) -> Cells:
                 raise RowFault(f"not a row: {error}") from None
             if any(value.strip() for value in values):
                 yield line, values
+
+
+def _without_quotes(rows: Sequence[tuple[int, list[str]]]) -> Cells:
+    """Yield the fields of rows without a table library's quotes; the first may be a header."""
+    bare: set[int] = set()  # fields with a value that is not quoted
+    for _, values in rows[1:] or rows:
+        bare |= {i for i, value in enumerate(values) if value and not _is_quoted(value)}
+    for line, values in rows:
+        yield (
+            line,
+            [
+                value.strip()[1:-1].replace('""', '"')
+                if _is_quoted(value) and (i not in bare or '"' in value.strip()[1:-1])
+                else value
+                for i, value in enumerate(values)
+            ],
+        )
+
+
+def _is_quoted(value: str) -> bool:
+    return QUOTED.fullmatch(value.strip()) is not None
 
 
 def rows_of_cells(
@@ -89,18 +122,11 @@ def _named_rows(source: Source, cells: Cells, header: list[str]) -> RawRows:
         with source.at(f"{source.path}:{line}"):
             if len(values) != len(header):
                 raise RowFault(f"{len(values)} fields, the header has {len(header)}")
-            cells_by_name = dict(zip(header, map(_unquoted, values), strict=True))
+            cells_by_name = dict(zip(header, values, strict=True))
             fields = renamed(cells_by_name, columns)
             if "audio" not in fields and (found := find_recording(source.root, fields.get("id"))):
                 fields["audio"] = found
             yield RawRow(source.path, line, in_seconds(typed(fields), columns))
-
-
-def _unquoted(value: str) -> str:
-    """Return what a table library put in quotes because of the quotes in it."""
-    inner = value[1:-1]
-    is_quoted = value[:1] == value[-1:] == '"' and inner.count('"') == 2 * inner.count('""') > 0
-    return inner.replace('""', '"') if is_quoted else value
 
 
 def _fields_by_role(values: Sequence[str], roles: Sequence[Role], root: Path) -> Fields:

@@ -24,6 +24,16 @@ NUM_SHOWN = 3
 SENTENCE_END = re.compile(r"[.!?…。！？｡][\"'”’»)\]]*$")
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{3}")
 NUMBERS = re.compile(r"[\d\s.+-]+")
+NUM_LINES_TO_TELL = 8  # in fewer, each speaker may speak once
+# What lists say of a clip beside who speaks, in a word each.
+OTHER_LABELS = frozenset(
+    {
+        *("neutral", "happy", "happiness", "joy", "sad", "sadness", "angry", "anger", "calm"),
+        *("fear", "fearful", "disgust", "disgusted", "surprise", "surprised", "excited", "sleepy"),
+        *("whisper", "amused", "m", "f", "male", "female", "other", "unknown"),
+        *("train", "training", "eval", "val", "valid", "validation", "dev", "test"),
+    }
+)
 PHONEMES = re.compile(r"[ˈˌːɪʊəɛɔɹʃʒθðɑɡɐɾʔ]")
 
 
@@ -73,6 +83,12 @@ class Column:
     def are_numbers(self) -> bool:
         """Return whether the values are fractions or several numbers: durations, tones, lengths."""
         return not self.is_number and all(NUMBERS.fullmatch(value) for value in self.values)
+
+    @property
+    def is_other_label(self) -> bool:
+        """Return whether the values are emotions, genders, splits, or another one in each line."""
+        is_index = self.num_distinct == len(self.values) >= NUM_LINES_TO_TELL
+        return is_index or all(value.lower() in OTHER_LABELS for value in self.values if value)
 
     @property
     def is_spoken(self) -> bool:
@@ -153,6 +169,8 @@ def _decided(columns: Sequence[Column], is_id_list: bool) -> list[Role] | None:
     open_columns.remove(key)
     if sum(columns[i].are_numbers for i in open_columns[-2:]) == 2 and len(open_columns) >= 4:
         open_columns = open_columns[:-3]  # phonemes, their tones, their number per character
+    if sum(columns[i].are_numbers for i in open_columns) > 1:
+        return None  # perhaps the start and the end of a segment
     open_columns = [i for i in open_columns if not columns[i].are_numbers]
     languages = [i for i in open_columns if columns[i].is_language]
     if len(languages) == 1 and len(open_columns) > 1:
@@ -168,10 +186,12 @@ def _decided(columns: Sequence[Column], is_id_list: bool) -> list[Role] | None:
         return None
     if len(spoken) == 2:
         raw, normalized = spoken
-        if has_path and not _are_alike(columns[raw], columns[normalized]):
+        if not _are_alike(columns[raw], columns[normalized]):
             return None
         roles[raw] = "raw text"
     roles[spoken[-1]] = "text"
+    if names and columns[names[0]].is_other_label:
+        return None
     if names:
         roles[names[0]] = "speaker"
     return roles
@@ -185,10 +205,8 @@ def _fits(roles: Sequence[Role], columns: Sequence[Column]) -> bool:
 
 def _apart(columns: Sequence[Column], names: list[int]) -> tuple[list[int], list[int]]:
     """Return the speaker and the text of two columns that both look like names."""
-    speaker, text = sorted(names, key=lambda i: (not columns[i].is_number, columns[i].num_distinct))
-    is_clear = columns[speaker].is_number != columns[text].is_number or (
-        2 * columns[speaker].num_distinct <= columns[text].num_distinct
-    )
+    speaker, text = sorted(names, key=lambda i: columns[i].num_distinct)
+    is_clear = 2 * columns[speaker].num_distinct <= columns[text].num_distinct
     return ([speaker], [text]) if is_clear else (names, [])
 
 
