@@ -5,6 +5,9 @@ import unicodedata
 from collections.abc import Iterable
 
 CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
+# Letters and signs that are drawn as nothing: fillers of Hangul, the blank of Braille.
+EMPTY_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
+NOT_SEEN = ("Cc", "Cf", "Cn", "Co", "Mn", "Me")  # controls, code points without a meaning, accents
 ANGLE_QUOTES = str.maketrans("《》", "<>")  # text cleaning makes them so
 
 
@@ -38,7 +41,7 @@ def _plain(text: str) -> str:
     return "".join(
         unicodedata.normalize("NFKC", character)
         for character in text.translate(ANGLE_QUOTES)
-        if unicodedata.category(character) not in ("Cc", "Cf", "Mn", "Me")
+        if unicodedata.category(character) not in NOT_SEEN and character not in EMPTY_LETTERS
     )
 
 

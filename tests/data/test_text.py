@@ -23,7 +23,13 @@ from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.higgs.text_cleaning import clean_text
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", "\u200b", "\ufeff \u2060", "\u3000", "\u0301", "\0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " \n\t", "\u200b", "\ufeff \u2060", "\u3000", "\u0301", "\0"),
+        *("\u115f\u1160", "\u3164", "\uffa0", "\u2800", "\ue000", "\u0378"),
+    ],
+)
 def test_text_with_nothing_to_see_is_blank(text: str) -> None:
     assert is_blank(text)
     assert not is_blank(text + "a")

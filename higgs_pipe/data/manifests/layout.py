@@ -128,6 +128,15 @@ def references_apart(turns: Sequence[SpokenTurn], hints: Hints) -> list[SpokenTu
     return found + user_turns
 
 
+def _is_text_last(turn: SpokenTurn) -> bool:
+    """Return whether a turn ends with a text.
+
+    Of two texts before a recording, either may be the target.
+    """
+    parts = [part for part in turn.parts if not isinstance(part, str) or part.strip()]
+    return bool(parts) and isinstance(parts[-1], str)
+
+
 def _apart(asked: SpokenTurn, said: SpokenTurn, hints: Hints) -> list[SpokenTurn] | None:
     """Return the references of a user turn, its text and the answer as turns, or None."""
     references = asked.recordings
@@ -143,7 +152,7 @@ def _apart(asked: SpokenTurn, said: SpokenTurn, hints: Hints) -> list[SpokenTurn
     elif not target and hints.ref_transcript and len(references) == 1:
         texts = [text for text in texts if text.split() != hints.ref_transcript.split()]
         target, texts = (texts[0], []) if len(texts) == 1 else ("", texts)
-    elif not target and len(texts) == len(references) + 1:
+    elif not target and len(texts) == len(references) + 1 and _is_text_last(asked):
         target = texts.pop()
     if len(references) == 1:
         texts = [" ".join(text.strip() for text in texts) or hints.ref_transcript.strip()]

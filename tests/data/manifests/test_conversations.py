@@ -295,6 +295,21 @@ def test_texts_side_by_side_become_one_part() -> None:
     assert turns[1] == said("La. La.")
 
 
+def test_two_texts_before_a_reference_are_not_guessed_apart() -> None:
+    asked = user(text("Target."), text("Reference."), audio("r.wav"))
+    (turn, _) = turns_of([asked, assistant(audio("t.wav"))])
+    assert turn.recordings == (Span("r.wav"),)  # conversation_layout, in validate
+    row = row_of([asked, assistant(audio("t.wav"))], misc={"ref_transcript": "Reference."})
+    assert (row["text"], row["ref_text"]) == ("Target.", "Reference.")
+
+
+def test_the_words_of_a_reference_in_the_system_message_do_not_stay_there() -> None:
+    head = {"role": "system", "content": [text("Reference."), audio("r.wav")]}
+    messages = [head, user("Target."), assistant(audio("t.wav"))]
+    row = row_of(messages, misc={"ref_transcript": "Reference."})
+    assert (row["text"], row["ref_text"], row["ref_audio"]) == ("Target.", "Reference.", "r.wav")
+
+
 # --- Faults --------------------------------------------------------------------------------------
 
 

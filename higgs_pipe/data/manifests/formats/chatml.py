@@ -257,6 +257,8 @@ def _system_and_scene(turn: SpokenTurn, hints: Hints) -> list[SpokenTurn]:
     references = turn.recordings
     if len(references) == 1 and hints.ref_transcript:
         text = SPEAKER_BEFORE_REFERENCE.sub("", text)
+        if text.split() == hints.ref_transcript.split():
+            text = ""  # the reference's words, not a description
         pair = [text_turn(USER, hints.ref_transcript), Turn(ASSISTANT, references)]
         return [*_system_and_scene(text_turn(SYSTEM, text), hints), *pair]
     if references:
