@@ -9,17 +9,24 @@ from higgs_pipe.planning.file_names import AUDIO_ENDINGS, TRANSCRIPT_ENDINGS
 def files_below(folder: Path) -> list[Path]:
     """Return all files below a folder in order, also through links, each folder once.
 
-    Hidden files are among them, what lies in hidden folders is not.
+    A folder below is taken at its own place, not at that of a link to it. Hidden files are among
+    them, what lies in hidden folders is not.
     """
-    found = []
+    found: list[Path] = []
     seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        found += [Path(parent, name) for name in names]
+    places = [folder]
+    while places:
+        links: list[Path] = []
+        for place in places:
+            for parent, folders, names in os.walk(place):
+                if (real := os.path.realpath(parent)) in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+                links += [path for f in folders if (path := Path(parent, f)).is_symlink()]
+                found += [Path(parent, name) for name in names]
+        places = links
     return sorted(found)
 
 

@@ -48,6 +48,27 @@ def test_pairs_in_subfolders_are_rows_of_the_speaker_that_the_folder_names(tmp_p
     assert read(tmp_path).left_out == {}
 
 
+def test_a_link_does_not_take_a_folder_from_its_speaker(tmp_path: Path) -> None:
+    fill(tmp_path, "zoe/x.wav", "zoe/x.txt")
+    (tmp_path / "ada").symlink_to("zoe")
+    assert facts(tmp_path) == [("zoe/x", "This is x.txt.", "zoe")]
+    (tmp_path / "zoe" / "loop").symlink_to("..")
+    assert len(facts(tmp_path)) == 1
+
+
+def test_a_pair_may_have_its_name_in_two_forms_of_unicode(tmp_path: Path) -> None:
+    decomposed = "cafe\u0301"
+    folder = fill(tmp_path / decomposed, f"ada/{decomposed}.wav")
+    (folder / "ada" / "caf\u00e9.txt").write_text("A cup.")
+    assert facts(folder) == [("ada/caf\u00e9", "A cup.", "ada")]
+
+
+def test_a_folder_of_a_language_around_speakers_is_not_a_speaker(tmp_path: Path) -> None:
+    fill(tmp_path, "en/ada/x.wav", "en/ada/x.txt", "de/ben/x.wav", "de/ben/x.txt")
+    found = [(row.speaker, row.language) for row in read(tmp_path).rows]
+    assert found == [("ben", "de"), ("ada", "en")]
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [

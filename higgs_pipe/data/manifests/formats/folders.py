@@ -2,12 +2,13 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from higgs_pipe.data.manifests.fields import Fields
+from higgs_pipe.data.manifests.fields import Fields, is_language_code
 from higgs_pipe.data.manifests.formats.samples import read_samples
 from higgs_pipe.data.manifests.formats.tables import read_csv, read_jsonl
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source
@@ -57,10 +58,10 @@ def read_folder(source: Source) -> RawRows:
         if not described.isdisjoint(file.parents):
             continue  # what its table does not name is noted later
         if stem := audio_stem(file):
-            if recordings.setdefault(stem, file) is not file:
+            if recordings.setdefault(_composed(folder, stem), file) is not file:
                 source.leave_out("a recording of this name was taken in another format", str(file))
         elif stem := transcript_stem(file):
-            if transcripts.setdefault(stem, file) is not file:
+            if transcripts.setdefault(_composed(folder, stem), file) is not file:
                 source.leave_out("a transcript of this name was taken", str(file))
         else:
             ending = file.suffix.lower() or "no ending"
@@ -75,6 +76,11 @@ def read_folder(source: Source) -> RawRows:
         yield from _row(source, folder, recordings[stem], transcript)
     for transcript in transcripts.values():
         source.leave_out("a transcript without a recording of its name", str(transcript))
+
+
+def _composed(folder: Path, path: Path) -> Path:
+    """Return a path below a folder in Unicode's form NFC: a pair may have it in two forms."""
+    return folder / unicodedata.normalize("NFC", str(path.relative_to(folder)))
 
 
 def _rows_of_table(source: Source, table: Path) -> RawRows:
@@ -98,16 +104,19 @@ def _row(source: Source, folder: Path, recording: Path, transcript: Path | None)
     """Yield the row of a recording; one without a transcript has an empty text."""
     relative = recording.relative_to(folder)
     is_below_root = source.root == folder.absolute()
-    speakers = [name for name in relative.parts[:-1] if not NEUTRAL_FOLDER.fullmatch(name)]
+    names = [name for name in relative.parts[:-1] if not NEUTRAL_FOLDER.fullmatch(name)]
+    # A speaker's folder may lie in one of a language.
+    language = names.pop(0) if len(names) > 1 and is_language_code(names[0]) else None
     place = str(transcript or recording)
     with source.at(place):
         fields: Fields = {
             "id": relative.with_suffix("").as_posix(),
             "audio": relative.as_posix() if is_below_root else str(recording.absolute()),
             "text": source.transcript(str(transcript)) if transcript else "",
-            "speaker": next(iter(speakers), None),
+            "speaker": next(iter(names), None),
+            "language": language,
         }
-        yield RawRow(place, 1, fields, guessed=frozenset({"speaker"}))
+        yield RawRow(place, 1, fields, guessed=frozenset({"speaker", "language"}))
 
 
 def _unique_places(folder: Path, files: Mapping[Path, Path]) -> dict[tuple[str, ...], Path]:
