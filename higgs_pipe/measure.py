@@ -21,7 +21,7 @@ from higgs_pipe.data.audio import (
     SegmentOutsideError,
     open_audio,
 )
-from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, to_mono
+from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, lost_share, to_mono
 from higgs_pipe.data.clips.reasons import Fault, Reason
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.quality import (
@@ -168,7 +168,11 @@ def _measure(
     channel = channel_to_take(audio.samples)
     if channel is not None and limits.cancelling_channels == "reject":
         loss_db = loss_of_mean_db(audio.samples)
-        fact = f"the mean of the channels of {path} is {loss_db:.0f} dB quieter than they are"
+        share = lost_share(audio.samples)
+        fact = (
+            f"the mean of the channels of {path} is {loss_db:.0f} dB quieter than they are; "
+            f"{share:.0%} of their power is in parts that cancel"
+        )
         return Fault(Reason.CHANNELS_CANCEL, fact), measures
     mono = to_mono(audio.samples, channel)  # (num_samples, 1), what the codec gets
     mono_peak = highest if mono is audio.samples else peak(mono)

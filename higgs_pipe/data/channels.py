@@ -8,6 +8,11 @@ import numpy.typing as npt
 # Channels that have nothing in common lose 3 dB in the mean of two, a single one that is not
 # silent loses 3 dB per doubling of their number; turned polarity loses far more.
 MAX_LOSS_DB = 12.0
+# Polarity may turn within a recording: of the channels' power, at most this share may be in blocks
+# that are lost.
+MAX_LOST_SHARE = 0.1
+BLOCK_NUM_SAMPLES = 4096
+NUM_BLOCKS_AT_ONCE = 256
 
 Samples = npt.NDArray[np.float32]
 
@@ -25,13 +30,37 @@ def loss_of_mean_db(samples: Samples) -> float:
     return 10 * math.log10(channels / mean) if mean > 0 else math.inf
 
 
+def lost_share(samples: Samples) -> float:
+    """Return the share of the channels' power that lies in blocks that cancel in their mean.
+
+    Args:
+        samples: (num_samples, num_channels). What follows the last whole block does not count.
+    """
+    num_blocks = len(samples) // BLOCK_NUM_SAMPLES
+    power = lost = 0.0
+    for first in range(0, num_blocks, NUM_BLOCKS_AT_ONCE):
+        last = min(first + NUM_BLOCKS_AT_ONCE, num_blocks)
+        blocks = samples[first * BLOCK_NUM_SAMPLES : last * BLOCK_NUM_SAMPLES].reshape(
+            last - first, BLOCK_NUM_SAMPLES, -1
+        )
+        channels = blocks.var(axis=1, dtype=np.float64).mean(axis=1)
+        mean = blocks.mean(axis=2).var(axis=1, dtype=np.float64)
+        power += channels.sum()
+        lost += channels[mean < channels / 10 ** (MAX_LOSS_DB / 10)].sum()
+    return lost / power if power > 0 else 0.0
+
+
 def channel_to_take(samples: Samples) -> int | None:
-    """Return the loudest channel if the channels cancel in their mean, or None.
+    """Return the loudest channel if the channels, or parts of them, cancel in their mean.
+
+    None stands for their mean.
 
     Args:
         samples: (num_samples, num_channels), finite.
     """
-    if samples.shape[1] == 1 or loss_of_mean_db(samples) <= MAX_LOSS_DB:
+    if samples.shape[1] == 1:
+        return None
+    if loss_of_mean_db(samples) <= MAX_LOSS_DB and lost_share(samples) <= MAX_LOST_SHARE:
         return None
     return int(samples.var(axis=0, dtype=np.float64).argmax())
 

@@ -45,6 +45,7 @@ A, B = speech(1), speech(2)
         ([A, 0.05 - A], 0, np.inf),  # an offset is no sound
         ([A, B - A, -B], 1, np.inf),
         ([0 * A, 0 * A], None, 0),
+        ([A, 0.9 * np.concatenate([A[:16_000], -A[16_000:]])], 0, 1.7),  # turned in the last third
     ],
 )
 def test_the_loudest_channel_is_taken_where_the_mean_is_far_quieter(
