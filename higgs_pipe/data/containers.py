@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import soundfile as sf
 
+from higgs_pipe.data.flac import num_samples_at_least
+
 MAX_SHARE_BEHIND = 0.01  # of the audio; some writers are a few bytes off
 
 NUM_FILES_REMEMBERED = 4096
@@ -72,8 +74,11 @@ def _end_fault(
             return _behind_au_data(path)
         case "FLAC":
             content = path.read_bytes()
-            is_several = sum(content.count(start) for start in FLAC_START) > 1
-            return "holds several FLAC streams, one behind the other" if is_several else None
+            if sum(content.count(start) for start in FLAC_START) > 1:
+                return "holds several FLAC streams, one behind the other"
+            present = num_samples_at_least(content)
+            if 0 < num_samples <= present:
+                return f"declares {num_samples:,} samples and holds more than {present:,}"
         case "OGG":
             content = path.read_bytes()
             return _ogg_end_fault(content) or _behind_ogg_stream(content)

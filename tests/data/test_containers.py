@@ -83,6 +83,32 @@ def test_streams_behind_each_other_are_refused(tmp_path: Path, name: str, subtyp
         read_header(tmp_path / name)
 
 
+@pytest.mark.parametrize("declared", [24_000, 100_000, 141_000])
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_a_flac_that_holds_more_than_it_declares_is_refused(
+    tmp_path: Path, declared: int, num_channels: int
+) -> None:
+    samples = np.stack([noise(6)] * num_channels, axis=1)
+    sf.write(tmp_path / "a.flac", samples, RATE, subtype="PCM_16")
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    assert decode(tmp_path / "a.flac").samples.shape[0] == 144_000
+    content[22:26] = struct.pack(">I", declared)  # the low bits of STREAMINFO's total
+    (tmp_path / "a.flac").write_bytes(content)
+    with pytest.raises(AudioError, match=rf"a\.flac declares {declared:,} samples"):
+        read_header(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 24_000, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_a_sound_flac_of_any_length_is_read_whole(
+    tmp_path: Path, rate_hz: int, subtype: str
+) -> None:
+    for num_samples in (1, 4_096, 8_192, 40_960, 700_001):
+        samples = np.random.default_rng(num_samples).uniform(-0.5, 0.5, num_samples)
+        sf.write(tmp_path / "a.flac", samples, rate_hz, subtype=subtype)
+        assert read_header(tmp_path / "a.flac").num_samples == num_samples
+
+
 @pytest.mark.parametrize("num_zeros", [100, 5000, 300_000])
 @pytest.mark.parametrize("name", ["a.ogg", "a.flac", "a.wav", "a.mp3"])
 def test_zeros_behind_the_audio_do_no_harm(tmp_path: Path, name: str, num_zeros: int) -> None:
