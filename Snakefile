@@ -92,8 +92,17 @@ rule train:
 rule eval:
     input:
         expand(
-            "<results>/experiments/{experiment}/eval/accepted.txt",
+            "<results>/experiments/{experiment}/eval/{file}",
             experiment=EXPERIMENTS,
+            file=[
+                "metrics.json",
+                "clips.parquet",
+                "breakdown.json",
+                "generation.json",
+                "generation.parquet",
+                "verdict.json",
+                "accepted.txt",
+            ],
         ),
 
 
