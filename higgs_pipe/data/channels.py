@@ -40,11 +40,11 @@ def lost_share(samples: Samples) -> float:
     power = lost = 0.0
     for first in range(0, num_blocks, NUM_BLOCKS_AT_ONCE):
         last = min(first + NUM_BLOCKS_AT_ONCE, num_blocks)
-        blocks = samples[first * BLOCK_NUM_SAMPLES : last * BLOCK_NUM_SAMPLES].reshape(
-            last - first, BLOCK_NUM_SAMPLES, -1
-        )
-        channels = blocks.var(axis=1, dtype=np.float64).mean(axis=1)
-        mean = blocks.mean(axis=2).var(axis=1, dtype=np.float64)
+        several = samples[first * BLOCK_NUM_SAMPLES : last * BLOCK_NUM_SAMPLES]
+        # One channel after the other is several times faster.
+        blocks = np.ascontiguousarray(several.T).reshape(-1, last - first, BLOCK_NUM_SAMPLES)
+        channels = blocks.var(axis=2).mean(axis=0, dtype=np.float64)
+        mean = blocks.mean(axis=0).var(axis=1)
         power += channels.sum()
         lost += channels[mean < channels / 10 ** (MAX_LOSS_DB / 10)].sum()
     return lost / power if power > 0 else 0.0
