@@ -14,13 +14,14 @@ NUM_EXAMPLES = 5
 NUM_EXAMPLE_CHARACTERS = 80
 
 # A text without any of these has no finding; most have none.
-SUSPECT = re.compile(r"[<>\[\](){}*\d@]|://|www\.|[^\x00-\x7f]|^[^a-z]*$", re.IGNORECASE)
+SUSPECT = re.compile(r"[<>&\[\](){}*\d@]|://|www\.|[^\x00-\x7f]|^[^a-z]*$", re.IGNORECASE)
 # Joiners belong between letters of scripts such as Arabic and Devanagari.
 STRAY_JOINER = r"(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 INVISIBLE = r"\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
 OPENING, CLOSING = r"(\[{（［【｛", r")\]}）］】｝"
 PATTERNS = {
-    "tags": re.compile(r"</?[A-Za-z][^<>]*>|<[!?][^<>]*>"),  # HTML and SSML
+    # HTML and SSML, with HTML's names of characters.
+    "tags": re.compile(r"</?[A-Za-z][^<>]*>|<[!?][^<>]*>|&(?:#\d+|#[xX][\da-fA-F]+|[A-Za-z]+);"),
     "urls": re.compile(
         r"\b(?:https?|ftp)://\S|\bwww\.[^\s.]+\.\w|\b[\w.+-]+@[\w-]+\.\w", re.IGNORECASE
     ),

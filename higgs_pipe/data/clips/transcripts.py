@@ -16,6 +16,7 @@ MIN_CHARACTERS_PER_SECOND = 1.2
 MIN_UNSPACED_CHARACTERS_PER_SECOND = 0.4
 MIN_SECONDS = 1.0  # a shorter clip may be a word with its pauses
 
+INSTRUCTION = re.compile(r"\S+\s+\S[^:：]*[:：]\s*(?=\S)")  # words with a colon before the text
 NAME = re.compile(r"[\w@.-]*[\w@]")  # one word without the signs of a sentence
 
 
@@ -26,11 +27,12 @@ def check_texts(candidates: Sequence[Candidate]) -> None:
         candidates: The sound rows; conversations are not looked at.
 
     Raises:
-        UserError: Few texts over many clips, texts that are names or numbers of speakers, or texts
-            far too short for most recordings; shows the rows.
+        UserError: Few texts over many clips, texts that are names or numbers of speakers, texts
+            that all begin with an instruction, or texts far too short for most recordings; shows
+            the rows.
     """
     plain = [candidate for candidate in candidates if candidate.row.conversation is None]
-    fact = _few_texts(plain) or _names(plain) or _short_texts(plain)
+    fact = _few_texts(plain) or _names(plain) or _instruction(plain) or _short_texts(plain)
     if fact:
         rows = [f"{c.row.place}: {c.row.audio}: {c.row.text!r:.80}" for c in plain]
         raise UserError(
@@ -65,6 +67,15 @@ def _names(plain: Sequence[Candidate]) -> str | None:
         return f"all texts are numbers, {len(set(texts)):,} different ones in {len(texts):,} clips"
     if is_few and all(map(NAME.fullmatch, texts)):
         return f"all texts are single words, {len(set(texts)):,} in {len(texts):,} clips"
+    return None
+
+
+def _instruction(plain: Sequence[Candidate]) -> str | None:
+    """Return the words that all texts begin with, if they end with a colon as an instruction."""
+    texts = [c.row.text.strip() for c in plain]
+    begin = INSTRUCTION.match(texts[0]) if len(texts) >= MIN_CLIPS_OF_NAMES else None
+    if begin and all(text.startswith(begin.group()) for text in texts):
+        return f"all texts begin with {begin.group().strip()!r:.80}, which nobody says"
     return None
 
 

@@ -30,7 +30,7 @@ from higgs_pipe.data.specs import EVAL, TRAIN
 # The ids that `validate` gives to reference recordings.
 RESERVED_ID = re.compile(r"ref-[0-9a-f]{16}")
 # A scene in a word or a few, such as quiet_room.
-SCENE_TAG = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*|[a-z0-9]+(?:[ -][a-z0-9]+){0,2}")
+SCENE_TAG = re.compile(r"[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*|[a-z0-9]+(?:[ -][a-z0-9]+){0,2}")
 # What people and tools write where they do not know.
 NOT_KNOWN = frozenset({"unknown", "unknown_speaker", "none", "null", "nan", "n/a", "undefined"})
 MAX_KILOHERTZ = 1000  # a sample rate below is in kHz
@@ -178,7 +178,7 @@ def sentence_of_scene(scene: str) -> str | None:
         return None
     if not SCENE_TAG.fullmatch(tag):
         return scene
-    return f"Audio is recorded from {' '.join(re.split(r'[_ -]+', tag))}."
+    return f"Audio is recorded from {' '.join(re.split(r'[_ -]+', tag.lower()))}."
 
 
 def _declared(fields: Fields) -> tuple[float | None, float | None]:

@@ -139,6 +139,7 @@ def rows_with(folder: Path, texts: list[str], seconds: float = 3.0, **more: Any)
         (["0", "17", "0", "17", "17"], "numbers"),
         (["Ada", "Ben", "Cleo", "Dora", "Eve"], "5 of 5 texts"),
         (["Yes.", *SENTENCES[:2], "No.", "Stop."], "3 of 5 texts"),
+        ([f"Read this aloud: {sentence}" for sentence in SENTENCES[:4]], "'Read this aloud:'"),
     ],
 )
 def test_texts_of_another_column_stop_the_run_with_the_rows(

@@ -46,6 +46,8 @@ def test_all_texts_of_a_row_become_nfc() -> None:
         ("<speak>Hello</speak>", {"tags"}),
         ('A <break time="500ms"/> pause', {"tags", "digits"}),
         ("a < b and c > d", set()),
+        ("Bread &amp; butter", {"tags"}),
+        ("Bread & butter; tea", set()),
         ("See https://example.org now", {"urls"}),
         ("Write to ada@example.org.", {"urls"}),
         ("See WWW.example.org", {"urls"}),

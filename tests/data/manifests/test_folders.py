@@ -225,6 +225,8 @@ def test_a_unified_manifest_of_cloning_pairs_is_read(tmp_path: Path) -> None:
     ("scene", "expected"),
     [
         ("quiet_room", "Audio is recorded from quiet room."),
+        ("Quiet_Room", "Audio is recorded from quiet room."),
+        ("Outdoors", "Audio is recorded from outdoors."),
         ("studio", "Audio is recorded from studio."),
         ("a quiet room", "Audio is recorded from a quiet room."),
         ("phone-call", "Audio is recorded from phone call."),

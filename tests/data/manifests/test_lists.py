@@ -98,6 +98,24 @@ def test_a_header_names_the_fields_of_a_list(tmp_path: Path, header: str, layout
     assert [row.line for row in rows] == [2, 3, 4, 5]
 
 
+def test_a_header_of_unknown_names_is_not_a_row(tmp_path: Path) -> None:
+    lines = ["klang|raw_text|normalized|wer", *lines_of("{path}|{text}|{text}|{speaker}")]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    found = read_manifests([str(tmp_path / "list.txt")])
+    assert [(row.line, row.speaker) for row in found.rows] == [
+        (2, "ada"),
+        (3, "ben"),
+        (4, "ada"),
+        (5, "ben"),
+    ]
+    assert has_line_with("\n".join(found.notes), "list.txt:1", "header")
+
+
+def test_a_speaker_that_nobody_knows_is_none(tmp_path: Path) -> None:
+    rows = listed(tmp_path, *lines_of("{path}|{text}|unknown"))
+    assert {row.speaker for row in rows} == {None}
+
+
 def test_an_id_list_with_a_speaker_between_is_told_from_ljspeech(tmp_path: Path) -> None:
     rows = listed(tmp_path, *(f"{p[5]}|{s}|{t}" for p, t, s, _ in SAID), name="metadata.csv")
     assert [(row.clip_id, row.text, row.speaker) for row in rows][:2] == [

@@ -104,9 +104,21 @@ def rows_of_cells(
     with source.at(source.path):
         given = {key: int(number) for key, number in source.columns.items() if number.isdigit()}
         roles = roles_of([values for _, values in rows], given, default_roles)
+        if _is_unknown_header(rows, roles):
+            source.note(f"{source.path}:1: taken for a header; its fields are told by their values")
+            rows = rows[1:]
         for line, values in rows:
             with source.at(f"{source.path}:{line}"):
                 yield RawRow(source.path, line, _fields_by_role(values, roles, source.root))
+
+
+def _is_unknown_header(rows: Sequence[tuple[int, list[str]]], roles: Sequence[Role]) -> bool:
+    """Return whether the first row alone has no recording where all others have one."""
+    if "audio" not in roles or len(rows) < 2:
+        return False
+    place = roles.index("audio")
+    first, *others = [len(values) > place and is_audio_path(values[place]) for _, values in rows]
+    return not first and "/" not in rows[0][1][min(place, len(rows[0][1]) - 1)] and all(others)
 
 
 def _names_fields(source: Source) -> bool:
