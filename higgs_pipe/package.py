@@ -6,6 +6,7 @@
         base_model.json  the base's weights, by their fingerprint
         README.md        model card
         metrics.json     eval's, adapter beside base
+        verdict.json     eval's: better, worse or no evidence
         provenance.json  config, data, versions, fingerprints, and the proof
         SHA256SUMS
     ADAPTER.zip          the same
@@ -38,6 +39,7 @@ from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.lora import BASE_FILE
+from higgs_pipe.listening.verdict import Verdict
 from higgs_pipe.training.results import EvalMetrics, Proof, TrainedSettings
 from higgs_pipe.training.run_info import git_commit, package_versions
 
@@ -123,6 +125,7 @@ def run(
     stage = load_stage(PackageStage, config)
     pack = load_stage(PackStage, config_dir / "pack.json").pack
     metrics_path = experiment_dir / "eval" / "metrics.json"
+    verdict_path = experiment_dir / "eval" / "verdict.json"
     package_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".package-", dir=package_dir.parent) as aside:
         staged = Path(aside) / name
@@ -130,6 +133,7 @@ def run(
         for file_name in ADAPTER_FILES:
             shutil.copyfile(experiment_dir / "train" / "adapter" / file_name, staged / file_name)
         shutil.copyfile(metrics_path, staged / "metrics.json")
+        shutil.copyfile(verdict_path, staged / "verdict.json")
         proof = verify_in_fresh_process(
             staged, config_dir / "eval.json", packed_dir / "eval.parquet", metrics_path
         )
@@ -149,7 +153,13 @@ def run(
             verification=proof,
         )
         provenance.write(staged / "provenance.json")
-        card = model_card(provenance, stage, pack, EvalMetrics.read(metrics_path))
+        card = model_card(
+            provenance,
+            stage,
+            pack,
+            EvalMetrics.read(metrics_path),
+            Verdict.read(verdict_path),
+        )
         write_text(staged / "README.md", card)
         write_text(staged / "SHA256SUMS", checksums(staged))
         with atomic_write(archive) as archive_aside:
@@ -207,7 +217,11 @@ def data_summary(data_dir: Path, packed_dir: Path) -> DataSummary:
 
 
 def model_card(
-    provenance: Provenance, stage: PackageStage, pack: PackConfig, metrics: EvalMetrics
+    provenance: Provenance,
+    stage: PackageStage,
+    pack: PackConfig,
+    metrics: EvalMetrics,
+    verdict: Verdict,
 ) -> str:
     """Render ``README.md`` with the Hub's metadata."""
     front_matter = {
@@ -236,6 +250,7 @@ def model_card(
         version=higgs_pipe.__version__,
         data=provenance.data.validation,
         metrics=metrics,
+        verdict=verdict,
         metric_rows=METRIC_ROWS,
         system_prompt=json.dumps(pack.system_prompt),
         clean_text=pack.clean_text,

@@ -122,6 +122,8 @@ def use_demo_settings(
         for key, value in settings.items():
             is_default = config[section][key] == defaults[section][key]
             if is_default and key not in (typed.get(section) or {}):
+                if isinstance(value, Mapping):
+                    value = {**defaults[section][key], **value}
                 config[section][key] = changed[f"{section}.{key}"] = value
     return changed
 

@@ -34,6 +34,6 @@ STAGES = {
     "train": Stage("train", "train_adapter", "train", 5),
     "eval": Stage("eval", "eval_adapter", "evaluate", 2),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
-    "package": Stage("package", "package_adapter", "package", 2),
+    "package": Stage("package", "package_adapter", "package", 3),
     "report": Stage("report", "report", "report", 3),
 }

@@ -48,6 +48,20 @@ class SpeechMeasure:
     unit: str = ""
     needs: str = ""  # the setting without which it is not measured
 
+    @property
+    def note(self) -> str:
+        """Name the quantity of the difference, where it is not the totals beside it."""
+        return DIFFERENCE_NOTES.get(self.compared_as, "")
+
+
+DIFFERENCE_NOTES = {
+    "duration_error": "difference: in the error of the length, in octaves",
+    "silence_error": "difference: in the distance from the recording's share",
+    "longest_silence_excess": "difference: in the excess over the recording's",
+    "repeated_frame_excess": "difference: in the excess over the recording's",
+    "quality_shortfall": "difference: in the shortfall from the recording's",
+}
+
 
 SPEECH_MEASURES = (
     SpeechMeasure("stop_rate", "Stops by itself", "stop_rate", "%"),
@@ -163,6 +177,7 @@ def _speech_lines(
         lines.append(
             replace(
                 line,
+                note=measure.note,
                 difference=signed(scale * judgement.difference.value, num_decimals),
                 interval=interval(judgement.difference, scale, num_decimals),
                 leads=judgement.leads,

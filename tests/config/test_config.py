@@ -83,8 +83,10 @@ def test_the_settings_of_the_demo_are_accepted_and_no_defaults() -> None:
     settings = yaml.safe_load(DEMO_SETTINGS.read_text())
     changed = load(merge(SHIPPED, settings))
     for name in leaves(settings):
-        section, key = name.split(".")
-        assert changed[section][key] != load(SHIPPED)[section][key]
+        shipped, value = load(SHIPPED), changed
+        for key in name.split("."):
+            shipped, value = shipped[key], value[key]
+        assert value != shipped
 
 
 def test_the_settings_of_the_demo_give_way_to_those_of_the_user() -> None:
@@ -94,6 +96,7 @@ def test_the_settings_of_the_demo_give_way_to_those_of_the_user() -> None:
     assert "data.num_shards" not in changes
     assert "train.learning_rate" not in changes
     assert changes["train.num_epochs"] == 16
+    assert config["train"]["sampling"] == load(SHIPPED)["train"]["sampling"] | {"max_seconds": 6.0}
     assert (config["data"]["num_shards"], config["data"]["eval_fraction"]) == (3, 0.15)
     assert (config["train"]["learning_rate"], config["train"]["num_epochs"]) == (2e-4, 16)
 

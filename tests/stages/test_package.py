@@ -23,6 +23,7 @@ from higgs_pipe.config.stages import PackageStage, PackStage, load_stage
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt
+from higgs_pipe.listening.verdict import Verdict
 from higgs_pipe.training.results import EvalMetrics
 
 
@@ -84,6 +85,7 @@ def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> 
         "README.md",
         "metrics.json",
         "provenance.json",
+        "verdict.json",
         "SHA256SUMS",
     }
     with zipfile.ZipFile(packaged.with_suffix(".zip")) as archive:
@@ -94,7 +96,7 @@ def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> 
 
 def test_checksums_are_those_of_the_files(packaged: Path) -> None:
     lines = (packaged / "SHA256SUMS").read_text().splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         digest, name = line.split("  ")
         assert hashlib.sha256((packaged / name).read_bytes()).hexdigest() == digest
@@ -109,6 +111,14 @@ def test_the_model_card_has_the_hubs_metadata_and_the_metrics(packaged: Path) ->
     metrics = json.loads((packaged / "metrics.json").read_text())
     assert f"{metrics['adapter']['eval_loss']:.4f}" in card
     assert f"{metrics['base']['eval_stop_loss']:.4f}" in card
+
+
+def test_the_model_card_says_the_verdict(packaged: Path, experiment: Path) -> None:
+    path = experiment / "experiments/default/eval/verdict.json"
+    assert (packaged / "verdict.json").read_bytes() == path.read_bytes()
+    sentences = json.loads(path.read_text())["sentences"]
+    lines = (packaged / "README.md").read_text().splitlines()
+    assert [line[2:] for line in lines if line[2:] in sentences] == sentences
 
 
 def test_provenance_names_config_data_versions_and_weights(
@@ -241,6 +251,7 @@ def test_the_model_card_pins_the_commit_of_the_base(packaged: Path, experiment: 
         load_stage(PackageStage, experiment / "config/package.json"),
         load_stage(PackStage, experiment / "config/pack.json").pack,
         EvalMetrics.read(packaged / "metrics.json"),
+        Verdict.read(packaged / "verdict.json"),
     )
     code = card.split("```python\n")[1].split("```")[0]
     assert 'revision = "0123abc"' in code

@@ -87,7 +87,8 @@ def test_the_measures_stand_beside_recording_codec_and_base(inputs: Inputs) -> N
     ]
     assert rows(page, "codebook 2") == []
     assert rows(page, "Clips") == [["", "", "24", "24", "", ""]]
-    assert rows(page, "Length, of the recording's ●") == [
+    note = "difference: in the error of the length, in octaves"
+    assert rows(page, f"Length, of the recording's {note} ●") == [
         ["0.05 ×", "0.10 ×", "0.40 ×", "0.90 ×", "+0.25 +0.15 to +0.35", "worse"]
     ]
     assert rows(page, "Stops by itself ●") == [

@@ -23,6 +23,7 @@ rule package_adapter:
         train_config="<results>/experiments/{experiment}/train/config.json",
         train_metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
         metrics="<results>/experiments/{experiment}/eval/metrics.json",
+        verdict="<results>/experiments/{experiment}/eval/verdict.json",
         accepted="<results>/experiments/{experiment}/eval/accepted.txt",
         base_model=BASE_MODEL,
         codec=CODEC,
