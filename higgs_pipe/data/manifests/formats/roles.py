@@ -91,12 +91,6 @@ class Column:
         return is_index or all(value.lower() in OTHER_LABELS for value in self.values if value)
 
     @property
-    def is_spoken(self) -> bool:
-        """Return whether most values look like what someone says."""
-        spoken = re.compile(rf"\s|{SENTENCE_END.pattern}|{UNSPACED.pattern}")
-        return self.share(spoken) > 0.5
-
-    @property
     def is_name(self) -> bool:
         """Return whether the values look like names or numbers of speakers."""
         if self.is_number or not self.share(re.compile(rf"\s|{SENTENCE_END.pattern}")):
