@@ -125,12 +125,13 @@ def _measured_hashes(
     found: dict[tuple[str, FileState], str] = {}
     if not wanted or measured_dir is None:
         return found
+    columns = ["audio_path", "num_bytes", "mtime_ns", "audio_sha256"]
     for shard in sorted(measured_dir.glob("shard-*.parquet")):
         try:
-            table = open_table(shard, MEASURED)[0]
+            table = open_table(shard, MEASURED)[0].read(columns)
         except UserError:
-            continue  # by another version
-        for row in table.read(["audio_path", "num_bytes", "mtime_ns", "audio_sha256"]).to_pylist():
+            continue  # by another version, or damaged
+        for row in table.to_pylist():
             if row["audio_path"] in wanted and row["audio_sha256"] is not None:
                 state = FileState(row["num_bytes"], row["mtime_ns"])
                 found[row["audio_path"], state] = row["audio_sha256"]

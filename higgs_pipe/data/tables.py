@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,78 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from higgs_pipe.data.files import NO_ROOM, atomic_write
+from higgs_pipe.data.hashing import sha256_of_bytes
 from higgs_pipe.data.specs import CodecInfo, TableSpec
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.file_names import shard_name
 
 METADATA_KEY = b"higgs_pipe"
+CHECKSUM_KEY = b"higgs_pipe_sha256"  # of the metadata; each page of the table has its own
+
+# What pyarrow raises where bytes of a file changed.
+DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)
+
+
+class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
+    """A table open for reading; damage is found as pages are read, by their checksums.
+
+    Raises:
+        UserError: The file is missing, damaged, or not of Parquet.
+    """
+
+    def __init__(self, path: Path, made_by: str) -> None:
+        self._path, self._made_by = path, made_by
+        with _damage_named(path, made_by):
+            super().__init__(path, page_checksum_verification=True)
+
+    def stamp(self) -> dict[str, Any]:
+        """Return the metadata that the table's writer stamped, or {} if another program wrote it.
+
+        Raises:
+            UserError: The metadata is damaged.
+        """
+        metadata = self.schema_arrow.metadata or {}
+        text = metadata.get(METADATA_KEY)
+        if text is None:
+            return {}
+        if metadata.get(CHECKSUM_KEY) != sha256_of_bytes(text).encode():
+            raise _damaged(self._path, "the checksum of its metadata differs", self._made_by)
+        return cast(dict[str, Any], json.loads(text))
+
+    def read(self, *args: Any, **kwargs: Any) -> pa.Table:
+        """Read columns of all rows; arguments as in pyarrow."""
+        with _damage_named(self._path, self._made_by):
+            return super().read(*args, **kwargs)
+
+    def read_row_group(self, *args: Any, **kwargs: Any) -> pa.Table:
+        """Read a row group; arguments as in pyarrow."""
+        with _damage_named(self._path, self._made_by):
+            return super().read_row_group(*args, **kwargs)
+
+    def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
+        """Read batches of rows; arguments as in pyarrow."""
+        with _damage_named(self._path, self._made_by):
+            yield from super().iter_batches(*args, **kwargs)
+
+
+@contextmanager
+def _damage_named(path: Path, made_by: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: the table is missing; {_remedy(made_by)}") from None
+    except PermissionError:
+        raise
+    except DAMAGE as error:
+        raise _damaged(path, str(error).strip(), made_by) from None
+
+
+def _damaged(path: Path, fact: str, made_by: str) -> UserError:
+    return UserError(f"{path}: damaged, or not a Parquet file ({fact}); {_remedy(made_by)}")
+
+
+def _remedy(made_by: str) -> str:
+    return f"run: snakemake --forcerun {made_by}"
 
 
 @contextmanager
@@ -37,7 +104,9 @@ def table_writer(
         UserError: The disk is full, or the file exceeds a limit on its size.
     """
     stamp = {"table": spec.name, "version": spec.version, **(metadata or {})}
-    schema = spec.schema.with_metadata({METADATA_KEY: json.dumps(stamp, sort_keys=True).encode()})
+    text = json.dumps(stamp, sort_keys=True).encode()
+    checksum = sha256_of_bytes(text).encode()
+    schema = spec.schema.with_metadata({METADATA_KEY: text, CHECKSUM_KEY: checksum})
     try:
         with (
             atomic_write(path) as temporary,
@@ -62,6 +131,7 @@ def _encodings(spec: TableSpec) -> dict[str, Any]:
     codes = [path for path, leaf in leaves.items() if pa.types.is_int16(leaf)]
     return {
         "compression": "lz4" if codes else "zstd",
+        "write_page_checksum": True,
         "use_dictionary": [path for path in leaves if path not in codes],
         "column_encoding": dict.fromkeys(codes, "BYTE_STREAM_SPLIT"),
         # Minimum and maximum of list items are of no use.
@@ -140,28 +210,23 @@ def _lists(arrow_type: pa.DataType, items: Any, lengths: npt.ArrayLike) -> pa.Ar
     return pa.ListArray.from_arrays(offsets, pa.array(items, item_type), type=arrow_type)
 
 
-def open_table(path: Path, spec: TableSpec) -> tuple[pq.ParquetFile, dict[str, Any]]:
+def open_table(path: Path, spec: TableSpec) -> tuple[TableFile, dict[str, Any]]:
     """Open a table and check that it is the expected one.
 
     Returns:
-        The Parquet file and the metadata that its writer stamped.
+        The table and the metadata that its writer stamped.
 
     Raises:
-        UserError: The file is missing or unreadable, or another version wrote it.
+        UserError: The file is missing or damaged, or another version wrote it.
     """
-    remedy = f"run: snakemake --forcerun {spec.made_by}"
-    try:
-        table = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the table of {spec.name} is missing; {remedy}") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); {remedy}") from None
-    stamp = json.loads((table.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+    table = TableFile(path, spec.made_by)
+    stamp = table.stamp()
     found = (stamp.get("table"), stamp.get("version"))
     if found != (spec.name, spec.version) or not table.schema_arrow.equals(spec.schema):
         raise UserError(
             f"{path}: expected the table of {spec.name}, version {spec.version}, found "
-            f"{found[0]!r}, version {found[1]}, with columns {table.schema_arrow.names}; {remedy}"
+            f"{found[0]!r}, version {found[1]}, with columns {table.schema_arrow.names}; "
+            f"{_remedy(spec.made_by)}"
         )
     return table, stamp
 
@@ -176,12 +241,10 @@ def read_codec_info(path: Path) -> CodecInfo:
     """Return the codec stamped on a table of codes or packed rows.
 
     Raises:
-        UserError: The file is missing or has no codec stamp.
+        UserError: The file is missing or damaged, or has no codec stamp.
     """
+    made_by = "tokenize_shard"
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        return CodecInfo.from_metadata(json.loads(metadata[METADATA_KEY]))
-    except (FileNotFoundError, KeyError, TypeError, pa.ArrowInvalid):
-        raise UserError(
-            f"{path}: not a table with a codec stamp; run: snakemake --forcerun tokenize_shard"
-        ) from None
+        return CodecInfo.from_metadata(TableFile(path, made_by).stamp())
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: not a table with a codec stamp; {_remedy(made_by)}") from None

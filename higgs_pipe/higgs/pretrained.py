@@ -11,15 +11,12 @@ their tables. Whoever loads the base later takes it from the packed rows::
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
@@ -28,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.results import Result
-from higgs_pipe.data.tables import METADATA_KEY
+from higgs_pipe.data.tables import TableFile
 from higgs_pipe.errors import UserError
 
 if not sys.stderr.isatty():  # a progress bar would fill a log file
@@ -159,9 +156,9 @@ def base_of_rows(rows: Path, configured: Pretrained) -> PinnedModel:
     """
     repack = "run: snakemake --forcerun pack"
     try:
-        stamp = json.loads((pq.read_schema(rows).metadata or {})[METADATA_KEY])
+        stamp = TableFile(rows, "pack").stamp()
         base = PinnedModel.model_validate(stamp["pinned"]["base_model"])
-    except (FileNotFoundError, KeyError, pa.ArrowInvalid, ValidationError):
+    except (KeyError, ValidationError):
         raise UserError(
             f"{rows}: not a table of packed rows that names its base; {repack}"
         ) from None

@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from helpers import files_of_at_most
 
 from higgs_pipe.data.specs import codes_spec
-from higgs_pipe.data.tables import write_table
+from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError
 
 
@@ -16,3 +17,29 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_table(tmp_path: Path) -> None:
     with files_of_at_most(20_000), pytest.raises(UserError, match=r"codes\.parquet"):
         write_table(table, codes_spec(8), [row])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_changed_byte_of_a_table_passes_in_silence(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 1024, (60, 8), np.int16)
+    rows = [
+        {"clip_id": f"clip-{i}", "codes": codes[i:], "num_frames": 60 - i, "audio_sha256": f"{i}"}
+        for i in range(20)
+    ]
+    spec, table = codes_spec(8), tmp_path / "codes.parquet"
+    write_table(table, spec, rows, {"codec_info": {"codec": "a"}})
+    whole, expected = table.read_bytes(), read_table(table, spec)
+
+    outcomes: Counter[str] = Counter()
+    for place in generator.permutation(len(whole))[:600]:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << generator.integers(8)
+        table.write_bytes(changed)
+        try:
+            found, stamp = read_table(table, spec)
+            outcomes["equal" if (found, stamp) == expected else f"differs, byte {place}"] += 1
+        except UserError as error:
+            is_named = str(table) in str(error) and spec.made_by in str(error)
+            outcomes["refused" if is_named else f"no place or rule: {error}"] += 1
+    assert set(outcomes) == {"equal", "refused"}
+    assert outcomes["refused"] > 400

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from transformers import AutoTokenizer
 
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import DIALOGUE_TOO_LONG, REFERENCE_TOO_LONG
-from higgs_pipe.data.specs import CLIPS, TRAIN
-from higgs_pipe.data.tables import read_table
+from higgs_pipe.data.specs import CLIPS, TRAIN, codes_spec
+from higgs_pipe.data.tables import read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
 
 SPEECH_ONLY = {"speech": 1, "cloning": 0}
@@ -183,11 +184,9 @@ def test_a_split_without_clips_is_not_blamed_on_their_length(
 
 def test_codes_of_two_codecs_are_not_mixed(corpus: PackedCorpus, tmp_path: Path) -> None:
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
-    table = pq.read_table(shards[1])
-    metadata = table.schema.metadata
-    changed = metadata[b"higgs_pipe"].replace(b'"fingerprint": "', b'"fingerprint": "0')
     other = tmp_path / "shard-00001.parquet"
-    pq.write_table(table.replace_schema_metadata({**metadata, b"higgs_pipe": changed}), other)
+    codec = replace(read_codec_info(shards[1]), fingerprint="another")
+    write_table(other, codes_spec(codec.num_codebooks), [], codec.as_metadata())
     with pytest.raises(UserError, match=r"shard-00001.parquet .*shard-00000.parquet"):
         CodesStore([shards[0], other], pa.array([]), tmp_path)
 

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from higgs_pipe.data.packing.spool import Spool, check_free_space
 from higgs_pipe.data.specs import CodecInfo, codes_spec
-from higgs_pipe.data.tables import open_table, read_codec_info
+from higgs_pipe.data.tables import TableFile, open_table, read_codec_info
 from higgs_pipe.errors import UserError, list_offenders
 
 CLIPS_PER_READ = 1024
@@ -56,7 +55,7 @@ class CodesStore:
         self._background = ThreadPoolExecutor(1)
         self._copied = self._background.submit(self._copy, tables)
 
-    def _copy(self, tables: Sequence[pq.ParquetFile]) -> None:
+    def _copy(self, tables: Sequence[TableFile]) -> None:
         for table in tables:
             for batch in table.iter_batches(CLIPS_PER_READ, columns=["codes"]):
                 self._spool.append(_flat(batch.column("codes")))
