@@ -4,18 +4,14 @@ The page asks the network for nothing, and the same inputs give the same bytes. 
 must be in the files: a missing one is an error, never a blank or a zero.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 
-from higgs_pipe import __version__
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import ReportStage, load_stage
 from higgs_pipe.data.clips.results import NamedShare, ValidationSummary
@@ -31,7 +27,7 @@ from higgs_pipe.reporting.experiments import (
     read_experiments,
     setting_lines,
 )
-from higgs_pipe.reporting.measures import interval, signed, tone
+from higgs_pipe.reporting.pages import render_page
 from higgs_pipe.reporting.prompts import read_listening
 
 NUM_SHOWN = 20
@@ -89,14 +85,9 @@ def run(
         for title, shares in (("Hours by speaker", speakers), ("Hours by language", languages))
         if shares
     ]
-    environment = _environment()
-    script = environment.get_template("script.js").render()
-    html = environment.get_template("page.html.j2").render(
+    html = render_page(
+        "page.html.j2",
         title=stage.report.title,
-        version=__version__,
-        style=environment.get_template("style.css").render(),
-        script=script,
-        script_hash=_csp_hash(f"\n{script}"),
         facts=_facts(experiments),
         experiments=experiments,
         listening=listening,
@@ -170,42 +161,6 @@ def _measured(clips: pa.Table) -> list[MeasuredLine]:
             texts = [f"{quantile:,.4g}" for quantile in quantiles]
             lines.append(MeasuredLine(measure.metadata["description"].rstrip("."), texts))
     return lines
-
-
-def _first_few(parts: Sequence[str]) -> str:
-    """``a, b and 3 more``."""
-    text = ", ".join(parts[:NUM_SHOWN])
-    num_more = len(parts) - NUM_SHOWN
-    return text if num_more <= 0 else f"{text} and {num_more:,} more"
-
-
-def _csp_hash(script: str) -> str:
-    """Return the hash by which the page's policy allows this script and no other."""
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("higgs_pipe", "templates/report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "count": lambda number: f"{number:,.0f}",
-        "first_few": _first_few,
-        "hours": lambda hours: f"{hours:,.3f}",
-        "interval": interval,
-        "nats": lambda nats: f"{nats:.3f}",
-        "percent": lambda share: f"{100 * share:.1f} %",
-        "seconds": lambda seconds: f"{seconds:,.2f}",
-        "signed": signed,
-        "tone": tone,
-    }
-    return environment
 
 
 if __name__ == "__main__":
