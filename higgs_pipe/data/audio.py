@@ -14,6 +14,7 @@ import numpy.typing as npt
 import soundfile as sf
 
 from higgs_pipe.data.containers import end_fault, mp3_length_is_a_guess, mp3_with_length
+from higgs_pipe.data.ffmpeg import Decoded, DecodingError, container_of, decode_container
 
 MAX_BLOCK_VALUES = 2**24  # samples of all channels that are read at once: 64 MiB
 PCM_16_STEP = np.float32(2**-15)  # of 16-bit samples whose full scale is 1
@@ -111,7 +112,7 @@ class AudioFile:
 
     path: Path
     header: Header
-    file: sf.SoundFile
+    file: sf.SoundFile | Decoded
     is_fresh: bool = True  # nothing read yet
 
     def decode(self, start_seconds: float | None = None, end_seconds: float | None = None) -> Audio:
@@ -129,30 +130,35 @@ class AudioFile:
             first, end = self.header.segment(start_seconds, end_seconds)
         except SegmentOutsideError as error:
             raise SegmentOutsideError(f"{self.path}: {error}") from None
+        if isinstance(self.file, Decoded):
+            return self._audio(self.file.samples[first:end].copy())
         if not self.is_fresh:  # reopen: earlier reads change how an MP3 decodes
             return decode(self.path, start_seconds, end_seconds)
         self.is_fresh = False
         try:
             if first:
                 self.file.seek(first)
-            samples = self._read(end - first)
+            samples = self._read(self.file, end - first)
         except sf.LibsndfileError as error:
             detail = error.error_string.strip(" .") or f"libsndfile's error {error.code}"
             raise AudioError(f"{self.path} cannot be decoded to its end ({detail})") from None
         _check_whole(self.path, len(samples), end - first, "samples")
+        return self._audio(samples)
+
+    def _audio(self, samples: npt.NDArray[Any]) -> Audio:
         rate = self.header.sample_rate_hz
         if samples.dtype == np.int16:
             return Audio(np.multiply(samples, PCM_16_STEP, dtype=np.float32), rate, samples)
         return Audio(samples, rate)
 
-    def _read(self, num_samples: int) -> npt.NDArray[Any]:
+    def _read(self, file: sf.SoundFile, num_samples: int) -> npt.NDArray[Any]:
         """Read the next samples in blocks: a header may declare more than memory holds."""
         # As 16 bits where the file holds those: the same samples, and WAV decodes faster.
-        dtype = "int16" if self.file.subtype == "PCM_16" else "float32"
+        dtype = "int16" if file.subtype == "PCM_16" else "float32"
         max_block_samples = MAX_BLOCK_VALUES // self.header.num_channels
         blocks: list[npt.NDArray[Any]] = []
         while not blocks or (num_samples and len(blocks[-1]) == max_block_samples):
-            block = self.file.read(min(num_samples, max_block_samples), dtype, always_2d=True)
+            block = file.read(min(num_samples, max_block_samples), dtype, always_2d=True)
             blocks.append(block)
             num_samples -= len(block)
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
@@ -167,7 +173,13 @@ def open_audio(path: Path) -> Iterator[AudioFile]:
         AudioError: The file is empty, is not audio, is visibly cut off, or holds more audio than
             libsndfile would read of it.
     """
-    with _open(path) as file:
+    file = _open(path)
+    if isinstance(file, Decoded):
+        num_samples, num_channels = file.samples.shape
+        header = Header(num_samples, file.sample_rate_hz, num_channels, file.encoding)
+        yield AudioFile(path, header, file)
+        return
+    with file:
         yield AudioFile(path, _header(path, file), file)
 
 
@@ -208,7 +220,7 @@ def pcm_sha256(
     return digest.hexdigest()
 
 
-def _open(path: Path) -> sf.SoundFile:
+def _open(path: Path) -> sf.SoundFile | Decoded:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise AudioError(f"{path} is not a file")
@@ -229,8 +241,14 @@ def _open(path: Path) -> sf.SoundFile:
             file = sf.SoundFile(mp3_with_length(path))
         return file
     except sf.LibsndfileError:
+        kind = container_of(beginning)
+    if kind is None:
         # libsndfile's own message ("System error.") does not help; the first bytes do.
-        raise AudioError(f"libsndfile cannot read {path} (it begins with {beginning!r})") from None
+        raise AudioError(f"libsndfile cannot read {path} (it begins with {beginning!r})")
+    try:
+        return decode_container(path, kind)
+    except DecodingError as error:
+        raise AudioError(f"{path} {error}") from None
 
 
 def _header(path: Path, file: sf.SoundFile) -> Header:

@@ -23,7 +23,8 @@ MANIFESTS_IN_FOLDER = (
 # Recordings, and the transcripts beside them.
 AUDIO_ENDINGS = (
     *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".caf"),
-    *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".sph", ".oga", ".mka"),
+    *(".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr"),
+    *(".sph", ".oga", ".wv"),
 )
 TRANSCRIPT_ENDINGS = (".txt", ".lab", ".normalized.txt", ".original.txt")
 

@@ -118,7 +118,7 @@ def test_a_missing_file_is_told_apart(
         ("a.wav", b"", "is empty (0 bytes)"),
         ("a.wav", b"<!DOCTYPE html><html></html>", "begins with b'<!DOCTYPE html><'"),
         ("a.flac", b"version https://git-lfs.github.com", "begins with b'version https://'"),
-        ("a.m4a", b"\0\0\0\x1cftypM4A ", "ftypM4A"),
+        ("a.m4a", b"\0\0\0\x1cftypM4A ", "is MPEG-4"),
         ("a.raw", b"\1\2\3\4" * 100, "no header"),
         ("n" * 300 + ".wav", None, "cannot be read (File name too long)"),
     ],

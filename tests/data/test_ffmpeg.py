@@ -1,0 +1,272 @@
+"""Containers that libsndfile lacks: the samples of the recording, from the first to the last."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile as sf
+from data.test_bad_audio import measured, measured_file
+
+from higgs_pipe.data import ffmpeg
+from higgs_pipe.data.audio import AudioError, decode, read_header
+
+Samples = npt.NDArray[np.float32]
+
+
+def speech(rate_hz: int, seconds: float = 3.0, num_channels: int = 1) -> Samples:
+    """Noise below 2 kHz in bursts, another one in each channel: (num_samples, num_channels)."""
+    num_samples = round(seconds * rate_hz)
+    noise = np.random.default_rng(0).standard_normal((num_samples, num_channels))
+    spectrum = np.fft.rfft(noise, axis=0)
+    spectrum[round(2000 * seconds) :] = 0
+    envelope = 0.6 + 0.4 * np.sin(2 * np.pi * 3 * np.arange(num_samples) / rate_hz)
+    smooth = np.fft.irfft(spectrum, num_samples, axis=0) * envelope[:, None]
+    return np.asarray(0.3 * smooth / np.abs(smooth).max(), np.float32)
+
+
+def write(
+    path: Path,
+    codec: str,
+    samples: Samples,
+    rate_hz: int,
+    sample_format: str | None = None,
+    gap_seconds: float = 0.0,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Encode samples; after half of them, the times of the frames leap by a gap."""
+    layout = "mono" if samples.shape[1] == 1 else "stereo"
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = cast("av.AudioStream", container.add_stream(codec, rate_hz))
+        stream.layout = layout
+        if sample_format:
+            stream.format = sample_format
+        resampler = av.AudioResampler(stream.format, layout, rate_hz)
+        stream.codec_context.open()
+        step = stream.codec_context.frame_size or 1024
+        for start in range(0, len(samples), step):
+            block = np.ascontiguousarray(samples[start : start + step].T)
+            frame = av.AudioFrame.from_ndarray(block, "fltp", layout)
+            frame.sample_rate, frame.time_base = rate_hz, Fraction(1, rate_hz)
+            leap = gap_seconds if 2 * start > len(samples) else 0
+            frame.pts = start + round(leap * rate_hz)
+            for resampled in resampler.resample(frame):
+                container.mux(stream.encode(resampled))
+        container.mux(stream.encode(None))
+    return path
+
+
+def lag_of(found: Samples, expected: Samples) -> int:
+    """How many samples later the same sound is in ``found``: the peak of the correlation."""
+    num_bins = 2 * max(len(found), len(expected))
+    spectrum = np.fft.rfft(found, num_bins) * np.conj(np.fft.rfft(expected, num_bins))
+    lag = int(np.argmax(np.fft.irfft(spectrum, num_bins)))
+    return lag if lag <= num_bins // 2 else lag - num_bins
+
+
+# Name, codec, rate; the most by which the length may be off, and the delay that a raw stream keeps.
+LOSSY = [
+    ("a.m4a", "aac", 44_100, 45, 0),
+    ("a.m4a", "aac", 16_000, 17, 0),
+    ("a.mp4", "aac", 48_000, 49, 0),
+    ("a.3gp", "aac", 22_050, 23, 0),
+    ("a.mov", "aac", 32_000, 33, 0),
+    ("a.webm", "libopus", 48_000, 0, 0),
+    ("a.mka", "libopus", 48_000, 0, 0),
+    ("a.mka", "libopus", 24_000, 0, 0),
+    ("a.aac", "aac", 44_100, 2047, 1024),
+    ("a.amr", "libopencore_amrnb", 8_000, 319, 40),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "rate_hz", "num_off", "delay"), LOSSY)
+def test_a_recording_begins_and_ends_where_its_source_does(
+    tmp_path: Path, name: str, codec: str, rate_hz: int, num_off: int, delay: int
+) -> None:
+    samples = speech(rate_hz)
+    path = write(tmp_path / name, codec, samples, rate_hz)
+    with pytest.raises(sf.LibsndfileError):
+        sf.info(path)
+    found = decode(path)
+    if codec == "libopus":  # which decodes to 48 kHz
+        samples = speech(rate_hz).repeat(48_000 // rate_hz, axis=0)
+        rate_hz = 48_000
+    assert found.sample_rate_hz == rate_hz
+    assert abs(len(found.samples) - len(samples)) <= num_off
+    assert lag_of(found.samples[:, 0], samples[:, 0]) == pytest.approx(delay, abs=1)
+    heard = found.samples[delay : delay + len(samples) - 2000, 0]
+    likeness = np.corrcoef(heard, samples[: len(heard), 0])[0, 1]
+    assert likeness > (0.5 if name == "a.amr" else 0.9)  # AMR is made for speech alone
+    assert read_header(path).num_samples == len(found.samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "sample_format"),
+    [("a.m4a", "alac", "s16p"), ("a.mka", "flac", "s16"), ("a.wv", "wavpack", "s16p")],
+)
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_a_lossless_recording_has_the_samples_and_the_hash_of_a_wav(
+    tmp_path: Path, name: str, codec: str, sample_format: str, num_channels: int
+) -> None:
+    samples = np.round(speech(24_000, num_channels=num_channels) * 2**15) / np.float32(2**15)
+    sf.write(tmp_path / "a.wav", samples, 24_000, subtype="PCM_16")
+    path = write(tmp_path / name, codec, samples, 24_000, sample_format)
+    found = decode(path)
+    assert np.array_equal(found.samples, samples)
+    assert found.pcm_sha256 == decode(tmp_path / "a.wav").pcm_sha256
+    assert found.samples.dtype == np.float32
+
+
+@pytest.mark.parametrize("num_bytes_in_memory", [ffmpeg.MAX_BYTES_IN_MEMORY, 1000])
+def test_a_segment_is_that_part_of_the_whole(
+    tmp_path: Path, num_bytes_in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ffmpeg, "MAX_BYTES_IN_MEMORY", num_bytes_in_memory)
+    path = write(tmp_path / "a.m4a", "aac", speech(44_100, num_channels=2), 44_100)
+    whole = decode(path).samples
+    part = decode(path, 0.5, 1.25).samples
+    assert part.shape == (33_075, 2)
+    assert np.array_equal(part, whole[22_050:55_125])
+
+
+def test_a_long_recording_is_decoded_once_for_all_its_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ffmpeg, "MAX_BYTES_IN_MEMORY", 1000)
+    decoded: list[Path] = []
+
+    def counted(path: Path, kind: ffmpeg.Container, of: Any = ffmpeg._decode) -> Any:
+        decoded.append(path)
+        return of(path, kind)
+
+    monkeypatch.setattr(ffmpeg, "_decode", counted)
+    path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000)
+    for start in range(4):
+        decode(path, start / 2, start / 2 + 0.5)
+    assert decoded == [path]
+    write(path, "aac", speech(16_000, seconds=4), 16_000)
+    assert decode(path).duration_seconds == pytest.approx(4, abs=0.01)
+
+
+def test_of_many_long_recordings_the_newest_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recent = ffmpeg._Recent()
+    monkeypatch.setattr(ffmpeg, "_RECENT", recent)
+    monkeypatch.setattr(ffmpeg, "MAX_BYTES_IN_MEMORY", 1000)
+    monkeypatch.setattr(ffmpeg, "MAX_BYTES_ON_DISK", 450_000)  # two of the recordings
+    for name in ("a.m4a", "b.m4a", "c.m4a"):
+        decode(write(tmp_path / name, "aac", speech(16_000), 16_000))
+    assert [key[0].name for key in recent._kept] == ["b.m4a", "c.m4a"]
+
+
+# --- Rejected -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.m4a", "aac", {}),
+        ("a.m4a", "aac", {"movflags": "faststart"}),
+        ("a.m4a", "aac", {"movflags": "frag_keyframe+empty_moov"}),
+        ("a.m4a", "alac", {}),
+        ("a.webm", "libopus", {}),
+        ("a.aac", "aac", {}),
+        ("a.amr", "libopencore_amrnb", {}),
+    ],
+)
+@pytest.mark.parametrize("share", [0.11, 0.5, 0.9])
+def test_a_truncated_file_is_unreadable(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str], share: float
+) -> None:
+    rate_hz = {"libopus": 48_000, "libopencore_amrnb": 8_000}.get(codec, 44_100)
+    path = write(tmp_path / name, codec, speech(rate_hz), rate_hz, options=options)
+    assert measured_file(path)["reason"] is None
+    content = path.read_bytes()
+    path.write_bytes(content[: round(share * len(content)) | 1])  # not between two frames
+    row = measured_file(path)
+    assert (row["reason"], row["peak"], row["audio_sha256"]) == ("audio_unreadable", None, None)
+    assert str(path) in row["fact"]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.webm", "libopus")])
+def test_damaged_audio_in_a_container_is_unreadable(tmp_path: Path, name: str, codec: str) -> None:
+    path = write(tmp_path / name, codec, speech(48_000), 48_000)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = b"\xff" * (
+        len(content) // 2 - len(content) // 3
+    )
+    path.write_bytes(content)
+    assert measured_file(path)["reason"] == "audio_unreadable"
+
+
+def test_a_gap_in_the_times_of_a_recording_is_named_with_its_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.webm", "libopus", speech(48_000), 48_000, gap_seconds=0.5)
+    with pytest.raises(AudioError, match=r"a\.webm .* 0\.5 s at 2\.0 s$"):
+        read_header(path)
+
+
+def streams(path: Path, kinds: Sequence[str]) -> Path:
+    """A container with a second of silence or of a black picture per stream."""
+    with av.open(str(path), "w") as container:
+        added: list[Any] = []
+        for kind in kinds:
+            is_audio = kind == "aac"
+            options: dict[str, Any] = (
+                {"layout": "mono"} if is_audio else {"width": 64, "height": 64}
+            )
+            added.append(container.add_stream(kind, 24_000 if is_audio else 5, **options))
+        for stream in added:
+            frame: Any = av.VideoFrame(64, 64, "yuv420p")
+            if isinstance(stream, av.AudioStream):
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), "f4"), "fltp", "mono")
+                frame.sample_rate = 24_000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("kinds", [["mpeg4"], ["aac", "aac"]])
+def test_a_file_without_one_stream_of_audio_is_refused(tmp_path: Path, kinds: list[str]) -> None:
+    path = streams(tmp_path / "a.mp4", kinds)
+    with pytest.raises(AudioError, match=rf"a\.mp4 holds {kinds.count('aac')} streams of audio"):
+        read_header(path)
+
+
+def test_the_audio_beside_a_picture_is_read(tmp_path: Path) -> None:
+    assert read_header(streams(tmp_path / "a.mp4", ["mpeg4", "aac"])).sample_rate_hz == 24_000
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\0\0\0\x20ftypM4A \0\0\0\0", "MPEG-4"),
+        (b"\x1aE\xdf\xa3" + bytes(12), "WebM"),
+        (b"0&\xb2u\x8ef\xcf\x11" + bytes(8), "Windows Media"),
+        (b"#!AMR\n" + bytes(10), "AMR"),
+        (b"\xff\xf1P\x80" + bytes(12), "AAC"),
+    ],
+)
+def test_without_the_decoder_the_error_names_the_type_and_the_command(
+    tmp_path: Path, content: bytes, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "my clip.m4a").write_bytes(content)
+    with pytest.raises(AudioError, match=rf" is {kind}.* ffmpeg -i 'my clip\.m4a' 'my clip\.wav'$"):
+        read_header(tmp_path / "my clip.m4a")
+
+
+def test_segments_of_one_file_are_measured_alike_alone_and_together(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.webm", "libopus", speech(48_000), 48_000)
+    segments = [(str(path), k / 2, (k + 1) / 2) for k in range(4)]
+    together = measured(tmp_path, *segments)
+    assert together == [measured(tmp_path, segment)[0] for segment in segments]
+    assert [row["duration_seconds"] for row in together] == [0.5] * 4
+    assert {row["encoding"] for row in together} == {"MATROSKA OPUS"}
