@@ -1,0 +1,18 @@
+"""The hash of a recording: equal for equal sound, another for anything else."""
+
+import numpy as np
+
+from higgs_pipe.data.audio import pcm_sha256
+
+
+def test_the_hash_of_a_sound_knows_rate_channels_and_samples() -> None:
+    sound = np.array([[0, 1], [2, 3], [4, 5]], np.int16)
+    hashes = {
+        pcm_sha256(sound, 24_000),
+        pcm_sha256(sound, 16_000),
+        pcm_sha256(sound.reshape(6, 1), 24_000),
+        pcm_sha256(sound[::-1].copy(), 24_000),
+        pcm_sha256(sound[:, ::-1].copy(), 24_000),
+    }
+    assert len(hashes) == 5
+    assert pcm_sha256((sound / 32768).astype(np.float32), 24_000) in hashes

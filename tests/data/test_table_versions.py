@@ -1,0 +1,30 @@
+"""Tables of another version, kind or schema are refused with the rule to run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from higgs_pipe.data.specs import CLIPS, RECORDINGS
+from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.errors import UserError
+
+
+@pytest.mark.parametrize("changes", [{"version": RECORDINGS.version + 1}, {"name": "others"}])
+def test_a_table_of_another_version_or_kind_names_the_rule(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "table.parquet"
+    write_table(path, replace(RECORDINGS, **changes), [])
+    with pytest.raises(UserError, match=r"table\.parquet: .*--forcerun list_rows"):
+        read_table(path, RECORDINGS)
+    write_table(path, RECORDINGS, [])
+    assert len(read_table(path, RECORDINGS)[0]) == 0
+
+
+def test_a_table_with_the_columns_of_another_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    write_table(path, replace(RECORDINGS, name=CLIPS.name, version=CLIPS.version), [])
+    with pytest.raises(UserError, match=r"columns \['audio_path'.*--forcerun judge_clips"):
+        read_table(path, CLIPS)

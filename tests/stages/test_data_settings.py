@@ -1,0 +1,154 @@
+"""Settings of data and validate through the stages, each by the clips that it keeps."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+from helpers import run_validation, tone, write_stage_config
+
+from higgs_pipe import validate
+from higgs_pipe.config.settings import FilterConfig
+from higgs_pipe.data.hashing import unit_hash
+from higgs_pipe.data.specs import MEASURED
+from higgs_pipe.data.tables import write_table
+from higgs_pipe.errors import UserError
+
+Clips = dict[str, dict[str, Any]]
+Judge = Callable[..., tuple[Clips, Clips]]
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return manifest
+
+
+def rows_by_id(path: Path) -> Clips:
+    return {row["clip_id"]: row for row in pq.read_table(path).to_pylist()}
+
+
+@pytest.fixture
+def forty(tmp_path: Path) -> Path:
+    """A manifest of forty clips that share nothing."""
+    rows = []
+    for n in range(40):
+        tone(tmp_path / f"{n}.wav", 0.5, 100 + 40 * n)
+        rows.append({"id": f"{n}", "audio": f"{n}.wav", "text": f"The number {n}."})
+    return write_rows(tmp_path, rows)
+
+
+def test_the_split_is_that_of_its_seed_and_fraction(forty: Path, tmp_path: Path) -> None:
+    """A clip that shares nothing is held out by the hash of its samples."""
+    for number, (fraction, seed) in enumerate([(0.2, 0), (0.5, 0), (0.5, 3)]):
+        data = {"eval_fraction": fraction, "split_seed": seed, "num_shards": 1}
+        found = run_validation(tmp_path / f"{number}", manifest=str(forty), data=data)
+        for clip in rows_by_id(found / "clips.parquet").values():
+            held_out = unit_hash("split", seed, clip["pcm_sha256"]) < fraction
+            assert clip["split"] == ("eval" if held_out else "train"), clip["clip_id"]
+
+
+def test_the_limits_of_length_are_those_of_the_settings(tmp_path: Path) -> None:
+    for n in range(1, 9):
+        tone(tmp_path / f"{n}.wav", 0.5 * n, 100 + 40 * n)
+    rows = [{"audio": f"{n}.wav", "text": f"It takes {n} halves."} for n in range(1, 9)]
+    limits = {"min_clip_seconds": 1.0, "max_clip_seconds": 3.0, "max_rejected_fraction": 1}
+    manifest = str(write_rows(tmp_path, rows))
+    data = run_validation(tmp_path / "out", manifest=manifest, validate=limits)
+    assert set(rows_by_id(data / "clips.parquet")) == {"2", "3", "4", "5", "6"}
+    reasons = {i: row["reason"] for i, row in rows_by_id(data / "rejected.parquet").items()}
+    assert reasons == {"1": "too_short", "7": "too_long", "8": "too_long"}
+
+
+def test_texts_that_look_wrong_are_accepted_if_they_are_not_checked(
+    forty: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) | {"text": "Yes."} for line in forty.read_text().splitlines()]
+    sections: dict[str, Any] = {"manifest": str(write_rows(tmp_path, rows))}
+    sections["data"] = {"keep_text_together": False, "num_shards": 1}
+    with pytest.raises(UserError, match=r"1 different texts in 40 clips"):
+        run_validation(tmp_path / "checked", **sections)
+    data = run_validation(tmp_path / "free", **sections, validate={"check_texts": False})
+    assert len(rows_by_id(data / "clips.parquet")) == 40
+
+
+def test_what_an_entry_says_is_for_rows_that_do_not(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"audio": f"{n}.wav", "text": f"Say {n}."} for n in range(4)]
+    rows[0] |= {"speaker": "own", "language": "de", "split": "eval"}
+    for n in range(4):
+        tone(tmp_path / f"{n}.wav", 0.5, 100 + 40 * n)
+    entry = {"path": str(write_rows(tmp_path, rows))}
+    entry |= {"speaker": "given", "language": "en", "split": "train"}
+    clips = rows_by_id(run_validation(tmp_path / "out", manifest=entry) / "clips.parquet")
+    values = {i: (c["speaker"], c["language"], c["split"]) for i, c in clips.items()}
+    assert values.pop("0") == ("own", "de", "eval")
+    assert set(values.values()) == {("given", "en", "train")}
+
+
+# What the models would say of each recording.
+HEARD = {"stoi": 0.75, "pesq": 2.5, "si_sdr_db": 11.0, "transcript": "the sound of three"}
+
+
+@pytest.fixture(scope="module")
+def judge_again(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    """Judges the same three recordings with other filters, as if speech models had listened."""
+    folder = tmp_path_factory.mktemp("filters")
+    rows = []
+    for n in range(3):
+        rng = np.random.default_rng(n)
+        silence = [np.zeros(int(24_000 * seconds)) for seconds in (0.3, 0.5)]
+        sound = 0.2 * rng.standard_normal(24_000)
+        sound[::20] = 1.0  # clipped, and not around 0
+        sound[12_000:] *= 0.1  # the noise below
+        samples = np.concatenate([silence[0], sound, silence[1]])
+        sf.write(folder / f"{n}.wav", samples, 24_000)
+        rows.append({"id": f"{n}", "audio": f"{n}.wav", "text": f"The sound of {n}, it is."})
+        rows[-1]["language"] = "en"
+    config: dict[str, Any] = {
+        "manifest": str(write_rows(folder, rows)),
+        "data": {"num_shards": 1, "eval_fraction": 0.3},
+        "validate": {"max_rejected_fraction": 1.0},
+    }
+    data = run_validation(folder, **config)
+    path = data / "measured/shard-00000.parquet"
+    write_table(path, MEASURED, [row | HEARD for row in pq.read_table(path).to_pylist()])
+
+    def judge(**filters: Any) -> tuple[Clips, Clips]:
+        models = {"asr": "a", "quality": "b"}
+        limits = config["validate"] | {"speech_models": models, "filters": filters}
+        stage = write_stage_config(folder / "filtered.json", **config | {"validate": limits})
+        tables = (data / f"{name}.parquet" for name in ("clips", "rejected"))
+        outputs = (*tables, data / "validation.json", data / "shards")
+        validate.run(stage, data / "rows.parquet", data / "measured", *outputs)
+        return rows_by_id(data / "clips.parquet"), rows_by_id(data / "rejected.parquet")
+
+    return judge
+
+
+BOUNDS = sorted(set(FilterConfig.model_fields) - {"require_language_script"})
+
+
+@pytest.mark.parametrize("setting", BOUNDS)
+def test_a_filter_rejects_a_clip_beyond_it_and_only_then(judge_again: Judge, setting: str) -> None:
+    """Each bounds the measure of its own name; limits just beyond and just within it."""
+    kind, _, measure = setting.partition("_")
+    clips, rejected = judge_again()
+    assert rejected == {}
+    values = [clip[measure] for clip in clips.values()]
+    step = math.ceil if measure == "sample_rate_hz" else float
+    margin = max(map(abs, values)) / 100
+    above, below = step(max(values) + margin), step(min(values) - margin)
+    passing, beyond = (below, above) if kind == "min" else (above, below)
+    assert len(judge_again(**{setting: passing})[0]) == 3
+    with pytest.raises(UserError, match=f"no row is left.*\n.*{setting}"):
+        judge_again(**{setting: beyond})
+
+
+def test_a_text_in_another_script_than_its_language_is_rejected(judge_again: Judge) -> None:
+    clips, _ = judge_again(require_language_script=True)
+    assert len(clips) == 3

@@ -1,0 +1,119 @@
+"""Settings of eval and accept through the stages, by what is computed and spoken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import PackedCorpus, write_stage_config
+
+from higgs_pipe import accept, evaluate
+from higgs_pipe.config.settings import LoraSettings, Sampling
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs import generation
+from higgs_pipe.higgs.lora import BASE_FILE, add_lora
+from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.listening import speaking
+
+
+@pytest.fixture(scope="module")
+def adapter(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes the base."""
+    directory = tmp_path_factory.mktemp("adapter")
+    base = Pretrained("base_model", str(corpus.base))
+    model = add_lora(load_base(base, torch.float32), LoraSettings(), seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.01)
+    model.save_pretrained(directory)
+    PinnedModel.of(base).write(directory / BASE_FILE)
+    return directory
+
+
+def run(corpus: PackedCorpus, adapter: Path, output: Path, **settings: Any) -> Path:
+    """Evaluate; returns the folder of the results."""
+    config = write_stage_config(
+        output / "eval.json",
+        base_model=str(corpus.base),
+        eval={"device": "cpu", "num_prompts": 0, **settings},
+    )
+    outputs = output / "eval", output / "samples"
+    evaluate.run(config, corpus.clips, corpus.eval_rows, adapter, *outputs)
+    return output / "eval"
+
+
+def test_rows_are_evaluated_together_in_the_dtype_of_the_settings(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[int, torch.dtype]] = set()
+    backbone = DualLossModel.backbone
+
+    def looked_at(self: DualLossModel, batch: Any) -> torch.Tensor:
+        seen.add((len(batch.sample_ids), self.native.dtype))
+        return backbone(self, batch)
+
+    monkeypatch.setattr(DualLossModel, "backbone", looked_at)
+    num_samples = [len(ids) for ids in pq.read_table(corpus.eval_rows)["sample_ids"].to_pylist()]
+    for rows_per_batch, dtype in ((1, "bfloat16"), (100, "float64")):
+        seen.clear()
+        run(corpus, adapter, tmp_path, rows_per_batch=rows_per_batch, dtype=dtype)
+        sizes = set(num_samples) if rows_per_batch == 1 else {sum(num_samples)}
+        assert seen == {(size, getattr(torch, dtype)) for size in sizes}
+
+
+def test_what_is_spoken_is_that_of_the_settings(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, Sampling, int]] = []
+    speak = generation.speak
+
+    def noted(*arguments: Any) -> Any:
+        *_, prompts, sampling, batch_size = arguments
+        asked.append((len(prompts), sampling, batch_size))
+        return speak(*arguments)
+
+    monkeypatch.setattr(speaking, "speak", noted)
+    settings = {"num_prompts": 2, "prompts_per_batch": 3, "max_seconds": 1.5, "seed": 5}
+    found = run(corpus, adapter, tmp_path, **settings, temperatures=[0.7, 0])
+    wanted = [Sampling(temperature=t, max_seconds=1.5, seed=5) for t in (0.7, 0)]
+    assert asked == [(2, sampling, 3) for _ in range(2) for sampling in wanted]
+    written = json.loads((found / "generation.json").read_text())
+    assert (written["seed"], written["max_seconds"]) == (5, 1.5)
+    rows = pq.read_table(found / "generation.parquet").to_pylist()
+    assert len({row["clip_id"] for row in rows}) == 2
+
+
+def test_all_audio_labels_are_counted(corpus: PackedCorpus, adapter: Path, tmp_path: Path) -> None:
+    found = run(corpus, adapter, tmp_path)
+    metrics = json.loads((found / "metrics.json").read_text())
+    held_out = pq.read_table(corpus.eval_rows).to_pylist()
+    labels = [code for row in held_out for frame in row["audio_labels"] for code in frame]
+    expected = sum(code != -100 for code in labels)
+    assert [metrics[m]["num_audio_labels"] for m in ("adapter", "base")] == [expected] * 2
+    clips = pq.read_table(found / "clips.parquet").to_pylist()
+    assert sum(clip["num_audio_labels"] for clip in clips) == expected
+
+
+@pytest.mark.parametrize(
+    ("overall", "refused_by"),
+    [("better", []), ("no evidence", ["better"]), ("worse", ["better", "not_worse"])],
+)
+def test_an_adapter_needs_the_verdict_that_is_required(
+    tmp_path: Path, overall: str, refused_by: list[str]
+) -> None:
+    verdict = {"overall": overall, "sentences": ["Said."], "clustered_by": "clip", "measures": []}
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+    for required in (None, "not_worse", "better"):
+        config = write_stage_config(tmp_path / "accept.json", eval={"require": required})
+        accepted = tmp_path / f"{required}.txt"
+        if required in refused_by:
+            with pytest.raises(UserError, match=f"eval.require is {required}"):
+                accept.run(config, tmp_path / "verdict.json", accepted)
+            assert not accepted.exists()
+        else:
+            accept.run(config, tmp_path / "verdict.json", accepted)
+            assert accepted.read_text() == "Said.\n"

@@ -1,0 +1,124 @@
+"""Settings of pack through the stage, by the texts and recordings of the packed samples."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import PackedCorpus
+from transformers import AutoTokenizer
+
+from higgs_pipe.data.specs import codes_spec
+from higgs_pipe.data.tables import read_codec_info, write_table
+from higgs_pipe.errors import UserError
+
+CLONING_ONLY = {"speech": 0, "cloning": 1}
+SAID = "held for a while"  # the texts have no full stop
+
+
+def prompts(packed: Path, base: Path) -> dict[str, str]:
+    """The text of each training sample by its id."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    found = {}
+    for row in pq.read_table(packed / "train.parquet").to_pylist():
+        start = 0
+        for sample_id, length in zip(row["sample_ids"], row["sample_lengths"], strict=True):
+            found[sample_id] = tokenizer.decode(row["input_ids"][start : start + length])
+            start += length
+    return found
+
+
+def packed_with(corpus: PackedCorpus, folder: Path, **settings: Any) -> dict[str, str]:
+    corpus.pack(folder, **settings)
+    return prompts(folder, corpus.base)
+
+
+def test_the_text_of_a_reference_is_never_cleaned(corpus: PackedCorpus, tmp_path: Path) -> None:
+    for text in packed_with(corpus, tmp_path, tasks=CLONING_ONLY).values():
+        assert text.count(f"{SAID}<|eot_id|>") == 1
+        assert text.index(f"{SAID}<|eot_id|>") < text.index(f"{SAID}.<|eot_id|>")
+
+
+def test_texts_stay_as_they_are_where_they_are_not_cleaned(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    texts = packed_with(corpus, tmp_path, tasks=CLONING_ONLY, clean_text=False).values()
+    assert {text.count(f"{SAID}<|eot_id|>") for text in texts} == {2}
+
+
+def test_the_questions_of_a_conversation_are_cleaned_if_the_setting_says_so(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    turns = [
+        {"role": "user", "parts": [{"text": "Who（is）it"}], "is_target": False},
+        {"role": "assistant", "parts": [{"clip_id": "clip-01"}], "is_target": True},
+    ]
+    talk = corpus.changed(tmp_path, {"clip-01": {"conversation": json.dumps(turns)}})
+    for clean_text, said in ((True, "Who is it."), (False, "Who（is）it")):
+        found = packed_with(talk, tmp_path / f"{clean_text}", clean_text=clean_text)
+        assert f"{said}<|eot_id|>" in found["clip-01"]
+
+
+def is_cloning(prompt: str) -> bool:
+    return prompt.count("<|start_header_id|>assistant") == 2
+
+
+def test_another_seed_draws_other_tasks(corpus: PackedCorpus, tmp_path: Path) -> None:
+    drawn = [
+        {
+            name: is_cloning(prompt)
+            for name, prompt in packed_with(corpus, tmp_path / f"{seed}", seed=seed).items()
+        }
+        for seed in range(3)
+    ]
+    assert drawn[0] != drawn[1] != drawn[2]
+    assert {True, False} == set(drawn[0].values())
+
+
+def test_another_seed_draws_other_references(corpus: PackedCorpus, tmp_path: Path) -> None:
+    drawn = [
+        packed_with(corpus, tmp_path / f"{seed}", seed=seed, tasks=CLONING_ONLY)
+        for seed in range(3)
+    ]
+    assert drawn[0] != drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("dropout", ["scene_dropout", "reference_dropout"])
+def test_a_dropout_removes_its_share_by_the_seed(
+    corpus: PackedCorpus, tmp_path: Path, dropout: str
+) -> None:
+    part = "<|scene_desc_start|>" if dropout == "scene_dropout" else f"{SAID}<|eot_id|>"
+    scenes = {f"clip-{n:02d}": {"scene": "A hall."} for n in range(14)}
+    inputs = corpus.changed(tmp_path, scenes)
+    found = []
+    changes: Any = ({}, {dropout: 1}, {dropout: 0.5}, {dropout: 0.5, "seed": 1})
+    for number, settings in enumerate(changes):
+        folder = tmp_path / f"{number}"
+        prompts = packed_with(inputs, folder, tasks=CLONING_ONLY, **settings)
+        found.append({name for name, prompt in prompts.items() if part in prompt})
+    everything, nothing, half, other_half = found
+    assert (len(everything), len(nothing)) == (11, 0)
+    assert 0 < len(half) < 11
+    assert half != other_half
+
+
+@pytest.mark.parametrize(
+    ("key", "found", "other"), [("num_codebooks", 8, 7), ("codebook_size", 1024, 2048)]
+)
+def test_codes_of_a_codec_that_the_base_does_not_know_are_refused(
+    corpus: PackedCorpus, tmp_path: Path, key: str, found: int, other: Any
+) -> None:
+    (tmp_path / "data").symlink_to(corpus.directory / "data")
+    for path in corpus.codes_dir.glob("*.parquet"):
+        info = read_codec_info(path)
+        assert getattr(info, key) == found
+        info = replace(info, **{key: other})
+        rows = pq.read_table(path).to_pylist()
+        for row in rows:
+            row["codes"] = [frame[: info.num_codebooks] for frame in row["codes"]]
+        spec = codes_spec(info.num_codebooks)
+        write_table(tmp_path / "codes" / path.name, spec, rows, info.as_metadata())
+    with pytest.raises(UserError, match=f"codec .* {other} .* base model expects"):
+        PackedCorpus(tmp_path, corpus.base).pack(tmp_path / "packed")

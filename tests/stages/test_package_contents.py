@@ -1,0 +1,155 @@
+"""What a package says, number by number, against the files that it is made of."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import PackedCorpus, write_stage_config
+
+from higgs_pipe import evaluate, package, verify
+from higgs_pipe import train as train_stage
+from higgs_pipe.training.results import Proof
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SETTINGS = {"device": "cpu", "tracker": "none", "preflight": False, "learning_rate": 5e-3}
+OVERRIDES = {"max_steps": 1, "warmup_fraction": 0.0, "lora": {"r": 4}}
+
+
+def verified(adapter_dir: Path, config: Path, eval_rows: Path, metrics: Path) -> Proof:
+    """The proof, in this process, as of a base from the Hub."""
+    verify.run(config, adapter_dir, eval_rows, metrics, adapter_dir.parent / "proof.json")
+    proof = Proof.read(adapter_dir.parent / "proof.json")
+    return proof.model_copy(update={"base_revision": COMMIT})
+
+
+@pytest.fixture(scope="module")
+def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results up to the package ``voice`` of an experiment with overrides."""
+    folder = tmp_path_factory.mktemp("results")
+    base = {"base_model": str(corpus.base)}
+    codec = {"codec": str(corpus.base / "audio_tokenizer")}
+    sections: dict[str, dict[str, Any]] = {
+        "validate": {"manifest": "manifest.jsonl"},
+        "tokenize": codec,
+        "pack": base | {"pack": {"system_prompt": "Say it.", "clean_text": False}},
+        "eval": base | {"eval": {"device": "cpu", "num_prompts": 0}},
+        "package": base | codec | {"package": {"license": "mit", "description": "A high tone."}},
+        "train": base | {"train": SETTINGS},
+    }
+    configs = {
+        name: write_stage_config(folder / f"config/{name}.json", **values)
+        for name, values in sections.items()
+    }
+    experiment = folder / "experiments/voice"
+    rows = corpus.train_rows, corpus.eval_rows
+    train_stage.run(configs["train"], *rows, experiment / "train", json.dumps(OVERRIDES))
+    outputs = experiment / "eval", experiment / "samples"
+    adapter = experiment / "train/adapter"
+    evaluate.run(configs["eval"], corpus.clips, corpus.eval_rows, adapter, *outputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "verify_in_fresh_process", verified)
+        package.run(
+            config=configs["package"],
+            name="voice",
+            data_dir=corpus.directory / "data",
+            packed_dir=corpus.directory / "packed",
+            experiment_dir=experiment,
+            config_dir=folder / "config",
+            package_dir=folder / "adapters/voice",
+            archive=folder / "adapters/voice.zip",
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def card(results: Path) -> list[str]:
+    return (results / "adapters/voice/README.md").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def provenance(results: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((results / "adapters/voice/provenance.json").read_text())
+    return found
+
+
+def evaluated(results: Path) -> Any:
+    return json.loads((results / "experiments/voice/eval/metrics.json").read_text())
+
+
+def test_the_card_has_the_losses_of_base_and_adapter_each_in_its_column(
+    results: Path, card: list[str]
+) -> None:
+    assert "| | base | adapter |" in card
+    metrics = evaluated(results)
+    for key, words in (
+        ("eval_loss", "loss (text + audio)"),
+        ("eval_text_loss", "text"),
+        ("eval_audio_loss_codebook_0", "audio, codebook 0"),
+        ("eval_stop_loss", "stop"),
+    ):
+        base, adapter = (f"{metrics[model][key]:.4f}" for model in ("base", "adapter"))
+        assert base != adapter
+        assert f"| {words} | {base} | {adapter} |" in card
+
+
+def test_the_package_has_evals_files_and_trains_adapter(results: Path) -> None:
+    experiment, packaged = results / "experiments/voice", results / "adapters/voice"
+    for source in ("eval/metrics.json", "eval/verdict.json", "train/adapter/base_model.json"):
+        expected = (experiment / source).read_bytes()
+        assert (packaged / Path(source).name).read_bytes() == expected
+    adapter = experiment / "train/adapter/adapter_model.safetensors"
+    assert (packaged / adapter.name).read_bytes() == adapter.read_bytes()
+
+
+def test_each_table_of_the_data_has_its_own_hash(
+    corpus: PackedCorpus, provenance: dict[str, Any]
+) -> None:
+    paths = (corpus.clips, corpus.train_rows, corpus.eval_rows)
+    expected = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    assert provenance["data"]["sha256"] == expected
+
+
+def test_the_settings_of_training_are_the_experiments(
+    provenance: dict[str, Any], card: list[str]
+) -> None:
+    train = provenance["config"]["train"]["train"]
+    assert (train["max_steps"], train["warmup_fraction"], train["lora"]["r"]) == (1, 0.0, 4)
+    assert (train["learning_rate"], train["lora"]["alpha"]) == (5e-3, 32)  # of `train`, a default
+    for line in ("| max_steps | 1 |", "| lora r | 4 |", "| lora alpha | 32 |"):
+        assert line in card
+    assert provenance["config"]["pack"]["pack"]["system_prompt"] == "Say it."
+
+
+def test_the_commit_of_the_base_is_in_provenance_and_card(
+    provenance: dict[str, Any], card: list[str], corpus: PackedCorpus
+) -> None:
+    base = provenance["base_model"]
+    assert (base["name"], base["revision"]) == (str(corpus.base), COMMIT)
+    assert any(line.startswith(f'revision = "{COMMIT}"') for line in card)
+
+
+def test_hours_and_clips_of_the_card_are_those_of_the_training_split(
+    corpus: PackedCorpus, card: list[str]
+) -> None:
+    clips = pq.read_table(corpus.clips).to_pylist()
+    seconds = {
+        speaker: sum(c["duration_seconds"] for c in clips if c["speaker"] == speaker)
+        for speaker in ("high", "low")
+    }
+    learnt = sum(clip["duration_seconds"] for clip in clips if clip["split"] == "train")
+    text = " ".join(card)
+    assert f"trained on {learnt / 3600:.2f} hours of speech (11 clips, 2 speakers)" in text
+    assert "11 clips for training, 3 held out" in text
+    for speaker, of_speaker in seconds.items():
+        assert f"| {speaker} | 7 | {of_speaker / 3600:.3f} |" in card
+
+
+def test_the_card_has_the_words_of_the_settings(card: list[str]) -> None:
+    assert "license: mit" in card
+    assert "A high tone." in card
+    assert '    {"role": "system", "content": "Say it."},' in card
+    assert "trained on cleaned text" not in " ".join(card)
+    assert any('PeftModel.from_pretrained(model, "voice")' in line for line in card)

@@ -1,0 +1,207 @@
+"""Settings of training through the real stage: each one's effect, seen from outside."""
+
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers import PackedCorpus, train
+from reference import base_with_lora
+from safetensors.torch import load_file
+
+from higgs_pipe.config.stages import TrainStage
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRow, PackedRows
+from higgs_pipe.higgs.pretrained import base_of_rows
+from higgs_pipe.train import Training
+from higgs_pipe.training.checkpoints import Checkpoints
+from higgs_pipe.training.held_out import held_out_sums
+from higgs_pipe.training.state import Progress, TrainingState
+from higgs_pipe.training.step_inputs import PlannedStep, epoch_steps
+
+FEW: dict[str, Any] = {"rows_per_step": 2, "max_steps": 4, "eval_steps": 100, "preflight": False}
+# A rate that rises until it harms.
+HARMFUL: dict[str, Any] = {"learning_rate": 0.3, "warmup_fraction": 0.6, "num_epochs": 6}
+HARMFUL |= {"rows_per_step": 3, "eval_steps": 1, "preflight": False}
+
+
+def training_of(corpus: PackedCorpus, **settings: Any) -> Training:
+    exact = {"device": "cpu", "dtype": "float64", "tracker": "none"}
+    stage = TrainStage.model_validate({"base_model": str(corpus.base), "train": exact | settings})
+    base = base_of_rows(corpus.train_rows, stage.pretrained_base)
+    tables = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
+    return Training(stage, base, *tables, Accelerator(cpu=True))
+
+
+def steps_with(metrics: list[dict[str, Any]], key: str) -> list[int]:
+    return [line["step"] for line in metrics if key in line]
+
+
+def test_five_rows_two_a_step_take_three_steps_an_epoch(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    settings: Any = {"rows_per_step": 2, "num_epochs": 3, "log_steps": 4, "eval_steps": 7}
+    metrics = train(corpus, tmp_path, **settings, preflight=False)
+    assert steps_with(metrics, "loss") == [1, 4, 8]
+    assert steps_with(metrics, "eval_loss") == [0, 7, 9]
+    epochs = [line["epoch"] for line in metrics if "loss" in line]
+    assert epochs == pytest.approx([1 / 3, 4 / 3, 8 / 3])
+
+
+def test_the_rows_of_a_run_are_in_the_order_of_its_seed(corpus: PackedCorpus) -> None:
+    inputs = training_of(corpus, seed=7, rows_per_step=2, num_epochs=2).inputs.after(0)
+    found = [step.planned.rows for step in inputs]
+    assert found == [rows for epoch in (0, 1) for rows in epoch_steps(5, 2, seed=7, epoch=epoch)]
+    assert found[:3] != found[3:]
+
+
+def test_checkpoints_are_saved_at_their_distance_and_the_newest_kept(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints, "clear", lambda self: None)
+    train(corpus, tmp_path, **FEW | {"max_steps": 9}, save_steps=2, save_total_limit=3)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step-0000000{step}.pt" for step in (4, 6, 8)]
+
+
+def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = FEW | {"log_steps": 1, "learning_rate": 5e-3}
+    update = TrainingState.update
+
+    def update_and_signal(self: TrainingState) -> None:
+        update(self)
+        if self.progress.step == 1:  # seen in the next step
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "update", update_and_signal)
+        with pytest.raises(SystemExit) as ended:
+            train(corpus, tmp_path / "parts", **settings)
+    assert ended.value.code == 128 + signal.SIGTERM
+    saved = [path.name for path in (tmp_path / "parts/checkpoints").iterdir()]
+    assert saved == ["step-00000002.pt"]
+    parts, whole = (train(corpus, tmp_path / name, **settings) for name in ("parts", "whole"))
+    for key in ("loss", "learning_rate", "grad_norm", "eval_loss"):
+        assert [line.get(key) for line in parts] == [line.get(key) for line in whole]
+    expected = load_file(tmp_path / "whole/adapter/adapter_model.safetensors")
+    for name, tensor in load_file(tmp_path / "parts/adapter/adapter_model.safetensors").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_patience_ends_a_run_after_so_many_losses_without_a_new_lowest(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    whole = train(corpus, tmp_path / "whole", **HARMFUL)
+    losses = [line["eval_loss"] for line in whole if "eval_loss" in line][1:]  # after step 1, 2, …
+    ends = next(n for n in range(3, 13) if min(losses[n - 2 : n]) >= min(losses[: n - 2]))
+    assert ends < len(losses)
+    patient = train(corpus, tmp_path / "patient", **HARMFUL, early_stopping_patience=2)
+    assert steps_with(patient, "eval_loss") == list(range(ends + 1))
+
+
+def test_a_held_out_loss_is_without_dropout_and_training_goes_on_with_it(
+    corpus: PackedCorpus,
+) -> None:
+    training = training_of(corpus, lora={"dropout": 0.9})
+    for parameter in training.state.parameters:
+        parameter.data.fill_(0.01)  # an adapter that does something
+    assert training.model.training
+    first, second = (
+        held_out_sums(training.model, training.eval_rows, training.accelerator) for _ in range(2)
+    )
+    assert training.model.training
+    assert all(torch.equal(sums.loss, second[name].loss) for name, sums in first.items())
+
+
+def test_dropout_differs_between_epochs_and_seeds(corpus: PackedCorpus) -> None:
+    """All from one adapter."""
+    start = training_of(corpus).state.parameters
+    found = []
+    for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        training = training_of(corpus, lora={"dropout": 0.5}, seed=seed)
+        for parameter, first in zip(training.state.parameters, start, strict=True):
+            parameter.data.copy_(first)
+        step = training.inputs.build(PlannedStep(step=2, epoch=epoch, rows=[0]))
+        found.append(training.stepper.step(step).grad_norm)
+    assert found[0] == found[1]
+    assert min(abs(found[0] - other) for other in found[2:]) > 1e-3 * found[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_the_base_is_in_the_dtype_of_the_settings(corpus: PackedCorpus, dtype: str) -> None:
+    parameters = training_of(corpus, dtype=dtype).model.parameters()
+    found = {parameter.dtype for parameter in parameters if not parameter.requires_grad}
+    assert found == {getattr(torch, dtype)}
+
+
+def test_patience_begins_after_the_bases_loss() -> None:
+    progress = Progress()
+    progress.note(1.0)
+    waited = []
+    for step, loss in enumerate((3.0, 2.0, 2.0, 2.5, 1.9), start=1):
+        progress.step = step
+        progress.note(loss)
+        waited.append(progress.num_evaluations_without_better)
+    assert waited == [0, 0, 1, 2, 0]
+
+
+def test_the_preflight_runs_unless_it_is_off(corpus: PackedCorpus, tmp_path: Path) -> None:
+    for name, is_on in (("on", True), ("off", False)):
+        train(corpus, tmp_path / name, rows_per_step=2, max_steps=1, preflight=is_on)
+    on, off = (json.loads((tmp_path / n / "preflight.json").read_text()) for n in ("on", "off"))
+    assert len(on["checks"]) > 5
+    assert off["checks"] == []
+
+
+def test_the_budget_of_the_logits_reaches_the_model(corpus: PackedCorpus) -> None:
+    assert training_of(corpus, max_logits_mb=3.5).model.max_logits_mb == 3.5
+
+
+def test_weights_for_another_number_of_codebooks_are_refused(corpus: PackedCorpus) -> None:
+    with pytest.raises(UserError, match=r"loss_weights\.codebooks has 3 .* 8 codebooks"):
+        training_of(corpus, loss_weights={"codebooks": [1, 2, 3]})
+
+
+def test_quantization_without_a_gpu_is_refused_by_the_stage(corpus: PackedCorpus) -> None:
+    with pytest.raises(UserError, match=r"train\.quantization"):
+        training_of(corpus, quantization="8bit")
+
+
+def likeliest(base: Path, row: PackedRow) -> tuple[list[int], list[int]]:
+    """Of a row's first sample: predictions of its text labels, and of codebook 0's."""
+    model = base_with_lora(base).get_base_model()
+    length = int(row.sample_lengths[0])
+    ids, labels = row.input_ids[:length].astype(np.int64), row.labels[:length]
+    audio_at = np.flatnonzero(np.isin(ids, (270, 272)))
+    frames = torch.tensor(row.audio_input_ids[: len(audio_at)].astype(np.int64))[None]
+    with torch.no_grad():
+        hidden = model.model(torch.tensor(ids)[None], audio_input_ids=frames).last_hidden_state[0]
+        text = model.text_lm_head(hidden).argmax(-1)
+        codes = model.audio_lm_head(hidden).view(length, 8, -1)[:, 0].argmax(-1)
+    of_text = [int(text[place - 1]) for place in np.flatnonzero(labels != -100)]
+    learnt = audio_at[row.audio_labels[: len(audio_at), 0] != -100]
+    return of_text, [int(codes[place - 1]) for place in learnt]
+
+
+def test_the_log_shows_what_the_model_predicts_of_the_first_row(
+    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The adapter of step 1 changes nothing yet, so the predictions are the base's."""
+    with caplog.at_level(logging.INFO, logger="higgs_pipe"):
+        logging.getLogger("higgs_pipe").propagate = True
+        settings: Any = {"max_steps": 1, "rows_per_step": 5, "rows_per_micro_batch": 2}
+        train(corpus, tmp_path, **settings, dtype="float64", preflight=False)
+    first = epoch_steps(5, 5, seed=0, epoch=0)[0][0]
+    row = PackedRows(corpus.train_rows)[first]
+    text, codes = likeliest(corpus.base, row)
+    _, shown = caplog.text.split(f"  {row.sample_ids[0]}\n", 1)
+    assert f"text   predicted {text} " in shown.splitlines()[0]
+    ends = codes if len(codes) <= 10 else codes[:5] + codes[-5:]
+    assert f"audio  predicted {ends}" in shown.splitlines()[2]
