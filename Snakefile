@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import higgs_pipe.planning.config_check as config_check
+import higgs_pipe.planning.console as console
 import higgs_pipe.planning.failures as failures
 import higgs_pipe.planning.file_names as file_names
 import higgs_pipe.planning.launching as launching
@@ -19,6 +20,11 @@ import higgs_pipe.planning.stages as stages
 import higgs_pipe.planning.targets as targets
 
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+shown = workflow.output_settings
+if workflow.is_main_process and not (
+    shown.dryrun or shown.verbose or shown.printshellcmds
+):
+    console.shorten()
 
 
 # The folder's own, or else the checkout's.

@@ -31,7 +31,8 @@ def run(config: Path, verdict: Path, accepted: Path) -> None:
     if required is not None:
         found.require(required)
     write_text(accepted, "".join(f"{sentence}\n" for sentence in found.sentences))
-    logger.info("accepted (eval.require: %s): %s", required, found.overall)
+    if required is not None:
+        logger.info("eval.require is %s, the verdict %s: accepted", required, found.overall)
 
 
 if __name__ == "__main__":

@@ -126,13 +126,14 @@ def _value_type(hint: Any) -> tuple[type, bool]:
 
 
 def _set_up_logging(log_path: Path | None) -> None:
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
         handler.close()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
+    console.setLevel(logging.INFO)  # the log file has the details too
     if not is_main_process():
         # The launcher prints the one sentence that matters.
         is_recorded = "TORCHELASTIC_ERROR_FILE" in os.environ

@@ -48,6 +48,7 @@ from higgs_pipe.listening.spoken import ADAPTER, BASE, GENERATED, Generation
 from higgs_pipe.listening.takes import Takes
 from higgs_pipe.listening.text_use import OtherTexts
 from higgs_pipe.listening.verdict import judge
+from higgs_pipe.progress import activity
 from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.results import EvalMetrics, SplitMetrics
 
@@ -231,7 +232,8 @@ def write_speech(
         differences=[],
     )
     if takes.prompts:
-        takes.listen(listener)
+        with activity("measuring what was spoken"):
+            takes.listen(listener)
         clusters = _clusters(takes.prompts)
         generation = generation.model_copy(
             update={"voices": takes.totals(clusters), "differences": takes.differences(clusters)}

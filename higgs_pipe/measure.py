@@ -34,13 +34,12 @@ from higgs_pipe.data.quality import (
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.progress import activity
 
 if TYPE_CHECKING:
     from higgs_pipe.listening.speech_models import SpeechModels
 
 logger = logging.getLogger("higgs_pipe")
-
-NUM_FILES_PER_PROGRESS_LINE = 5000
 
 # Values of MEASURED by the names of their columns.
 Measures = dict[str, Any]
@@ -68,19 +67,19 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
     with (
         _speech_models(limits.speech_models) as models,
         ThreadPoolExecutor(num_threads) as executor,
+        activity(f"{measured.stem}: measuring", len(files), "files") as measuring,
     ):
         spread = executor.map if num_threads > 1 else map  # one thread would only be waited for
         results = spread(lambda recordings: _measure_file(recordings, limits, models), files)
-        for num_files, of_file in enumerate(results, start=1):
+        for of_file in results:
             measured_rows += of_file
-            if num_files % NUM_FILES_PER_PROGRESS_LINE == 0:
-                logger.info("decoded %d of %d recordings", num_files, len(files))
+            measuring.advance()
     write_table(measured, MEASURED, measured_rows)
     num_faulty = sum(row["reason"] is not None for row in measured_rows)
     seconds = sum(row["duration_seconds"] or 0 for row in measured_rows)
     logger.info(
-        "%s: %d files, %.0f s of audio, %d with a fault",
-        measured.name,
+        "%s: %d files, %.0f s of audio, measured; %d with a fault",
+        measured.stem,
         len(files),
         seconds,
         num_faulty,

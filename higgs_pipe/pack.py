@@ -23,6 +23,7 @@ from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.packer import Packer
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.progress import activity
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -66,7 +67,10 @@ def run(
         fallbacks: Counter[tuple[str, str, str]] = Counter()
         for split, path in ((TRAIN, train_rows), (EVAL, eval_rows)):
             packer = Packer(table, codes, renderer, stage.pack)
-            with Spool(train_rows.parent, np.int32) as spool:
+            with (
+                Spool(train_rows.parent, np.int32) as spool,
+                activity(f"packing {split}"),
+            ):
                 packer.plan(split, spool)
                 counts[split] = packer.write(
                     path, spool, codes.codec_info.as_metadata() | base.as_metadata()

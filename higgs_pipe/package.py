@@ -40,6 +40,7 @@ from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.lora import BASE_FILE
 from higgs_pipe.listening.verdict import Verdict
+from higgs_pipe.progress import activity
 from higgs_pipe.training.results import EvalMetrics, Proof, TrainedSettings
 from higgs_pipe.training.run_info import git_commit, package_versions
 
@@ -189,7 +190,8 @@ def verify_in_fresh_process(
         }
         for option, path in options.items():
             command += [option, str(path)]
-        finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        with activity("loading the packaged adapter in a fresh process"):
+            finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
         if finished.returncode != 0:
             raise UserError(f"the packaged adapter failed its proof:\n{finished.stderr.strip()}")
         return Proof.read(result)

@@ -26,6 +26,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
 from higgs_pipe.higgs.devices import claim_device
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.progress import activity
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -36,7 +37,6 @@ Decoded: TypeAlias = tuple[ShardClip, torch.Tensor]
 
 MAX_BATCH_SECONDS_ON_GPU = 120.0
 LOOK_AHEAD_SECONDS = 120.0  # 12 MB at 24 kHz
-NUM_CLIPS_PER_PROGRESS_LINE = 1000
 
 
 def run(
@@ -75,14 +75,20 @@ def run(
         model, info = load_codec(pinned.pretrained, device, settings.dtype)
         if info.fingerprint != pinned.fingerprint:
             raise pinned.changed()
-        logger.info("%s: %d clips on %s in %s", codes.name, len(clips), device, info.dtype)
         max_batch_seconds = settings.max_batch_seconds
         if max_batch_seconds is None:
             max_batch_seconds = MAX_BATCH_SECONDS_ON_GPU if on_gpu else 0.0
         rows = encode_clips(clips, model, info, max_batch_seconds, num_threads if on_gpu else 1)
     write_table(codes, codes_spec(info.num_codebooks), rows, info.as_metadata())
     seconds = sum(row["num_frames"] for row in rows) / info.frame_rate_hz
-    logger.info("%s: %d clips, %.0f s of audio on %s", codes.name, len(rows), seconds, device)
+    logger.info(
+        "%s: %d clips, %.0f s of audio, encoded on %s in %s",
+        codes.stem,
+        len(rows),
+        seconds,
+        device,
+        info.dtype,
+    )
 
 
 def encode_clips(
@@ -112,19 +118,19 @@ def encode_clips(
     look_ahead_seconds = max(LOOK_AHEAD_SECONDS, max_batch_seconds)
     decoded = decode_ahead(order, info, look_ahead_seconds, num_decoding_threads)
     rows: list[CodesRow] = []
-    for batch in equal_length_batches(decoded, info, max_batch_seconds):
-        waveforms = torch.stack([waveform for _, waveform in batch])  # (B, T * hop_length)
-        for (clip, _), clip_codes in zip(batch, encode(model, waveforms, info), strict=True):
-            rows.append(
-                {
-                    "clip_id": clip["clip_id"],
-                    "codes": clip_codes,
-                    "num_frames": len(clip_codes),
-                    "audio_sha256": clip["audio_sha256"],
-                }
-            )
-            if len(rows) % NUM_CLIPS_PER_PROGRESS_LINE == 0:
-                logger.info("encoded %d of %d clips", len(rows), len(clips))
+    with activity("encoding", len(clips), "clips") as encoding:
+        for batch in equal_length_batches(decoded, info, max_batch_seconds):
+            waveforms = torch.stack([waveform for _, waveform in batch])  # (B, T * hop_length)
+            for (clip, _), clip_codes in zip(batch, encode(model, waveforms, info), strict=True):
+                rows.append(
+                    {
+                        "clip_id": clip["clip_id"],
+                        "codes": clip_codes,
+                        "num_frames": len(clip_codes),
+                        "audio_sha256": clip["audio_sha256"],
+                    }
+                )
+            encoding.advance(len(batch))
     return sorted(rows, key=lambda row: str(row["clip_id"]))
 
 

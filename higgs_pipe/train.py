@@ -40,10 +40,11 @@ from higgs_pipe.higgs.lora import (
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows
 from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.progress import activity
 from higgs_pipe.training.alarms import Alarms, code_entropies
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity, write_errors_named
 from higgs_pipe.training.evaluation import Evaluation
-from higgs_pipe.training.metrics import MetricsLog, progress_bar
+from higgs_pipe.training.metrics import MetricsLog
 from higgs_pipe.training.optimizer import make_optimizer, make_schedule
 from higgs_pipe.training.predictions import describe_predictions
 from higgs_pipe.training.preflight.checks import check_before_training
@@ -91,7 +92,8 @@ def run(
         training = Training(stage, base, *tables, accelerator)
         checked: dict[str, Any] = {"checks": []}
         if stage.train.preflight:
-            checked = check_before_training(training.model, *tables, accelerator)
+            with activity("pre-flight"):
+                checked = check_before_training(training.model, *tables, accelerator)
         if accelerator.is_main_process:
             run_info(accelerator.device, accelerator.num_processes).write(output_dir / "run.json")
             write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
@@ -164,10 +166,16 @@ class Training:
             device, max(self.inputs.row_lengths), train_rows.codec_info.frame_rate_hz
         )
         self.stepper = Stepper(self.model, self.state, settings, accelerator, self.telemetry)
-        parts = "\n".join(f"  {k:<18}{v:>14,}" for k, v in self.trainable_parameters.items())
-        logger.info("trainable parameters:\n%s", parts)
-        logger.info("%d packed rows, %d optimizer steps", len(train_rows), self.num_steps)
-        logger.info("base in %s on %d x %s", dtype, accelerator.num_processes, device)
+        parts = ", ".join(f"{name} {n:,}" for name, n in self.trainable_parameters.items())
+        logger.info("trainable parameters: %s", parts)
+        logger.info(
+            "%d packed rows, %d optimizer steps; base in %s on %d x %s",
+            len(train_rows),
+            self.num_steps,
+            str(dtype).removeprefix("torch."),
+            accelerator.num_processes,
+            device,
+        )
 
     def _check_codebook_weights(self) -> None:
         weights, num_codebooks = self.settings.loss_weights.codebooks, self.config.num_codebooks
@@ -190,7 +198,8 @@ class Training:
             True if training is complete, also if a signal came in its last step.
         """
         settings, progress, accelerator = self.settings, self.state.progress, self.accelerator
-        metrics = MetricsLog(output_dir / "metrics.jsonl", self.alarms, accelerator)
+        path = output_dir / "metrics.jsonl"
+        metrics = MetricsLog(path, self.alarms, accelerator, self.num_steps)
         samples = None
         if settings.sample_steps is not None:
             folder = output_dir / "samples"
@@ -207,9 +216,9 @@ class Training:
         elif settings.stop_on_alarm:
             self.alarms.refuse_active(progress.step)
         inputs = self.inputs.after(progress.step)
-        bar = progress_bar(progress.step, self.num_steps, accelerator.is_main_process)
+        training = activity("training", self.num_steps, "steps", progress.step)
         started = time.perf_counter() - progress.seconds
-        with closing(inputs), bar as shown:
+        with closing(inputs), training as pace:
             while not self._is_finished():
                 is_logged = (progress.step + 1) % settings.log_steps == 0 or progress.step == 0
                 with self.telemetry.step():
@@ -217,10 +226,12 @@ class Training:
                         step_input = next(inputs)
                     result = self.stepper.step(step_input, predict=is_logged)
                 progress.seconds = time.perf_counter() - started
-                shown.update()
+                pace.advance()
 
                 if is_logged:
-                    metrics.write(progress.step, self._line(result))
+                    line = self._line(result)
+                    note = f"{line['step_seconds']:.2g} s/step  {pace.left()}"
+                    metrics.write(progress.step, line, note)
                     self._log_predictions(step_input, result)
                 evaluation.run_if_due(self.num_steps, metrics)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -35,6 +36,11 @@ REAL_SPEECH = ROOT.parent / "shared" / "data" / "real_speech" / "manifest.jsonl"
 needs_real_speech = pytest.mark.skipif(
     not REAL_SPEECH.is_file(), reason="the real recordings are not on this machine"
 )
+
+
+def jobs_run(terminal: str) -> list[str]:
+    """The jobs that a run of Snakemake shows, in order, each with its wildcards."""
+    return re.findall(r"^[\d:]{8}  \[\d+/\d+\] (.*)$", terminal, re.MULTILINE)
 
 
 def write_stage_config(path: Path, **sections: Any) -> Path:

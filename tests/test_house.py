@@ -26,7 +26,7 @@ from higgs_pipe.planning.stages import STAGES
 PACKAGE = ROOT / "higgs_pipe"
 # Imports flow from a higher level to a lower one.
 LEVELS = {
-    **{"errors": 0, "cli": 1, "config": 1, "planning": 1},
+    **{"errors": 0, "cli": 1, "progress": 1, "config": 1, "planning": 1},
     **{"data": 2, "higgs": 3, "training": 4, "listening": 4},
     "reporting": 5,
 }

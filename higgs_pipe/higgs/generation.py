@@ -25,7 +25,6 @@ import soundfile as sf
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     HiggsAudioV2ForConditionalGeneration,
@@ -42,6 +41,7 @@ from higgs_pipe.higgs.codes import IGNORED, Codes, undelay
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.higgs.sampler import Sampler
 from higgs_pipe.higgs.speech_prompts import ModelPrompt
+from higgs_pipe.progress import activity
 
 DEFAULT_BATCH_SIZE = 8
 PAD_TOKEN_ID = 0  # any text token: it is masked
@@ -130,7 +130,7 @@ def generate(
                 [prompts[i] for i in batch],
                 sampling,
                 max_frames,
-                f"speaking, batch {number} of {len(batches)}",
+                "speaking" if len(batches) == 1 else f"speaking, batch {number} of {len(batches)}",
             )
             stream_eos = native.config.audio_stream_eos_id
             for i, delayed in zip(batch, frames, strict=True):
@@ -191,8 +191,9 @@ def _generate_batch(
     inputs = _inputs(prompts, config, native.device)
     num_prompt_frames = max(len(prompt.audio_input_ids) for prompt in prompts)
     seeds = [prompt.seed(sampling.seed) for prompt in prompts]
-    with tqdm(total=num_steps, desc=description, unit="frame", disable=None) as bar:
-        sampler = Sampler(sampling, config, seeds, bar.update)
+    # All may stop before the last frame, so the time left is an upper bound.
+    with activity(description, num_steps, "frames at most") as speaking:
+        sampler = Sampler(sampling, config, seeds, speaking.advance)
 
         def loop(model: Any, input_ids: Tensor, **options: Any) -> Any:
             # The sampler draws the codes. The native loop finds one left of each codebook.

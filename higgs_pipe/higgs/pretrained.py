@@ -27,6 +27,7 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.results import Result
 from higgs_pipe.data.tables import TableFile
 from higgs_pipe.errors import UserError
+from higgs_pipe.progress import activity
 
 if not sys.stderr.isatty():  # a progress bar would fill a log file
     transformers_logging.disable_progress_bar()
@@ -71,7 +72,10 @@ def load_weights(model_class: Any, pretrained: Pretrained, **options: Any) -> An
         UserError: As there; or weights are missing or of another shape, which Transformers would
             initialise at random.
     """
-    model, loading = load_pretrained(model_class, pretrained, output_loading_info=True, **options)
+    with activity(f"loading {pretrained.setting} {pretrained.name}"):
+        model, loading = load_pretrained(
+            model_class, pretrained, output_loading_info=True, **options
+        )
     lacking = sorted(loading["missing_keys"]) + sorted(str(k) for k in loading["mismatched_keys"])
     if lacking:
         raise UserError(
@@ -226,7 +230,8 @@ def _download(pretrained: Pretrained) -> Path:
 def _fingerprint_of(paths: Iterable[Path]) -> str:
     """Return the SHA-256 over the names and hashes of files."""
     ordered = sorted(paths)
-    with ThreadPoolExecutor() as threads:  # hashing releases the GIL
+    # Hashing releases the GIL.
+    with activity("hashing weights"), ThreadPoolExecutor() as threads:
         hashes = list(threads.map(sha256_of_file, ordered))
     lines = [f"{digest}  {path.name}\n" for digest, path in zip(hashes, ordered, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

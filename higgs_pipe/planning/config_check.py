@@ -117,14 +117,18 @@ def use_demo_settings(
     schema = load_schema(schema_path)
     defaults: dict[str, Any] = {}
     _fill_defaults(defaults, schema, schema)
-    changed = {}
+    changed: dict[str, Any] = {}
     for section, settings in yaml.safe_load(settings_path.read_text(encoding="utf-8")).items():
         for key, value in settings.items():
             is_default = config[section][key] == defaults[section][key]
             if is_default and key not in (typed.get(section) or {}):
-                if isinstance(value, Mapping):
-                    value = {**defaults[section][key], **value}
-                config[section][key] = changed[f"{section}.{key}"] = value
+                parts = value if isinstance(value, Mapping) else {}
+                changed |= {f"{section}.{key}.{name}": part for name, part in parts.items()}
+                if parts:
+                    value = {**defaults[section][key], **parts}
+                else:
+                    changed[f"{section}.{key}"] = value
+                config[section][key] = value
     return changed
 
 

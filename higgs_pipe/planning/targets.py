@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA, METADATA_JSON
 from higgs_pipe.planning.folders import audio_stem, files_below, transcript_stem
@@ -126,16 +126,50 @@ def demo_lines(changes: Mapping[str, Any], settings_path: Path) -> list[str]:
     return [f"base_model is the demo's miniature; {settings_path} sets {listed}"] if listed else []
 
 
-def closing_lines(results_dir: Path, experiments: Sequence[str]) -> list[str]:
-    """Return a line per adapter, metrics file and report: label and path, if it exists."""
-    products = [
-        (label, path)
-        for name in experiments
-        for label, path in (
-            (f"adapter {name}", results_dir / "adapters" / name),
-            (f"metrics {name}", results_dir / "experiments" / name / "eval" / "metrics.json"),
-        )
+class Product(NamedTuple):
+    """Something that a run makes and a person looks for."""
+
+    label: str
+    shown: Path
+    file: Path  # written with it
+    is_final: bool = True
+
+
+def products(results_dir: Path, experiments: Sequence[str]) -> list[Product]:
+    """Return what the targets make, from the last to the first."""
+    data, packed, report = (results_dir / name for name in ("data", "packed", "report"))
+    made = []
+    for name in experiments:
+        package, experiment = results_dir / "adapters" / name, results_dir / "experiments" / name
+        adapter, metrics = experiment / "train" / "adapter", experiment / "eval" / "metrics.json"
+        made += [
+            Product(f"adapter {name}", package, package.with_name(f"{name}.zip")),
+            Product(f"metrics {name}", metrics, metrics),
+            Product(f"trained {name}", adapter, adapter / "adapter_config.json"),
+        ]
+    return [
+        *made,
+        Product("report", report / "index.html", report / "index.html"),
+        Product("packed rows", packed, packed / "packing.json", is_final=False),
+        Product("clips", data / "clips.parquet", data / "clips.parquet", is_final=False),
+        Product("rejected", data / "rejected.parquet", data / "rejected.parquet", is_final=False),
     ]
-    products.append(("report", results_dir / "report" / "index.html"))
-    width = max(len(label) for label, _ in products)
-    return [f"{label:<{width}}  {path}" for label, path in products if path.exists()]
+
+
+def versions(made: Sequence[Product]) -> dict[Path, int]:
+    """Return when each product that exists was last written, in nanoseconds."""
+    return {each.file: each.file.stat().st_mtime_ns for each in made if each.file.is_file()}
+
+
+def closing_lines(made: Sequence[Product], before: Mapping[Path, int]) -> list[str]:
+    """Return a line per product that a run has made: label and path.
+
+    Args:
+        made: :func:`products`.
+        before: :func:`versions` of them before the run.
+    """
+    now = versions(made)
+    new = [each for each in made if each.file in now and now[each.file] != before.get(each.file)]
+    new = [each for each in new if each.is_final] or new
+    width = max((len(each.label) for each in new), default=0)
+    return [f"{each.label:<{width}}  {each.shown}" for each in new]

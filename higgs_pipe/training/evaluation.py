@@ -17,6 +17,7 @@ from higgs_pipe.training.samples import Samples
 from higgs_pipe.training.state import Progress
 
 EVAL_LOSS = "eval_loss"
+BEST = "best so far"
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,28 @@ class Evaluation:
         is_speaking = self._is_due(settings.sample_steps, is_last)
         is_evaluated = self._is_due(settings.eval_steps, is_last) or (is_speaking and is_by_samples)
         if is_evaluated:
-            eval_loss = self._held_out_loss(metrics)
+            losses = self._held_out_losses()
+            eval_loss = losses["eval_loss"]
             progress.note(eval_loss)
+            is_candidate = not is_by_samples and progress.step > 0
+            is_best = is_candidate and progress.keep_if_best((eval_loss,), self._adapter())
+            metrics.write(progress.step, losses, BEST if is_best else "")
             # Patience may have ended the run.
             is_last = progress.is_finished(num_steps, settings.early_stopping_patience)
             is_speaking = self._is_due(settings.sample_steps, is_last)
-        badness = self._speak(metrics) if is_speaking else math.inf
-        if progress.step == 0:
-            return
-        if is_by_samples and is_speaking:
-            progress.keep_if_best((badness, eval_loss), self._adapter())
-        elif not is_by_samples and is_evaluated:
-            progress.keep_if_best((eval_loss,), self._adapter())
+        if is_speaking and self.samples is not None:
+            measures = self.samples.speak(progress.step, self.model)
+            is_best = False
+            if is_by_samples and progress.step > 0:
+                badness = measures.badness(settings.keep_best_by) if measures else math.inf
+                is_best = progress.keep_if_best((badness, eval_loss), self._adapter())
+            if measures is not None:
+                metrics.write(progress.step, measures.line(), BEST if is_best else "")
 
     def _is_due(self, every: int | None, is_last: bool) -> bool:
         return every is not None and (self.progress.step % every == 0 or is_last)
 
-    def _held_out_loss(self, metrics: MetricsLog) -> float:
+    def _held_out_losses(self) -> dict[str, float]:
         step, rows_per_batch = self.progress.step, self.settings.rows_per_micro_batch
         sums = held_out_sums(self.model, self.rows, self.accelerator, rows_per_batch)
         losses = named_losses(total_of(sums), prefix="eval_")
@@ -71,18 +77,7 @@ class Evaluation:
                 f"step {step}: the held-out loss is {losses['eval_loss']}. Lower "
                 "train.learning_rate, or try train.dtype: float32."
             )
-        metrics.write(step, losses)
-        return losses["eval_loss"]
-
-    def _speak(self, metrics: MetricsLog) -> float:
-        """Speak samples; return how bad they are by ``keep_best_by``, infinite if that failed."""
-        if self.samples is None:
-            return math.inf
-        measures = self.samples.speak(self.progress.step, self.model)
-        if measures is None:
-            return math.inf
-        metrics.write(self.progress.step, measures.line())
-        return measures.badness(self.settings.keep_best_by)
+        return losses
 
     def _adapter(self) -> PeftModel:
         return cast(PeftModel, self.accelerator.unwrap_model(self.model).model)

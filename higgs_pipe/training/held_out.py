@@ -8,6 +8,7 @@ from accelerate.utils import gather_object
 
 from higgs_pipe.higgs.batch import PackedRow, collate
 from higgs_pipe.higgs.loss import LossSums
+from higgs_pipe.progress import activity
 
 
 class Rows(Protocol):
@@ -38,11 +39,13 @@ def held_out_sums(
     dual_loss_model.eval()
     found: list[tuple[str, LossSums]] = []
     mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-    for start in range(0, len(mine), rows_per_batch):
-        indices = mine[start : start + rows_per_batch]
-        batch = collate([rows[i] for i in indices], dual_loss_model.native.config)
-        sums, _ = dual_loss_model(batch.to(accelerator.device))
-        found += zip(batch.sample_ids, sums.samples(), strict=True)
+    with activity("held-out loss", len(mine), "rows") as evaluating:
+        for start in range(0, len(mine), rows_per_batch):
+            indices = mine[start : start + rows_per_batch]
+            batch = collate([rows[i] for i in indices], dual_loss_model.native.config)
+            sums, _ = dual_loss_model(batch.to(accelerator.device))
+            found += zip(batch.sample_ids, sums.samples(), strict=True)
+            evaluating.advance(len(indices))
     dual_loss_model.train(was_training)
     return dict(sorted(gather_object(found), key=lambda item: item[0]))
 

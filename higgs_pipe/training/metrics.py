@@ -1,17 +1,13 @@
-"""Output of a run: ``metrics.jsonl``, the log, the tracker's curves, alarms, a progress bar."""
+"""Output of a run: ``metrics.jsonl``, the log, the tracker's curves, alarms."""
 
 import json
 import logging
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from higgs_pipe.data.files import write_text
 from higgs_pipe.training.alarms import Alarms
@@ -29,6 +25,7 @@ class MetricsLog:
     path: Path  # metrics.jsonl
     alarms: Alarms
     accelerator: Accelerator  # with its trackers
+    num_steps: int
 
     def text(self) -> str:
         """Return everything written so far."""
@@ -41,8 +38,8 @@ class MetricsLog:
             with write_errors_named(self.path):
                 write_text(self.path, text)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line, and each alarm that it sets off."""
+    def write(self, step: int, values: Mapping[str, float], note: str = "") -> None:
+        """Append a line, and each alarm that it sets off; the note goes to the log alone."""
         alarms = self.alarms.check({"step": step, **values})
         if not self.accelerator.is_main_process:
             return
@@ -50,23 +47,16 @@ class MetricsLog:
         with write_errors_named(self.path):
             self.accelerator.log(values, step=step)
         names = [name for name in SHOWN if name in values] or values
-        shown = "  ".join(f"{name} {values[name]:.5g}" for name in names)
-        logger.info("step %d  %s", step, shown)
+        shown = [f"{name} {values[name]:.4g}" for name in names]
+        logger.info("%s", "  ".join([self._place(step), *shown, *filter(None, [note])]))
         for alarm in alarms:
             self._append(alarm.as_line())
-            logger.warning("step %d  alarm: %s: %s", alarm.step, alarm.name, alarm.message)
+            place = self._place(alarm.step)
+            logger.warning("%s  alarm: %s: %s", place, alarm.name, alarm.message)
+
+    def _place(self, step: int) -> str:
+        return f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}"
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with write_errors_named(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
-
-
-@contextmanager
-def progress_bar(done: int, total: int, is_main_process: bool) -> Iterator[tqdm]:
-    """Show a bar of steps with the log's lines above it, on the main process's terminal."""
-    is_shown = is_main_process and sys.stderr.isatty()
-    with (
-        logging_redirect_tqdm([logger]),
-        tqdm(initial=done, total=total, unit="step", disable=not is_shown) as bar,
-    ):
-        yield bar

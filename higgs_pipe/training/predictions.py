@@ -1,4 +1,4 @@
-"""Prediction beside label, in a few readable lines of the log."""
+"""Prediction beside label, in two readable lines of the log."""
 
 from typing import Any
 
@@ -8,39 +8,32 @@ from higgs_pipe.higgs.batch import Labels, PackedBatch
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.loss import Predictions
 
-NUM_SAMPLES_SHOWN = 2
-NUM_SHOWN_AT_EACH_END = 5
+NUM_SHOWN_AT_EACH_END = 4
 
 
 def describe_predictions(batch: PackedBatch, predictions: Predictions, tokenizer: Any) -> list[str]:
-    """Return lines for the first two samples: both ends of text and of audio codebook 0.
+    """Return a line on text and one on codebook 0 of the first sample: both ends, and shapes.
 
     Args:
         batch: The micro-batch.
         predictions: The model's predictions of its labels.
         tokenizer: Decodes the text ids.
     """
-    text_shape, audio_shape = tuple(batch.text.values[:, 0].shape), tuple(batch.audio.values.shape)
-    lines = [
-        f"text logits {predictions.text_logits_shape}, labels {text_shape}; "
-        f"audio logits {predictions.audio_logits_shape}, labels {audio_shape}"
+    name = batch.sample_ids[0]
+    text, text_labels = _both_ends(predictions.text, batch.text)
+    codes, code_labels = _both_ends(predictions.audio, batch.audio)
+    return [
+        f"  {name} text: predicted {text} {tokenizer.decode(text)!r}, "
+        f"label {text_labels} {tokenizer.decode(text_labels)!r}; "
+        f"logits {predictions.text_logits_shape}",
+        f"  {name} codebook 0: predicted {codes}, label {code_labels}; "
+        f"logits {predictions.audio_logits_shape}",
     ]
-    for sample, sample_id in enumerate(batch.sample_ids[:NUM_SAMPLES_SHOWN]):
-        text, text_labels = _both_ends(predictions.text, batch.text, sample)
-        codes, code_labels = _both_ends(predictions.audio, batch.audio, sample)
-        lines += [
-            f"  {sample_id}",
-            f"    text   predicted {text} {tokenizer.decode(text)!r}",
-            f"           label     {text_labels} {tokenizer.decode(text_labels)!r}",
-            f"    audio  predicted {codes}",
-            f"    (cb 0) label     {code_labels}",
-        ]
-    return lines
 
 
-def _both_ends(predicted: Tensor, labels: Labels, sample: int) -> tuple[list[int], list[int]]:
-    """Return the first and last 5 predictions and labels of a sample, from the first column."""
-    chosen = (labels.samples == sample) & (labels.values[:, 0] != IGNORED)
+def _both_ends(predicted: Tensor, labels: Labels) -> tuple[list[int], list[int]]:
+    """Return the first and last 4 predictions and labels of sample 0, from the first column."""
+    chosen = (labels.samples == 0) & (labels.values[:, 0] != IGNORED)
     predicted, expected = predicted[:, 0].cpu()[chosen], labels.values[chosen, 0]
     if len(expected) > 2 * NUM_SHOWN_AT_EACH_END:
         ends = [*range(NUM_SHOWN_AT_EACH_END), *range(-NUM_SHOWN_AT_EACH_END, 0)]

@@ -41,12 +41,13 @@ class Progress:
             if is_lower:
                 self.num_evaluations_without_better = 0
 
-    def keep_if_best(self, score: tuple[float, ...], adapter: PeftModel) -> None:
-        """Keep a copy of the adapter if its score is lower than any before."""
-        if not self.best_score or score < self.best_score:
+    def keep_if_best(self, score: tuple[float, ...], adapter: PeftModel) -> bool:
+        """Keep a copy of the adapter if its score is lower than any before; tell if it is."""
+        is_best = not self.best_score or score < self.best_score
+        if is_best:
             self.best_score, self.best_step = score, self.step
             self.best_adapter = adapter_state(adapter)
-            logger.info("step %d: the best adapter so far", self.step)
+        return is_best
 
     def is_finished(self, num_steps: int, patience: int | None) -> bool:
         """Tell if the run has taken all its steps, or its patience has ended."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers import ROOT, tone
+from helpers import ROOT, jobs_run, tone
 
 pytestmark = pytest.mark.slow
 
@@ -28,12 +27,8 @@ def snakemake(folder: Path, *words: str) -> list[tuple[str, str]]:
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    jobs = re.findall(
-        r"^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)", finished.stderr, re.MULTILINE
-    )
-    shards = [(name, re.search(r"shard=(\S+)", text)) for name, text in jobs]
-    ran = sorted((name, shard[1] if shard else "") for name, shard in shards)
-    return [job for job in ran if job != ("tokenize", "")]
+    ran = [job.partition(" ") for job in jobs_run(finished.stderr)]
+    return sorted((name, shard) for name, _, shard in ran)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ EXPERIMENTS = list(config["experiments"])
 SHARDS = file_names.shard_names(config["data"]["num_shards"])
 STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
+PRODUCTS = targets.products(Path(workflow.pathvars.apply("<results>")), EXPERIMENTS)
+VERSIONS_BEFORE = targets.versions(PRODUCTS)
 RECORDINGS_MEMORY = workflow.pathvars.apply("<results>/data/recordings.json")
 
 # Rules wait for the demo base only where the config names it; other models already exist.
@@ -64,7 +66,5 @@ onerror:
 
 
 onsuccess:
-    for line in targets.closing_lines(
-        Path(workflow.pathvars.apply("<results>")), EXPERIMENTS
-    ):
+    for line in targets.closing_lines(PRODUCTS, VERSIONS_BEFORE):
         print(line, file=sys.stderr)

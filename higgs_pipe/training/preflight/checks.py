@@ -108,6 +108,8 @@ def check_before_training(
         dual_loss_model.train(was_training)
     _report(of_model, accelerator)
     checks += of_model
+    passed = [check.name for check in checks if check.status == "passed"]
+    logger.info("pre-flight: passed: %s", ", ".join(passed))
     return {
         "checks": [asdict(check) for check in checks],
         "base_audio_loss_by_offset": {
@@ -128,7 +130,8 @@ def _report(checks: Sequence[Check], accelerator: Accelerator) -> None:
     """Log the checks; stop every process if any check failed on any process."""
     for check in checks:
         if check.status != "failed":
-            level = logging.INFO if check.status == "passed" else logging.WARNING
+            # On screen only the checks that prove nothing; the log file has all.
+            level = logging.DEBUG if check.status == "passed" else logging.WARNING
             logger.log(level, "pre-flight: %s: %s: %s", check.name, check.status, check.found)
     failed = gather_object([check for check in checks if check.status == "failed"])
     messages = list(dict.fromkeys(f"{check.name}: {check.found}" for check in failed))

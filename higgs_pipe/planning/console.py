@@ -1,0 +1,77 @@
+"""Lines of Snakemake on the terminal: one for each job; the stages log the rest.
+
+Snakemake's own log, whose path it prints at the end, keeps every line. ``--printshellcmds`` and
+``--verbose`` bring them back to the terminal, and a dry run (``-n``) always shows them.
+"""
+
+import logging
+import time
+from typing import Any
+
+SNAKEMAKE = "snakemake.logging"
+TERMINAL = "DefaultStreamHandler"
+
+# As Snakemake 9.27 names and words them. What another version renames is shown again.
+HIDDEN_EVENTS = {
+    "job_finished",
+    "job_started",
+    "progress",
+    "resources_info",
+    "run_info",
+    "shellcmd",
+    "workflow_started",
+}
+HIDDEN_BEGINNINGS = (
+    "Assuming unrestricted shared filesystem usage",
+    "Building DAG of jobs",
+    "Conda environments: ignored",
+    "DAG of jobs will be updated",
+    "Select jobs to execute",
+    "Updating checkpoint dependencies",
+    "Using shell",
+    "Using workflow specific profile",
+)
+# Jobs of no time that make nothing that a person looks for.
+HIDDEN_RULES = {"all", "eval", "package", "stage_config", "tokenize", "train", "validate"}
+
+
+def shorten() -> None:
+    """Show a line per job on the terminal in place of Snakemake's blocks."""
+    for handler in logging.getLogger(SNAKEMAKE).handlers:
+        if handler.get_name() == TERMINAL:
+            handler.addFilter(JobLines(handler))
+
+
+class JobLines(logging.Filter):
+    """Drops Snakemake's lines that are not about the work, and puts a line in place of a block.
+
+    The line has the time, the jobs that are done and their total, the rule and its wildcards:
+    ``17:00:43  [19/30] measure_shard shard-00001``.
+    """
+
+    def __init__(self, handler: logging.Handler) -> None:
+        super().__init__()
+        self._handler = handler
+        self._done = 0
+        self._total: int | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell if the record is shown as it is."""
+        told: dict[str, Any] = vars(record)
+        event = told.get("event")
+        if event == "run_info" and isinstance(told.get("stats"), dict):
+            self._total = told["stats"].get("total")
+        if event == "progress":
+            self._done, self._total = told["done"], told["total"]
+        if event == "job_info" and "rule_name" in told:
+            if told["rule_name"] not in HIDDEN_RULES:
+                line = {"msg": self._line(told), "levelno": record.levelno}
+                self._handler.handle(logging.makeLogRecord({**line, "levelname": record.levelname}))
+            return False
+        is_hidden = str(record.msg).startswith(HIDDEN_BEGINNINGS) and not event
+        return event not in HIDDEN_EVENTS and not is_hidden
+
+    def _line(self, told: dict[str, Any]) -> str:
+        count = "" if self._total is None else f"[{self._done}/{self._total}] "
+        wildcards = [str(value) for value in dict(told.get("wildcards") or {}).values()]
+        return f"{time.strftime('%H:%M:%S')}  {count}{' '.join([told['rule_name'], *wildcards])}"
