@@ -83,7 +83,12 @@ def test_a_line_that_the_level_hides_is_not_tried_without_end(
 ) -> None:
     logger.setLevel(logging.WARNING)
     tried: list[progress.Activity] = []
-    monkeypatch.setattr(progress.Activity, "line", tried.append)
+
+    def line(asked: progress.Activity) -> str:
+        tried.append(asked)
+        return ""
+
+    monkeypatch.setattr(progress.Activity, "line", line)
     with activity("loading"):
         time.sleep(0.5)
     assert lines == []
