@@ -72,6 +72,7 @@ rule all:
     default_target: True
     input:
         "<results>/data/estimate.json",
+        "<results>/data/index.html",
         expand("<results>/adapters/{experiment}.zip", experiment=EXPERIMENTS),
         "<results>/report/index.html",
 
@@ -79,6 +80,7 @@ rule all:
 rule validate:
     input:
         "<results>/data/validation.json",
+        "<results>/data/index.html",
         "<results>/data/estimate.json",
 
 

@@ -4,7 +4,7 @@ The page asks the network for nothing, and the same inputs give the same bytes. 
 must be in the files: a missing one is an error, never a blank or a zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import ReportStage, load_stage
-from higgs_pipe.data.clips.results import NamedShare, ValidationSummary
+from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.files import write_text
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.quality import AudioMeasures, TextMeasures
@@ -27,8 +27,10 @@ from higgs_pipe.reporting.experiments import (
     read_experiments,
     setting_lines,
 )
+from higgs_pipe.reporting.measures import rounded
 from higgs_pipe.reporting.pages import render_page
 from higgs_pipe.reporting.prompts import read_listening
+from higgs_pipe.reporting.shares import largest
 
 NUM_SHOWN = 20
 """Lines of a list that may be long; what is left out is counted."""
@@ -78,7 +80,7 @@ def run(
     validated, packed = ValidationSummary.read(validation), PackingSummary.read(packing)
     table, _ = read_table(clips, CLIPS)
     loss_charts = [draw_loss(title, key, experiments) for title, key in CHARTS.items()]
-    speakers, languages = _largest(validated.speakers), _largest(validated.languages)
+    speakers, languages = largest(validated.speakers), largest(validated.languages)
     data_charts = [draw_durations(_seconds_by_split(table))]
     data_charts += [
         draw_hours(title, {name: share.hours for name, share in shares.items()})
@@ -124,17 +126,6 @@ def _joined(values: Any) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _largest(shares: Mapping[str, NamedShare]) -> dict[str, NamedShare]:
-    """Return the speakers or languages with the most audio, then all the others as one."""
-    names = sorted(shares, key=lambda name: (-shares[name].hours, name))
-    largest = {name: shares[name] for name in names[:NUM_SHOWN]}
-    if others := [shares[name] for name in names[NUM_SHOWN:]]:
-        keys = NamedShare.model_fields
-        together = {key: sum(getattr(other, key) for other in others) for key in keys}
-        largest[f"{len(others):,} others"] = NamedShare(**together)
-    return largest
-
-
 def _seconds_by_split(clips: pa.Table) -> dict[str, Sequence[float]]:
     splits = np.array(clips["split"].to_pylist())
     seconds = clips["duration_seconds"].to_numpy()
@@ -158,7 +149,7 @@ def _measured(clips: pa.Table) -> list[MeasuredLine]:
         column = in_splits[measure.name].drop_null()
         if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
             quantiles = np.quantile(column.to_numpy(), [0.05, 0.5, 0.95])
-            texts = [f"{quantile:,.4g}" for quantile in quantiles]
+            texts = [rounded(quantile) for quantile in quantiles]
             lines.append(MeasuredLine(measure.metadata["description"].rstrip("."), texts))
     return lines
 

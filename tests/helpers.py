@@ -19,7 +19,7 @@ import pytest
 import soundfile as sf
 
 import higgs_pipe.train
-from higgs_pipe import list_rows, measure, pack, validate
+from higgs_pipe import clips_page, list_rows, measure, pack, validate
 from higgs_pipe.config.schema import json_schema
 from higgs_pipe.config.settings import Config
 from higgs_pipe.data.spans import Span
@@ -75,6 +75,28 @@ def run_validation(folder: Path, num_threads: int = 1, **sections: Any) -> Path:
     return data
 
 
+def clips_page_of(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> str:
+    """The page of the recordings of a manifest, after validation with the same settings."""
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    sections = {"manifest": str(manifest), "data": {"num_shards": 2}} | sections
+    data = run_validation(folder, **sections)
+    config = Config(base_model="b", codec="c", **sections).model_dump(by_alias=True)
+    text = config_check.stage_config_text(config, "clips_page", SCHEMA)
+    stage = write_stage_config(folder / "config/clips_page.json", **json.loads(text))
+    page = data / "index.html"
+    clips_page.run(
+        config=stage,
+        rows=data / "rows.parquet",
+        measured_dir=data / "measured",
+        clips=data / "clips.parquet",
+        rejected=data / "rejected.parquet",
+        validation=data / "validation.json",
+        page=page,
+    )
+    return page.read_text(encoding="utf-8")
+
+
 def recordings_of(spans: Iterable[Span]) -> list[dict[str, Any]]:
     """Rows of RECORDINGS, as list_rows writes them."""
     return [{**span._asdict(), **state_of(span.audio_path)._asdict()} for span in spans]
@@ -87,6 +109,14 @@ def tone(path: Path, seconds: float, pitch_hz: float = 220.0, rate_hz: int = 24_
     path.parent.mkdir(parents=True, exist_ok=True)
     sf.write(path, samples, rate_hz)
     return path
+
+
+def rows_of_tones(folder: Path, number: int) -> list[dict[str, Any]]:
+    """Rows of a manifest, with recordings of 1.0, 1.1, 1.2 ... seconds."""
+    return [
+        {"audio": tone(folder / f"{i}.wav", 1 + i / 10, 200 + i).name, "text": f"Clip number {i}."}
+        for i in range(number)
+    ]
 
 
 @dataclass(frozen=True)

@@ -548,10 +548,25 @@ class PackageConfig(Section):
     description: str = Field("", description="A sentence about the voice, for the model card.")
 
 
-class ReportConfig(Section):
+class ReportPageConfig(Section):
     """The report page."""
 
     title: str = Field("Higgs Audio v2 adapter", min_length=1, description="Title of the page.")
+
+
+class ClipsPageConfig(Section):
+    """The page of the recordings."""
+
+    num_players: int = Field(
+        20,
+        ge=0,
+        le=200,
+        description="Clips with a player in each list of results/data/index.html.",
+    )
+
+
+class ReportConfig(ReportPageConfig, ClipsPageConfig):
+    """The report, and the page of the recordings."""
 
 
 ManifestFormat = Literal[

@@ -11,16 +11,18 @@ from higgs_pipe.config.rules import Section
 from higgs_pipe.config.settings import (
     AcceptConfig,
     BaseModelField,
+    ClipsPageConfig,
     CodecField,
     DataConfig,
     EvaluateConfig,
     ExperimentsField,
+    FilterConfig,
     Manifest,
     ManifestField,
     MeasureConfig,
     PackageConfig,
     PackConfig,
-    ReportConfig,
+    ReportPageConfig,
     RevisionField,
     ShardConfig,
     TokenizeConfig,
@@ -131,7 +133,20 @@ class PackageStage(BaseModelStage, CodecStage):
 class ReportStage(Section):
     """Settings that ``report`` reads."""
 
-    report: ReportConfig = ReportConfig()
+    report: ReportPageConfig = ReportPageConfig()
+
+
+class FilterPart(Section):
+    """The filters alone."""
+
+    filters: FilterConfig = FilterConfig()
+
+
+class ClipsPageStage(Section):
+    """Settings that ``clips_page`` reads."""
+
+    validate_: FilterPart = Field(FilterPart(), alias="validate")
+    report: ClipsPageConfig = ClipsPageConfig()
 
 
 STAGES: dict[str, type[Section]] = {
@@ -140,6 +155,7 @@ STAGES: dict[str, type[Section]] = {
     "list_rows": ListRowsStage,
     "measure": MeasureStage,
     "validate": ValidateStage,
+    "clips_page": ClipsPageStage,
     "estimate": EstimateStage,
     "tokenize": TokenizeStage,
     "pack": PackStage,

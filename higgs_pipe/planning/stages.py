@@ -28,6 +28,7 @@ STAGES = {
     "list_rows": Stage("validate", "list_rows", "list_rows", 6),
     "measure": Stage("validate", "measure_shard", "measure", 6),
     "validate": Stage("validate", "judge_clips", "validate", 7),
+    "clips_page": Stage("validate", "clips_page", "clips_page", 1),
     "estimate": Stage("validate", "estimate", "estimate", 2),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),
     "pack": Stage("pack", "pack", "pack", 5),

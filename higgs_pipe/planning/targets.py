@@ -151,6 +151,7 @@ def products(results_dir: Path, experiments: Sequence[str]) -> list[Product]:
         *made,
         Product("report", report / "index.html", report / "index.html"),
         Product("packed rows", packed, packed / "packing.json", is_final=False),
+        Product("recordings", data / "index.html", data / "index.html", is_final=False),
         Product("clips", data / "clips.parquet", data / "clips.parquet", is_final=False),
         Product("rejected", data / "rejected.parquet", data / "rejected.parquet", is_final=False),
     ]

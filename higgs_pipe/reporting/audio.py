@@ -42,7 +42,13 @@ def read_player(path: Path, longest_seconds: float | None, rule: str) -> Player:
         samples, rate_hz = sf.read(path, dtype="float32", always_2d=True)
     except sf.LibsndfileError as error:
         raise UserError(f"{path}: {error.error_string} run: snakemake --forcerun {rule}") from None
-    mono = samples.mean(axis=1)
+    return make_player(samples.mean(axis=1), rate_hz, longest_seconds)
+
+
+def make_player(
+    mono: npt.NDArray[np.float32], rate_hz: int, longest_seconds: float | None
+) -> Player:
+    """Return samples (n,) for the page, at a rate that Opus has; see :func:`read_player`."""
     seconds = len(mono) / rate_hz
     return Player(
         source="data:audio/ogg;base64," + base64.b64encode(opus(mono, rate_hz)).decode(),

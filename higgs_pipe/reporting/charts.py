@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from higgs_pipe.reporting.experiments import COLOURS, Experiment
+from higgs_pipe.reporting.measures import rounded
 
 INK = "#010203"
 """Stands for the text colour in the drawings; the page replaces it by ``currentColor``."""
@@ -20,6 +23,7 @@ INK = "#010203"
 MAX_MARKERS = 20
 MAX_NAME = 18  # characters of a speaker's name
 NUM_BINS = 24
+ACCEPTED_COLOUR, REJECTED_COLOUR = COLOURS[0], COLOURS[4]
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,37 @@ def draw_durations(seconds: dict[str, Sequence[float]]) -> Chart:
     _style(axes, "length of a clip, seconds", "clips")
     words = ", ".join(f"{len(part):,} {label}" for label, part in seconds.items())
     return _as_chart(figure, "Lengths", f"Histogram of the clips' lengths: {words} clips.")
+
+
+def draw_measure(
+    name: str,
+    accepted: npt.NDArray[np.float64],
+    rejected: npt.NDArray[np.float64],
+    bounds: Sequence[float],
+) -> Chart:
+    """Draw a histogram of a measure, and its bounds as dashed lines.
+
+    The axis holds 99 % of the values and the bounds; the first and last bar hold what lies beyond.
+
+    Args:
+        name: The measure's column.
+        accepted: Its values in the accepted rows.
+        rejected: Its values in the rejected rows.
+        bounds: Limits of the filters on it.
+    """
+    values = np.concatenate([accepted, rejected])
+    low, high = np.quantile(values, [0.005, 0.995])
+    low, high = min([low, *bounds]), max([high, *bounds])
+    bins = np.linspace(low, high if high > low else low + 1, NUM_BINS + 1)
+    figure, axes = _figure()
+    parts = [np.clip(part, bins[0], bins[-1]) for part in (accepted, rejected)]
+    axes.hist(parts, bins=bins, stacked=True, color=[ACCEPTED_COLOUR, REJECTED_COLOUR])
+    for bound in bounds:
+        axes.axvline(bound, color=INK, linewidth=1.2, linestyle="--")
+    _style(axes, name.replace("_", " "), "rows")
+    words = f"{len(accepted):,} accepted rows, median {rounded(np.median(values))} over all"
+    title = name.replace("_", " ").capitalize()
+    return _as_chart(figure, title, f"Histogram of {title}: {words}; {len(rejected):,} rejected.")
 
 
 def draw_hours(title: str, hours: dict[str, float]) -> Chart:

@@ -193,6 +193,11 @@ def _estimate(estimate: Estimate | None, unit: str) -> str:
     return f"{value:.1f} %" if unit == "%" else f"{value:.2f} {unit}".rstrip()
 
 
+def rounded(value: float) -> str:
+    """Render a number with four significant digits, and never with an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def signed(value: float, num_decimals: int = 3) -> str:
     """Render a number with its sign, and 0 without."""
     text = f"{abs(value):.{num_decimals}f}"

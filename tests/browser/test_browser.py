@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from devtools import BROWSER, Browser
+from helpers import clips_page_of, rows_of_tones
 from matplotlib.image import imread
 from report_inputs import Inputs
 
@@ -47,6 +48,18 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with Browser(tmp_path_factory.mktemp("profile")) as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def clips_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of eight recordings, two of them rejected; one of these can be heard."""
+    folder = tmp_path_factory.mktemp("clips")
+    rows = rows_of_tones(folder, 8)
+    rows[0] |= {"text": " ", "speaker": "a-speaker-whose-name-is-longer-than-a-phone-is-wide" * 2}
+    rows[1]["audio"] = "a/folder/without/the/recording/that/the/manifest/names/here.wav"
+    rows[2]["text"] = "A text of one long word: " + "donaudampfschifffahrt" * 8
+    clips_page_of(folder, rows, validate={"max_rejected_fraction": 0.5})
+    return folder / "data" / "index.html"
 
 
 def pixels_of(browser: Browser, page: Path, scheme: str) -> np.ndarray:
@@ -188,3 +201,28 @@ def test_nothing_leaves_the_page_and_nothing_is_complained_of(browser: Browser, 
     outside = [url for url in browser.requests if not url.startswith("data:")]
     assert set(outside) == {page.as_uri()}
     assert browser.errors == []
+
+
+def test_every_recording_of_the_clips_page_plays(browser: Browser, clips_page: Path) -> None:
+    browser.open(clips_page, DESKTOP)
+    seconds = browser.evaluate(
+        """Promise.all([...document.querySelectorAll("audio")].map(async (audio) => {
+            await audio.play();
+            audio.pause();
+            return audio.duration;
+        }))"""
+    )
+    # The sample in the manifest's order, then the rejected row.
+    assert seconds == pytest.approx([1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.0], abs=0.02)
+    outside = [url for url in browser.requests if not url.startswith("data:")]
+    assert set(outside) == {clips_page.as_uri()}
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_nothing_of_the_clips_page_is_cut_off(
+    browser: Browser, clips_page: Path, width: int
+) -> None:
+    browser.open(clips_page, width)
+    assert browser.evaluate(CUT_OFF) == []
+    assert browser.evaluate("document.documentElement.scrollWidth") == width

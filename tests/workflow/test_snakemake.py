@@ -32,13 +32,14 @@ from higgs_pipe.planning.targets import (
 
 BIN = Path(sys.executable).parent
 EVERYTHING = {
-    "stage_config": 13,
+    "stage_config": 14,
     "tiny_base": 1,
     "pin_model": 2,
     "list_rows": 1,
     "measure_shard": 2,
     "judge_clips": 1,
     "estimate": 1,
+    "clips_page": 1,
     "tokenize_shard": 2,
     "pack": 1,
     "train_adapter": 1,
@@ -48,6 +49,7 @@ EVERYTHING = {
     "report": 1,
     "all": 1,
 }
+PAGES_OF_DATA = ["estimate", "clips_page"]
 TRAINING_ON = [
     *("train_adapter", "eval_adapter", "accept_adapter", "package_adapter", "report", "all"),
 ]
@@ -80,6 +82,8 @@ elif stage == "validate":
     for name in ("clips", "rejected", "validation"):
         write(options[name], "\\n".join(lines))
     write_shards(options["shards-dir"], [line[:3] for line in lines])
+elif stage == "clips_page":
+    write(options["page"], "")
 elif stage == "estimate":
     write(options["estimate"], read(options["config"]))
 elif stage == "pin_model":
@@ -149,12 +153,12 @@ def workdir(tmp_path: Path) -> Path:
     ("target", "missing"),
     [
         ("all", set()),
-        ("package", {"estimate", "report"}),
-        ("report", {"estimate", "accept_adapter", "package_adapter"}),
-        ("eval", {"estimate", "package_adapter", "report"}),
-        ("train", {"estimate", *TRAINING_ON[1:-1]}),
-        ("pack", {"estimate", *TRAINING_ON}),
-        ("tokenize", {"estimate", "pack", *TRAINING_ON}),
+        ("package", {*PAGES_OF_DATA, "report"}),
+        ("report", {*PAGES_OF_DATA, "accept_adapter", "package_adapter"}),
+        ("eval", {*PAGES_OF_DATA, "package_adapter", "report"}),
+        ("train", {*PAGES_OF_DATA, *TRAINING_ON[1:-1]}),
+        ("pack", {*PAGES_OF_DATA, *TRAINING_ON}),
+        ("tokenize", {*PAGES_OF_DATA, "pack", *TRAINING_ON}),
         ("validate", {"pin_model", "tokenize_shard", "pack", *TRAINING_ON}),
     ],
 )
@@ -319,6 +323,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "list_rows",
         "measure",
         "validate",
+        "clips_page",
         "estimate",
         "tokenize_audio",
         "pack",
@@ -365,6 +370,7 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     ("settings", "expected"),
     [
         ({"report": {"title": "Voices"}}, ["report", "all"]),
+        ({"report": {"num_players": 3}}, ["clips_page", "all"]),
         ({"eval": {"rows_per_batch": 2}}, TRAINING_ON[1:]),
         # The results of eval stay, for the report.
         ({"eval": {"require": "better"}}, ["accept_adapter", "package_adapter", "all"]),
@@ -374,7 +380,7 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
         # Nothing is decoded again; what follows depends on what judging writes.
         (
             {"validate": {"max_rejected_fraction": 0.2, "filters": {"min_snr_db": 5.0}}},
-            ["judge_clips", "estimate", "tokenize_shard", "pack", *TRAINING_ON],
+            ["judge_clips", *PAGES_OF_DATA, "tokenize_shard", "pack", *TRAINING_ON],
         ),
     ],
 )

@@ -135,6 +135,45 @@ rule estimate:
         " --estimate {output.estimate:q} --log {log:q}"
 
 
+# Show the recordings, and what validation made of them, as a page with players.
+# reads:  <results>/data/{rows,clips,rejected}.parquet, <results>/data/measured/,
+#         <results>/data/validation.json, some of the recordings
+# writes: <results>/data/index.html
+rule clips_page:
+    input:
+        checkpoints=CHECKPOINTS,
+        config="<results>/config/clips_page.json",
+        rows="<results>/data/rows.parquet",
+        measured=expand("<results>/data/measured/{shard}.parquet", shard=SHARDS),
+        clips="<results>/data/clips.parquet",
+        rejected="<results>/data/rejected.parquet",
+        validation="<results>/data/validation.json",
+    output:
+        page=report(
+            "<results>/data/index.html",
+            caption="../report/clips.rst",
+            category="Recordings",
+        ),
+    log:
+        "<logs>/clips_page.log",
+    benchmark:
+        "<benchmarks>/clips_page.tsv"
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        version=stages.STAGES["clips_page"].version,
+        measured_dir=lambda wildcards, input: Path(input.measured[0]).parent,
+    shell:
+        "python -m higgs_pipe.clips_page --config {input.config:q} --rows {input.rows:q}"
+        " --measured-dir {params.measured_dir:q} --clips {input.clips:q}"
+        " --rejected {input.rejected:q} --validation {input.validation:q}"
+        " --page {output.page:q} --log {log:q}"
+
+
 # Encode the clips of one shard.
 # reads:  <results>/data/shards/{shard}.parquet, the recordings, the codec as pinned
 # writes: <results>/codes/{shard}.parquet

@@ -1,8 +1,12 @@
 """The table of rows that ``list_rows`` writes and ``validate`` reads."""
 
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.manifests.row import ManifestRows, Row
@@ -33,13 +37,19 @@ def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -
     write_table(path, ROWS, rows, metadata)
 
 
-def read_rows(path: Path) -> ManifestRows:
+def read_rows(path: Path, clip_ids: Collection[str] | None = None) -> ManifestRows:
     """Read what :func:`write_rows` wrote.
+
+    Args:
+        path: The table.
+        clip_ids: Read these rows alone.
 
     Raises:
         UserError: The table is missing or of another version.
     """
     table, stamp = read_table(path, ROWS)
+    if clip_ids is not None:
+        table = table.filter(pc.is_in(table["clip_id"], pa.array(sorted(clip_ids), pa.string())))
     rows = tuple(_row(columns) for columns in table.to_pylist())
     return ManifestRows(rows, stamp["ignored_keys"], tuple(stamp["notes"]), stamp["left_out"])
 
