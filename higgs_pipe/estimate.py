@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, HiggsAudioV2Config, HiggsAudioV2Tokenize
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, TrainConfig
 from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage, merge
-from higgs_pipe.data.clips.overview import table_lines
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
@@ -77,7 +76,7 @@ class Estimate(Result):
 
 
 def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
-    """Estimate what training will take, and print it below the summary of validation.
+    """Estimate what training will take, and log it.
 
     Args:
         config: ``results/config/estimate.json``.
@@ -127,7 +126,7 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
         not_in_chat_template=refused,
     )
     found.write(estimate)
-    logger.info("%s", "\n".join([*table_lines(summary), *_lines(found, stage.pack.max_tokens)]))
+    logger.info("%s", "\n".join(_lines(found, stage.pack.max_tokens)))
     if refused:
         logger.warning(
             "The chat template of %s cannot render %d conversations, so pack will reject them; "

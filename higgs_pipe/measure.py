@@ -34,6 +34,7 @@ from higgs_pipe.data.quality import (
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.data.units import number
 from higgs_pipe.progress import activity
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _measure(
         fact = f"{path} holds {num_bad:,} samples that are NaN or infinite"
         return Fault(Reason.AUDIO_NON_FINITE, fact), measures
     if highest > MAX_PEAK:
-        fact = f"{path} has a peak of {highest:.4g} times full scale, above {MAX_PEAK:g}"
+        fact = f"{path} has a peak of {number(highest)} times full scale, above {MAX_PEAK:g}"
         return Fault(Reason.AUDIO_OUT_OF_RANGE, fact), measures
     channel = channel_to_take(audio.samples)
     if channel is not None and limits.cancelling_channels == "reject":

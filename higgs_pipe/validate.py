@@ -11,10 +11,10 @@ from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.config.stages import ValidateStage, load_stage
 from higgs_pipe.data.clips.candidates import Clip, Measured
 from higgs_pipe.data.clips.corpus import assemble
-from higgs_pipe.data.clips.judging import judge
+from higgs_pipe.data.clips.judging import Judgement, judge
 from higgs_pipe.data.clips.overview import log_warnings, table_lines
 from higgs_pipe.data.clips.reasons import Rejection
-from higgs_pipe.data.clips.summary import summarize
+from higgs_pipe.data.clips.summary import hours_of, summarize
 from higgs_pipe.data.clips.texts import normalized
 from higgs_pipe.data.clips.transcripts import check_texts
 from higgs_pipe.data.hashing import shard_of
@@ -59,7 +59,7 @@ def run(
     measured = _read_measured(measured_dir, stage.data.num_shards, manifest.rows)
     _check_split_is_known(manifest.rows, stage.data)
     judgement = judge(manifest.rows, measured, stage)
-    _check_enough_accepted(judgement.rejections, len(manifest.rows), stage)
+    _check_enough_accepted(judgement, len(manifest.rows), stage)
     if stage.validate_.check_texts:
         check_texts(judgement.accepted)
     corpus = assemble(judgement.accepted, measured, stage.data)
@@ -70,7 +70,7 @@ def run(
     write_shards(shards_dir, SHARD_CLIPS, _by_shard(corpus.clips, stage.data.num_shards))
     summary.write(validation)
     log_warnings(summary, judgement.rejections)
-    logger.info("%s", "\n".join(table_lines(summary)))
+    logger.info("%s", "\n".join(table_lines(summary.hours_by_part)))
 
 
 def _read_measured(measured_dir: Path, num_shards: int, rows: Sequence[Row]) -> Measured:
@@ -104,19 +104,20 @@ def _check_split_is_known(rows: Sequence[Row], data: DataConfig) -> None:
         )
 
 
-def _check_enough_accepted(
-    rejections: Sequence[Rejection], num_rows: int, stage: ValidateStage
-) -> None:
+def _check_enough_accepted(judgement: Judgement, num_rows: int, stage: ValidateStage) -> None:
+    """Check that not too many rows are rejected; if they are, log the hours by reason first."""
+    rejections, max_rejected = judgement.rejections, stage.validate_.max_rejected_fraction
+    if judgement.accepted and len(rejections) / num_rows <= max_rejected:
+        return
+    logger.info("%s", "\n".join(table_lines(hours_of(judgement))))
     offenders = list_offenders([str(rejection) for rejection in rejections])
-    max_rejected_fraction = stage.validate_.max_rejected_fraction
-    if len(rejections) / num_rows > max_rejected_fraction:
-        raise UserError(
-            f"{len(rejections):,} of {num_rows:,} rows are rejected, more than "
-            f"validate.max_rejected_fraction = {max_rejected_fraction:g} allows:\n{offenders}\n"
-            "Fix or drop these rows, or raise validate.max_rejected_fraction, and run again."
-        )
-    if len(rejections) == num_rows:
+    if len(rejections) / num_rows <= max_rejected:
         raise UserError(f"no row is left:\n{offenders}\nFix these rows and run again.")
+    raise UserError(
+        f"{len(rejections):,} of {num_rows:,} rows are rejected, more than "
+        f"validate.max_rejected_fraction = {max_rejected:g} allows:\n{offenders}\n"
+        "Fix or drop these rows, or raise validate.max_rejected_fraction, and run again."
+    )
 
 
 def _rejected_row(rejection: Rejection) -> dict[str, Any]:

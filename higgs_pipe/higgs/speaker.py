@@ -25,6 +25,7 @@ from higgs_pipe.data.channels import channel_to_take, to_mono
 from higgs_pipe.data.quality import MAX_PEAK, SILENT_PEAK, peak
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.text import is_blank
+from higgs_pipe.data.units import number
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
@@ -174,7 +175,7 @@ class Speaker:
         highest = peak(recording.samples)
         if not SILENT_PEAK <= highest <= MAX_PEAK:
             raise UserError(
-                f"reference {path} has a peak of {highest:.3g} times full scale, not within "
+                f"reference {path} has a peak of {number(highest)} times full scale, not within "
                 f"{SILENT_PEAK:.0e} and {MAX_PEAK:g}; name another recording."
             )
         if recording.duration_seconds < MIN_REFERENCE_SECONDS:

@@ -392,11 +392,19 @@ def bad_rows(num_rows: int) -> list[Fields]:
     return [{"audio": f"none-{index}.wav", "text": "N."} for index in range(num_rows)]
 
 
-def test_more_rejected_rows_than_allowed_stop_the_run(tmp_path: Path, rows: list[Fields]) -> None:
+def test_more_rejected_rows_than_allowed_stop_the_run(
+    tmp_path: Path, rows: list[Fields], caplog: pytest.LogCaptureFixture
+) -> None:
     limit = {"max_rejected_fraction": 0.25}
     assert len(run(tmp_path, rows + bad_rows(1), "one", validate=limit).rejected) == 1
-    with pytest.raises(UserError, match=r"2 of 5 rows ") as caught:
+    with (
+        pytest.raises(UserError, match=r"2 of 5 rows ") as caught,
+        caplog.at_level("INFO", logger="higgs_pipe"),
+    ):
         run(tmp_path, rows + bad_rows(2), "two", validate=limit)
+    [table] = [text for text in caplog.messages if "hours lost" in text]
+    assert [table.splitlines()[1].split()[i] for i in (0, 1, 3)] == ["all", "3", "2"]
+    assert "  audio_missing" in table
     message = str(caught.value)
     for line in (4, 5):
         assert f"{tmp_path}/manifest.jsonl:{line}: audio_missing: {tmp_path}/none-" in message
@@ -649,7 +657,7 @@ def test_a_clip_unlike_its_speakers_others_is_listed(
         outputs = run(tmp_path, rows)
     found = outputs.summary["outliers"]["eve"]["rms_dbfs"]
     assert (list(found["clips"]), found["num_clips"]) == (["e4"], 1)
-    assert "eve: rms_dbfs of e4 is -36.99" in caplog.text
+    assert "eve: rms_dbfs of e4 is -36.99 dBFS, the median " in caplog.text
 
 
 def test_hours_lost_are_counted_by_reason_speaker_and_language(

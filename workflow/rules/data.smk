@@ -105,7 +105,7 @@ checkpoint judge_clips:
         " --shards-dir {params.shards_dir:q} --log {log:q}"
 
 
-# Estimate the tokens, steps and memory of training, and print them with the counts.
+# Estimate the tokens, steps and memory of training, and print them.
 # reads:  <results>/data/validation.json, <results>/data/clips.parquet, the base's configuration
 # writes: <results>/data/estimate.json
 rule estimate:

@@ -5,6 +5,7 @@ from typing import Any
 
 from higgs_pipe.config.settings import FilterConfig
 from higgs_pipe.data.clips.reasons import Fault, Reason
+from higgs_pipe.data.units import with_unit
 
 # The setting, the measure that it bounds from above (max_) or below (min_), and the reason.
 BOUNDS = (
@@ -52,4 +53,5 @@ def faults(measures: Mapping[str, Any], limits: FilterConfig) -> list[Fault]:
 
 
 def _fact(measure: str, value: float, comparison: str, setting: str, limit: float) -> str:
-    return f"its {measure} is {value:.4g}, {comparison} than validate.filters.{setting} = {limit:g}"
+    found, bound = with_unit(measure, value), with_unit(measure, limit)
+    return f"its {measure} is {found}, {comparison} than validate.filters.{setting} = {bound}"

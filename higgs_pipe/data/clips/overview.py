@@ -4,8 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from higgs_pipe.data.clips.reasons import Rejection
-from higgs_pipe.data.clips.results import Loss, Outliers, Share, ValidationSummary
+from higgs_pipe.data.clips.results import Hours, Loss, Outliers, Share, ValidationSummary
 from higgs_pipe.data.clips.summary import NUM_NAMED
+from higgs_pipe.data.units import with_unit
 from higgs_pipe.errors import list_offenders
 
 logger = logging.getLogger("higgs_pipe")
@@ -65,15 +66,16 @@ def _outlier_lines(found: Mapping[str, Mapping[str, Outliers]]) -> list[str]:
         for measure, of_measure in measures.items():
             clip_id, value = next(iter(of_measure.clips.items()))
             lines.append(
-                f"{speaker}: {measure} of {clip_id} is {value:.4g}, the median "
-                f"{of_measure.median:.4g} (clips like this: {of_measure.num_clips})"
+                f"{speaker}: {measure} of {clip_id} is {with_unit(measure, value)}, the median "
+                f"{with_unit(measure, of_measure.median)} (clips like this: "
+                f"{of_measure.num_clips})"
             )
     return lines
 
 
-def table_lines(validation: ValidationSummary) -> list[str]:
+def table_lines(hours: Hours) -> list[str]:
     """Return the hours kept and lost, in all and by reason, speaker and language, as a table."""
-    lost = validation.rejected
+    lost = hours.lost
     reasons = lost.reasons.values()
     all_lost = Loss(
         num_rows=sum(loss.num_rows for loss in reasons),
@@ -81,11 +83,11 @@ def table_lines(validation: ValidationSummary) -> list[str]:
         hours=sum((loss.hours for loss in reasons), 0.0),
     )
     lines = [_line("", ("rows kept", "hours kept", "rows lost", "hours lost"))]
-    lines.append(_table_line("all", validation, all_lost))
-    lines += [_table_line(split, share, None) for split, share in validation.splits.items()]
+    lines.append(_table_line("all", hours.kept, all_lost))
+    lines += [_table_line(split, share, None) for split, share in hours.splits.items()]
     lines += _part_lines("reasons", {}, lost.reasons)
-    lines += _part_lines("speakers", validation.speakers, lost.speakers)
-    lines += _part_lines("languages", validation.languages, lost.languages)
+    lines += _part_lines("speakers", hours.speakers, lost.speakers)
+    lines += _part_lines("languages", hours.languages, lost.languages)
     if num_rows := all_lost.num_rows_of_unknown_length:
         lines.append(f"rows lost, of unknown length and not in the hours: {num_rows:,}")
     return lines
@@ -107,7 +109,7 @@ def _part_lines(title: str, kept: Mapping[str, Share], lost: Mapping[str, Loss])
     return lines
 
 
-def _table_line(name: str, kept: Share | ValidationSummary | None, lost: Loss | None) -> str:
+def _table_line(name: str, kept: Share | None, lost: Loss | None) -> str:
     return _line(
         name,
         (

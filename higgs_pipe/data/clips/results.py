@@ -1,5 +1,7 @@
 """``validation.json``: what validation accepted and rejected, counted."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from higgs_pipe.data.results import Result, ResultPart
@@ -34,6 +36,17 @@ class Losses(ResultPart):
     reasons: dict[str, Loss]
     speakers: dict[str, Loss]
     languages: dict[str, Loss]
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Clips kept and rows lost, for the table that validation prints."""
+
+    kept: Share
+    splits: Mapping[str, Share]
+    speakers: Mapping[str, Share]
+    languages: Mapping[str, Share]
+    lost: Losses
 
 
 class ClipSeconds(ResultPart):
@@ -114,3 +127,14 @@ class ValidationSummary(Result):
     manifest_notes: list[str]  # such as names of columns that were guessed
     left_out: dict[str, LeftOut]  # by reason
     shared_scene: str | None  # the scene of all clips
+
+    @property
+    def hours_by_part(self) -> Hours:
+        """The clips kept and the rows lost, by split, speaker, language and reason."""
+        return Hours(
+            kept=Share(num_clips=self.num_clips, seconds=self.seconds, hours=self.hours),
+            splits=self.splits,
+            speakers=self.speakers,
+            languages=self.languages,
+            lost=self.rejected,
+        )

@@ -16,6 +16,7 @@ from higgs_pipe.data.clips.overlap import overlap
 from higgs_pipe.data.clips.reasons import Reason, Rejection
 from higgs_pipe.data.clips.results import (
     ClipSeconds,
+    Hours,
     LeftOut,
     Loss,
     Losses,
@@ -109,6 +110,18 @@ def summarize(
             for reason, files in manifest.left_out.items()
         },
         shared_scene=_shared_scene(targets),
+    )
+
+
+def hours_of(judgement: Judgement) -> Hours:
+    """Count the hours kept and lost before the clips are split."""
+    clips = [candidate.clip for candidate in judgement.accepted]
+    return Hours(
+        kept=Share(**_amount(clips)),
+        splits={},
+        speakers=_shares(clips, "speaker"),
+        languages=_shares(clips, "language"),
+        lost=_losses(judgement.rejections),
     )
 
 

@@ -82,7 +82,7 @@ def test_every_fault_is_told_with_the_measure_the_limit_and_the_setting() -> Non
     ]
     assert facts == [
         "its dc_offset is 0.5, more than validate.filters.max_dc_offset = 0.02",
-        "its snr_db is 5.04, less than validate.filters.min_snr_db = 15",
+        "its snr_db is 5.04 dB, less than validate.filters.min_snr_db = 15 dB",
     ]
 
 

@@ -1,0 +1,29 @@
+"""Measured values as text for a person: plain digits, with their unit."""
+
+import numpy as np
+
+UNITS = {
+    "_hz": "Hz",
+    "_db": "dB",
+    "_dbfs": "dBFS",
+    "_per_second": "per second",
+    "_seconds": "s",
+}
+
+
+def number(value: float) -> str:
+    """Render with 4 significant digits, or as a whole number with commas: ``0.1842``, ``10,800``.
+
+    Only beyond a billion, as a broken sample may be, there is an exponent.
+    """
+    if abs(value) > 1e9:
+        return f"{value:.4g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return np.format_float_positional(value, precision=4, fractional=False, trim="-")
+
+
+def with_unit(measure: str, value: float) -> str:
+    """Render the value of a measure, whose name ends in its unit: ``10,800 Hz`` of a bandwidth."""
+    units = [unit for ending, unit in UNITS.items() if measure.endswith(ending)]
+    return " ".join([number(value), *units[:1]])

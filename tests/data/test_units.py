@@ -1,0 +1,36 @@
+"""Measured values as text for a person."""
+
+import numpy as np
+import pytest
+
+from higgs_pipe.data.units import UNITS, number, with_unit
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (10_800.4, "10,800"),
+        (1_234_567.0, "1,234,567"),
+        (0.18416, "0.1842"),
+        (0.00002, "0.00002"),
+        (-36.9912, "-36.99"),
+        (0.0, "0"),
+        (1e38, "1e+38"),
+        (float(np.float32(0.7)), "0.7"),
+    ],
+)
+def test_a_number_has_plain_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_the_unit_is_the_one_that_the_name_of_a_measure_ends_in() -> None:
+    assert with_unit("bandwidth_hz", 7450.0) == "7,450 Hz"
+    assert with_unit("rms_dbfs", -23.0) == "-23 dBFS"
+    assert with_unit("trailing_silence_seconds", 1.5) == "1.5 s"
+    assert with_unit("characters_per_second", 12.25) == "12.25 per second"
+    assert with_unit("silence_fraction", 0.25) == "0.25"
+
+
+def test_no_ending_is_the_end_of_another() -> None:
+    """Otherwise a measure would have two units."""
+    assert not any(a != b and a.endswith(b) for a in UNITS for b in UNITS)
