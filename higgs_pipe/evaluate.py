@@ -57,7 +57,7 @@ logger = logging.getLogger("higgs_pipe")
 # What is read of a clip: beside its text, who speaks and what it is cut from.
 CLIP_COLUMNS = (
     *("clip_id", "audio_path", "start_seconds", "end_seconds", "duration_seconds"),
-    *("text", "speaker", "language", "dialogue_id", "conversation"),
+    *("channel", "text", "speaker", "language", "dialogue_id", "conversation"),
 )
 
 

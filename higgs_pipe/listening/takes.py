@@ -12,6 +12,7 @@ from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe.data.audio import AudioError
 from higgs_pipe.data.audio import decode as decode_file
+from higgs_pipe.data.channels import to_mono
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import decode, to_codec_input
@@ -208,7 +209,8 @@ def recording_of(clip: Mapping[str, Any], info: CodecInfo) -> Samples:
         )
     except AudioError as error:
         raise UserError(f"{error}; run: snakemake --forcerun list_rows") from None
-    mono: Samples = to_codec_input(recording.samples, recording.sample_rate_hz, info).numpy()
+    samples = to_mono(recording.samples, clip["channel"])
+    mono: Samples = to_codec_input(samples, recording.sample_rate_hz, info).numpy()
     return mono[: round(recording.duration_seconds * info.sample_rate_hz)]
 
 

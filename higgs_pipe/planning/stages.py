@@ -33,7 +33,7 @@ STAGES = {
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),
     "pack": Stage("pack", "pack", "pack", 5),
     "train": Stage("train", "train_adapter", "train", 5),
-    "eval": Stage("eval", "eval_adapter", "evaluate", 3),
+    "eval": Stage("eval", "eval_adapter", "evaluate", 4),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
     "package": Stage("package", "package_adapter", "package", 3),
     "report": Stage("report", "report", "report", 3),
