@@ -65,6 +65,8 @@ localrules:
     train,
     eval,
     package,
+    push,
+    push_adapter,
 
 
 # The targets pack and report are the rules of that name.
@@ -117,3 +119,8 @@ rule eval:
 rule package:
     input:
         expand("<results>/adapters/{experiment}.zip", experiment=EXPERIMENTS),
+
+
+rule push:
+    input:
+        expand("<results>/pushed/{experiment}.json", experiment=EXPERIMENTS),

@@ -27,7 +27,8 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     """Run one stage from the command line and exit the process.
 
     Every keyword of ``run`` becomes an option: ``clips_path: Path`` is ``--clips-path``,
-    ``list[Path]`` takes several values, a keyword with a default may be left out. The help of an
+    ``list[Path]`` takes several values, a keyword with a default may be left out. An argument
+    before ``/`` is given without a name. The help of an
     option is its entry under ``Args:`` in ``run``'s docstring. ``--log`` also writes the messages
     to a file.
 
@@ -38,8 +39,9 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     options = vars(_parser(run).parse_args(argv))
     _set_up_logging(options.pop("log"))
     sys.excepthook = _log_bug
+    places = [name for name, p in inspect.signature(run).parameters.items() if is_place(p)]
     try:
-        run(**options)
+        run(*[options.pop(name) for name in places], **options)
     except UserError as error:
         logger.error("%s", error)
         if _record_for_launcher(error):
@@ -80,10 +82,16 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_place(parameter: inspect.Parameter) -> bool:
+    """Return whether an argument is given by its place, without a name."""
+    return parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+
+
 def _parser(run: Callable[..., None]) -> argparse.ArgumentParser:
     summary, described = _documented(inspect.getdoc(run) or "")
     parser = argparse.ArgumentParser(
-        prog=f"python -m {inspect.getmodule(run).__spec__.name}",  # type: ignore[union-attr]
+        prog=f"python -m {inspect.getmodule(run).__spec__.name}"  # type: ignore[union-attr]
+        + (f" {run.__name__}" if run.__name__ != "run" else ""),
         description=summary,
     )
     hints = typing.get_type_hints(run)
@@ -92,6 +100,9 @@ def _parser(run: Callable[..., None]) -> argparse.ArgumentParser:
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
         suffix = "" if default is None else f" (default: {default})"
+        if is_place(parameter):
+            parser.add_argument(name, type=value_type, help=described.get(name, ""))
+            continue
         parser.add_argument(
             "--" + name.replace("_", "-"),
             type=value_type,

@@ -28,9 +28,9 @@ PACKAGE = ROOT / "higgs_pipe"
 LEVELS = {
     **{"errors": 0, "cli": 1, "progress": 1, "config": 1, "planning": 1},
     **{"data": 2, "higgs": 3, "training": 4, "listening": 4},
-    "reporting": 5,
+    **{"reporting": 5, "publishing": 6},
 }
-STAGE = 6
+STAGE = 7
 RULE_FILES = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
 
 

@@ -546,6 +546,40 @@ class PackageConfig(Section):
 
     license: str = Field("other", min_length=1, description="Licence id of the model card.")
     description: str = Field("", description="A sentence about the voice, for the model card.")
+    show_speakers: bool = Field(
+        False, description="Name the speakers, with their clips and hours, in the package."
+    )
+    num_samples: int = Field(
+        3,
+        ge=0,
+        le=20,
+        description="Held-out texts whose speech by base and adapter goes into the package, at "
+        "most eval.num_prompts.",
+    )
+
+
+class PushConfig(Section):
+    """Publication of the packages on the Hub, by ``snakemake push`` alone.
+
+    The token is that of huggingface_hub: ``HF_TOKEN``, or ``hf auth login``.
+    """
+
+    repo: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.{}-]+$",
+        description="Repository, as owner/name; {experiment} in it is replaced by the experiment's "
+        "name, and is needed where there are several.",
+    )
+    private: bool = Field(
+        True, description="Make the repository private; a public one is then refused."
+    )
+    branch: str = Field("main", min_length=1, description="Branch; made if there is none.")
+    tag: str | None = Field(
+        None, min_length=1, description="Tag of the commit; null: none. It never moves."
+    )
+    overwrite: bool = Field(
+        False, description="Replace other content of the branch; otherwise it is refused."
+    )
 
 
 class ReportPageConfig(Section):
@@ -655,5 +689,6 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     package: PackageConfig = PackageConfig()
+    push: PushConfig = PushConfig()
     report: ReportConfig = ReportConfig()
     experiments: dict[str, dict[str, Any]] = ExperimentsField

@@ -22,6 +22,7 @@ from higgs_pipe.config.settings import (
     MeasureConfig,
     PackageConfig,
     PackConfig,
+    PushConfig,
     ReportPageConfig,
     RevisionField,
     ShardConfig,
@@ -130,6 +131,13 @@ class PackageStage(BaseModelStage, CodecStage):
     package: PackageConfig = PackageConfig()
 
 
+class PushStage(Section):
+    """Settings that ``push`` reads."""
+
+    push: PushConfig = PushConfig()
+    eval: AcceptConfig = AcceptConfig()
+
+
 class ReportStage(Section):
     """Settings that ``report`` reads."""
 
@@ -163,6 +171,7 @@ STAGES: dict[str, type[Section]] = {
     "eval": EvalStage,
     "accept": AcceptStage,
     "package": PackageStage,
+    "push": PushStage,
     "report": ReportStage,
 }
 

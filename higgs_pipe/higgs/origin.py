@@ -1,6 +1,7 @@
 """Facts on a model's training from its files: base, codec, system message, cleaning."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import read_json
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.pretrained import PinnedModel
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class _Provenance(BaseModel):
 def adapter_origin(adapter_dir: Path) -> AdapterOrigin:
     """Return the origin of a packaged adapter, or of the one in a training's results.
 
+    A package names a local base or codec without its folder; ``models/`` of the results that the
+    package lies in knows the folder. Elsewhere the codec is None: it is the base's own.
+
     Raises:
         UserError: The directory holds no adapter, or a damaged file.
     """
@@ -85,16 +90,34 @@ def adapter_origin(adapter_dir: Path) -> AdapterOrigin:
         raise UserError(
             f"{path} is damaged: {error}\nrun: snakemake --forcerun package_adapter"
         ) from None
+    results = adapter_dir.resolve().parents[1:2]
+    named, codec = provenance.base_model, provenance.codec
+    base_folder = _pinned_folder(results, "base_model", named.fingerprint)
+    codec_folder = _pinned_folder(results, "codec", codec.fingerprint)
+    is_codec_found = codec.revision is not None or Path(codec.codec).is_dir()
     return AdapterOrigin(
-        base=provenance.base_model.name,
+        base=base_folder or named.name,
         base_revision=provenance.base_model.revision,
         base_fingerprint=provenance.base_model.fingerprint,
-        codec=provenance.codec.codec,
+        codec=codec_folder or (codec.codec if is_codec_found else None),
         codec_revision=provenance.codec.revision,
         codec_fingerprint=provenance.codec.fingerprint,
         system_prompt=provenance.config.pack.pack.system_prompt,
         clean_text=provenance.config.pack.pack.clean_text,
     )
+
+
+def _pinned_folder(results: Sequence[Path], setting: str, fingerprint: str) -> str | None:
+    """Return the checkpoint that results were made with, if it has these weights."""
+    for folder in results:
+        try:
+            text = (folder / "models" / f"{setting}.json").read_text(encoding="utf-8")
+            pinned = PinnedModel.model_validate_json(text)
+        except (OSError, ValidationError):
+            return None
+        if pinned.fingerprint == fingerprint:
+            return pinned.name
+    return None
 
 
 def codec_of_base(base: Pretrained) -> str:

@@ -12,7 +12,7 @@ their tables. Whoever loads the base later takes it from the packed rows::
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -217,7 +217,7 @@ def _download(pretrained: Pretrained) -> Path:
                 snapshot_download(
                     pretrained.name,
                     revision=pretrained.revision,
-                    allow_patterns=[*config_patterns, weights],
+                    allow_patterns=[*config_patterns, weights, "README.md"],
                 )
             )
             if any(folder.glob(weights)):
@@ -233,5 +233,10 @@ def _fingerprint_of(paths: Iterable[Path]) -> str:
     # Hashing releases the GIL.
     with activity("hashing weights"), ThreadPoolExecutor() as threads:
         hashes = list(threads.map(sha256_of_file, ordered))
-    lines = [f"{digest}  {path.name}\n" for digest, path in zip(hashes, ordered, strict=True)]
+    return fingerprint_of_hashes({path.name: h for path, h in zip(ordered, hashes, strict=True)})
+
+
+def fingerprint_of_hashes(hashes: Mapping[str, str]) -> str:
+    """Return the SHA-256 over the names of files and their SHA-256, in hexadecimal."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(hashes.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

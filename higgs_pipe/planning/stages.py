@@ -35,6 +35,7 @@ STAGES = {
     "train": Stage("train", "train_adapter", "train", 5),
     "eval": Stage("eval", "eval_adapter", "evaluate", 4),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
-    "package": Stage("package", "package_adapter", "package", 3),
+    "package": Stage("package", "package_adapter", "package", 4),
+    "push": Stage("push", "push_adapter", "push", 1),
     "report": Stage("report", "report", "report", 3),
 }

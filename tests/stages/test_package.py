@@ -1,8 +1,11 @@
 """The package: complete, proved in a fresh process, and usable without this project."""
 
 import hashlib
+import html
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,18 +16,27 @@ from typing import Any
 import pytest
 import soundfile as sf
 import torch
-import yaml
 from helpers import ROOT, PackedCorpus, tone, write_stage_config
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
 from higgs_pipe import evaluate, package
 from higgs_pipe import train as train_stage
-from higgs_pipe.config.stages import PackageStage, PackStage, load_stage
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.lora import load_adapter
+from higgs_pipe.higgs.miniature import AUDIO_TOKENIZER
+from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt
-from higgs_pipe.listening.verdict import Verdict
-from higgs_pipe.training.results import EvalMetrics
+
+EVAL = {"device": "cpu", "num_prompts": 3, "max_seconds": 2.0, "temperatures": [1.0, 0.5]}
+# Text that would be markup, in a card that did not escape it.
+DESCRIPTION = "A <img src=x onerror=alert(1)> voice\n# of `ours` | [link](https://example.org) $x$"
+PACKAGE = {"license": "cc0-1.0", "description": DESCRIPTION}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +49,12 @@ def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -
     write_stage_config(config / "validate.json", manifest="manifest.jsonl")
     write_stage_config(config / "tokenize.json", **codec)
     write_stage_config(config / "pack.json", **base)
-    write_stage_config(config / "eval.json", **base, eval={"device": "cpu", "num_prompts": 0})
-    write_stage_config(config / "package.json", **base, **codec, package={"license": "cc0-1.0"})
+    write_stage_config(config / "eval.json", **base, eval=EVAL)
+    write_stage_config(config / "package.json", **base, **codec, package=PACKAGE)
     train = write_stage_config(
         config / "train.json", **base, train={"device": "cpu", "learning_rate": 5e-3}
     )
+    (corpus.base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     directory = results / "experiments/default"
     train_stage.run(train, corpus.train_rows, corpus.eval_rows, directory / "train")
     evaluate.run(
@@ -73,12 +86,25 @@ def run_package(corpus: PackedCorpus, results: Path, output: Path) -> Path:
 def packaged(
     corpus: PackedCorpus, experiment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    return run_package(corpus, experiment, tmp_path_factory.mktemp("adapters"))
+    """The package, in results that know the folders of base and codec."""
+    results = tmp_path_factory.mktemp("packaged")
+    for setting, folder in (("base_model", corpus.base), ("codec", corpus.base / AUDIO_TOKENIZER)):
+        pinned = PinnedModel.of(Pretrained(setting, str(folder)))
+        pinned.write(results / f"models/{setting}.json")
+    return run_package(corpus, experiment, results / "adapters")
+
+
+def files_of(package: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(package).as_posix(): path.read_bytes()
+        for path in package.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> None:
-    names = {path.name for path in packaged.iterdir()}
-    assert names == {
+    files = files_of(packaged)
+    assert set(files) == {
         "adapter_config.json",
         "adapter_model.safetensors",
         "base_model.json",
@@ -86,39 +112,103 @@ def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> 
         "metrics.json",
         "provenance.json",
         "verdict.json",
+        "loss.svg",
+        "files.json",
         "SHA256SUMS",
+        *(f"samples/{i:02d}-{voice}.wav" for i in (1, 2, 3) for voice in ("adapter", "base")),
     }
     with zipfile.ZipFile(packaged.with_suffix(".zip")) as archive:
-        assert {f"default/{name}" for name in names} == set(archive.namelist())
-        for name in names:
-            assert archive.read(f"default/{name}") == (packaged / name).read_bytes()
+        assert {f"default/{name}": content for name, content in files.items()} == {
+            name: archive.read(name) for name in archive.namelist()
+        }
 
 
 def test_checksums_are_those_of_the_files(packaged: Path) -> None:
     lines = (packaged / "SHA256SUMS").read_text().splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 15
     for line in lines:
         digest, name = line.split("  ")
         assert hashlib.sha256((packaged / name).read_bytes()).hexdigest() == digest
 
 
 def test_the_model_card_has_the_hubs_metadata_and_the_metrics(packaged: Path) -> None:
-    card = (packaged / "README.md").read_text()
-    metadata = yaml.safe_load(card.split("---")[1])
+    card = ModelCard.load(packaged / "README.md", ignore_metadata_errors=False)
+    metadata = card.data.to_dict()
     assert metadata["library_name"] == "peft"
     assert metadata["license"] == "cc0-1.0"
-    assert {"base_model", "pipeline_tag", "language", "tags"} <= metadata.keys()
+    assert {"base_model", "pipeline_tag", "tags"} <= metadata.keys()
+    assert metadata["widget"][0]["output"]["url"] == "samples/01-adapter.wav"
     metrics = json.loads((packaged / "metrics.json").read_text())
-    assert f"{metrics['adapter']['eval_loss']:.4f}" in card
-    assert f"{metrics['base']['eval_stop_loss']:.4f}" in card
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results or ()}
+    assert found["eval_loss"] == metrics["adapter"]["eval_loss"]
+    assert found["eval_stop_loss"] == metrics["adapter"]["eval_stop_loss"]
+    row = f"| {metrics['base']['eval_loss']:.4f} | {metrics['adapter']['eval_loss']:.4f} |"
+    assert row in card.text
+
+
+def shown(card: Path) -> str:
+    """The text that a reader of the card sees, with its markup as HTML."""
+    page = card.read_text().partition("\n---\n")[2]
+    return str(MarkdownIt("commonmark").enable("table").render(page))
 
 
 def test_the_model_card_says_the_verdict(packaged: Path, experiment: Path) -> None:
     path = experiment / "experiments/default/eval/verdict.json"
     assert (packaged / "verdict.json").read_bytes() == path.read_bytes()
     sentences = json.loads(path.read_text())["sentences"]
-    lines = (packaged / "README.md").read_text().splitlines()
-    assert [line[2:] for line in lines if line[2:] in sentences] == sentences
+    listed = re.findall("<li>(.*)</li>", shown(packaged / "README.md"))
+    assert [html.unescape(line) for line in listed] == sentences
+
+
+def test_the_description_is_shown_as_it_is_written(packaged: Path) -> None:
+    page = shown(packaged / "README.md")
+    assert f"<p>{html.escape(DESCRIPTION.replace(chr(10), ' '))}</p>" in page
+    assert "<img src=x" not in page
+
+
+def test_the_models_of_the_card_have_their_licence_and_no_folder(packaged: Path) -> None:
+    page = shown(packaged / "README.md")
+    assert re.findall(
+        "<td>(?:base|codec)</td>\n<td>(.*)</td>\n<td>(.*)</td>\n<td>(.*)</td>", page
+    ) == [
+        ("tiny-higgs", "a local folder", "apache-2.0"),
+        ("audio_tokenizer", "a local folder", "not stated in its files"),
+    ]
+
+
+def test_samples_are_what_eval_spoke_at_the_first_temperature(
+    packaged: Path, experiment: Path
+) -> None:
+    spoken = experiment / "experiments/default/samples"
+    for number in ("01", "02", "03"):
+        for voice in ("adapter", "base"):
+            published = packaged / f"samples/{number}-{voice}.wav"
+            assert published.read_bytes() == (spoken / f"{number}-{voice}-t1.wav").read_bytes()
+
+
+def test_no_file_of_the_package_tells_a_folder_a_person_or_a_clip(
+    packaged: Path, corpus: PackedCorpus
+) -> None:
+    private = [str(corpus.directory), str(corpus.base.parent), str(Path.cwd()), "manifest.jsonl"]
+    private += ["clip-0", "clip-1", '"high": {', '"low": {', "| high |", "audio/"]
+    for name, content in files_of(packaged).items():
+        found = [text for text in private if text.encode() in content]
+        assert found == [], name
+
+
+def test_speakers_are_named_where_the_package_may_show_them(
+    corpus: PackedCorpus, experiment: Path, tmp_path: Path
+) -> None:
+    results = Path(shutil.copytree(experiment, tmp_path / "results"))
+    settings = results / "config/package.json"
+    changed = json.loads(settings.read_text())
+    changed["package"] |= {"show_speakers": True, "num_samples": 1}
+    settings.write_text(json.dumps(changed))
+    package = run_package(corpus, results, tmp_path / "adapters")
+    assert "<td>high</td>" in shown(package / "README.md")
+    provenance = json.loads((package / "provenance.json").read_text())
+    assert provenance["data"]["speakers"].keys() == {"high", "low"}
+    assert len(list((package / "samples").iterdir())) == 2
 
 
 def test_provenance_names_config_data_versions_and_weights(
@@ -144,57 +234,101 @@ def test_packaging_twice_gives_the_same_archive(
     assert again.with_suffix(".zip").read_bytes() == packaged.with_suffix(".zip").read_bytes()
 
 
-def code_block(markdown: Path) -> str:
-    """The first Python example in a page."""
-    return markdown.read_text().split("```python\n")[1].split("```")[0]
+def code_blocks(markdown: Path, language: str) -> list[str]:
+    """The examples of a page."""
+    parts = markdown.read_text().split(f"```{language}\n")[1:]
+    return [part.split("```")[0] for part in parts]
+
+
+@pytest.fixture(scope="module")
+def beside(packaged: Path, corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with package, base and reference, as a reader of the card has them."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(packaged, folder / "default")
+    shutil.copytree(corpus.base, folder / "tiny-higgs")
+    tone(folder / "reference.wav", seconds=1.7)  # 42.5 frames
+    return folder
+
+
+def run_alone(script: str, folder: Path) -> None:
+    """Run a Python script where ``higgs_pipe`` cannot be imported."""
+    (folder / "script.py").write_text(
+        f"{script}\nimport sys\nassert not any(n.startswith('higgs_pipe') for n in sys.modules)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    finished = subprocess.run(
+        [sys.executable, "script.py"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+    )
+    assert finished.returncode == 0, finished.stderr
 
 
 @pytest.mark.parametrize("page", ["README.md", "model card"])
 def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
-    packaged: Path, corpus: PackedCorpus, tmp_path: Path, page: str
+    packaged: Path, corpus: PackedCorpus, beside: Path, page: str
 ) -> None:
-    """As a reader would copy it, with the demo's base and adapter in place of the names."""
-    code = code_block(ROOT / page if page == "README.md" else packaged / "README.md")
-    code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(corpus.base))
-    code = code.replace("results/adapters/default", "default")
+    """The card's as it is written; the README's with the demo's base and adapter."""
+    code = code_blocks(ROOT / page if page == "README.md" else packaged / "README.md", "python")[0]
+    if page == "README.md":
+        code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(corpus.base))
+        code = code.replace("results/adapters/default", "default")
     again = "inputs =" + code.partition("inputs =")[2].replace("speech.wav", "alone.wav")
-    shutil.copytree(packaged, tmp_path / "default")
-    tone(tmp_path / "reference.wav", seconds=1.7)  # 42.5 frames
     lines = (
-        "import sys, torch",
+        "import torch",
         "torch.manual_seed(0)",
         code,
         "torch.save(dict(inputs), 'speech.pt')",
         "del messages[1:3]",
         again,
         "torch.save(dict(inputs), 'alone.pt')",
-        "assert not any(name.startswith('higgs_pipe') for name in sys.modules)",
     )
-    (tmp_path / "speak.py").write_text("\n".join(lines))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    finished = subprocess.run(
-        [sys.executable, "speak.py"],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_alone("\n".join(lines), beside)
     speaker = Speaker.load(adapter=packaged)
     assert speaker.codec_info.codec == str(corpus.base / "audio_tokenizer")
-    voice = speaker.voice(tmp_path / "reference.wav", "What the reference says.")
+    voice = speaker.voice(beside / "reference.wav", "What the reference says.")
     for name, voices in (("speech", (voice,)), ("alone", ())):
-        samples, rate = sf.read(tmp_path / f"{name}.wav")
+        samples, rate = sf.read(beside / f"{name}.wav")
         assert rate == 24_000
         assert len(samples) >= 960
         assert abs(samples).max() > 0
         # The prompt is that of training, with the codes of the reference.
         prompt = speaker.prompt(SpeechPrompt("The sun rises in the east.", voices))
-        inputs = torch.load(tmp_path / f"{name}.pt")
+        inputs = torch.load(beside / f"{name}.pt")
         assert inputs["input_ids"][0].tolist() == prompt.input_ids.tolist()
         if voices:
             assert inputs["audio_input_ids"][0].tolist() == prompt.audio_input_ids.tolist()
+
+
+def test_the_cards_merged_model_has_the_logits_of_the_adapter(
+    packaged: Path, corpus: PackedCorpus, beside: Path
+) -> None:
+    """Also those of the text head, which a merge easily loses."""
+    run_alone(code_blocks(packaged / "README.md", "python")[1], beside)
+    base, merged = (
+        load_base(Pretrained("base_model", str(beside / name)), torch.float32)
+        for name in ("tiny-higgs", "merged")
+    )
+    batch = collate([PackedRows(corpus.eval_rows)[0]], base.config)
+    with torch.inference_mode():
+        expected = DualLossModel(load_adapter(base, packaged)).logits(batch)
+        found = DualLossModel(merged).logits(batch)
+    for name, of_adapter, of_merged in zip(("text", "audio"), expected, found, strict=True):
+        assert torch.allclose(of_merged, of_adapter, atol=1e-3), name
+
+
+def test_the_cards_command_speaks_beside_the_base(packaged: Path, beside: Path) -> None:
+    [command] = code_blocks(packaged / "README.md", "bash")
+    words = [sys.executable, *shlex.split(command)[1:], "--max-seconds", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(
+        words, check=False, capture_output=True, text=True, env=environment, cwd=beside
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert sf.info(beside / "spoken.wav").samplerate == 24_000
 
 
 def changed_adapter(experiment: Path, output: Path, change: Any) -> Path:
@@ -241,20 +375,3 @@ def test_an_adapter_of_other_weights_is_not_packaged(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
     with pytest.raises(UserError, match=r"default was trained on other weights .*000000000000"):
         run_package(corpus, results, tmp_path / "adapters")
-
-
-def test_the_model_card_pins_the_commit_of_the_base(packaged: Path, experiment: Path) -> None:
-    provenance = package.Provenance.read(packaged / "provenance.json")
-    base = provenance.base_model.model_copy(update={"revision": "0123abc"})
-    card = package.model_card(
-        provenance.model_copy(update={"base_model": base}),
-        load_stage(PackageStage, experiment / "config/package.json"),
-        load_stage(PackStage, experiment / "config/pack.json").pack,
-        EvalMetrics.read(packaged / "metrics.json"),
-        Verdict.read(packaged / "verdict.json"),
-    )
-    code = card.split("```python\n")[1].split("```")[0]
-    assert 'revision = "0123abc"' in code
-    assert code.count("revision=revision") == 2
-    compile(code, "card", "exec")
-    assert "revision" not in code_block(packaged / "README.md")

@@ -173,6 +173,12 @@ def test_everything_is_planned_by_default(workdir: Path) -> None:
     assert jobs(workdir) == EVERYTHING
 
 
+def test_a_push_is_planned_after_the_package_where_it_is_asked_for(workdir: Path) -> None:
+    planned = set(jobs(workdir, "push"))
+    assert {"accept_adapter", "package_adapter", "push_adapter"} <= planned
+    assert "report" not in planned
+
+
 def test_each_experiment_is_trained_evaluated_and_packaged(workdir: Path) -> None:
     write_config(workdir, experiments={"small": {"lora": {"r": 4}}, "big": {"lora": {"r": 64}}})
     planned = jobs(workdir)

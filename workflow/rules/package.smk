@@ -1,9 +1,10 @@
 # What a user of the adapter gets.
 
 
-# Package an adapter with its model card, metrics and provenance, and prove in a fresh process that
-# the package loads.
-# reads:  the data's counts, the experiment's adapter and metrics, the settings of every stage
+# Package an adapter with its model card, samples, metrics and provenance, and prove in a fresh
+# process that the package loads.
+# reads:  the data's counts, the experiment's adapter, curves, metrics and samples, the settings of
+#         every stage
 # writes: <results>/adapters/{experiment}/, <results>/adapters/{experiment}.zip
 rule package_adapter:
     input:
@@ -22,8 +23,14 @@ rule package_adapter:
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
         train_config="<results>/experiments/{experiment}/train/config.json",
         train_metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
+        train_run="<results>/experiments/{experiment}/train/run.json",
+        preflight="<results>/experiments/{experiment}/train/preflight.json",
         metrics="<results>/experiments/{experiment}/eval/metrics.json",
         verdict="<results>/experiments/{experiment}/eval/verdict.json",
+        breakdown="<results>/experiments/{experiment}/eval/breakdown.json",
+        generation="<results>/experiments/{experiment}/eval/generation.json",
+        generation_table="<results>/experiments/{experiment}/eval/generation.parquet",
+        samples="<results>/experiments/{experiment}/samples",
         accepted="<results>/experiments/{experiment}/eval/accepted.txt",
         base_model=BASE_MODEL,
         codec=CODEC,
@@ -51,3 +58,34 @@ rule package_adapter:
         " --data-dir {params.data_dir:q} --packed-dir {params.packed_dir:q}"
         " --experiment-dir {params.experiment_dir:q} --config-dir {params.config_dir:q}"
         " --package-dir {output.package:q} --archive {output.archive:q} --log {log:q}"
+
+
+# Publish a package on the Hub; only the target push asks for it. It runs where Snakemake does, for
+# the network of that machine.
+# reads:  <results>/adapters/{experiment}/, the token of huggingface_hub
+# writes: <results>/pushed/{experiment}.json, the repository push.repo
+rule push_adapter:
+    input:
+        checkpoints=CHECKPOINTS,
+        config="<results>/config/push.json",
+        package="<results>/adapters/{experiment}",
+        accepted="<results>/experiments/{experiment}/eval/accepted.txt",
+    output:
+        pushed="<results>/pushed/{experiment}.json",
+    log:
+        "<logs>/experiments/{experiment}/push.log",
+    benchmark:
+        "<benchmarks>/experiments/{experiment}/push.tsv"
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        version=stages.STAGES["push"].version,
+        names=EXPERIMENTS,
+    shell:
+        "python -m higgs_pipe.push --config {input.config:q} --name {wildcards.experiment:q}"
+        " --names {params.names:q} --package-dir {input.package:q}"
+        " --pushed {output.pushed:q} --log {log:q}"

@@ -1,0 +1,88 @@
+"""Check that an adapter fits a base, by shapes and fingerprints: no weight is loaded."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.pretrained import fingerprint_of_hashes, load_pretrained, weight_fingerprint
+from higgs_pipe.publishing.checking import ADAPTER_CONFIG, CheckedPackage
+
+
+def check_fits(package: CheckedPackage, base: Pretrained) -> None:
+    """Check that an adapter was trained on these weights, and fits them tensor by tensor.
+
+    Of a base on the Hub only the config is downloaded; the Hub names the hashes of its weights.
+
+    Raises:
+        UserError: A tensor is missing, unknown or of another shape; or the weights are others,
+            because the base is another one or was changed since training.
+    """
+    expected = _shapes_on(package, base)
+    found = package.shapes
+    unknown, missing = found.keys() - expected.keys(), expected.keys() - found.keys()
+    wrong = [f"{name}: the base has no place for it" for name in sorted(unknown)]
+    wrong += [f"{name}: missing" for name in sorted(missing)]
+    wrong += [
+        f"{name}: {list(found[name])}, the base needs {list(expected[name])}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name] != expected[name]
+    ]
+    if wrong:
+        raise UserError(
+            f"the adapter does not fit {base.setting} {base.name!r}:\n"
+            f"{list_offenders(wrong)}\nIt was trained on {package.base.name!r}."
+        )
+    fingerprint = _fingerprint(base)
+    if fingerprint != package.base.fingerprint:
+        commit = package.base.revision
+        raise UserError(
+            f"{base.setting} {base.name!r} has other weights (SHA-256 {fingerprint[:12]}…) than "
+            f"{package.base.name!r} in training ({package.base.fingerprint[:12]}…). "
+            + (
+                f"Pin the commit of training: --base-revision {commit}."
+                if commit
+                else "Name the folder that the adapter was trained on."
+            )
+        )
+
+
+def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that PEFT gives the adapter's tensors on a base without data."""
+    config = load_pretrained(HiggsAudioV2Config, base)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, ADAPTER_CONFIG).write_text(json.dumps(package.adapter_config))
+        try:
+            lora = LoraConfig.from_pretrained(folder)
+            lora.init_lora_weights = False
+            lora.base_model_name_or_path = None  # PEFT warns of a base that is not that folder
+            with torch.device("meta"):
+                model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+                adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{ADAPTER_CONFIG} does not fit {base.setting} {base.name!r}: {error}"
+            ) from None
+    state = get_peft_model_state_dict(adapted)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _fingerprint(base: Pretrained) -> str:
+    """Return the fingerprint of a base's weights, on the Hub without a download."""
+    if Path(base.name).is_dir():
+        return weight_fingerprint(base)
+    try:
+        info = HfApi().model_info(base.name, revision=base.revision, files_metadata=True)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(
+            f"{base.setting} {base.name!r}: the Hub does not give its hashes: {error}"
+        ) from None
+    files = {each.rfilename: each.lfs.sha256 for each in info.siblings or () if each.lfs}
+    return fingerprint_of_hashes(files)

@@ -1,0 +1,51 @@
+"""Samples of a package: held-out texts, spoken by base and adapter."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from higgs_pipe.data.tables import read_table
+from higgs_pipe.listening.spoken import ADAPTER, BASE, GENERATED, temperatures_of
+
+FOLDER = "samples"
+
+
+@dataclass(frozen=True)
+class PublishedSample:
+    """A text, and the files in which base and adapter speak it, relative to the package."""
+
+    text: str
+    base: str
+    adapter: str
+
+
+def publish_samples(
+    table: Path, wavs: Path, package_dir: Path, num_samples: int
+) -> list[PublishedSample]:
+    """Copy what base and adapter spoke at the first temperature; never a recording of a person.
+
+    Args:
+        table: ``generation.parquet`` of eval.
+        wavs: The folder of its WAVs.
+        package_dir: The package, which gets ``samples/``.
+        num_samples: Texts to take, the first ones.
+    """
+    found, _ = read_table(table, GENERATED)
+    rows = found.to_pylist()
+    first = temperatures_of(rows)[:1]
+    texts = {row["clip_id"]: row["text"] for row in rows}
+    spoken = {
+        (row["clip_id"], row["voice"]): row["sample"]
+        for row in rows
+        if [row["temperature"]] == first
+    }
+    published = []
+    for number, (clip_id, text) in enumerate(list(texts.items())[:num_samples], start=1):
+        names = {}
+        for voice in (BASE, ADAPTER):
+            names[voice] = f"{FOLDER}/{number:02d}-{voice}.wav"
+            target = package_dir / names[voice]
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(wavs / spoken[clip_id, voice], target)
+        published.append(PublishedSample(text, names[BASE], names[ADAPTER]))
+    return published

@@ -1,0 +1,241 @@
+"""The check of a package: every file that is not the packaged one is named, nothing is executed."""
+
+import json
+import os
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import has_line_with
+from safetensors.torch import save_file
+
+from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs import miniature
+from higgs_pipe.higgs.lora import BASE_FILE, adapter_state, add_lora, save_adapter
+from higgs_pipe.higgs.model import load_base
+from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.package import verify
+from higgs_pipe.publishing.checking import check_package
+from higgs_pipe.publishing.sealing import seal, write_zip
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def package(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that a package needs, sealed."""
+    folder = tmp_path_factory.mktemp("packages") / "ada"
+    base = Pretrained("base_model", str(tiny_base))
+    model = add_lora(load_base(base, torch.float32), LoraSettings(r=2), seed=0)
+    save_adapter(model, adapter_state(model), {}, folder, PinnedModel.of(base))
+    (folder / "README.md").write_text("# Ada\n")
+    (folder / "provenance.json").write_text("{}\n")
+    (folder / "samples").mkdir()
+    (folder / "samples/01-base.wav").write_bytes(b"RIFF\x04\x00\x00\x00WAVE")
+    seal(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(package: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(package, tmp_path / "ada"))
+
+
+def faults(path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        check_package(path)
+    return str(error.value)
+
+
+def test_a_package_is_what_was_packaged_as_folder_and_as_zip(package: Path, tmp_path: Path) -> None:
+    write_zip(package, tmp_path / "ada.zip")
+    for path in (package, tmp_path / "ada.zip"):
+        checked = check_package(path)
+        assert checked.files.files.keys() >= {"README.md", WEIGHTS, "samples/01-base.wav"}
+        assert len(checked.shapes) == 40
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("kept"))
+    path.symlink_to("kept")
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "tokens"),
+    [
+        (flip, WEIGHTS, (WEIGHTS, "changed")),
+        (truncate, WEIGHTS, (WEIGHTS, "not safetensors")),
+        (append, "README.md", ("README.md", "7 bytes of 6")),
+        (append, "files.json", ("SHA256SUMS", "not the checksums")),
+        (append, "SHA256SUMS", ("SHA256SUMS", "not the checksums")),
+        (Path.unlink, BASE_FILE, (BASE_FILE, "missing")),
+        (Path.unlink, "files.json", ("files.json", "missing")),
+        (link, "README.md", ("README.md", "a link")),
+        (flip, "samples/01-base.wav", ("samples/01-base.wav", "not a WAV")),
+    ],
+)
+def test_a_file_that_was_touched_is_named(
+    copy: Path, change: Callable[[Path], None], name: str, tokens: tuple[str, ...]
+) -> None:
+    change(copy / name)
+    assert has_line_with(faults(copy), *tokens)
+
+
+def test_a_renamed_file_is_named_with_its_name(copy: Path) -> None:
+    (copy / "README.md").rename(copy / "CARD.md")
+    assert has_line_with(faults(copy), "CARD.md", "renamed from README.md")
+    assert has_line_with(faults(copy), "README.md", "missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fact"),
+    [
+        ("notes.md", "hello", "not in the package"),
+        ("pytorch_model.bin", "hello", "neither safetensors nor text nor WAV"),
+        ("setup.py", "hello", "neither safetensors nor text nor WAV"),
+        ("deep.json", "[" * 100_000, "not JSON"),
+        ("loss.svg", "<svg><script>alert(1)</script></svg>", "script"),
+        ("other.safetensors", "hello, world", "not safetensors"),
+    ],
+)
+def test_a_foreign_file_is_named(copy: Path, name: str, content: str, fact: str) -> None:
+    (copy / name).write_text(content)
+    assert has_line_with(faults(copy), name, fact)
+
+
+def test_a_pipe_in_the_folder_is_named_and_not_read(copy: Path) -> None:
+    os.mkfifo(copy / "notes.md")
+    assert has_line_with(faults(copy), "notes.md", "not a regular file")
+
+
+def test_tensors_that_overlap_are_refused_though_listed(copy: Path) -> None:
+    tensor = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    header = json.dumps({"a": tensor, "b": tensor}).encode()
+    (copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    for name in ("files.json", "SHA256SUMS"):
+        (copy / name).unlink()
+    seal(copy)
+    assert has_line_with(faults(copy), WEIGHTS, "overlap")
+
+
+def test_what_a_download_from_the_hub_adds_is_no_fault(copy: Path) -> None:
+    (copy / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    (copy / ".cache/huggingface").mkdir(parents=True)
+    (copy / ".cache/huggingface/README.md.metadata").write_text("x")
+    check_package(copy)
+
+
+def entry(name: str, **attributes: Any) -> zipfile.ZipInfo:
+    made = zipfile.ZipInfo(name)
+    for key, value in attributes.items():
+        setattr(made, key, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("member", "tokens"),
+    [
+        (entry("../evil.md"), ("../evil.md", "elsewhere")),
+        (entry("ada/../../evil.md"), ("evil.md", "elsewhere")),
+        (entry("/evil.md"), ("/evil.md", "elsewhere")),
+        (entry("ada\\evil.md"), ("evil.md", "differs between systems")),
+        (entry("ada/link.md", external_attr=(stat.S_IFLNK | 0o777) << 16), ("link.md", "a link")),
+        (entry("ada/bomb.md", compress_type=zipfile.ZIP_DEFLATED), ("bomb.md", "compressed")),
+        (entry("other/notes.md"), ("2 entries at the top",)),
+        (entry("ada/README.md"), ("README.md", "twice")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_with_links_other_paths_or_bombs_is_refused(
+    package: Path, tmp_path: Path, member: zipfile.ZipInfo, tokens: tuple[str, ...]
+) -> None:
+    write_zip(package, tmp_path / "ada.zip")
+    with zipfile.ZipFile(tmp_path / "ada.zip", "a") as archive:
+        archive.writestr(member, "0" * 10_000)
+    assert has_line_with(faults(tmp_path / "ada.zip"), *tokens)
+    assert not (tmp_path / "evil.md").exists()
+
+
+def test_a_zip_that_was_cut_short_is_refused(package: Path, tmp_path: Path) -> None:
+    write_zip(package, tmp_path / "ada.zip")
+    truncate(tmp_path / "ada.zip")
+    assert "ada.zip: not a ZIP" in faults(tmp_path / "ada.zip")
+
+
+def test_a_byte_changed_in_the_zip_is_named(package: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "ada.zip"
+    write_zip(package, archive)
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace(b"# Ada\n", b"# Bob\n"))
+    assert has_line_with(faults(archive), "README.md", "cannot be read")  # its CRC
+
+
+def test_the_zip_has_equal_bytes_with_another_umask_and_other_times(
+    package: Path, copy: Path, tmp_path: Path
+) -> None:
+    write_zip(package, tmp_path / "one.zip")
+    for path in copy.rglob("*"):
+        path.chmod(0o700)
+        os.utime(path, (1, 1))
+    write_zip(copy, tmp_path / "two.zip")
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+
+
+def test_the_adapter_fits_the_base_that_it_was_trained_on(package: Path, tiny_base: Path) -> None:
+    verify(package, base=str(tiny_base))
+
+
+def test_an_adapter_of_another_shape_is_refused_by_its_tensors(
+    package: Path, tmp_path: Path
+) -> None:
+    miniature.build(tmp_path / "wider", hidden_size=128, num_layers=2)
+    with pytest.raises(UserError) as error:
+        verify(package, base=str(tmp_path / "wider"))
+    assert has_line_with(str(error.value), "lora_A", "[2, 64]", "[2, 128]")
+
+
+def test_a_base_whose_weights_moved_is_refused_with_the_commit_to_pin(
+    copy: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(tiny_base, tmp_path / "moved"))
+    weights = moved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    pinned = PinnedModel.read(copy / BASE_FILE).model_copy(update={"revision": "0123abc"})
+    pinned.write(copy / BASE_FILE)
+    for name in ("files.json", "SHA256SUMS"):
+        (copy / name).unlink()
+    seal(copy)
+    with pytest.raises(UserError, match=rf"moved.*{pinned.fingerprint[:12]}.*revision 0123abc"):
+        verify(copy, base=str(moved))
+
+
+def test_every_tensor_of_the_adapter_must_be_there(copy: Path, tiny_base: Path) -> None:
+    save_file({"nothing": torch.zeros(1)}, copy / WEIGHTS)
+    for name in ("files.json", "SHA256SUMS"):
+        (copy / name).unlink()
+    seal(copy)
+    with pytest.raises(UserError) as error:
+        verify(copy, base=str(tiny_base))
+    assert has_line_with(str(error.value), "nothing", "no place")
+    assert has_line_with(str(error.value), "lora_B", "missing")

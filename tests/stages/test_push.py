@@ -1,0 +1,250 @@
+"""Pushing to a Hub on this machine: what is there afterwards, and what is refused before."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, write_stage_config
+from hub_server import Hub, running_hub
+from huggingface_hub import constants
+
+from higgs_pipe import push
+from higgs_pipe.data.files import write_json
+from higgs_pipe.errors import UserError
+from higgs_pipe.listening.verdict import judge
+from higgs_pipe.publishing.sealing import seal
+
+TOKEN = "hf_plantedSecretThatNobodyMaySee"
+REPO = "ada/voice"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with running_hub(TOKEN) as hub:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield hub
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A sealed package without evidence that it is better than its base."""
+    folder = tmp_path / "adapters" / "default"
+    (folder / "samples").mkdir(parents=True)
+    header = json.dumps({"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header + b"abc"
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    (folder / "samples/01-base.wav").write_bytes(b"RIFF\x04\x00\x00\x00WAVE")
+    pinned = {"setting": "base_model", "name": "tiny", "revision": None}
+    fingerprints = {"fingerprint": "0" * 64, "config_fingerprint": "0" * 64}
+    write_json(folder / "base_model.json", pinned | fingerprints)
+    for name in ("adapter_config.json", "provenance.json"):
+        write_json(folder / name, {})
+    (folder / "README.md").write_text("---\nlicense: other\n---\n# Ada\n")
+    verdict = judge({}, audio_loss=1.0, num_entries=1026, text_use=None, clustered_by="clip")
+    verdict.write(folder / "verdict.json")
+    seal(folder)
+    return folder
+
+
+def run_push(package: Path, require: str | None = None, **settings: Any) -> dict[str, Any]:
+    """Push, and return the result's JSON."""
+    results = package.parents[1]
+    config = write_stage_config(
+        results / "config/push.json",
+        push={"repo": REPO} | settings,
+        eval={"require": require},
+    )
+    push.run(config, "default", ["default"], package, results / "pushed/default.json")
+    pushed: dict[str, Any] = json.loads((results / "pushed/default.json").read_text())
+    return pushed
+
+
+def contents(package: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(package).as_posix(): path.read_bytes()
+        for path in package.rglob("*")
+        if path.is_file()
+    }
+
+
+def on_hub(hub: Hub, revision: str = "main") -> dict[str, bytes]:
+    files = dict(hub.repositories[REPO].files(revision))
+    files.pop(".gitattributes", None)
+    return files
+
+
+def change(package: Path, licence: str = "other") -> None:
+    (package / "README.md").write_text(f"---\nlicense: {licence}\n---\n# Another\n")
+    (package / "files.json").unlink()
+    (package / "SHA256SUMS").unlink()
+    seal(package)
+
+
+def test_a_push_makes_a_private_repository_that_holds_the_package(hub: Hub, package: Path) -> None:
+    pushed = run_push(package)
+    assert on_hub(hub) == contents(package)
+    assert hub.repositories[REPO].private is True is pushed["private"]
+    assert pushed["commit"] == hub.repositories[REPO].branches["main"]
+
+
+def test_private_false_makes_a_public_repository(hub: Hub, package: Path) -> None:
+    run_push(package, private=False)
+    assert hub.repositories[REPO].private is False
+
+
+def test_a_second_push_changes_nothing_and_names_the_same_commit(hub: Hub, package: Path) -> None:
+    first = run_push(package)
+    hub.requests.clear()
+    assert run_push(package) == first
+    assert [line for line in hub.requests if line.startswith(("POST", "PUT"))] == []
+
+
+def test_a_push_that_broke_off_is_completed_without_uploading_again(
+    hub: Hub, package: Path
+) -> None:
+    hub.fail_on = "/commit/"
+    with pytest.raises(UserError, match="403"):
+        run_push(package)
+    assert on_hub(hub) == {}
+    hub.fail_on = None
+    hub.requests.clear()
+    run_push(package)
+    assert on_hub(hub) == contents(package)
+    assert [line for line in hub.requests if line.startswith("PUT")] == []
+
+
+def test_other_content_is_left_alone_unless_overwrite_is_set(hub: Hub, package: Path) -> None:
+    run_push(package)
+    hub.repositories[REPO].add_commit("main", on_hub(hub) | {"notes.txt": b"x"})
+    change(package)
+    with pytest.raises(UserError, match=r"(?s)ada/voice: branch main .*README.md.*notes.txt"):
+        run_push(package)
+    assert on_hub(hub)["notes.txt"] == b"x"
+    run_push(package, overwrite=True)
+    assert on_hub(hub) == contents(package)
+
+
+def test_another_branch_takes_the_package_and_leaves_main(hub: Hub, package: Path) -> None:
+    run_push(package)
+    before = on_hub(hub)
+    change(package)
+    run_push(package, branch="second")
+    assert on_hub(hub, "second") == contents(package)
+    assert on_hub(hub) == before
+
+
+def test_a_tag_names_the_commit_and_never_moves(hub: Hub, package: Path) -> None:
+    commit = run_push(package, tag="v1")["commit"]
+    assert hub.repositories[REPO].tags == {"v1": commit}
+    run_push(package, tag="v1")
+    change(package)
+    with pytest.raises(UserError, match=f"tag v1 .*{commit[:12]}"):
+        run_push(package, tag="v1", overwrite=True)
+    assert hub.repositories[REPO].branches["main"] == commit
+
+
+def test_a_public_repository_is_refused_for_a_private_adapter(hub: Hub, package: Path) -> None:
+    hub.create(REPO, private=False)
+    with pytest.raises(UserError, match="ada/voice is public"):
+        run_push(package)
+    assert on_hub(hub) == {}
+
+
+def test_a_package_that_was_touched_is_not_pushed(hub: Hub, package: Path) -> None:
+    (package / "README.md").write_text("# Better\n")
+    with pytest.raises(UserError, match=r"README.md: \d+ bytes of \d+"):
+        run_push(package)
+    assert hub.requests == []
+
+
+def test_an_adapter_without_the_required_verdict_is_not_pushed(hub: Hub, package: Path) -> None:
+    with pytest.raises(UserError, match=r"eval.require is better"):
+        run_push(package, require="better")
+    assert hub.requests == []
+
+
+def test_a_card_that_the_hub_refuses_is_a_sentence(hub: Hub, package: Path) -> None:
+    change(package, licence="nonsense")
+    with pytest.raises(UserError, match=r"(?s)ada/voice: .*\"license\" must.*package.license"):
+        run_push(package)
+
+
+def test_without_a_repository_nothing_is_pushed(hub: Hub, package: Path) -> None:
+    with pytest.raises(UserError, match=r"push.repo is null"):
+        run_push(package, repo=None)
+
+
+def test_several_experiments_need_a_repository_each(hub: Hub, package: Path) -> None:
+    names, pushed = ["default", "small"], package.parent / "pushed.json"
+    config = write_stage_config(package.parents[1] / "push.json", push={"repo": REPO})
+    with pytest.raises(UserError, match=r"2 experiments.*ada/voice-\{experiment\}"):
+        push.run(config, "default", names, package, pushed)
+    write_stage_config(config, push={"repo": f"{REPO}-{{experiment}}"})
+    push.run(config, "default", names, package, pushed)
+    assert set(hub.repositories) == {"ada/voice-default"}
+
+
+def test_a_refused_token_is_a_sentence(
+    hub: Hub, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(UserError, match="ada/voice: the Hub answers 401, the token"):
+        run_push(package)
+
+
+def test_no_token_is_a_sentence(
+    hub: Hub, package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"no token .*HF_TOKEN"):
+        run_push(package)
+
+
+def test_no_network_is_a_sentence(hub: Hub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    with pytest.raises(UserError, match="ada/voice: the Hub cannot be reached"):
+        run_push(package)
+
+
+def test_the_token_is_in_no_file_and_no_message(hub: Hub, package: Path, tmp_path: Path) -> None:
+    """As the rule runs it, once as it should and once refused."""
+    results = package.parents[1]
+    config = write_stage_config(results / "config/push.json", push={"repo": REPO})
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_DEBUG": "0"}
+    shutil.copytree(package, results / "adapters/refused")
+    (results / "adapters/refused/README.md").unlink()
+    shown = ""
+    for name, code in (("default", 0), ("refused", 2)):
+        options = {
+            "--config": config,
+            "--name": "default",
+            "--names": "default",
+            "--package-dir": results / f"adapters/{name}",
+            "--pushed": results / f"pushed/{name}.json",
+            "--log": results / f"logs/{name}.log",
+        }
+        words = [str(word) for option in options.items() for word in option]
+        finished = subprocess.run(
+            [sys.executable, "-m", "higgs_pipe.push", *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert finished.returncode == code, finished.stderr
+        shown += finished.stdout + finished.stderr
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(found) > 15
+    assert [path for path in found if TOKEN.encode() in path.read_bytes()] == []
+    assert TOKEN not in shown
+    assert on_hub(hub) == contents(package)
