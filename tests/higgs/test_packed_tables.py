@@ -1,0 +1,47 @@
+"""Packed rows in several row groups, and the right predictions of their labels."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from helpers import PackedCorpus
+from transformers import AutoConfig
+
+from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.loss import HeadLoss, loss_sums
+
+
+def test_a_row_of_any_row_group_is_the_one_of_its_number(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    """Groups of eight rows."""
+    corpus.pack(tmp_path, max_tokens=200, tasks={"speech": 1, "cloning": 0})
+    expected = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    rows = PackedRows(tmp_path / "train.parquet")
+    assert len(rows) == len(expected) > 8
+    for number in reversed(range(len(rows))):
+        assert rows[number].input_ids.tolist() == expected[number]["input_ids"]
+        assert rows[number].audio_labels.tolist() == expected[number]["audio_labels"]
+
+
+def test_a_prediction_is_right_where_it_is_its_own_label(corpus: PackedCorpus) -> None:
+    """All are right but every third text label and, of codebook k, each (k + 2)-th place."""
+    config = AutoConfig.from_pretrained(corpus.base)
+    batch = collate([PackedRows(corpus.train_rows)[0]], config)
+    text, audio = batch.text.values.clone(), batch.audio.values.clone()
+    expected = torch.zeros(len(batch.sample_ids), 10, dtype=torch.int64)
+    for place, sample in enumerate(batch.text.samples.tolist()):
+        text[place] += int(place % 3 == 0)
+        expected[sample, 0] += int(place % 3 != 0)
+    for place, sample in enumerate(batch.audio.samples.tolist()):
+        for k, label in enumerate(batch.audio.values[place].tolist()):
+            is_right = place % (k + 2) != 0
+            audio[place, k] += int(not is_right)
+            if label != -100 and is_right:
+                expected[sample, 1 + k] += 1
+                expected[sample, 9] += int(label == 1025)
+    zeros = (torch.zeros(values.shape, dtype=torch.float64) for values in (text, audio))
+    losses = [HeadLoss(zero, found, None) for zero, found in zip(zeros, (text, audio), strict=True)]
+    correct = loss_sums(*losses, batch).correct
+    assert correct is not None
+    assert correct.tolist() == expected.tolist()
