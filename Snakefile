@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import higgs_pipe.planning.ancestors as ancestors
 import higgs_pipe.planning.config_check as config_check
 import higgs_pipe.planning.console as console
 import higgs_pipe.planning.failures as failures

@@ -52,7 +52,7 @@ from higgs_pipe.publishing.samples import publish_samples
 from higgs_pipe.publishing.sealing import seal, write_zip
 from higgs_pipe.reporting.charts import draw_loss
 from higgs_pipe.reporting.experiments import read_experiments
-from higgs_pipe.training.results import Proof, TrainedSettings
+from higgs_pipe.training.results import Proof, RunInfo, TrainedSettings
 from higgs_pipe.training.run_info import git_commit, package_versions
 
 logger = logging.getLogger("higgs_pipe")
@@ -109,6 +109,7 @@ def run(
                 revision=proof.base_revision,
                 fingerprint=proof.base_fingerprint,
             ),
+            ancestor=RunInfo.read(experiment_dir / "train" / "run.json").ancestor,
             codec=replace(codec, codec=public_name(codec.codec)),
             config=all_settings(config_dir, experiment_dir),
             data=data_summary(data_dir, packed_dir, stage.package.show_speakers),

@@ -28,6 +28,7 @@ from higgs_pipe.cli import main
 from higgs_pipe.config.stages import TrainStage, load_stage
 from higgs_pipe.data.files import write_json
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.ancestor import start_from
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.devices import pick_dtype
 from higgs_pipe.higgs.lora import (
@@ -95,13 +96,14 @@ def run(
             with activity("pre-flight"):
                 checked = check_before_training(training.model, *tables, accelerator)
         if accelerator.is_main_process:
-            run_info(accelerator.device, accelerator.num_processes).write(output_dir / "run.json")
+            info = run_info(accelerator.device, accelerator.num_processes, training.ancestor)
+            info.write(output_dir / "run.json")
             write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
             write_json(output_dir / "trainable_parameters.json", training.trainable_parameters)
             write_json(output_dir / "preflight.json", checked)
         checkpoints = Checkpoints(
             output_dir / "checkpoints",
-            run_identity(stage, base, train_rows, eval_rows, accelerator),
+            run_identity(stage, base, train_rows, eval_rows, accelerator, training.ancestor),
             stage.train.save_total_limit,
         )
         with caught_signals() as caught:
@@ -140,6 +142,7 @@ class Training:
         self._check_codebook_weights()
         self.tokenizer = PromptRenderer(base_model.pretrained).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
+        self.ancestor = start_from(adapter, settings, base_model)
         is_mutating = settings.lora.init in MUTATING
         self.initial_adapter = adapter_state(adapter) if is_mutating else {}
         self.trainable_parameters = trainable_parameters(adapter)

@@ -372,6 +372,10 @@ class TrainConfig(Section):
             "keep_best_by stop_rate and length_ratio need sample_steps",
             {"keep_best_by": Value(("stop_rate", "length_ratio")), "sample_steps": OFF},
         ),
+        Forbidden(
+            "lora.init olora and pissa do not go with init_adapter",
+            {"init_adapter": ON, "lora.init": Value(("olora", "pissa"))},
+        ),
     )
 
     num_processes: int = Field(
@@ -480,6 +484,12 @@ class TrainConfig(Section):
         False, description="Stop at an alarm, after a checkpoint; otherwise an alarm is a warning."
     )
     seed: int = Field(0, ge=0, description="Seed of row order, LoRA initialisation and dropout.")
+    init_adapter: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of an earlier adapter or package to go on from, of the same base and "
+        "the same lora settings; null: a new adapter.",
+    )
     loss_weights: LossWeights = LossWeights()
     lora: LoraSettings = LoraSettings()
 

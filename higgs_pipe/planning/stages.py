@@ -32,10 +32,10 @@ STAGES = {
     "estimate": Stage("validate", "estimate", "estimate", 2),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),
     "pack": Stage("pack", "pack", "pack", 5),
-    "train": Stage("train", "train_adapter", "train", 5),
+    "train": Stage("train", "train_adapter", "train", 6),
     "eval": Stage("eval", "eval_adapter", "evaluate", 4),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
-    "package": Stage("package", "package_adapter", "package", 4),
+    "package": Stage("package", "package_adapter", "package", 5),
     "push": Stage("push", "push_adapter", "push", 1),
     "report": Stage("report", "report", "report", 3),
 }

@@ -91,6 +91,7 @@ def model_card(facts: CardFacts) -> str:
         base=facts.base,
         base_options="" if facts.base.is_on_hub else f"--base {shlex.quote(facts.base.name)} ",
         codec=facts.codec,
+        ancestor=provenance.ancestor,
         version=higgs_pipe.__version__,
         data=provenance.data,
         metrics=facts.metrics,

@@ -8,6 +8,7 @@ from higgs_pipe.data.clips.results import NamedShare, Share, ValidationSummary
 from higgs_pipe.data.packing.results import PackedSplit, PackingSummary
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import CodecInfo
+from higgs_pipe.higgs.ancestor import Ancestor
 from higgs_pipe.training.results import Proof
 
 PROVENANCE = "provenance.json"
@@ -92,6 +93,7 @@ class Provenance(Result):
     python: str
     packages: dict[str, str]
     base_model: BaseWeights
+    ancestor: Ancestor | None  # the adapter that training started from
     codec: CodecInfo
     config: dict[str, Any]
     data: DataSummary

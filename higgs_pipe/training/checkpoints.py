@@ -18,6 +18,7 @@ from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.ancestor import Ancestor
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.training.processes import from_main_process
 
@@ -33,6 +34,7 @@ DAMAGED = (RuntimeError, EOFError, OSError, ValueError, UnpicklingError)
 # Settings of launch and log, which do not change the result.
 LAUNCH = {"num_processes", "num_machines", "main_process_ip", "main_process_port", "device"}
 LAUNCH |= {"accelerate_config", "timeout_seconds"}
+OF_ITS_OWN = {"init_adapter"}  # known by its weights
 LOG = {"log_steps", "save_steps", "save_total_limit", "tracker", "preflight", "stop_on_alarm"}
 # These change it only where the samples decide which adapter is kept.
 SAMPLES = {"sample_steps", "num_samples", "sampling"}
@@ -158,15 +160,23 @@ def run_identity(
     train_rows: Path,
     eval_rows: Path,
     accelerator: Accelerator,
+    ancestor: Ancestor | None = None,
 ) -> dict[str, str]:
     """Return what decides the result of a run, on every process; the main process hashes.
+
+    Of an earlier adapter that it starts from, the weights decide, not the folder.
 
     Raises:
         UserError: This process sees other tables than the main process.
     """
     sizes = [path.stat().st_size for path in (train_rows, eval_rows)]
     settings = stage.model_dump(mode="json", by_alias=True)
-    neutral = LAUNCH | LOG | (SAMPLES if stage.train.keep_best_by == "eval_loss" else set())
+    neutral = (
+        LAUNCH
+        | LOG
+        | {"init_adapter"}
+        | (SAMPLES if stage.train.keep_best_by == "eval_loss" else set())
+    )
     settings["train"] = {k: v for k, v in settings["train"].items() if k not in neutral}
     identity: dict[str, str] = {}
     if accelerator.is_main_process:
@@ -177,6 +187,8 @@ def run_identity(
             "training rows": sha256_of_file(train_rows),
             "held-out rows": sha256_of_file(eval_rows),
         }
+        if ancestor is not None:
+            identity["earlier adapter"] = ancestor.fingerprint
     identity, sizes_of_main = from_main_process((identity, sizes))
     if sizes != sizes_of_main:
         raise UserError(

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.ancestor import Ancestor
 
 CODEBOOK_LOSS = "eval_audio_loss_codebook_"
 CODEBOOK_ACCURACY = "eval_audio_accuracy_codebook_"
@@ -201,6 +202,7 @@ class RunInfo(Result):
     higgs_pipe: str  # version
     git_commit: str | None  # ends in -dirty if the code was changed; None: no repository
     packages: dict[str, str]
+    ancestor: Ancestor | None = None  # the adapter that it started from; None: a new one
 
 
 class Proof(Result):

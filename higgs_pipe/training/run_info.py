@@ -9,17 +9,19 @@ from pathlib import Path
 import torch
 
 import higgs_pipe
+from higgs_pipe.higgs.ancestor import Ancestor
 from higgs_pipe.training.results import RunInfo
 
 PACKAGES = ("torch", "torchaudio", "transformers", "peft", "accelerate", "pyarrow", "soundfile")
 
 
-def run_info(device: torch.device, num_processes: int) -> RunInfo:
+def run_info(device: torch.device, num_processes: int, ancestor: Ancestor | None = None) -> RunInfo:
     """Describe a run that starts now.
 
     Args:
         device: Of this process.
         num_processes: Of the run, alike.
+        ancestor: The adapter that it starts from; None: a new one.
     """
     machine = processor()
     if device.type == "cuda":
@@ -31,6 +33,7 @@ def run_info(device: torch.device, num_processes: int) -> RunInfo:
         higgs_pipe=higgs_pipe.__version__,
         git_commit=git_commit(),
         packages=package_versions(),
+        ancestor=ancestor,
     )
 
 

@@ -196,17 +196,25 @@ def test_no_file_of_the_package_tells_a_folder_a_person_or_a_clip(
         assert found == [], name
 
 
-def test_speakers_are_named_where_the_package_may_show_them(
+def test_speakers_and_the_earlier_adapter_are_named(
     corpus: PackedCorpus, experiment: Path, tmp_path: Path
 ) -> None:
+    """Speakers only where the package may show them, as here."""
     results = Path(shutil.copytree(experiment, tmp_path / "results"))
     settings = results / "config/package.json"
     changed = json.loads(settings.read_text())
     changed["package"] |= {"show_speakers": True, "num_samples": 1}
     settings.write_text(json.dumps(changed))
+    run = results / "experiments/default/train/run.json"
+    ancestor = {"name": "<b>Ada", "fingerprint": "f" * 64}
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"ancestor": ancestor}))
     package = run_package(corpus, results, tmp_path / "adapters")
+    assert "the adapter &lt;b&gt;Ada (SHA-256 of its weights ffffffff" in shown(
+        package / "README.md"
+    )
     assert "<td>high</td>" in shown(package / "README.md")
     provenance = json.loads((package / "provenance.json").read_text())
+    assert provenance["ancestor"] == ancestor
     assert provenance["data"]["speakers"].keys() == {"high", "low"}
     assert len(list((package / "samples").iterdir())) == 2
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT, jobs_run
+from helpers import ROOT, has_line_with, jobs_run
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
@@ -177,6 +177,16 @@ def test_a_push_is_planned_after_the_package_where_it_is_asked_for(workdir: Path
     planned = set(jobs(workdir, "push"))
     assert {"accept_adapter", "package_adapter", "push_adapter"} <= planned
     assert "report" not in planned
+
+
+def test_an_earlier_adapter_is_trained_first_or_missed_by_the_plan(workdir: Path) -> None:
+    chained = {"init_adapter": "results/experiments/first/train/adapter"}
+    write_config(workdir, experiments={"first": {}, "second": chained})
+    assert jobs(workdir, "results/experiments/second/train/run.json")["train_adapter"] == 2
+    write_config(workdir, experiments={"second": chained})
+    run = snakemake(workdir, "--dry-run")
+    assert run.returncode == 2
+    assert has_line_with(run.stderr, "second:", "results/experiments/first", "has no")
 
 
 def test_each_experiment_is_trained_evaluated_and_packaged(workdir: Path) -> None:

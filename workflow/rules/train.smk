@@ -1,8 +1,11 @@
 # One adapter per experiment.
+ancestors.check_ancestors_or_exit(
+    config, Path(workflow.pathvars.apply("<results>"))
+)
 
 
 # Train an adapter.
-# reads:  <results>/packed/{train,eval}.parquet, the base
+# reads:  <results>/packed/{train,eval}.parquet, the base, the adapter train.init_adapter if any
 # writes: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, preflight.json,
 #         config.json, run.json, trainable_parameters.json; beside them checkpoints/ while training
 #         runs, logs/ of the tracker and samples/, which are not outputs: Snakemake leaves them alone
@@ -12,6 +15,9 @@ rule train_adapter:
         config="<results>/config/train.json",
         train_rows="<results>/packed/train.parquet",
         eval_rows="<results>/packed/eval.parquet",
+        ancestor=lambda wildcards: ancestors.ancestor_files(
+            config, wildcards.experiment
+        ),
         base_model=BASE_MODEL,
     output:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",

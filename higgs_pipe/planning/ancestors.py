@@ -1,0 +1,102 @@
+"""Earlier adapters that trainings start from, checked before anything runs."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.config_check import EXIT_USER_ERROR
+from higgs_pipe.planning.launching import train_setting
+
+FILES = ("adapter_model.safetensors", "adapter_config.json", "base_model.json")
+# Settings of train.lora, and PEFT's names of them.
+MUST_AGREE = {
+    "r": "r",
+    "alpha": "lora_alpha",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+
+
+def ancestor_of(config: Mapping[str, Any], experiment: str) -> str | None:
+    """Return the folder of the adapter that an experiment starts from, if it does."""
+    folder: str | None = train_setting(config, experiment, "init_adapter")
+    return folder
+
+
+def ancestor_files(config: Mapping[str, Any], experiment: str) -> list[str]:
+    """Return the files of the adapter that an experiment starts from, as inputs of its rule.
+
+    None of a folder with braces, which Snakemake takes for wildcards; training looks at it anyway.
+    """
+    folder = ancestor_of(config, experiment)
+    if folder is None or "{" in folder or "}" in folder:
+        return []
+    return [str(Path(folder) / name) for name in FILES]
+
+
+def check_ancestors_or_exit(config: Mapping[str, Any], results: Path) -> None:
+    """End Snakemake with exit code 2 where an experiment cannot start from its adapter.
+
+    An adapter that another experiment of the same config is about to train is checked by training.
+    """
+    faults = [
+        f"{experiment}: {fault}"
+        for experiment in config["experiments"]
+        if (fault := _fault(config, experiment, results))
+    ]
+    if faults:
+        print(f"train.init_adapter is refused:\n{list_offenders(faults)}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+def _fault(config: Mapping[str, Any], experiment: str, results: Path) -> str | None:
+    """Return why an experiment cannot start from its adapter; None if it can."""
+    named = ancestor_of(config, experiment)
+    if named is None:
+        return None
+    folder = Path(named).resolve()
+    trained = results.resolve() / "experiments"
+    if folder in (
+        trained / experiment / "train/adapter",
+        results.resolve() / "adapters" / experiment,
+    ):
+        return f"{named} is its own result, which training replaces; copy it to another folder"
+    if folder in [trained / other / "train/adapter" for other in config["experiments"]]:
+        return None
+    lora = config["train"]["lora"] | config["experiments"][experiment].get("lora", {})
+    try:
+        check_lora_settings(Path(named), lora)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def check_lora_settings(folder: Path, lora: Mapping[str, Any]) -> None:
+    """Check that an adapter has the rank and scale that training is set to.
+
+    Args:
+        folder: The adapter's.
+        lora: ``train.lora``.
+
+    Raises:
+        UserError: The folder holds no adapter with its base, or a setting differs.
+    """
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        advice = "unpack the ZIP" if folder.is_file() else "name the folder of an adapter"
+        raise UserError(f"{folder} has no {missing[0]}; {advice}")
+    try:
+        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found = {key: saved[name] for key, name in MUST_AGREE.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'adapter_config.json'} is damaged ({error!r})") from None
+    differing = [key for key, value in found.items() if value != lora[key]]
+    if differing:
+        there = ", ".join(f"{key}: {json.dumps(found[key])}" for key in differing)
+        here = ", ".join(f"{key}: {json.dumps(lora[key])}" for key in differing)
+        raise UserError(
+            f"{folder} has {there}, train.lora has {here}; set train.lora to the former"
+        )

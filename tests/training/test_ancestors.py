@@ -1,0 +1,256 @@
+"""Training that goes on from an earlier adapter: from its very weights, or a sentence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers import ROOT, PackedCorpus, has_line_with, launch, train, write_stage_config
+from safetensors.torch import load_file, save_file
+
+from higgs_pipe.config.stages import TrainStage
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.lora import BASE_FILE, adapter_state
+from higgs_pipe.higgs.pretrained import base_of_rows
+from higgs_pipe.planning.ancestors import check_ancestors_or_exit
+from higgs_pipe.train import Training
+from higgs_pipe.training.checkpoints import Checkpoints, run_identity
+from higgs_pipe.training.results import RunInfo
+
+RATE = 5e-3
+SETTINGS: dict[str, Any] = {
+    "learning_rate": RATE,
+    "schedule": "constant",
+    "warmup_fraction": 0.0,
+    "max_steps": 3,
+    "lora": {"r": 4, "alpha": 8, "train_in_full": ["audio_head"]},
+}
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def ancestor(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of three steps."""
+    output = tmp_path_factory.mktemp("first") / "train"
+    train(corpus, output, **SETTINGS)
+    return output / "adapter"
+
+
+def weights(adapter_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(adapter_dir / WEIGHTS)
+
+
+def held_out(output: Path) -> list[float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["eval_loss"] for line in lines if "eval_loss" in line]
+
+
+def training_from(corpus: PackedCorpus, adapter_dir: Path, **settings: Any) -> Training:
+    """A run before its first step."""
+    values = {"device": "cpu", "tracker": "none", **SETTINGS, **settings}
+    stage = TrainStage.model_validate(
+        {
+            "base_model": str(corpus.base),
+            "train": values | {"init_adapter": str(adapter_dir)},
+        }
+    )
+    base = base_of_rows(corpus.train_rows, stage.pretrained_base)
+    tables = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
+    return Training(stage, base, *tables, Accelerator(cpu=True))
+
+
+def test_before_the_first_step_the_weights_are_those_of_the_earlier_adapter(
+    corpus: PackedCorpus, ancestor: Path
+) -> None:
+    training = training_from(corpus, ancestor, seed=7)
+    found = adapter_state(training.accelerator.unwrap_model(training.model).model)
+    expected = weights(ancestor)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_step_moves_each_weight_from_there_by_at_most_the_rate(
+    corpus: PackedCorpus, ancestor: Path, tmp_path: Path
+) -> None:
+    """As the first step of Adam does; a fresh adapter is elsewhere."""
+    train(corpus, tmp_path, **SETTINGS | {"max_steps": 1, "init_adapter": str(ancestor)})
+    before, after = weights(ancestor), weights(tmp_path / "adapter")
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    assert 0.9 * RATE < max(moved.values()) < 1.001 * RATE
+    assert held_out(tmp_path)[0] == pytest.approx(held_out(ancestor.parent)[-1], rel=1e-6)
+
+
+def test_run_json_names_the_earlier_adapter(
+    corpus: PackedCorpus, ancestor: Path, tmp_path: Path
+) -> None:
+    packaged = Path(shutil.copytree(ancestor, tmp_path / "ada"))
+    (packaged / "provenance.json").write_text('{"name": "Ada the first"}')
+    train(corpus, tmp_path / "train", **SETTINGS | {"init_adapter": str(packaged)})
+    found = RunInfo.read(tmp_path / "train/run.json").ancestor
+    assert found is not None
+    assert found.name == "Ada the first"
+    assert training_from(corpus, ancestor).ancestor == found.model_copy(
+        update={"name": ancestor.parents[1].name}
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_it_too(
+    corpus: PackedCorpus, ancestor: Path, tmp_path: Path
+) -> None:
+    settings = {"device": "cpu", "tracker": "none", **SETTINGS, "init_adapter": str(ancestor)}
+    config = write_stage_config(
+        tmp_path / "train.json", base_model=str(corpus.base), train=settings | {"max_steps": 1}
+    )
+    case = {
+        "config": str(config),
+        "train_rows": str(corpus.train_rows),
+        "eval_rows": str(corpus.eval_rows),
+        "output_dir": str(tmp_path / "two"),
+    }
+    (tmp_path / "cases.json").write_text(json.dumps([case]))
+    script = str(ROOT / "tests/launched/train_cases.py")
+    finished = launch(2, script, str(tmp_path / "cases.json"))
+    assert finished.returncode == 0, finished.stderr
+    train(corpus, tmp_path / "one", **settings | {"max_steps": 1})
+    assert held_out(tmp_path / "two") == pytest.approx(held_out(tmp_path / "one"), rel=1e-4)
+
+
+def other_weights(adapter_dir: Path, copy: Path) -> Path:
+    """The same adapter with one number changed."""
+    shutil.copytree(adapter_dir, copy)
+    changed = weights(copy)
+    changed[min(changed)] = changed[min(changed)] + 1.0
+    save_file(changed, copy / WEIGHTS)
+    return copy
+
+
+def test_a_checkpoint_of_another_earlier_adapter_is_never_resumed(
+    corpus: PackedCorpus, ancestor: Path, tmp_path: Path
+) -> None:
+    def checkpoints(adapter_dir: Path) -> Checkpoints:
+        stage = TrainStage.model_validate(
+            {"base_model": str(corpus.base), "train": {"init_adapter": str(adapter_dir)}}
+        )
+        base = base_of_rows(corpus.train_rows, stage.pretrained_base)
+        rows = corpus.train_rows, corpus.eval_rows
+        started = training_from(corpus, adapter_dir).ancestor
+        identity = run_identity(stage, base, *rows, Accelerator(cpu=True), started)
+        return Checkpoints(tmp_path / "checkpoints", identity, 2)
+
+    checkpoints(ancestor).save(1, {"step": 1})
+    moved = Path(shutil.copytree(ancestor, tmp_path / "moved"))
+    assert checkpoints(moved).load_latest() == {"step": 1}
+    assert checkpoints(other_weights(ancestor, tmp_path / "other")).load_latest() is None
+
+
+@pytest.mark.parametrize(
+    ("lora", "tokens"),
+    [
+        ({"r": 2}, ("r: 4", "r: 2")),
+        ({"alpha": 16}, ("alpha: 8", "alpha: 16")),
+        ({"use_rslora": True}, ("use_rslora: false", "use_rslora: true")),
+        ({"target_modules": "attention"}, ("mlp", "only there")),
+        ({"train_in_full": []}, ("audio_lm_head", "only there")),
+        (
+            {"train_in_full": ["audio_head", "audio_embeddings"]},
+            ("embed_audio_tokens", "only here"),
+        ),
+    ],
+    ids=str,
+)
+def test_what_differs_is_a_sentence_before_training(
+    corpus: PackedCorpus, ancestor: Path, lora: dict[str, Any], tokens: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError) as error:
+        training_from(corpus, ancestor, lora=SETTINGS["lora"] | lora)
+    assert has_line_with(str(error.value), *tokens)
+
+
+def test_an_adapter_of_another_base_is_refused(
+    corpus: PackedCorpus, ancestor: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(ancestor, tmp_path / "adapter"))
+    named = json.loads((copy / BASE_FILE).read_text()) | {"fingerprint": "f" * 64}
+    (copy / BASE_FILE).write_text(json.dumps(named))
+    with pytest.raises(UserError, match=r"init_adapter .*adapter was trained on other.*ffffffff"):
+        training_from(corpus, copy)
+
+
+def cut(folder: Path) -> None:
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def empty(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def remove(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "tokens"),
+    [
+        (cut, (WEIGHTS, "damaged")),
+        (empty, ("config.json", "damaged")),
+        (remove, ("has no", WEIGHTS)),
+    ],
+)
+def test_a_damaged_adapter_is_a_sentence(
+    corpus: PackedCorpus,
+    ancestor: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    tokens: tuple[str, ...],
+) -> None:
+    copy = Path(shutil.copytree(ancestor, tmp_path / "adapter"))
+    change(copy)
+    with pytest.raises(UserError) as error:
+        training_from(corpus, copy)
+    assert has_line_with(str(error.value), *tokens)
+
+
+def config_of(experiments: dict[str, Any], lora: dict[str, Any]) -> dict[str, Any]:
+    return {"train": {"init_adapter": None, "lora": lora}, "experiments": experiments}
+
+
+def refusal(config: dict[str, Any], results: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        check_ancestors_or_exit(config, results)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+LORA = {"r": 4, "alpha": 8, "use_rslora": False, "use_dora": False}
+
+
+def test_the_plan_finds_what_is_missing_or_differs(
+    ancestor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments = {
+        "fits": {"init_adapter": str(ancestor)},
+        "wider": {"init_adapter": str(ancestor), "lora": {"r": 8}},
+        "gone": {"init_adapter": str(tmp_path / "gone")},
+        "fresh": {},
+    }
+    printed = refusal(config_of(experiments, LORA), tmp_path, capsys)
+    assert has_line_with(printed, "wider:", "r: 4", "r: 8")
+    assert has_line_with(printed, "gone:", "has no")
+    assert len(printed.splitlines()) == 3
+
+
+def test_the_plan_lets_an_experiment_start_from_another_but_not_from_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {"init_adapter": str(tmp_path / "experiments/first/train/adapter")}
+    check_ancestors_or_exit(config_of({"first": {}, "second": first}, LORA), tmp_path)
+    printed = refusal(config_of({"first": first}, LORA), tmp_path, capsys)
+    assert has_line_with(printed, "first:", "its own result")
