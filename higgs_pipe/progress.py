@@ -77,7 +77,8 @@ class Activity:
     def line(self) -> str:
         """Return how far it is."""
         if self.total is None:
-            return f"{self.name}: {duration(self._elapsed())} so far"
+            elapsed = self._elapsed()
+            return f"{self.name}: {duration(elapsed)} so far" if elapsed > 1 else self.name
         parts = [f"{self.name}: {self.done:,} of {self.total:,} {self.unit}", self.left()]
         return ", ".join(filter(None, parts))
 

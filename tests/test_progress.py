@@ -58,7 +58,7 @@ def test_a_line_for_the_file_alone_does_not_count_as_a_sign_of_life(lines: list[
         for _ in range(5):
             logger.debug("detail")
             time.sleep(0.1)
-    assert "loading: 0 s so far" in lines
+    assert "loading" in lines
 
 
 def test_of_nested_activities_the_innermost_speaks(lines: list[str]) -> None:

@@ -186,8 +186,8 @@ class MeasureConfig(Section):
     )
     cancelling_channels: Literal["loudest", "reject"] = Field(
         "loudest",
-        description="A recording whose channels cancel in their mean, as with one of them turned "
-        "in polarity: encode its loudest channel, or reject it.",
+        description="Channels that cancel when they are mixed, for example because one has "
+        "inverted polarity: encode the loudest one, or reject the recording.",
     )
     speech_models: SpeechModelConfig = SpeechModelConfig()
 

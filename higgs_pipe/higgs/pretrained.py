@@ -212,16 +212,17 @@ def _download(pretrained: Pretrained) -> Path:
         return Path(pretrained.name)
     config_patterns = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
     try:
-        for weights in ("*.safetensors", "*.bin"):
-            folder = Path(
-                snapshot_download(
-                    pretrained.name,
-                    revision=pretrained.revision,
-                    allow_patterns=[*config_patterns, weights, "README.md"],
+        with activity(f"downloading {pretrained.setting} {pretrained.name}"):
+            for weights in ("*.safetensors", "*.bin"):
+                folder = Path(
+                    snapshot_download(
+                        pretrained.name,
+                        revision=pretrained.revision,
+                        allow_patterns=[*config_patterns, weights, "README.md"],
+                    )
                 )
-            )
-            if any(folder.glob(weights)):
-                break
+                if any(folder.glob(weights)):
+                    break
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise _not_loaded(pretrained, error) from None
     return folder

@@ -117,6 +117,8 @@ def shell_prefix(root: Path, in_own_environment: bool) -> str:
             folder then comes first in PATH: ``.venv/bin/snakemake`` works without activation.
     """
     prefix = f"export PYTHONPATH={shlex.quote(str(root))}; "
+    # Bars of several jobs would overwrite each other; the stages log how far they are.
+    prefix += 'export HF_HUB_DISABLE_PROGRESS_BARS="${HF_HUB_DISABLE_PROGRESS_BARS:-1}"; '
     if in_own_environment:
         prefix += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
     return prefix.replace("{", "{{").replace("}", "}}")  # for Snakemake, which formats it

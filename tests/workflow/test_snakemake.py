@@ -575,6 +575,11 @@ def test_jobs_import_this_checkout_whatever_its_path() -> None:
         ["bash", "-c", f'{prefix}printf %s "$PYTHONPATH"'], capture_output=True, text=True
     )
     assert found.stdout == "/a {b}'c"
+    bars = "HF_HUB_DISABLE_PROGRESS_BARS"
+    for environment, expected in (({}, "1"), ({bars: "0"}, "0")):
+        command = ["bash", "-c", f"{prefix}printf %s ${bars}"]
+        shown = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert shown.stdout == expected
 
 
 def test_only_what_a_run_made_is_named_at_the_end(tmp_path: Path) -> None:
