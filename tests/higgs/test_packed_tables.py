@@ -40,8 +40,10 @@ def test_a_prediction_is_right_where_it_is_its_own_label(corpus: PackedCorpus) -
             if label != -100 and is_right:
                 expected[sample, 1 + k] += 1
                 expected[sample, 9] += int(label == 1025)
-    zeros = (torch.zeros(values.shape, dtype=torch.float64) for values in (text, audio))
-    losses = [HeadLoss(zero, found, None) for zero, found in zip(zeros, (text, audio), strict=True)]
-    correct = loss_sums(*losses, batch).correct
+    of_text, of_audio = (
+        HeadLoss(torch.zeros(found.shape, dtype=torch.float64), found, None)
+        for found in (text, audio)
+    )
+    correct = loss_sums(of_text, of_audio, batch).correct
     assert correct is not None
     assert correct.tolist() == expected.tolist()
