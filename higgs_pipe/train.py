@@ -128,8 +128,8 @@ class Training:
         eval_rows: PackedRows,
         accelerator: Accelerator,
     ) -> None:
-        settings = stage.train
-        self.settings = settings
+        self.started = time.perf_counter()
+        self.settings = settings = stage.train
         self.base_model = base_model
         self.eval_rows = eval_rows
         self.accelerator = accelerator
@@ -219,9 +219,8 @@ class Training:
         elif settings.stop_on_alarm:
             self.alarms.refuse_active(progress.step)
         inputs = self.inputs.after(progress.step)
-        training = activity("training", self.num_steps, "steps", progress.step)
-        started = time.perf_counter() - progress.seconds
-        with closing(inputs), training as pace:
+        started = self.started - progress.seconds  # of earlier sessions, up to the last checkpoint
+        with closing(inputs), activity("training", self.num_steps, "steps", progress.step) as pace:
             while not self._is_finished():
                 is_logged = (progress.step + 1) % settings.log_steps == 0 or progress.step == 0
                 with self.telemetry.step():
@@ -259,7 +258,8 @@ class Training:
                 progress.step,
                 progress.num_evaluations_without_better,
             )
-        metrics.write(progress.step, {"kept_step": progress.best_step})
+        last = {"kept_step": progress.best_step, "seconds": time.perf_counter() - started}
+        metrics.write(progress.step, last)
         if accelerator.is_main_process:
             self._save_best(output_dir / "adapter")
             checkpoints.clear()

@@ -83,7 +83,7 @@ class TrainingLine(LoggedLine):
     tokens_per_second: float
     audio_seconds_per_second: float
     peak_memory_gb: float
-    seconds: float  # of training, up to this line
+    seconds: float  # of the stage, pre-flight and evaluations included, up to this line
 
 
 class HeldOutLine(LoggedLine):
@@ -103,9 +103,10 @@ class SampleLine(LoggedLine):
 
 
 class KeptLine(LoggedLine):
-    """The last line: the step whose adapter is saved."""
+    """The last line: the step whose adapter is saved, and the seconds of the whole stage."""
 
     kept_step: int
+    seconds: float
 
 
 class AlarmLine(LoggedLine):
@@ -123,7 +124,7 @@ class TrainingLog:
     held_out: list[HeldOutLine]
     alarms: list[AlarmLine]
     samples: list[SampleLine]
-    kept_steps: list[int]  # one; none in a log of an earlier version
+    kept_lines: list[KeptLine]  # one, at the end
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -146,7 +147,7 @@ class TrainingLog:
             elif any(key.startswith("sample_") for key in keys):
                 log.samples.append(SampleLine.parse(text, place))
             elif "kept_step" in keys:
-                log.kept_steps.append(KeptLine.parse(text, place).kept_step)
+                log.kept_lines.append(KeptLine.parse(text, place))
             else:
                 log.training.append(TrainingLine.parse(text, place))
         if not log.training:
@@ -160,8 +161,14 @@ class TrainingLog:
     @property
     def kept(self) -> HeldOutLine:
         """The held-out line of the saved adapter: the one named, or the first of lowest loss."""
-        named = [line for line in self.held_out if line.step in self.kept_steps]
+        kept_steps = [line.kept_step for line in self.kept_lines]
+        named = [line for line in self.held_out if line.step in kept_steps]
         return named[0] if named else min(self.held_out[1:], key=lambda line: line.eval_loss)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the training, from pre-flight to the adapter's last evaluation."""
+        return (self.kept_lines or self.training)[-1].seconds
 
 
 class PreflightCheck(ResultPart):

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,18 @@ def test_training_lowers_every_loss_and_keeps_the_best_adapter(
         "adapter_model.safetensors",
         "base_model.json",
     ]
+
+
+def test_the_seconds_of_a_training_are_those_of_the_whole_stage(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    """Loading and pre-flight come before the first step, and take longer than the steps."""
+    started = time.perf_counter()
+    metrics = train(corpus, tmp_path, max_steps=2, log_steps=1)
+    wall = time.perf_counter() - started
+    first, second, whole = (line["seconds"] for line in metrics if "seconds" in line)
+    assert first > second - first
+    assert second < whole <= wall
 
 
 def test_the_adapter_is_the_best_one_and_not_the_last(corpus: PackedCorpus, tmp_path: Path) -> None:
