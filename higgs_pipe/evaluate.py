@@ -18,15 +18,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from accelerate import Accelerator
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import EvalSpeechModelConfig, EvaluateConfig
 from higgs_pipe.config.stages import EvalStage, load_stage
-from higgs_pipe.data.specs import CLIPS, EVAL, EVAL_CLIPS, LOSS_DESCRIPTIONS
-from higgs_pipe.data.tables import open_table, write_table
+from higgs_pipe.data.specs import EVAL_CLIPS, LOSS_DESCRIPTIONS
+from higgs_pipe.data.tables import write_table
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import load_codec_of
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
@@ -36,12 +34,11 @@ from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import base_of_rows
 from higgs_pipe.listening.clip_losses import ClipLosses, held_out_frames
 from higgs_pipe.listening.clusters import Clusters
+from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample, read_samples
 from higgs_pipe.listening.intervals import Difference
 from higgs_pipe.listening.listener import Listener
 from higgs_pipe.listening.speaking import (
-    HeldOutSample,
     choose_prompts,
-    read_samples,
     speak_prompts,
 )
 from higgs_pipe.listening.spoken import ADAPTER, BASE, GENERATED, Generation
@@ -54,12 +51,6 @@ from higgs_pipe.training.results import EvalMetrics, SplitMetrics
 
 logger = logging.getLogger("higgs_pipe")
 
-# What is read of a clip: beside its text, who speaks and what it is cut from.
-CLIP_COLUMNS = (
-    *("clip_id", "audio_path", "start_seconds", "end_seconds", "duration_seconds"),
-    *("channel", "text", "speaker", "language", "dialogue_id", "conversation"),
-)
-
 
 def run(
     config: Path,
@@ -68,6 +59,7 @@ def run(
     adapter_dir: Path,
     eval_dir: Path,
     samples_dir: Path,
+    clips_of: str = "manifest",
 ) -> None:
     """Evaluate an adapter and its base on the same clips.
 
@@ -78,6 +70,8 @@ def run(
         adapter_dir: The PEFT adapter.
         eval_dir: Where the results go.
         samples_dir: Where the WAVs go.
+        clips_of: The setting that names the clips' recordings, manifest or eval.other_manifest; the
+            verdict's words depend on it.
 
     Raises:
         UserError: Base or codec are not those of the rows or of the adapter, the held-out split is
@@ -97,7 +91,7 @@ def run(
     check_base(adapter_dir, pinned)
     model = DualLossModel(adapted).to(device)
     codec, info = load_codec_of(rows.codec_info, device)
-    samples = read_samples(rows, _held_out_clips(clips), model.native.config)
+    samples = read_samples(rows, HeldOutClips.read(clips), model.native.config)
     max_frames = settings.max_seconds * info.frame_rate_hz
     prompts = choose_prompts(samples, settings.num_prompts, max_frames)
     speakers = {each.sample.sample_id: each.clip["speaker"] for each in samples}
@@ -112,7 +106,7 @@ def run(
             others = OtherTexts(rows, speakers)
             sums = held_out_sums(model, others, accelerator, settings.rows_per_batch)
             other_text[name] = list(sums.values())
-            spoken[name] = speak_prompts(model, codec, info, prompts, settings, accelerator)
+            spoken[name] = speak_prompts(model, codec, info, prompts.chosen, settings, accelerator)
     if accelerator.is_main_process:
         of_clips = ClipLosses(
             clips=[_described(each) for each in samples],
@@ -123,14 +117,17 @@ def run(
             base_other_text=other_text[BASE],
         )
         metrics = write_losses(eval_dir, of_clips)
-        takes = Takes.collect(prompts, spoken, codec, info)
-        differences = write_speech(eval_dir, samples_dir, takes, settings, listener)
+        takes = Takes.collect(prompts.chosen, spoken, codec, info)
+        differences = write_speech(
+            eval_dir, samples_dir, takes, settings, listener, prompts.num_too_long
+        )
         verdict = judge(
             {**of_clips.differences(), **differences},
             audio_loss=metrics.adapter.eval_audio_loss,
             num_entries=model.native.config.codebook_size,
             text_use=of_clips.text_use(),
             clustered_by=of_clips.clusters.by,
+            clips_of=clips_of,
         )
         verdict.write(eval_dir / "verdict.json")
         for sentence in verdict.sentences:
@@ -138,18 +135,15 @@ def run(
     accelerator.end_training()
 
 
-def _held_out_clips(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the clips of the held-out split, by id."""
-    file, _ = open_table(path, CLIPS)
-    table: pa.Table = file.read(columns=[*CLIP_COLUMNS, "split"])
-    held_out = table.filter(pc.equal(table["split"], EVAL)).to_pylist()
-    return {clip["clip_id"]: clip for clip in held_out}
-
-
 def _described(each: HeldOutSample) -> dict[str, Any]:
-    keys = ("text", "speaker", "language", "duration_seconds")
-    sample_id = each.sample.sample_id
-    return {"clip_id": sample_id, "task": each.task, **{key: each.clip[key] for key in keys}}
+    return {
+        "clip_id": each.sample.sample_id,
+        "task": each.task,
+        "text": each.text,
+        "speaker": each.speakers,
+        "language": each.clip["language"],
+        "duration_seconds": each.duration_seconds,
+    }
 
 
 def _clusters(samples: Sequence[HeldOutSample]) -> Clusters:
@@ -215,7 +209,12 @@ def clip_rows(losses: ClipLosses) -> list[dict[str, Any]]:
 
 
 def write_speech(
-    eval_dir: Path, samples_dir: Path, takes: Takes, settings: EvaluateConfig, listener: Listener
+    eval_dir: Path,
+    samples_dir: Path,
+    takes: Takes,
+    settings: EvaluateConfig,
+    listener: Listener,
+    num_too_long: int,
 ) -> dict[str, Difference | None]:
     """Measure what was spoken, and write ``generation.json``, ``generation.parquet`` and the WAVs.
 
@@ -225,6 +224,7 @@ def write_speech(
     shutil.rmtree(samples_dir, ignore_errors=True)
     generation = Generation(
         num_prompts=len(takes.prompts),
+        num_too_long=num_too_long,
         max_seconds=settings.max_seconds,
         seed=settings.seed,
         speech_models=settings.speech_models.model_dump(),

@@ -17,8 +17,8 @@ from higgs_pipe.data.packing.results import (
     RejectedSample,
 )
 from higgs_pipe.data.packing.spool import Spool
-from higgs_pipe.data.specs import EVAL, TRAIN
-from higgs_pipe.data.tables import shard_path
+from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
+from higgs_pipe.data.tables import shard_path, write_table
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.packer import Packer
 from higgs_pipe.higgs.pretrained import PinnedModel
@@ -37,6 +37,7 @@ def run(
     eval_rows: Path,
     packing: Path,
     pinned_base: Path | None = None,
+    splits: list[str] | None = None,
 ) -> None:
     """Pack the training split and the held-out split.
 
@@ -49,6 +50,7 @@ def run(
         eval_rows: The packed held-out rows to write.
         packing: :class:`PackingSummary` to write.
         pinned_base: ``models/base_model.json``; without it the base is pinned here.
+        splits: Those that are packed, train and eval by default; the table of another is empty.
 
     Raises:
         UserError: The codec does not fit the base model, codes are missing, a split is empty, or
@@ -65,16 +67,19 @@ def run(
         counts: dict[str, PackedSplit] = {}
         rejected: list[RejectedSample] = []
         fallbacks: Counter[tuple[str, str, str]] = Counter()
+        metadata = codes.codec_info.as_metadata() | base.as_metadata()
         for split, path in ((TRAIN, train_rows), (EVAL, eval_rows)):
+            if split not in (splits or (TRAIN, EVAL)):
+                write_table(path, packed_spec(codes.codec_info.num_codebooks), [], metadata)
+                counts[split] = PackedSplit.empty()
+                continue
             packer = Packer(table, codes, renderer, stage.pack)
             with (
                 Spool(train_rows.parent, np.int32) as spool,
                 activity(f"packing {split}"),
             ):
                 packer.plan(split, spool)
-                counts[split] = packer.write(
-                    path, spool, codes.codec_info.as_metadata() | base.as_metadata()
-                )
+                counts[split] = packer.write(path, spool, metadata)
             rejected += packer.rejected
             fallbacks.update({(split, *key): n for key, n in packer.fallbacks.items()})
     summary = PackingSummary(
@@ -103,6 +108,8 @@ def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
 
 def _log(summary: PackingSummary) -> None:
     for split, counts in ((TRAIN, summary.train), (EVAL, summary.eval)):
+        if not counts.num_samples:
+            continue  # not packed
         logger.info(
             "%s: %d samples (%s) in %d rows of %d, %.1f %% full",
             split,

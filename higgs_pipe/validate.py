@@ -16,12 +16,13 @@ from higgs_pipe.data.clips.overview import log_warnings, table_lines
 from higgs_pipe.data.clips.reasons import Rejection
 from higgs_pipe.data.clips.summary import hours_of, summarize
 from higgs_pipe.data.clips.texts import normalized
+from higgs_pipe.data.clips.trained import TrainedClips
 from higgs_pipe.data.clips.transcripts import check_texts
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.manifests.row_table import read_rows
 from higgs_pipe.data.spans import Span
-from higgs_pipe.data.specs import CLIPS, MEASURED, REJECTED, SHARD_CLIPS
+from higgs_pipe.data.specs import CLIPS, EVAL, MEASURED, REJECTED, SHARD_CLIPS, TRAIN
 from higgs_pipe.data.tables import read_table, shard_path, write_shards, write_table
 from higgs_pipe.errors import UserError, list_offenders
 
@@ -36,6 +37,7 @@ def run(
     rejected: Path,
     validation: Path,
     shards_dir: Path,
+    trained_clips: Path | None = None,
 ) -> None:
     """Judge the rows by their measures, and write the tables of clips.
 
@@ -48,6 +50,8 @@ def run(
         validation: JSON to write: counts, hours, speakers, languages, duplicates, overlap.
         shards_dir: Folder for ``shard-00000.parquet`` ..., the clips that one tokenization job
             encodes; only a shard whose clips change changes its bytes.
+        trained_clips: ``clips.parquet`` of another manifest, which adapters are trained on. With it
+            every row is held out, and rows with audio or text of its training split are rejected.
 
     Raises:
         UserError: Too many rows are rejected, the rows lack what the split goes by, or a split
@@ -56,13 +60,20 @@ def run(
     stage = load_stage(ValidateStage, config)
     listed = read_rows(rows)
     manifest = replace(listed, rows=tuple(map(normalized, listed.rows)))
+    trained = None
+    needed_splits: tuple[str, ...] = (TRAIN, EVAL)
+    if trained_clips is not None:
+        trained, needed_splits = TrainedClips.read(trained_clips), (EVAL,)
+        rows_held_out = tuple(replace(row, split=EVAL) for row in manifest.rows)
+        manifest = replace(manifest, rows=rows_held_out)
     measured = _read_measured(measured_dir, stage.data.num_shards, manifest.rows)
-    _check_split_is_known(manifest.rows, stage.data)
-    judgement = judge(manifest.rows, measured, stage)
+    if trained is None:
+        _check_split_is_known(manifest.rows, stage.data)
+    judgement = judge(manifest.rows, measured, stage, trained)
     _check_enough_accepted(judgement, len(manifest.rows), stage)
     if stage.validate_.check_texts:
         check_texts(judgement.accepted)
-    corpus = assemble(judgement.accepted, measured, stage.data)
+    corpus = assemble(judgement.accepted, measured, stage.data, needed_splits)
     summary = summarize(corpus, judgement, manifest, stage.data)
 
     write_table(clips, CLIPS, corpus.clips)

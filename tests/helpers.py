@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+import higgs_pipe.evaluate
 import higgs_pipe.train
 from higgs_pipe import clips_page, list_rows, measure, pack, validate
 from higgs_pipe.config.schema import json_schema
@@ -50,7 +51,9 @@ def write_stage_config(path: Path, **sections: Any) -> Path:
     return path
 
 
-def run_validation(folder: Path, num_threads: int = 1, **sections: Any) -> Path:
+def run_validation(
+    folder: Path, num_threads: int = 1, trained_clips: Path | None = None, **sections: Any
+) -> Path:
     """Run list_rows, measure and validate with the settings that the workflow would give them.
 
     Returns:
@@ -69,9 +72,16 @@ def run_validation(folder: Path, num_threads: int = 1, **sections: Any) -> Path:
     for shard in range(config["data"]["num_shards"]):
         source, target = (shard_path(shards, shard) for shards in (recordings, measured))
         measure.run(stages["measure"], source, target, num_threads=num_threads)
-    tables = (data / f"{name}.parquet" for name in ("clips", "rejected"))
-    outputs = (*tables, data / "validation.json", data / "shards")
-    validate.run(stages["validate"], rows, measured, *outputs)
+    validate.run(
+        stages["validate"],
+        rows,
+        measured,
+        clips=data / "clips.parquet",
+        rejected=data / "rejected.parquet",
+        validation=data / "validation.json",
+        shards_dir=data / "shards",
+        trained_clips=trained_clips,
+    )
     return data
 
 
@@ -225,6 +235,28 @@ def train(
     )
     higgs_pipe.train.run(config, train_rows or corpus.train_rows, eval_rows, output)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluate_in(
+    output: Path,
+    corpus: PackedCorpus,
+    adapter: Path,
+    eval_rows: Path | None = None,
+    **settings: Any,
+) -> Path:
+    """Evaluate an adapter in this process, on the CPU; returns the folder of the results."""
+    config = write_stage_config(
+        output / "eval.json", base_model=str(corpus.base), eval={"device": "cpu", **settings}
+    )
+    higgs_pipe.evaluate.run(
+        config,
+        corpus.clips,
+        eval_rows or corpus.eval_rows,
+        adapter,
+        eval_dir=output / "eval",
+        samples_dir=output / "samples",
+    )
+    return output / "eval"
 
 
 def has_line_with(message: str, *tokens: str) -> bool:

@@ -1,10 +1,8 @@
-"""Held-out samples as prompts: which there are, which are spoken, and what is spoken."""
+"""Held-out samples as prompts: which are spoken, and what is spoken."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import HiggsAudioV2TokenizerModel
@@ -12,74 +10,35 @@ from transformers import HiggsAudioV2TokenizerModel
 from higgs_pipe.config.settings import EvaluateConfig, Sampling
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.specs import CodecInfo
-from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.generation import RecordedSample, Spoken, recorded_samples, speak
+from higgs_pipe.higgs.generation import Spoken, speak
 from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.listening.held_out import HeldOutSample
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOutSample:
-    """A packed sample, the clip that it is named after, and its task."""
+class Prompts:
+    """Held-out samples that are spoken again."""
 
-    sample: RecordedSample
-    clip: Mapping[str, Any]  # a row of CLIPS
-    task: str
-
-
-def task_of(sample: RecordedSample, clip: Mapping[str, Any], frame_rate_hz: float) -> str:
-    """Name the kind of a packed sample: speech, cloning, dialogue, ..., or conversation.
-
-    A target that is longer than the clip that it is named after is a whole dialogue.
-    """
-    if clip["conversation"] is not None:
-        return "conversation"
-    max_frames = np.ceil(clip["duration_seconds"] * frame_rate_hz) + 1
-    is_dialogue = clip["dialogue_id"] is not None and len(sample.codes) > max_frames
-    has_reference = len(sample.prompt.audio_input_ids) > 0
-    if is_dialogue:
-        return "dialogue_cloning" if has_reference else "dialogue"
-    return "cloning" if has_reference else "speech"
-
-
-def read_samples(
-    rows: PackedRows, clips: Mapping[str, Mapping[str, Any]], config: Any
-) -> list[HeldOutSample]:
-    """Read the held-out samples, in the order of their ids.
-
-    Args:
-        rows: The packed held-out rows.
-        clips: Rows of CLIPS by id.
-        config: The model's.
-    """
-    frame_rate_hz = rows.codec_info.frame_rate_hz
-    found = []
-    for index in range(len(rows)):
-        for sample in recorded_samples(rows[index], config):
-            clip = clips[sample.sample_id]
-            found.append(HeldOutSample(sample, clip, task_of(sample, clip, frame_rate_hz)))
-    return sorted(found, key=lambda each: each.sample.sample_id)
+    chosen: list[HeldOutSample]
+    num_too_long: int  # samples that are longer than the cap, and so not spoken
 
 
 def choose_prompts(
     samples: Sequence[HeldOutSample], num_prompts: int, max_frames: float
-) -> list[HeldOutSample]:
+) -> Prompts:
     """Choose the samples to speak again: the same ones each time, with their references if any.
 
-    Dialogues and conversations, whose target is not one clip with one text, are left out, and so
-    are clips that are longer than the cap.
+    Of a conversation with several targets, the first one is spoken.
 
     Args:
         samples: All held-out samples.
-        num_prompts: At most.
+        num_prompts: At most; with 0 none is too long either.
         max_frames: The cap of the generation.
     """
-    prompts = [
-        each
-        for each in samples
-        if each.task in ("speech", "cloning") and len(each.sample.codes) <= max_frames
-    ]
-    prompts.sort(key=lambda each: unit_hash("prompt", each.sample.sample_id))
-    return prompts[:num_prompts]
+    fitting = [each for each in samples if len(each.sample.codes) <= max_frames]
+    fitting.sort(key=lambda each: unit_hash("prompt", each.sample.sample_id))
+    num_too_long = len(samples) - len(fitting) if num_prompts else 0
+    return Prompts(fitting[:num_prompts], num_too_long)
 
 
 def speak_prompts(

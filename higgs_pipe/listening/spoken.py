@@ -75,15 +75,17 @@ class Generation(Result):
     made_by: ClassVar[str] = "eval_adapter"
 
     num_prompts: int
+    num_too_long: int  # held-out samples that are longer than max_seconds, and so not spoken
     max_seconds: float
     seed: int
     speech_models: dict[str, str | None]
     voices: list[VoiceTotals]
     differences: list[VoiceDifferences]
 
-    def totals(self, voice: Voice) -> dict[str, Estimate | None]:
-        """Return the measures of a voice, of base and adapter at the first temperature."""
-        return next((v.measures for v in self.voices if v.voice == voice), {})
+    def totals(self, voice: Voice, temperature: float | None = None) -> dict[str, Estimate | None]:
+        """Return the measures of a voice, of base and adapter at a temperature; None: the first."""
+        of_voice = (each for each in self.voices if each.voice == voice)
+        return next((v.measures for v in of_voice if temperature in (None, v.temperature)), {})
 
 
 def temperatures_of(rows: Sequence[dict[str, Any]]) -> list[float]:

@@ -20,10 +20,10 @@ from higgs_pipe.higgs.codes import Codes, undelay
 from higgs_pipe.higgs.generation import Spoken
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.comparison import Heard, differences, totals
+from higgs_pipe.listening.held_out import HeldOutSample
 from higgs_pipe.listening.intervals import Difference
 from higgs_pipe.listening.listener import Impression, Listener, compare_impression
 from higgs_pipe.listening.measures import measure_speech
-from higgs_pipe.listening.speaking import HeldOutSample
 from higgs_pipe.listening.spoken import (
     ADAPTER,
     BASE,
@@ -54,7 +54,7 @@ class Takes:
     prompts: list[HeldOutSample]
     info: CodecInfo
     takes: dict[Drawn, list[Take]]  # one per prompt
-    references: list[Samples | None]
+    references: list[list[Samples]]  # recordings before the target of each prompt
     heard: dict[Drawn, list[Heard]] = field(default_factory=dict)
 
     @classmethod
@@ -78,7 +78,7 @@ class Takes:
         """
         takes: dict[Drawn, list[Take]] = {
             (RECORDING, None): [
-                Take(recording_of(each.clip, info), each.sample.codes) for each in prompts
+                Take(recording_of(each.recordings, info), each.sample.codes) for each in prompts
             ],
             (CODEC, None): [
                 Take(decode(codec, each.sample.codes, info), each.sample.codes) for each in prompts
@@ -90,7 +90,7 @@ class Takes:
                     Take(each.samples, each.codes, each.has_stopped)
                     for each in spoken[voice][temperature]
                 ]
-        references = [reference_of(each, codec, info) for each in prompts]
+        references = [references_of(each, codec, info) for each in prompts]
         return cls(prompts, info, takes, references)
 
     def listen(self, listener: Listener) -> None:
@@ -101,8 +101,9 @@ class Takes:
             for voice, takes in self.takes.items()
         }
         recorded = impressions[RECORDING, None]
+        # Of several, each may be another speaker's.
         references = [
-            None if each is None else listener.hear(each, rate_hz) for each in self.references
+            listener.hear(each[0], rate_hz) if len(each) == 1 else None for each in self.references
         ]
         for voice, takes in self.takes.items():
             self.heard[voice] = [
@@ -112,7 +113,7 @@ class Takes:
                     codes=take.codes,
                     listened=compare_impression(
                         impression,
-                        prompt.clip["text"],
+                        prompt.words,
                         prompt.clip["language"],
                         recorded[number],
                         references[number],
@@ -125,8 +126,8 @@ class Takes:
             ]
 
     def _others(self, number: int, recorded: Sequence[Impression]) -> list[Impression]:
-        """Return the other recordings of a prompt's speaker."""
-        speakers = [prompt.clip["speaker"] for prompt in self.prompts]
+        """Return the other recordings of a prompt's speaker, if it has one speaker."""
+        speakers = [each.speakers if each.has_one_voice else None for each in self.prompts]
         return [
             recorded[other]
             for other, speaker in enumerate(speakers)
@@ -172,13 +173,15 @@ class Takes:
                 "clip_id": prompt.sample.sample_id,
                 "voice": voice,
                 "temperature": temperature,
-                **{key: prompt.clip[key] for key in ("text", "speaker", "language")},
+                "text": prompt.text,
+                "speaker": prompt.speakers,
+                "language": prompt.clip["language"],
                 "task": prompt.task,
                 "sample": sample_name(number, voice, temperature),
-                "reference": None if reference is None else sample_name(number, "reference", None),
+                "reference": sample_name(number, "reference", None) if references else None,
                 **self.heard[voice, temperature][number].measures,
             }
-            for number, (prompt, reference) in enumerate(
+            for number, (prompt, references) in enumerate(
                 zip(self.prompts, self.references, strict=True)
             )
             for voice, temperature in self.heard
@@ -191,39 +194,45 @@ class Takes:
             for number, take in enumerate(takes):
                 name = sample_name(number, voice, temperature)
                 write_wav(samples_dir / name, take.samples, self.info.sample_rate_hz)
-        for number, reference in enumerate(self.references):
-            if reference is not None:
+        for number, references in enumerate(self.references):
+            if references:
                 name = sample_name(number, "reference", None)
-                write_wav(samples_dir / name, reference, self.info.sample_rate_hz)
+                joined = np.concatenate(references)
+                write_wav(samples_dir / name, joined, self.info.sample_rate_hz)
 
 
-def recording_of(clip: Mapping[str, Any], info: CodecInfo) -> Samples:
-    """Read a clip as the codec gets it: mono at the codec's rate.
+def recording_of(clips: Sequence[Mapping[str, Any]], info: CodecInfo) -> Samples:
+    """Read clips as the codec gets them, joined in time: mono at the codec's rate.
 
     Raises:
-        UserError: The file can no longer be read.
+        UserError: A file can no longer be read.
     """
-    try:
-        recording = decode_file(
-            Path(clip["audio_path"]), clip["start_seconds"], clip["end_seconds"]
-        )
-    except AudioError as error:
-        raise UserError(f"{error}; run: snakemake --forcerun list_rows") from None
-    samples = to_mono(recording.samples, clip["channel"])
-    mono: Samples = to_codec_input(samples, recording.sample_rate_hz, info).numpy()
-    return mono[: round(recording.duration_seconds * info.sample_rate_hz)]
+    parts = []
+    for clip in clips:
+        try:
+            audio = decode_file(
+                Path(clip["audio_path"]), clip["start_seconds"], clip["end_seconds"]
+            )
+        except AudioError as error:
+            raise UserError(f"{error}; run: snakemake --forcerun list_rows") from None
+        mono = to_mono(audio.samples, clip["channel"])
+        parts.append(to_codec_input(mono, audio.sample_rate_hz, info).numpy())
+    # Each part is padded to whole frames, as its codes are; the last one's padding is cut off.
+    num_padded = len(parts[-1]) - round(audio.duration_seconds * info.sample_rate_hz)
+    joined: Samples = np.concatenate(parts)
+    return joined[: len(joined) - num_padded]
 
 
-def reference_of(
+def references_of(
     prompt: HeldOutSample, codec: HiggsAudioV2TokenizerModel, info: CodecInfo
-) -> Samples | None:
-    """Decode the last reference of a prompt; None if it has none."""
+) -> list[Samples]:
+    """Decode the recordings in a prompt."""
     delayed = prompt.sample.prompt.audio_input_ids  # (F, K)
     if not len(delayed):
-        return None
+        return []
     # Each recording begins with a frame of stream BOS, and no other frame is one.
     starts = np.flatnonzero((delayed == delayed[0, 0]).all(axis=1))
-    return decode(codec, undelay(delayed[starts[-1] :]), info)
+    return [decode(codec, undelay(part), info) for part in np.split(delayed, starts[1:])]
 
 
 def sample_name(number: int, voice: str, temperature: float | None) -> str:

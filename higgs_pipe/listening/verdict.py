@@ -34,6 +34,31 @@ class Measure:
     negligible: float = 0.0  # differences up to this much count as none
 
 
+@dataclass(frozen=True)
+class Headlines:
+    """The overall verdict in words."""
+
+    better: str
+    worse: str
+    no_evidence: str
+    shows_audio_loss: bool = False  # without evidence too: how much could be forgotten at most
+
+
+# By the setting that names the recordings: those that the adapter is for, and others.
+HEADLINES = {
+    "manifest": Headlines(
+        better="Better than the base.",
+        worse="Worse than the base.",
+        no_evidence="No evidence that the adapter is better or worse than the base.",
+    ),
+    "eval.other_manifest": Headlines(
+        better="Nothing forgotten: better than the base on the other recordings too.",
+        worse="Worse than the base on what was there before: the adapter has forgotten some of it.",
+        no_evidence="No evidence that the adapter has forgotten what was there before.",
+        shows_audio_loss=True,
+    ),
+}
+
 NATS = "nats per label"
 MEASURES = (
     Measure("audio_loss", "audio loss", NATS, "lower", True, MIN_LOSS_DIFFERENCE),
@@ -105,6 +130,7 @@ def judge(
     num_entries: int,
     text_use: Difference | None,
     clustered_by: Literal["speaker", "recording", "clip"],
+    clips_of: str = "manifest",
 ) -> Verdict:
     """Judge an adapter by its differences to the base.
 
@@ -116,6 +142,7 @@ def judge(
         text_use: The adapter's audio loss with other clips' texts minus that with the right ones;
             None if not measured.
         clustered_by: What the intervals are clustered by.
+        clips_of: The setting that names the recordings, a key of :data:`HEADLINES`.
 
     Raises:
         KeyError: A difference has a name that is no measure's.
@@ -130,18 +157,21 @@ def judge(
     surely_better = [m for m in surely if m.outcome == "better"]
     doubts = _doubts(audio_loss, num_entries, text_use)
     perhaps_worse = [m.sentence for m in leading if m.outcome == "worse" and m not in surely]
+    headlines = HEADLINES[clips_of]
 
     overall: Literal["better", "worse", "no evidence"]
     if surely_worse:
         overall, reasons = "worse", surely_worse
-        headline = "Worse than the base."
+        headline = headlines.worse
     elif surely_better and not doubts and not perhaps_worse:
         overall, reasons = "better", surely_better
-        headline = "Better than the base."
+        headline = headlines.better
     else:
         overall, reasons = "no evidence", surely_better
-        headline = "No evidence that the adapter is better or worse than the base."
+        headline = headlines.no_evidence
     sentences = [headline, *(m.sentence for m in reasons), *perhaps_worse, *doubts]
+    if overall == "no evidence" and headlines.shows_audio_loss:
+        sentences.append(next(m.sentence for m in measures if m.name == "audio_loss"))
     text = next(measure for measure in measures if measure.name == "text_loss")
     if text.outcome == "better" and not surely_better:
         sentences.append(f"{text.sentence} Text loss alone makes no adapter better.")

@@ -29,8 +29,8 @@ def test_a_recording_is_heard_by_the_channel_that_was_encoded(
 ) -> None:
     info = read_codec_info(corpus.eval_rows)
     left, right = sf.read(stereo["audio_path"], dtype="float32")[0].T
-    assert np.allclose(recording_of(stereo, info), (left + right) / 2)
-    assert np.array_equal(recording_of(stereo | {"channel": 1}, info), right)
+    assert np.allclose(recording_of([stereo], info), (left + right) / 2)
+    assert np.array_equal(recording_of([stereo | {"channel": 1}], info), right)
 
 
 def test_a_segment_is_heard_without_the_codecs_padding(
@@ -39,10 +39,10 @@ def test_a_segment_is_heard_without_the_codecs_padding(
     info = read_codec_info(corpus.eval_rows)
     part = stereo | {"channel": 0, "start_seconds": 0.5, "end_seconds": 1.01}
     left = sf.read(stereo["audio_path"], dtype="float32")[0][:, 0]
-    assert np.array_equal(recording_of(part, info), left[12_000:24_240])
+    assert np.array_equal(recording_of([part], info), left[12_000:24_240])
 
 
 def test_a_recording_that_is_gone_names_the_rule(corpus: PackedCorpus, tmp_path: Path) -> None:
     clip = WHOLE | {"audio_path": str(tmp_path / "gone.wav")}
     with pytest.raises(UserError, match=r"gone\.wav does not exist; .*--forcerun list_rows"):
-        recording_of(clip, read_codec_info(corpus.eval_rows))
+        recording_of([clip], read_codec_info(corpus.eval_rows))

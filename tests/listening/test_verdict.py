@@ -78,6 +78,29 @@ def test_leading_measures_decide(signs: dict[str, int], overall: str) -> None:
     assert verdict_of(**differences).overall == overall
 
 
+@pytest.mark.parametrize(
+    ("sign", "words"),
+    [
+        (HIGHER, "has forgotten"),
+        (EQUAL, "No evidence that the adapter has forgotten"),
+        (LOWER, "too"),
+    ],
+)
+def test_on_other_recordings_the_verdict_says_what_was_forgotten(sign: int, words: str) -> None:
+    told = judge(
+        {"audio_loss": difference(sign)},
+        audio_loss=5.0,
+        num_entries=1026,
+        text_use=FOLLOWS_TEXT,
+        clustered_by="clip",
+        clips_of="eval.other_manifest",
+    )
+    here = verdict_of(audio_loss=difference(sign))
+    assert words in told.sentences[0]
+    assert (told.overall, told.measures) == (here.overall, here.measures)
+    assert any(sentence.startswith("Audio loss: ") for sentence in told.sentences)
+
+
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
 def test_each_measure_knows_its_good_direction(measure: Measure) -> None:
     name = measure.name

@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, evaluate_in, write_stage_config
 
 import higgs_pipe.train
-from higgs_pipe import evaluate
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.lora import BASE_FILE, add_lora, load_adapter
@@ -89,20 +88,8 @@ def train(base: Path, rows: Path, output: Path, settings: dict[str, Any]) -> Pat
 
 def verdict_of(corpus: PackedCorpus, adapter: Path, output: Path) -> tuple[Verdict, dict[str, str]]:
     """Returns the verdict, and the outcome of each measure."""
-    config = write_stage_config(
-        output / "eval.json",
-        base_model=str(corpus.base),
-        eval={"device": "cpu", "temperatures": [0.0], "max_seconds": 2.0, "num_prompts": 10},
-    )
-    evaluate.run(
-        config,
-        corpus.clips,
-        corpus.eval_rows,
-        adapter,
-        eval_dir=output / "eval",
-        samples_dir=output / "samples",
-    )
-    verdict = Verdict.read(output / "eval" / "verdict.json")
+    spoken: dict[str, Any] = {"temperatures": [0.0], "max_seconds": 2.0, "num_prompts": 10}
+    verdict = Verdict.read(evaluate_in(output, corpus, adapter, **spoken) / "verdict.json")
     return verdict, {measure.name: measure.outcome for measure in verdict.measures}
 
 

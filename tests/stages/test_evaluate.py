@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
-from helpers import PackedCorpus, launch, write_stage_config
+from helpers import PackedCorpus, evaluate_in, launch
 from reference import plain_frame_losses, row_losses
 
-from higgs_pipe import evaluate
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.generation import recorded_samples
@@ -23,6 +23,14 @@ from higgs_pipe.higgs.lora import BASE_FILE, add_lora
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 
+CONVERSATION = Conversation(
+    (
+        Turn("user", ("Say the first.",)),
+        Turn("assistant", (ClipId("clip-00"),), is_target=True),
+        Turn("user", ("And now the other one.",)),
+        Turn("assistant", (ClipId("clip-09"),), is_target=True),
+    )
+)
 KEYS = {
     "eval_loss",
     "eval_text_loss",
@@ -61,21 +69,10 @@ def run(
     **settings: Any,
 ) -> tuple[dict, list[dict]]:
     """Evaluate; returns metrics.json and the rows of clips.parquet. Nothing is spoken."""
-    config = write_stage_config(
-        output / "eval.json",
-        base_model=str(corpus.base),
-        eval={"device": "cpu", "dtype": "float64", "num_prompts": 0, **settings},
-    )
-    evaluate.run(
-        config,
-        corpus.clips,
-        eval_rows or corpus.eval_rows,
-        adapter,
-        eval_dir=output / "eval",
-        samples_dir=output / "samples",
-    )
-    metrics = json.loads((output / "eval/metrics.json").read_text())
-    return metrics, pq.read_table(output / "eval/clips.parquet").to_pylist()
+    settings = {"dtype": "float64", "num_prompts": 0, **settings}
+    folder = evaluate_in(output, corpus, adapter, eval_rows, **settings)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return metrics, pq.read_table(folder / "clips.parquet").to_pylist()
 
 
 def read_json(path: Path) -> dict:
@@ -300,6 +297,43 @@ def test_a_clip_longer_than_the_cap_is_not_spoken(
     run(corpus, adapter, tmp_path, num_prompts=5, max_seconds=1.2)
     rows = pq.read_table(tmp_path / "eval/generation.parquet").to_pylist()
     assert {row["clip_id"] for row in rows} == {"clip-03"}  # 0.89 s; the others 1.28 s and 1.67 s
+
+
+def test_a_dialogue_and_a_conversation_are_spoken_as_they_are_packed(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
+    """The turns 6 and 3 of a dialogue, and clip 9, whose conversation asks for clip 0 first."""
+    changes: dict[str, dict[str, Any]] = {
+        "clip-06": {"dialogue_id": "talk", "turn": 0},
+        "clip-03": {"dialogue_id": "talk", "turn": 1},
+        "clip-09": {"conversation": CONVERSATION.to_json()},
+        "clip-00": {"split": "reference"},
+    }
+    changed = corpus.changed(tmp_path / "corpus", changes)
+    tasks = {"speech": 0.001, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0}
+    changed.pack(tmp_path / "corpus" / "packed", max_tokens=512, tasks=tasks)
+    run(changed, adapter, tmp_path, num_prompts=5, max_seconds=4.0)
+    rows = pq.read_table(tmp_path / "eval/generation.parquet").to_pylist()
+    recorded = {row["task"]: row for row in rows if row["voice"] == "recording"}
+    assert set(recorded) == {"dialogue", "conversation"}
+    dialogue, conversation = recorded["dialogue"], recorded["conversation"]
+    assert dialogue["text"] == (
+        "[SPEAKER0] Tone number 6, held for a while\n[SPEAKER1] Tone number 3, held for a while"
+    )
+    assert dialogue["speaker"] == "low, high"
+    first, second = 0.5 + 0.13 * 6, 0.5 + 0.13 * 3
+    whole_frames = np.ceil(first * 25) / 25  # as its codes
+    assert dialogue["duration_seconds"] == pytest.approx(whole_frames + second, abs=1e-3)
+    assert conversation["text"] == "Say the first."
+    assert conversation["duration_seconds"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_what_is_too_long_to_be_spoken_is_counted(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
+    run(corpus, adapter, tmp_path, num_prompts=5, max_seconds=1.2)
+    generation = read_json(tmp_path / "eval/generation.json")
+    assert (generation["num_prompts"], generation["num_too_long"]) == (1, 2)
 
 
 def test_another_seed_gives_other_takes_of_the_same_prompts(

@@ -6,10 +6,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, evaluate_in
 from speech_checkpoints import dnsmos_file, write_resemblyzer, write_tiny_models
 
-from higgs_pipe import evaluate
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
@@ -41,22 +40,10 @@ def evaluated(
     corpus: PackedCorpus, adapter: Path, output: Path, **models: str
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """Returns the rows of generation.parquet, and the measures that were taken."""
-    config = write_stage_config(
-        output / "eval.json",
-        base_model=str(corpus.base),
-        eval={"device": "cpu", "max_seconds": 1.8, "speech_models": models},
-    )
-    evaluate.run(
-        config,
-        corpus.clips,
-        corpus.eval_rows,
-        adapter,
-        eval_dir=output / "eval",
-        samples_dir=output / "samples",
-    )
-    verdict = Verdict.read(output / "eval" / "verdict.json")
-    taken = {measure.name for measure in verdict.measures if measure.outcome != "not measured"}
-    return pq.read_table(output / "eval" / "generation.parquet").to_pylist(), taken
+    folder = evaluate_in(output, corpus, adapter, max_seconds=1.8, speech_models=models)
+    measures = Verdict.read(folder / "verdict.json").measures
+    taken = {measure.name for measure in measures if measure.outcome != "not measured"}
+    return pq.read_table(folder / "generation.parquet").to_pylist(), taken
 
 
 def test_each_speech_model_gives_its_measures(

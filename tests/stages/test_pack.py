@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import PackedCorpus, files_of_at_most
+from helpers import PackedCorpus, files_of_at_most, write_stage_config
 from reference import audio_labels, delayed_frames
 from transformers import AutoTokenizer
 
+from higgs_pipe import pack
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import DIALOGUE_TOO_LONG, REFERENCE_TOO_LONG
-from higgs_pipe.data.specs import CLIPS, TRAIN, codes_spec
+from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN, codes_spec
 from higgs_pipe.data.tables import read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
 
@@ -180,6 +181,26 @@ def test_a_split_without_clips_is_not_blamed_on_their_length(
     changes = {f"clip-{i:02d}": {"split": "train"} for i in (3, 6, 9)}
     with pytest.raises(UserError, match=r"eval .*--forcerun judge_clips"):
         corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
+
+
+def test_a_split_that_is_not_packed_is_an_empty_table_of_the_same_codec(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    pack.run(
+        write_stage_config(tmp_path / "pack.json", base_model=str(corpus.base)),
+        clips=corpus.clips,
+        codes_dir=corpus.codes_dir,
+        num_shards=2,
+        train_rows=tmp_path / "train.parquet",
+        eval_rows=tmp_path / "eval.parquet",
+        packing=tmp_path / "packing.json",
+        splits=[EVAL],
+    )
+    assert len(pq.read_table(tmp_path / "train.parquet")) == 0
+    assert read_codec_info(tmp_path / "train.parquet") == read_codec_info(corpus.train_rows)
+    assert set(samples_of(tmp_path / "eval.parquet")) == {"clip-03", "clip-06", "clip-09"}
+    summary = json.loads((tmp_path / "packing.json").read_text())
+    assert (summary["train"]["num_samples"], summary["eval"]["num_samples"]) == (0, 3)
 
 
 def test_codes_of_two_codecs_are_not_mixed(corpus: PackedCorpus, tmp_path: Path) -> None:

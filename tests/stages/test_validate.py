@@ -99,7 +99,8 @@ def run(
     """Run the stages on ``rows``; unless told otherwise, any share may be rejected."""
     sections = {"validate": {"max_rejected_fraction": 1.0}, **sections}
     manifest = str(write_manifest(folder, rows))
-    return Outputs(run_validation(folder / out, num_threads, manifest=manifest, **sections))
+    data = run_validation(folder / out, num_threads, None, manifest=manifest, **sections)
+    return Outputs(data)
 
 
 def run_processes(folder: Path, manifest: Path) -> subprocess.CompletedProcess[str]:

@@ -274,8 +274,15 @@ def test_a_packed_conversation_has_labels_on_its_targets_alone(
     config = write_stage_config(
         tmp_path / "pack.json", base_model=str(tiny_base), pack=settings | {"max_tokens": 256}
     )
-    paths = [tmp_path / name for name in ("train.parquet", "eval.parquet", "packing.json")]
-    pack.run(config, out / "clips.parquet", tmp_path / "codes", 1, *paths)
+    pack.run(
+        config,
+        clips=out / "clips.parquet",
+        codes_dir=tmp_path / "codes",
+        num_shards=1,
+        train_rows=tmp_path / "train.parquet",
+        eval_rows=tmp_path / "eval.parquet",
+        packing=tmp_path / "packing.json",
+    )
 
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
     (row,) = (row for row in rows if row["sample_ids"] == ["x"])

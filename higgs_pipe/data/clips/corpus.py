@@ -36,28 +36,42 @@ class Corpus:
         return [*self.targets, *self.references]
 
 
-def assemble(accepted: Sequence[Candidate], measured: Measured, data: DataConfig) -> Corpus:
+def assemble(
+    accepted: Sequence[Candidate],
+    measured: Measured,
+    data: DataConfig,
+    needed_splits: Sequence[str] = (TRAIN, EVAL),
+) -> Corpus:
     """Split the accepted clips and link their references.
 
+    Args:
+        accepted: Sound rows.
+        measured: The rows of MEASURED of all their spans.
+        data: The settings of the split.
+        needed_splits: Those that must have a clip.
+
     Raises:
-        UserError: A split would be empty.
+        UserError: A needed split would be empty.
     """
     others = [candidate.others for candidate in accepted]
     keys = keys_of([candidate.clip for candidate in accepted], data, others)
     groups = groups_of(keys)
     given = [candidate.row.split for candidate in accepted]
     splits = assign_splits(groups, given, data.eval_fraction, data.split_seed)
-    _check_both_splits(splits, keys, groups)
+    _check_splits(splits, needed_splits, keys, groups)
     references = References(measured)
     targets = tuple(map(references.link, accepted, splits))
     return Corpus(targets, tuple(references.clips), tuple(groups))
 
 
-def _check_both_splits(
-    splits: Sequence[str], keys: Sequence[Sequence[Key]], groups: Sequence[str]
+def _check_splits(
+    splits: Sequence[str],
+    needed: Sequence[str],
+    keys: Sequence[Sequence[Key]],
+    groups: Sequence[str],
 ) -> None:
     for split, other in ((TRAIN, EVAL), (EVAL, TRAIN)):
-        if split not in splits:
+        if split in needed and split not in splits:
             raise UserError(
                 f"no clip is left for {split}: all {len(splits):,} accepted clips are in {other}. "
                 f"Groups of clips that share audio, text, dialogue, speaker or recording: "

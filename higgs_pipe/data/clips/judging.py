@@ -13,6 +13,7 @@ from higgs_pipe.data.clips.declared import declared_fault
 from higgs_pipe.data.clips.layout import layout_fault
 from higgs_pipe.data.clips.reasons import Fault, Reason, Rejection
 from higgs_pipe.data.clips.splits import Key, groups_of, keys_of
+from higgs_pipe.data.clips.trained import TrainedClips
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, TRAIN
@@ -27,18 +28,26 @@ class Judgement:
     rejections: tuple[Rejection, ...]
 
 
-def judge(rows: Sequence[Row], measured: Measured, stage: ValidateStage) -> Judgement:
+def judge(
+    rows: Sequence[Row],
+    measured: Measured,
+    stage: ValidateStage,
+    trained: TrainedClips | None = None,
+) -> Judgement:
     """Judge each row by itself, then by what it shares with others.
 
     Args:
         rows: The rows of all manifests.
         measured: The rows of MEASURED of all their spans.
         stage: The settings.
+        trained: Clips of another manifest, from which these rows are to differ.
     """
     found = {row.clip_id: _judge_row(row, measured, stage.validate_) for row in rows}
     faults = {clip_id: fault for clip_id, fault in found.items() if isinstance(fault, Fault)}
     sound = [candidate for candidate in found.values() if isinstance(candidate, Candidate)]
     faults |= _split_conflicts(sound, stage.data)
+    if trained is not None:
+        faults |= trained.faults(sound, stage.data)
     faults |= _dialogue_faults(rows, faults)
     return Judgement(
         tuple(candidate for candidate in sound if candidate.row.clip_id not in faults),

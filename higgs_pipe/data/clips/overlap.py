@@ -33,7 +33,7 @@ def overlap(clips: Sequence[Clip], data: DataConfig) -> dict[str, int]:
     heard: dict[str, list[Clip]] = {}
     for split in (TRAIN, EVAL):
         own = [clip for clip in clips if clip["split"] == split]
-        others = [other for clip in own for other in _others(clip, references)]
+        others = [other for clip in own for other in others_of(clip, references)]
         targets[split] = own + [other.columns for other in others if other.is_target]
         heard[split] = [other.columns for other in others if not other.is_target]
 
@@ -55,8 +55,13 @@ def overlap(clips: Sequence[Clip], data: DataConfig) -> dict[str, int]:
     return found
 
 
-def _others(clip: Clip, references: Mapping[str, Clip]) -> list[OtherRecording]:
-    """Return the references in a clip's conversation."""
+def others_of(clip: Clip, references: Mapping[str, Clip]) -> list[OtherRecording]:
+    """Return the recordings in a clip's conversation, other than its own.
+
+    Args:
+        clip: A row of CLIPS.
+        references: The rows whose split is REFERENCE, by clip id.
+    """
     if clip["conversation"] is None:
         return []
     conversation = Conversation.from_json(clip["conversation"], ClipId.of)

@@ -99,6 +99,11 @@ class Reason(StrEnum):
         "give rows that share audio, text or dialogue (or a speaker, where data.split_by is "
         "speaker) the same `split`; for texts alone, data.keep_text_together can be false",
     )
+    ALSO_IN_TRAINING = (
+        "also_in_training",
+        "drop the row from eval.other_manifest, or from training (data.keep_text_together: false "
+        "allows equal texts)",
+    )
     DIALOGUE_INCOMPLETE = (
         "dialogue_incomplete",
         "fix or add that turn, or take `dialogue_id` and `turn` out of its rows",

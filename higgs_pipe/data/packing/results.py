@@ -1,6 +1,6 @@
 """``packing.json``: packed rows of each split, and the samples that fell back or were rejected."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from higgs_pipe.data.results import Result, ResultPart
 
@@ -17,6 +17,15 @@ class PackedSplit(ResultPart):
     num_text_labels: int
     num_audio_labels: int
     fill: float
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return the counts of a split that is not packed."""
+        whole_numbers = (
+            *("num_rows", "num_samples", "num_tokens", "num_audio_frames"),
+            *("num_text_labels", "num_audio_labels"),
+        )
+        return cls(**dict.fromkeys(whole_numbers, 0), tasks={}, audio_seconds=0.0, fill=0.0)
 
 
 class FallbackCount(ResultPart):
