@@ -58,6 +58,11 @@ include: "workflow/rules/package.smk"
 include: "workflow/rules/report.smk"
 
 
+if HAS_OTHER:
+
+    include: "workflow/rules/other.smk"
+
+
 localrules:
     all,
     stage_config,
@@ -103,8 +108,9 @@ rule train:
 rule eval:
     input:
         expand(
-            "<results>/experiments/{experiment}/eval/{file}",
+            "<results>/experiments/{experiment}/{evaluation}/{file}",
             experiment=EXPERIMENTS,
+            evaluation=EVALUATIONS,
             file=[
                 "metrics.json",
                 "clips.parquet",
@@ -112,8 +118,11 @@ rule eval:
                 "generation.json",
                 "generation.parquet",
                 "verdict.json",
-                "accepted.txt",
             ],
+        ),
+        expand(
+            "<results>/experiments/{experiment}/eval/accepted.txt",
+            experiment=EXPERIMENTS,
         ),
 
 

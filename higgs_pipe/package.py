@@ -215,7 +215,8 @@ def write_card(
     experiment_dir: Path,
 ) -> None:
     """Write ``README.md``, and the chart and the samples that it shows."""
-    [experiment] = read_experiments(experiment_dir.parent, [experiment_dir.name])
+    has_other = stage.eval.other_manifest is not None
+    [experiment] = read_experiments(experiment_dir.parent, [experiment_dir.name], has_other)
     base = Pretrained("base_model", stage.base_model, provenance.base_model.revision)
     chart = draw_loss("Loss", "loss", [experiment])
     samples = publish_samples(
@@ -229,8 +230,9 @@ def write_card(
         base=CardModel.of(base, provenance.base_model.fingerprint),
         codec=CardModel.of(Pretrained("codec", codec.codec, codec.revision), codec.fingerprint),
         settings=stage.package,
-        metrics=experiment.metrics,
-        verdict=experiment.verdict,
+        metrics=experiment.held_out.metrics,
+        verdict=experiment.held_out.verdict,
+        other=experiment.other,
         loss_chart=chart,
         samples=samples,
     )

@@ -28,8 +28,9 @@ from higgs_pipe.reporting.experiments import (
     setting_lines,
 )
 from higgs_pipe.reporting.measures import rounded
+from higgs_pipe.reporting.other import read_other
 from higgs_pipe.reporting.pages import render_page
-from higgs_pipe.reporting.prompts import read_listening
+from higgs_pipe.reporting.prompts import SpeechFiles, read_listening
 from higgs_pipe.reporting.shares import largest
 
 NUM_SHOWN = 20
@@ -54,6 +55,7 @@ def run(
     validation: Path,
     packing: Path,
     experiments_dir: Path,
+    other_dir: Path,
     names: list[str],
     page: Path,
     figures: Path,
@@ -67,6 +69,7 @@ def run(
         packing: ``packing.json`` of the pack stage.
         experiments_dir: Holds ``<name>/train/``, ``<name>/eval/`` and ``<name>/samples/`` of each
             experiment.
+        other_dir: Holds ``data/`` and ``packed/`` of ``eval.other_manifest``, if there is one.
         names: The experiments.
         page: The HTML file to write.
         figures: Directory for the page's charts as SVG files, for ``snakemake --report``.
@@ -75,8 +78,14 @@ def run(
         UserError: A file or a number is missing; the message names the rule to rerun.
     """
     stage = load_stage(ReportStage, config)
-    experiments = ranked(read_experiments(experiments_dir, names))
-    listening = read_listening({e.name: experiments_dir / e.name for e in experiments})
+    has_other = stage.eval.other_manifest is not None
+    experiments = ranked(read_experiments(experiments_dir, names, has_other))
+    folders = {experiment.name: experiments_dir / experiment.name for experiment in experiments}
+    listening = read_listening({name: SpeechFiles.of(at) for name, at in folders.items()})
+    other = None
+    if has_other:
+        spoken = {name: SpeechFiles.of_other(folder) for name, folder in folders.items()}
+        other = read_other(other_dir, read_listening(spoken))
     validated, packed = ValidationSummary.read(validation), PackingSummary.read(packing)
     table, _ = read_table(clips, CLIPS)
     loss_charts = [draw_loss(title, key, experiments) for title, key in CHARTS.items()]
@@ -93,6 +102,7 @@ def run(
         facts=_facts(experiments),
         experiments=experiments,
         listening=listening,
+        other=other,
         num_shown=NUM_SHOWN,
         counts=COUNTS,
         loss_charts=loss_charts,
@@ -113,7 +123,7 @@ def run(
 def _facts(experiments: Sequence[Experiment]) -> list[tuple[str, str]]:
     """List what stands below the title."""
     runs = [experiment.run for experiment in experiments]
-    seconds = sum(experiment.log.training[-1].seconds for experiment in experiments)
+    seconds = sum(experiment.log.seconds for experiment in experiments)
     return [
         ("Fine-tuned from", experiments[0].base_model),
         ("Trained", _joined(run.started_at[:16].replace("T", " ") + " UTC" for run in runs)),

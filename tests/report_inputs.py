@@ -120,6 +120,7 @@ UNMEASURED = (
 )
 GENERATION: dict[str, Any] = {
     "num_prompts": 3,
+    "num_too_long": 0,
     "max_seconds": 10.0,
     "seed": 0,
     "speech_models": {"asr": "tiny", "speaker": None, "dnsmos": None},
@@ -224,6 +225,8 @@ class Inputs:
             "fallbacks": [],
             "rejected": [],
         }
+        # With other recordings each experiment has the results of eval/other/ too: `add_other`.
+        self.other: dict[str, dict[str, Any]] = {}
         self.clip_seconds = np.linspace(1.0, 29.5, 120)
         self.texts: tuple[str, ...] = TEXTS
         self.adapter_seconds = (2.0, 1.5, 4.0)
@@ -263,25 +266,55 @@ class Inputs:
             },
         }
 
+    def add_other(self, overall: str = "worse", **validation: Any) -> None:
+        """Evaluate on other recordings too, with this verdict."""
+        self.other = {
+            "data/validation.json": copy.deepcopy(self.validation) | validation,
+            "packed/packing.json": copy.deepcopy(self.packing),
+        }
+        for experiment in self.experiments.values():
+            for name in ("metrics", "verdict", "generation", "breakdown"):
+                value = copy.deepcopy(experiment[f"eval/{name}.json"])
+                experiment[f"eval/other/{name}.json"] = value
+            sentences = ["It has forgotten.", "Audio loss there: worse."]
+            experiment["eval/other/verdict.json"] |= {"overall": overall, "sentences": sentences}
+
+    def add_temperature(self, temperature: float) -> None:
+        """Speak at one more temperature: the base stops in 25 %, the adapter in 75 %."""
+        generation = self.experiments["default"]["eval/generation.json"]
+        for voice, rate in (("base", 0.25), ("adapter", 0.75)):
+            measures = {"stop_rate": estimate(rate), "runaway_rate": estimate(1 - rate)}
+            spoken = {"voice": voice, "temperature": temperature, "measures": measures}
+            generation["voices"].append(spoken)
+        rates = {"stop_rate": estimate(0.5, p_value=0.1), "runaway_rate": None}
+        generation["differences"].append({"temperature": temperature, "measures": rates})
+
     @property
     def page(self) -> Path:
         return self.folder / "report" / "index.html"
 
     def write(self) -> None:
         files = {
-            "report.json": {"report": {"title": self.title}},
+            "report.json": {
+                "report": {"title": self.title},
+                "eval": {"other_manifest": "other.jsonl" if self.other else None},
+            },
             "validation.json": self.validation,
             "packing.json": self.packing,
         }
         for name, experiment in self.experiments.items():
             files |= {f"experiments/{name}/{path}": value for path, value in experiment.items()}
+        files |= {f"other/{path}": value for path, value in self.other.items()}
         for path, value in files.items():
             values = value if path.endswith(".jsonl") else [value]
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / path).write_text("".join(json.dumps(line) + "\n" for line in values))
         self.write_clips()
         for name in self.experiments:
-            self.write_speech(self.folder / "experiments" / name)
+            folder = self.folder / "experiments" / name
+            self.write_speech(folder / "eval", folder / "samples")
+            if self.other:
+                self.write_speech(folder / "eval/other", folder / "eval/other/samples")
 
     def write_clips(self) -> None:
         splits = ["eval" if i % 5 == 0 else "train" for i in range(len(self.clip_seconds))]
@@ -291,7 +324,7 @@ class Inputs:
         ]
         write_table(self.folder / "clips.parquet", CLIPS, rows)
 
-    def write_speech(self, experiment: Path) -> None:
+    def write_speech(self, eval_dir: Path, samples: Path) -> None:
         rows = []
         for i, text in enumerate(self.texts):
             reference = None if i else "c0-reference.wav"
@@ -307,9 +340,9 @@ class Inputs:
                     "duration_seconds": seconds,
                 }
                 rows.append(row)
-                tone(experiment / "samples" / row["sample"], seconds)
-        tone(experiment / "samples" / "c0-reference.wav", 1.5)
-        write_table(experiment / "eval" / "generation.parquet", GENERATED, rows)
+                tone(samples / row["sample"], seconds)
+        tone(samples / "c0-reference.wav", 1.5)
+        write_table(eval_dir / "generation.parquet", GENERATED, rows)
 
     def run(self) -> None:
         report.run(
@@ -318,6 +351,7 @@ class Inputs:
             validation=self.folder / "validation.json",
             packing=self.folder / "packing.json",
             experiments_dir=self.folder / "experiments",
+            other_dir=self.folder / "other",
             names=list(self.experiments),
             page=self.page,
             figures=self.page.parent / "figures",

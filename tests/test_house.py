@@ -180,6 +180,17 @@ def test_every_rule_of_a_stage_keeps_a_log_and_a_benchmark(rules: dict[str, Rule
         assert rules[stage.rule].benchmark, stage.rule
 
 
+def test_every_rule_of_another_manifest_stands_for_one_of_a_stage(rules: dict[str, Rule]) -> None:
+    inherited = re.findall(
+        r"\n# reads:  .*?\n# writes: .*?\nuse rule (\w+) as (\w+) with:",
+        (ROOT / "workflow/rules/other.smk").read_text(),
+        re.DOTALL,
+    )
+    assert len(inherited) == 7
+    assert all(name in rules and other == f"{name}_other" for name, other in inherited)
+    assert not any(name.endswith("_other") for name in rules)  # none by default
+
+
 def test_above_every_rule_stands_what_it_reads_and_writes(rules: dict[str, Rule]) -> None:
     blocks = [block for path in RULE_FILES[1:] for block in path.read_text().split("\n\n\n")]
     for name in rules:

@@ -547,10 +547,6 @@ class EvaluateConfig(Section):
     speech_models: EvalSpeechModelConfig = EvalSpeechModelConfig()
 
 
-class EvalConfig(EvaluateConfig, AcceptConfig):
-    """Evaluation of an adapter: held-out loss, speech on held-out prompts, and the verdict."""
-
-
 class PackageConfig(Section):
     """Entries of the model card."""
 
@@ -672,6 +668,22 @@ Manifest = Text | ManifestEntry | Annotated[list[Text | ManifestEntry], Field(mi
 ManifestField: Any = Field(
     description="Path of a manifest, an object as below, or a list of these."
 )
+
+
+class OtherManifestConfig(Section):
+    """Recordings that an adapter is not for, to see what it forgot."""
+
+    other_manifest: Manifest | None = Field(
+        None,
+        description="Recordings of other speakers or another language, to measure what an adapter "
+        "forgot: all are held out. In the forms of `manifest`; null: none.",
+    )
+
+
+class EvalConfig(EvaluateConfig, AcceptConfig, OtherManifestConfig):
+    """Evaluation of an adapter: held-out loss, speech on held-out prompts, and the verdict."""
+
+
 BaseModelField: Any = Field(
     min_length=1, description="Model to fine-tune: a checkpoint directory or a Hub id."
 )

@@ -20,6 +20,7 @@ from higgs_pipe.config.settings import (
     Manifest,
     ManifestField,
     MeasureConfig,
+    OtherManifestConfig,
     PackageConfig,
     PackConfig,
     PushConfig,
@@ -128,6 +129,7 @@ class AcceptStage(Section):
 class PackageStage(BaseModelStage, CodecStage):
     """Settings that ``package`` reads."""
 
+    eval: OtherManifestConfig = OtherManifestConfig()
     package: PackageConfig = PackageConfig()
 
 
@@ -141,6 +143,7 @@ class PushStage(Section):
 class ReportStage(Section):
     """Settings that ``report`` reads."""
 
+    eval: OtherManifestConfig = OtherManifestConfig()
     report: ReportPageConfig = ReportPageConfig()
 
 

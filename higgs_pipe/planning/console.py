@@ -32,7 +32,10 @@ HIDDEN_BEGINNINGS = (
     "Using workflow specific profile",
 )
 # Jobs of no time that make nothing that a person looks for.
-HIDDEN_RULES = {"all", "eval", "package", "stage_config", "tokenize", "train", "validate"}
+HIDDEN_RULES = {
+    *("all", "eval", "package", "tokenize", "train", "validate"),
+    *("stage_config", "stage_config_other"),
+}
 
 
 def shorten() -> None:

@@ -34,6 +34,15 @@ def manifests(config: Mapping[str, Any]) -> list[str]:
     return list(files)
 
 
+def config_of_other(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config by which ``eval.other_manifest`` is listed and judged, in one shard."""
+    return {
+        **config,
+        "manifest": config["eval"]["other_manifest"],
+        "data": {**config["data"], "num_shards": 1},
+    }
+
+
 def recordings_in_folders(config: Mapping[str, Any]) -> str:
     """Return a hash of the names of all recordings below manifests that are folders.
 

@@ -21,6 +21,7 @@ from higgs_pipe.publishing.naming import public_name
 from higgs_pipe.publishing.provenance import Provenance
 from higgs_pipe.publishing.samples import PublishedSample
 from higgs_pipe.reporting.charts import Chart
+from higgs_pipe.reporting.experiments import Evaluation
 from higgs_pipe.training.results import EvalMetrics
 
 METRIC_ROWS = (
@@ -66,6 +67,7 @@ class CardFacts:
     settings: PackageConfig
     metrics: EvalMetrics
     verdict: Verdict
+    other: Evaluation | None  # on eval.other_manifest
     loss_chart: Chart
     samples: Sequence[PublishedSample]
 
@@ -96,6 +98,7 @@ def model_card(facts: CardFacts) -> str:
         data=provenance.data,
         metrics=facts.metrics,
         verdict=facts.verdict,
+        other=facts.other,
         metric_rows=METRIC_ROWS,
         loss_chart=f"{facts.loss_chart.file_name}.svg",
         loss_description=facts.loss_chart.description,

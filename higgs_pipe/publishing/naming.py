@@ -11,7 +11,7 @@ CHECKPOINTS = (
     *("accelerate_config", "init_adapter"),
 )
 # Settings that describe the machine or the recordings, and no result.
-PRIVATE = ("manifest", "main_process_ip")
+PRIVATE = ("manifest", "other_manifest", "main_process_ip")
 
 
 def public_name(name: str) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from higgs_pipe.config.rules import Section
 from higgs_pipe.config.stages import TrainStage
@@ -12,7 +12,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.listening.breakdown import Breakdown
 from higgs_pipe.listening.spoken import Generation
 from higgs_pipe.listening.verdict import Verdict
-from higgs_pipe.reporting.measures import MeasureLine, line_groups
+from higgs_pipe.reporting.measures import MeasureLine, line_groups, stopping_by_temperature
 from higgs_pipe.training.results import (
     EvalMetrics,
     Preflight,
@@ -27,6 +27,46 @@ COLOURS = ("#3f8ecf", "#dd7d2b", "#2f9e78", "#a873c4", "#cf5470", "#93903a")
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """Results of an adapter and its base on some recordings."""
+
+    metrics: EvalMetrics
+    verdict: Verdict
+    generation: Generation
+    breakdown: Breakdown
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the results of eval.
+
+        Raises:
+            UserError: A file or a value is missing.
+        """
+        return cls(
+            metrics=EvalMetrics.read(folder / "metrics.json"),
+            verdict=Verdict.read(folder / "verdict.json"),
+            generation=Generation.read(folder / "generation.json"),
+            breakdown=Breakdown.read(folder / "breakdown.json"),
+        )
+
+    @property
+    def line_groups(self) -> list[tuple[str, list[MeasureLine]]]:
+        """The table of measures."""
+        return line_groups(self.metrics, self.verdict, self.generation)
+
+    @property
+    def stopping_groups(self) -> list[tuple[str, list[MeasureLine]]]:
+        """The table of stopping by temperature; empty if there is only one."""
+        return stopping_by_temperature(self.generation)
+
+    @property
+    def ranked_lines(self) -> list[MeasureLine]:
+        """The measures that can decide the verdict, without those that were not measured."""
+        lines = [line for _, lines in self.line_groups for line in lines]
+        return [line for line in lines if line.leads and line.adapter]
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Results of one adapter."""
 
@@ -37,21 +77,8 @@ class Experiment:
     run: RunInfo
     log: TrainingLog
     preflight: list[PreflightCheck]
-    metrics: EvalMetrics
-    verdict: Verdict
-    generation: Generation
-    breakdown: Breakdown
-
-    @property
-    def line_groups(self) -> list[tuple[str, list[MeasureLine]]]:
-        """The table of measures."""
-        return line_groups(self.metrics, self.verdict, self.generation)
-
-    @property
-    def ranked_lines(self) -> list[MeasureLine]:
-        """The measures that can decide the verdict, without those that were not measured."""
-        lines = [line for _, lines in self.line_groups for line in lines]
-        return [line for line in lines if line.leads and line.adapter]
+    held_out: Evaluation
+    other: Evaluation | None  # on eval.other_manifest
 
 
 @dataclass(frozen=True)
@@ -68,12 +95,15 @@ class SettingLine:
         return len(set(self.values)) > 1
 
 
-def read_experiments(experiments_dir: Path, names: Sequence[str]) -> list[Experiment]:
+def read_experiments(
+    experiments_dir: Path, names: Sequence[str], has_other: bool = False
+) -> list[Experiment]:
     """Read the results of train and eval.
 
     Args:
         experiments_dir: Holds ``<name>/train/`` and ``<name>/eval/`` of each experiment.
         names: The experiments.
+        has_other: Whether they were evaluated on ``eval.other_manifest`` too.
 
     Raises:
         UserError: A file or a value is missing, or the experiments have different settings.
@@ -97,10 +127,8 @@ def read_experiments(experiments_dir: Path, names: Sequence[str]) -> list[Experi
                 run=RunInfo.read(train / "run.json"),
                 log=TrainingLog.read(train / "metrics.jsonl"),
                 preflight=Preflight.read(train / "preflight.json").checks,
-                metrics=EvalMetrics.read(evaluated / "metrics.json"),
-                verdict=Verdict.read(evaluated / "verdict.json"),
-                generation=Generation.read(evaluated / "generation.json"),
-                breakdown=Breakdown.read(evaluated / "breakdown.json"),
+                held_out=Evaluation.read(evaluated),
+                other=Evaluation.read(evaluated / "other") if has_other else None,
             )
         )
     return experiments
@@ -112,8 +140,8 @@ def ranked(experiments: Sequence[Experiment]) -> list[Experiment]:
     return sorted(
         experiments,
         key=lambda each: (
-            places.index(each.verdict.overall),
-            each.metrics.adapter.eval_audio_loss,
+            places.index(each.held_out.verdict.overall),
+            each.held_out.metrics.adapter.eval_audio_loss,
         ),
     )
 

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from higgs_pipe.listening.intervals import Difference, Estimate
-from higgs_pipe.listening.spoken import ADAPTER, BASE, CODEC, RECORDING, Generation
+from higgs_pipe.listening.spoken import (
+    ADAPTER,
+    BASE,
+    CODEC,
+    RECORDING,
+    Generation,
+    VoiceDifferences,
+)
 from higgs_pipe.listening.verdict import MeasureVerdict, Verdict
 from higgs_pipe.training.results import CODEBOOK_ACCURACY, CODEBOOK_LOSS, EvalMetrics
 
@@ -184,6 +191,37 @@ def _speech_lines(
             )
         )
     return lines
+
+
+STOPPING = {"stop_rate": "Stops by itself", "runaway_rate": "Runs away"}
+
+
+def stopping_by_temperature(generation: Generation) -> list[tuple[str, list[MeasureLine]]]:
+    """Return how often base and adapter stop and run away, a line per temperature.
+
+    Nothing if they spoke at one temperature only: the table of measures has it.
+    """
+    if len(generation.differences) < 2:
+        return []
+    return [
+        (heading, [_stopping_line(generation, each, name) for each in generation.differences])
+        for name, heading in STOPPING.items()
+    ]
+
+
+def _stopping_line(generation: Generation, at: VoiceDifferences, name: str) -> MeasureLine:
+    base, adapter = (
+        _estimate(generation.totals(voice, at.temperature).get(name), "%")
+        for voice in (BASE, ADAPTER)
+    )
+    difference = at.measures.get(name)
+    return MeasureLine(
+        f"{at.temperature:g}",
+        base,
+        adapter,
+        signed(100 * difference.value, 1) if difference else "",
+        interval=interval(difference, 100, 1),
+    )
 
 
 def _estimate(estimate: Estimate | None, unit: str) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
@@ -62,6 +62,25 @@ class PromptLine:
 
 
 @dataclass(frozen=True)
+class SpeechFiles:
+    """Files in which an evaluation left what was spoken."""
+
+    table: Path  # generation.parquet
+    samples: Path  # the WAVs
+
+    @classmethod
+    def of(cls, experiment_dir: Path) -> Self:
+        """Return the files of an experiment, on held-out clips."""
+        return cls(experiment_dir / "eval" / "generation.parquet", experiment_dir / "samples")
+
+    @classmethod
+    def of_other(cls, experiment_dir: Path) -> Self:
+        """Return the files of an experiment, on ``eval.other_manifest``."""
+        folder = experiment_dir / "eval" / "other"
+        return cls(folder / "generation.parquet", folder / "samples")
+
+
+@dataclass(frozen=True)
 class Listening:
     """The listening table: its prompts, their temperature, and what they can be sorted by."""
 
@@ -70,21 +89,21 @@ class Listening:
     sort_keys: dict[str, str]
 
 
-def read_listening(experiment_dirs: dict[str, Path]) -> Listening:
+def read_listening(spoken: dict[str, SpeechFiles]) -> Listening:
     """Read what the experiments spoke at their first temperature.
 
     Recordings, codec round trips and the base's takes are those of the first experiment.
 
     Args:
-        experiment_dirs: By name; each has ``eval/generation.parquet`` and ``samples/``.
+        spoken: By the experiment's name.
 
     Raises:
         UserError: A file is missing, or the experiments spoke different prompts.
     """
     tables: dict[str, dict[str, dict[str, Row]]] = {}
     temperature = None
-    for name, folder in experiment_dirs.items():
-        table, _ = read_table(folder / "eval" / "generation.parquet", GENERATED)
+    for name, files in spoken.items():
+        table, _ = read_table(files.table, GENERATED)
         rows = table.to_pylist()
         temperature = next(iter(temperatures_of(rows)), None)
         tables[name] = _by_prompt(rows, temperature)
@@ -92,14 +111,14 @@ def read_listening(experiment_dirs: dict[str, Path]) -> Listening:
     for name, prompts in tables.items():
         if prompts.keys() != tables[first].keys():
             raise UserError(
-                f"{experiment_dirs[name] / 'eval/generation.parquet'}: other prompts than those of "
+                f"{spoken[name].table}: other prompts than those of "
                 f"experiment {first!r}; run: snakemake --forcerun {RULE}"
             )
     ranks = _ranks(tables)
     lines = []
     for clip_id, voices in tables[first].items():
         adapters = {name: prompts[clip_id][ADAPTER] for name, prompts in tables.items()}
-        lines.append(_line(voices, adapters, experiment_dirs, ranks[clip_id]))
+        lines.append(_line(voices, adapters, spoken, ranks[clip_id]))
     keys = {key for line in lines for key in line.sort_values}
     return Listening(lines, temperature, {k: SORT_KEYS[k] for k in SORT_KEYS if k in keys})
 
@@ -116,32 +135,32 @@ def _by_prompt(rows: Sequence[Row], temperature: float | None) -> dict[str, dict
 def _line(
     voices: dict[str, Row],
     adapters: dict[str, Row],
-    experiment_dirs: dict[str, Path],
+    spoken: dict[str, SpeechFiles],
     rank: int,
 ) -> PromptLine:
     recording = voices[RECORDING]
-    first_dir = next(iter(experiment_dirs.values()))
-    rows = [(LABELS[voice], first_dir, voices[voice]) for voice in LABELS]
-    rows += [(name, experiment_dirs[name], row) for name, row in adapters.items()]
+    first = next(iter(spoken.values()))
+    rows = [(LABELS[voice], first, voices[voice]) for voice in LABELS]
+    rows += [(name, spoken[name], row) for name, row in adapters.items()]
     longest = max(row["duration_seconds"] for _, _, row in rows)
     takes = [
-        Take(label, _player(folder, row["sample"], longest), _facts(row, recording))
-        for label, folder, row in rows
+        Take(label, _player(files, row["sample"], longest), _facts(row, recording))
+        for label, files, row in rows
     ]
     reference = recording["reference"]
     who = [recording["speaker"], recording["language"], recording["task"].replace("_", " ")]
     return PromptLine(
         text=recording["text"],
         who=" · ".join(part for part in who if part),
-        reference=_player(first_dir, reference, None) if reference else None,
+        reference=_player(first, reference, None) if reference else None,
         takes=takes,
         sort_values=_sort_values(list(adapters.values()), recording),
         rank=rank,
     )
 
 
-def _player(experiment_dir: Path, sample: str, longest: float | None) -> Player:
-    return read_player(experiment_dir / "samples" / sample, longest, RULE)
+def _player(files: SpeechFiles, sample: str, longest: float | None) -> Player:
+    return read_player(files.samples / sample, longest, RULE)
 
 
 def _facts(row: Row, recording: Row) -> list[Fact]:

@@ -20,8 +20,8 @@ CUT_OFF = """[...document.querySelectorAll("body *")]
     .filter((e) => !e.closest(".hidden, .skip, svg"))
     .map((e) => e.outerHTML.slice(0, 80))"""
 TEXTS = '[...document.querySelectorAll(".listen .text")].map((e) => e.textContent)'
-SORT_BY = """(key) => {
-    const order = document.getElementById("order");
+SORT_BY = """(key, table = 0) => {
+    const order = document.querySelectorAll("select.order")[table];
     order.value = key;
     order.dispatchEvent(new Event("change"));
 }"""
@@ -40,6 +40,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inputs.experiments[name] = inputs.experiment()
     lines = inputs.experiments["rank-32"]["train/metrics.jsonl"]
     lines.append({"step": 20, "alarm": "gradient_zero", "message": "a long message " * 20})
+    inputs.html()
+    return inputs.page
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with other recordings too, and two temperatures."""
+    inputs = Inputs(tmp_path_factory.mktemp("both"))
+    inputs.add_temperature(0.3)
+    inputs.add_other()
     inputs.html()
     return inputs.page
 
@@ -117,9 +127,19 @@ def test_sorting_sorts(browser: Browser, page: Path, key: str, order: list[int])
     assert browser.evaluate(TEXTS) == [texts[place] for place in order]
 
 
+def test_other_recordings_are_sorted_by_themselves(browser: Browser, both: Path) -> None:
+    browser.open(both, DESKTOP)
+    texts = browser.evaluate(TEXTS)
+    browser.evaluate(f"({SORT_BY})('worst', 1)")
+    assert browser.evaluate(TEXTS) == texts[:3] + [texts[3 + place] for place in (2, 0, 1)]
+
+
 @pytest.mark.parametrize("width", [PHONE, 768, DESKTOP])
-def test_nothing_is_cut_off(browser: Browser, page: Path, width: int) -> None:
-    browser.open(page, width)
+@pytest.mark.parametrize("name", ["page", "both"])
+def test_nothing_is_cut_off(
+    browser: Browser, request: pytest.FixtureRequest, name: str, width: int
+) -> None:
+    browser.open(request.getfixturevalue(name), width)
     assert browser.evaluate(CUT_OFF) == []
     assert browser.evaluate("document.documentElement.scrollWidth") == width
 

@@ -160,6 +160,26 @@ def test_the_model_card_says_the_verdict(packaged: Path, experiment: Path) -> No
     assert [html.unescape(line) for line in listed] == sentences
 
 
+def test_the_card_says_what_was_forgotten_and_not_where_it_lies(
+    corpus: PackedCorpus, experiment: Path, tmp_path: Path
+) -> None:
+    results = shutil.copytree(experiment, tmp_path / "results")
+    config = results / "config/package.json"
+    given = json.loads(config.read_text()) | {"eval": {"other_manifest": "secret/other.jsonl"}}
+    config.write_text(json.dumps(given))
+    evaluated = results / "experiments/default/eval"
+    shutil.copytree(evaluated, tmp_path / "other")
+    other = (tmp_path / "other").rename(evaluated / "other")
+    told = json.loads((other / "verdict.json").read_text()) | {"sentences": ["It has forgotten."]}
+    (other / "verdict.json").write_text(json.dumps(told))
+    folder = run_package(corpus, results, tmp_path / "adapters")
+    page = shown(folder / "README.md")
+    part = page[page.index("<h2>What was there before</h2>") :]
+    assert "On 3 recordings that the adapter is not for" in part
+    assert "<li>It has forgotten.</li>" in part
+    assert not any(b"secret" in content for content in files_of(folder).values())
+
+
 def test_the_description_is_shown_as_it_is_written(packaged: Path) -> None:
     page = shown(packaged / "README.md")
     assert f"<p>{html.escape(DESCRIPTION.replace(chr(10), ' '))}</p>" in page

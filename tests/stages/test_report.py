@@ -110,6 +110,44 @@ def test_nothing_spoken_is_said_and_is_no_table(inputs: Inputs) -> None:
     assert rows(page, "Stops by itself ●") == []
 
 
+def test_what_is_too_long_to_be_spoken_is_counted(inputs: Inputs) -> None:
+    inputs.experiments["default"]["eval/generation.json"] |= {"num_too_long": 2}
+    assert "longer than eval.max_seconds = 10: 2." in words(inputs.html())
+
+
+def test_stopping_is_shown_at_every_temperature(inputs: Inputs) -> None:
+    assert "Stopping by temperature" not in inputs.html()
+    inputs.add_temperature(0.3)
+    page = inputs.html()
+    stops, runs_away = rows(page, "0.3")
+    assert stops == ["25.0 %", "75.0 %", "+50.0 +40.0 to +60.0"]
+    assert runs_away == ["75.0 %", "25.0 %", ""]
+    assert rows(page, "1")[0] == ["40.0 %", "90.0 %", "+50.0 +40.0 to +60.0"]
+
+
+def test_what_was_forgotten_is_in_the_verdict_and_has_its_own_part(inputs: Inputs) -> None:
+    assert 'id="other"' not in inputs.html()
+    inputs.add_other("worse", num_clips=33, num_rejected_by_reason={"also_in_training": 4})
+    page = inputs.html()
+    start = page.index('id="other"')
+    assert 'What was there before: <span class="worse">It has forgotten.</span>' in page[:start]
+    part = words(page[start : page.index('id="training"')])
+    assert "33 clips" in part
+    assert "Left out: also in training 4." in part
+    assert "default: It has forgotten. Audio loss there: worse." in part
+    assert len(rows(page, "Total")) == 2
+    assert page.count("<audio") == 2 * (3 * 4 + 1)
+
+
+def test_a_result_on_other_recordings_that_is_missing_is_named(inputs: Inputs) -> None:
+    inputs.add_other()
+    inputs.write()
+    missing = inputs.folder / "experiments/default/eval/other/verdict.json"
+    missing.unlink()
+    with pytest.raises(UserError, match=f"{re.escape(str(missing))}.*--forcerun eval_adapter"):
+        inputs.run()
+
+
 def test_experiments_are_ranked_by_verdict_then_by_audio_loss(inputs: Inputs) -> None:
     inputs.experiments = {
         "worse": inputs.experiment(eval_audio_loss=1.0),
@@ -151,7 +189,8 @@ def test_experiments_that_spoke_other_prompts_are_refused(inputs: Inputs) -> Non
     inputs.experiments["other"] = inputs.experiment()
     inputs.write()
     inputs.texts = inputs.texts[:2]
-    inputs.write_speech(inputs.folder / "experiments" / "other")
+    folder = inputs.folder / "experiments/other"
+    inputs.write_speech(folder / "eval", folder / "samples")
     with pytest.raises(UserError, match=r"other/eval/generation.parquet.*forcerun eval_adapter"):
         inputs.run()
 
@@ -213,6 +252,15 @@ def test_the_adapter_kept_is_the_one_with_the_lowest_loss_after_step_0(inputs: I
     assert kept in words(inputs.html())
     inputs.experiments["default"]["train/metrics.jsonl"][0] |= {"eval_loss": 1.0}
     assert kept in words(inputs.html())
+
+
+def test_the_length_of_the_training_is_that_of_its_last_line(inputs: Inputs) -> None:
+    metrics = inputs.experiments["default"]["train/metrics.jsonl"]
+    assert "For 1.5 minutes" in words(inputs.html())
+    metrics.append({"step": 40, "kept_step": 20, "seconds": 150.0})
+    page = inputs.html()
+    assert "For 2.5 minutes" in words(page)
+    assert rows(page, "default")[-1][:2] == ["40", "2.50"]
 
 
 def test_the_preflight_is_a_table(inputs: Inputs) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers import REAL_SPEECH, ROOT, needs_real_speech
+from helpers import REAL_SPEECH, ROOT, needs_real_speech, tone
 
 from higgs_pipe.config.stages import STAGES
 
@@ -139,6 +139,52 @@ def test_one_stage_can_be_rerun_and_gives_the_same_numbers(demo: Path, tmp_path:
     assert metrics.read_text() == before
     rerun = {path.stem for path, wrote in logs.items() if path.stat().st_mtime_ns > wrote}
     assert {"eval"} <= rerun <= {"eval", "accept"}
+
+
+@pytest.fixture(scope="module")
+def forgotten(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, evaluated on ten tones of "another language" too; an eleventh row is trained on."""
+    folder = shutil.copytree(demo, tmp_path_factory.mktemp("other") / "copy", symlinks=True)
+    rows = [
+        {
+            "audio": str(tone(folder / f"tones/{i}.wav", 0.6 + 0.05 * i, 150 + 40 * i)),
+            "text": f"Ton Nummer {i}, eine Weile gehalten",
+            "speaker": f"tone-{i % 2}",
+            "language": "de",
+        }
+        for i in range(10)
+    ]
+    clips = pq.read_table(folder / "results/data/clips.parquet").to_pylist()
+    trained = next(clip for clip in clips if clip["split"] == "train")
+    rows.append({"audio": trained["audio_path"], "text": "Etwas anderes."})
+    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finished = snakemake(folder, "--config", "eval={other_manifest: other.jsonl}")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder
+
+
+def test_other_recordings_are_evaluated_beside_the_demos(demo: Path, forgotten: Path) -> None:
+    folder = forgotten / "results/experiments/default/eval/other"
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["adapter"]["num_clips"] == metrics["base"]["num_clips"] == 10
+    assert metrics["adapter"]["eval_audio_loss"] != metrics["base"]["eval_audio_loss"]
+    assert read_json(folder / "generation.json")["num_prompts"] == 10
+    assert len(list((folder / "samples").glob("*-adapter-t1.wav"))) == 10
+    groups = read_json(folder / "breakdown.json")["groups"]
+    assert ("language", "de", 10) in [(g["kind"], g["name"], g["num_clips"]) for g in groups]
+    [rejected] = pq.read_table(forgotten / "results/other/data/rejected.parquet").to_pylist()
+    assert (rejected["line"], rejected["reason"]) == (11, "also_in_training")
+    for path in ("eval/metrics.json", "eval/verdict.json", "train/metrics.jsonl"):
+        of_demo, own = (f / "results/experiments/default" / path for f in (demo, forgotten))
+        assert own.stat().st_mtime_ns == of_demo.stat().st_mtime_ns
+
+
+def test_the_report_says_what_was_forgotten(demo: Path, forgotten: Path) -> None:
+    verdict = read_json(forgotten / "results/experiments/default/eval/other/verdict.json")
+    page = (forgotten / "results/report/index.html").read_text()
+    assert page.count(verdict["sentences"][0]) == 2  # in the verdict, and in its own part
+    assert "Left out: also in training 1." in page
+    assert 'id="other"' not in (demo / "results/report/index.html").read_text()
 
 
 def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path) -> None:

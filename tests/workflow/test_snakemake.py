@@ -54,6 +54,13 @@ TRAINING_ON = [
     *("train_adapter", "eval_adapter", "accept_adapter", "package_adapter", "report", "all"),
 ]
 
+# What eval.other_manifest adds.
+OTHER = {
+    "stage_config_other": 2,
+    **dict.fromkeys(("list_rows_other", "measure_shard_other", "judge_clips_other"), 1),
+    **dict.fromkeys(("tokenize_shard_other", "pack_other", "eval_adapter_other"), 1),
+}
+
 # Writes every output that its options name. A shard holds the manifest's lines of its digit (of
 # what is measured: their first letters); what is made from files holds their text, what is trained
 # its settings.
@@ -414,6 +421,34 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
 def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
     planned = reruns(checkout, "--config", "experiments={default: {}, small: {lora: {r: 4}}}")
     assert planned == dict.fromkeys(["stage_config", "estimate", *TRAINING_ON], 1)
+
+
+@pytest.mark.slow
+def test_another_manifest_runs_its_own_rules_and_reruns_no_other(checkout: Path) -> None:
+    shown = {"package_adapter": 1, "report": 1, "all": 1}
+    (checkout / "other.jsonl").write_text("0 x\n")
+    given = ("--config", "eval={other_manifest: other.jsonl}")
+    assert reruns(checkout, *given) == {**OTHER, **shown, "stage_config": 2}
+    run = snakemake(checkout, "--cores", "2", *given, checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert reruns(checkout, *given) == {}
+    assert reruns(checkout) == {**shown, "stage_config": 2}
+    (checkout / "other.jsonl").write_text("0 y\n")
+    changed = {name: count for name, count in OTHER.items() if name != "stage_config_other"}
+    assert reruns(checkout, *given) == {**changed, **shown}
+
+
+@pytest.mark.slow
+def test_a_changed_manifest_lists_and_measures_nothing_of_the_other(checkout: Path) -> None:
+    """What it accepts depends on what is trained; whether that changed, only the run finds out."""
+    (checkout / "other.jsonl").write_text("0 x\n")
+    given = ("--cores", "2", "--config", "eval={other_manifest: other.jsonl}")
+    run = snakemake(checkout, *given, checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (checkout / "m.jsonl").write_text("0 a\n1 a\n\n")
+    run = snakemake(checkout, *given, checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert jobs_run(run.stderr) == ["list_rows", "judge_clips"]
 
 
 @pytest.mark.slow

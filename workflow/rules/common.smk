@@ -2,6 +2,9 @@
 STARTED = time.time()
 EXPERIMENTS = list(config["experiments"])
 SHARDS = file_names.shard_names(config["data"]["num_shards"])
+# The recordings that adapters are evaluated on: those held out, and others to see what was forgotten.
+HAS_OTHER = config["eval"]["other_manifest"] is not None
+EVALUATIONS = ["eval", "eval/other"] if HAS_OTHER else ["eval"]
 STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
 PRODUCTS = targets.products(Path(workflow.pathvars.apply("<results>")), EXPERIMENTS)

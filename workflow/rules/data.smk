@@ -96,13 +96,14 @@ checkpoint judge_clips:
         runtime=120,
     params:
         version=stages.STAGES["validate"].version,
+        trained=[],
         measured_dir=lambda wildcards, input: Path(input.measured[0]).parent,
         shards_dir=lambda wildcards, output: Path(output.shards[0]).parent,
     shell:
         "python -m higgs_pipe.validate --config {input.config:q} --rows {input.rows:q}"
         " --measured-dir {params.measured_dir:q} --clips {output.clips:q}"
         " --rejected {output.rejected:q} --validation {output.validation:q}"
-        " --shards-dir {params.shards_dir:q} --log {log:q}"
+        " --shards-dir {params.shards_dir:q} {params.trained:q} --log {log:q}"
 
 
 # Estimate the tokens, steps and memory of training, and print them.
@@ -234,8 +235,9 @@ rule pack:
         version=stages.STAGES["pack"].version,
         codes_dir=lambda wildcards, input: Path(input.codes[0]).parent,
         num_shards=len(SHARDS),
+        splits=["train", "eval"],
     shell:
         "python -m higgs_pipe.pack --config {input.config:q} --clips {input.clips:q}"
         " --pinned-base {input.base_model:q} --codes-dir {params.codes_dir:q} --num-shards {params.num_shards}"
         " --train-rows {output.train_rows:q} --eval-rows {output.eval_rows:q}"
-        " --packing {output.packing:q} --log {log:q}"
+        " --packing {output.packing:q} --splits {params.splits} --log {log:q}"

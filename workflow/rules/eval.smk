@@ -44,13 +44,14 @@ rule eval_adapter:
         launch=lambda wildcards, threads: launching.launch_command(
             config["eval"]["num_processes"], threads, ACCELERATE_CONFIG
         ),
+        clips_of="manifest",
         adapter_dir=subpath(input.adapter, parent=True),
         eval_dir=subpath(output.metrics, parent=True),
     shell:
         "{params.launch} -m higgs_pipe.evaluate --config {input.config:q}"
         " --clips {input.clips:q} --eval-rows {input.eval_rows:q}"
         " --adapter-dir {params.adapter_dir:q} --eval-dir {params.eval_dir:q}"
-        " --samples-dir {output.samples:q} --log {log:q}"
+        " --samples-dir {output.samples:q} --clips-of {params.clips_of} --log {log:q}"
 
 
 # Refuse an adapter whose verdict is not the one that eval.require asks for.
@@ -58,6 +59,7 @@ rule eval_adapter:
 # writes: <results>/experiments/{experiment}/eval/accepted.txt
 rule accept_adapter:
     input:
+        checkpoints=CHECKPOINTS,
         config="<results>/config/accept.json",
         verdict="<results>/experiments/{experiment}/eval/verdict.json",
     output:

@@ -32,6 +32,14 @@ rule package_adapter:
         generation_table="<results>/experiments/{experiment}/eval/generation.parquet",
         samples="<results>/experiments/{experiment}/samples",
         accepted="<results>/experiments/{experiment}/eval/accepted.txt",
+        other=(
+            expand(
+                "<results>/experiments/{{experiment}}/eval/other/{file}.json",
+                file=["metrics", "verdict", "breakdown", "generation"],
+            )
+            if HAS_OTHER
+            else []
+        ),
         base_model=BASE_MODEL,
         codec=CODEC,
     output:

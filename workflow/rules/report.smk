@@ -2,7 +2,8 @@
 
 
 # Render the report of all experiments.
-# reads:  the data's table and counts, the results of training and evaluation of every experiment
+# reads:  the data's table and counts, the results of training and evaluation of every experiment,
+#         and of the other manifest, where the config gives one
 # writes: <results>/report/index.html, and its charts in <results>/report/figures/
 rule report:
     input:
@@ -17,8 +18,9 @@ rule report:
             file=["metrics.jsonl", "config.json", "preflight.json", "run.json"],
         ),
         evaluation=expand(
-            "<results>/experiments/{experiment}/eval/{file}",
+            "<results>/experiments/{experiment}/{evaluation}/{file}",
             experiment=EXPERIMENTS,
+            evaluation=EVALUATIONS,
             file=[
                 "metrics.json",
                 "breakdown.json",
@@ -28,7 +30,17 @@ rule report:
             ],
         ),
         samples=expand(
-            "<results>/experiments/{experiment}/samples", experiment=EXPERIMENTS
+            "<results>/experiments/{experiment}/{folder}",
+            experiment=EXPERIMENTS,
+            folder=["samples", "eval/other/samples"] if HAS_OTHER else ["samples"],
+        ),
+        other=(
+            expand(
+                "<results>/other/{file}",
+                file=["data/validation.json", "packed/packing.json"],
+            )
+            if HAS_OTHER
+            else []
         ),
     output:
         page=report(
@@ -55,10 +67,11 @@ rule report:
     params:
         version=stages.STAGES["report"].version,
         names=EXPERIMENTS,
+        other_dir=workflow.pathvars.apply("<results>/other"),
         experiments_dir=lambda wildcards, input: Path(input.samples[0]).parents[1],
     shell:
         "python -m higgs_pipe.report --config {input.config:q} --clips {input.clips:q}"
         " --validation {input.validation:q} --packing {input.packing:q}"
-        " --experiments-dir {params.experiments_dir:q}"
+        " --experiments-dir {params.experiments_dir:q} --other-dir {params.other_dir:q}"
         " --names {params.names:q} --page {output.page:q} --figures {output.figures:q}"
         " --log {log:q}"

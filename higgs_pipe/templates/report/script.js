@@ -1,4 +1,4 @@
-// Tables shown as cards keep roles and column titles; the listening table sorts; one recording plays at a time.
+// Tables shown as cards keep roles and column titles; the listening tables sort; one recording plays at a time.
 for (const table of document.querySelectorAll("table")) {
   table.setAttribute("role", "table");
   for (const part of table.querySelectorAll("thead, tbody")) part.setAttribute("role", "rowgroup");
@@ -12,9 +12,8 @@ for (const table of document.querySelectorAll("table")) {
     }
   }
 }
-const order = document.getElementById("order");
-if (order) {
-  const body = document.querySelector("table.listen tbody");
+for (const order of document.querySelectorAll("select.order")) {
+  const body = document.getElementById(order.dataset.table).tBodies[0];
   const rows = [...body.rows];
   order.addEventListener("change", () => {
     const [key, direction] = order.value.split(" ");

@@ -1,0 +1,170 @@
+# What was there before: recordings that the adapters are not for, such as other speakers or another
+# language. They pass through the rules of the manifest's, into <results>/other/, and are all held
+# out, so that the report can say what was forgotten. Included only if the config gives
+# eval.other_manifest; no rule outside this file depends on it, but for report and package.
+#
+# An evaluation needs a few hundred clips, so one shard holds all of them.
+localrules:
+    stage_config_other,
+
+
+OTHER_CONFIG = targets.config_of_other(config)
+OTHER_SHARDS = file_names.shard_names(OTHER_CONFIG["data"]["num_shards"])
+OTHER_MEMORY = workflow.pathvars.apply("<results>/other/data/recordings.json")
+
+
+# Write the part of the config that list_rows or validate reads, with the other manifest.
+# reads:  config.yaml and the command line
+# writes: <results>/other/config/{stage}.json
+use rule stage_config as stage_config_other with:
+    output:
+        config="<results>/other/config/{stage}.json",
+    log:
+        "<logs>/other/config/{stage}.log",
+    params:
+        text=lambda wildcards: config_check.stage_config_text(
+            OTHER_CONFIG, wildcards.stage, STAGE_SCHEMA
+        ),
+
+
+# List the rows and recordings of the other manifest.
+# reads:  the other manifest
+# writes: <results>/other/data/rows.parquet, <results>/other/data/recordings/{shard}.parquet
+use rule list_rows as list_rows_other with:
+    input:
+        config="<results>/other/config/list_rows.json",
+        manifests=lambda wildcards: targets.inputs(targets.manifests(OTHER_CONFIG)),
+    output:
+        rows="<results>/other/data/rows.parquet",
+        recordings=expand(
+            "<results>/other/data/recordings/{shard}.parquet", shard=OTHER_SHARDS
+        ),
+    log:
+        "<logs>/other/list_rows.log",
+    benchmark:
+        "<benchmarks>/other/list_rows.tsv"
+    params:
+        recordings_in_folders=lambda wildcards: targets.recordings_in_folders(
+            OTHER_CONFIG
+        ),
+        memory=OTHER_MEMORY,
+        braced=lambda wildcards: targets.stamp_of_braced(
+            targets.manifests(OTHER_CONFIG)
+        ),
+        stamp=lambda wildcards: recordings.stamp_of(Path(OTHER_MEMORY)),
+
+
+# Measure its recordings, with the settings of the manifest's.
+# reads:  <results>/other/data/recordings/{shard}.parquet, the recordings that it lists
+# writes: <results>/other/data/measured/{shard}.parquet
+use rule measure_shard as measure_shard_other with:
+    input:
+        config="<results>/config/measure.json",
+        recordings="<results>/other/data/recordings/{shard}.parquet",
+    output:
+        measured="<results>/other/data/measured/{shard}.parquet",
+    log:
+        "<logs>/other/measure/{shard}.log",
+    benchmark:
+        "<benchmarks>/other/measure/{shard}.tsv"
+
+
+# Accept or reject each row; those that training has too are rejected.
+# reads:  <results>/other/data/rows.parquet, <results>/other/data/measured/,
+#         <results>/data/clips.parquet
+# writes: <results>/other/data/{clips,rejected}.parquet, <results>/other/data/validation.json,
+#         <results>/other/data/shards/{shard}.parquet
+use rule judge_clips as judge_clips_other with:
+    input:
+        checkpoints=CHECKPOINTS,
+        config="<results>/other/config/validate.json",
+        rows="<results>/other/data/rows.parquet",
+        measured=expand(
+            "<results>/other/data/measured/{shard}.parquet", shard=OTHER_SHARDS
+        ),
+        trained="<results>/data/clips.parquet",
+    output:
+        clips="<results>/other/data/clips.parquet",
+        rejected="<results>/other/data/rejected.parquet",
+        validation="<results>/other/data/validation.json",
+        shards=expand("<results>/other/data/shards/{shard}.parquet", shard=OTHER_SHARDS),
+    log:
+        "<logs>/other/judge_clips.log",
+    benchmark:
+        "<benchmarks>/other/judge_clips.tsv"
+    params:
+        trained=lambda wildcards, input: ["--trained-clips", input.trained],
+
+
+# Encode its clips.
+# reads:  <results>/other/data/shards/{shard}.parquet, the recordings, the codec as pinned
+# writes: <results>/other/codes/{shard}.parquet
+use rule tokenize_shard as tokenize_shard_other with:
+    input:
+        checkpoints=CHECKPOINTS,
+        config="<results>/config/tokenize.json",
+        clips="<results>/other/data/shards/{shard}.parquet",
+        codec="<results>/models/codec.json",
+    output:
+        codes="<results>/other/codes/{shard}.parquet",
+    log:
+        "<logs>/other/tokenize/{shard}.log",
+    benchmark:
+        "<benchmarks>/other/tokenize/{shard}.tsv"
+
+
+# Pack its clips, with the settings of the manifest's. No row is for training.
+# reads:  <results>/other/data/clips.parquet, <results>/other/codes/, tokenizer and template of the
+#         base as pinned
+# writes: <results>/other/packed/eval.parquet, <results>/other/packed/packing.json; train.parquet,
+#         which has no row
+use rule pack as pack_other with:
+    input:
+        checkpoints=CHECKPOINTS,
+        config="<results>/config/pack.json",
+        clips="<results>/other/data/clips.parquet",
+        codes=expand("<results>/other/codes/{shard}.parquet", shard=OTHER_SHARDS),
+        base_model="<results>/models/base_model.json",
+    output:
+        train_rows="<results>/other/packed/train.parquet",
+        eval_rows="<results>/other/packed/eval.parquet",
+        packing="<results>/other/packed/packing.json",
+    log:
+        "<logs>/other/pack.log",
+    benchmark:
+        "<benchmarks>/other/pack.tsv"
+    params:
+        num_shards=len(OTHER_SHARDS),
+        splits=["eval"],
+
+
+# Evaluate an adapter beside its base on these clips, as on the held-out ones.
+# reads:  <results>/other/data/clips.parquet and its recordings, <results>/other/packed/eval.parquet,
+#         <results>/experiments/{experiment}/train/adapter/, the base, the codec
+# writes: <results>/experiments/{experiment}/eval/other/: metrics.json, clips.parquet,
+#         breakdown.json, generation.json, generation.parquet, verdict.json, and WAVs in samples/
+use rule eval_adapter as eval_adapter_other with:
+    input:
+        checkpoints=CHECKPOINTS,
+        config="<results>/config/eval.json",
+        clips="<results>/other/data/clips.parquet",
+        eval_rows="<results>/other/packed/eval.parquet",
+        adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
+        adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
+        adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
+        base_model=BASE_MODEL,
+        codec=CODEC,
+    output:
+        metrics="<results>/experiments/{experiment}/eval/other/metrics.json",
+        clips="<results>/experiments/{experiment}/eval/other/clips.parquet",
+        breakdown="<results>/experiments/{experiment}/eval/other/breakdown.json",
+        generation="<results>/experiments/{experiment}/eval/other/generation.json",
+        generation_table="<results>/experiments/{experiment}/eval/other/generation.parquet",
+        verdict="<results>/experiments/{experiment}/eval/other/verdict.json",
+        samples=directory("<results>/experiments/{experiment}/eval/other/samples"),
+    log:
+        "<logs>/experiments/{experiment}/eval_other.log",
+    benchmark:
+        "<benchmarks>/experiments/{experiment}/eval_other.tsv"
+    params:
+        clips_of="eval.other_manifest",
