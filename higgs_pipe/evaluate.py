@@ -117,7 +117,8 @@ def run(
             base_other_text=other_text[BASE],
         )
         metrics = write_losses(eval_dir, of_clips)
-        takes = Takes.collect(prompts.chosen, spoken, codec, info)
+        with activity("rendering recordings through the codec"):
+            takes = Takes.collect(prompts.chosen, spoken, codec, info)
         differences = write_speech(
             eval_dir, samples_dir, takes, settings, listener, prompts.num_too_long
         )

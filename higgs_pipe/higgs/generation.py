@@ -94,10 +94,11 @@ def speak(
 ) -> list[Spoken]:
     """Speak prompts; arguments as of :func:`generate`, and the codec."""
     generated = generate(model, prompts, sampling, info.frame_rate_hz, batch_size)
-    return [
-        Spoken(decode(codec, g.codes, info), info.sample_rate_hz, g.codes, g.has_stopped)
-        for g in generated
-    ]
+    with activity("rendering speech"):
+        return [
+            Spoken(decode(codec, g.codes, info), info.sample_rate_hz, g.codes, g.has_stopped)
+            for g in generated
+        ]
 
 
 def generate(

@@ -24,6 +24,7 @@ from higgs_pipe.listening.breakdown import (
 )
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.intervals import Difference, mean_difference
+from higgs_pipe.progress import activity
 
 LENGTH_LIMITS_SECONDS = (2, 5, 10, 20)
 PARTS = ("start", "middle", "end")
@@ -50,13 +51,13 @@ def held_out_frames(
     model.eval()
     found: list[tuple[str, FrameLosses]] = []
     mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-    for start in range(0, len(mine), rows_per_batch):
-        batch = collate(
-            [rows[i] for i in mine[start : start + rows_per_batch]], model.native.config
-        )
-        found += zip(
-            batch.sample_ids, frame_losses(model, batch.to(accelerator.device)), strict=True
-        )
+    with activity("held-out losses", len(mine), "rows") as evaluating:
+        for start in range(0, len(mine), rows_per_batch):
+            indices = mine[start : start + rows_per_batch]
+            batch = collate([rows[i] for i in indices], model.native.config)
+            losses = frame_losses(model, batch.to(accelerator.device))
+            found += zip(batch.sample_ids, losses, strict=True)
+            evaluating.advance(len(indices))
     return dict(sorted(gather_object(found), key=lambda item: item[0]))
 
 

@@ -33,6 +33,7 @@ from higgs_pipe.higgs.generation import (
     generate,
     recorded_samples,
 )
+from higgs_pipe.progress import activity
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -127,7 +128,8 @@ class Samples:
             spoken = [by_id[sample.sample_id] for sample in self.chosen]
             if self.accelerator.is_main_process:
                 try:
-                    self._publish(step, spoken)
+                    with activity("rendering samples"):
+                        self._publish(step, spoken)
                 except EXPECTED as error:
                     logger.warning("step %d: samples are not written: %s", step, _reason(error))
         return SampleMeasures.of(spoken, self.chosen)

@@ -99,7 +99,7 @@ def test_packed_rows_know_the_base_and_refuse_another_one(
         base_of_rows(rows, Pretrained("base_model", "org/other"))
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"weights changed.*--forcerun pin_model"):
+    with pytest.raises(UserError, match=r"base_model .*--forcerun pin_model"):
         base_of_rows(rows, configured)
     with pytest.raises(UserError, match=r"--forcerun pack"):
         base_of_rows(corpus.clips, configured)

@@ -166,7 +166,7 @@ def test_an_adapter_of_other_weights_is_refused(
     other = shutil.copytree(adapter, tmp_path / "other")
     pinned = read_json(other / BASE_FILE) | {"fingerprint": "0" * 64}
     (other / BASE_FILE).write_text(json.dumps(pinned))
-    with pytest.raises(UserError, match=r"other was trained on other weights .*000000000000"):
+    with pytest.raises(UserError, match=r"other .* 000000000000"):
         run(corpus, other, tmp_path / "out")
 
 

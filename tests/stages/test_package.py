@@ -401,5 +401,5 @@ def test_an_adapter_of_other_weights_is_not_packaged(
     results = shutil.copytree(experiment, tmp_path / "results")
     path = results / "experiments/default/train/adapter/base_model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
-    with pytest.raises(UserError, match=r"default was trained on other weights .*000000000000"):
+    with pytest.raises(UserError, match=r"default .* 000000000000"):
         run_package(corpus, results, tmp_path / "adapters")

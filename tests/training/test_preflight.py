@@ -493,7 +493,7 @@ def test_a_failure_on_another_process_stops_this_one(
 ) -> None:
     failed = preflight_data.Check("device and type", "failed", "a GPU is missing there")
     monkeypatch.setattr(preflight, "gather_object", lambda checks: [*checks, failed, failed])
-    with pytest.raises(UserError, match=r"1 of the checks .*\n  device and type: a GPU is missing"):
+    with pytest.raises(UserError, match=r": 1 .*\n  device and type: .*GPU"):
         run(model, corpus)
     assert model.training
 

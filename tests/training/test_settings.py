@@ -92,7 +92,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(
     before = [parameter.detach().clone() for parameter in training.state.parameters]
     training.state.parameters[0].register_hook(lambda gradient: gradient * value)
     planned = PlannedStep(step=2, epoch=0, rows=ROWS)
-    with pytest.raises(UserError, match=r"step 2, packed rows 3, 0, 2: gradient norm is (inf|nan)"):
+    with pytest.raises(UserError, match=r"step 2, .* 3, 0, 2: .* (inf|nan);"):
         training.stepper.step(training.inputs.build(planned))
     assert all(map(torch.equal, training.state.parameters, before))
 
