@@ -25,6 +25,7 @@ from higgs_pipe.config.settings import EvalSpeechModelConfig, EvaluateConfig
 from higgs_pipe.config.stages import EvalStage, load_stage
 from higgs_pipe.data.specs import EVAL_CLIPS, LOSS_DESCRIPTIONS
 from higgs_pipe.data.tables import write_table
+from higgs_pipe.higgs.ancestor import take_weights
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import load_codec_of
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
@@ -60,6 +61,7 @@ def run(
     eval_dir: Path,
     samples_dir: Path,
     clips_of: str = "manifest",
+    ancestor_dir: Path | None = None,
 ) -> None:
     """Evaluate an adapter and its base on the same clips.
 
@@ -72,6 +74,7 @@ def run(
         samples_dir: Where the WAVs go.
         clips_of: The setting that names the clips' recordings, manifest or eval.other_manifest; the
             verdict's words depend on it.
+        ancestor_dir: The adapter that training started from, if any, whose losses are added.
 
     Raises:
         UserError: Base or codec are not those of the rows or of the adapter, the held-out split is
@@ -107,6 +110,10 @@ def run(
             sums = held_out_sums(model, others, accelerator, settings.rows_per_batch)
             other_text[name] = list(sums.values())
             spoken[name] = speak_prompts(model, codec, info, prompts.chosen, settings, accelerator)
+    ancestor = None
+    if ancestor_dir is not None:  # last: it takes the place of the adapter
+        take_weights(adapted, ancestor_dir)
+        ancestor = summarize(held_out_sums(model, rows, accelerator, settings.rows_per_batch))
     if accelerator.is_main_process:
         of_clips = ClipLosses(
             clips=[_described(each) for each in samples],
@@ -116,7 +123,7 @@ def run(
             adapter_other_text=other_text[ADAPTER],
             base_other_text=other_text[BASE],
         )
-        metrics = write_losses(eval_dir, of_clips)
+        metrics = write_losses(eval_dir, of_clips, ancestor)
         with activity("rendering recordings through the codec"):
             takes = Takes.collect(prompts.chosen, spoken, codec, info)
         differences = write_speech(
@@ -155,20 +162,25 @@ def _clusters(samples: Sequence[HeldOutSample]) -> Clusters:
     )
 
 
-def write_losses(eval_dir: Path, losses: ClipLosses) -> EvalMetrics:
+def write_losses(
+    eval_dir: Path, losses: ClipLosses, ancestor: SplitMetrics | None = None
+) -> EvalMetrics:
     """Write ``metrics.json``, ``breakdown.json`` and ``clips.parquet``."""
     ids = [clip["clip_id"] for clip in losses.clips]
     totals = {
         name: summarize(dict(zip(ids, [of_clip.sums for of_clip in model], strict=True)))
         for name, model in ((ADAPTER, losses.adapter), (BASE, losses.base))
     }
-    metrics = EvalMetrics(**totals)
+    metrics = EvalMetrics(**totals, ancestor=ancestor)
     write_table(eval_dir / "clips.parquet", EVAL_CLIPS, clip_rows(losses))
     losses.breakdown().write(eval_dir / "breakdown.json")
     metrics.write(eval_dir / "metrics.json")
-    for name, total in totals.items():
+    logged: list[tuple[str, SplitMetrics]] = [*totals.items()]
+    if ancestor is not None:
+        logged.append(("ancestor", ancestor))
+    for name, total in logged:
         logger.info(
-            "%-7s  eval_loss %.4f  text %.4f  audio %.4f  stop %.4f  (%d clips)",
+            "%-8s  eval_loss %.4f  text %.4f  audio %.4f  stop %.4f  (%d clips)",
             name,
             total.eval_loss,
             total.eval_text_loss,

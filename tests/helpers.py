@@ -242,6 +242,7 @@ def evaluate_in(
     corpus: PackedCorpus,
     adapter: Path,
     eval_rows: Path | None = None,
+    ancestor: Path | None = None,
     **settings: Any,
 ) -> Path:
     """Evaluate an adapter in this process, on the CPU; returns the folder of the results."""
@@ -255,6 +256,7 @@ def evaluate_in(
         adapter,
         eval_dir=output / "eval",
         samples_dir=output / "samples",
+        ancestor_dir=ancestor,
     )
     return output / "eval"
 

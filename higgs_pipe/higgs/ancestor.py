@@ -57,19 +57,8 @@ def start_from(model: PeftModel, settings: TrainConfig, base: PinnedModel) -> An
             f"{trained_on.fingerprint[:12]}…) than those of base_model {base.name!r} "
             f"({base.fingerprint[:12]}…); name that base, or another adapter."
         )
-    try:
-        state = load_file(adapter_dir / WEIGHTS)
-    except SafetensorError as error:
-        raise UserError(f"{place}: {WEIGHTS} is damaged ({error}); get it again.") from None
-    differing = differences(state, adapter_state(model))
-    if differing:
-        raise UserError(
-            f"{place} has other tensors than train.lora asks for:\n{list_offenders(differing)}\n"
-            "Give target_modules, train_in_full and trainable_tokens the values of its training."
-        )
-    set_peft_model_state_dict(model, state)
-    found = adapter_state(model)
-    lost = [name for name in sorted(state) if not torch.equal(found[name], state[name])]
+    expected, found = take_weights(model, adapter_dir), adapter_state(model)
+    lost = [n for n, t in sorted(expected.items()) if not torch.equal(found[n].to(t.dtype), t)]
     if lost:
         raise UserError(
             f"{place}: {len(lost)} tensors do not survive in this dtype, such as {lost[0]}; train "
@@ -79,6 +68,27 @@ def start_from(model: PeftModel, settings: TrainConfig, base: PinnedModel) -> An
     ancestor = Ancestor(name=name_of(adapter_dir), fingerprint=fingerprint)
     logger.info("going on from %s, %s", ancestor.name, adapter_dir)
     return ancestor
+
+
+def take_weights(model: PeftModel, adapter_dir: Path) -> dict[str, Tensor]:
+    """Give an adapter the weights of another one with the same tensors, and return these.
+
+    Raises:
+        UserError: Names or shapes of the tensors differ, or the file is damaged.
+    """
+    place = f"train.init_adapter {adapter_dir}"
+    try:
+        state = load_file(adapter_dir / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{place}: {WEIGHTS} is damaged ({error}); get it again.") from None
+    differing = differences(state, adapter_state(model))
+    if differing:
+        raise UserError(
+            f"{place} has other tensors than train.lora asks for:\n{list_offenders(differing)}\n"
+            "Give target_modules, train_in_full and trainable_tokens the values of its training."
+        )
+    set_peft_model_state_dict(model, state)
+    return state
 
 
 def differences(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> list[str]:

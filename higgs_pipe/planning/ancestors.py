@@ -1,6 +1,7 @@
 """Earlier adapters that trainings start from, checked before anything runs."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ def ancestor_files(config: Mapping[str, Any], experiment: str) -> list[str]:
     if folder is None or "{" in folder or "}" in folder:
         return []
     return [str(Path(folder) / name) for name in FILES]
+
+
+def ancestor_option(config: Mapping[str, Any], experiment: str) -> str:
+    """Return the option by which eval gets that adapter, for a shell; empty if there is none."""
+    folder = ancestor_of(config, experiment)
+    return "" if folder is None else f"--ancestor-dir {shlex.quote(folder)}"
 
 
 def check_ancestors_or_exit(config: Mapping[str, Any], results: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from higgs_pipe.data.files import write_json
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.ancestor import Ancestor
@@ -41,12 +42,20 @@ class SplitMetrics(ResultPart):
 
 
 class EvalMetrics(Result):
-    """``metrics.json``: the adapter and its base on the same held-out clips."""
+    """``metrics.json``: the adapter and its base on the same held-out clips.
+
+    Beside them the adapter that training started from; without one there is no such key.
+    """
 
     made_by: ClassVar[str] = "eval_adapter"
 
     adapter: SplitMetrics
     base: SplitMetrics
+    ancestor: SplitMetrics | None = None
+
+    def write(self, path: Path) -> None:
+        """Write the file without a key for an ancestor that is none."""
+        write_json(path, self.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
     def _check_comparable(self) -> Self:

@@ -12,6 +12,7 @@ import soundfile as sf
 import torch
 from helpers import PackedCorpus, evaluate_in, launch
 from reference import plain_frame_losses, row_losses
+from safetensors.torch import load_file, save_file
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
@@ -66,11 +67,12 @@ def run(
     adapter: Path,
     output: Path,
     eval_rows: Path | None = None,
+    ancestor: Path | None = None,
     **settings: Any,
 ) -> tuple[dict, list[dict]]:
     """Evaluate; returns metrics.json and the rows of clips.parquet. Nothing is spoken."""
     settings = {"dtype": "float64", "num_prompts": 0, **settings}
-    folder = evaluate_in(output, corpus, adapter, eval_rows, **settings)
+    folder = evaluate_in(output, corpus, adapter, eval_rows, ancestor, **settings)
     metrics = json.loads((folder / "metrics.json").read_text())
     return metrics, pq.read_table(folder / "clips.parquet").to_pylist()
 
@@ -356,3 +358,28 @@ def test_two_evaluations_give_the_same_bytes(
     assert len(names) > 20
     for name in names:
         assert (tmp_path / name).read_bytes() == (spoken / name).read_bytes(), name
+
+
+def test_the_earlier_adapter_is_measured_beside_the_two(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
+    """Its numbers are those of its own evaluation, and it changes none of theirs."""
+    earlier = Path(shutil.copytree(adapter, tmp_path / "earlier"))
+    path = earlier / "adapter_model.safetensors"
+    save_file({name: tensor * 0.5 for name, tensor in load_file(path).items()}, path)
+    alone, _ = run(corpus, earlier, tmp_path / "alone")
+    before, _ = run(corpus, adapter, tmp_path / "before")
+    both, _ = run(corpus, adapter, tmp_path / "both", ancestor=earlier)
+    assert before.keys() == {"adapter", "base"}
+    assert {name: both[name] for name in before} == before
+    assert both["ancestor"] == alone["adapter"] != both["adapter"]
+
+
+def test_an_earlier_adapter_of_another_shape_is_refused(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path
+) -> None:
+    earlier = Path(shutil.copytree(adapter, tmp_path / "earlier"))
+    path = earlier / "adapter_model.safetensors"
+    save_file({name: tensor[:, :-1].clone() for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match=r"earlier has other tensors"):
+        run(corpus, adapter, tmp_path / "both", ancestor=earlier)

@@ -263,6 +263,16 @@ def test_the_length_of_the_training_is_that_of_its_last_line(inputs: Inputs) -> 
     assert rows(page, "default")[-1][:2] == ["40", "2.50"]
 
 
+def test_the_losses_of_the_earlier_adapter_stand_beside_those_of_its_heir(inputs: Inputs) -> None:
+    experiment = inputs.experiments["default"]
+    assert "went on from" not in words(inputs.html())
+    ancestor = experiment["eval/metrics.json"]["base"] | {"eval_loss": 9.875}
+    experiment["eval/metrics.json"]["ancestor"] = ancestor
+    experiment["train/run.json"]["ancestor"] = {"name": "<b>Ada", "fingerprint": "f" * 64}
+    page = words(inputs.html())
+    assert "It went on from <b>Ada, which has 9.875" in page
+
+
 def test_the_preflight_is_a_table(inputs: Inputs) -> None:
     page = inputs.html()
     assert rows(page, "labels") == [["passed", "96 samples"]]

@@ -3,7 +3,8 @@
 
 # Evaluate an adapter beside its base: losses, speech on held-out prompts, and the verdict.
 # reads:  <results>/data/clips.parquet and its held-out recordings, <results>/packed/eval.parquet,
-#         <results>/experiments/{experiment}/train/adapter/, the base, the codec
+#         <results>/experiments/{experiment}/train/adapter/, the adapter train.init_adapter if
+#         any, the base, the codec
 # writes: <results>/experiments/{experiment}/eval/: metrics.json, clips.parquet, breakdown.json,
 #         generation.json, generation.parquet, verdict.json;
 #         <results>/experiments/{experiment}/samples/: WAVs
@@ -16,6 +17,9 @@ rule eval_adapter:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
+        ancestor=lambda wildcards: ancestors.ancestor_files(
+            config, wildcards.experiment
+        ),
         base_model=BASE_MODEL,
         codec=CODEC,
     output:
@@ -45,13 +49,17 @@ rule eval_adapter:
             config["eval"]["num_processes"], threads, ACCELERATE_CONFIG
         ),
         clips_of="manifest",
+        ancestor=lambda wildcards: ancestors.ancestor_option(
+            config, wildcards.experiment
+        ),
         adapter_dir=subpath(input.adapter, parent=True),
         eval_dir=subpath(output.metrics, parent=True),
     shell:
         "{params.launch} -m higgs_pipe.evaluate --config {input.config:q}"
         " --clips {input.clips:q} --eval-rows {input.eval_rows:q}"
         " --adapter-dir {params.adapter_dir:q} --eval-dir {params.eval_dir:q}"
-        " --samples-dir {output.samples:q} --clips-of {params.clips_of} --log {log:q}"
+        " --samples-dir {output.samples:q} --clips-of {params.clips_of} {params.ancestor}"
+        " --log {log:q}"
 
 
 # Refuse an adapter whose verdict is not the one that eval.require asks for.

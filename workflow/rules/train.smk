@@ -1,7 +1,5 @@
 # One adapter per experiment.
-ancestors.check_ancestors_or_exit(
-    config, Path(workflow.pathvars.apply("<results>"))
-)
+ancestors.check_ancestors_or_exit(config, Path(workflow.pathvars.apply("<results>")))
 
 
 # Train an adapter.
