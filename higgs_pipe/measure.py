@@ -145,6 +145,9 @@ def _measure(
     """Return the fault of a span, or its measures; ``audio_sha256`` is left to the caller."""
     path, header = file.path, file.header
     measures: Measures = {}
+    if header.sample_rate_hz > limits.max_sample_rate_hz:
+        fact = f"{path} has {header.sample_rate_hz:,} Hz, more than {limits.max_sample_rate_hz:,}"
+        return Fault(Reason.HIGH_SAMPLE_RATE, fact), measures
     try:
         first, end = header.segment(span.start_seconds, span.end_seconds)
         # The header decides: an hour-long file is never decoded.

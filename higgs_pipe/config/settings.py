@@ -119,7 +119,7 @@ class FilterConfig(Section):
         None, ge=-100, le=0, description="Lowest level, in dB of full scale."
     )
     min_sample_rate_hz: int | None = Field(
-        None, ge=1, description="Lowest sample rate of the file, in Hz."
+        8000, ge=1, description="Lowest sample rate of the file, in Hz; a telephone's is 8000."
     )
     min_characters_per_second: float | None = Field(
         None, ge=0, description="Slowest speech, in characters per second without white space."
@@ -183,6 +183,11 @@ class MeasureConfig(Section):
 
     max_clip_seconds: float = Field(
         30.0, gt=0, description="Longer clips are rejected, and never decoded."
+    )
+    max_sample_rate_hz: int = Field(
+        384_000,
+        ge=1,
+        description="Clips of a higher sample rate are rejected, and never decoded.",
     )
     cancelling_channels: Literal["loudest", "reject"] = Field(
         "loudest",

@@ -294,6 +294,8 @@ def test_an_infinite_number_is_refused() -> None:
         ("data.split_seed", 3, {"validate"}),
         ("manifest", "other.jsonl", {"list_rows", "validate"}),
         ("validate.max_clip_seconds", 20, {"measure", "validate"}),
+        ("validate.max_sample_rate_hz", 96_000, {"measure", "validate"}),
+        ("validate.filters.min_sample_rate_hz", 16_000, {"validate", "clips_page"}),
         ("validate.max_rejected_fraction", 0.2, {"validate"}),  # nothing is decoded again
         ("tokenize.max_batch_seconds", 60, {"tokenize"}),
         ("codec", "other", {"codec", "estimate", "tokenize", "package"}),

@@ -215,6 +215,15 @@ def test_the_length_of_a_recording_that_is_too_long_is_known(tmp_path: Path) -> 
     assert (row["reason"], row["duration_seconds"]) == ("too_long", 3)
 
 
+@pytest.mark.parametrize("rate_hz", [48_000, 10_000_019])
+def test_a_recording_of_a_rate_above_the_limit_is_not_decoded(tmp_path: Path, rate_hz: int) -> None:
+    path = str(tone(tmp_path / "a.wav", 1.0, rate_hz=rate_hz))
+    limit = {"max_sample_rate_hz": 44_100} if rate_hz == 48_000 else {}
+    (row,) = measure_segments(tmp_path, [Span(path)], validate=limit)
+    assert (row["reason"], row["peak"]) == ("high_sample_rate", None)
+    assert f"{rate_hz:,} Hz" in row["fact"]
+
+
 def test_any_number_of_threads_gives_equal_bytes(tmp_path: Path) -> None:
     paths = [tone(tmp_path / f"{i}.wav", 0.5, pitch_hz=100 + i) for i in range(8)]
     segments = [Span(str(path)) for path in paths]

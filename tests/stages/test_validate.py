@@ -386,6 +386,19 @@ def test_clips_at_the_length_limits_are_accepted(tmp_path: Path, rows: list[Fiel
     assert len(outputs.clips) == 5
 
 
+@pytest.mark.parametrize("rate_hz", [1, 7_999])
+def test_a_rate_below_that_of_a_telephone_is_rejected_by_default(
+    tmp_path: Path, rows: list[Fields], rate_hz: int
+) -> None:
+    sf.write(tmp_path / "low.wav", 0.1 * np.random.default_rng(0).random(20 * rate_hz), rate_hz)
+    rows.append({"audio": "low.wav", "text": "Low."})
+    limits = {"max_rejected_fraction": 0.5}
+    outputs = run(tmp_path, rows, validate=limits)
+    assert [row["reason"] for row in outputs.rejected] == ["low_sample_rate"]
+    off = {"filters": {"min_sample_rate_hz": None}}
+    assert run(tmp_path, rows, validate=limits | off).rejected == []
+
+
 # --- What stops the run ---------------------------------------------------------------------------
 
 

@@ -42,6 +42,10 @@ class Reason(StrEnum):
     SILENT = "silent", "record it again, or drop the row"
     TOO_SHORT = "too_short", "drop the row, or lower validate.min_clip_seconds"
     TOO_LONG = "too_long", "cut it into utterances, or raise validate.max_clip_seconds"
+    HIGH_SAMPLE_RATE = (
+        "high_sample_rate",
+        "export it again at 48,000 Hz, or raise validate.max_sample_rate_hz",
+    )
     REFERENCE_MISSING = (
         "reference_missing",
         "put the file there, or fix `ref_audio` (a path relative to the manifest)",
