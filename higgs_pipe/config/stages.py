@@ -67,6 +67,10 @@ class CodecStage(Section):
         return Pretrained("codec", self.codec, self.codec_revision)
 
 
+class ModelsStage(BaseModelStage, CodecStage):
+    """Settings that ``check_models`` reads."""
+
+
 class ListRowsStage(Section):
     """Settings that ``list_rows`` reads."""
 
@@ -161,6 +165,7 @@ class ClipsPageStage(Section):
 
 
 STAGES: dict[str, type[Section]] = {
+    "models": ModelsStage,
     "base_model": BaseModelStage,
     "codec": CodecStage,
     "list_rows": ListRowsStage,

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from pydantic import ValidationError
 from transformers.utils import logging as transformers_logging
 
@@ -32,6 +39,7 @@ from higgs_pipe.progress import activity
 if not sys.stderr.isatty():  # a progress bar would fill a log file
     transformers_logging.disable_progress_bar()
 
+HUB_TIMEOUT_SECONDS = 5.0
 CONFIG_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 
@@ -56,9 +64,32 @@ def _not_loaded(pretrained: Pretrained, error: Exception) -> UserError:
     fact = f"{pretrained.setting} {pretrained.name!r} cannot be loaded: "
     if Path(pretrained.name).is_dir():
         return UserError(f"{fact}{error}\nUse a complete checkpoint.")
-    # Transformers wraps it.
-    if isinstance(error, HFValidationError) or isinstance(error.__cause__, HFValidationError):
+    causes = (error, error.__cause__)  # Transformers wraps it
+
+    def is_by(kind: type[Exception]) -> bool:
+        return any(isinstance(cause, kind) for cause in causes)
+
+    if is_by(HFValidationError):
         return UserError(f"{fact}there is no such folder; name another one, or a Hub id.")
+    if is_by(GatedRepoError):
+        return UserError(f"{fact}accept its licence on its page at the Hub, then: hf auth login")
+    if is_by(RevisionNotFoundError):
+        return UserError(
+            f"{fact}the Hub's has no revision {pretrained.revision!r}; "
+            f"fix {pretrained.setting}_revision, or set it to null."
+        )
+    if is_by(RepositoryNotFoundError):
+        return UserError(
+            f"{fact}there is no such folder, and the Hub has no such model, or not for you. "
+            "Fix the name; for a private model: hf auth login"
+        )
+    if is_by(LocalEntryNotFoundError):
+        return UserError(
+            f"{fact}there is no such folder, and the Hub cannot be reached and nothing of it is in "
+            f"this machine's cache. Where there is a network, run: hf download {pretrained.name} "
+            "--local-dir FOLDER; copy FOLDER here and name it, or copy the cache (HF_HOME) and "
+            "set HF_HUB_OFFLINE=1."
+        )
     return UserError(
         f"{fact}there is no such folder, and the Hub does not give it: {error}\n"
         "Name a checkpoint's folder, or a Hub id that this machine can reach."
@@ -203,6 +234,24 @@ def checkpoint_dir(pretrained: Pretrained) -> Path:
     if Path(pretrained.name).is_dir():
         return Path(pretrained.name)
     found = snapshot_download(pretrained.name, revision=pretrained.revision, local_files_only=True)
+    return Path(found)
+
+
+def small_files(pretrained: Pretrained) -> Path:
+    """Return a folder with a Hub checkpoint's configuration and index of weights.
+
+    Raises:
+        UserError: It does not exist, or cannot be reached within seconds.
+    """
+    try:
+        found = snapshot_download(
+            pretrained.name,
+            revision=pretrained.revision,
+            allow_patterns=["config.json", "adapter_config.json", "*.index.json"],
+            etag_timeout=HUB_TIMEOUT_SECONDS,
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise _not_loaded(pretrained, error) from None
     return Path(found)
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.planning.config_faults import faults_of
+from higgs_pipe.planning.models import check_folders
 from higgs_pipe.planning.schemas import Schema, branch, types
 
 EXIT_USER_ERROR = 2
@@ -92,6 +93,20 @@ def load_config_or_exit(
     """Return :func:`load_config`'s result; a refused config ends Snakemake with exit code 2."""
     try:
         return load_config(config, schema_path, given)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+
+
+def check_folders_or_exit(config: Mapping[str, Any], demo_base: str) -> None:
+    """Check the folders of checkpoints; a fault ends Snakemake with exit code 2.
+
+    Args:
+        config: The complete config.
+        demo_base: Folder of the demo's base, which the workflow builds.
+    """
+    try:
+        check_folders(config, Path(demo_base))
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None

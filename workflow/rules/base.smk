@@ -23,6 +23,30 @@ rule tiny_base:
         "python -m higgs_pipe.higgs.miniature --output-dir {output.base:q} --log {log:q}"
 
 
+# Look at a base model and a codec of the Hub; folders are looked at while the workflow is planned.
+# reads:  their small files on the Hub
+# writes: <results>/models/checked.txt
+rule check_models:
+    input:
+        config="<results>/config/models.json",
+    output:
+        checked="<results>/models/checked.txt",
+    log:
+        "<logs>/check_models.log",
+    benchmark:
+        "<benchmarks>/check_models.tsv"
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        version=stages.STAGES["models"].version,
+    shell:
+        "python -m higgs_pipe.check_models --config {input.config:q}"
+        " --checked {output.checked:q} --log {log:q}"
+
+
 # Pin the base model or the codec: which commit of the Hub it is, and which weights. Other weights
 # under the same name rerun what was made with the old ones. A Hub branch that moved changes
 # nothing, until `snakemake --forcerun pin_model`.
@@ -32,6 +56,7 @@ rule pin_model:
     input:
         config="<results>/config/{model}.json",
         demo_base=lambda wildcards: demo_base_of(wildcards.model),
+        checked=CHECKED_MODELS,
     output:
         pinned="<results>/models/{model}.json",
     log:

@@ -14,6 +14,12 @@ RECORDINGS_MEMORY = workflow.pathvars.apply("<results>/data/recordings.json")
 # Rules wait for the demo base only where the config names it; other models already exist.
 BASE_MODEL = [DEMO_BASE] if targets.is_within(config["base_model"], DEMO_BASE) else []
 CODEC = [DEMO_BASE] if targets.is_within(config["codec"], DEMO_BASE) else []
+# Waited for before anything is listed, measured or loaded, if a model is of the Hub.
+CHECKED_MODELS = ancient(
+    ["<results>/models/checked.txt"]
+    if any(models.is_hub_id(config[setting]) for setting in models.KINDS)
+    else []
+)
 # Not an output of a rule, so that it outlives a rerun.
 HASH_CACHE = Path(workflow.pathvars.apply("<results>/models/hashes.json"))
 

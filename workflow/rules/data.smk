@@ -9,6 +9,7 @@
 checkpoint list_rows:
     input:
         config="<results>/config/list_rows.json",
+        checked=CHECKED_MODELS,
         manifests=lambda wildcards: targets.inputs(targets.manifests(config)),
     output:
         rows="<results>/data/rows.parquet",
@@ -115,6 +116,7 @@ rule estimate:
         config="<results>/config/estimate.json",
         validation="<results>/data/validation.json",
         clips="<results>/data/clips.parquet",
+        checked=CHECKED_MODELS,
         base_model=BASE_MODEL,
         codec=CODEC,
     output:

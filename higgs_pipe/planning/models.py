@@ -1,0 +1,162 @@
+"""Checkpoints that cannot be what the config takes them for, told from their small files.
+
+The Snakefile looks at folders while it plans; ``check_models`` looks at what the Hub has.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.targets import is_within
+
+# By the setting that names a checkpoint: what it must be, and its `model_type`.
+KINDS = {
+    "base_model": ("the base model", "higgs_audio_v2"),
+    "codec": ("the codec", "higgs_audio_v2_tokenizer"),
+}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+TEXT_HEAD = "text_lm_head.weight"
+WEIGHT_ENDINGS = (".safetensors", ".bin")
+NUM_NAMES_SHOWN = 10
+MAX_HEADER_BYTES = 2**26  # of a safetensors file
+
+
+def check_folders(config: Mapping[str, Any], demo_base: Path) -> None:
+    """Check the base model and the codec, where they are folders; the demo's are yet to be built.
+
+    Raises:
+        UserError: One does not exist or is not such a checkpoint; lists both.
+    """
+    faults = [
+        f"{setting} {config[setting]!r} {fault}"
+        for setting in KINDS
+        if not is_hub_id(config[setting])
+        and not is_within(config[setting], str(demo_base))
+        and (fault := folder_fault(setting, config[setting]))
+    ]
+    if faults:
+        raise UserError(
+            f"These checkpoints cannot be used:\n{list_offenders(faults)}\n"
+            "Fix them in your config, or by --config, and run snakemake again."
+        )
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name is one of the Hub: ``org/model``, where no folder ``org`` is here."""
+    path = Path(name)
+    is_here = path.exists() or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+    return HUB_ID.fullmatch(name) is not None and not is_here
+
+
+def folder_fault(setting: str, name: str) -> str | None:
+    """Return why a folder is not a checkpoint of its kind, as a predicate of it; None if it is.
+
+    Args:
+        setting: ``base_model`` or ``codec``.
+        name: The folder, which need not exist.
+    """
+    folder = Path(name)
+    try:
+        if not folder.exists():
+            return f"does not exist{_advice_on_missing(folder)}"
+        if not folder.is_dir():
+            return f"is a file; name its folder, {folder.parent}"
+        return config_fault(setting, folder) or weights_fault(setting, folder)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def config_fault(setting: str, folder: Path) -> str | None:
+    """Return why a folder's ``config.json`` is not that of such a checkpoint, or None."""
+    kind, model_type = KINDS[setting]
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        return _fault_without_config(folder, kind)
+    try:
+        found = json.loads(config_path.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "has a damaged config.json: it names no model_type; copy the checkpoint again"
+    if found != model_type:
+        others = [other for other, (_, its_type) in KINDS.items() if its_type == found]
+        it_is = f"is that of {others[0]}" if others else f"is a {found!r}"
+        return f"{it_is}; {kind} must have the model_type {model_type!r} (Transformers' own format)"
+    return None
+
+
+def _advice_on_missing(folder: Path) -> str:
+    if folder.parts[0].startswith("~"):
+        return "; write the whole path: ~ is not replaced here"
+    there = next((parent for parent in folder.parents if parent.exists()), Path())
+    with suppress(OSError):
+        if names := sorted(path.name for path in there.iterdir() if path.is_dir()):
+            names = [name for name in names if not name.startswith(".")][:NUM_NAMES_SHOWN]
+            return f"; folders in {there.absolute()}: {', '.join(names)}"
+    return f"; the path begins at {Path.cwd()}"
+
+
+def _fault_without_config(folder: Path, kind: str) -> str:
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = None
+        with suppress(OSError, ValueError, AttributeError):
+            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        return "is an adapter; name the base that it was trained on" + (f", {base}" if base else "")
+    below = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+    hint = f"; did you mean {' or '.join(below)}?" if below else "; name the folder that has"
+    return f"has no config.json, so it is not {kind}{hint}"
+
+
+def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | None:
+    """Return what a checkpoint's weights lack, or None.
+
+    Args:
+        setting: ``base_model`` or ``codec``.
+        folder: Its folder.
+        has_files: Whether the weights are there, beside their index.
+    """
+    names: set[str] = set()
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names |= set(places)
+            lacking = sorted(name for name in set(places.values()) if not (folder / name).exists())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return f"has a damaged {index.name}; copy the checkpoint again"
+        if lacking and has_files:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            return f"lacks the weights {lacking[0]}{more}; copy or download it again"
+    if not names and has_files:
+        files = [path for path in folder.iterdir() if path.suffix in WEIGHT_ENDINGS]
+        if not files:
+            return "has no weights (.safetensors or .bin); copy or download it again"
+        for file in files:
+            if file.suffix == ".safetensors":
+                try:
+                    names |= set(_names_in(file))
+                except (OSError, ValueError, struct.error):
+                    return f"has a damaged {file.name}; copy or download it again"
+    is_base = setting == "base_model"
+    if is_base and names and not any(name.endswith(TEXT_HEAD) for name in names):
+        return (
+            f"has no text head ({TEXT_HEAD}), so there would be no text loss; whoever merged it "
+            "must load the base with use_text_head=True"
+        )
+    return None
+
+
+def _names_in(file: Path) -> list[str]:
+    """Return the names of the tensors in a safetensors file, from its header.
+
+    Raises:
+        ValueError: It has no such header.
+    """
+    with file.open("rb") as stream:
+        (num_bytes,) = struct.unpack("<Q", stream.read(8))
+        if num_bytes > MAX_HEADER_BYTES:
+            raise ValueError("the header is too long")
+        return list(json.loads(stream.read(num_bytes)))

@@ -1,0 +1,148 @@
+"""Folders that cannot be the base model or the codec, told while the workflow is planned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import has_line_with
+from safetensors.torch import save_file
+
+from higgs_pipe.errors import UserError
+from higgs_pipe.planning.models import check_folders, folder_fault, is_hub_id
+
+BODY, HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
+
+
+def checkpoint(folder: Path, *tensors: str, model_type: str = "higgs_audio_v2") -> Path:
+    """A folder with the files that planning looks at."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    save_file({name: torch.zeros(1) for name in tensors}, folder / "model.safetensors")
+    return folder
+
+
+def sharded(folder: Path, *tensors: str) -> Path:
+    """The same with an index and a file for each tensor."""
+    checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{i}.safetensors" for i, name in enumerate(tensors)}
+    for name, place in places.items():
+        save_file({name: torch.zeros(1)}, folder / place)
+    index = json.dumps({"weight_map": places})
+    (folder / "model.safetensors.index.json").write_text(index)
+    return folder
+
+
+@pytest.mark.parametrize("make", [checkpoint, sharded])
+def test_a_whole_checkpoint_has_no_fault(tmp_path: Path, make: type[object]) -> None:
+    assert folder_fault("base_model", str(make(tmp_path / "base", BODY, HEAD))) is None
+
+
+def test_the_miniature_and_its_codec_have_no_fault(tiny_base: Path) -> None:
+    config = {"base_model": str(tiny_base), "codec": str(tiny_base / "audio_tokenizer")}
+    check_folders(config, Path("elsewhere"))
+
+
+def test_both_checkpoints_are_named_in_one_error(tiny_base: Path) -> None:
+    config = {"base_model": str(tiny_base / "audio_tokenizer"), "codec": str(tiny_base)}
+    with pytest.raises(UserError) as caught:
+        check_folders(config, Path("elsewhere"))
+    assert has_line_with(str(caught.value), "base_model ", "is that of codec")
+    assert has_line_with(str(caught.value), "codec ", "is that of base_model")
+
+
+def test_the_base_that_the_demo_builds_need_not_be_there_yet(tmp_path: Path) -> None:
+    demo = tmp_path / "tiny"
+    check_folders({"base_model": str(demo), "codec": str(demo / "codec")}, demo)
+    with pytest.raises(UserError, match="does not exist"):
+        check_folders({"base_model": str(demo), "codec": str(tmp_path / "codec")}, demo)
+
+
+@pytest.mark.parametrize("make", [checkpoint, sharded])
+def test_a_merged_base_without_its_text_head_is_refused(tmp_path: Path, make: type[object]) -> None:
+    fault = folder_fault("base_model", str(make(tmp_path / "base", BODY)))
+    assert HEAD in str(fault)
+
+
+def test_a_part_of_the_weights_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "base", BODY, HEAD)
+    (folder / "model-1.safetensors").unlink()
+    assert "lacks the weights model-1.safetensors" in str(folder_fault("base_model", str(folder)))
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0ab"])
+def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = checkpoint(tmp_path / "base", BODY)
+    (folder / "model.safetensors").write_bytes(content)
+    assert "damaged model.safetensors" in str(folder_fault("base_model", str(folder)))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "{}", "null"])
+def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
+    folder = checkpoint(tmp_path / "base", BODY, HEAD)
+    (folder / "config.json").write_text(text)
+    assert "damaged config.json" in str(folder_fault("base_model", str(folder)))
+
+
+def test_another_kind_of_model_is_named(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "base", BODY, model_type="llama")
+    assert "is a 'llama'" in str(folder_fault("base_model", str(folder)))
+
+
+def test_an_adapter_is_named_with_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    fault = str(folder_fault("base_model", str(tmp_path)))
+    assert "is an adapter" in fault
+    assert fault.endswith("org/base")
+
+
+def test_the_folder_around_a_checkpoint_hints_at_it(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "models" / "base", BODY, HEAD)
+    fault = str(folder_fault("base_model", str(tmp_path / "models")))
+    assert fault.endswith(f"did you mean {tmp_path / 'models' / 'base'}?")
+
+
+def test_a_folder_without_weights_is_named_in_planning(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "base", BODY)
+    (folder / "model.safetensors").unlink()
+    assert "has no weights" in str(folder_fault("base_model", str(folder)))
+
+
+def test_a_missing_folder_lists_those_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "higgs-3b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    fault = str(folder_fault("codec", str(tmp_path / "higgs-3B")))
+    assert fault == f"does not exist; folders in {tmp_path}: higgs-3b"
+    assert "whole path" in str(folder_fault("codec", "~/higgs"))
+
+
+def test_a_file_of_weights_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "base", BODY) / "model.safetensors"
+    assert str(folder_fault("base_model", str(file))).endswith(f"name its folder, {file.parent}")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [
+        ("org/model", True),
+        ("org/model-3B.v2", True),
+        ("./model", False),
+        ("/models/base", False),
+        ("~/base", False),
+        ("a/b/c", False),
+        ("here/base", False),
+        ("org/my model", False),
+    ],
+)
+def test_a_hub_id_is_told_from_a_folder(
+    tmp_path: Path, name: str, is_id: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert is_hub_id(name) == is_id
+    shutil.rmtree(tmp_path / "here")
+    assert is_hub_id("here/base")

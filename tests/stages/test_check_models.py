@@ -1,0 +1,61 @@
+"""Checkpoints of the Hub are looked at before anything is measured."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, write_stage_config
+from higgs.test_hub import cached
+
+from higgs_pipe.higgs import miniature
+
+
+def check(folder: Path, base_model: str, codec: str, **settings: str) -> tuple[int, str]:
+    """Run the stage; returns its exit code and its messages."""
+    config = write_stage_config(folder / "models.json", base_model=base_model, codec=codec)
+    words = ["--config", str(config), "--checked", str(folder / "checked.txt")]
+    environment = {"HF_HOME": str(folder), "PYTHONPATH": str(ROOT), **settings}
+    finished = subprocess.run(
+        [sys.executable, "-m", "higgs_pipe.check_models", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        cwd=folder,
+    )
+    return finished.returncode, finished.stderr
+
+
+@pytest.mark.slow
+def test_what_the_cache_has_of_the_hub_is_checked(tiny_base: Path, tmp_path: Path) -> None:
+    cached(tmp_path, "acme/higgs", tiny_base)
+    cached(tmp_path, "acme/codec", tiny_base / miniature.AUDIO_TOKENIZER)
+    code, _ = check(tmp_path, "acme/higgs", "acme/codec", HF_HUB_OFFLINE="1")
+    assert code == 0
+    assert len((tmp_path / "checked.txt").read_text().splitlines()) == 2
+    code, said = check(tmp_path, "acme/codec", "acme/codec", HF_HUB_OFFLINE="1")
+    assert code == 2
+    assert "base_model 'acme/codec' is that of codec" in said
+
+
+@pytest.mark.slow
+def test_a_hub_that_never_answers_is_given_up_within_seconds(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        # Imports take seconds, and more on a busy machine: the shortest run is that of a refusal.
+        begun = time.monotonic()
+        check(tmp_path, "acme/higgs", "acme/codec", HF_HUB_OFFLINE="1")
+        start_seconds = time.monotonic() - begun
+        code, said = check(tmp_path, "acme/higgs", "acme/codec", HF_ENDPOINT=address)
+        seconds = time.monotonic() - begun - start_seconds
+    assert code == 2
+    assert "base_model 'acme/higgs' " in said
+    assert "hf download acme/higgs" in said
+    assert "Traceback" not in said
+    assert seconds < start_seconds + 15
