@@ -13,7 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import soundfile as sf
 
-from higgs_pipe.data.containers import end_fault, mp3_length_is_a_guess, mp3_with_length
+from higgs_pipe.data.containers import (
+    end_fault,
+    mp3_length_is_a_guess,
+    mp3_with_length,
+    wav_with_length,
+)
 from higgs_pipe.data.ffmpeg import Decoded, DecodingError, container_of, decode_container
 
 MAX_BLOCK_VALUES = 2**24  # samples of all channels that are read at once: 64 MiB
@@ -239,6 +244,9 @@ def _open(path: Path) -> sf.SoundFile | Decoded:
         if file.format == "MP3" and mp3_length_is_a_guess(path, file.frames):
             file.close()
             file = sf.SoundFile(mp3_with_length(path))
+        if file.format in ("WAV", "WAVEX") and file.frames == 0 and (wav := wav_with_length(path)):
+            file.close()
+            file = sf.SoundFile(wav)
         return file
     except sf.LibsndfileError:
         kind = container_of(beginning)

@@ -71,19 +71,28 @@ def load_config(
 
 
 def config_path_or_exit(own: Path, shipped: Path) -> str:
-    """Return the path of the config file: ``own`` if it exists, or else ``shipped``.
+    """Return the path of the config file: ``own`` if it holds anything, or else ``shipped``.
 
-    One that is not YAML ends Snakemake with its line and exit code 2.
+    One that is not YAML, or has no keys, ends Snakemake with its line and exit code 2.
     """
     path = own if own.is_file() else shipped
     try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         fact = f"{path}:{line}: this is not YAML: {error.problem}. "
         advice = "Indent with spaces, close each bracket, and quote text that holds ': ' or ' #'."
         print(fact + advice, file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"{path} cannot be read as UTF-8 text: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    if found is None:
+        return str(shipped)
+    if not isinstance(found, Mapping):
+        fact = f"{path}:1: expected keys such as `manifest: my/manifest.jsonl`, found "
+        print(fact + f"{'a list' if isinstance(found, list) else 'a text'}.", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR)
     return str(path)
 
 

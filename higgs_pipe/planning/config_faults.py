@@ -82,6 +82,9 @@ def _shown(value: Any) -> str:
 def _hint(path: KeyPath, key: str, siblings: Sequence[str], root: Schema) -> str:
     """Return a hint at the key that was meant: a similar one here, or the same elsewhere."""
     names = list(_key_paths(root, root))
+    if (*path, *key.split(".")) in names:
+        section, name = key.rsplit(".", 1)
+        return f"; write {section.replace('.', ': {')}: {{{name}: ...}}{'}' * section.count('.')}"
     if path[:1] == ("experiments",):  # an experiment has the keys of `train`
         names = [(*path[:2], *name[1:]) for name in names if name[0] == "train"]
     meant = [(*path, close) for close in difflib.get_close_matches(key, siblings, n=1)]

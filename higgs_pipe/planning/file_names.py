@@ -26,6 +26,8 @@ AUDIO_ENDINGS = (
     *(".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr"),
     *(".sph", ".oga", ".wv"),
 )
+# LibriSpeech's: a line per recording of the folder, its name and what is said.
+TRANSCRIPTS_ENDING = ".trans.txt"
 TRANSCRIPT_ENDINGS = (".txt", ".lab", ".normalized.txt", ".original.txt")
 
 

@@ -37,8 +37,12 @@ def audio_stem(file: Path) -> Path | None:
 
 
 def transcript_stem(file: Path) -> Path | None:
-    """Return the path of a transcript without its ending, or None for another file."""
+    """Return the path of a transcript without its ending, or None for another file.
+
+    That of ``a.wav.txt`` is ``a``.
+    """
     endings = [ending for ending in TRANSCRIPT_ENDINGS if file.name.lower().endswith(ending)]
     if not endings or file.name.startswith("."):
         return None
-    return file.with_name(file.name[: -len(max(endings, key=len))])
+    stem = file.with_name(file.name[: -len(max(endings, key=len))])
+    return audio_stem(stem) or stem

@@ -127,13 +127,13 @@ def wav(path: Path, data_size: int, behind: bytes = b"") -> None:
     path.write_bytes(content + behind)
 
 
-@pytest.mark.parametrize("data_size", [0xFFFFFFFF, 0x7FFFFFFF - 36, 0xFFFFFFFF - 36])
+@pytest.mark.parametrize("data_size", [0, 0xFFFFFFFF, 0x7FFFFFFF - 36, 0xFFFFFFFF - 36])
 def test_a_wav_of_unknown_size_is_read_to_its_end(tmp_path: Path, data_size: int) -> None:
     wav(tmp_path / "a.wav", data_size)
     assert decode(tmp_path / "a.wav").duration_seconds == 1
 
 
-@pytest.mark.parametrize("data_size", [0, 2, 24_000, 40_000])
+@pytest.mark.parametrize("data_size", [2, 24_000, 40_000])
 def test_a_wav_with_more_audio_than_it_declares_is_refused(tmp_path: Path, data_size: int) -> None:
     wav(tmp_path / "a.wav", data_size)
     with pytest.raises(AudioError, match=rf"a\.wav .* {data_size:,} .* {48_000 - data_size:,} "):

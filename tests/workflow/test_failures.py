@@ -72,8 +72,31 @@ def test_a_config_that_is_not_yaml_is_named_with_its_line(
     assert f"{config}:3: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "found"), [("- a\n", "a list"), ("manifest\n", "a text")])
+def test_a_config_without_keys_is_named(
+    tmp_path: Path, text: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        config_path_or_exit(tmp_path / "config.yaml", ROOT / "config.yaml")
+    assert exit_.value.code == 2
+    assert f"found {found}." in capsys.readouterr().err
+
+
+def test_a_config_that_is_not_text_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"manifest: M\xfcller.jsonl\n")
+    with pytest.raises(SystemExit) as exit_:
+        config_path_or_exit(tmp_path / "config.yaml", ROOT / "config.yaml")
+    assert exit_.value.code == 2
+    assert str(tmp_path / "config.yaml") in capsys.readouterr().err
+
+
 def test_a_folder_with_a_config_of_its_own_takes_that(tmp_path: Path) -> None:
     own, shipped = tmp_path / "config.yaml", ROOT / "config.yaml"
+    assert config_path_or_exit(own, shipped) == str(shipped)
+    own.write_text("# all at its default\n")
     assert config_path_or_exit(own, shipped) == str(shipped)
     own.write_text("data: {}\n")
     assert config_path_or_exit(own, shipped) == str(own)

@@ -42,6 +42,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
+# Columns that are taken before one called text: what is said, with numbers and signs written out.
+NORMALIZED = frozenset({"normalized_text", "text_normalized", "normalized_transcription"})
+
+
 def standard(name: str) -> str:
     """Return a column's name in lower case, its words joined by underscores."""
     return "_".join(name.strip().strip('"').lower().replace("-", " ").replace("_", " ").split())
@@ -63,7 +67,11 @@ def columns_of(names: Iterable[str], given: Mapping[str, str]) -> dict[str, str]
     columns = dict(given)
     free = {name: standard(name) for name in names if name not in given.values()}
     for key, aliases in ALIASES.items():
-        if key in columns or key in free:
+        if key in columns:
+            continue
+        if key in free:
+            if key == "text" and (said := [n for n in free if standard(n) in NORMALIZED]):
+                columns[key] = said[0]
             continue
         found = [name for alias in (key, *aliases) for name, said in free.items() if said == alias]
         if len(found) > 1 and key in REQUIRED_KEYS and standard(found[0]) != key:

@@ -57,11 +57,11 @@ def detect(path: str, columns: Mapping[str, str]) -> str | None:
         return "parquet"
     if file.name == METADATA_JSON:
         return "folder"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "csv" if ending == ".csv" else "jsonl"
     if fact := next((OTHER_FILES[sign] for sign in OTHER_FILES if head.startswith(sign)), None):
         raise RowFault(fact)
-    text = head.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
+    is_utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if is_utf16 else "utf-8"
+    text = head.removeprefix(codecs.BOM_UTF8).decode(encoding, "replace")
     first = next((line.strip("\r\n\ufeff") for line in text.split("\n") if line.strip()), "")
     if text.lstrip().startswith("["):
         return _detect_json(_first_of_array(text), columns)

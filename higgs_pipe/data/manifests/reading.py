@@ -1,14 +1,15 @@
 """From the user's manifests to rows, checked one by one."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.manifests.checking import checked_row, faults_of, unusable_keys
 from higgs_pipe.data.manifests.detection import LOOKED_FOR, detect
-from higgs_pipe.data.manifests.fields import OUR_KEYS, RowFault
+from higgs_pipe.data.manifests.fields import OUR_KEYS, REQUIRED_KEYS, RowFault
 from higgs_pipe.data.manifests.formats import READERS, TABLES
+from higgs_pipe.data.manifests.formats.roles import is_audio_path
 from higgs_pipe.data.manifests.row import ManifestRows, Row
 from higgs_pipe.data.manifests.source import Findings, RawRow, Source
 from higgs_pipe.errors import NUM_OFFENDERS_SHOWN, UserError, list_offenders
@@ -37,7 +38,11 @@ def read_manifests(manifests: Sequence[str | ManifestEntry]) -> ManifestRows:
         entry = ManifestEntry(path=manifest) if isinstance(manifest, str) else manifest
         source = Source(entry.path, _root(entry), _columns(entry), findings)
         own_rows = []
-        for raw in _raw_rows(entry, source):
+        raw_rows = _raw_rows(entry, source)
+        if fault := _key_of_no_row(raw_rows):
+            source.fault(*fault)
+            continue
+        for raw in raw_rows:
             if row_faults := faults_of(raw):
                 for fault in row_faults:
                     source.fault(f"{raw.file}:{raw.line}", fault)
@@ -95,6 +100,38 @@ def _raw_rows(entry: ManifestEntry, source: Source) -> list[RawRow]:
             if value is not None and (is_blank or key in raw.guessed):
                 raw.fields[key] = value
     return raw_rows
+
+
+def _key_of_no_row(raw_rows: Sequence[RawRow]) -> tuple[str, str] | None:
+    """Return the place and the fact, if several rows all lack the audio or the text."""
+    lacking = [key for key in REQUIRED_KEYS if all(raw.fields.get(key) is None for raw in raw_rows)]
+    others = list(dict.fromkeys(key for raw in raw_rows for key in raw.fields.keys() - OUR_KEYS))
+    if len(raw_rows) < 2 or not lacking or not others:
+        return None
+    values = {
+        name: [str(raw.fields[name]) for raw in raw_rows if raw.fields.get(name) is not None]
+        for name in sorted(others)
+    }
+    likely = _likely_columns(values)
+    names = ", ".join(map(repr, values))
+    columns = ", ".join(f"{key}: {likely.get(key, '...')}" for key in lacking)
+    return (
+        f"{raw_rows[0].file}:{raw_rows[0].line}",
+        f"no row has {' or '.join(map(repr, lacking))}; the rows have {names:.200}. Name them in "
+        f"the manifest's entry of config.yaml: columns: {{{columns}}}",
+    )
+
+
+def _likely_columns(values: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the columns that hold names of recordings, and the longest other texts."""
+    audio = [name for name, said in values.items() if said and all(map(is_audio_path, said))]
+    texts = {
+        name: sum(map(len, said)) / len(said)
+        for name, said in values.items()
+        if said and name not in audio and any(" " in text.strip() for text in said)
+    }
+    text = max(texts, key=texts.__getitem__, default=None)
+    return {**({"audio": audio[0]} if audio else {}), **({"text": text} if text else {})}
 
 
 def _note_unread_files(rows: Sequence[Row], source: Source) -> None:

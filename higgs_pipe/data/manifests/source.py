@@ -87,13 +87,14 @@ class Source:
             self.fault(place, str(fault))
 
     def content(self, path: str) -> bytes | None:
-        """Return the bytes of a file, unzipped; None after a fault."""
+        """Return the bytes of a file, unzipped, UTF-16 as UTF-8; None after a fault."""
         try:
             content = Path(path).read_bytes()
             if content.startswith(b"\x1f\x8b"):
                 content = gzip.decompress(content)
         except (FileNotFoundError, NotADirectoryError):
-            self.fault(path, "the manifest does not exist")
+            whole = "" if Path(path).is_absolute() else f" (looked for {Path(path).absolute()})"
+            self.fault(path, f"the manifest does not exist{whole}")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             self.fault(path, f"the manifest is not a complete gzip file ({error})")
         except OSError as error:
@@ -101,16 +102,14 @@ class Source:
         except ValueError:
             self.fault(f"{path!r}", "no file can have this name")
         else:
-            return content
+            with self.at(path):
+                return as_utf8(content)
         return None
 
     def lines(self, path: str, keep_blank: bool = False) -> Iterator[tuple[int, str]]:
         """Yield the lines of a UTF-8 file with their numbers, from 1."""
         content = self.content(path)
         if content is None:
-            return
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            self.fault(f"{path}:1", "UTF-16, not UTF-8; save the file as UTF-8")
             return
         content = content.removeprefix(codecs.BOM_UTF8)
         if not content.strip():
@@ -164,13 +163,28 @@ class Source:
             RowFault: There is no such file, or it is not UTF-8 text.
         """
         try:
-            return decoded(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8), path).strip()
+            content = as_utf8(Path(path).read_bytes())
+            return decoded(content.removeprefix(codecs.BOM_UTF8), path).strip()
         except FileNotFoundError:
             raise RowFault(f"the transcript {path} does not exist") from None
         except OSError as error:
             raise RowFault(f"the transcript {path} cannot be read ({error.strerror})") from None
         except ValueError:
             raise RowFault(f"the transcript {path!r:.60} is not a file name") from None
+
+
+def as_utf8(content: bytes) -> bytes:
+    """Return text in UTF-16, which its first bytes tell, as UTF-8; any other as it is.
+
+    Raises:
+        RowFault: It is not whole UTF-16.
+    """
+    if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content
+    try:
+        return content.decode("utf-16").encode()
+    except UnicodeError as error:
+        raise RowFault(f"not whole UTF-16 ({error}); save it as UTF-8") from None
 
 
 def decoded(raw: bytes, name: str = "") -> str:

@@ -80,6 +80,7 @@ def test_a_folder_of_a_language_around_speakers_is_not_a_speaker(tmp_path: Path)
         (("84/121/x.flac", "84/121/x.normalized.txt"), ("84/121/x", "84")),  # LibriTTS
         (("clips/X.WAV", "clips/X.TXT"), ("clips/X", None)),
         (("x.m4a", "x.txt"), ("x", None)),
+        (("ada/x.wav", "ada/x.wav.txt"), ("ada/x", "ada")),
     ],
 )
 def test_the_layout_of_a_public_corpus_is_read(
@@ -90,6 +91,25 @@ def test_the_layout_of_a_public_corpus_is_read(
     assert (row.clip_id, row.speaker) == expected
     assert row.text == f"This is {Path(files[1]).name}."
     assert row.audio_path == tmp_path / files[0]
+
+
+def test_the_transcripts_of_librispeech_are_read(tmp_path: Path) -> None:
+    names = [f"84/121/84-121-000{i}.flac" for i in range(3)]
+    fill(tmp_path, *names)
+    lines = ["84-121-0000 GO ON", "84-121-0001 AS YOU LIKE", "84-121-0007 GONE"]
+    (tmp_path / "84/121/84-121.trans.txt").write_text("\n".join(lines) + "\n")
+    found = read(tmp_path)
+    assert [(row.speaker, row.text, row.line) for row in found.rows] == [
+        ("84", "GO ON", 1),
+        ("84", "AS YOU LIKE", 2),
+        ("84", "", 1),
+    ]
+    assert found.left_out == {
+        "a transcript without a recording of its name": [f"{tmp_path}/84/121/84-121.trans.txt:3"]
+    }
+    assert str(tmp_path / "84/121/84-121.trans.txt") in targets.manifests(
+        {"manifest": str(tmp_path)}
+    )
 
 
 def test_a_speaker_in_the_config_comes_before_the_name_of_the_folder(tmp_path: Path) -> None:

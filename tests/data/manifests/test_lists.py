@@ -193,8 +193,27 @@ def test_two_columns_that_may_be_the_text_are_refused_once(tmp_path: Path) -> No
 def test_a_header_of_other_names_is_one_fault_with_the_names(tmp_path: Path) -> None:
     lines = ["Klang,Wortlaut", *(f"{i},A {i}." for i in range(25))]
     message = refusal(tmp_path, *lines, name="m.csv")
-    assert message.startswith("the manifest has 2 faults:")
-    assert has_line_with(message, "m.csv:2", "'audio'", "'Klang'", "'Wortlaut'", "5 more")
+    assert message.startswith("the manifest has 1 fault:")
+    assert has_line_with(message, "m.csv:2", "'audio'", "'Klang'", "'Wortlaut'")
+
+
+def test_the_columns_of_other_names_that_are_likely_are_proposed(tmp_path: Path) -> None:
+    lines = ["Datei;Jahr;Inhalt", *(f"{i}.wav;2020;So {i}." for i in range(25))]
+    message = refusal(tmp_path, *lines, name="m.csv")
+    assert message.startswith("the manifest has 1 fault:")
+    assert has_line_with(message, "m.csv:2", "columns: {audio: Datei, text: Inhalt}")
+    rows = listed(tmp_path, *lines, name="m.csv", columns={"audio": "Datei", "text": "Inhalt"})
+    assert (rows[24].audio, rows[24].text) == ("24.wav", "So 24.")
+
+
+@pytest.mark.parametrize("header", ["path|text|normalized_text", "path|Text_Normalized|text"])
+def test_the_normalized_text_comes_before_the_text(tmp_path: Path, header: str) -> None:
+    texts = ["It was 5.", "It was five."]
+    texts = texts if header.endswith("normalized_text") else texts[::-1]
+    (row,) = listed(tmp_path, header, f"a.wav|{texts[0]}|{texts[1]}", name="metadata.csv")
+    assert row.text == "It was five."
+    (row,) = listed(tmp_path, header, f"a.wav|{texts[0]}|{texts[1]}", columns={"text": "text"})
+    assert row.text == "It was 5."
 
 
 def test_a_plain_json_array_is_read(tmp_path: Path) -> None:

@@ -183,10 +183,35 @@ def test_a_line_in_latin_1_is_a_fault(tmp_path: Path) -> None:
     assert f"{path}:2: not UTF-8 (byte 30)" in message_of(str(path))
 
 
-def test_a_manifest_in_utf_16_is_one_fault(tmp_path: Path) -> None:
-    path = tmp_path / "m.jsonl"
-    path.write_text(f"{GOOD}\n{GOOD}\n", encoding="utf-16")
-    assert has_line_with(message_of(str(path)), f"{path}:1:", "UTF-16")
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.jsonl", GOOD),
+        ("m.csv", "audio;text\na.wav;Größe"),
+        ("m.txt", "audio\ttext\na.wav\tGröße"),  # Excel's "Unicode text"
+    ],
+)
+def test_a_manifest_in_utf_16_is_read(
+    tmp_path: Path, name: str, content: str, encoding: str
+) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / name).write_bytes(f"{mark}{content}\r\n".encode(encoding))
+    (row,) = read_manifests([str(tmp_path / name)]).rows
+    assert (row.audio, row.text) == ("a.wav", "A." if name == "m.jsonl" else "Größe")
+
+
+def test_half_a_character_of_utf_16_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes("audio;text\na.wav;A".encode("utf-16") + b"x")
+    assert has_line_with(message_of(str(tmp_path / "m.csv")), "m.csv", "UTF-16")
+
+
+def test_a_relative_manifest_that_is_missing_is_named_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = message_of("my/none.jsonl")
+    assert has_line_with(message, "my/none.jsonl: ", str(tmp_path / "my" / "none.jsonl"))
 
 
 def test_a_duplicate_id_names_both_lines(tmp_path: Path) -> None:

@@ -7,12 +7,19 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from higgs_pipe.data.manifests.fields import Fields, is_language_code
 from higgs_pipe.data.manifests.formats.samples import read_samples
 from higgs_pipe.data.manifests.formats.tables import read_csv, read_jsonl
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source
-from higgs_pipe.planning.file_names import METADATA, METADATA_CSV, METADATA_JSON, METADATA_JSONL
+from higgs_pipe.planning.file_names import (
+    METADATA,
+    METADATA_CSV,
+    METADATA_JSON,
+    METADATA_JSONL,
+    TRANSCRIPTS_ENDING,
+)
 from higgs_pipe.planning.folders import audio_stem, files_below, transcript_stem
 
 # Folders that are named after what lies in them, not after who speaks.
@@ -24,6 +31,14 @@ NEUTRAL_FOLDER = re.compile(
     r"train|training|eval|evaluation|val|valid|validation|dev|test",
     re.IGNORECASE,
 )
+
+
+class Said(NamedTuple):
+    """A text in a file of many."""
+
+    file: str
+    line: int
+    text: str
 
 
 def read_audiofolder(source: Source) -> RawRows:
@@ -40,7 +55,8 @@ def read_folder(source: Source) -> RawRows:
 
     Folders are read in depth; the first whose name is not that of a kind of files is the speaker.
     A transcript may also lie in a folder of its own: ``wavs/ada/x.wav`` and ``txt/ada/x.txt``. A
-    folder below may have metadata of its own: ``train/metadata.csv``.
+    folder below may have metadata of its own: ``train/metadata.csv``, or the transcripts of all
+    its recordings in one file, as LibriSpeech has them: ``84-121123.trans.txt``.
     """
     folder = Path(source.path)
     samples = source.file_of(METADATA_JSON)
@@ -54,12 +70,17 @@ def read_folder(source: Source) -> RawRows:
     described = {table.parent for table in tables}
     recordings: dict[Path, Path] = {}
     transcripts: dict[Path, Path] = {}
+    spoken: dict[Path, Said] = {}  # by the recording without its ending
     for file in files:
         if not described.isdisjoint(file.parents):
             continue  # what its table does not name is noted later
         if stem := audio_stem(file):
             if recordings.setdefault(_composed(folder, stem), file) is not file:
                 source.leave_out("a recording of this name was taken in another format", str(file))
+        elif file.name.endswith(TRANSCRIPTS_ENDING):
+            for line, text in source.lines(str(file)):
+                name, _, words = text.strip().partition(" ")
+                spoken[_composed(folder, file.with_name(name))] = Said(str(file), line, words)
         elif stem := transcript_stem(file):
             if transcripts.setdefault(_composed(folder, stem), file) is not file:
                 source.leave_out("a transcript of this name was taken", str(file))
@@ -73,7 +94,10 @@ def read_folder(source: Source) -> RawRows:
         if place in apart:
             pairs[stem] = transcripts.pop(apart[place])
     for stem, transcript in pairs.items():
-        yield from _row(source, folder, recordings[stem], transcript)
+        yield from _row(source, folder, recordings[stem], transcript, spoken.pop(stem, None))
+    for said in spoken.values():
+        place = f"{said.file}:{said.line}"
+        source.leave_out("a transcript without a recording of its name", place)
     for transcript in transcripts.values():
         source.leave_out("a transcript without a recording of its name", str(transcript))
 
@@ -100,23 +124,37 @@ def _rows_of_table(source: Source, table: Path) -> RawRows:
         yield replace(row, fields=row.fields | paths, conversation=conversation)
 
 
-def _row(source: Source, folder: Path, recording: Path, transcript: Path | None) -> RawRows:
-    """Yield the row of a recording; one without a transcript has an empty text."""
+def _row(
+    source: Source,
+    folder: Path,
+    recording: Path,
+    transcript: Path | None,
+    said: Said | None,
+) -> RawRows:
+    """Yield the row of a recording; one without a transcript has an empty text.
+
+    Args:
+        source: The manifest.
+        folder: Its folder.
+        recording: A recording below it.
+        transcript: The file with its text, if it has one of its own.
+        said: Its text in a file of many transcripts, if it is there.
+    """
     relative = recording.relative_to(folder)
     is_below_root = source.root == folder.absolute()
     names = [name for name in relative.parts[:-1] if not NEUTRAL_FOLDER.fullmatch(name)]
     # A speaker's folder may lie in one of a language.
     language = names.pop(0) if len(names) > 1 and is_language_code(names[0]) else None
-    place = str(transcript or recording)
-    with source.at(place):
+    said = said or Said(str(transcript or recording), 1, "")
+    with source.at(said.file):
         fields: Fields = {
             "id": relative.with_suffix("").as_posix(),
             "audio": relative.as_posix() if is_below_root else str(recording.absolute()),
-            "text": source.transcript(str(transcript)) if transcript else "",
+            "text": source.transcript(str(transcript)) if transcript else said.text,
             "speaker": next(iter(names), None),
             "language": language,
         }
-        yield RawRow(place, 1, fields, guessed=frozenset({"speaker", "language"}))
+        yield RawRow(said.file, said.line, fields, guessed=frozenset({"speaker", "language"}))
 
 
 def _unique_places(folder: Path, files: Mapping[Path, Path]) -> dict[tuple[str, ...], Path]:
