@@ -26,7 +26,7 @@ STAGES = {
     "models": Stage("validate", "check_models", "check_models", 1),
     "base_model": Stage("pack", "pin_model", "pin_model", 1),
     "codec": Stage("tokenize", "pin_model", "pin_model", 1),
-    "list_rows": Stage("validate", "list_rows", "list_rows", 6),
+    "list_rows": Stage("validate", "list_rows", "list_rows", 7),
     "measure": Stage("validate", "measure_shard", "measure", 7),
     "validate": Stage("validate", "judge_clips", "validate", 8),
     "clips_page": Stage("validate", "clips_page", "clips_page", 1),

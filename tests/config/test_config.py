@@ -171,6 +171,17 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_the_known_ones() -> No
 
 
 @pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("train.learning_rate", "train: {learning_rate: ...}"),
+        ("train.lora.r", "train: {lora: {r: ...}}"),
+    ],
+)
+def test_a_key_with_dots_is_answered_with_its_sections(key: str, meant: str) -> None:
+    assert f"  {key}: unknown key; write {meant}" in refusal({**MINIMAL, key: 1}).splitlines()
+
+
+@pytest.mark.parametrize(
     ("dotted", "text", "value"),
     [
         ("train.learning_rate", "2e-4", 0.0002),  # YAML 1.1 takes this for text

@@ -498,8 +498,9 @@ def test_an_edit_of_the_manifest_that_changes_no_row_trains_nothing(checkout: Pa
 def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
     checkout: Path,
 ) -> None:
-    weights = checkout / "base" / "model.safetensors"
+    weights = checkout / "base" / "pytorch_model.bin"
     weights.parent.mkdir()
+    (weights.parent / "config.json").write_text('{"model_type": "higgs_audio_v2"}')
 
     def rules_run_after(text: str) -> list[str]:
         weights.write_text(text)
