@@ -39,7 +39,8 @@ def run(
 
     Args:
         config: ``results/config/list_rows.json``.
-        rows: Table to write: every row of every manifest, in order.
+        rows: Table to write: every row of every manifest, in order. Recordings that a Parquet table
+            holds are written to a folder ``embedded`` beside it.
         recordings_dir: Folder for ``shard-00000.parquet`` ..., what one job measures: the
             recordings that the rows of a shard name. A row's shard is a hash of its id, and no
             row's place is written there: a row that is added, changed or removed, wherever in
@@ -57,7 +58,7 @@ def run(
     entries: list[str | ManifestEntry] = (
         [*stage.manifest] if isinstance(stage.manifest, list) else [stage.manifest]
     )
-    manifest = read_manifests(entries)
+    manifest = read_manifests(entries, extract_to=rows.absolute().with_name("embedded"))
     shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]
     for row in manifest.rows:
         shards[shard_of(row.clip_id, len(shards))].update(row.all_spans)

@@ -119,8 +119,14 @@ def _clip_id(fields: Fields) -> str:
     return f"{stem}_{start_seconds or 0.0}-{'end' if end_seconds is None else end_seconds}"
 
 
-def checked_row(raw: RawRow, root: Path) -> Row:
-    """Return a row without faults: paths absolute, texts composed (NFC), scenes as sentences."""
+def checked_row(raw: RawRow, root: Path, extract_to: Path | None = None) -> Row:
+    """Return a row without faults: paths absolute, texts composed (NFC), scenes as sentences.
+
+    Args:
+        raw: The row as its reader gives it.
+        root: Folder that its paths are relative to.
+        extract_to: Folder of the recordings that the manifest holds itself, if it may hold any.
+    """
     fields = raw.fields
     ref_audio = fields.get("ref_audio") if _optional(fields, "ref_audio") else None
     audio_path = meant_path(root, fields["audio"])
@@ -131,6 +137,7 @@ def checked_row(raw: RawRow, root: Path) -> Row:
     paths = [audio_path, ref_audio_path, *(Path(u.recording.audio_path) for u in recordings)]
     scene = _optional(fields, "scene")
     seconds, sample_rate_hz = _declared(fields)
+    own_folders = [root, extract_to or root]
     return Row(
         manifest=raw.file,
         line=raw.line,
@@ -151,7 +158,10 @@ def checked_row(raw: RawRow, root: Path) -> Row:
         conversation=conversation,
         declared_seconds=seconds,
         declared_sample_rate_hz=sample_rate_hz,
-        is_outside_root=any(path is not None and _is_outside(path, root) for path in paths),
+        is_outside_root=any(
+            path is not None and all(_is_outside(path, folder) for folder in own_folders)
+            for path in paths
+        ),
     )
 
 

@@ -18,7 +18,9 @@ from higgs_pipe.planning.folders import audio_stem, files_below
 ROW_EXAMPLE = '{"audio": "wavs/a.wav", "text": "What is said."}'
 
 
-def read_manifests(manifests: Sequence[str | ManifestEntry]) -> ManifestRows:
+def read_manifests(
+    manifests: Sequence[str | ManifestEntry], extract_to: Path | None = None
+) -> ManifestRows:
     """Read and check the manifests without opening the audio.
 
     A blank value of an optional key counts as none. The id of a row without one is its audio path
@@ -26,6 +28,7 @@ def read_manifests(manifests: Sequence[str | ManifestEntry]) -> ManifestRows:
 
     Args:
         manifests: Paths, or entries with more about a manifest.
+        extract_to: Folder for recordings that a manifest holds itself.
 
     Raises:
         UserError: A manifest is missing, empty, not UTF-8 or of no known format, or a line is not
@@ -36,7 +39,7 @@ def read_manifests(manifests: Sequence[str | ManifestEntry]) -> ManifestRows:
     ignored_keys: Counter[str] = Counter()
     for manifest in manifests:
         entry = ManifestEntry(path=manifest) if isinstance(manifest, str) else manifest
-        source = Source(entry.path, _root(entry), _columns(entry), findings)
+        source = Source(entry.path, _root(entry), _columns(entry), findings, extract_to)
         own_rows = []
         raw_rows = _raw_rows(entry, source)
         if fault := _key_of_no_row(raw_rows):
@@ -47,7 +50,7 @@ def read_manifests(manifests: Sequence[str | ManifestEntry]) -> ManifestRows:
                 for fault in row_faults:
                     source.fault(f"{raw.file}:{raw.line}", fault)
                 continue
-            row = checked_row(raw, source.root)
+            row = checked_row(raw, source.root, extract_to)
             own_rows.append(row)
             first = rows.setdefault(row.clip_id, row)
             if first is not row:

@@ -50,6 +50,7 @@ class Source:
     root: Path
     columns: Mapping[str, str]
     findings: Findings = field(default_factory=Findings)
+    extract_to: Path | None = None  # folder for recordings that a manifest holds itself
 
     def file_of(self, *names: str) -> "Source":
         """Return the source of a file in the folder, the first of these names that exists."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -467,7 +470,10 @@ def test_a_fault_of_a_folder_is_named(
         ({"audio": ["a.wav"]}, ("m.parquet", "'text'")),
         ({"audio": ["a.wav", "b.wav"], "text": ["A.", None]}, (":2", "'text'")),
         ({"audio": ["a.wav"], "text": [7]}, ("m.parquet:1", "`text`", "7")),
-        ({"audio": [{"bytes": b"x"}], "text": ["A."]}, ("m.parquet", "'audio'")),
+        (
+            {"audio": [{"bytes": b"x"}], "text": ["A."]},
+            ("m.parquet", "'audio'"),
+        ),  # nowhere to write
         ({"audio": ["a.wav"] * 2, "text": ["A."] * 2}, (":2", "'a'")),
         ({"audio": pa.array([], pa.string()), "text": pa.array([], pa.string())}, ("empty",)),
     ],
@@ -477,6 +483,87 @@ def test_a_fault_of_a_parquet_file_is_named(
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     assert has_line_with(message_of(ManifestEntry(path=str(tmp_path / "m.parquet"))), *tokens)
+
+
+HUB_ROWS = {
+    "audio": [
+        {"bytes": b"one", "path": "84/a b.wav"},
+        {"bytes": b"two", "path": None},
+        {"bytes": None, "path": "c.wav"},
+    ],
+    "sentence": ["A.", "B.", "C."],
+    "client_id": ["ada", "ben", "ada"],
+}
+
+
+def test_recordings_inside_parquet_become_files_named_by_their_bytes(tmp_path: Path) -> None:
+    pq.write_table(pa.table(HUB_ROWS), tmp_path / "m.parquet")
+    folder = tmp_path / "embedded"
+    rows = read_manifests([str(tmp_path / "m.parquet")], folder).rows
+    names = [f"{hashlib.sha256(b'one').hexdigest()[:16]}-a_b.wav"]
+    names += [f"{hashlib.sha256(b'two').hexdigest()[:16]}-audio"]
+    assert [row.audio_path for row in rows] == [
+        *(folder / name for name in names),
+        tmp_path / "c.wav",
+    ]
+    assert [(folder / name).read_bytes() for name in names] == [b"one", b"two"]
+    assert [row.clip_id for row in rows] == [*(Path(name).stem for name in names), "c"]
+    assert [(row.text, row.speaker) for row in rows] == [
+        ("A.", "ada"),
+        ("B.", "ben"),
+        ("C.", "ada"),
+    ]
+    assert not any(row.is_outside_root for row in rows)
+
+
+def test_a_recording_inside_parquet_is_written_once(tmp_path: Path) -> None:
+    pq.write_table(pa.table(HUB_ROWS), tmp_path / "m.parquet")
+    before: list[tuple[str, int]] = []
+    for _ in range(2):
+        read_manifests([str(tmp_path / "m.parquet")], tmp_path / "embedded")
+        found = sorted(
+            (path.name, path.stat().st_mtime_ns) for path in (tmp_path / "embedded").iterdir()
+        )
+        assert before in ([], found)
+        before = found
+    assert len(before) == 2
+
+
+def test_a_recording_inside_parquet_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table(HUB_ROWS), tmp_path / "m.parquet")
+    (tmp_path / "embedded").write_text("a file, not a folder")
+    with pytest.raises(UserError) as caught:
+        read_manifests([str(tmp_path / "m.parquet")], tmp_path / "embedded")
+    assert has_line_with(str(caught.value), "m.parquet:1, ", "m.parquet:2", "embedded")
+
+
+@pytest.mark.slow
+def test_recordings_inside_parquet_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    recording = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    content = np.random.default_rng(0).bytes(2**20)
+    schema = pa.schema([("audio", recording), ("text", pa.string())])
+    with pq.ParquetWriter(tmp_path / "m.parquet", schema, use_dictionary=False) as writer:
+        cells = [{"bytes": i.to_bytes(4, "big") + content, "path": f"{i}.wav"} for i in range(400)]
+        writer.write(pa.table({"audio": cells, "text": ["A."] * 400}, schema), row_group_size=400)
+        del cells
+    program = (
+        "import resource, sys; from pathlib import Path\n"
+        "from higgs_pipe.data.manifests.reading import read_manifests\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(len(read_manifests([sys.argv[1]], Path(sys.argv[2])).rows))\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+    )
+    words = [str(tmp_path / "m.parquet"), str(tmp_path / "embedded")]
+    run = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    num_rows, num_megabytes = map(int, run.stdout.split())
+    assert num_rows == 400
+    assert num_megabytes < 150  # of 400
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 no table PAR1"])

@@ -1,0 +1,43 @@
+"""Recordings inside a Parquet table, as data sets of the Hub have them, written out as files."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from higgs_pipe.data.manifests.fields import RowFault
+
+NUM_DIGITS = 16  # of the SHA-256 in a file's name
+MAX_NAME_CHARS = 100
+
+
+def write_embedded(value: Any, folder: Path) -> str | None:
+    """Return the path of a recording's file, which is written if it is not there.
+
+    Its name begins with a hash of its bytes, so that the same recording is the same file in every
+    run and is not measured or encoded again.
+
+    Args:
+        value: A cell of a struct column: ``{"bytes": b"...", "path": "a.wav"}``. Without bytes the
+            path is that of a file.
+        folder: Folder to write to.
+
+    Raises:
+        RowFault: The folder cannot be written to.
+    """
+    content, name = (value or {}).get("bytes"), (value or {}).get("path")
+    if not content:
+        return name if isinstance(name, str) else None
+    digest = hashlib.sha256(content).hexdigest()[:NUM_DIGITS]
+    readable = re.sub(r"[^\w.-]", "_", Path(name or "audio").name)[-MAX_NAME_CHARS:]
+    file = folder.absolute() / f"{digest}-{readable}"
+    try:
+        if not (file.is_file() and file.stat().st_size == len(content)):
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = file.with_name(f".{digest}.{os.getpid()}.tmp")
+            aside.write_bytes(content)
+            aside.replace(file)
+    except OSError as error:
+        raise RowFault(f"its recording cannot be written to {folder} ({error.strerror})") from None
+    return str(file)
