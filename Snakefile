@@ -18,6 +18,7 @@ import higgs_pipe.planning.file_names as file_names
 import higgs_pipe.planning.launching as launching
 import higgs_pipe.planning.models as models
 import higgs_pipe.planning.recordings as recordings
+import higgs_pipe.planning.results as results
 import higgs_pipe.planning.stages as stages
 import higgs_pipe.planning.targets as targets
 
@@ -38,9 +39,16 @@ report: "workflow/report/workflow.rst"
 
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 given = workflow.config_settings.overwrite_config  # by --configfile and --config
-config = config_check.load_config_or_exit(config, SCHEMA_PATH, given)
+config = config_check.or_exit(config_check.load_config, config, SCHEMA_PATH, given)
+config_check.or_exit(
+    results.check_writable,
+    [
+        workflow.pathvars.apply(f"<{name}>")
+        for name in ("results", "resources", "logs", "benchmarks")
+    ],
+)
 DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
-config_check.check_folders_or_exit(config, DEMO_BASE)
+config_check.or_exit(models.check_folders, config, Path(DEMO_BASE))
 DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
 demo_changes = {}
 if targets.is_within(config["base_model"], DEMO_BASE):

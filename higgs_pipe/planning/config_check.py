@@ -4,19 +4,19 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jsonschema  # type: ignore[import-untyped]  # ships no types
 import yaml
 
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.planning.config_faults import faults_of
-from higgs_pipe.planning.models import check_folders
 from higgs_pipe.planning.schemas import Schema, branch, types
 
 EXIT_USER_ERROR = 2
+Result = TypeVar("Result")
 SNAKEMAKE_KEYS = ("pathvars",)  # Snakemake reads and checks these parts of the config itself.
 
 
@@ -96,26 +96,10 @@ def config_path_or_exit(own: Path, shipped: Path) -> str:
     return str(path)
 
 
-def load_config_or_exit(
-    config: Mapping[str, Any], schema_path: Path, given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return :func:`load_config`'s result; a refused config ends Snakemake with exit code 2."""
+def or_exit(check: Callable[..., Result], *arguments: Any) -> Result:
+    """Return what a function returns; its :class:`UserError` ends Snakemake with exit code 2."""
     try:
-        return load_config(config, schema_path, given)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
-
-
-def check_folders_or_exit(config: Mapping[str, Any], demo_base: str) -> None:
-    """Check the folders of checkpoints; a fault ends Snakemake with exit code 2.
-
-    Args:
-        config: The complete config.
-        demo_base: Folder of the demo's base, which the workflow builds.
-    """
-    try:
-        check_folders(config, Path(demo_base))
+        return check(*arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None

@@ -309,9 +309,13 @@ def test_an_infinite_number_is_refused() -> None:
         ("validate.filters.min_sample_rate_hz", 16_000, {"validate", "clips_page"}),
         ("validate.max_rejected_fraction", 0.2, {"validate"}),  # nothing is decoded again
         ("tokenize.max_batch_seconds", 60, {"tokenize"}),
-        ("codec", "other", {"codec", "estimate", "tokenize", "package"}),
+        ("codec", "other", {"models", "codec", "estimate", "tokenize", "package"}),
         ("pack.seed", 1, {"estimate", "pack"}),
-        ("base_model", "other", {"base_model", "estimate", "pack", "train", "eval", "package"}),
+        (
+            "base_model",
+            "other",
+            {"models", "base_model", "estimate", "pack", "train", "eval", "package"},
+        ),
         ("eval.rows_per_batch", 2, {"eval"}),
         ("package.license", "mit", {"package"}),
         ("report.title", "Voices", {"report"}),

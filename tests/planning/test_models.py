@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def sharded(folder: Path, *tensors: str) -> Path:
 
 
 @pytest.mark.parametrize("make", [checkpoint, sharded])
-def test_a_whole_checkpoint_has_no_fault(tmp_path: Path, make: type[object]) -> None:
+def test_a_whole_checkpoint_has_no_fault(tmp_path: Path, make: Callable[..., Path]) -> None:
     assert folder_fault("base_model", str(make(tmp_path / "base", BODY, HEAD))) is None
 
 
@@ -63,7 +64,9 @@ def test_the_base_that_the_demo_builds_need_not_be_there_yet(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("make", [checkpoint, sharded])
-def test_a_merged_base_without_its_text_head_is_refused(tmp_path: Path, make: type[object]) -> None:
+def test_a_merged_base_without_its_text_head_is_refused(
+    tmp_path: Path, make: Callable[..., Path]
+) -> None:
     fault = folder_fault("base_model", str(make(tmp_path / "base", BODY)))
     assert HEAD in str(fault)
 

@@ -42,8 +42,8 @@ def read_manifests(
         source = Source(entry.path, _root(entry), _columns(entry), findings, extract_to)
         own_rows = []
         raw_rows = _raw_rows(entry, source)
-        if fault := _key_of_no_row(raw_rows):
-            source.fault(*fault)
+        if lacking := _key_of_no_row(raw_rows):
+            source.fault(*lacking)
             continue
         for raw in raw_rows:
             if row_faults := faults_of(raw):

@@ -96,8 +96,7 @@ def read_folder(source: Source) -> RawRows:
     for stem, transcript in pairs.items():
         yield from _row(source, folder, recordings[stem], transcript, spoken.pop(stem, None))
     for said in spoken.values():
-        place = f"{said.file}:{said.line}"
-        source.leave_out("a transcript without a recording of its name", place)
+        source.leave_out("a transcript without a recording of its name", f"{said.file}:{said.line}")
     for transcript in transcripts.values():
         source.leave_out("a transcript without a recording of its name", str(transcript))
 

@@ -1,0 +1,59 @@
+"""Folders that cannot be written to are named before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import has_line_with
+
+from higgs_pipe.errors import UserError
+from higgs_pipe.planning.results import check_writable
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def as_a_user(tmp_path: Path) -> Iterator[None]:
+    """No permission stops root, so that a test by root goes on as somebody else."""
+    user = os.geteuid()
+    if user == 0:
+        for folder in (tmp_path, *tmp_path.parents[:-2]):
+            folder.chmod(0o777)
+        os.seteuid(NOBODY)
+    yield
+    os.seteuid(user)
+
+
+def fault_of(*folders: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        check_writable([str(folder) for folder in folders])
+    return str(caught.value)
+
+
+def test_folders_that_are_there_or_can_be_made_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "a b's").mkdir()
+    check_writable([str(tmp_path / "a b's"), str(tmp_path / "new" / "deep")])
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    assert has_line_with(fault_of(tmp_path / "results"), "results is a file")
+    said = fault_of(tmp_path / "results" / "deep")
+    assert has_line_with(said, "deep: ", str(tmp_path / "results"), "is a file")
+
+
+def test_a_folder_with_braces_is_named(tmp_path: Path) -> None:
+    assert has_line_with(fault_of(tmp_path / "res {x}"), "res {x}", "braces")
+
+
+@pytest.mark.parametrize("place", ["results", "results/data"])
+def test_a_folder_of_somebody_else_is_named(tmp_path: Path, place: str, as_a_user: None) -> None:
+    (tmp_path / "results" / "data").mkdir(parents=True)
+    (tmp_path / place).chmod(0o555)
+    said = fault_of(tmp_path / "results", tmp_path / "logs")
+    assert has_line_with(said, f"results: {tmp_path / place} belongs to")
+    assert f"{tmp_path / 'logs'}" not in said
+    (tmp_path / place).chmod(0o755)
