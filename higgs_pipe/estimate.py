@@ -18,8 +18,9 @@ from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
-from higgs_pipe.errors import list_offenders
+from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.memory import Memory, Parameters, estimate_model
+from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, conversations_of
 
 logger = logging.getLogger("higgs_pipe")
@@ -164,8 +165,8 @@ def refused_conversations(table: Clips, stage: EstimateStage) -> list[str]:
 def _read(auto_class: Any, pretrained: Pretrained) -> tuple[Any, str | None]:
     """Read a checkpoint's config or tokenizer: (it, None), or (None, the fault)."""
     try:
-        return auto_class.from_pretrained(pretrained.name, revision=pretrained.revision), None
-    except (OSError, ValueError) as error:
+        return load_pretrained(auto_class, pretrained), None
+    except UserError as error:
         return None, f"{pretrained.name} cannot be read ({str(error).splitlines()[0]})"
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
-from transformers.utils import cached_file
 
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import read_json
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.higgs.pretrained import PinnedModel, small_files
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ def codec_of_base(base: Pretrained) -> str:
         UserError: It names none.
     """
     try:
-        path = cached_file(base.name, "processor_config.json", revision=base.revision)
-        codec: str = read_json(Path(path))["audio_tokenizer"]["audio_tokenizer_name_or_path"]
+        path = small_files(base) / "processor_config.json"
+        codec: str = read_json(path)["audio_tokenizer"]["audio_tokenizer_name_or_path"]
     except (OSError, KeyError, TypeError):
         raise UserError(
             f"{base.setting} {base.name!r} names no codec (audio_tokenizer in "

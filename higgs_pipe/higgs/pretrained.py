@@ -12,7 +12,7 @@ their tables. Whoever loads the base later takes it from the packed rows::
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -41,6 +41,7 @@ if not sys.stderr.isatty():  # a progress bar would fill a log file
 
 HUB_TIMEOUT_SECONDS = 5.0
 CONFIG_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+CONFIG_PATTERNS = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
 
 
 def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> Any:
@@ -54,8 +55,13 @@ def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> 
     Raises:
         UserError: The checkpoint cannot be found, reached or read.
     """
+    small_files(pretrained)
     try:
-        return auto_class.from_pretrained(pretrained.name, revision=pretrained.revision, **options)
+        # What is wanted is here. Transformers would ask the Hub for each file that a checkpoint may
+        # have, five times where there is no network: two minutes for a tokenizer in the cache.
+        return auto_class.from_pretrained(
+            pretrained.name, revision=pretrained.revision, local_files_only=True, **options
+        )
     except (OSError, ValueError) as error:
         raise _not_loaded(pretrained, error) from None
 
@@ -75,8 +81,8 @@ def _not_loaded(pretrained: Pretrained, error: Exception) -> UserError:
         return UserError(f"{fact}accept its licence on its page at the Hub, then: hf auth login")
     if is_by(RevisionNotFoundError):
         return UserError(
-            f"{fact}the Hub's has no revision {pretrained.revision!r}; "
-            f"fix {pretrained.setting}_revision, or set it to null."
+            f"{fact}the Hub has no revision {pretrained.revision!r} of it; fix "
+            f" {pretrained.setting}_revision, or set it to null."
         )
     if is_by(RepositoryNotFoundError):
         return UserError(
@@ -103,6 +109,7 @@ def load_weights(model_class: Any, pretrained: Pretrained, **options: Any) -> An
         UserError: As there; or weights are missing or of another shape, which Transformers would
             initialise at random.
     """
+    all_files(pretrained)
     with activity(f"loading {pretrained.setting} {pretrained.name}"):
         model, loading = load_pretrained(
             model_class, pretrained, output_loading_info=True, **options
@@ -144,7 +151,7 @@ class PinnedModel(Result):
         Raises:
             UserError: It cannot be found or reached, is an adapter, or has no weight file.
         """
-        folder = _download(pretrained)
+        folder = all_files(pretrained)
         if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
             raise UserError(
                 f"{pretrained.setting} {pretrained.name!r} is an adapter; name the base that it "
@@ -238,43 +245,42 @@ def checkpoint_dir(pretrained: Pretrained) -> Path:
 
 
 def small_files(pretrained: Pretrained) -> Path:
-    """Return a folder with a Hub checkpoint's configuration and index of weights.
+    """Return a folder with a checkpoint's configuration, tokenizer and index of weights.
 
     Raises:
-        UserError: It does not exist, or cannot be reached within seconds.
+        UserError: It does not exist, or is not in the cache and the Hub does not answer in seconds.
     """
+    return _download(pretrained, CONFIG_PATTERNS)
+
+
+def all_files(pretrained: Pretrained) -> Path:
+    """Return the folder of a checkpoint; a snapshot of the Hub is named by its commit.
+
+    Raises:
+        UserError: As :func:`small_files`.
+    """
+    for weights in ("*.safetensors", "*.bin"):
+        folder = _download(pretrained, [*CONFIG_PATTERNS, weights, "README.md"])
+        if any(folder.glob(weights)):
+            break
+    return folder
+
+
+def _download(pretrained: Pretrained, patterns: Sequence[str]) -> Path:
+    """Return a checkpoint's folder; of a snapshot of the Hub, with the files that are wanted."""
+    if Path(pretrained.name).is_dir():
+        return Path(pretrained.name)
     try:
-        found = snapshot_download(
-            pretrained.name,
-            revision=pretrained.revision,
-            allow_patterns=["config.json", "adapter_config.json", "*.index.json"],
-            etag_timeout=HUB_TIMEOUT_SECONDS,
-        )
+        with activity(f"downloading {pretrained.setting} {pretrained.name}"):
+            found = snapshot_download(
+                pretrained.name,
+                revision=pretrained.revision,
+                allow_patterns=list(patterns),
+                etag_timeout=HUB_TIMEOUT_SECONDS,
+            )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise _not_loaded(pretrained, error) from None
     return Path(found)
-
-
-def _download(pretrained: Pretrained) -> Path:
-    """Return the folder of a checkpoint; a snapshot of the Hub is named by its commit."""
-    if Path(pretrained.name).is_dir():
-        return Path(pretrained.name)
-    config_patterns = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
-    try:
-        with activity(f"downloading {pretrained.setting} {pretrained.name}"):
-            for weights in ("*.safetensors", "*.bin"):
-                folder = Path(
-                    snapshot_download(
-                        pretrained.name,
-                        revision=pretrained.revision,
-                        allow_patterns=[*config_patterns, weights, "README.md"],
-                    )
-                )
-                if any(folder.glob(weights)):
-                    break
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise _not_loaded(pretrained, error) from None
-    return folder
 
 
 def _fingerprint_of(paths: Iterable[Path]) -> str:

@@ -60,7 +60,12 @@ def cached(home: Path, name: str, source: Path) -> None:
 
 def offline(home: Path, program: str, *words: str) -> list[str]:
     """Run a program that sees nothing of the Hub but the cache; returns what it prints."""
-    settings = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return run_program(home, program, *words, settings={"HF_HUB_OFFLINE": "1"})
+
+
+def run_program(home: Path, program: str, *words: str, settings: dict[str, str]) -> list[str]:
+    """Run a program with a cache of the Hub; returns what it prints."""
+    settings = {"HF_HOME": str(home), "PYTHONPATH": str(ROOT), **settings}
     finished = subprocess.run(
         [sys.executable, "-c", program, *words],
         check=False,
@@ -96,3 +101,25 @@ def test_a_hub_id_loads_what_its_directory_would(tiny_base: Path, tmp_path: Path
     )
     expected = f"{base} {codec}"
     assert offline(tmp_path, LOAD) == [expected, expected]
+
+
+UNREACHABLE = """
+import time
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.higgs.prompts import PromptRenderer
+
+begun = time.monotonic()
+PromptRenderer(Pretrained("base_model", "acme/higgs"))
+print(time.monotonic() - begun)
+"""
+
+
+@pytest.mark.slow
+def test_what_the_cache_has_is_loaded_at_once_without_a_network(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """Transformers alone asks the Hub five times for each file: two minutes for a tokenizer."""
+    cached(tmp_path, "acme/higgs", tiny_base)
+    nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    (seconds,) = run_program(tmp_path, UNREACHABLE, settings=nobody)
+    assert float(seconds) < 20

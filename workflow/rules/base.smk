@@ -29,6 +29,7 @@ rule tiny_base:
 rule check_models:
     input:
         config="<results>/config/models.json",
+        demo_base=BASE_MODEL or CODEC,
     output:
         checked="<results>/models/checked.txt",
     log:

@@ -17,7 +17,11 @@ CODEC = [DEMO_BASE] if targets.is_within(config["codec"], DEMO_BASE) else []
 # Waited for before anything is listed, measured or loaded, if a model is of the Hub.
 CHECKED_MODELS = ancient(
     ["<results>/models/checked.txt"]
-    if any(models.is_hub_id(config[setting]) for setting in models.KINDS)
+    if any(
+        models.is_hub_id(config[setting])
+        and not targets.is_within(config[setting], DEMO_BASE)
+        for setting in models.KINDS
+    )
     else []
 )
 # Not an output of a rule, so that it outlives a rerun.
