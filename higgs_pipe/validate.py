@@ -13,7 +13,7 @@ from higgs_pipe.data.clips.candidates import Clip, Measured
 from higgs_pipe.data.clips.corpus import assemble
 from higgs_pipe.data.clips.judging import Judgement, judge
 from higgs_pipe.data.clips.overview import log_warnings, table_lines
-from higgs_pipe.data.clips.reasons import Rejection
+from higgs_pipe.data.clips.reasons import Reason, Rejection
 from higgs_pipe.data.clips.summary import hours_of, summarize
 from higgs_pipe.data.clips.texts import normalized
 from higgs_pipe.data.clips.trained import TrainedClips
@@ -121,6 +121,14 @@ def _check_enough_accepted(judgement: Judgement, num_rows: int, stage: ValidateS
     if judgement.accepted and len(rejections) / num_rows <= max_rejected:
         return
     logger.info("%s", "\n".join(table_lines(hours_of(judgement))))
+    reasons = {rejection.fault.reason for rejection in rejections}
+    if not judgement.accepted and reasons == {Reason.TEXT_EMPTY}:
+        raise UserError(
+            f"none of the {num_rows:,} recordings has a text, such as {rejections[0].row.audio}. "
+            "Put a transcript beside each one (x.txt beside x.wav), bring a manifest with "
+            "their texts, or let a recogniser write them: validate.fill_missing_text with "
+            "validate.speech_models.asr."
+        )
     offenders = list_offenders([str(rejection) for rejection in rejections])
     if len(rejections) / num_rows <= max_rejected:
         raise UserError(f"no row is left:\n{offenders}\nFix these rows and run again.")

@@ -144,7 +144,7 @@ def _decode(path: Path, kind: Container) -> Decoded:
         ) from None
     try:
         with (
-            av.open(str(path), format=kind.demuxer) as container,
+            av.open(str(path), format=kind.demuxer, metadata_errors="replace") as container,
             tempfile.SpooledTemporaryFile(MAX_BYTES_IN_MEMORY) as samples,
         ):
             stream = _only_stream(container)

@@ -82,7 +82,7 @@ def _not_loaded(pretrained: Pretrained, error: Exception) -> UserError:
     if is_by(RevisionNotFoundError):
         return UserError(
             f"{fact}the Hub has no revision {pretrained.revision!r} of it; fix "
-            f" {pretrained.setting}_revision, or set it to null."
+            f"{pretrained.setting}_revision, or set it to null."
         )
     if is_by(RepositoryNotFoundError):
         return UserError(

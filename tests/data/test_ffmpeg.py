@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +17,8 @@ import numpy.typing as npt
 import pytest
 import soundfile as sf
 from data.test_bad_audio import measured, measured_file
+from data.test_fuzz import FUZZ, SPLICES, Splices, spliced
+from hypothesis import given
 
 from higgs_pipe.data import ffmpeg
 from higgs_pipe.data.audio import AudioError, decode, read_header
@@ -40,10 +45,12 @@ def write(
     sample_format: str | None = None,
     gap_seconds: float = 0.0,
     options: dict[str, str] | None = None,
+    title: str = "",
 ) -> Path:
     """Encode samples; after half of them, the times of the frames leap by a gap."""
     layout = "mono" if samples.shape[1] == 1 else "stereo"
     with av.open(str(path), "w", options=options or {}) as container:
+        container.metadata.update({"title": title} if title else {})
         stream = cast("av.AudioStream", container.add_stream(codec, rate_hz))
         stream.layout = layout
         if sample_format:
@@ -165,6 +172,38 @@ def test_of_many_long_recordings_the_newest_are_kept(
     for name in ("a.m4a", "b.m4a", "c.m4a"):
         decode(write(tmp_path / name, "aac", speech(16_000), 16_000))
     assert [key[0].name for key in recent._kept] == ["b.m4a", "c.m4a"]
+
+
+def test_a_title_in_another_encoding_than_utf_8_does_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000, title="Größe")
+    expected = decode(path).samples
+    content = path.read_bytes()
+    assert content.count("Größe".encode()) == 1
+    path.write_bytes(content.replace("Größe".encode(), "Größe  ".encode("latin-1")))
+    assert np.array_equal(decode(path).samples, expected)
+
+
+FUZZED = [("a.m4a", "aac"), ("a.webm", "libopus"), ("a.mov", "alac")]
+
+
+@pytest.mark.parametrize(("name", "codec"), FUZZED)
+@FUZZ
+@given(splices=SPLICES)
+def test_no_bytes_in_a_container_raise_anything_but_a_fault(
+    name: str, codec: str, splices: Splices
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(spliced(sound(name, codec), splices))
+        with suppress(AudioError):
+            decode(path)
+
+
+@cache
+def sound(name: str, codec: str) -> bytes:
+    """A whole file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write(Path(folder, name), codec, speech(48_000, seconds=0.5), 48_000).read_bytes()
 
 
 # --- Rejected -------------------------------------------------------------------------------------

@@ -17,7 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile as sf
-from helpers import REAL_SPEECH, ROOT, needs_real_speech, run_validation, write_stage_config
+from helpers import (
+    REAL_SPEECH,
+    ROOT,
+    has_line_with,
+    needs_real_speech,
+    run_validation,
+    write_stage_config,
+)
 
 from higgs_pipe.data.audio import Audio, AudioFile
 from higgs_pipe.data.clips.reasons import Reason
@@ -400,6 +407,16 @@ def test_a_rate_below_that_of_a_telephone_is_rejected_by_default(
 
 
 # --- What stops the run ---------------------------------------------------------------------------
+
+
+def test_recordings_of_which_none_has_a_text_are_one_cause(tmp_path: Path) -> None:
+    rows = [{"audio": f"{pitch}.wav", "text": ""} for pitch in (300, 310, 320)]
+    for row, pitch in zip(rows, (300, 310, 320), strict=True):
+        record(tmp_path, row["audio"], tone(pitch))
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, rows, validate={})
+    assert has_line_with(str(caught.value), " 3 recordings ", "300.wav", "fill_missing_text")
+    assert "310.wav" not in str(caught.value)
 
 
 def bad_rows(num_rows: int) -> list[Fields]:
