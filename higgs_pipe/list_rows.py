@@ -8,6 +8,7 @@ from typing import Any
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.config.stages import ListRowsStage, load_stage
+from higgs_pipe.data.files import write_text
 from higgs_pipe.data.hashing import sha256_of_file, shard_of
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row_table import write_rows
@@ -19,9 +20,9 @@ from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
     FileState,
     Memory,
+    memory_text,
     read_memory,
     state_of,
-    write_memory,
 )
 
 logger = logging.getLogger("higgs_pipe")
@@ -77,7 +78,7 @@ def run(
     )
     if memory is not None:
         touched = {path: state for path, state in first_seen.items() if state != seen[path]}
-        write_memory(memory, Memory(stamp, seen, touched))
+        write_text(memory, memory_text(Memory(stamp, seen, touched)))
     names = [entry if isinstance(entry, str) else entry.path for entry in entries]
     num_spans = sum(map(len, shards))
     logger.info(

@@ -28,7 +28,7 @@ import higgs_pipe
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import STAGES, PackageStage, Pretrained, load_stage
 from higgs_pipe.data.clips.results import ValidationSummary
-from higgs_pipe.data.files import atomic_write, read_json, write_json, write_text
+from higgs_pipe.data.files import atomic_write, folder_beside, read_json, write_json, write_text
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.specs import CodecInfo
@@ -88,9 +88,8 @@ def run(
     """
     stage = load_stage(PackageStage, config)
     metrics_path = experiment_dir / "eval" / "metrics.json"
-    package_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".package-", dir=package_dir.parent) as aside:
-        staged = Path(aside) / name
+    with folder_beside(package_dir) as aside:
+        staged = aside / name
         staged.mkdir()
         copy_adapter(experiment_dir / "train" / "adapter", staged)
         for result in ("metrics.json", "verdict.json"):
@@ -167,7 +166,7 @@ def verify_in_fresh_process(
     Raises:
         UserError: The proof failed; the process has said why.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=adapter_dir.parent) as scratch:
         result = Path(scratch) / "proof.json"
         command = [sys.executable, "-m", "higgs_pipe.verify"]
         options = {

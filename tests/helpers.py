@@ -8,13 +8,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import soundfile as sf
 
@@ -42,6 +44,15 @@ needs_real_speech = pytest.mark.skipif(
 def jobs_run(terminal: str) -> list[str]:
     """The jobs that a run of Snakemake shows, in order, each with its wildcards."""
     return re.findall(r"^[\d:]{8}  \[\d+/\d+\] (.*)$", terminal, re.MULTILINE)
+
+
+# In the environment of every process that a test leaves running for a while.
+MARK = "HIGGS_PIPE_TEST"
+
+
+def marked_environment(**variables: str) -> dict[str, str]:
+    """An environment by which the end of a test finds what it has left running, and kills it."""
+    return os.environ | {"PYTHONPATH": str(ROOT), MARK: str(os.getpid())} | variables
 
 
 def write_stage_config(path: Path, **sections: Any) -> Path:
@@ -201,7 +212,7 @@ def launch(
         ROOT / "workflow/accelerate.yaml",
         accelerate_config=None if accelerate_config is None else str(accelerate_config),
     )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = marked_environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     return subprocess.run(
         f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
         shell=True,
@@ -259,6 +270,27 @@ def evaluate_in(
         ancestor_dir=ancestor,
     )
     return output / "eval"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Return as soon as a condition holds.
+
+    Raises:
+        TimeoutError: It does not hold in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended, also if its parent has not noticed."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def has_line_with(message: str, *tokens: str) -> bool:

@@ -1,29 +1,93 @@
-"""Atomic writes: a file is whole or absent."""
+"""Atomic writes: a file is whole or absent; what a killed process left is removed."""
 
 import errno
+import fcntl
+import functools
 import json
 import os
+import re
+import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 # Errors of a file that cannot grow: a full disk, a quota, a limit on its size.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# .NAME.PID@HOST.tmp, locked by its process; a folder by the file LOCK in it.
+TEMPORARY = re.compile(r"\..+\.\d+(?:@(?P<host>.+))?\.tmp")
+LOCK = ".lock"
+# Where locks of other machines do not show, their files are left alone for so long.
+OTHER_HOST_SECONDS = 24 * 3600.0
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with _locked(temporary):
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a folder for what becomes ``path``, on the same disk; remove it in the end."""
+    folder = _temporary(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        with _locked(folder / LOCK):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Return the path of what becomes ``path``, where nothing is left of killed processes."""
+    clear_left_behind(path.parent)
+    return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
+
+
+@functools.cache
+def clear_left_behind(folder: Path) -> None:
+    """Remove what killed processes have not finished writing into a folder, once per process."""
+    for path in folder.glob(".*.tmp"):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and _is_left_behind(path, match["host"]):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_left_behind(path: Path, host: str | None) -> bool:
+    """Return whether the process that wrote a temporary file or folder has ended."""
+    try:
+        with (path / LOCK if path.is_dir() else path).open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            age_seconds = time.time() - os.fstat(stream.fileno()).st_mtime
+    except OSError:  # it lives, has just finished, or the file system has no locks
+        return False
+    return host == socket.gethostname() or age_seconds > OTHER_HOST_SECONDS
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file, which is made; it ends with the process, also by a kill."""
+    with path.open("ab") as stream:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

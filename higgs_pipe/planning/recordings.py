@@ -49,16 +49,13 @@ def state_of(path: str) -> FileState:
     return FileState(found.st_size, found.st_mtime_ns)
 
 
-def write_memory(path: Path, memory: Memory) -> None:
-    """Write the memory, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(vars(memory)), encoding="utf-8")
-    temporary.replace(path)
+def memory_text(memory: Memory) -> str:
+    """Return the text of a memory's file."""
+    return json.dumps(vars(memory))
 
 
 def read_memory(path: Path) -> Memory:
-    """Read what :func:`write_memory` wrote; a file that is missing or broken is an empty memory."""
+    """Read a :func:`memory_text`; a file that is missing or broken is an empty memory."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Memory(

@@ -11,10 +11,10 @@ from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
     FileState,
     Memory,
+    memory_text,
     read_memory,
     stamp_of,
     state_of,
-    write_memory,
 )
 
 
@@ -24,7 +24,7 @@ def memory(tmp_path: Path) -> Path:
     (tmp_path / "a.wav").write_bytes(b"abc")
     paths = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
     remembered = Memory("stamp", {path: state_of(path) for path in paths})
-    write_memory(tmp_path / "memory.json", remembered)
+    (tmp_path / "memory.json").write_text(memory_text(remembered))
     assert read_memory(tmp_path / "memory.json") == remembered
     return tmp_path / "memory.json"
 

@@ -1,0 +1,80 @@
+"""Atomic writes, and what killed processes leave of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import marked_environment, wait_until
+
+from higgs_pipe.data.files import OTHER_HOST_SECONDS, clear_left_behind, write_text
+
+# Begins to write a file or a folder of this name, and hangs.
+WRITER = """
+import sys, time
+from pathlib import Path
+from higgs_pipe.data import files
+with getattr(files, sys.argv[1])(Path(sys.argv[2])) as temporary:
+    if sys.argv[1] == "folder_beside":
+        (temporary / "half").write_text("half")
+    else:
+        temporary.write_text("half")
+    time.sleep(60)
+"""
+
+
+def start_to_write(path: Path, kind: str = "atomic_write") -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", WRITER, kind, str(path)]
+    writer = subprocess.Popen(command, env=marked_environment())
+    wait_until(lambda: any(entry.stat().st_size for entry in path.parent.glob(".*.tmp")))
+    return writer
+
+
+def write_another(folder: Path) -> list[str]:
+    """Write a file as a new process would; return what is in the folder then."""
+    clear_left_behind.cache_clear()
+    write_text(folder / "another", "whole")
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["atomic_write", "folder_beside"])
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(
+    tmp_path: Path, kind: str
+) -> None:
+    writer = start_to_write(tmp_path / "table", kind)
+    aside = f".table.{writer.pid}@{socket.gethostname()}.tmp"
+    assert write_another(tmp_path) == [aside, "another"]
+    writer.kill()
+    writer.wait()
+    assert write_another(tmp_path) == ["another"]
+
+
+@pytest.mark.parametrize(
+    ("name", "age_seconds", "is_kept"),
+    [
+        (".table.1@elsewhere.tmp", 0, True),
+        (".table.1@elsewhere.tmp", OTHER_HOST_SECONDS + 60, False),
+        (".table.1.tmp", 0, True),  # of an earlier version, which named no host
+        (".table.1.tmp", OTHER_HOST_SECONDS + 60, False),
+        (".table.tmp", OTHER_HOST_SECONDS + 60, True),  # not ours
+        ("table.1@elsewhere.tmp", OTHER_HOST_SECONDS + 60, True),
+    ],
+)
+def test_what_another_host_left_is_removed_after_a_day(
+    tmp_path: Path, name: str, age_seconds: float, is_kept: bool
+) -> None:
+    (tmp_path / name).write_text("half")
+    written = time.time() - age_seconds
+    os.utime(tmp_path / name, (written, written))
+    assert (name in write_another(tmp_path)) == is_kept
+
+
+def test_a_signal_leaves_no_folder_behind(tmp_path: Path) -> None:
+    writer = start_to_write(tmp_path / "package", "folder_beside")
+    writer.send_signal(signal.SIGINT)
+    writer.wait()
+    assert list(tmp_path.iterdir()) == []
