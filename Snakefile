@@ -15,6 +15,7 @@ import higgs_pipe.planning.config_check as config_check
 import higgs_pipe.planning.console as console
 import higgs_pipe.planning.failures as failures
 import higgs_pipe.planning.file_names as file_names
+import higgs_pipe.planning.interruption as interruption
 import higgs_pipe.planning.launching as launching
 import higgs_pipe.planning.models as models
 import higgs_pipe.planning.recordings as recordings
@@ -78,6 +79,7 @@ localrules:
     stage_config,
     validate,
     tokenize,
+    publish_adapter,
     train,
     eval,
     package,

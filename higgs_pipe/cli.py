@@ -7,20 +7,33 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning import process_tree
 
 logger = logging.getLogger("higgs_pipe")
 
 EXIT_USER_ERROR = 2
+# Where torchrun looks for a message; set in each of several processes.
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 METAVARS: dict[type, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
+
+
+class Interruption(KeyboardInterrupt):
+    """A signal that ends a stage as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
@@ -32,33 +45,67 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     option is its entry under ``Args:`` in ``run``'s docstring. ``--log`` also writes the messages
     to a file.
 
-    The exit code is 0, 2 after a :class:`UserError` (its sentence is printed, no traceback), 130
-    after Ctrl-C, and 1 after a bug (its traceback goes to the log too).
+    SIGTERM and SIGHUP end a stage as Ctrl-C does: what it has begun to write is removed. It gets
+    SIGTERM, too, when the workflow that started it has ended. ``nohup`` keeps its meaning.
+
+    The exit code is 0, 2 after a :class:`UserError` (its sentence is printed, no traceback), 128 +
+    the signal's number after a signal, and 1 after a bug (its traceback goes to the log too).
     """
     gc.freeze()  # keeps the many objects that imports make out of every later collection
     options = vars(_parser(run).parse_args(argv))
     _set_up_logging(options.pop("log"))
     sys.excepthook = _log_bug
     places = [name for name, p in inspect.signature(run).parameters.items() if is_place(p)]
+    process_tree.end_with(process_tree.ancestors(os.environ), _tell_end)
     try:
-        run(*[options.pop(name) for name in places], **options)
+        with _signals_as_ctrl_c():
+            run(*[options.pop(name) for name in places], **options)
     except UserError as error:
         logger.error("%s", error)
-        if _record_for_launcher(error):
-            logging.shutdown()
-            os._exit(EXIT_USER_ERROR)  # a normal exit would wait for the other processes
-        sys.exit(EXIT_USER_ERROR)
+        _record_for_launcher(error)
+        _exit(EXIT_USER_ERROR)
+    except Interruption as error:
+        _exit(128 + error.number)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _exit(128 + signal.SIGINT)
 
 
-def _record_for_launcher(error: UserError) -> bool:
-    """Write the sentence to torchrun's error file, for the launcher to print last.
+def _exit(code: int) -> NoReturn:
+    """Exit; one of several processes at once, because Python's exit would wait for the others."""
+    if ERROR_FILE in os.environ:
+        logging.shutdown()
+        os._exit(code)
+    sys.exit(code)
 
-    Returns:
-        Whether torchrun started this process, as one of several.
-    """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+
+@contextmanager
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP interrupt the block, unless they are ignored or handled."""
+
+    def interrupt(number: int, _: types.FrameType | None) -> None:
+        raise Interruption(number)
+
+    free = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_DFL
+    ]
+    for number in free:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in free:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _tell_end(process: process_tree.Process) -> None:
+    logger.warning("process %d, which started this stage, has ended; it ends too", process.pid)
+
+
+def _record_for_launcher(error: UserError) -> None:
+    """Write the sentence to torchrun's error file, for the launcher to print last."""
+    path = os.environ.get(ERROR_FILE)
     if path:
         record = {
             "message": str(error),
@@ -66,7 +113,6 @@ def _record_for_launcher(error: UserError) -> bool:
             "kind": type(error).__name__,
         }
         Path(path).write_text(json.dumps(record), encoding="utf-8")
-    return bool(path)
 
 
 def _log_bug(
@@ -147,7 +193,7 @@ def _set_up_logging(log_path: Path | None) -> None:
     console.setLevel(logging.INFO)  # the log file has the details too
     if not is_main_process():
         # The launcher prints the one sentence that matters.
-        is_recorded = "TORCHELASTIC_ERROR_FILE" in os.environ
+        is_recorded = ERROR_FILE in os.environ
         console.setLevel(logging.CRITICAL if is_recorded else logging.ERROR)
     logger.addHandler(console)
     if log_path is not None and is_main_process():

@@ -26,8 +26,6 @@ from accelerate import Accelerator
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import TrainStage, load_stage
-from higgs_pipe.data.files import write_json
-from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.ancestor import start_from
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.devices import pick_dtype
@@ -45,6 +43,7 @@ from higgs_pipe.progress import activity
 from higgs_pipe.training.alarms import Alarms, code_entropies
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity, write_errors_named
 from higgs_pipe.training.evaluation import Evaluation
+from higgs_pipe.training.lock import only_training_in
 from higgs_pipe.training.metrics import MetricsLog
 from higgs_pipe.training.optimizer import make_optimizer, make_schedule
 from higgs_pipe.training.predictions import describe_predictions
@@ -55,10 +54,10 @@ from higgs_pipe.training.processes import (
     make_accelerator,
     start_tracker,
 )
-from higgs_pipe.training.run_info import run_info
+from higgs_pipe.training.run_info import run_info, write_run
 from higgs_pipe.training.samples import Samples
 from higgs_pipe.training.state import TrainingState
-from higgs_pipe.training.step import Stepper, StepResult
+from higgs_pipe.training.step import Stepper, StepResult, check_codebook_weights
 from higgs_pipe.training.step_inputs import StepInput, StepInputs
 from higgs_pipe.training.telemetry import Telemetry
 
@@ -66,12 +65,17 @@ logger = logging.getLogger("higgs_pipe")
 
 
 def run(
-    config: Path, train_rows: Path, eval_rows: Path, output_dir: Path, overrides: str = "{}"
+    config: Path,
+    train_rows: Path,
+    eval_rows: Path,
+    output_dir: Path,
+    overrides: str = "{}",
+    adapter_dir: Path | None = None,
 ) -> None:
     """Train an adapter; keep the one with the lowest held-out loss.
 
-    An interrupted run resumes from its last checkpoint. SIGTERM and Ctrl-C finish the step, save a
-    checkpoint, and exit with 128 + the signal's number.
+    An interrupted run resumes from its last checkpoint. SIGTERM, SIGHUP, Ctrl-C and the end of the
+    workflow finish the step, save a checkpoint, and exit with 128 + the signal's number.
 
     Args:
         config: ``results/config/train.json``.
@@ -81,13 +85,18 @@ def run(
             ``config.json``, ``run.json`` and ``trainable_parameters.json``, ``logs/`` of the
             tracker, and ``checkpoints/`` while training runs.
         overrides: JSON object of the experiment, laid over the ``train`` section.
+        adapter_dir: Where the adapter goes, if not to ``output_dir``'s ``adapter/``.
 
     Raises:
         UserError: A setting does not fit, or training fails for a reason that the user can fix.
     """
     stage = load_stage(TrainStage, config, overrides)
     accelerator = make_accelerator(stage.train, output_dir)
-    with lost_process_named(accelerator, stage.train.timeout_seconds):
+    adapter_dir = adapter_dir or output_dir / "adapter"
+    with (
+        lost_process_named(accelerator, stage.train.timeout_seconds),
+        only_training_in(output_dir, accelerator),
+    ):
         tables = PackedRows(train_rows), PackedRows(eval_rows)
         base = base_of_rows(train_rows, stage.pretrained_base)
         training = Training(stage, base, *tables, accelerator)
@@ -97,17 +106,14 @@ def run(
                 checked = check_before_training(training.model, *tables, accelerator)
         if accelerator.is_main_process:
             info = run_info(accelerator.device, accelerator.num_processes, training.ancestor)
-            info.write(output_dir / "run.json")
-            write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
-            write_json(output_dir / "trainable_parameters.json", training.trainable_parameters)
-            write_json(output_dir / "preflight.json", checked)
+            write_run(output_dir, info, stage, training.trainable_parameters, checked)
         checkpoints = Checkpoints(
             output_dir / "checkpoints",
             run_identity(stage, base, train_rows, eval_rows, accelerator, training.ancestor),
             stage.train.save_total_limit,
         )
         with caught_signals() as caught:
-            is_complete = training.fit(output_dir, checkpoints, caught)
+            is_complete = training.fit(output_dir, adapter_dir, checkpoints, caught)
             # DDP's reducer must not be the last to hold the process group: its end would join
             # gloo's thread while holding Python's lock, which that thread may wait for.
             del training
@@ -139,7 +145,7 @@ class Training:
             torch.set_float32_matmul_precision("high")
         base = load_base(base_model.pretrained, dtype, settings.quantization, device)
         self.config = base.config
-        self._check_codebook_weights()
+        check_codebook_weights(settings, self.config.num_codebooks)
         self.tokenizer = PromptRenderer(base_model.pretrained).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
         self.ancestor = start_from(adapter, settings, base_model)
@@ -180,19 +186,14 @@ class Training:
             device,
         )
 
-    def _check_codebook_weights(self) -> None:
-        weights, num_codebooks = self.settings.loss_weights.codebooks, self.config.num_codebooks
-        if weights is not None and len(weights) != num_codebooks:
-            raise UserError(
-                f"train.loss_weights.codebooks has {len(weights)} weights, the base model has "
-                f"{num_codebooks} codebooks. Give one weight per codebook, or null."
-            )
-
-    def fit(self, output_dir: Path, checkpoints: Checkpoints, caught: Sequence[int]) -> bool:
+    def fit(
+        self, output_dir: Path, adapter_dir: Path, checkpoints: Checkpoints, caught: Sequence[int]
+    ) -> bool:
         """Train to the end, from the last checkpoint on.
 
         Args:
             output_dir: Of the experiment's training.
+            adapter_dir: Gets the adapter when training is complete.
             checkpoints: Of this run.
             caught: Numbers of the signals that this process received; training stops after the
                 step in which one arrived on any process, and saves a checkpoint.
@@ -201,8 +202,7 @@ class Training:
             True if training is complete, also if a signal came in its last step.
         """
         settings, progress, accelerator = self.settings, self.state.progress, self.accelerator
-        path = output_dir / "metrics.jsonl"
-        metrics = MetricsLog(path, self.alarms, accelerator, self.num_steps)
+        metrics = MetricsLog(output_dir / "metrics.jsonl", self.alarms, accelerator, self.num_steps)
         samples = None
         if settings.sample_steps is not None:
             folder = output_dir / "samples"
@@ -261,7 +261,7 @@ class Training:
         last = {"kept_step": progress.best_step, "seconds": time.perf_counter() - started}
         metrics.write(progress.step, last)
         if accelerator.is_main_process:
-            self._save_best(output_dir / "adapter")
+            self._save_best(adapter_dir)
             checkpoints.clear()
         accelerator.wait_for_everyone()
         return True

@@ -3,12 +3,14 @@
 import importlib
 import inspect
 import json
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from higgs_pipe.cli import EXIT_USER_ERROR, main
+from higgs_pipe.data.files import atomic_write
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.planning.stages import STAGES
 
@@ -53,6 +55,30 @@ def test_a_user_error_is_its_sentence_alone_and_exit_code_2(
     assert exit_.value.code == EXIT_USER_ERROR == 2
     assert capsys.readouterr().err == "names: 'bad' is not a name; choose another\n"
     assert log.read_text().endswith("ERROR names: 'bad' is not a name; choose another\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_stage_as_ctrl_c_does(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets its own
+    inherited = signal.signal(number, signal.SIG_DFL)
+    if number == signal.SIGINT:
+        signal.signal(number, signal.default_int_handler)
+
+    def interrupted(table: Path) -> None:
+        """Write half of a table."""
+        with atomic_write(table) as aside:
+            aside.write_text("half")
+            signal.raise_signal(number)
+
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            main(interrupted, ["--table", str(tmp_path / "table")])
+    finally:
+        signal.signal(number, inherited)
+    assert exit_.value.code == 128 + number
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_keeps_its_traceback_and_the_log_has_it_too(

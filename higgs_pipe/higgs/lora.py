@@ -178,6 +178,7 @@ def save_adapter(
             ``adapter_config.json``.
     """
     aside = adapter_dir.with_name(f".{adapter_dir.name}.tmp")
+    before = adapter_dir.with_name(f".{adapter_dir.name}.before")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         model.active_peft_config.revision = base.revision
@@ -196,8 +197,11 @@ def save_adapter(
             }
             path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         save_file(dict(state), aside / "adapter_model.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(adapter_dir, ignore_errors=True)
+        if adapter_dir.exists():  # until its successor stands
+            shutil.rmtree(before, ignore_errors=True)
+            adapter_dir.rename(before)
         aside.rename(adapter_dir)
+        shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # left by a full disk
 

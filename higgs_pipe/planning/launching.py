@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning import process_tree
 
 DEFAULT_PORT = 29500
 
@@ -119,6 +120,9 @@ def shell_prefix(root: Path, in_own_environment: bool) -> str:
     prefix = f"export PYTHONPATH={shlex.quote(str(root))}; "
     # Bars of several jobs would overwrite each other; the stages log how far they are.
     prefix += 'export HF_HUB_DISABLE_PROGRESS_BARS="${HF_HUB_DISABLE_PROGRESS_BARS:-1}"; '
+    environment: dict[str, str] = {}
+    process_tree.mark(environment)  # the job ends when this process does
+    prefix += "".join(f"export {k}={shlex.quote(v)}; " for k, v in environment.items())
     if in_own_environment:
         prefix += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
     return prefix.replace("{", "{{").replace("}", "}}")  # for Snakemake, which formats it

@@ -1,10 +1,12 @@
 """``accelerate launch`` with a clean end.
 
-It takes the options of ``accelerate launch`` and adds three things:
+It takes the options of ``accelerate launch`` and adds four things:
 
-- It passes SIGTERM and SIGINT on to the processes and waits for their end, however long their step
-  takes. Accelerate itself leaves a single process behind, and torchrun kills several after 30
-  seconds.
+- It passes SIGTERM, SIGINT and SIGHUP on to the processes and waits for their end, however long
+  their step takes. Accelerate itself leaves a single process behind, and torchrun kills several
+  after 30 seconds.
+- Where the workflow that started it ends, it passes on SIGTERM; its processes do as much where it
+  ends itself.
 - It exits with the code of the process that failed.
 - Where a process was lost, or another than the first one failed, it prints that process's message
   last, in place of the launcher's own traceback.
@@ -26,6 +28,8 @@ from typing import Any, cast
 
 import psutil
 
+from higgs_pipe.planning import process_tree
+
 # Torchrun's options, given by the environment because Accelerate does not pass them. Torchrun shall
 # leave signals to us, and wait 10 seconds before it kills the peers of a lost process.
 TORCHRUN_OPTIONS = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT", "PET_SHUTDOWN_TIMEOUT": "10"}
@@ -35,6 +39,10 @@ def main(argv: Sequence[str]) -> int:
     """Launch, and return the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _pass_on)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, _pass_on)
+    process_tree.end_with(process_tree.ancestors(os.environ))
+    process_tree.mark(os.environ)
     os.environ.update(TORCHRUN_OPTIONS)
     # We report a failed process below; torchrun, which has two kinds of logger, is to be silent.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")

@@ -130,7 +130,9 @@ def lost_process_named(accelerator: Accelerator, timeout_seconds: float) -> Iter
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in a list; they no longer end the process.
+    """Collect SIGTERM, SIGINT and SIGHUP in a list; they no longer end the process.
+
+    SIGHUP stays ignored where ``nohup`` has it ignored.
 
     A second signal within 10 seconds counts as the same one: a launcher passes on a signal that
     Slurm or a terminal also sent to every process. A later one ends the process at once.
@@ -147,9 +149,10 @@ def caught_signals() -> Iterator[list[int]]:
             signal.raise_signal(number)
         caught.append(number)
 
-    previous: dict[int, Any] = {
-        number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous: dict[int, Any] = {number: signal.signal(number, catch) for number in numbers}
     try:
         yield caught
     finally:

@@ -2,17 +2,44 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import higgs_pipe
+from higgs_pipe.config.stages import TrainStage
+from higgs_pipe.data.files import write_json
 from higgs_pipe.higgs.ancestor import Ancestor
 from higgs_pipe.training.results import RunInfo
 
 PACKAGES = ("torch", "torchaudio", "transformers", "peft", "accelerate", "pyarrow", "soundfile")
+
+
+def write_run(
+    output_dir: Path,
+    info: RunInfo,
+    stage: TrainStage,
+    trainable_parameters: Mapping[str, int],
+    checked: Mapping[str, Any],
+) -> None:
+    """Write what is known of a run before its first step.
+
+    Args:
+        output_dir: Gets ``run.json``, ``config.json``, ``trainable_parameters.json`` and
+            ``preflight.json``.
+        info: When, where and by which code it runs.
+        stage: The settings.
+        trainable_parameters: Their number by part of the model.
+        checked: The findings of the pre-flight.
+    """
+    info.write(output_dir / "run.json")
+    write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
+    write_json(output_dir / "trainable_parameters.json", trainable_parameters)
+    write_json(output_dir / "preflight.json", checked)
 
 
 def run_info(device: torch.device, num_processes: int, ancestor: Ancestor | None = None) -> RunInfo:

@@ -131,3 +131,17 @@ class Stepper:
             f"or train.max_grad_norm, try train.dtype: float32, and listen to the clips{of_process}"
             f": {', '.join(step_input.sample_ids()[:20])}"
         )
+
+
+def check_codebook_weights(settings: TrainConfig, num_codebooks: int) -> None:
+    """Check that ``loss_weights.codebooks`` fit the base.
+
+    Raises:
+        UserError: They are not one weight per codebook.
+    """
+    weights = settings.loss_weights.codebooks
+    if weights is not None and len(weights) != num_codebooks:
+        raise UserError(
+            f"train.loss_weights.codebooks has {len(weights)} weights, the base model has "
+            f"{num_codebooks} codebooks. Give one weight per codebook, or null."
+        )

@@ -42,7 +42,7 @@ def write_another(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["atomic_write", "folder_beside"])
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(
+def test_what_a_killed_process_left_is_removed_and_of_a_living_one_stays(
     tmp_path: Path, kind: str
 ) -> None:
     writer = start_to_write(tmp_path / "table", kind)

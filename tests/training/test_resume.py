@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,15 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import ROOT, PackedCorpus, files_of_at_most, write_stage_config
+from helpers import (
+    ROOT,
+    PackedCorpus,
+    files_of_at_most,
+    has_ended,
+    marked_environment,
+    wait_until,
+    write_stage_config,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -62,7 +71,7 @@ def start(
     command += [*program, "--config", str(config)]
     command += ["--train-rows", str(corpus.train_rows), "--eval-rows", str(corpus.eval_rows)]
     command += ["--output-dir", str(output), "--log", str(output / "train.log")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = marked_environment(OMP_NUM_THREADS="1")
     return subprocess.Popen(
         command,
         env=environment,
@@ -120,7 +129,7 @@ def assert_same_run(output: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
     corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path, number: Any
 ) -> None:
@@ -229,6 +238,53 @@ def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
     launcher = start(corpus, tmp_path, 2, num_epochs=20)
     assert "resuming after step" in finish(launcher)
     assert_same_run(tmp_path, uninterrupted_on_two)
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_ends_its_processes_which_save_a_checkpoint(
+    corpus: PackedCorpus, uninterrupted_on_two: Path, tmp_path: Path
+) -> None:
+    launcher = start(corpus, tmp_path, 2, num_epochs=20, save_steps=1000)
+    wait_for_step(tmp_path, 5)
+    processes = [process_of_rank(launcher, rank) for rank in (0, 1)]
+    launcher.kill()
+    wait_until(lambda: all(map(has_ended, processes)))
+    launcher.communicate()
+    [saved] = (tmp_path / "checkpoints").iterdir()
+    assert 5 <= int(saved.stem.removeprefix("step-")) < 20
+    assert "resuming after step" in finish(start(corpus, tmp_path, 2, num_epochs=20))
+    assert_same_run(tmp_path, uninterrupted_on_two)
+
+
+@pytest.mark.slow
+def test_a_second_training_waits_and_then_names_the_first_one(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    """It writes nothing, and the first one goes on."""
+    first = start(corpus, tmp_path, num_epochs=1000)
+    wait_for_step(tmp_path, 2)
+    second = start(corpus, tmp_path, 2)
+    answer = last_words(second)
+    assert second.returncode == 2
+    assert f"process {first.pid} on {socket.gethostname()}" in answer
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_when_the_killed_one_before_it_has_ended(
+    corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
+) -> None:
+    first = start(corpus, tmp_path)
+    wait_for_step(tmp_path, 6)
+    first.send_signal(signal.SIGSTOP)
+    second = start(corpus, tmp_path)
+    wait_until(lambda: "waiting for process" in (tmp_path / "train.log").read_text())
+    first.kill()
+    first.communicate()
+    assert "resuming after step 4\n" in finish(second)
+    assert_same_run(tmp_path, uninterrupted)
 
 
 def test_a_signal_in_the_last_step_changes_nothing(corpus: PackedCorpus, tmp_path: Path) -> None:

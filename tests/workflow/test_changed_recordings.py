@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shard_of_recording(folder: Path, path: Path) -> str:
     for shard in sorted((folder / "results/data/recordings").glob("*.parquet")):
-        if str(path) in pq.read_table(shard)["audio_path"].to_pylist():
+        if str(path.relative_to(folder)) in pq.read_table(shard)["audio_path"].to_pylist():
             return shard.stem
     raise AssertionError(path)
 
@@ -79,3 +80,19 @@ def test_a_recording_changed_in_place_redoes_its_shard_alone(
         ("tokenize_shard", shard),
     ]
     assert snakemake(finished) == []
+
+
+def test_a_moved_project_redoes_nothing_and_a_copied_one_hashes_alone(
+    finished: Path, tmp_path: Path
+) -> None:
+    """A copy has other modification times, and nothing to do with the recordings of the first."""
+    project = shutil.copytree(finished, tmp_path / "a copy", copy_function=shutil.copyfile)
+    for path in (finished / "wavs").iterdir():
+        path.rename(path.with_suffix(".away"))
+    codes = {p: p.stat().st_mtime_ns for p in (project / "results/codes").iterdir()}
+    assert snakemake(project) == [("judge_clips", ""), ("list_rows", "")]
+    assert {p: p.stat().st_mtime_ns for p in (project / "results/codes").iterdir()} == codes
+    moved = project.rename(tmp_path / "moved")
+    assert snakemake(moved) == []
+    for path in (finished / "wavs").iterdir():
+        path.rename(path.with_suffix(".wav"))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers import ROOT, has_line_with, jobs_run
+from workflow.stub_checkout import make_stub_checkout, snakemake, write_config
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
@@ -43,6 +44,7 @@ EVERYTHING = {
     "tokenize_shard": 2,
     "pack": 1,
     "train_adapter": 1,
+    "publish_adapter": 1,
     "eval_adapter": 1,
     "accept_adapter": 1,
     "package_adapter": 1,
@@ -51,7 +53,8 @@ EVERYTHING = {
 }
 PAGES_OF_DATA = ["estimate", "clips_page"]
 TRAINING_ON = [
-    *("train_adapter", "eval_adapter", "accept_adapter", "package_adapter", "report", "all"),
+    *("train_adapter", "publish_adapter"),
+    *("eval_adapter", "accept_adapter", "package_adapter", "report", "all"),
 ]
 
 # What eval.other_manifest adds.
@@ -60,76 +63,6 @@ OTHER = {
     **dict.fromkeys(("list_rows_other", "measure_shard_other", "judge_clips_other"), 1),
     **dict.fromkeys(("tokenize_shard_other", "pack_other", "eval_adapter_other"), 1),
 }
-
-# Writes every output that its options name. A shard holds the manifest's lines of its digit (of
-# what is measured: their first letters); what is made from files holds their text, what is trained
-# its settings.
-STUB = """
-import json, sys
-from pathlib import Path
-stage, words = Path(sys.argv[0]).stem, sys.argv[1:]
-options = {w[2:]: words[i + 1] for i, w in enumerate(words) if w.startswith("--")}
-def read(path):
-    return Path(path).read_text()
-def write(path, text):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text)
-def write_shards(folder, lines):
-    for shard in range(2):
-        text = "\\n".join(line for line in lines if line.startswith(str(shard)))
-        write(Path(folder) / f"shard-{shard:05d}.parquet", text)
-if stage == "list_rows":
-    lines = read(json.loads(read(options["config"]))["manifest"]).splitlines()
-    write(options["rows"], "\\n".join(lines))
-    write_shards(options["recordings-dir"], [line[:3] for line in lines])
-elif stage == "measure":
-    write(options["measured"], read(options["recordings"]))
-elif stage == "validate":
-    lines = read(options["rows"]).splitlines()
-    for name in ("clips", "rejected", "validation"):
-        write(options[name], "\\n".join(lines))
-    write_shards(options["shards-dir"], [line[:3] for line in lines])
-elif stage == "clips_page":
-    write(options["page"], "")
-elif stage == "estimate":
-    write(options["estimate"], read(options["config"]))
-elif stage == "pin_model":
-    folder = Path(json.loads(read(options["config"]))[options["setting"]])
-    write(options["pinned"], "".join(map(read, sorted(folder.glob("*.safetensors")))))
-elif stage == "tokenize_audio":
-    write(options["codes"], read(options["shard-clips"]) + read(options["pinned-codec"]))
-elif stage == "pack":
-    for name in ("train-rows", "eval-rows", "packing"):
-        write(options[name], read(options["clips"]) + read(options["pinned-base"]))
-elif stage == "train":
-    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json",
-                 "metrics.jsonl", "preflight.json", "config.json", "run.json",
-                 "trainable_parameters.json", "adapter/base_model.json"):
-        write(Path(options["output-dir"]) / name, options["overrides"] + read(options["config"]))
-elif stage == "evaluate":
-    for name in ("metrics.json", "clips.parquet", "breakdown.json", "generation.json",
-                 "generation.parquet", "verdict.json"):
-        write(Path(options["eval-dir"]) / name, read(options["config"]))
-    write(Path(options["samples-dir"]) / "01-base.wav", "")
-elif stage == "accept":
-    write(options["accepted"], read(options["config"]))
-elif stage == "package":
-    write(Path(options["package-dir"]) / "README.md", options["name"])
-    write(options["archive"], "")
-elif stage == "report":
-    write(options["page"], "")
-    write(Path(options["figures"]) / "total-loss.svg", "")
-elif stage == "miniature":
-    write(Path(options["output-dir"]) / "config.json", "{}")
-write(options["log"], stage)
-"""
-
-
-def snakemake(cwd: Path, *words: str, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(checkout / "Snakefile")]
-    return subprocess.run(
-        [*command, *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=600
-    )
 
 
 def jobs(cwd: Path, *words: str, checkout: Path = ROOT) -> Counter[str]:
@@ -141,11 +74,6 @@ def jobs(cwd: Path, *words: str, checkout: Path = ROOT) -> Counter[str]:
         assert "Nothing to be done" in run.stdout + run.stderr
         return Counter()
     return Counter({name: int(count) for name, count in re.findall(r"(\w+) +(\d+)", table[1])})
-
-
-def write_config(folder: Path, **settings: object) -> None:
-    shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**shipped, **settings}))
 
 
 @pytest.fixture
@@ -163,7 +91,7 @@ def workdir(tmp_path: Path) -> Path:
         ("package", {*PAGES_OF_DATA, "report"}),
         ("report", {*PAGES_OF_DATA, "accept_adapter", "package_adapter"}),
         ("eval", {*PAGES_OF_DATA, "package_adapter", "report"}),
-        ("train", {*PAGES_OF_DATA, *TRAINING_ON[1:-1]}),
+        ("train", {*PAGES_OF_DATA, *TRAINING_ON[2:-1]}),
         ("pack", {*PAGES_OF_DATA, *TRAINING_ON}),
         ("tokenize", {*PAGES_OF_DATA, "pack", *TRAINING_ON}),
         ("validate", {"pin_model", "tokenize_shard", "pack", *TRAINING_ON}),
@@ -199,7 +127,7 @@ def test_an_earlier_adapter_is_trained_first_or_missed_by_the_plan(workdir: Path
 def test_each_experiment_is_trained_evaluated_and_packaged(workdir: Path) -> None:
     write_config(workdir, experiments={"small": {"lora": {"r": 4}}, "big": {"lora": {"r": 64}}})
     planned = jobs(workdir)
-    assert [planned[name] for name in TRAINING_ON] == [2, 2, 2, 2, 1, 1]
+    assert [planned[name] for name in TRAINING_ON] == [2, 2, 2, 2, 2, 1, 1]
     assert planned["pack"] == 1
 
 
@@ -329,34 +257,7 @@ def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout whose stages are stubs, in a path with a space, and a finished run inside it."""
-    checkout = tmp_path_factory.mktemp("run") / "check out"
-    checkout.mkdir()
-    for name in ("Snakefile", "workflow", "profiles", "envs"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, checkout / name)
-    (checkout / "examples" / "demo").mkdir(parents=True)
-    shutil.copy(ROOT / "examples/demo/settings.yaml", checkout / "examples/demo")
-    package = checkout / "higgs_pipe"
-    (package / "higgs").mkdir(parents=True)
-    (package / "training").mkdir()
-    for name in ("__init__.py", "errors.py", "training/launch.py"):
-        shutil.copy(ROOT / "higgs_pipe" / name, package / name)
-    shutil.copytree(ROOT / "higgs_pipe" / "planning", package / "planning")
-    data_stages = (
-        "list_rows",
-        "measure",
-        "validate",
-        "clips_page",
-        "estimate",
-        "tokenize_audio",
-        "pack",
-        "pin_model",
-    )
-    for name in (*data_stages, "train", "evaluate", "accept", "package", "report"):
-        (package / f"{name}.py").write_text(STUB)
-    (package / "higgs" / "miniature.py").write_text(STUB)
-    (checkout / "m.jsonl").write_text("0 a\n1 a\n")
-    write_config(checkout, manifest="m.jsonl")
+    checkout = make_stub_checkout(tmp_path_factory.mktemp("run") / "check out")
     run = snakemake(checkout, checkout=checkout)
     assert run.returncode == 0, run.stdout + run.stderr
     (checkout / "closing.txt").write_text(run.stderr)
@@ -389,12 +290,46 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_copy_of_a_project_runs_nothing_whatever_the_ages_of_its_files(
+    finished: Path, tmp_path: Path, order: int
+) -> None:
+    copy = tmp_path / "elsewhere" / "my copy"
+    shutil.copytree(finished, copy)
+    for age, path in enumerate(sorted(copy.rglob("*"))[::order]):
+        os.utime(path, (2e9 + age, 2e9 + age))
+    assert reruns(copy) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_by_experiment", [True, False])
+def test_a_finished_adapter_stays_until_its_successor_is_complete(
+    checkout: Path, is_by_experiment: bool
+) -> None:
+    """Of the training that fails, nothing is taken for up to date."""
+    adapter = checkout / "results/experiments/default/train/adapter/adapter_model.safetensors"
+    before = adapter.read_text()
+    seed = {"seed": 1}
+    settings = {"experiments": {"default": seed}} if is_by_experiment else {"train": seed}
+    write_config(checkout, manifest="m.jsonl", **settings)
+    stage = checkout / "higgs_pipe/train.py"
+    stub = stage.read_text()
+    stage.write_text("raise SystemExit(2)")
+    assert snakemake(checkout, "train", checkout=checkout).returncode == 1
+    assert adapter.read_text() == before
+    assert {"train_adapter", "publish_adapter"} <= set(reruns(checkout, "train"))
+    stage.write_text(stub)
+    assert snakemake(checkout, "train", checkout=checkout).returncode == 0
+    assert adapter.read_text() != before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"report": {"title": "Voices"}}, ["report", "all"]),
         ({"report": {"num_players": 3}}, ["clips_page", "all"]),
-        ({"eval": {"rows_per_batch": 2}}, TRAINING_ON[1:]),
+        ({"eval": {"rows_per_batch": 2}}, TRAINING_ON[2:]),
         # The results of eval stay, for the report.
         ({"eval": {"require": "better"}}, ["accept_adapter", "package_adapter", "all"]),
         ({"train": {"learning_rate": 1e-5}}, ["estimate", *TRAINING_ON]),
@@ -458,7 +393,7 @@ def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
     line = f'"evaluate", {STAGES["eval"].version})'
     assert line in text
     source.write_text(text.replace(line, '"evaluate", 1000)'))
-    assert reruns(checkout) == dict.fromkeys(TRAINING_ON[1:], 1)
+    assert reruns(checkout) == dict.fromkeys(TRAINING_ON[2:], 1)
 
 
 @pytest.mark.slow
@@ -486,12 +421,12 @@ def test_a_changed_row_redoes_its_own_shard_alone(
 
 
 @pytest.mark.slow
-def test_an_edit_of_the_manifest_that_changes_no_row_trains_nothing(checkout: Path) -> None:
+def test_an_edit_of_the_manifest_that_changes_no_row_redoes_nothing(checkout: Path) -> None:
     (checkout / "m.jsonl").write_text("0 a\n1 a")  # without the last line break
-    run = snakemake(checkout, "train", checkout=checkout)
+    run = snakemake(checkout, checkout=checkout)
     assert run.returncode == 0, run.stdout + run.stderr
     assert jobs_run(run.stderr) == ["list_rows"]
-    assert reruns(checkout, "train") == {}
+    assert reruns(checkout) == {}
 
 
 @pytest.mark.slow
@@ -512,7 +447,7 @@ def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
     write_config(checkout, manifest="m.jsonl", base_model="base", data={"num_shards": 2})
     rules_run_after("first")
     assert rules_run_after("first") == []
-    assert rules_run_after("other") == ["pin_model", "pack", "train_adapter"]
+    assert rules_run_after("other") == ["pin_model", "pack", "train_adapter", "publish_adapter"]
 
 
 @pytest.mark.slow

@@ -72,10 +72,10 @@ rule pin_model:
         runtime=240,
     params:
         version=stages.STAGES["base_model"].version,
-        # The demo base is an input. Snakemake would not compare a function of `input`.
+        # Snakemake would not compare a function of `input`.
         content=lambda wildcards: (
-            None
-            if demo_base_of(wildcards.model)
+            DEMO_VERSION
+            if IS_DEMO[wildcards.model]
             else targets.checkpoint_hash(config[wildcards.model], HASH_CACHE)
         ),
     shell:

@@ -11,17 +11,19 @@ PRODUCTS = targets.products(Path(workflow.pathvars.apply("<results>")), EXPERIME
 VERSIONS_BEFORE = targets.versions(PRODUCTS)
 RECORDINGS_MEMORY = workflow.pathvars.apply("<results>/data/recordings.json")
 
-# Rules wait for the demo base only where the config names it; other models already exist.
-BASE_MODEL = [DEMO_BASE] if targets.is_within(config["base_model"], DEMO_BASE) else []
-CODEC = [DEMO_BASE] if targets.is_within(config["codec"], DEMO_BASE) else []
+# Rules wait for the demo base only where the config names it; other models already exist. Its age
+# does not count, which a copy changes: what it holds is known by the version of its stage.
+IS_DEMO = {
+    model: targets.is_within(config[model], DEMO_BASE)
+    for model in ("base_model", "codec")
+}
+BASE_MODEL = ancient([DEMO_BASE]) if IS_DEMO["base_model"] else []
+CODEC = ancient([DEMO_BASE]) if IS_DEMO["codec"] else []
+DEMO_VERSION = f"miniature, version {stages.STAGES['tiny'].version}"
 # Waited for before anything is listed, measured or loaded, if a model is of the Hub.
 CHECKED_MODELS = ancient(
     ["<results>/models/checked.txt"]
-    if any(
-        models.is_hub_id(config[setting])
-        and not targets.is_within(config[setting], DEMO_BASE)
-        for setting in models.KINDS
-    )
+    if any(models.is_hub_id(config[model]) and not IS_DEMO[model] for model in IS_DEMO)
     else []
 )
 # Not an output of a rule, so that it outlives a rerun.
@@ -68,6 +70,8 @@ wildcard_constraints:
 
 
 onstart:
+    if workflow.local_exec:  # of a cluster's jobs, Snakemake's own way
+        interruption.end_as_ctrl_c()
     for line in targets.demo_lines(demo_changes, DEMO_SETTINGS):
         print(line, file=sys.stderr)
 

@@ -132,6 +132,7 @@ rule estimate:
         runtime=30,
     params:
         version=stages.STAGES["estimate"].version,
+        demo_base=DEMO_VERSION if any(IS_DEMO.values()) else None,
     shell:
         "python -m higgs_pipe.estimate --config {input.config:q}"
         " --validation {input.validation:q} --clips {input.clips:q}"

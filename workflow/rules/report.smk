@@ -29,10 +29,13 @@ rule report:
                 "generation.parquet",
             ],
         ),
-        samples=expand(
-            "<results>/experiments/{experiment}/{folder}",
-            experiment=EXPERIMENTS,
-            folder=["samples", "eval/other/samples"] if HAS_OTHER else ["samples"],
+        # Folders, whose age a copy changes; eval writes them with the files above.
+        samples=ancient(
+            expand(
+                "<results>/experiments/{experiment}/{folder}",
+                experiment=EXPERIMENTS,
+                folder=["samples", "eval/other/samples"] if HAS_OTHER else ["samples"],
+            )
         ),
         other=(
             expand(

@@ -4,9 +4,10 @@ ancestors.check_ancestors_or_exit(config, Path(workflow.pathvars.apply("<results
 
 # Train an adapter.
 # reads:  <results>/packed/{train,eval}.parquet, the base, the adapter train.init_adapter if any
-# writes: <results>/experiments/{experiment}/train/: adapter/, metrics.jsonl, preflight.json,
-#         config.json, run.json, trainable_parameters.json; beside them checkpoints/ while training
-#         runs, logs/ of the tracker and samples/, which are not outputs: Snakemake leaves them alone
+# writes: <results>/experiments/{experiment}/train/: finished/ (the adapter), metrics.jsonl,
+#         preflight.json, config.json, run.json, trainable_parameters.json; beside them checkpoints/
+#         while training runs, logs/ of the tracker and samples/, which are not outputs: Snakemake
+#         leaves them alone
 rule train_adapter:
     input:
         checkpoints=CHECKPOINTS,
@@ -18,9 +19,9 @@ rule train_adapter:
         ),
         base_model=BASE_MODEL,
     output:
-        adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
-        adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
-        adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
+        adapter="<results>/experiments/{experiment}/train/finished/adapter_model.safetensors",
+        adapter_config="<results>/experiments/{experiment}/train/finished/adapter_config.json",
+        adapter_base="<results>/experiments/{experiment}/train/finished/base_model.json",
         metrics="<results>/experiments/{experiment}/train/metrics.jsonl",
         preflight="<results>/experiments/{experiment}/train/preflight.json",
         config="<results>/experiments/{experiment}/train/config.json",
@@ -52,7 +53,45 @@ rule train_adapter:
             **launch_settings(wildcards),
         ),
         output_dir=subpath(output.metrics, parent=True),
+        adapter_dir=subpath(output.adapter, parent=True),
     shell:
         "{params.launch} -m higgs_pipe.train --config {input.config:q}"
         " --overrides {params.overrides:q} --train-rows {input.train_rows:q}"
-        " --eval-rows {input.eval_rows:q} --output-dir {params.output_dir:q} --log {log:q}"
+        " --eval-rows {input.eval_rows:q} --output-dir {params.output_dir:q}"
+        " --adapter-dir {params.adapter_dir:q} --log {log:q}"
+
+
+# Put a finished adapter in the place of the one before. Snakemake removes the outputs of a job when
+# it starts: those of a training that starts again would be gone for hours. What decides the training
+# decides this copy, too: an adapter of other settings is never taken for up to date.
+# reads:  <results>/experiments/{experiment}/train/finished/
+# writes: <results>/experiments/{experiment}/train/adapter/
+rule publish_adapter:
+    input:
+        adapter="<results>/experiments/{experiment}/train/finished/adapter_model.safetensors",
+        adapter_config="<results>/experiments/{experiment}/train/finished/adapter_config.json",
+        adapter_base="<results>/experiments/{experiment}/train/finished/base_model.json",
+        checkpoints=CHECKPOINTS,
+        config="<results>/config/train.json",
+        train_rows="<results>/packed/train.parquet",
+        eval_rows="<results>/packed/eval.parquet",
+        ancestor=lambda wildcards: ancestors.ancestor_files(
+            config, wildcards.experiment
+        ),
+    output:
+        adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
+        adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
+        adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
+    log:
+        "<logs>/experiments/{experiment}/publish.log",
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    params:
+        version=stages.STAGES["train"].version,
+        overrides=lambda wildcards: launching.overrides_text(
+            config, wildcards.experiment
+        ),
+        adapter_dir=subpath(output.adapter, parent=True),
+    shell:
+        "cp {input.adapter:q} {input.adapter_config:q} {input.adapter_base:q}"
+        " {params.adapter_dir:q} 2> {log:q}"

@@ -29,7 +29,7 @@ def meant_path(root: Path, written: str) -> Path:
 def _by_parts(path: Path) -> Path | None:
     """Return an existing path whose parts equal those of ``path`` in one of the two forms each."""
     found = Path(path.anchor)
-    for part in path.parts[1:]:
+    for part in path.parts[1 if path.anchor else 0 :]:
         forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
         existing = next((found / form for form in forms if (found / form).exists()), None)
         if existing is None:

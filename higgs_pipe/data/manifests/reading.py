@@ -174,8 +174,11 @@ def _columns(entry: ManifestEntry) -> dict[str, str]:
 
 
 def _root(entry: ManifestEntry) -> Path:
-    """Return the folder that audio paths are relative to."""
+    """Return the folder that audio paths are relative to.
+
+    It is relative itself where the config's path is: a project that is moved keeps its tables.
+    """
     if entry.root is not None:
-        return Path(entry.root).absolute()
+        return Path(entry.root)
     path = Path(entry.path)
-    return (path if path.is_dir() else path.parent).absolute()
+    return path if path.is_dir() else path.parent

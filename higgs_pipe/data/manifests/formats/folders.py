@@ -108,7 +108,7 @@ def _composed(folder: Path, path: Path) -> Path:
 
 def _rows_of_table(source: Source, table: Path) -> RawRows:
     """Yield the rows of a metadata file in a folder below, with paths relative to the root."""
-    below = replace(source, path=str(table), root=table.parent.absolute())
+    below = replace(source, path=str(table), root=table.parent)
     folder = os.path.relpath(below.root, source.root)
     read = read_samples if table.name == METADATA_JSON else read_audiofolder
     for row in read(below):
@@ -140,7 +140,7 @@ def _row(
         said: Its text in a file of many transcripts, if it is there.
     """
     relative = recording.relative_to(folder)
-    is_below_root = source.root == folder.absolute()
+    is_below_root = source.root == folder
     names = [name for name in relative.parts[:-1] if not NEUTRAL_FOLDER.fullmatch(name)]
     # A speaker's folder may lie in one of a language.
     language = names.pop(0) if len(names) > 1 and is_language_code(names[0]) else None

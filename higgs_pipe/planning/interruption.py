@@ -1,0 +1,33 @@
+"""Signals to Snakemake alone: they end the jobs, too."""
+
+import os
+import signal
+import types
+from contextlib import suppress
+
+from higgs_pipe.planning.process_tree import children
+
+
+def end_as_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP end Snakemake and its jobs as Ctrl-C in a terminal does.
+
+    By itself, Snakemake waits after SIGTERM for the end of its jobs, which may be days, and dies of
+    SIGHUP at once. A training saves a checkpoint. Ignored signals, as by ``nohup``, stay ignored.
+    """
+    terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+    caught: list[int] = []
+
+    def end(number: int, _: types.FrameType | None) -> None:
+        for pid in children():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        if number == signal.SIGHUP:  # its last words would fail in a terminal that is closed
+            for fd in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+        caught.append(number)
+        if len(caught) == 1:  # a second one would interrupt the end that the first one began
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)

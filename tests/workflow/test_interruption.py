@@ -1,0 +1,189 @@
+"""Snakemake is stopped or killed while it trains: the jobs end, too, and have saved."""
+
+import os
+import pty
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import MARK, marked_environment, wait_until
+from workflow.stub_checkout import make_stub_checkout, snakemake, snakemake_command
+
+pytestmark = pytest.mark.slow
+
+# A training that lasts until it is asked to stop, and then takes its time to save.
+TRAINING = """
+import os, signal, sys, time
+from pathlib import Path
+from higgs_pipe.cli import main
+def run(config: Path, train_rows: Path, eval_rows: Path, output_dir: Path, overrides: str,
+        adapter_dir: Path | None = None):
+    caught = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: caught.append(number))
+    rank = os.environ.get("RANK", "0")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / f"running-{rank}").write_text("")
+    while not caught:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    (output_dir / f"saved-{rank}").write_text("")
+    sys.exit(128 + caught[0])
+main(run)
+"""
+
+
+class Workflow:
+    """A run of Snakemake in a session of its own, which trains by two processes."""
+
+    def __init__(self, checkout: Path) -> None:
+        self.checkout = checkout
+        self.folder = checkout / "results/experiments/default/train"
+        words = ("--cores", "2", "train", "--config", "train={num_processes: 2, device: cpu}")
+        self.command = snakemake_command(checkout, *words)
+        self.popen: subprocess.Popen | None = None
+
+    def start(self) -> psutil.Process:
+        """Start it and wait for both processes of the training."""
+        self.popen = subprocess.Popen(
+            self.command,
+            cwd=self.checkout,
+            env=marked_environment(),
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
+        )
+        self.wait_for("running")
+        return psutil.Process(self.popen.pid)
+
+    def start_in_terminal(self) -> int:
+        """Start it as a shell does in a terminal; return the terminal."""
+        environment = marked_environment()
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.chdir(self.checkout)
+            shell = ["bash", "-c", f"{shlex.join(self.command)}; true"]
+            os.execvpe("bash", shell, environment)
+        self.wait_for("running")
+        return terminal
+
+    def wait_for(self, state: str) -> None:
+        wait_until(lambda: all((self.folder / f"{state}-{i}").is_file() for i in (0, 1)))
+
+    def job(self, module: str) -> psutil.Process:
+        return next(p for p in self.processes() if f"higgs_pipe.{module}" in p.cmdline())
+
+    def processes(self) -> list[psutil.Process]:
+        """Those of this run that have not ended."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                is_ours = process.environ().get(MARK) == str(os.getpid())
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def wait_for_end(self) -> None:
+        wait_until(lambda: self.processes() == [])
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout of stubs, with all results up to packing; its training waits for a signal."""
+    checkout = make_stub_checkout(tmp_path_factory.mktemp("run") / "check out")
+    run = snakemake(checkout, "pack", checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (checkout / "higgs_pipe/train.py").write_text(TRAINING)
+    return checkout
+
+
+@pytest.fixture
+def workflow(packed: Path) -> Iterator[Workflow]:
+    workflow = Workflow(packed)
+    yield workflow
+    for process in workflow.processes():
+        process.kill()
+    if workflow.popen is not None:
+        workflow.popen.wait()
+    for path in workflow.folder.glob("*-[01]"):
+        path.unlink()
+    shutil.rmtree(packed / ".snakemake/locks", ignore_errors=True)
+
+
+def is_locked(workflow: Workflow) -> bool:
+    locks = workflow.checkout / ".snakemake/locks"
+    return locks.is_dir() and any(locks.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_snakemake_alone_lets_the_training_save(
+    workflow: Workflow, number: signal.Signals
+) -> None:
+    workflow.start().send_signal(number)
+    workflow.wait_for("saved")
+    assert workflow.popen.wait(60) == 1
+    workflow.wait_for_end()
+    assert not is_locked(workflow)
+
+
+def test_the_training_of_a_killed_snakemake_saves_and_ends(workflow: Workflow) -> None:
+    workflow.start().kill()
+    workflow.wait_for("saved")
+    workflow.popen.wait(60)
+    workflow.wait_for_end()
+
+
+def test_the_training_of_a_killed_launcher_saves_and_ends(workflow: Workflow) -> None:
+    workflow.start()
+    workflow.job("training.launch").kill()
+    workflow.wait_for("saved")
+    assert workflow.popen.wait(60) == 1
+    workflow.wait_for_end()
+
+
+def test_a_closed_terminal_lets_the_training_save(workflow: Workflow) -> None:
+    terminal = workflow.start_in_terminal()
+    os.close(terminal)
+    workflow.wait_for("saved")
+    workflow.wait_for_end()
+    assert not is_locked(workflow)
+
+
+def test_under_nohup_a_hangup_ends_nothing(packed: Path, workflow: Workflow) -> None:
+    workflow.command = ["nohup", *workflow.command]
+    workflow.start()
+    os.killpg(workflow.popen.pid, signal.SIGHUP)
+    time.sleep(3)
+    assert not list(workflow.folder.glob("saved-*"))
+    assert workflow.popen.poll() is None
+
+
+def test_a_stage_on_data_ends_with_its_snakemake(workflow: Workflow) -> None:
+    """One that catches no signal by itself."""
+    source = workflow.checkout / "higgs_pipe/estimate.py"
+    stub = source.read_text()
+    source.write_text(
+        "import time\nfrom pathlib import Path\nfrom higgs_pipe.cli import main\n"
+        "def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:\n"
+        "    Path('running').write_text('')\n"
+        "    try:\n        time.sleep(60)\n"
+        "    finally:\n        Path('cleaned').write_text('')\nmain(run)\n"
+    )
+    workflow.command = snakemake_command(workflow.checkout, "--cores", "2", "validate")
+    popen = subprocess.Popen(
+        workflow.command, cwd=workflow.checkout, env=marked_environment(), stderr=subprocess.DEVNULL
+    )
+    wait_until((workflow.checkout / "running").is_file)
+    popen.kill()
+    wait_until((workflow.checkout / "cleaned").is_file)
+    popen.wait()
+    workflow.wait_for_end()
+    source.write_text(stub)
