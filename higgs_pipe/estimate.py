@@ -1,4 +1,4 @@
-"""Stage validate, last part: estimate tokens, steps and GPU memory of training; no GPU is used."""
+"""Stage validate, last part: estimate tokens, steps, memory, time and cost of training."""
 
 import logging
 import math
@@ -19,15 +19,14 @@ from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.memory import Memory, Parameters, estimate_model
 from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, conversations_of
+from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
 
 logger = logging.getLogger("higgs_pipe")
 
 PUBLISHED_FRAME_RATE_HZ = 25.0
 PUBLISHED_NUM_CODEBOOKS = 8
-PACKED_FILL = 0.99
 # Used if the tokenizer cannot be read. Llama 3's makes about one token of 4 bytes of UTF-8 in
 # English, and similar ones elsewhere; headers and marks surround the messages of a sample.
 TEXT_BYTES_PER_TOKEN = 4.0
@@ -52,15 +51,6 @@ class Amount(ResultPart):
     num_audio_frames: int
     num_text_tokens: int
     num_packed_rows: int
-
-
-class ExperimentEstimate(ResultPart):
-    """Steps, parameters and memory of an experiment; the latter two are null without the base."""
-
-    num_steps: int
-    parameters: Parameters | None
-    memory_gib: Memory | None
-    unknown_because: str | None
 
 
 class Estimate(Result):
@@ -107,15 +97,8 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     experiments = {}
     for name, overrides in stage.experiments.items():
         train = TrainConfig.model_validate(merge(stage.train.model_dump(), overrides or {}))
-        steps_per_epoch = math.ceil(amount.num_packed_rows / train.rows_per_step)
-        parameters, memory = None, None
-        if base:
-            parameters, memory = estimate_model(base, train, stage.pack.max_tokens)
-        experiments[name] = ExperimentEstimate(
-            num_steps=train.max_steps or steps_per_epoch * train.num_epochs,
-            parameters=parameters,
-            memory_gib=memory,
-            unknown_because=base_fault,
+        experiments[name] = estimate_experiment(
+            train, amount.num_packed_rows, stage.pack.max_tokens, base, base_fault
         )
     refused = refused_conversations(table, stage) if tokenizer else []
     found = Estimate(
@@ -254,16 +237,14 @@ def _lines(found: Estimate, max_tokens: int) -> list[str]:
     ]
     for name, experiment in found.experiments.items():
         text = f"  {name}: {experiment.num_steps:,} steps"
-        if experiment.memory_gib is None or experiment.parameters is None:
+        if experiment.parameters is None:
             lines.append(f"{text}; GPU memory unknown: {experiment.unknown_because}")
             continue
-        memory = experiment.memory_gib.model_dump()
-        total = memory.pop("total")
-        parts = ", ".join(f"{part.replace('_', ' ')} {gib:.2f}" for part, gib in memory.items())
         lines.append(
-            f"{text}; {experiment.parameters.trainable:,} trainable parameters; GPU memory about "
-            f"{total:.1f} GiB ({parts})"
+            f"{text}; {experiment.parameters.trainable:,} trainable parameters; on one process per "
+            "card, computed and not measured:"
         )
+        lines += [f"    {card.as_text()}" for card in experiment.cards]
     return lines
 
 

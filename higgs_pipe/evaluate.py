@@ -28,6 +28,7 @@ from higgs_pipe.data.tables import write_table
 from higgs_pipe.higgs.ancestor import take_weights
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import load_codec_of
+from higgs_pipe.higgs.compilation import FORWARD_SHARE, keep_compiled_code
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.lora import check_base, load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
@@ -47,6 +48,7 @@ from higgs_pipe.listening.takes import Takes
 from higgs_pipe.listening.text_use import OtherTexts
 from higgs_pipe.listening.verdict import judge
 from higgs_pipe.progress import activity
+from higgs_pipe.training.compiling import compile_where_it_pays
 from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.results import EvalMetrics, SplitMetrics
 
@@ -62,6 +64,7 @@ def run(
     samples_dir: Path,
     clips_of: str = "manifest",
     ancestor_dir: Path | None = None,
+    compile_cache: Path | None = None,
 ) -> None:
     """Evaluate an adapter and its base on the same clips.
 
@@ -75,6 +78,7 @@ def run(
         clips_of: The setting that names the clips' recordings, manifest or eval.other_manifest; the
             verdict's words depend on it.
         ancestor_dir: The adapter that training started from, if any, whose losses are added.
+        compile_cache: As for :func:`higgs_pipe.train.run`.
 
     Raises:
         UserError: Base or codec are not those of the rows or of the adapter, the held-out split is
@@ -82,6 +86,7 @@ def run(
     """
     stage = load_stage(EvalStage, config)
     settings = stage.eval
+    keep_compiled_code(compile_cache)
     accelerator = Accelerator(cpu=pick_device(settings.device).type == "cpu")
     device = accelerator.device
     # First, so that a model that cannot be loaded ends the stage before hours of work.
@@ -93,6 +98,8 @@ def run(
     adapted = load_adapter(base, adapter_dir)
     check_base(adapter_dir, pinned)
     model = DualLossModel(adapted).to(device)
+    num_forward = 4 * sum(rows.row_lengths())  # adapter and base, own text and another
+    compile_where_it_pays(model, settings.compile, accelerator, num_forward * FORWARD_SHARE, rows)
     codec, info = load_codec_of(rows.codec_info, device)
     samples = read_samples(rows, HeldOutClips.read(clips), model.native.config)
     max_frames = settings.max_seconds * info.frame_rate_hz

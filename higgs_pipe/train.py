@@ -2,7 +2,7 @@
 
 An optimizer step takes ``rows_per_step`` packed rows over all processes together, in a seeded
 global order. The counts of labels are summed over the whole step before the first forward pass,
-each micro-batch's loss is divided by them, and DDP adds up the gradients: the number of processes
+each micro-batch's loss is divided by them, and the gradients are added up: the number of processes
 and the size of the micro-batches change the speed, never the result.
 
 Everything random is seeded by epoch and row, so a checkpoint needs no state of a random generator,
@@ -28,6 +28,7 @@ from higgs_pipe.cli import main
 from higgs_pipe.config.stages import TrainStage, load_stage
 from higgs_pipe.higgs.ancestor import start_from
 from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.compilation import keep_compiled_code
 from higgs_pipe.higgs.devices import pick_dtype
 from higgs_pipe.higgs.lora import (
     MUTATING,
@@ -46,6 +47,7 @@ from higgs_pipe.training.evaluation import Evaluation
 from higgs_pipe.training.lock import only_training_in
 from higgs_pipe.training.metrics import MetricsLog
 from higgs_pipe.training.optimizer import make_optimizer, make_schedule
+from higgs_pipe.training.planner import Planner
 from higgs_pipe.training.predictions import describe_predictions
 from higgs_pipe.training.preflight.checks import check_before_training
 from higgs_pipe.training.processes import (
@@ -71,6 +73,7 @@ def run(
     output_dir: Path,
     overrides: str = "{}",
     adapter_dir: Path | None = None,
+    compile_cache: Path | None = None,
 ) -> None:
     """Train an adapter; keep the one with the lowest held-out loss.
 
@@ -86,11 +89,13 @@ def run(
             tracker, and ``checkpoints/`` while training runs.
         overrides: JSON object of the experiment, laid over the ``train`` section.
         adapter_dir: Where the adapter goes, if not to ``output_dir``'s ``adapter/``.
+        compile_cache: Folder of compiled code, unless ``TORCHINDUCTOR_CACHE_DIR`` names another.
 
     Raises:
         UserError: A setting does not fit, or training fails for a reason that the user can fix.
     """
     stage = load_stage(TrainStage, config, overrides)
+    keep_compiled_code(compile_cache)
     accelerator = make_accelerator(stage.train, output_dir)
     adapter_dir = adapter_dir or output_dir / "adapter"
     with (
@@ -152,12 +157,9 @@ class Training:
         is_mutating = settings.lora.init in MUTATING
         self.initial_adapter = adapter_state(adapter) if is_mutating else {}
         self.trainable_parameters = trainable_parameters(adapter)
-        model = DualLossModel(
-            adapter,
-            settings.max_logits_mb,
-            checkpoint_every=int(settings.gradient_checkpointing),
-            compile_layers=settings.compile,
-        ).train()
+        # Until the run is planned, as little memory as can be.
+        num_recomputed = self.config.num_hidden_layers if device.type == "cuda" else 0
+        model = DualLossModel(adapter, settings.max_logits_mb, num_recomputed).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         self.model = accelerator.prepare(model)
 
@@ -174,7 +176,10 @@ class Training:
         self.telemetry = Telemetry(
             device, max(self.inputs.row_lengths), train_rows.codec_info.frame_rate_hz
         )
-        self.stepper = Stepper(self.model, self.state, settings, accelerator, self.telemetry)
+        self.planner = Planner(model, settings, self.inputs, self.state, accelerator)
+        self.stepper = Stepper(
+            model, self.inputs, self.planner, self.state, settings, accelerator, self.telemetry
+        )
         parts = ", ".join(f"{name} {n:,}" for name, n in self.trainable_parameters.items())
         logger.info("trainable parameters: %s", parts)
         logger.info(
@@ -208,13 +213,15 @@ class Training:
             folder = output_dir / "samples"
             samples = Samples(self.eval_rows, self.config, settings, accelerator, folder)
         evaluation = Evaluation(
-            self.model, self.eval_rows, settings, accelerator, progress, samples
+            self.model, self.eval_rows, settings, accelerator, progress, samples, self.inputs
         )
         self.stepper.caught = caught
         self.state.resume(checkpoints, metrics, accelerator)
         start_tracker(accelerator, settings, output_dir, progress.step)
         if progress.step == 0:
             metrics.restore("")
+        self.planner.plan(metrics.write)
+        if progress.step == 0:
             evaluation.run_if_due(self.num_steps, metrics)
         elif settings.stop_on_alarm:
             self.alarms.refuse_active(progress.step)
@@ -229,7 +236,6 @@ class Training:
                     result = self.stepper.step(step_input, predict=is_logged)
                 progress.seconds = time.perf_counter() - started
                 pace.advance()
-
                 if is_logged:
                     line = self._line(result)
                     note = f"{line['step_seconds']:.2g} s/step  {pace.left()}"
@@ -285,7 +291,7 @@ class Training:
 
     def _log_predictions(self, step_input: StepInput, result: StepResult) -> None:
         if self.accelerator.is_main_process and result.predictions is not None:
-            batch = step_input.micro_batches[0].batch
+            batch = self.inputs.fitted(step_input).micro_batches[0].batch
             for line in describe_predictions(batch, result.predictions, self.tokenizer):
                 logger.info("%s", line)
 

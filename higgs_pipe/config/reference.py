@@ -66,6 +66,8 @@ def _values(declared: Schema, whole: Schema) -> str:
         return " or ".join(dict.fromkeys(_values(one, whole) for one in declared["anyOf"]))
     if "enum" in declared:
         return ", ".join(f"`{value}`" for value in declared["enum"])
+    if "const" in declared:
+        return f"`{declared['const']}`"
     if declared["type"] == "null":
         return "`null`"
     if declared["type"] == "array":

@@ -14,6 +14,7 @@ from higgs_pipe.config.rules import EACH_ZERO, OFF, ON, TRUE, ZERO, Forbidden, S
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32", "float64"]
+AutoOrBool = Literal["auto"] | bool
 Quantization = Literal["8bit", "4bit"]
 CodecDtype = Literal["auto", "bfloat16", "float32"]
 
@@ -242,8 +243,8 @@ class TokenizeConfig(Section):
     max_batch_seconds: float | None = Field(
         None,
         gt=0,
-        description="Seconds of audio encoded at once, in clips of equal length; null: 120 on a "
-        "GPU, one clip at a time on a CPU.",
+        description="Seconds of audio encoded at once, in clips of equal length; null: up to 240 "
+        "on a GPU, as its memory allows, one clip at a time on a CPU.",
     )
 
 
@@ -432,8 +433,10 @@ class TrainConfig(Section):
     rows_per_step: int = Field(
         16, ge=1, description="Packed rows per optimizer step, over all processes together."
     )
-    rows_per_micro_batch: int = Field(
-        1, ge=1, description="Packed rows per forward pass of a process; as many as memory holds."
+    rows_per_micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="Packed rows per forward pass of a process; auto: as many as memory holds, "
+        "where that is faster.",
     )
     warmup_fraction: float = Field(
         0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from 0."
@@ -463,10 +466,10 @@ class TrainConfig(Section):
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
         "tensorboard", description="Tracker that receives the curves, beside metrics.jsonl."
     )
-    gradient_checkpointing: bool | Annotated[int, Field(ge=1, le=1024)] = Field(
-        False,
-        description="Recompute layers in the backward pass: less memory, slower. true: every "
-        "layer; n: every n-th layer.",
+    gradient_checkpointing: Literal["auto"] | bool | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto",
+        description="Recompute layers in the backward pass: less memory, slower. auto: as few as "
+        "memory asks for; true: every layer; n: the first n layers.",
     )
     max_logits_mb: float = Field(
         64.0,
@@ -478,8 +481,10 @@ class TrainConfig(Section):
         None,
         description="Keep the frozen base's linear layers in 8 or 4 bits (CUDA, bitsandbytes).",
     )
-    compile: bool = Field(
-        False, description="Compile the layers around attention; the first steps take longer."
+    compile: AutoOrBool = Field(
+        "auto",
+        description="Compile the layers around attention: faster and smaller on a GPU, after a "
+        "minute or two; auto: where it pays.",
     )
     tf32: bool = Field(True, description="Let float32 matrix products on CUDA use TF32.")
     preflight: bool = Field(
@@ -534,6 +539,9 @@ class EvaluateConfig(Section):
         "auto", description="Dtype of the base; auto: bfloat16 where the device supports it."
     )
     rows_per_batch: int = Field(1, ge=1, description="Packed rows per forward pass.")
+    compile: AutoOrBool = Field(
+        "auto", description="Compile the layers around attention; auto: where it pays."
+    )
     num_prompts: int = Field(
         20,
         ge=0,

@@ -4,9 +4,10 @@ The cost grows with the sum of the squared sample lengths, and no mask is needed
 positions in all.
 """
 
+import inspect
 import logging
 from functools import cache
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 logger = logging.getLogger("higgs_pipe")
 
 MAX_FLASH_HEAD_DIM = 256
+# Before PyTorch 2.12 grouped queries need no argument, and there is none.
+GROUPED_QUERIES: dict[str, Any] = {
+    name: True for name in ("enable_gqa",) if name in inspect.signature(varlen_attn).parameters
+}
 
 
 class SampleBounds(NamedTuple):
@@ -71,7 +76,7 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, samples: SampleB
         longest,
         longest,
         window_size=(-1, 0),  # causal
-        enable_gqa=True,
+        **GROUPED_QUERIES,
     )
     return cast(Tensor, attended)
 

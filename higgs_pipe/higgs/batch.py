@@ -22,6 +22,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.attention import SampleBounds
 from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.codes import IGNORED
+from higgs_pipe.higgs.dropout import position_keys
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Layout(NamedTuple):
     routed: Tensor  # (S,) positions of text tokens, then of audio frames
     unrouted: Tensor  # (S,) where in ``routed`` each position is: its inverse
     samples: SampleBounds
+    dropout_keys: Tensor | None = None  # (S,) int32, in routed order
 
 
 @dataclass(frozen=True)
@@ -134,12 +136,15 @@ class PackedBatch:
         return torch.cat([text, is_label.sum(dim=0), stop]).to(torch.float64)
 
 
-def collate(rows: Sequence[PackedRow], config: BaseConfig) -> PackedBatch:
+def collate(
+    rows: Sequence[PackedRow], config: BaseConfig, dropout_seeds: Sequence[int] | None = None
+) -> PackedBatch:
     """Lay packed rows end to end.
 
     Args:
         rows: At least one row.
         config: The base's.
+        dropout_seeds: One for each row, which decides its dropout in whatever batch it is.
 
     Raises:
         UserError: A row contradicts itself (placeholders and frames, lengths), or a label could
@@ -157,6 +162,11 @@ def collate(rows: Sequence[PackedRow], config: BaseConfig) -> PackedBatch:
     is_audio = is_placeholder(input_ids, config)
     audio_positions = np.flatnonzero(is_audio)
     routed = np.concatenate([np.flatnonzero(~is_audio), audio_positions])
+    keys = None
+    if dropout_seeds is not None:
+        keys = torch.from_numpy(
+            position_keys(dropout_seeds, [len(row.input_ids) for row in rows])[routed]
+        )
     labelled = np.flatnonzero(labels != IGNORED)
     labelled_frames = np.flatnonzero((audio_labels != IGNORED).any(axis=1))
 
@@ -177,6 +187,7 @@ def collate(rows: Sequence[PackedRow], config: BaseConfig) -> PackedBatch:
                 lengths=tuple(lengths.tolist()),
                 offsets=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
             ),
+            dropout_keys=keys,
         ),
         stream_eos=config.audio_stream_eos_id,
         sample_ids=tuple(sample_id for row in rows for sample_id in row.sample_ids),

@@ -22,21 +22,30 @@ def fuse_lora(model: nn.Module) -> None:
             module.forward = types.MethodType(_lora_forward, module)
 
 
-def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Replace PEFT's forward of a LoRA layer; PEFT itself computes what is not plain LoRA."""
+def is_fused(module: Any) -> bool:
+    """Tell if the fused forward computes this LoRA layer, once :func:`fuse_lora` was called."""
+    return type(module) is LoraLinear and type(module.base_layer) is nn.Linear and _is_plain(module)
+
+
+def _is_plain(self: Any) -> bool:
+    """Tell if a layer is one LoRA adapter without a variant or a bias over a frozen base."""
     adapter = self.active_adapters[0]
-    is_plain = (
-        not (self.disable_adapters or self.merged or args or kwargs)
-        and len(self.active_adapters) == 1
+    return (
+        len(self.active_adapters) == 1
         and adapter in self.lora_A
         and adapter not in self.lora_variant
         and not self.lora_bias[adapter]
         and not self.base_layer.weight.requires_grad
     )
-    if not is_plain:
+
+
+def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Replace PEFT's forward of a LoRA layer; PEFT itself computes what is not plain LoRA."""
+    if self.disable_adapters or self.merged or args or kwargs or not _is_plain(self):
         return cast(Tensor, type(self).forward(self, x, *args, **kwargs))
+    adapter = self.active_adapters[0]
     dropout = self.lora_dropout[adapter]
-    has_dropout = self.training and isinstance(dropout, nn.Dropout)
+    has_dropout = self.training and not isinstance(dropout, nn.Identity)
     output = _low_rank_linear(
         x.flatten(0, -2),
         dropout(x).flatten(0, -2) if has_dropout else None,

@@ -1,6 +1,6 @@
 """Parameters and GPU memory of a training, estimated without a GPU and without the weights."""
 
-import math
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -13,6 +13,15 @@ from higgs_pipe.higgs.lora import add_lora, trainable_parameters
 GIB = 2**30
 BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4, "float64": 8}
 BYTES_PER_QUANTIZED_VALUE = {"8bit": 1.0, "4bit": 0.5}
+# Weight, gradient and two moments of AdamW in float32 (Rajbhandari et al., ZeRO, 2020, section 3.1,
+# without the 16-bit copies).
+BYTES_PER_TRAINED_VALUE = 16
+# Fitted to the peaks of docs/performance.md: what a layer keeps, and what is in use while one
+# layer is computed, over the values that :func:`layer_values` counts. Without compiled layers,
+# dropout and norms keep copies; the compiler keeps a third and computes the rest again.
+KEPT_SHARE = {False: 1.60, True: 0.32}
+WORKING_SHARE = {False: 0.42, True: 0.77}
+WORKSPACE_BYTES = 0.19e9  # of matrix products, and what is allocated once per step
 
 
 class Parameters(ResultPart):
@@ -24,12 +33,13 @@ class Parameters(ResultPart):
 
 
 class Memory(ResultPart):
-    """GiB on each GPU by purpose; CUDA and the allocator often add a GiB or two."""
+    """GiB on each GPU by purpose; CUDA itself takes about half a GiB more."""
 
     weights: float
     adapter_and_optimizer: float
     activations: float
     logits: float
+    workspace: float
     total: float
 
     @classmethod
@@ -39,57 +49,108 @@ class Memory(ResultPart):
         return cls(**gib, total=sum(gib.values()))
 
 
-def estimate_model(
-    base: HiggsAudioV2Config, train: TrainConfig, max_tokens: int
-) -> tuple[Parameters, Memory]:
-    """Estimate the parameters of an experiment, and the memory per process on its GPU.
+@dataclass(frozen=True)
+class MemoryFormula:
+    """Bytes of a training on one GPU, as a function of positions and recomputed layers."""
 
-    - Weights: the frozen base in its dtype; if quantized, its layers' matrices in fewer bits.
-    - Adapter: 16 bytes per trained parameter: weight, gradient and two moments of AdamW in
-      float32 (Rajbhandari et al., ZeRO, 2020, section 3.1, without the 16-bit copies).
-    - Activations: what a layer keeps for its backward pass, counted as Korthikanti et al. do
-      (Reducing Activation Recomputation in Large Transformer Models, 2022, section 4.1), for a
-      layer with a frozen base and without a stored matrix of attention scores. With hidden size
-      H, key and value size D, FFN size I and rank r, a position keeps two norms, their outputs,
-      queries and attention outputs (6 H), keys and values (2 D), the FFN's gate, its activation,
-      its other branch and their product (4 I), and LoRA's projections (7 r). With gradient
-      checkpointing a recomputed layer keeps H, and one layer at a time is there in full.
-    - Logits: of the audio head at every position, and their gradient, in float32, up to
-      ``train.max_logits_mb``; the text head sees only a few positions per sample.
+    num_layers: int
+    weights: float
+    num_trained: int
+    logits: float  # with their gradient, at most
+    layer_input: float  # bytes per position that a recomputed layer keeps
+    layer_kept: float  # bytes per position that another layer keeps
+    working: float  # bytes per position while one layer is computed
+
+    def activations(self, num_positions: int, num_recomputed: int) -> float:
+        """Return the bytes that a micro-batch needs above weights, adapter and optimizer."""
+        num_kept = self.num_layers - num_recomputed + (1 if num_recomputed else 0)
+        per_position = num_recomputed * self.layer_input + num_kept * self.layer_kept
+        return (per_position + self.working) * num_positions
+
+    def memory(self, num_positions: int, num_recomputed: int) -> Memory:
+        """Return the memory of a training by purpose."""
+        return Memory.of_bytes(
+            weights=self.weights,
+            adapter_and_optimizer=BYTES_PER_TRAINED_VALUE * self.num_trained,
+            activations=self.activations(num_positions, num_recomputed),
+            logits=self.logits,
+            workspace=WORKSPACE_BYTES,
+        )
+
+    def fewest_recomputed(self, num_positions: int, num_bytes: float) -> int | None:
+        """Return the fewest layers to recompute so that activations fit; None if they never do."""
+        return next(
+            (
+                num_recomputed
+                for num_recomputed in range(self.num_layers + 1)
+                if self.activations(num_positions, num_recomputed) <= num_bytes
+            ),
+            None,
+        )
+
+    def scaled(self, factor: float) -> Self:
+        """Return the formula with activations of another size, as a probe has found them."""
+        return replace(
+            self,
+            layer_input=self.layer_input * factor,
+            layer_kept=self.layer_kept * factor,
+            working=self.working * factor,
+        )
+
+
+def layer_values(base: HiggsAudioV2Config, rank: int) -> int:
+    """Count the values that a layer keeps per position for its backward pass.
+
+    Counted as Korthikanti et al. do (Reducing Activation Recomputation in Large Transformer Models,
+    2022, section 4.1), for a layer with a frozen base and without a stored matrix of attention
+    scores. With hidden size H, key and value size D and FFN size I: two norms, their outputs,
+    queries and attention outputs (6 H), keys and values (2 D), the FFN's gate, its activation, its
+    other branch and their product (4 I), and LoRA's projections (7 ranks).
+    """
+    key_value_size = base.num_key_value_heads * base.head_dim
+    return int(6 * base.hidden_size + 2 * key_value_size + 4 * base.intermediate_size + 7 * rank)
+
+
+def memory_formula(
+    base: HiggsAudioV2Config, train: TrainConfig, num_trained: int, is_compiled: bool
+) -> MemoryFormula:
+    """Return the formula of an experiment, with constants fitted to measurements.
 
     Args:
         base: The config of the base.
         train: The settings of the experiment.
-        max_tokens: Positions of a packed row.
+        num_trained: Trained parameters.
+        is_compiled: Whether the layers are compiled.
     """
+    # The heads' matrices are two-dimensional too, but not in the layers.
+    with torch.device("meta"):
+        model = HiggsAudioV2ForConditionalGeneration(base, use_text_head=True)
+    num_bytes = BYTES_PER_VALUE.get(train.dtype, BYTES_PER_VALUE["bfloat16"])
+    weights = float(sum(p.numel() for p in model.parameters()) * num_bytes)
+    if train.quantization is not None:
+        matrices = (p for p in model.model.layers.parameters() if p.ndim == 2)
+        saved_per_value = num_bytes - BYTES_PER_QUANTIZED_VALUE[train.quantization]
+        weights -= sum(p.numel() for p in matrices) * saved_per_value
+    layer = layer_values(base, train.lora.r) * num_bytes
+    return MemoryFormula(
+        num_layers=base.num_hidden_layers,
+        weights=weights,
+        num_trained=num_trained,
+        logits=train.max_logits_mb * 1e6,
+        layer_input=base.hidden_size * num_bytes,
+        layer_kept=KEPT_SHARE[is_compiled] * layer,
+        working=WORKING_SHARE[is_compiled] * layer,
+    )
+
+
+def count_parameters(base: HiggsAudioV2Config, train: TrainConfig) -> Parameters:
+    """Count the parameters of an experiment, without weights."""
     # The initialisation changes no shape, and some kinds need the weights. A token trained on its
     # own is a row of the embeddings, but only the tokenizer knows which.
     lora = train.lora.model_copy(update={"init": "default", "trainable_tokens": []})
     with torch.device("meta"):
         model = HiggsAudioV2ForConditionalGeneration(base, use_text_head=True).requires_grad_(False)
         num_base = sum(parameter.numel() for parameter in model.parameters())
-        layers = model.model.layers.parameters()
-        num_in_layers = sum(parameter.numel() for parameter in layers if parameter.ndim == 2)
         parts = trainable_parameters(add_lora(model, lora, train.seed))
     num_trainable = sum(parts.values()) + len(train.lora.trainable_tokens) * base.hidden_size
-
-    num_bytes = BYTES_PER_VALUE.get(train.dtype, BYTES_PER_VALUE["bfloat16"])
-    num_positions = train.rows_per_micro_batch * max_tokens
-    key_value_size = base.num_key_value_heads * base.head_dim
-    layer = 6 * base.hidden_size + 2 * key_value_size + 4 * base.intermediate_size
-    layer += 7 * train.lora.r
-    every = int(train.gradient_checkpointing)
-    num_recomputed = math.ceil(base.num_hidden_layers / every) if every else 0
-    num_kept = base.num_hidden_layers - num_recomputed + (1 if num_recomputed else 0)
-    kept = num_recomputed * base.hidden_size + num_kept * layer
-    logits: float = 2 * 4 * num_positions * base.num_codebooks * base.codebook_size
-    weights = float(num_base * num_bytes)
-    if train.quantization is not None:
-        weights -= num_in_layers * (num_bytes - BYTES_PER_QUANTIZED_VALUE[train.quantization])
-    memory = Memory.of_bytes(
-        weights=weights,
-        adapter_and_optimizer=16 * num_trainable,
-        activations=kept * num_bytes * num_positions,
-        logits=min(logits, train.max_logits_mb * 1e6),
-    )
-    return Parameters(base=num_base, trainable=num_trainable, trainable_by_part=parts), memory
+    return Parameters(base=num_base, trainable=num_trainable, trainable_by_part=parts)

@@ -26,6 +26,7 @@ from higgs_pipe.config.settings import Quantization
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.attention import packed_attention
 from higgs_pipe.higgs.batch import Layout, PackedBatch
+from higgs_pipe.higgs.dropout import draw_by_row
 from higgs_pipe.higgs.fused_lora import fuse_lora
 from higgs_pipe.higgs.loss import LossSums, Predictions, chunked_loss, loss_sums
 from higgs_pipe.higgs.pretrained import load_weights
@@ -61,38 +62,54 @@ def load_base(
 class DualLossModel(nn.Module):
     """The base, with or without an adapter: a packed batch in, its losses out.
 
-    DDP wraps this module. Backbone, heads and loss are all inside its forward, so that DDP
-    synchronises the gradients.
+    Backbone, heads and loss are all inside its forward.
 
     Args:
         model: The native model or a ``PeftModel`` of it; it is changed in place and no longer
             generates.
         max_logits_mb: Megabytes for the logits and their gradient; more are computed in chunks.
-        checkpoint_every: Recompute every n-th layer in the backward pass: 1 is every layer, 0 none.
-        compile_layers: Compile the parts of each layer before and after attention.
+        recomputed_layers: The first layers that the backward pass computes again.
     """
 
     def __init__(
         self,
         model: nn.Module,
         max_logits_mb: float = DEFAULT_MAX_LOGITS_MB,
-        checkpoint_every: int = 0,
-        compile_layers: bool = False,
+        recomputed_layers: int = 0,
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.max_logits_mb = max_logits_mb
         body = self.native.model
         body.forward = types.MethodType(_body_forward, body)
-        body.checkpoint_every = checkpoint_every
+        body.recomputed_layers = recomputed_layers
         for layer in body.layers:
             layer.forward = types.MethodType(_layer_forward, layer)
             for part in (_before_attention, _after_attention):
-                compiled = (
-                    torch.compile(part, fullgraph=True, dynamic=True) if compile_layers else part
-                )
-                setattr(layer, part.__name__, types.MethodType(compiled, layer))
+                setattr(layer, part.__name__, types.MethodType(part, layer))
         fuse_lora(body)
+        body.position_keys = draw_by_row(body)
+
+    @property
+    def num_layers(self) -> int:
+        """The layers of the body."""
+        return len(self.native.model.layers)
+
+    @property
+    def recomputed_layers(self) -> int:
+        """The first layers that the backward pass computes again, for less memory."""
+        return int(self.native.model.recomputed_layers)
+
+    @recomputed_layers.setter
+    def recomputed_layers(self, number: int) -> None:
+        self.native.model.recomputed_layers = number
+
+    def compile_layers(self) -> None:
+        """Compile the parts of each layer before and after attention, at their next call."""
+        for part in (_before_attention, _after_attention):
+            compiled = torch.compile(part, fullgraph=True, dynamic=True)
+            for layer in self.native.model.layers:
+                setattr(layer, part.__name__, types.MethodType(compiled, layer))
 
     @property
     def native(self) -> HiggsAudioV2ForConditionalGeneration:
@@ -182,12 +199,13 @@ def _body_forward(
     layout: Layout,
 ) -> BaseModelOutputWithPast:
     """Replace the native body's forward: (1, S, H) of a packed row, in the order of the samples."""
+    self.position_keys.put(layout.dropout_keys, layout.num_text)
     text_ids = input_ids[0].index_select(0, layout.routed[: layout.num_text])
     hidden = torch.cat([self.embed_tokens(text_ids), self.embed_audio_tokens(audio_input_ids[0])])
     rotary = self.rotary_emb(hidden, position_ids)  # cos and sin, each (1, S, head_dim)
     for index, layer in enumerate(self.layers):
         inputs = (hidden, rotary, layout)
-        if self.training and self.checkpoint_every and index % self.checkpoint_every == 0:
+        if self.training and index < self.recomputed_layers:
             hidden = checkpoint(layer, *inputs, use_reentrant=False)
         else:
             hidden = layer(*inputs)

@@ -169,7 +169,7 @@ def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
         items = branch(schema, "array", root).get("items", {})
         return [_coerced(item, items, root) for item in value]
     if isinstance(value, str) and (
-        "string" not in allowed or (value == "null" and "null" in allowed)
+        not _takes_text(value, schema, root) or (value == "null" and "null" in allowed)
     ):
         value = _scalar(value)
     if allowed == {"integer"} and isinstance(value, float) and value.is_integer():
@@ -177,6 +177,13 @@ def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
     if allowed == {"number"} and type(value) is int and abs(value) < 2**53:
         return float(value)  # 1 and 1.0 are one setting: no rerun for it
     return value
+
+
+def _takes_text(text: str, schema: Schema, root: Schema) -> bool:
+    """Tell if ``schema`` takes text, or this word in place of a number or Boolean."""
+    allowed = types(schema, root)
+    declared = branch(schema, "string", root) if "string" in allowed else {}
+    return "string" in allowed and ("const" not in declared or text == declared["const"])
 
 
 def _scalar(text: str) -> Any:

@@ -15,6 +15,7 @@ from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.metrics import MetricsLog
 from higgs_pipe.training.samples import Samples
 from higgs_pipe.training.state import Progress
+from higgs_pipe.training.step_inputs import StepInputs
 
 EVAL_LOSS = "eval_loss"
 BEST = "best so far"
@@ -34,6 +35,7 @@ class Evaluation:
     accelerator: Accelerator
     progress: Progress
     samples: Samples | None  # None: nothing is spoken
+    inputs: StepInputs  # of which held-out rows take the size of micro-batches
 
     def run_if_due(self, num_steps: int, metrics: MetricsLog) -> None:
         """Evaluate after step 0, every n-th step and the last one; keep the best adapter.
@@ -69,7 +71,7 @@ class Evaluation:
         return every is not None and (self.progress.step % every == 0 or is_last)
 
     def _held_out_losses(self) -> dict[str, float]:
-        step, rows_per_batch = self.progress.step, self.settings.rows_per_micro_batch
+        step, rows_per_batch = self.progress.step, self.inputs.rows_per_micro_batch
         sums = held_out_sums(self.model, self.rows, self.accelerator, rows_per_batch)
         losses = named_losses(total_of(sums), prefix="eval_")
         if not math.isfinite(losses["eval_loss"]):

@@ -118,6 +118,14 @@ class KeptLine(LoggedLine):
     seconds: float
 
 
+class PlanLine(LoggedLine):
+    """Plan of the micro-batches, from the next step on."""
+
+    rows_per_micro_batch: int
+    recomputed_layers: int
+    is_compiled: bool
+
+
 class AlarmLine(LoggedLine):
     """An alarm: its name and a sentence."""
 
@@ -134,6 +142,7 @@ class TrainingLog:
     alarms: list[AlarmLine]
     samples: list[SampleLine]
     kept_lines: list[KeptLine]  # one, at the end
+    plans: list[PlanLine]
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -145,7 +154,7 @@ class TrainingLog:
         """
         if not path.is_file():
             raise UserError(f"{path}: the file is missing; {LoggedLine.rerun()}")
-        log = cls([], [], [], [], [])
+        log = cls([], [], [], [], [], [])
         for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             place = f"{path}:{number}"
             keys = LoggedLine.parse(text, place).model_extra or {}
@@ -155,6 +164,8 @@ class TrainingLog:
                 log.held_out.append(HeldOutLine.parse(text, place))
             elif any(key.startswith("sample_") for key in keys):
                 log.samples.append(SampleLine.parse(text, place))
+            elif "rows_per_micro_batch" in keys:
+                log.plans.append(PlanLine.parse(text, place))
             elif "kept_step" in keys:
                 log.kept_lines.append(KeptLine.parse(text, place))
             else:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.training.checkpoints import Checkpoints, State
 from higgs_pipe.training.metrics import MetricsLog
+from higgs_pipe.training.plan import Plan
 from higgs_pipe.training.processes import from_main_process
 
 logger = logging.getLogger("higgs_pipe")
@@ -63,6 +64,7 @@ class TrainingState:
     optimizer: Optimizer
     schedule: LRScheduler
     progress: Progress = field(default_factory=Progress)
+    plan: Plan | None = None  # until the run is planned
 
     def update(self) -> None:
         """Take an optimizer step with the gradients at hand."""
@@ -82,6 +84,7 @@ class TrainingState:
             return
         saved: State = {
             "progress": vars(self.progress),
+            "plan": None if self.plan is None else self.plan.as_dict(),
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -110,5 +113,6 @@ class TrainingState:
                 parameter.copy_(value)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
+        self.plan = Plan.read(saved.get("plan"))  # None in a checkpoint of an earlier version
         metrics.restore(saved["metrics"])
         logger.info("resuming after step %d", step)

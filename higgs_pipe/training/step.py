@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -13,8 +12,10 @@ from torch import Tensor
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.loss import LossSums, Predictions, label_weights, named_losses
+from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.training.planner import Planner
 from higgs_pipe.training.state import TrainingState
-from higgs_pipe.training.step_inputs import StepInput, combined_seed
+from higgs_pipe.training.step_inputs import MicroBatch, StepInput, StepInputs, combined_seed
 from higgs_pipe.training.telemetry import Telemetry
 
 
@@ -33,7 +34,9 @@ class StepResult:
 class Stepper:
     """Takes optimizer steps."""
 
-    model: Any  # a DualLossModel as Accelerate prepared it
+    model: DualLossModel
+    inputs: StepInputs
+    planner: Planner
     state: TrainingState
     settings: TrainConfig
     accelerator: Accelerator
@@ -41,53 +44,59 @@ class Stepper:
     caught: Sequence[int] = ()  # numbers of the signals that this process received
 
     def step(self, step_input: StepInput, predict: bool = False) -> StepResult:
-        """Take one optimizer step.
+        """Take one optimizer step; where memory runs out, halve the micro-batch and repeat it.
 
         Args:
             step_input: This process's share.
             predict: Also return the predictions of the first micro-batch.
 
         Raises:
-            UserError: A kind of label is missing from the step, a number is not finite, or the
-                first step has no gradient. The weights are then unchanged.
+            UserError: A kind of label is missing from the step, a number is not finite, the first
+                step has no gradient, or a single row does not fit in memory. The weights are then
+                unchanged.
         """
-        phase, device = self.telemetry.phase, self.accelerator.device
+        step_input = self.inputs.fitted(step_input)
+        while (result := self._attempt(step_input, predict)) is None:
+            self.planner.shrink()
+            step_input = self.inputs.fitted(step_input)
+        return result
+
+    def _attempt(self, step_input: StepInput, predict: bool) -> StepResult | None:
+        """Take the step; None if a process ran out of memory, on all processes alike."""
+        device = self.accelerator.device
         counts = self._summed(step_input.label_counts.to(device, non_blocking=True))
         weights = label_weights(counts, self.settings.loss_weights)
         loss = torch.zeros_like(counts)
         predictions = None
-        for index, micro_batch in enumerate(step_input.micro_batches):
-            # A row's dropout depends on the row alone, not on the process that takes it.
-            epoch, first_row = step_input.planned.epoch, micro_batch.rows[0]
-            torch.manual_seed(combined_seed(self.settings.seed, epoch, first_row))
-            is_last = micro_batch is step_input.micro_batches[-1]
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                with phase("forward"):
-                    sums, predicted = self.model(
-                        micro_batch.batch.to(device),
-                        weights,
-                        predict=predict and index == 0,
-                    )
-                    # DDP averages over the processes; the step's loss is a sum over them.
-                    weight = micro_batch.weight * self.accelerator.num_processes
-                with phase("backward"):
-                    self.accelerator.backward(sums.objective * weight)
-            loss += sums.total().loss.double() * micro_batch.weight
-            predictions = predictions or predicted
-        with phase("optimizer"):
-            signal_flag = loss.new_tensor([1.0 if self.caught else 0.0])
-            loss_and_flag = self._summed(torch.cat([loss, signal_flag]))
+        try:
+            for index, micro_batch in enumerate(step_input.micro_batches):
+                sums, predicted = self._micro_step(
+                    step_input.planned.epoch, micro_batch, weights, predict and index == 0
+                )
+                loss += sums * micro_batch.weight
+                predictions = predictions or predicted
+            is_short = 0.0
+        except torch.OutOfMemoryError:
+            is_short = 1.0  # the exchange below goes on, so that the others learn of it
+        with self.telemetry.phase("optimizer"):
+            self._sum_gradients()
+            flags = loss.new_tensor([1.0 if self.caught else 0.0, is_short])
+            loss_and_flags = self._summed(torch.cat([loss, flags]))
             max_norm = self.settings.max_grad_norm
             norm = torch.nn.utils.clip_grad_norm_(self.state.parameters, max_norm)
             # The one wait for the device in a step.
-            numbers = torch.cat([counts, loss_and_flag, norm.detach().to(loss).reshape(1)]).cpu()
-            counts, loss, flag, grad_norm = torch.split(numbers, [len(loss), len(loss), 1, 1])
+            numbers = torch.cat([counts, loss_and_flags, norm.detach().to(loss).reshape(1)]).cpu()
+            parts = torch.split(numbers, [len(loss), len(loss), 1, 1, 1])
+            counts, loss, stop_flag, short_flag, grad_norm = parts
+            if short_flag:
+                self.state.optimizer.zero_grad()
+                return None
             result = StepResult(
                 losses=named_losses(LossSums(loss, counts)),
                 learning_rate=float(self.state.schedule.get_last_lr()[0]),
                 grad_norm=grad_norm.item(),
                 predictions=predictions,
-                is_stop_requested=bool(flag),
+                is_stop_requested=bool(stop_flag),
             )
             self._check(result, counts, step_input)
             self.state.update()
@@ -96,6 +105,33 @@ class Stepper:
         num_rows = len(step_input.planned.rows)
         self.telemetry.count(num_rows, step_input.num_tokens, round(num_frames.item()))
         return result
+
+    def _micro_step(
+        self, epoch: int, micro_batch: MicroBatch, weights: Tensor, predict: bool
+    ) -> tuple[Tensor, Predictions | None]:
+        """Add a micro-batch's gradients; return its loss sums (2 + K,) float64, and predictions."""
+        # LoRA's dropout depends on each row alone; this is for what else may draw.
+        torch.manual_seed(combined_seed(self.settings.seed, epoch, micro_batch.rows[0]))
+        with self.telemetry.phase("forward"):
+            batch = micro_batch.batch.to(self.accelerator.device)
+            sums, predictions = self.model(batch, weights, predict=predict)
+        with self.telemetry.phase("backward"):
+            self.accelerator.backward(sums.objective * micro_batch.weight)
+        return sums.total().loss.double(), predictions
+
+    def _sum_gradients(self) -> None:
+        """Sum the gradients over all processes, in one exchange."""
+        if self.accelerator.num_processes == 1:
+            return
+        parameters = self.state.parameters
+        for parameter in parameters:
+            if parameter.grad is None:  # memory ran out before, or nothing led here
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+        summed = self._summed(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = torch.split(summed, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def _summed(self, values: Tensor) -> Tensor:
         """Sum over all processes."""

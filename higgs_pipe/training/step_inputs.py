@@ -103,6 +103,8 @@ class StepInputs:
         self.row_lengths = rows.row_lengths()  # positions
         self.steps_per_epoch = math.ceil(len(rows) / settings.rows_per_step)
         self.num_steps = settings.max_steps or self.steps_per_epoch * settings.num_epochs
+        self.rows_per_micro_batch = 1  # until the run is planned
+        self.positions_per_step = sum(self.row_lengths) / self.steps_per_epoch
 
     def after(self, done: int) -> Generator[StepInput, None, None]:
         """Yield the inputs of the steps after ``done``, built ahead in a thread."""
@@ -124,9 +126,11 @@ class StepInputs:
         # From page-locked memory the host need not wait for the copy to a GPU.
         is_pinned = self.accelerator.device.type == "cuda"
         micro_batches = []
-        for start in range(0, len(mine), self.settings.rows_per_micro_batch):
-            rows = mine[start : start + self.settings.rows_per_micro_batch]
-            batch = collate([self.rows[row] for row in rows], self.config)
+        rows_per_micro_batch = self.rows_per_micro_batch  # another thread may lower it
+        for start in range(0, len(mine), rows_per_micro_batch):
+            rows = mine[start : start + rows_per_micro_batch]
+            seeds = [combined_seed(self.settings.seed, planned.epoch, row) for row in rows]
+            batch = collate([self.rows[row] for row in rows], self.config, seeds)
             micro_batches.append(
                 MicroBatch(rows, weight, batch.pin_memory() if is_pinned else batch)
             )
@@ -137,6 +141,12 @@ class StepInputs:
             micro_batches=micro_batches,
             label_counts=counts.pin_memory() if is_pinned else counts,
         )
+
+    def fitted(self, step_input: StepInput) -> StepInput:
+        """Return the step's input in micro-batches of at most ``rows_per_micro_batch`` rows."""
+        if all(len(m.rows) <= self.rows_per_micro_batch for m in step_input.micro_batches):
+            return step_input
+        return self.build(step_input.planned)
 
 
 def built_ahead(

@@ -175,13 +175,13 @@ def test_predictions_cost_nothing_unless_asked_for(tiny_base: Path, rows: list[P
     assert sums.correct is None  # not 0: nobody looked
 
 
-@pytest.mark.parametrize(("every", "passes"), [(0, [1, 1]), (1, [2, 2]), (2, [2, 1])])
-def test_every_nth_layer_is_computed_again_and_no_gradient_changes(
-    tiny_base: Path, rows: list[PackedRow], every: int, passes: Any
+@pytest.mark.parametrize(("number", "passes"), [(0, [1, 1]), (1, [2, 1]), (2, [2, 2])])
+def test_the_first_layers_are_computed_again_and_no_gradient_changes(
+    tiny_base: Path, rows: list[PackedRow], number: int, passes: Any
 ) -> None:
     plain = DualLossModel(base_with_lora(tiny_base)).train()
     batch = collate([rows[0]], plain.native.config)
-    model = DualLossModel(base_with_lora(tiny_base), checkpoint_every=every).train()
+    model = DualLossModel(base_with_lora(tiny_base), recomputed_layers=number).train()
     found = [0, 0]
 
     def count(module: Any, inputs: Any, layer: Any) -> None:
@@ -205,7 +205,8 @@ def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(
     torch._dynamo.reset()
     counters.clear()
     config = load_base(Pretrained("base_model", str(tiny_base)), DTYPE).config
-    model = DualLossModel(base_with_lora(tiny_base), compile_layers=True).train()
+    model = DualLossModel(base_with_lora(tiny_base)).train()
+    model.compile_layers()
     plain = DualLossModel(base_with_lora(tiny_base)).train()
     single = [first_sample_of(row, tiny_base) for row in rows[:3]]
     for batch in (collate(chosen, config) for chosen in (single[:1], rows[:1], single, rows[:2])):
@@ -243,7 +244,7 @@ class Waits(TorchDispatchMode):
 
 
 def test_the_micro_step_never_waits_for_the_device(tiny_base: Path, rows: list[PackedRow]) -> None:
-    model = DualLossModel(base_with_lora(tiny_base), checkpoint_every=2).train()
+    model = DualLossModel(base_with_lora(tiny_base), recomputed_layers=1).train()
     batch = collate(rows[:2], model.native.config)
     weights = label_weights(batch.label_counts())
     with Waits() as micro_step:

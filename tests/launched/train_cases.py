@@ -32,6 +32,7 @@ def dump_gradients(case: dict) -> None:
     train_rows, eval_rows = (PackedRows(Path(case[name])) for name in ("train_rows", "eval_rows"))
     base = base_of_rows(train_rows.path, stage.pretrained_base)
     training = train.Training(stage, base, train_rows, eval_rows, accelerator)
+    training.planner.plan(lambda *_: None)
     gradients = {}
 
     def keep() -> None:

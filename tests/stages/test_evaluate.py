@@ -1,7 +1,9 @@
 """The held-out loss: the plain loops' numbers, whatever the batch, packing and processes."""
 
 import json
+import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +385,25 @@ def test_an_earlier_adapter_of_another_shape_is_refused(
     save_file({name: tensor[:, :-1].clone() for name, tensor in load_file(path).items()}, path)
     with pytest.raises(UserError, match=r"earlier has other tensors"):
         run(corpus, adapter, tmp_path / "both", ancestor=earlier)
+
+
+@pytest.mark.slow
+# Dynamo instantiates the autograd functions that it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_layers_give_the_same_losses_of_adapter_and_base(
+    corpus: PackedCorpus,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected, _ = run(corpus, adapter, tmp_path / "plain")
+    with_backend = partial(torch.compile, backend="eager")  # traces all, compiles nothing
+    monkeypatch.setattr(torch, "compile", with_backend)
+    torch._dynamo.reset()
+    logging.getLogger("higgs_pipe").propagate = True
+    with caplog.at_level(logging.INFO, logger="higgs_pipe"):
+        found, _ = run(corpus, adapter, tmp_path / "compiled", compile=True)
+    assert "compiled the layers in" in caplog.text
+    for model in ("adapter", "base"):
+        assert found[model] == pytest.approx(expected[model], rel=1e-9)

@@ -54,12 +54,13 @@ rule eval_adapter:
         ),
         adapter_dir=subpath(input.adapter, parent=True),
         eval_dir=subpath(output.metrics, parent=True),
+        results=subpath(input.adapter, ancestor=5),
     shell:
         "{params.launch} -m higgs_pipe.evaluate --config {input.config:q}"
         " --clips {input.clips:q} --eval-rows {input.eval_rows:q}"
         " --adapter-dir {params.adapter_dir:q} --eval-dir {params.eval_dir:q}"
         " --samples-dir {output.samples:q} --clips-of {params.clips_of} {params.ancestor}"
-        " --log {log:q}"
+        " --compile-cache {params.results:q}/compiled --log {log:q}"
 
 
 # Refuse an adapter whose verdict is not the one that eval.require asks for.

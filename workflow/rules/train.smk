@@ -7,7 +7,7 @@ ancestors.check_ancestors_or_exit(config, Path(workflow.pathvars.apply("<results
 # writes: <results>/experiments/{experiment}/train/: finished/ (the adapter), metrics.jsonl,
 #         preflight.json, config.json, run.json, trainable_parameters.json; beside them checkpoints/
 #         while training runs, logs/ of the tracker and samples/, which are not outputs: Snakemake
-#         leaves them alone
+#         leaves them alone; <results>/compiled/: compiled code, kept for the next run
 rule train_adapter:
     input:
         checkpoints=CHECKPOINTS,
@@ -54,11 +54,13 @@ rule train_adapter:
         ),
         output_dir=subpath(output.metrics, parent=True),
         adapter_dir=subpath(output.adapter, parent=True),
+        results=subpath(output.metrics, ancestor=4),
     shell:
         "{params.launch} -m higgs_pipe.train --config {input.config:q}"
         " --overrides {params.overrides:q} --train-rows {input.train_rows:q}"
         " --eval-rows {input.eval_rows:q} --output-dir {params.output_dir:q}"
-        " --adapter-dir {params.adapter_dir:q} --log {log:q}"
+        " --adapter-dir {params.adapter_dir:q}"
+        " --compile-cache {params.results:q}/compiled --log {log:q}"
 
 
 # Put a finished adapter in the place of the one before. Snakemake removes the outputs of a job when

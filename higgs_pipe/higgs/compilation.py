@@ -1,0 +1,112 @@
+"""The choice to compile the model's layers, and the place where compiled code is kept."""
+
+import importlib.util
+import logging
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from higgs_pipe.config.settings import AutoOrBool
+from higgs_pipe.higgs.fused_lora import is_fused
+
+logger = logging.getLogger("higgs_pipe")
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # Triton's kernels are kept below it
+# docs/performance.md: 90 s for the first compilation of the 3B model; on one H200 a position takes
+# 41 us without compiled layers and 25 us with them.
+COLD_SECONDS = 90.0
+WARM_SECONDS = 15.0
+SAVED_SECONDS_PER_POSITION = 16e-6
+H200_FLOPS = 790e12  # of a large bfloat16 matrix product
+FORWARD_SHARE = 1 / 3  # of a training step's work, where nothing is learnt
+
+
+class Compilation(NamedTuple):
+    """Choice to compile the layers or not, and its reason."""
+
+    is_on: bool
+    reason: str
+
+
+def keep_compiled_code(folder: Path | None) -> None:
+    """Keep compiled code in ``folder``, or where the user's variable says; call it early.
+
+    Args:
+        folder: None leaves the choice to PyTorch.
+    """
+    if folder is not None:
+        os.environ.setdefault(CACHE_VARIABLE, str(folder.absolute()))
+
+
+def folder_of_compiled_code() -> Path | None:
+    """Return the folder in use; None is PyTorch's own."""
+    used = os.environ.get(CACHE_VARIABLE)
+    return None if used is None else Path(used)
+
+
+def choose_compilation(
+    setting: AutoOrBool,
+    model: nn.Module,
+    device: torch.device,
+    num_positions: float,
+    cache: Path | None = None,
+    kept: bool | None = None,
+    speed: float = 1.0,
+) -> Compilation:
+    """Choose whether to compile the layers.
+
+    Args:
+        setting: ``auto`` compiles where it can be done and pays.
+        model: The base with its adapter.
+        device: The model's.
+        num_positions: Positions that this process still has to train on.
+        cache: Folder of compiled code; with code in it, compiling takes less time.
+        kept: The choice of an interrupted run, which ``auto`` repeats where it can.
+        speed: Of the GPU in matrix products, relative to an H200.
+    """
+    if setting != "auto":
+        return Compilation(setting, "set in the config")
+    obstacle = _obstacle(model, device)
+    if obstacle is not None:
+        return Compilation(False, obstacle)
+    if kept is not None:
+        return Compilation(kept, "as before the interruption")
+    is_warm = cache is not None and cache.is_dir() and any(cache.iterdir())
+    cost = WARM_SECONDS if is_warm else COLD_SECONDS
+    saved = num_positions * SAVED_SECONDS_PER_POSITION / speed
+    facts = f"compiling takes about {cost:.0f} s and saves about {saved:.0f} s"
+    return Compilation(saved > cost, facts)
+
+
+def _obstacle(model: nn.Module, device: torch.device) -> str | None:
+    """Return what keeps the layers from being compiled for a GPU."""
+    if device.type != "cuda":
+        return f"on {device.type} it takes longer than it saves"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "the GPU is older than compute capability 7.0"
+    unfused = [name for name, part in model.named_modules() if _is_unfused(part)]
+    if unfused:
+        return f"PEFT's own code runs {len(unfused)} LoRA layers, such as {unfused[0]}"
+    return missing_tool()
+
+
+def _is_unfused(module: nn.Module) -> bool:
+    return isinstance(module, LoraLayer) and not is_fused(module)
+
+
+def missing_tool() -> str | None:
+    """Return which tool is missing that compiles GPU kernels, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
+        return "there is no C compiler (install gcc, or set CC)"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        return f"{header} is missing (install Python's development files)"
+    return None

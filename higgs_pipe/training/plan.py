@@ -1,0 +1,131 @@
+"""The plan of a run: rows per micro-batch and recomputed layers, by memory and time.
+
+A plan changes speed and memory. Losses and gradients are sums over the same labels.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.higgs.compilation import H200_FLOPS
+from higgs_pipe.higgs.memory import MemoryFormula
+
+MAX_ROWS = 64
+NEARLY_AS_FAST = 1.03  # of the shortest time
+# Fitted to docs/performance.md (one H200, 28 layers of the 3B model). The host sets a lower limit
+# for each micro-step; the device needs a constant and a time per position.
+HOST_SECONDS = {False: 0.28, True: 0.18}
+HOST_SECONDS_RECOMPUTED = {False: 0.33, True: 0.10}  # more, where every layer is recomputed
+DEVICE_SECONDS = 0.012
+DEVICE_SECONDS_PER_POSITION = {False: 37.5e-6, True: 23.9e-6}
+DEVICE_SECONDS_PER_POSITION_RECOMPUTED = {False: 25.5e-6, True: 22e-6}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Size of a process's micro-batches and its ways to save; the same on every process."""
+
+    rows_per_micro_batch: int
+    recomputed_layers: int  # the first ones
+    is_compiled: bool
+
+    @classmethod
+    def read(cls, saved: dict[str, Any] | None) -> Self | None:
+        """Return the plan of a checkpoint; None if it holds none."""
+        return cls(**saved) if saved else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, and a line of ``metrics.jsonl``."""
+        return asdict(self)
+
+    def halved(self) -> Self | None:
+        """Return the plan with half the rows per micro-batch; None below one row."""
+        if self.rows_per_micro_batch == 1:
+            return None
+        half = self.rows_per_micro_batch // 2
+        return type(self)(half, self.recomputed_layers, self.is_compiled)
+
+
+def micro_step_seconds(
+    num_positions: int, recomputed_share: float, is_compiled: bool, flops: float = H200_FLOPS
+) -> float:
+    """Estimate the seconds of forward and backward of the 3B model.
+
+    Args:
+        num_positions: Of the micro-batch.
+        recomputed_share: Of the layers.
+        is_compiled: Whether the layers are compiled.
+        flops: Operations per second of the GPU in a large matrix product.
+    """
+    host = HOST_SECONDS[is_compiled] + HOST_SECONDS_RECOMPUTED[is_compiled] * recomputed_share
+    per_position = DEVICE_SECONDS_PER_POSITION[is_compiled]
+    per_position += DEVICE_SECONDS_PER_POSITION_RECOMPUTED[is_compiled] * recomputed_share
+    device = (DEVICE_SECONDS + per_position * num_positions) * H200_FLOPS / flops
+    return max(host, device)
+
+
+def recomputed_layers(train: TrainConfig, num_layers: int) -> int | None:
+    """Return how many layers the config has recomputed; None is auto."""
+    setting = train.gradient_checkpointing
+    if setting == "auto":
+        return None
+    if isinstance(setting, bool):
+        return num_layers if setting else 0
+    return min(setting, num_layers)
+
+
+def plan_without_card(train: TrainConfig, num_layers: int, is_compiled: bool) -> Plan:
+    """Return the plan on a CPU: ``auto`` is one row, and nothing recomputed."""
+    rows = train.rows_per_micro_batch
+    return Plan(
+        rows_per_micro_batch=1 if rows == "auto" else rows,
+        recomputed_layers=recomputed_layers(train, num_layers) or 0,
+        is_compiled=is_compiled,
+    )
+
+
+def choose_plan(
+    formula: MemoryFormula,
+    train: TrainConfig,
+    num_bytes: float,
+    row_positions: int,
+    is_compiled: bool,
+    num_processes: int = 1,
+    flops: float = H200_FLOPS,
+) -> tuple[Plan, bool]:
+    """Choose the fastest plan whose activations fit: (plan, whether it fits).
+
+    Of plans that are nearly as fast, the one with the fewest rows. If nothing fits, one row with
+    every layer recomputed, or what the config says.
+
+    Args:
+        formula: Of the model.
+        train: Settings; a number in place of ``auto`` is kept.
+        num_bytes: For activations.
+        row_positions: Of the longest packed row.
+        is_compiled: Whether the layers are compiled.
+        num_processes: Of the run.
+        flops: Operations per second of the GPU in a large matrix product.
+    """
+    rows_per_process = math.ceil(train.rows_per_step / num_processes)
+    rows, layers = train.rows_per_micro_batch, recomputed_layers(train, formula.num_layers)
+    most_rows = min(rows_per_process, MAX_ROWS)
+    found: list[tuple[float, Plan]] = []
+    for num_rows in range(1, most_rows + 1) if rows == "auto" else [rows]:
+        num_positions = num_rows * row_positions
+        fewest = formula.fewest_recomputed(num_positions, num_bytes)
+        if fewest is None or (layers is not None and layers < fewest):
+            continue
+        plan = Plan(num_rows, fewest if layers is None else layers, is_compiled)
+        share = plan.recomputed_layers / formula.num_layers
+        seconds = micro_step_seconds(num_positions, share, is_compiled, flops)
+        found.append((math.ceil(rows_per_process / num_rows) * seconds, plan))
+    if found:
+        enough = NEARLY_AS_FAST * min(seconds for seconds, _ in found)
+        return next(plan for seconds, plan in found if seconds <= enough), True
+    return Plan(
+        rows_per_micro_batch=1 if rows == "auto" else rows,
+        recomputed_layers=formula.num_layers if layers is None else layers,
+        is_compiled=is_compiled,
+    ), False

@@ -1,0 +1,169 @@
+"""Planning a run on its card: compile, probe one micro-step, and choose the micro-batch."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import collate
+from higgs_pipe.higgs.memory import WORKSPACE_BYTES, memory_formula
+from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.training.card import Card, card_of, free_memory
+from higgs_pipe.training.compiling import compile_where_it_pays, learn_nothing
+from higgs_pipe.training.plan import Plan, choose_plan, plan_without_card
+from higgs_pipe.training.state import TrainingState
+from higgs_pipe.training.step_inputs import StepInputs
+
+logger = logging.getLogger("higgs_pipe")
+
+USABLE_SHARE = 0.95  # the allocator cannot use every byte
+GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained parameter
+LEAST_FACTOR = 0.5
+
+Note: TypeAlias = Callable[[int, dict[str, Any], str], None]
+
+
+@dataclass
+class Planner:
+    """Makes the plan of a run, the same on every process, and has model and inputs follow it."""
+
+    model: DualLossModel
+    settings: TrainConfig
+    inputs: StepInputs
+    state: TrainingState
+    accelerator: Accelerator
+    note: Note = field(init=False)
+
+    def plan(self, note: Note) -> None:
+        """Plan the rest of the run; one that resumes keeps the plan of its checkpoint.
+
+        Args:
+            note: Takes a step, a plan for ``metrics.jsonl`` and a reason for the log, now and
+                whenever the plan changes.
+
+        Raises:
+            UserError: Memory does not suffice for a single packed row.
+        """
+        self.note = note
+        kept, card = self.state.plan, card_of(self.accelerator.device)
+        if card is not None:
+            self.model.recomputed_layers = self.model.num_layers  # as small as can be
+        is_compiled = self._compile(None if kept is None else kept.is_compiled)
+        if kept is not None:
+            plan, told = replace(kept, is_compiled=is_compiled), "after the interruption"
+        elif card is None:
+            plan = plan_without_card(self.settings, self.model.num_layers, is_compiled)
+            told = "by the config"
+        else:
+            plan, told = self._plan_by_probe(card, is_compiled)
+        self._follow(plan, told)
+
+    def shrink(self) -> None:
+        """Halve the rows per micro-batch, or recompute every layer, after memory ran out.
+
+        Raises:
+            UserError: One row with as many layers recomputed as can be did not fit.
+        """
+        free_memory(self.accelerator.device)
+        step, num_layers = self.state.progress.step + 1, self.model.num_layers
+        plan = self.state.plan or Plan(1, 0, is_compiled=False)
+        can_recompute = self.settings.gradient_checkpointing == "auto"
+        smaller = plan.halved()
+        if smaller is None and can_recompute and plan.recomputed_layers < num_layers:
+            smaller = replace(plan, recomputed_layers=num_layers)
+        if smaller is None:
+            raise self._row_too_long(plan.recomputed_layers)
+        logger.warning(
+            "step %d: GPU memory ran out; the step is repeated with %d rows per micro-batch and %d "
+            "of %d layers recomputed",
+            step,
+            smaller.rows_per_micro_batch,
+            smaller.recomputed_layers,
+            num_layers,
+        )
+        self._follow(smaller, "after memory ran out")
+
+    def _follow(self, plan: Plan, told: str) -> None:
+        """Take the next steps by this plan; ``told`` says for the log why."""
+        if plan != self.state.plan:
+            self.note(self.state.progress.step, plan.as_dict(), told)
+        self.state.plan = plan
+        self.inputs.rows_per_micro_batch = plan.rows_per_micro_batch
+        self.model.recomputed_layers = plan.recomputed_layers
+
+    def _compile(self, kept: bool | None) -> bool:
+        num_steps = self.inputs.num_steps - self.state.progress.step
+        try:
+            return compile_where_it_pays(
+                self.model,
+                self.settings.compile,
+                self.accelerator,
+                num_steps * self.inputs.positions_per_step,
+                self.inputs.rows,
+                kept,
+            )
+        except torch.OutOfMemoryError:
+            raise self._row_too_long(self.model.recomputed_layers) from None
+
+    def _plan_by_probe(self, card: Card, is_compiled: bool) -> tuple[Plan, str]:
+        """Scale the formula by a micro-step on the longest row: (plan, what was found)."""
+        num_trained = sum(parameter.numel() for parameter in self.state.parameters)
+        config, positions = self.model.native.config, max(self.inputs.row_lengths)
+        formula = memory_formula(config, self.settings, num_trained, is_compiled)
+        around = formula.logits + WORKSPACE_BYTES
+        free = USABLE_SHARE * min(gather_object([card.available_bytes()]))
+        num_bytes = free - around - (GRADIENT_BYTES + MOMENT_BYTES) * num_trained
+        num_recomputed, peak = self._probe(card, formula.activations(positions, 0) <= num_bytes)
+        measured = peak - around - GRADIENT_BYTES * num_trained
+        factor = max(measured / formula.activations(positions, num_recomputed), LEAST_FACTOR)
+        formula = formula.scaled(factor)
+        plan, fits = choose_plan(
+            formula,
+            self.settings,
+            num_bytes,
+            positions,
+            is_compiled,
+            self.accelerator.num_processes,
+            min(gather_object([card.flops()])),
+        )
+        needed = formula.activations(plan.rows_per_micro_batch * positions, plan.recomputed_layers)
+        told = (
+            f"activations {needed / 1e9:.1f} of {num_bytes / 1e9:.1f} GB; a probe needed "
+            f"{factor:.2f} of the formula"
+        )
+        if not fits:
+            logger.warning("the plan may not fit: %s; a step that does not is made smaller", told)
+        return plan, told
+
+    def _probe(self, card: Card, fits_whole: bool) -> tuple[int, float]:
+        """Run the longest row: (recomputed layers, peak bytes on the process with the most).
+
+        Args:
+            card: Of this process.
+            fits_whole: Whether to try it without recomputing first.
+        """
+        lengths, num_layers = self.inputs.row_lengths, self.model.num_layers
+        row = self.inputs.rows[lengths.index(max(lengths))]
+        batch = collate([row], self.model.native.config, dropout_seeds=[0])
+        batch = batch.to(self.accelerator.device)
+        for num_recomputed in (0, num_layers) if fits_whole else (num_layers,):
+            self.model.recomputed_layers = num_recomputed
+            peaks = gather_object([card.peak_bytes(lambda: learn_nothing(self.model, batch))])
+            if None not in peaks:
+                return num_recomputed, max(peaks)
+        raise self._row_too_long(num_layers)
+
+    def _row_too_long(self, num_recomputed: int) -> UserError:
+        return UserError(
+            "GPU memory does not suffice for one packed row of "
+            f"{max(self.inputs.row_lengths)} positions with {num_recomputed} of "
+            f"{self.model.num_layers} layers recomputed. Leave train.gradient_checkpointing at "
+            "auto; set pack.max_tokens lower, train.quantization: 4bit or "
+            "train.lora.target_modules: audio; or free memory that other programs hold on this GPU."
+        )

@@ -1,0 +1,56 @@
+"""Run in a process of its own: compiled layers against plain ones, with a cache of compiled code.
+
+Usage: compiled_losses.py BASE TRAIN_ROWS OUTPUT_JSON, with TORCHINDUCTOR_CACHE_DIR set.
+"""
+
+import copy
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from reference import norm_as_precise_as_its_input
+from torch._inductor import config as inductor
+from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
+
+from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.training.compiling import learn_nothing
+
+
+def main(base: Path, train_rows: Path, output: Path) -> None:
+    pretrained = Pretrained("base_model", str(base))
+    adapted = add_lora(load_base(pretrained, torch.float64), LoraSettings(dropout=0.2), seed=0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.full_like(parameter, 0.01).cumsum(0) % 0.1
+    body = adapted.get_base_model().model
+    body.layers = body.layers[:1]  # every layer runs the same compiled code
+    plain = DualLossModel(adapted).train()
+    compiled = DualLossModel(copy.deepcopy(adapted)).train()
+    compiled.compile_layers()
+    batch = collate([PackedRows(train_rows)[0]], plain.native.config, dropout_seeds=[7])
+    cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    started = time.perf_counter()
+    gradients = learn_nothing(compiled, batch)
+    seconds = time.perf_counter() - started
+    pairs = zip(gradients, learn_nothing(plain, batch), strict=True)
+    errors = [float((a - b).norm() / b.norm()) for a, b in pairs if b is not None]
+    found = {
+        "seconds": seconds,
+        "gradient_error": max(errors),
+        "files": sorted(str(p.relative_to(cache)) for p in cache.rglob("*.py")),
+    }
+    output.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    inductor.aot_inductor.debug_compile = True  # -O0: the C++ compiler takes most of the time
+    inductor.cpp.simdlen = 1
+    HiggsAudioV2RMSNorm.forward = norm_as_precise_as_its_input
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""Compiled layers: when, the same numbers, and compiled code that the next process finds."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT, PackedCorpus, train
+from peft.tuners.lora import Linear as LoraLinear
+
+from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.higgs import compilation
+from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.compilation import (
+    CACHE_VARIABLE,
+    choose_compilation,
+    folder_of_compiled_code,
+    keep_compiled_code,
+    missing_tool,
+)
+from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.model import DualLossModel, load_base
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+HOUR = 3600 / compilation.SAVED_SECONDS_PER_POSITION  # positions that save an hour
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a recent GPU, a compiler and Triton."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(compilation, "missing_tool", lambda: None)
+
+
+def adapted(base: Path, **lora: Any) -> Any:
+    model = load_base(Pretrained("base_model", str(base)), torch.float32)
+    return add_lora(model, LoraSettings(**lora), seed=0)
+
+
+def test_auto_compiles_on_a_gpu_what_is_long_enough(tiny_base: Path, on_a_gpu: None) -> None:
+    model = adapted(tiny_base)
+    assert choose_compilation("auto", model, GPU, HOUR).is_on
+    short = choose_compilation("auto", model, GPU, HOUR / 60)
+    assert not short.is_on
+    assert "takes about 90 s and saves about 60 s" in short.reason
+
+
+def test_auto_compiles_a_short_run_where_the_code_is_at_hand(
+    tiny_base: Path, on_a_gpu: None, tmp_path: Path
+) -> None:
+    model = adapted(tiny_base)
+    assert not choose_compilation("auto", model, GPU, HOUR / 60, tmp_path).is_on
+    (tmp_path / "fxgraph").mkdir()
+    assert choose_compilation("auto", model, GPU, HOUR / 60, tmp_path).is_on
+
+
+def test_auto_names_what_it_cannot_compile(tiny_base: Path, on_a_gpu: None) -> None:
+    dora = choose_compilation("auto", adapted(tiny_base, use_dora=True), GPU, HOUR)
+    assert not dora.is_on
+    assert "q_proj" in dora.reason
+    assert not choose_compilation("auto", adapted(tiny_base), CPU, HOUR).is_on
+
+
+def test_the_setting_overrides_what_auto_would_choose(tiny_base: Path, on_a_gpu: None) -> None:
+    model = adapted(tiny_base)
+    assert choose_compilation(True, model, CPU, 0).is_on
+    assert not choose_compilation(False, model, GPU, HOUR).is_on
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "C compiler" in str(missing_tool())
+
+
+def test_the_users_variable_says_where_compiled_code_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "before")  # restored after the test
+    monkeypatch.delenv(CACHE_VARIABLE)
+    keep_compiled_code(tmp_path / "a")
+    assert folder_of_compiled_code() == tmp_path / "a"
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "b"))
+    keep_compiled_code(tmp_path / "a")
+    assert folder_of_compiled_code() == tmp_path / "b"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_train_compiles_where_it_is_told_to_and_learns_the_same(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings: dict[str, Any] = {"dtype": "float64", "max_steps": 2, "rows_per_step": 2}
+    plain = train(corpus, tmp_path / "plain", **settings)
+    with_backend = partial(torch.compile, backend="eager")  # traces all, compiles nothing
+    monkeypatch.setattr(torch, "compile", with_backend)
+    torch._dynamo.reset()
+    logging.getLogger("higgs_pipe").propagate = True
+    with caplog.at_level(logging.INFO, logger="higgs_pipe"):
+        compiled = train(corpus, tmp_path / "compiled", compile=True, **settings)
+    assert "compiled the layers in" in caplog.text
+    found, expected = (
+        [line[key] for line in lines for key in line if key.endswith("loss")]
+        for lines in (compiled, plain)
+    )
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_layers_serve_the_base_without_its_adapter(
+    corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    peft_model = adapted(corpus.base)
+    model = DualLossModel(peft_model).eval()
+    batch = collate([PackedRows(corpus.eval_rows)[0]], model.native.config)
+    assert any(type(part) is LoraLinear for part in model.modules())
+    with torch.inference_mode(), peft_model.disable_adapter():
+        expected = model(batch)[0].loss
+        model.compile_layers()
+        assert torch.allclose(model(batch)[0].loss, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_code_gives_the_plain_gradients_and_serves_the_next_process(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    found = [run_compiled(corpus, tmp_path, name) for name in ("first", "second")]
+    for result in found:
+        assert result["gradient_error"] < 1e-9
+    assert found[0]["files"]
+    assert found[1]["files"] == found[0]["files"]
+    assert found[1]["seconds"] < found[0]["seconds"]
+
+
+def run_compiled(corpus: PackedCorpus, folder: Path, name: str) -> dict[str, Any]:
+    script = ROOT / "tests/launched/compiled_losses.py"
+    output = folder / f"{name}.json"
+    arguments = [sys.executable, *map(str, (script, corpus.base, corpus.train_rows, output))]
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        CACHE_VARIABLE: str(folder / "cache"),
+    }
+    subprocess.run(arguments, check=True, env=environment, capture_output=True)
+    result: dict[str, Any] = json.loads(output.read_text())
+    return result

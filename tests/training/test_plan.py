@@ -1,0 +1,267 @@
+"""The plan of a run: true to what was measured, by pretended cards, and repaired when it fails."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT, PackedCorpus, launch, train, write_stage_config
+from real_shape import real_shape
+from safetensors.torch import load_file
+
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedBatch
+from higgs_pipe.higgs.memory import (
+    WORKSPACE_BYTES,
+    MemoryFormula,
+    count_parameters,
+    memory_formula,
+)
+from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.training import planner
+from higgs_pipe.training.card import card_of
+from higgs_pipe.training.forecast import KINDS, forecast
+from higgs_pipe.training.plan import Plan, micro_step_seconds
+from higgs_pipe.training.state import TrainingState
+
+NUM_LAYERS = 28
+# docs/performance.md, one H200, the middle of each range: compiled, recomputed layers, positions,
+# peak GB of a micro-step, positions per second.
+MEASURED = [
+    (False, 0, 2048, 21.9, 7700),
+    (False, 28, 2048, 12.9, 3450),
+    (False, 0, 16_257, 90.7, 25_000),
+    (False, 28, 16_257, 18.4, 15_600),
+    (True, 0, 2048, 14.1, 11_300),
+    (True, 0, 8128, 20.6, 37_500),
+    (True, 0, 16_257, 29.2, 40_200),
+    (True, 28, 16_257, 16.8, 21_500),
+]
+BASE_GB = 11.7
+
+
+@pytest.fixture(scope="module")
+def formulas(tiny_base: Path) -> dict[bool, MemoryFormula]:
+    """Of the published 3B model, not compiled and compiled."""
+    shape, settings = real_shape(tiny_base), TrainConfig()
+    num_trained = count_parameters(shape, settings).trainable
+    return {c: memory_formula(shape, settings, num_trained, c) for c in (False, True)}
+
+
+@pytest.mark.parametrize(("is_compiled", "recomputed", "positions", "peak_gb", "rate"), MEASURED)
+def test_memory_and_time_are_within_15_percent_of_what_was_measured(
+    formulas: dict[bool, MemoryFormula],
+    is_compiled: bool,
+    recomputed: int,
+    positions: int,
+    peak_gb: float,
+    rate: float,
+) -> None:
+    formula = formulas[is_compiled]
+    gradients = 4 * formula.num_trained  # the optimizer was not measured
+    assert formula.weights + gradients == pytest.approx(BASE_GB * 1e9, rel=0.01)
+    around = formula.logits + WORKSPACE_BYTES + gradients
+    above_base = around + formula.activations(positions, recomputed)
+    assert above_base == pytest.approx((peak_gb - BASE_GB) * 1e9, rel=0.15)
+    seconds = micro_step_seconds(positions, recomputed / NUM_LAYERS, is_compiled)
+    assert positions / seconds == pytest.approx(rate, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "expected"),
+    [
+        # memory_gb: (rows of 2048 at once, recomputed layers); 4.8 MB a position, 1.0 compiled.
+        (False, {16: (1, 19), 24: (1, 0), 40: (2, 0), 48: (2, 0), 80: (4, 0), 141: (4, 0)}),
+        (True, {16: (1, 0), 24: (4, 0), 40: (4, 0), 48: (8, 0), 80: (8, 0), 141: (8, 0)}),
+    ],
+)
+def test_each_card_gets_the_plan_that_suits_it(
+    formulas: dict[bool, MemoryFormula], compiled: bool, expected: dict[int, tuple[int, int]]
+) -> None:
+    settings = TrainConfig(compile=compiled)
+    found = [forecast(kind, formulas, settings, 2048, 10**7) for kind in KINDS]
+    plans = {card.memory_gb: (card.rows_per_micro_batch, card.recomputed_layers) for card in found}
+    assert plans == expected
+    assert all(card.fits and card.memory_gib.total < card.memory_gb - 0.5 for card in found)
+
+
+class PretendedCard:
+    """A card with this many bytes left, and this peak in a probe."""
+
+    def __init__(self, num_bytes: float, peak: float | None = 0.3e9) -> None:
+        self.num_bytes = num_bytes
+        self.peak = peak
+
+    def available_bytes(self) -> float:
+        return self.num_bytes
+
+    def flops(self) -> float:
+        return 790e12
+
+    def peak_bytes(self, work: Callable[[], Any]) -> float | None:
+        work()
+        return self.peak
+
+
+def plan_lines(metrics: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
+    keys = ("step", "rows_per_micro_batch", "recomputed_layers")
+    return [tuple(line[key] for key in keys) for line in metrics if keys[1] in line]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "settings", "expected"),
+    [
+        (4e9, {}, (0, 3, 0)),  # all rows of a step
+        (0.3e9, {}, (0, 1, 2)),  # not one row, by the formula: tried all the same
+        (4e9, {"rows_per_micro_batch": 2, "gradient_checkpointing": 1}, (0, 2, 1)),
+    ],
+)
+def test_train_plans_by_the_memory_of_its_card(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_bytes: float,
+    settings: dict[str, Any],
+    expected: tuple[int, int, int],
+) -> None:
+    card = PretendedCard(num_bytes)
+    monkeypatch.setattr(planner, "card_of", lambda _: card)
+    metrics = train(corpus, tmp_path, rows_per_step=3, max_steps=1, **settings)
+    assert plan_lines(metrics) == [expected]
+
+
+def test_a_row_that_never_fits_is_an_error_that_says_what_to_set(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = PretendedCard(4e9, peak=None)
+    monkeypatch.setattr(planner, "card_of", lambda _: card)
+    with pytest.raises(UserError, match=r"2 of 2 layers recomputed.*pack\.max_tokens"):
+        train(corpus, tmp_path)
+
+
+@pytest.fixture
+def out_of_memory_above(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets a forward pass for training over more positions than this run out of memory."""
+
+    def limit(num_positions: int) -> None:
+        forward = DualLossModel.forward
+
+        def limited(self: DualLossModel, batch: PackedBatch, *args: Any, **kwargs: Any) -> Any:
+            if self.training and batch.input_ids.shape[1] > num_positions:
+                raise torch.OutOfMemoryError("pretended")
+            return forward(self, batch, *args, **kwargs)
+
+        monkeypatch.setattr(DualLossModel, "forward", limited)
+
+    return limit
+
+
+EXACT: dict[str, Any] = {"dtype": "float64", "lora": {"dropout": 0.2}, "preflight": False}
+STEPS: dict[str, Any] = {"rows_per_step": 5, "max_steps": 3, "learning_rate": 5e-3}
+
+
+def adapter(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter/adapter_model.safetensors")
+
+
+def test_a_step_out_of_memory_is_repeated_in_halves_with_the_same_result(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    out_of_memory_above: Callable[[int], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train(corpus, tmp_path / "plain", **EXACT, **STEPS)
+    out_of_memory_above(600)  # rows have at most 512
+    logging.getLogger("higgs_pipe").propagate = True
+    with caplog.at_level(logging.WARNING, logger="higgs_pipe"):
+        metrics = train(corpus, tmp_path / "short", **EXACT, **STEPS, rows_per_micro_batch=5)
+    assert "step 1: GPU memory ran out" in caplog.text
+    assert plan_lines(metrics) == [(0, 5, 0), (0, 2, 0), (0, 1, 0)]
+    expected = adapter(tmp_path / "plain")
+    for name, tensor in adapter(tmp_path / "short").items():
+        assert (tensor - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
+
+
+def test_one_row_out_of_memory_recomputes_and_then_stops(
+    corpus: PackedCorpus, tmp_path: Path, out_of_memory_above: Callable[[int], None]
+) -> None:
+    out_of_memory_above(10)
+    with pytest.raises(UserError, match=r"one packed row of \d+ positions with 2 of 2 layers"):
+        train(corpus, tmp_path, **EXACT, **STEPS)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert plan_lines(list(map(json.loads, lines))) == [(0, 1, 0), (0, 1, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_one_process_out_of_memory_makes_all_repeat_the_step(
+    corpus: PackedCorpus, tmp_path: Path, num_processes: int
+) -> None:
+    train(corpus, tmp_path / "plain", **EXACT, **STEPS)
+    settings = EXACT | STEPS | {"device": "cpu", "tracker": "none", "rows_per_micro_batch": 2}
+    config = write_stage_config(
+        tmp_path / "train.json", base_model=str(corpus.base), train=settings
+    )
+    script = str(ROOT / "tests/launched/train_short_of_memory.py")
+    paths = (config, corpus.train_rows, corpus.eval_rows, tmp_path / "short")
+    finished = launch(num_processes, script, *map(str, paths))
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("step 2: GPU memory ran out") == num_processes
+    expected = adapter(tmp_path / "plain")
+    for name, tensor in adapter(tmp_path / "short").items():
+        assert (tensor - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
+
+
+def test_a_run_that_resumes_keeps_its_plan(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"rows_per_step": 3, "max_steps": 4, "save_steps": 2}
+    cards = [PretendedCard(num_bytes) for num_bytes in (4e9, 0.3e9)]
+    monkeypatch.setattr(planner, "card_of", lambda _: cards[0])
+    whole = train(corpus, tmp_path / "whole", **settings)
+
+    class Killed(Exception):
+        """In place of a signal."""
+
+    save = TrainingState.save
+
+    def save_and_end(self: TrainingState, *args: Any) -> None:
+        save(self, *args)
+        raise Killed
+
+    monkeypatch.setattr(TrainingState, "save", save_and_end)
+    with pytest.raises(Killed):
+        train(corpus, tmp_path / "cut", **settings)
+    monkeypatch.setattr(TrainingState, "save", save)
+    monkeypatch.setattr(planner, "card_of", lambda _: cards[1])  # another plan, if it were made
+    cut = train(corpus, tmp_path / "cut", **settings)
+    assert plan_lines(cut) == plan_lines(whole) == [(0, 3, 0)]
+    whole_adapter = adapter(tmp_path / "whole")
+    assert all(torch.equal(t, whole_adapter[n]) for n, t in adapter(tmp_path / "cut").items())
+
+
+def test_a_halved_plan_goes_down_to_one_row() -> None:
+    assert Plan(5, 0, False).halved() == Plan(2, 0, False)
+    assert Plan(1, 0, False).halved() is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_cuda_the_plan_of_the_miniature_takes_all_rows(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    metrics = train(corpus, tmp_path, device="cuda", rows_per_step=3, max_steps=1)
+    [(_, rows, recomputed)] = plan_lines(metrics)
+    assert recomputed == 0
+    assert rows >= 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_cuda_a_probe_measures_memory_and_survives_a_lack_of_it() -> None:
+    card: Any = card_of(torch.device("cuda", 0))
+    needed = card.peak_bytes(lambda: torch.empty(10**8, dtype=torch.uint8, device="cuda"))
+    assert needed == pytest.approx(1e8, rel=0.05)
+    assert card.peak_bytes(lambda: torch.empty(10**13, dtype=torch.uint8, device="cuda")) is None
