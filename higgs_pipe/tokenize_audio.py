@@ -24,9 +24,11 @@ from higgs_pipe.data.specs import SHARD_CLIPS, CodecInfo, codes_spec
 from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
+from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.devices import claim_device
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.progress import activity
+from higgs_pipe.training.card import Card, card_of, free_memory
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -35,7 +37,9 @@ ShardClip: TypeAlias = dict[str, Any]
 CodesRow: TypeAlias = dict[str, Any]
 Decoded: TypeAlias = tuple[ShardClip, torch.Tensor]
 
-MAX_BATCH_SECONDS_ON_GPU = 120.0
+MAX_BATCH_SECONDS_ON_GPU = 240.0  # longer ones were not measured
+BYTES_PER_SECOND = 45e6  # of audio: 0.9 GB for 20 s in float32
+USABLE_SHARE = 0.8
 LOOK_AHEAD_SECONDS = 120.0  # 12 MB at 24 kHz
 
 
@@ -77,7 +81,7 @@ def run(
             raise pinned.changed()
         max_batch_seconds = settings.max_batch_seconds
         if max_batch_seconds is None:
-            max_batch_seconds = MAX_BATCH_SECONDS_ON_GPU if on_gpu else 0.0
+            max_batch_seconds = batch_seconds(card_of(device))
         rows = encode_clips(clips, model, info, max_batch_seconds, num_threads if on_gpu else 1)
     write_table(codes, codes_spec(info.num_codebooks), rows, info.as_metadata())
     seconds = sum(row["num_frames"] for row in rows) / info.frame_rate_hz
@@ -111,7 +115,7 @@ def encode_clips(
         num_decoding_threads: Files decoded at the same time, while the codec works.
 
     Raises:
-        UserError: A file changed or vanished since validate.
+        UserError: A file changed or vanished since validate, or a clip does not fit in memory.
     """
     # The longest first: if memory does not suffice, that shows at once.
     order = sorted(clips, key=lambda clip: (-clip["duration_seconds"], clip["clip_id"]))
@@ -121,7 +125,9 @@ def encode_clips(
     with activity("encoding", len(clips), "clips") as encoding:
         for batch in equal_length_batches(decoded, info, max_batch_seconds):
             waveforms = torch.stack([waveform for _, waveform in batch])  # (B, T * hop_length)
-            for (clip, _), clip_codes in zip(batch, encode(model, waveforms, info), strict=True):
+            for (clip, _), clip_codes in zip(
+                batch, encode_in_memory(model, waveforms, info), strict=True
+            ):
                 rows.append(
                     {
                         "clip_id": clip["clip_id"],
@@ -132,6 +138,42 @@ def encode_clips(
                 )
             encoding.advance(len(batch))
     return sorted(rows, key=lambda row: str(row["clip_id"]))
+
+
+def batch_seconds(card: Card | None) -> float:
+    """Return the seconds of audio per batch that memory allows; 0 on a CPU, one clip at a time."""
+    if card is None:
+        return 0.0
+    return min(MAX_BATCH_SECONDS_ON_GPU, USABLE_SHARE * card.available_bytes() / BYTES_PER_SECOND)
+
+
+def encode_in_memory(
+    model: HiggsAudioV2TokenizerModel, waveforms: torch.Tensor, info: CodecInfo
+) -> list[Codes]:
+    """Encode waveforms of equal length, in halves where memory does not suffice for all at once.
+
+    Args:
+        model: The codec.
+        waveforms: (B, T * hop_length).
+        info: Its identity.
+
+    Raises:
+        UserError: Memory does not suffice for a single clip.
+    """
+    try:
+        return encode(model, waveforms, info)
+    except torch.OutOfMemoryError:
+        num_clips, seconds = len(waveforms), waveforms.shape[1] / info.sample_rate_hz
+    if num_clips == 1:
+        raise UserError(
+            f"GPU memory does not suffice to encode a clip of {seconds:.0f} s. Set "
+            "tokenize.device: cpu or a lower validate.max_clip_seconds, or free memory that other "
+            "programs hold on this GPU."
+        )
+    logger.warning("GPU memory ran out at %d clips of %.0f s; halving them", num_clips, seconds)
+    free_memory(model.device)
+    halves = torch.tensor_split(waveforms, 2)
+    return [codes for half in halves for codes in encode_in_memory(model, half, info)]
 
 
 def decode_ahead(

@@ -5,6 +5,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,46 @@ def test_batched_codes_are_those_of_encoding_one_by_one(
         alone = encode(model, to_codec_input(samples, rate, info)[None], info)[0]
         assert rows[path.stem]["codes"] == alone.tolist()
         assert rows[path.stem]["num_frames"] == len(alone) == np.ceil(len(samples) / 960)
+
+
+def test_a_batch_out_of_memory_is_halved_and_gives_the_codes_of_each_alone(
+    codec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, info = codec
+    waveforms = 0.1 * torch.randn(5, 9600, generator=torch.Generator().manual_seed(0))
+    sizes = []
+
+    def limited(model: Any, batch: torch.Tensor, info: Any) -> Any:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("pretended")
+        return encode(model, batch, info)
+
+    monkeypatch.setattr(tokenize_audio, "encode", limited)
+    found = tokenize_audio.encode_in_memory(model, waveforms, info)
+    assert sizes == [5, 3, 2, 1, 2]
+    for codes, waveform in zip(found, waveforms, strict=True):
+        assert np.array_equal(codes, encode(model, waveform[None], info)[0])
+
+
+def test_a_clip_that_does_not_fit_in_memory_is_a_sentence(
+    codec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limited(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("pretended")
+
+    monkeypatch.setattr(tokenize_audio, "encode", limited)
+    with pytest.raises(UserError, match=r"clip of 2 s.*validate\.max_clip_seconds"):
+        tokenize_audio.encode_in_memory(codec[0], torch.zeros(2, 48_000), codec[1])
+
+
+def test_batches_on_a_gpu_are_as_long_as_its_memory_allows() -> None:
+    def card(available: float) -> Any:
+        return SimpleNamespace(available_bytes=lambda: available)
+
+    assert tokenize_audio.batch_seconds(None) == 0
+    assert tokenize_audio.batch_seconds(card(4.5e9)) == pytest.approx(80)  # 45 MB a second
+    assert tokenize_audio.batch_seconds(card(80e9)) == 240
 
 
 @pytest.fixture(scope="module")
