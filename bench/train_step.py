@@ -16,12 +16,16 @@ real vocabulary of 128,256. The variants are
 A round is a step with every clip once. Times are medians over rounds that take the variants in
 turn; memory is the peak resident set above the loaded model, each variant in a process of its own.
 
-With ``--device cuda`` the body has the 3B model's shape and random weights in bfloat16: tokens per
-second, the share of the card's own rate of matrix products, and peak memory.
+With ``--device cuda`` the body has the 3B model's shape and random weights in bfloat16, and a
+micro-step of 8 rows is measured as it ships, with each part switched off, and against the native
+model: positions and seconds of audio per second, shares of the card's own rate of matrix products
+and of its data sheet's, host and device time, kernels and peak memory. Neither Snakemake nor
+pyarrow is needed.
 """
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -32,12 +36,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+if importlib.util.find_spec("pyarrow") is None:  # tables are imported below, and not used here
+    for name in ("pyarrow", "pyarrow.compute", "pyarrow.parquet"):
+        sys.modules[name] = mock.MagicMock(name=name)
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.data.packing.bins import best_fit_decreasing
@@ -123,15 +132,19 @@ def packed_batches(
     clips: Sequence[Clip], row_length: int, config: HiggsAudioV2Config
 ) -> list[PackedBatch]:
     """The clips in rows of at most ``row_length`` positions, a row a batch."""
-    batches = []
+    return [collate([row], config) for row in packed_rows(clips, row_length)]
+
+
+def packed_rows(clips: Sequence[Clip], row_length: int) -> list[PackedRow]:
+    """The clips in rows of at most ``row_length`` positions."""
+    rows = []
     lengths = np.array([len(clip.input_ids) for clip in clips], np.int32)
     for chosen in best_fit_decreasing(lengths, row_length):
         parts = zip(*(clips[i] for i in chosen), strict=True)
         input_ids, labels, frames, frame_labels = (np.concatenate(part) for part in parts)
         ids = tuple(str(i) for i in chosen)
-        row = PackedRow(input_ids, labels, frames, frame_labels, ids, lengths[chosen])
-        batches.append(collate([row], config))
-    return batches
+        rows.append(PackedRow(input_ids, labels, frames, frame_labels, ids, lengths[chosen]))
+    return rows
 
 
 def native_batches(
@@ -309,49 +322,143 @@ def cpu_table(result: dict[str, Any], machine: str) -> list[str]:
     return lines
 
 
-def measure_on_cuda(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The 3B shape at several row lengths, with and without checkpointing."""
-    torch.set_default_device("cuda")
-    torch.set_default_dtype(torch.bfloat16)
-    config = model_config(WIDTH_3B, LAYERS_3B, 128_256, head_dim=128, num_key_heads=8)
-    adapted = build_model(config, options.dropout)
-    flops_a_token = 4 * num_active_weights(config)
-    peak_flops = matrix_product_flops()
+class Variant(NamedTuple):
+    """A way to take a micro-step: what differs from training as it ships."""
+
+    name: str
+    kind: str = "ours"  # or native, or body
+    num_rows: int = 8  # of 2048 positions: what training plans on a large card
+    is_compiled: bool = True
+    dropout: float = LoraSettings().dropout
+    is_recomputed: bool = False
+
+
+GPU_VARIANTS = (
+    Variant("native, batches of 8 clips padded, our labels", kind="native", is_compiled=False),
+    Variant("body alone", kind="body"),
+    Variant("ours, as shipped"),
+    Variant("not compiled", is_compiled=False),
+    Variant("no LoRA dropout", dropout=0.0),
+    Variant("every layer recomputed", is_recomputed=True),
+    Variant("one row at a time", num_rows=1),
+    Variant("one row at a time, not compiled", num_rows=1, is_compiled=False),
+)
+DATA_SHEET_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+ROW_LENGTH_ON_GPU = 2048
+
+
+def measure_variants(
+    options: argparse.Namespace,
+    config: HiggsAudioV2Config,
+    device: torch.device,
+    variants: Sequence[Variant] = GPU_VARIANTS,
+) -> list[dict[str, Any]]:
+    """Measure forward and backward of a micro-step of each variant.
+
+    On CUDA in bfloat16, with kernels, device time and peak memory; elsewhere these are null.
+    """
+    if device.type == "cuda":
+        torch.set_default_dtype(torch.bfloat16)
+    card_flops = matrix_product_flops() if device.type == "cuda" else None
+    sheet = [f for name, f in DATA_SHEET_FLOPS.items() if name in machine_name(device.type)]
     clips = draw_clips(config, options.num_clips)
     found = []
-    for row_length in (2048, 4096, 8192):
-        torch.set_default_device("cpu")
-        batches = packed_batches(clips, row_length, config)
-        torch.set_default_device("cuda")
-        batches = [batch.to(torch.device("cuda")) for batch in batches]
-        for checkpoint_every in (0, 1):
-            model = DualLossModel(adapted, checkpoint_every=checkpoint_every)
-            line: dict[str, Any] = {"row_length": row_length, "checkpoint_every": checkpoint_every}
-            step = packed_round(model, batches)
-            try:
-                line |= timed_on_cuda(step, options.repetitions, num_real_tokens(clips))
-                line["mfu"] = line["tokens_per_second"] * flops_a_token / peak_flops
-            except torch.cuda.OutOfMemoryError:
-                line["tokens_per_second"] = None
-            found.append(line)
+    for variant in variants:
+        with device:
+            adapted = build_model(config, variant.dropout)
+        work, num_positions, num_frames = micro_step(variant, adapted, clips, config, device)
+        line: dict[str, Any] = {"variant": variant.name, "positions": num_positions}
+        try:
+            line |= timed_micro_step(work, device, options.repetitions)
+        except torch.cuda.OutOfMemoryError:
+            line["seconds"] = None
+        if line["seconds"] is not None:
+            line["positions_per_second"] = num_positions / line["seconds"]
+            line["audio_seconds_per_second"] = num_frames / FRAME_RATE_HZ / line["seconds"]
+            flops = line["positions_per_second"] * 4 * num_active_weights(config)
+            line["share_of_card"] = flops / card_flops if card_flops else None
+            line["share_of_data_sheet"] = flops / sheet[0] if card_flops and sheet else None
+        found.append(line)
+        del adapted, work
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return found
 
 
-def timed_on_cuda(step: Step, repetitions: int, num_tokens: int) -> dict[str, Any]:
-    """Median speed of a round, and its peak memory with the model's."""
-    step()
-    torch.cuda.reset_peak_memory_stats()
-    seconds = []
+def micro_step(
+    variant: Variant,
+    adapted: Any,
+    clips: Sequence[Clip],
+    config: HiggsAudioV2Config,
+    device: torch.device,
+) -> tuple[Step, int, int]:
+    """Build a micro-step: (forward and backward, its positions, its codec frames)."""
+    if variant.kind == "native":
+        [padded] = native_batches(clips[:NATIVE_BATCH_SIZE], config, sft_labels=True)
+        on_device = {name: tensor.to(device) for name, tensor in padded.items()}
+
+        def native() -> None:
+            adapted(**on_device, use_cache=False).loss.backward()
+            adapted.zero_grad()
+
+        chosen = clips[:NATIVE_BATCH_SIZE]
+        return native, num_real_tokens(chosen), sum(len(c.audio_input_ids) for c in chosen)
+    rows = packed_rows(clips, ROW_LENGTH_ON_GPU)[: variant.num_rows]
+    batch = collate(rows, config).to(device)
+    model = DualLossModel(adapted).train()
+    model.recomputed_layers = model.num_layers if variant.is_recomputed else 0
+    if variant.is_compiled:
+        model.compile_layers()
+    weights = label_weights(batch.label_counts())
+
+    def ours() -> None:
+        if variant.kind == "body":
+            hidden = model.backbone(batch)
+            torch.autograd.backward(hidden, torch.ones_like(hidden))
+        else:
+            model(batch, weights, predict=False)[0].objective.backward()
+        model.zero_grad()
+
+    return ours, batch.input_ids.shape[1], batch.audio_input_ids.shape[1]
+
+
+def timed_micro_step(work: Step, device: torch.device, repetitions: int) -> dict[str, Any]:
+    """Median seconds; on CUDA also host and device seconds, kernels, and peak with the model.
+
+    Host seconds run until the last kernel is queued.
+    """
+    is_cuda = device.type == "cuda"
+
+    def wait() -> None:
+        if is_cuda:
+            torch.cuda.synchronize()
+
+    for _ in range(2):  # compiles, and fills caches
+        work()
+    wait()
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    whole, host = [], []
     for _ in range(repetitions):
-        torch.cuda.synchronize()
         started = time.perf_counter()
-        step()
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return {
-        "tokens_per_second": num_tokens / statistics.median(seconds),
-        "peak_gigabytes": torch.cuda.max_memory_allocated() / 1e9,
-    }
+        work()
+        host.append(time.perf_counter() - started)
+        wait()
+        whole.append(time.perf_counter() - started)
+    found: dict[str, Any] = {"seconds": statistics.median(whole), "host_seconds": None}
+    found |= {"device_seconds": None, "kernels": None, "peak_gigabytes": None}
+    if is_cuda:
+        found["host_seconds"] = statistics.median(host)
+        found["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            work()
+            wait()
+        events: Any = profile.events()
+        on_device = [event for event in events if "CUDA" in str(event.device_type)]
+        found["kernels"] = len(on_device)
+        found["device_seconds"] = sum(e.time_range.elapsed_us() for e in on_device) / 1e6
+    return found
 
 
 def num_active_weights(config: HiggsAudioV2Config) -> int:
@@ -381,22 +488,30 @@ def matrix_product_flops(size: int = 8192, repetitions: int = 20) -> float:
 
 
 def cuda_table(result: Sequence[dict[str, Any]], machine: str) -> list[str]:
-    """The result as lines of Markdown."""
+    """The result as lines of Markdown; an empty cell was not measured."""
     lines = [
         machine,
         "",
-        "| row length | checkpointing | real tokens/s | MFU | peak memory |",
-        "| --- | --- | --- | --- | --- |",
+        "| micro-step | positions | positions/s | audio s/s | of the card's rate "
+        "| of the data sheet's | host | device | kernels | peak |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    formats = {
+        "positions_per_second": "{:,.0f}",
+        "audio_seconds_per_second": "{:,.0f}",
+        "share_of_card": "{:.0%}",
+        "share_of_data_sheet": "{:.0%}",
+        "host_seconds": "{:.3f} s",
+        "device_seconds": "{:.3f} s",
+        "kernels": "{:,}",
+        "peak_gigabytes": "{:.1f} GB",
+    }
     for line in result:
-        checkpointing = "every layer" if line["checkpoint_every"] else "none"
-        cells = "does not fit | | |"
-        if line["tokens_per_second"] is not None:
-            cells = (
-                f"{line['tokens_per_second']:,.0f} | {line['mfu']:.0%} "
-                f"| {line['peak_gigabytes']:.1f} GB |"
-            )
-        lines.append(f"| {line['row_length']} | {checkpointing} | {cells}")
+        values = [(text, line.get(key)) for key, text in formats.items()]
+        cells = ["" if value is None else text.format(value) for text, value in values]
+        if line["seconds"] is None:
+            cells[0] = "does not fit"
+        lines.append(f"| {line['variant']} | {line['positions']:,} | {' | '.join(cells)} |")
     return lines
 
 
@@ -425,7 +540,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--num-clips", type=int, default=32)
+    parser.add_argument("--num-clips", type=int, help="32, or 64 on CUDA to fill 8 rows")
     parser.add_argument("--row-length", type=int, default=2048)
     parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA, in all variants")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -436,6 +551,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--docs", type=Path, help="page whose table is replaced")
     parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    options.num_clips = options.num_clips or (64 if options.device == "cuda" else 32)
     if options.measure_memory:
         variant, shape = options.measure_memory
         print(peak_megabytes(variant, shape, options))
@@ -443,7 +559,8 @@ def main(arguments: Sequence[str]) -> None:
     machine = machine_name(options.device)
     result: Any
     if options.device == "cuda":
-        result = measure_on_cuda(options)
+        config = model_config(WIDTH_3B, LAYERS_3B, 128_256, head_dim=128, num_key_heads=8)
+        result = measure_variants(options, config, torch.device("cuda"))
         lines = cuda_table(result, machine)
     else:
         result = measure_on_cpu(options, arguments)
