@@ -15,6 +15,7 @@ import higgs_pipe.planning.config_check as config_check
 import higgs_pipe.planning.console as console
 import higgs_pipe.planning.failures as failures
 import higgs_pipe.planning.file_names as file_names
+import higgs_pipe.planning.forms as forms
 import higgs_pipe.planning.interruption as interruption
 import higgs_pipe.planning.launching as launching
 import higgs_pipe.planning.models as models
@@ -57,6 +58,8 @@ if targets.is_within(config["base_model"], DEMO_BASE):
     demo_changes = config_check.use_demo_settings(
         config, DEMO_SETTINGS, SCHEMA_PATH, typed
     )
+if workflow.is_main_process:  # while a job runs, what it has written fills the disk
+    forms.check_or_exit(config, Path(workflow.pathvars.apply("<results>")))
 
 
 include: "workflow/rules/common.smk"
@@ -93,7 +96,7 @@ rule all:
     input:
         "<results>/data/estimate.json",
         "<results>/data/index.html",
-        expand("<results>/adapters/{experiment}.zip", experiment=EXPERIMENTS),
+        PACKAGES,
         "<results>/report/index.html",
 
 
@@ -140,7 +143,7 @@ rule eval:
 
 rule package:
     input:
-        expand("<results>/adapters/{experiment}.zip", experiment=EXPERIMENTS),
+        PACKAGES,
 
 
 rule push:

@@ -17,6 +17,8 @@ Dtype = Literal["auto", "bfloat16", "float32", "float64"]
 AutoOrBool = Literal["auto"] | bool
 Quantization = Literal["8bit", "4bit"]
 CodecDtype = Literal["auto", "bfloat16", "float32"]
+MergedDtype = Literal["bfloat16", "float32"]
+PackageForm = Literal["peft", "merged", "original"]
 
 EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
@@ -577,6 +579,24 @@ class PackageConfig(Section):
     )
 
 
+class MergeConfig(Section):
+    """Full checkpoints: base and adapter in one."""
+
+    dtype: MergedDtype = Field(
+        "bfloat16", description="Dtype of merged and original; weights are computed in float32."
+    )
+
+
+class ShippingConfig(PackageConfig, MergeConfig):
+    """What a user of the adapter gets: its forms, and the entries of the model card."""
+
+    forms: Annotated[list[PackageForm], Field(min_length=1)] = Field(
+        ["peft"],
+        description="peft: the adapter alone; merged: a full checkpoint in Transformers' names, "
+        "with the codec; original: one in the names of Boson AI's own code.",
+    )
+
+
 class PushConfig(Section):
     """Publication of the packages on the Hub, by ``snakemake push`` alone.
 
@@ -723,7 +743,7 @@ class Config(Section):
     pack: PackConfig = PackConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-    package: PackageConfig = PackageConfig()
+    package: ShippingConfig = ShippingConfig()
     push: PushConfig = PushConfig()
     report: ReportConfig = ReportConfig()
     experiments: dict[str, dict[str, Any]] = ExperimentsField

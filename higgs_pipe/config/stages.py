@@ -21,6 +21,7 @@ from higgs_pipe.config.settings import (
     ManifestField,
     MeasureConfig,
     OtherManifestConfig,
+    MergeConfig,
     PackageConfig,
     PackConfig,
     PushConfig,
@@ -144,6 +145,12 @@ class PushStage(Section):
     eval: AcceptConfig = AcceptConfig()
 
 
+class MergeStage(BaseModelStage):
+    """Settings that ``merge`` reads."""
+
+    package: MergeConfig = MergeConfig()
+
+
 class ReportStage(Section):
     """Settings that ``report`` reads."""
 
@@ -180,6 +187,7 @@ STAGES: dict[str, type[Section]] = {
     "accept": AcceptStage,
     "package": PackageStage,
     "push": PushStage,
+    "merge": MergeStage,
     "report": ReportStage,
 }
 

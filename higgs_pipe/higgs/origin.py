@@ -13,6 +13,8 @@ from higgs_pipe.data.files import read_json
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.pretrained import PinnedModel, small_files
 
+CODEC_FOLDER = "audio_tokenizer"  # of a base that brings its codec
+
 
 @dataclass(frozen=True)
 class AdapterOrigin:
@@ -120,11 +122,17 @@ def _pinned_folder(results: Sequence[Path], setting: str, fingerprint: str) -> s
 
 
 def codec_of_base(base: Pretrained) -> str:
-    """Return the codec that a base's ``processor_config.json`` names: a directory or a Hub id.
+    """Return the codec of a base: the one in its folder, or that its processor names.
+
+    ``processor_config.json`` names a directory or a Hub id; the folder of a merged checkpoint may
+    have moved since.
 
     Raises:
         UserError: It names none.
     """
+    beside = Path(base.name) / CODEC_FOLDER
+    if (beside / "config.json").is_file():
+        return str(beside)
     try:
         path = small_files(base) / "processor_config.json"
         codec: str = read_json(path)["audio_tokenizer"]["audio_tokenizer_name_or_path"]

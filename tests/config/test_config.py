@@ -314,10 +314,12 @@ def test_an_infinite_number_is_refused() -> None:
         (
             "base_model",
             "other",
-            {"models", "base_model", "estimate", "pack", "train", "eval", "package"},
+            {"models", "base_model", "estimate", "pack", "train", "eval", "package", "merge"},
         ),
         ("eval.rows_per_batch", 2, {"eval"}),
         ("package.license", "mit", {"package"}),
+        ("package.dtype", "float32", {"merge"}),
+        ("package.forms", ["merged"], set()),  # it adds jobs, and changes none
         ("report.title", "Voices", {"report"}),
         # It reaches train as an argument.
         ("experiments", {"a": {}, "b": {"seed": 1}}, {"estimate"}),
@@ -359,9 +361,9 @@ def test_a_stage_may_read_a_part_of_a_section() -> None:
 
 def test_every_setting_is_read_by_some_stage() -> None:
     read = {key for keys in SCHEMA["x-stages"].values() for key in keys}
-    # The keys of these go to two stages, so that another eval.require evaluates nothing again.
-    split = {"eval": "EvalConfig", "report": "ReportConfig"}
+    # The keys of these go to several stages, so that another eval.require evaluates nothing again.
+    split = {"eval": "EvalConfig", "package": "ShippingConfig", "report": "ReportConfig"}
     keys = set(SCHEMA["properties"]) - set(split)
     for section, name in split.items():
         keys |= {f"{section}.{key}" for key in SCHEMA["$defs"][name]["properties"]}
-    assert keys <= read
+    assert keys - {"package.forms"} <= read  # which the workflow reads: a job per form

@@ -1,6 +1,8 @@
 # What the rules share; no rule of its own.
 STARTED = time.time()
 EXPERIMENTS = list(config["experiments"])
+# What `snakemake package` makes.
+PACKAGES = forms.outputs(config)
 SHARDS = file_names.shard_names(config["data"]["num_shards"])
 # The recordings that adapters are evaluated on: those held out, and others to see what was forgotten.
 HAS_OTHER = config["eval"]["other_manifest"] is not None
@@ -64,6 +66,7 @@ shell.prefix(
 
 wildcard_constraints:
     experiment="|".join(map(re.escape, EXPERIMENTS)),
+    form="merged|original",
     model="base_model|codec",
     shard=r"shard-\d{5}",
     stage="|".join(STAGE_SCHEMA["x-stages"]),

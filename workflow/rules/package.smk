@@ -97,3 +97,47 @@ rule push_adapter:
         "python -m higgs_pipe.push --config {input.config:q} --name {wildcards.experiment:q}"
         " --names {params.names:q} --package-dir {input.package:q}"
         " --pushed {output.pushed:q} --log {log:q}"
+
+
+# Write a full checkpoint of base and adapter, in the names of Transformers (merged) or of Boson AI's
+# own code (original), and prove in a fresh process that it equals the adapter.
+# reads:  the experiment's adapter and metrics, <results>/packed/eval.parquet, the base, the codec
+# writes: <results>/{form}/{experiment}/
+rule merge_adapter:
+    input:
+        checkpoints=CHECKPOINTS,
+        config="<results>/config/merge.json",
+        stage_configs=expand(
+            "<results>/config/{stage}.json",
+            stage=["pack", "eval"],
+        ),
+        eval_rows="<results>/packed/eval.parquet",
+        adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
+        adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
+        adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
+        metrics="<results>/experiments/{experiment}/eval/metrics.json",
+        accepted="<results>/experiments/{experiment}/eval/accepted.txt",
+        base_model=BASE_MODEL,
+        codec=CODEC,
+    output:
+        checkpoint=directory("<results>/{form}/{experiment}"),
+    log:
+        "<logs>/experiments/{experiment}/merge-{form}.log",
+    benchmark:
+        "<benchmarks>/experiments/{experiment}/merge-{form}.tsv"
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 4
+    resources:
+        gpu=launching.num_gpus(config["eval"]["device"], 1),
+        mem_mb=32000,
+        runtime=240,
+    params:
+        version=stages.STAGES["merge"].version,
+        config_dir=subpath(input.config, parent=True),
+        adapter_dir=subpath(input.adapter, parent=True),
+    shell:
+        "python -m higgs_pipe.merge --config {input.config:q} --form {wildcards.form}"
+        " --name {wildcards.experiment:q} --adapter-dir {params.adapter_dir:q}"
+        " --config-dir {params.config_dir:q} --eval-rows {input.eval_rows:q}"
+        " --metrics {input.metrics:q} --form-dir {output.checkpoint:q} --log {log:q}"

@@ -1,0 +1,257 @@
+"""Stage 8b: a full checkpoint of base and adapter, proved in a fresh process.
+
+Weights are read, merged and written one at a time, so that a machine needs memory for a few
+tensors, not for the model; the proof loads the model. :mod:`higgs_pipe.higgs.forms` shows the
+folders of both forms. In each also::
+
+    README.md     what it is, and how to load it
+    merge.json    base, codec, adapter, and what rounding did
+    proof.json    how near it is to the adapter
+    SHA256SUMS
+"""
+
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jinja2
+import torch
+from transformers import HiggsAudioV2Config
+
+import higgs_pipe
+from higgs_pipe.cli import main
+from higgs_pipe.config.stages import MergeStage, PackStage, Pretrained, load_stage
+from higgs_pipe.data.files import NO_ROOM, write_text
+from higgs_pipe.data.hashing import sha256_of_file
+from higgs_pipe.data.specs import CodecInfo
+from higgs_pipe.data.tables import read_codec_info
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.forms import (
+    Form,
+    codec_files,
+    model_shapes,
+    name_in,
+    write_merged_files,
+    write_original_files,
+)
+from higgs_pipe.higgs.lora import check_base
+from higgs_pipe.higgs.merging import Merge, read_changes
+from higgs_pipe.higgs.pretrained import (
+    PinnedModel,
+    base_of_rows,
+    checkpoint_dir,
+    load_pretrained,
+)
+from higgs_pipe.higgs.shards import Shards, write_shards
+from higgs_pipe.training.results import FormProof, MergeRecord
+from higgs_pipe.training.run_info import git_commit
+
+logger = logging.getLogger("higgs_pipe")
+
+
+def run(
+    config: Path,
+    form: str,
+    name: str,
+    adapter_dir: Path,
+    config_dir: Path,
+    eval_rows: Path,
+    metrics: Path,
+    form_dir: Path,
+) -> None:
+    """Write a full checkpoint of one experiment, and prove it.
+
+    Args:
+        config: ``results/config/merge.json``.
+        form: merged (Transformers' names) or original (those of Boson AI's code).
+        name: Of the experiment.
+        adapter_dir: The experiment's adapter.
+        config_dir: The stages' settings.
+        eval_rows: Packed held-out rows.
+        metrics: The metrics of eval.
+        form_dir: Where the checkpoint goes.
+
+    Raises:
+        UserError: The base changed since training, base and adapter do not fit, the disk has no
+            room, or the proof failed.
+    """
+    kind: Form = "original" if form == "original" else "merged"
+    stage = load_stage(MergeStage, config)
+    base = base_of_rows(eval_rows, stage.pretrained_base)
+    check_base(adapter_dir, base)
+    codec = read_codec_info(eval_rows)
+    dtype: torch.dtype = getattr(torch, stage.package.dtype)
+    aside = form_dir.with_name(f".{form_dir.name}.tmp")  # one name, so that a kill leaves one
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        record = write_form(kind, aside, form_dir, base, codec, adapter_dir, dtype)
+        record.write(aside / "merge.json")
+        proof = prove_in_fresh_process(kind, aside, adapter_dir, config_dir, eval_rows, metrics)
+        card = checkpoint_card(name, record, proof, load_stage(PackStage, config_dir / "pack.json"))
+        write_text(aside / "README.md", card)
+        write_text(aside / "SHA256SUMS", checksums(aside))
+        shutil.rmtree(form_dir, ignore_errors=True)
+        aside.rename(form_dir)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(f"{form_dir}: no room to write it ({error}).") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    logger.info("%s", form_dir)
+
+
+def write_form(
+    form: Form,
+    folder: Path,
+    final_folder: Path,
+    base: PinnedModel,
+    codec: CodecInfo,
+    adapter_dir: Path,
+    dtype: torch.dtype,
+) -> MergeRecord:
+    """Write weights and side files.
+
+    Args:
+        form: The names that tensors get.
+        folder: Where the files go.
+        final_folder: Where the folder will lie.
+        base: The base.
+        codec: The codec that made the codes of training.
+        adapter_dir: The adapter.
+        dtype: The dtype of the weights.
+
+    Returns:
+        What was merged, and what rounding did.
+
+    Raises:
+        UserError: Base and adapter do not fit, or the disk has no room.
+    """
+    named_codec = Pretrained("codec", codec.codec, codec.revision)
+    changes = read_changes(adapter_dir)
+    shapes = model_shapes(load_pretrained(HiggsAudioV2Config, base.pretrained))
+    sizes = [math.prod(shape) * dtype.itemsize for shape in shapes.values()]
+    if form == "merged":
+        sizes += [path.stat().st_size for path in codec_files(named_codec)]
+    check_room(folder, sum(sizes))
+    with Shards(checkpoint_dir(base.pretrained)) as weights:
+        merge = Merge(weights, changes, dtype)
+        merge.check(shapes)
+        native = {name_in(form, name): name for name in sorted(shapes)}
+        write_shards(
+            folder,
+            {name: shapes[of_base] for name, of_base in native.items()},
+            dtype,
+            lambda name: merge[native[name]],
+        )
+    if form == "merged":
+        write_merged_files(folder, final_folder, base.pretrained, named_codec, dtype)
+    else:
+        write_original_files(folder, base.pretrained, dtype)
+    rounding = merge.rounding
+    logger.info(
+        "%d of %d weights changed; rounding to %s: %.2g of the weights, %.2g of the changes (RMS)",
+        len(changes),
+        len(shapes),
+        dtype,
+        rounding.relative_error,
+        rounding.error_of_change,
+    )
+    return MergeRecord(
+        form=form,
+        dtype=str(dtype).removeprefix("torch."),
+        base=public_name(base.name),
+        base_revision=base.revision,
+        base_fingerprint=base.fingerprint,
+        codec=public_name(codec.codec),
+        codec_revision=codec.revision,
+        codec_fingerprint=codec.fingerprint,
+        adapter_sha256=sha256_of_file(adapter_dir / "adapter_model.safetensors"),
+        num_weights=len(shapes),
+        num_changed=len(changes),
+        max_rounding_error=rounding.max_error,
+        relative_rounding_error=rounding.relative_error,
+        rounding_error_of_change=rounding.error_of_change,
+        higgs_pipe=higgs_pipe.__version__,
+        git_commit=git_commit(),
+    )
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Log the size of a checkpoint, and check that the disk of ``folder`` has room for it.
+
+    Raises:
+        UserError: It has not.
+    """
+    free = shutil.disk_usage(folder).free
+    logger.info("writing %.1f GB", num_bytes / 1e9)
+    if free < num_bytes:
+        raise UserError(
+            f"{folder.parent}: a full checkpoint takes {num_bytes / 1e9:.1f} GB, and the disk has "
+            f"{free / 1e9:.1f} GB free; make room, or move the results by pathvars."
+        )
+
+
+def public_name(checkpoint: str) -> str:
+    """Return a Hub id as it is, and a folder without the path to it."""
+    path = Path(checkpoint)
+    return path.resolve().name if path.is_dir() else checkpoint
+
+
+def prove_in_fresh_process(
+    form: Form,
+    form_dir: Path,
+    adapter_dir: Path,
+    config_dir: Path,
+    eval_rows: Path,
+    metrics: Path,
+) -> FormProof:
+    """Run :mod:`higgs_pipe.prove_form` in a process of its own; it writes ``proof.json``.
+
+    Raises:
+        UserError: The proof failed; the process has said why.
+    """
+    result = form_dir / "proof.json"
+    command = [sys.executable, "-m", "higgs_pipe.prove_form"]
+    options = {
+        "--config": config_dir / "eval.json",
+        "--form": form,
+        "--form-dir": form_dir,
+        "--adapter-dir": adapter_dir,
+        "--eval-rows": eval_rows,
+        "--metrics": metrics,
+        "--result": result,
+    }
+    for option, value in options.items():
+        command += [option, str(value)]
+    finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    if finished.returncode != 0:
+        raise UserError(f"the {form} checkpoint failed its proof:\n{finished.stderr.strip()}")
+    return FormProof.read(result)
+
+
+def checkpoint_card(name: str, record: MergeRecord, proof: FormProof, pack: PackStage) -> str:
+    """Render ``README.md``."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("higgs_pipe"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    return environment.get_template("checkpoint_card.md.j2").render(
+        name=name, record=record, proof=proof, pack=pack.pack
+    )
+
+
+def checksums(directory: Path) -> str:
+    """Return the lines of ``SHA256SUMS`` for all files below a folder."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return "".join(f"{sha256_of_file(p)}  {p.relative_to(directory).as_posix()}\n" for p in paths)
+
+
+if __name__ == "__main__":
+    main(run)

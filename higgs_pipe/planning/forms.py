@@ -1,0 +1,109 @@
+"""The forms of a package: what is made for each, and whether it can be, before anything runs."""
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from higgs_pipe.errors import UserError
+
+EXIT_USER_ERROR = 2
+PEFT = "peft"
+NUM_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+def outputs(config: Mapping[str, Any]) -> list[str]:
+    """Return what the target ``package`` makes: the archive or the folder of each form."""
+    chosen = dict.fromkeys(config["package"]["forms"])
+    return [
+        f"<results>/adapters/{name}.zip" if form == PEFT else f"<results>/{form}/{name}"
+        for form in chosen
+        for name in config["experiments"]
+    ]
+
+
+def check_or_exit(config: Mapping[str, Any], results_dir: Path) -> None:
+    """Call :func:`check`; a form that cannot be made ends Snakemake with exit code 2."""
+    try:
+        check(config, results_dir)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+
+
+def check(config: Mapping[str, Any], results_dir: Path) -> None:
+    """Check that the full checkpoints that are still to be made can be made.
+
+    A base that is on the Hub and not yet on this machine is checked by the merge itself.
+
+    Args:
+        config: The complete config.
+        results_dir: Where they go.
+
+    Raises:
+        UserError: The base is quantized or not in safetensors files, or the disk has no room.
+    """
+    folder = checkpoint_folder(config["base_model"], config["base_model_revision"])
+    missing = [
+        form
+        for form in dict.fromkeys(config["package"]["forms"])
+        for name in config["experiments"]
+        if form != PEFT and not (results_dir / form / name).exists()
+    ]
+    if folder is None or not missing:
+        return
+    base, listed = config["base_model"], ", ".join(dict.fromkeys(missing))
+    if _is_quantized(folder):
+        raise UserError(
+            f"package.forms: {listed} of a quantized base_model ({base}) cannot be made: its "
+            "weights are rounded already. Name the base that it was made from, or set forms: "
+            "[peft]."
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"package.forms: {listed} need a base_model with safetensors files, and {base} has "
+            "none; convert it, or set forms: [peft]."
+        )
+    size = sum(map(num_weights, weights)) * NUM_BYTES[config["package"]["dtype"]]
+    codec = checkpoint_folder(config["codec"], config["codec_revision"])
+    codec_size = sum(p.stat().st_size for p in codec.glob("*.safetensors")) if codec else 0
+    needed = len(missing) * size + missing.count("merged") * codec_size
+    place = next(path for path in (results_dir, *results_dir.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"package.forms: {len(missing)} full checkpoints ({listed}) take "
+            f"{needed / 1e9:.1f} GB, and the disk of {results_dir} has {free / 1e9:.1f} GB free; "
+            "make room, set forms: [peft], or move the results by pathvars."
+        )
+
+
+def checkpoint_folder(name: str, revision: str | None) -> Path | None:
+    """Return the folder of a checkpoint: its own or its snapshot in the Hub's cache, if any."""
+    if Path(name).is_dir():
+        return Path(name)
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    repository = cache / f"models--{name.replace('/', '--')}"
+    branch = repository / "refs" / (revision or "main")
+    commit = branch.read_text(encoding="utf-8").strip() if branch.is_file() else revision or ""
+    snapshot = repository / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
+
+
+def num_weights(path: Path) -> int:
+    """Return the number of values in a safetensors file, by its header."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+
+
+def _is_quantized(folder: Path) -> bool:
+    path = folder / "config.json"
+    return path.is_file() and "quantization_config" in json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,91 @@
+"""What each form makes, and what is refused before anything runs."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from higgs_pipe.errors import UserError
+from higgs_pipe.planning import forms
+
+
+def config_of(base: Path | str, *chosen: str, **package: Any) -> dict[str, Any]:
+    return {
+        "base_model": str(base),
+        "base_model_revision": None,
+        "codec": "none",
+        "codec_revision": None,
+        "package": {"forms": list(chosen), "dtype": "bfloat16", **package},
+        "experiments": {"a": {}, "b": {}},
+    }
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base of 1,000 weights, which take 2,000 bytes in bfloat16."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"w": torch.zeros(30, 30), "v": torch.zeros(100)}, folder / "model.safetensors")
+    return folder
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    usage = shutil.disk_usage("/")._replace(free=num_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
+def test_each_form_of_each_experiment_is_made_once() -> None:
+    assert forms.outputs(config_of("x", "merged", "peft", "merged")) == [
+        *("<results>/merged/a", "<results>/merged/b"),
+        *("<results>/adapters/a.zip", "<results>/adapters/b.zip"),
+    ]
+
+
+def test_room_is_needed_for_every_checkpoint_that_is_not_made_yet(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(base, "peft", "merged", "original")
+    results = tmp_path / "results"
+    with_free(monkeypatch, 4 * 2000)
+    forms.check(config, results)
+    with_free(monkeypatch, 4 * 2000 - 1)
+    with pytest.raises(UserError, match=r"4 full checkpoints .merged, original. take 0\.0 GB"):
+        forms.check(config, results)
+    (results / "merged/b").mkdir(parents=True)
+    forms.check(config, results)
+    with pytest.raises(UserError, match="3 full"):
+        forms.check(config_of(base, "merged", "original", dtype="float32"), results)
+    forms.check(config_of(base, "peft"), results)
+
+
+def test_a_quantized_base_is_refused(base: Path, tmp_path: Path) -> None:
+    (base / "config.json").write_text(json.dumps({"quantization_config": {"bits": 4}}))
+    with pytest.raises(UserError, match=r"package.forms: original .*quantized"):
+        forms.check(config_of(base, "original"), tmp_path)
+
+
+def test_a_base_without_safetensors_files_is_refused(base: Path, tmp_path: Path) -> None:
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"package.forms: merged need .*safetensors"):
+        forms.check(config_of(base, "merged"), tmp_path)
+
+
+def test_a_base_of_the_hub_is_looked_up_in_its_cache(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub/models--some--base"
+    shutil.copytree(base, repository / "snapshots/0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0123abc")
+    found = repository / "snapshots/0123abc"
+    assert forms.checkpoint_folder("some/base", None) == found
+    assert forms.checkpoint_folder("some/base", "0123abc") == found
+    assert forms.checkpoint_folder("some/base", "other") is None
+    assert forms.checkpoint_folder("some/other", None) is None
+    assert forms.num_weights(found / "model.safetensors") == 1000

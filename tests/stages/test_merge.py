@@ -1,0 +1,297 @@
+"""Full checkpoints: complete, proved, and usable by Transformers alone, wherever they lie."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile as sf
+import torch
+from helpers import PackedCorpus, files_of_at_most, tone, train, write_stage_config
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from higgs_pipe import evaluate, merge
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.original_form import native_name
+from higgs_pipe.higgs.speaker import Speaker
+from higgs_pipe.prove_form import load_form
+from higgs_pipe.training.results import FormProof, MergeRecord
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results after train and eval on a base in bfloat16, with a part that is trained in full."""
+    results = tmp_path_factory.mktemp("results")
+    base = shutil.copytree(corpus.base, results / "base")
+    weights = load_file(base / "model.safetensors")
+    rounded = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    save_file(rounded, base / "model.safetensors", metadata={"format": "pt"})
+    settings, config = {"base_model": str(base)}, results / "config"
+    write_stage_config(config / "eval.json", **settings, eval={"device": "cpu", "num_prompts": 0})
+    write_stage_config(config / "pack.json", **settings, pack={"system_prompt": 'Speak "up".'})
+    lora = {"target_modules": "attention", "train_in_full": ["audio_head"]}
+    train(corpus, results / "train", base=base, learning_rate=1e-3, preflight=False, lora=lora)
+    evaluate.run(
+        config / "eval.json",
+        corpus.clips,
+        results / "train/packed/eval.parquet",
+        results / "train/adapter",
+        eval_dir=results / "eval",
+        samples_dir=results / "samples",
+    )
+    return results
+
+
+def run_merge(results: Path, form_dir: Path, **package: Any) -> Path:
+    base = json.loads((results / "config/eval.json").read_text())["base_model"]
+    config = write_stage_config(form_dir.parent / "merge.json", base_model=base, package=package)
+    merge.run(
+        config=config,
+        form=form_dir.parent.name,
+        name="default",
+        adapter_dir=results / "train/adapter",
+        config_dir=results / "config",
+        eval_rows=results / "train/packed/eval.parquet",
+        metrics=results / "eval/metrics.json",
+        form_dir=form_dir,
+    )
+    return form_dir
+
+
+@pytest.fixture(scope="module")
+def merged(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_merge(trained, tmp_path_factory.mktemp("a 'b") / "merged" / "default")
+
+
+@pytest.fixture(scope="module")
+def original(corpus: PackedCorpus, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_merge(trained, tmp_path_factory.mktemp("o") / "original" / "default")
+
+
+def names_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+COMMON = {
+    *("README.md", "SHA256SUMS", "config.json", "generation_config.json", "merge.json"),
+    *("model.safetensors", "proof.json", "tokenizer.json", "tokenizer_config.json"),
+}
+
+
+def test_a_merged_checkpoint_is_complete(merged: Path) -> None:
+    codec = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert names_below(merged) == COMMON | {
+        "processor_config.json",
+        "chat_template.jinja",
+        *(f"audio_tokenizer/{name}" for name in codec),
+    }
+    assert json.loads((merged / "config.json").read_text())["dtype"] == "bfloat16"
+    assert {t.dtype for t in load_file(merged / "model.safetensors").values()} == {torch.bfloat16}
+    subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=merged, check=True)
+    assert [path.name for path in merged.parent.iterdir()] == ["merge.json", "default"]
+
+
+def test_the_proof_bounds_what_rounding_does(merged: Path, original: Path) -> None:
+    record = MergeRecord.read(merged / "merge.json")
+    assert (record.num_changed, record.num_weights) == (9, 33)
+    assert record.base == "base"
+    assert 0 < record.relative_rounding_error < 2**-8
+    for folder, num_tensors in ((merged, None), (original, 33)):
+        proof = FormProof.read(folder / "proof.json")
+        assert proof.num_tensors_of_equal_bits == num_tensors
+        assert 0 < proof.logit_difference < proof.logit_difference_bound
+        assert proof.logit_difference_bound == 2 * (2**-8 + 1e-5) * 4  # 2 layers
+        assert proof.logit_change > 10 * proof.logit_difference
+        assert proof.eval_loss == pytest.approx(proof.eval_loss_of_adapter, rel=1e-3)
+        assert all(second.num_frames <= 33 for second in proof.first_seconds)
+
+
+def test_without_rounding_all_greedy_codes_are_the_adapters(trained: Path, tmp_path: Path) -> None:
+    folder = run_merge(trained, tmp_path / "merged/default", dtype="float32")
+    proof = FormProof.read(folder / "proof.json")
+    assert len(proof.first_seconds) == 3
+    assert all(s.num_equal_frames == s.num_frames > 0 for s in proof.first_seconds)
+    assert proof.logit_difference < 1e-5
+    assert proof.eval_loss == pytest.approx(proof.eval_loss_of_adapter, rel=1e-6)
+
+
+def test_an_original_checkpoint_has_the_same_weights_under_other_names(
+    merged: Path, original: Path
+) -> None:
+    assert names_below(original) == COMMON
+    expected = load_file(merged / "model.safetensors")
+    found = load_file(original / "model.safetensors")
+    assert {native_name(name) for name in found} == set(expected)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[native_name(name)])
+    config = json.loads((original / "config.json").read_text())
+    assert config["audio_codebook_size"] == 1024
+    assert config["text_config"]["rope_scaling"]["rope_type"] == "llama3"
+    assert config["audio_dual_ffn_layers"] == [0, 1]
+
+
+def run_outside(script: Path, *arguments: object) -> None:
+    """Run a program that sees neither this project nor a network."""
+    blocked = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    finished = subprocess.run(
+        [sys.executable, "-I", script, *map(str, arguments)],
+        env=blocked | {"HF_HUB_OFFLINE": "1"},
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+SPEAK_ORIGINAL = """
+import json, sys
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+folder = sys.argv[1]
+original = json.load(open(f"{folder}/config.json"))
+text = original["text_config"]
+same = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+        "num_key_value_heads head_dim hidden_act rms_norm_eps attention_bias mlp_bias").split()
+config = HiggsAudioV2Config(
+    **{key: text[key] for key in same},
+    rope_parameters=text["rope_scaling"] | {"rope_theta": text["rope_theta"]},
+    num_codebooks=original["audio_num_codebooks"],
+    codebook_size=original["audio_codebook_size"] + 2,
+    audio_stream_bos_id=original["audio_stream_bos_id"],
+    audio_stream_eos_id=original["audio_stream_eos_id"],
+    audio_token_id=original["audio_out_token_idx"],
+    audio_bos_token_id=original["audio_out_bos_token_id"],
+    audio_delay_token_id=int(sys.argv[3]),
+    pad_token_id=original["pad_token_id"],
+)
+state = {}
+for name, tensor in load_file(f"{folder}/model.safetensors").items():
+    if name.startswith("audio_decoder_proj."):
+        name = name.removeprefix("audio_decoder_proj.")
+    elif name.startswith("audio_codebook_embeddings."):
+        name = "model.embed_audio_tokens.embed_audio_tokens.weight"
+    else:
+        name = "model." + name
+    state[name] = tensor
+model, loading = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+    None, config=config, state_dict=state, use_text_head=True, output_loading_info=True
+)
+assert not loading["missing_keys"] and not loading["unexpected_keys"]
+inputs = AutoTokenizer.from_pretrained(folder)(sys.argv[4], return_tensors="pt")
+codes = model.generate(
+    **inputs, max_new_tokens=20, do_sample=False, ras_win_len=None,
+    eos_token_id=text["eos_token_id"],
+)
+torch.save(codes, sys.argv[2])
+assert not any(name.startswith("higgs_pipe") for name in sys.modules)
+"""
+
+
+def test_a_script_without_this_project_speaks_with_the_original(
+    original: Path, merged: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "speak.py").write_text(SPEAK_ORIGINAL)
+    native, _ = load_form("merged", merged, None, torch.bfloat16)  # type: ignore[arg-type]
+    text = "<|begin_of_text|>One.<|audio_out_bos|>"
+    delay_id = native.config.audio_delay_token_id
+    run_outside(tmp_path / "speak.py", original, tmp_path / "codes.pt", delay_id, text)
+    inputs = AutoTokenizer.from_pretrained(merged)(text, return_tensors="pt")
+    expected = native.generate(
+        **inputs,
+        max_new_tokens=20,
+        do_sample=False,
+        ras_win_len=None,
+        eos_token_id=inputs["input_ids"][0, 0],
+    )
+    assert torch.equal(torch.load(tmp_path / "codes.pt"), expected)
+
+
+def code_blocks(page: Path) -> list[str]:
+    return [part.split("```")[0] for part in page.read_text().split("```python\n")[1:]]
+
+
+def read_only(folder: Path) -> Path:
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    return folder
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_the_recipe_of_a_merged_checkpoint_works_from_anywhere(
+    merged: Path, tmp_path: Path, is_moved: bool
+) -> None:
+    """Read-only, from another folder; moved, by the recipe that names the codec's folder."""
+    folder = read_only(shutil.copytree(merged, tmp_path / "moved")) if is_moved else merged
+    recipe, by_parts = code_blocks(merged / "README.md")
+    assert r'"content": "Speak \"up\"."' in recipe
+    lines = recipe.replace('"default"', repr(str(folder)))
+    if is_moved:
+        lines = lines.replace("processor = AutoProcessor.from_pretrained(folder)\n", by_parts)
+    tone(tmp_path / "work/reference.wav", seconds=1.7)
+    script = tmp_path / "work/speak.py"
+    script.write_text(
+        f"import torch\ntorch.manual_seed(0)\n{lines}\n"
+        "import sys\nassert not any(name.startswith('higgs_pipe') for name in sys.modules)\n"
+        "assert model.text_lm_head.weight.dtype == torch.bfloat16\n"
+    )
+    run_outside(script)
+    samples, rate_hz = sf.read(script.with_name("speech.wav"))
+    assert rate_hz == 24_000
+    assert len(samples) >= 960
+    assert abs(samples).max() > 0
+
+
+def test_speak_takes_a_moved_checkpoint_as_base_and_finds_its_codec(
+    merged: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(merged, tmp_path / "moved")
+    shutil.copytree(merged / "audio_tokenizer", tmp_path / "elsewhere")
+    speaker = Speaker.load(base=str(moved), device="cpu")
+    assert Path(speaker.codec_info.codec) == moved / "audio_tokenizer"
+
+
+def test_a_base_that_changed_since_training_is_not_merged(trained: Path, tmp_path: Path) -> None:
+    results = shutil.copytree(trained, tmp_path / "results")
+    path = results / "train/adapter/base_model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
+    with pytest.raises(UserError, match="000000000000"):
+        run_merge(results, tmp_path / "merged/default")
+    assert not (tmp_path / "merged/default").exists()
+
+
+def test_a_checkpoint_that_differs_from_the_adapter_fails_its_proof(
+    trained: Path, tmp_path: Path
+) -> None:
+    """The merge of an adapter whose metrics and rows are those of another one."""
+    results = shutil.copytree(trained, tmp_path / "results")
+    metrics = json.loads((results / "eval/metrics.json").read_text())
+    metrics["adapter"]["eval_loss"] *= 1.003
+    (results / "eval/metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match=r"merged .*proof.*\n.*held-out loss"):
+        run_merge(results, tmp_path / "merged/default")
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["merge.json"]
+
+
+def test_a_full_disk_leaves_nothing_behind(trained: Path, tmp_path: Path) -> None:
+    with files_of_at_most(200_000), pytest.raises(UserError, match="no room"):
+        run_merge(trained, tmp_path / "merged/default")
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["merge.json"]
+
+
+def test_room_is_checked_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    merge.check_room(tmp_path, 9_999_999_999)
+    with pytest.raises(UserError, match=r"11\.5 GB.* 10\.0 GB free"):
+        merge.check_room(tmp_path, 11_500_000_000)
