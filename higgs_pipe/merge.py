@@ -7,7 +7,7 @@ folders of both forms. In each also::
     README.md     what it is, and how to load it
     merge.json    base, codec, adapter, and what rounding did
     proof.json    how near it is to the adapter
-    SHA256SUMS
+    files.json, SHA256SUMS
 """
 
 import logging
@@ -46,6 +46,8 @@ from higgs_pipe.higgs.pretrained import (
     load_pretrained,
 )
 from higgs_pipe.higgs.shards import Shards, write_shards
+from higgs_pipe.publishing.naming import public_name
+from higgs_pipe.publishing.sealing import seal
 from higgs_pipe.training.results import FormProof, MergeRecord
 from higgs_pipe.training.run_info import git_commit
 
@@ -93,7 +95,7 @@ def run(
         proof = prove_in_fresh_process(kind, aside, adapter_dir, config_dir, eval_rows, metrics)
         card = checkpoint_card(name, record, proof, load_stage(PackStage, config_dir / "pack.json"))
         write_text(aside / "README.md", card)
-        write_text(aside / "SHA256SUMS", checksums(aside))
+        seal(aside)
         shutil.rmtree(form_dir, ignore_errors=True)
         aside.rename(form_dir)
     except OSError as error:
@@ -196,12 +198,6 @@ def check_room(folder: Path, num_bytes: int) -> None:
         )
 
 
-def public_name(checkpoint: str) -> str:
-    """Return a Hub id as it is, and a folder without the path to it."""
-    path = Path(checkpoint)
-    return path.resolve().name if path.is_dir() else checkpoint
-
-
 def prove_in_fresh_process(
     form: Form,
     form_dir: Path,
@@ -245,12 +241,6 @@ def checkpoint_card(name: str, record: MergeRecord, proof: FormProof, pack: Pack
     return environment.get_template("checkpoint_card.md.j2").render(
         name=name, record=record, proof=proof, pack=pack.pack
     )
-
-
-def checksums(directory: Path) -> str:
-    """Return the lines of ``SHA256SUMS`` for all files below a folder."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return "".join(f"{sha256_of_file(p)}  {p.relative_to(directory).as_posix()}\n" for p in paths)
 
 
 if __name__ == "__main__":

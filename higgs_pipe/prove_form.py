@@ -55,7 +55,7 @@ ROUNDOFF = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2**-8}
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """What a model makes of the held-out rows."""
+    """Logits and codes that a model computes for held-out rows."""
 
     logits: tuple[Tensor, Tensor]  # of the first row: text (L, vocabulary), audio (M, K, V)
     frames: list[Codes]  # (F, K) per prompt, delayed, up to the last code of the first second

@@ -588,7 +588,7 @@ class MergeConfig(Section):
 
 
 class ShippingConfig(PackageConfig, MergeConfig):
-    """What a user of the adapter gets: its forms, and the entries of the model card."""
+    """The forms of an adapter that a user gets, and the entries of its model card."""
 
     forms: Annotated[list[PackageForm], Field(min_length=1)] = Field(
         ["peft"],

@@ -12,7 +12,7 @@ from typing import Any
 from higgs_pipe.errors import UserError
 
 EXIT_USER_ERROR = 2
-PEFT = "peft"
+PEFT, FULL_FORMS = "peft", ("merged", "original")
 NUM_BYTES = {"bfloat16": 2, "float32": 4}
 
 

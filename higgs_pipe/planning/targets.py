@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA, METADATA_JSON
 from higgs_pipe.planning.folders import audio_stem, files_below, transcript_stem
+from higgs_pipe.planning.forms import FULL_FORMS
 
 
 def manifests(config: Mapping[str, Any]) -> list[str]:
@@ -153,6 +154,10 @@ def products(results_dir: Path, experiments: Sequence[str]) -> list[Product]:
         adapter, metrics = experiment / "train" / "adapter", experiment / "eval" / "metrics.json"
         made += [
             Product(f"adapter {name}", package, package.with_name(f"{name}.zip")),
+            *(
+                Product(f"{form} {name}", results_dir / form / name, results_dir / form / name)
+                for form in FULL_FORMS
+            ),
             Product(f"metrics {name}", metrics, metrics),
             Product(f"trained {name}", adapter, adapter / "adapter_config.json"),
         ]
