@@ -71,7 +71,7 @@ class Activity:
         num_done = self.done - self._done_before
         if self.total is None or num_done == 0:
             return ""
-        seconds = self._elapsed() / num_done * (self.total - self.done)
+        seconds = self._elapsed() / num_done * max(0, self.total - self.done)
         return f"{duration(seconds)} left"
 
     def line(self) -> str:
@@ -109,7 +109,7 @@ def activity(
     finally:
         running._ended.set()
         thread.join()
-        _open.pop()
+        _open.remove(running)
 
 
 def duration(seconds: float) -> str:

@@ -31,11 +31,7 @@ HIDDEN_BEGINNINGS = (
     "Using shell",
     "Using workflow specific profile",
 )
-# Jobs of no time that make nothing that a person looks for.
-HIDDEN_RULES = {
-    *("all", "eval", "package", "tokenize", "train", "validate"),
-    *("stage_config", "stage_config_other"),
-}
+SETTINGS_RULE = "stage_config"  # takes no time, and nobody waits for what it makes
 
 
 def shorten() -> None:
@@ -67,7 +63,8 @@ class JobLines(logging.Filter):
         if event == "progress":
             self._done, self._total = told["done"], told["total"]
         if event == "job_info" and "rule_name" in told:
-            if told["rule_name"] not in HIDDEN_RULES:
+            makes_files = bool(told.get("output"))  # a target makes none
+            if makes_files and told["rule_name"] != SETTINGS_RULE:
                 line = {"msg": self._line(told), "levelno": record.levelno}
                 self._handler.handle(logging.makeLogRecord({**line, "levelname": record.levelname}))
             return False

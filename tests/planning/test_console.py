@@ -42,15 +42,18 @@ def log(message: str, event: str | None = None, **values: Any) -> None:
 
 def test_a_job_is_one_line_with_what_is_done_before_it(handlers: tuple[Lines, Lines]) -> None:
     log("stats", "run_info", stats={"total": 30})
-    log("block", "job_info", rule_name="list_rows", wildcards={})
+    log("block", "job_info", rule_name="list_rows", output=["rows"], wildcards={})
     log("1 of 31", "progress", done=1, total=31)
-    log("block", "job_info", rule_name="measure_shard", wildcards={"shard": "shard-00001"})
+    shard = {"shard": "shard-00001"}
+    log("block", "job_info", rule_name="measure_shard", output=["measured"], wildcards=shard)
     lines = [re.sub(r"^\d\d:\d\d:\d\d  ", "", line) for line in handlers[0].shown]
     assert lines == ["[0/30] list_rows", "[1/31] measure_shard shard-00001"]
 
 
 def test_jobs_that_make_nothing_to_look_for_are_not_shown(handlers: tuple[Lines, Lines]) -> None:
-    log("block", "job_info", rule_name="stage_config", wildcards={"stage": "train"})
+    of_train = {"stage": "train"}
+    log("block", "job_info", rule_name="stage_config", output=["train.json"], wildcards=of_train)
+    log("block", "job_info", rule_name="validate", output=[], wildcards={})
     log("Finished jobid: 1", "job_finished")
     log("Select jobs to execute...")
     assert handlers[0].shown == []
