@@ -128,7 +128,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
     data = ModelCardData(
         model_name=facts.provenance.name,
         eval_results=results,
-        base_model=facts.base.name,
+        base_model=facts.base.name if facts.base.is_on_hub else None,  # the Hub would link it
         library_name="peft",
         pipeline_tag="text-to-speech",
         license=facts.settings.license,

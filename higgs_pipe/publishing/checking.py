@@ -24,7 +24,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 REQUIRED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE, PROVENANCE, "README.md")
 TEXT_SUFFIXES = (".json", ".jinja", ".md", ".svg", ".txt")
-MAX_TEXT_BYTES = 50_000_000
+MAX_TEXT_BYTES = 20_000_000
 MAX_WAV_BYTES = 100_000_000
 CHUNK_BYTES = 1 << 20
 # What a browser would run in a drawing.

@@ -56,6 +56,11 @@ def check_fits(package: CheckedPackage, base: Pretrained) -> None:
 
 def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int, ...]]:
     """Return the shapes that PEFT gives the adapter's tensors on a base without data."""
+    if not isinstance(package.adapter_config.get("target_modules"), list):
+        raise UserError(
+            f"{ADAPTER_CONFIG}: target_modules is not a list of layers, as packages have; PEFT "
+            "would take a text for a regular expression."
+        )
     config = load_pretrained(HiggsAudioV2Config, base)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, ADAPTER_CONFIG).write_text(json.dumps(package.adapter_config))
@@ -66,7 +71,7 @@ def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int
             with torch.device("meta"):
                 model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
                 adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(
                 f"{ADAPTER_CONFIG} does not fit {base.setting} {base.name!r}: {error}"
             ) from None

@@ -10,7 +10,7 @@ DTYPE_BYTES = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2},
     **{"I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1},
 }
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
+MAX_HEADER_BYTES = 10_000_000  # that of the 3B model has 0.2 million
 
 
 class NotSafetensorsError(Exception):

@@ -1,7 +1,9 @@
 """The check of a package: every file that is not the packaged one is named, nothing is executed."""
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import stat
 import zipfile
@@ -23,6 +25,7 @@ from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.package import verify
 from higgs_pipe.publishing.checking import check_package
+from higgs_pipe.publishing.contents import open_contents
 from higgs_pipe.publishing.sealing import seal, write_zip
 
 WEIGHTS = "adapter_model.safetensors"
@@ -177,6 +180,30 @@ def test_a_zip_with_links_other_paths_or_bombs_is_refused(
     assert not (tmp_path / "evil.md").exists()
 
 
+def test_no_damage_to_a_zip_is_a_traceback_or_passes_for_the_package(
+    package: Path, tmp_path: Path
+) -> None:
+    """Five hundred seeded kinds: bytes changed, removed and put in."""
+    archive, draw = tmp_path / "ada.zip", random.Random(0)
+    write_zip(package, archive)
+    whole = archive.read_bytes()
+    for _ in range(500):
+        damaged = bytearray(whole)
+        start = draw.randrange(len(whole))
+        damaged[start : start + draw.choice((0, 1, 1, 4, 900))] = draw.randbytes(
+            draw.choice((0, 1, 4))
+        )
+        archive.write_bytes(damaged)
+        try:
+            checked = check_package(archive)
+        except UserError:
+            continue
+        with open_contents(archive) as contents:  # such as a date
+            for name, file in checked.files.files.items():
+                content = contents.entries[name].open().read()
+                assert hashlib.sha256(content).hexdigest() == file.sha256
+
+
 def test_a_zip_that_was_cut_short_is_refused(package: Path, tmp_path: Path) -> None:
     write_zip(package, tmp_path / "ada.zip")
     truncate(tmp_path / "ada.zip")
@@ -228,6 +255,18 @@ def test_a_base_whose_weights_moved_is_refused_with_the_commit_to_pin(
     seal(copy)
     with pytest.raises(UserError, match=rf"moved.*{pinned.fingerprint[:12]}.*revision 0123abc"):
         verify(copy, base=str(moved))
+
+
+def test_layers_as_a_regular_expression_are_refused(copy: Path, tiny_base: Path) -> None:
+    """PEFT would match it with every layer's name, for hours if it is made for that."""
+    config = json.loads((copy / "adapter_config.json").read_text())
+    config["target_modules"] = "(.*.*)*q_proj!"
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    for name in ("files.json", "SHA256SUMS"):
+        (copy / name).unlink()
+    seal(copy)
+    with pytest.raises(UserError, match="target_modules is not a list"):
+        verify(copy, base=str(tiny_base))
 
 
 def test_every_tensor_of_the_adapter_must_be_there(copy: Path, tiny_base: Path) -> None:

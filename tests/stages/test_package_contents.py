@@ -136,6 +136,7 @@ def test_the_commit_of_the_base_is_in_provenance_and_card(
     base = provenance["base_model"]
     assert (base["name"], base["revision"]) == ("tiny-higgs", COMMIT)
     assert any(line.startswith(f'revision = "{COMMIT}"') for line in card)
+    assert "base_model: tiny-higgs" in card
 
 
 def test_hours_and_clips_of_the_card_are_those_of_the_training_split(
