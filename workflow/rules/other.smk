@@ -140,7 +140,8 @@ use rule pack as pack_other with:
 
 # Evaluate an adapter beside its base on these clips, as on the held-out ones.
 # reads:  <results>/other/data/clips.parquet and its recordings, <results>/other/packed/eval.parquet,
-#         <results>/experiments/{experiment}/train/adapter/, the base, the codec
+#         <results>/experiments/{experiment}/train/adapter/, the adapter train.init_adapter if
+#         any, the base, the codec
 # writes: <results>/experiments/{experiment}/eval/other/: metrics.json, clips.parquet,
 #         breakdown.json, generation.json, generation.parquet, verdict.json, and WAVs in samples/
 use rule eval_adapter as eval_adapter_other with:
@@ -152,6 +153,9 @@ use rule eval_adapter as eval_adapter_other with:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
+        ancestor=lambda wildcards: ancestors.ancestor_files(
+            config, wildcards.experiment
+        ),
         base_model=BASE_MODEL,
         codec=CODEC,
     output:
