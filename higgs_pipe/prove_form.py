@@ -256,7 +256,7 @@ def _next_logits(sample: RecordedSample, model: DualLossModel, frames: Codes) ->
     """Return the logits (K, V) of the frame after a prompt and ``frames`` (F, K)."""
     with native_forward(model) as native:
         logits: Tensor = native(**_inputs(sample, frames, model), use_cache=False).logits[0, -1]
-    return logits.unflatten(-1, (model.native.config.num_codebooks, -1))
+    return logits.view(model.native.config.num_codebooks, -1)
 
 
 def _inputs(sample: RecordedSample, frames: Codes, model: DualLossModel) -> dict[str, Tensor]:

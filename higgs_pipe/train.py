@@ -154,15 +154,13 @@ class Training:
         self.tokenizer = PromptRenderer(base_model.pretrained).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
         self.ancestor = start_from(adapter, settings, base_model)
-        is_mutating = settings.lora.init in MUTATING
-        self.initial_adapter = adapter_state(adapter) if is_mutating else {}
+        self.initial_adapter = adapter_state(adapter) if settings.lora.init in MUTATING else {}
         self.trainable_parameters = trainable_parameters(adapter)
         # Until the run is planned, as little memory as can be.
         num_recomputed = self.config.num_hidden_layers if device.type == "cuda" else 0
         model = DualLossModel(adapter, settings.max_logits_mb, num_recomputed).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         self.model = accelerator.prepare(model)
-
         self.inputs = StepInputs(train_rows, self.config, settings, accelerator)
         self.num_steps = self.inputs.num_steps
         optimizer = make_optimizer(trained, settings, device)
@@ -173,22 +171,17 @@ class Training:
             self.config.codebook_size,
             self.num_steps,
         )
-        self.telemetry = Telemetry(
-            device, max(self.inputs.row_lengths), train_rows.codec_info.frame_rate_hz
-        )
+        longest = max(self.inputs.row_lengths)
+        self.telemetry = Telemetry(device, longest, train_rows.codec_info.frame_rate_hz)
         self.planner = Planner(model, settings, self.inputs, self.state, accelerator)
         self.stepper = Stepper(
             model, self.inputs, self.planner, self.state, settings, accelerator, self.telemetry
         )
         parts = ", ".join(f"{name} {n:,}" for name, n in self.trainable_parameters.items())
         logger.info("trainable parameters: %s", parts)
+        where = f"{str(dtype).removeprefix('torch.')} on {accelerator.num_processes} x {device}"
         logger.info(
-            "%d packed rows, %d optimizer steps; base in %s on %d x %s",
-            len(train_rows),
-            self.num_steps,
-            str(dtype).removeprefix("torch."),
-            accelerator.num_processes,
-            device,
+            "%d packed rows, %d optimizer steps; base in %s", len(train_rows), self.num_steps, where
         )
 
     def fit(
@@ -242,10 +235,8 @@ class Training:
                     metrics.write(progress.step, line, note)
                     self._log_predictions(step_input, result)
                 evaluation.run_if_due(self.num_steps, metrics)
-
                 is_stopping = result.is_stop_requested and not self._is_finished()
-                # The losses, and so the alarms, are the same on every process.
-                is_alarmed = settings.stop_on_alarm and bool(self.alarms.active)
+                is_alarmed = settings.stop_on_alarm and bool(self.alarms.active)  # on all alike
                 if is_stopping or is_alarmed or progress.step % settings.save_steps == 0:
                     self.state.save(checkpoints, metrics, accelerator)
                 if is_alarmed:

@@ -37,7 +37,7 @@ class Shards:
         if (folder / INDEX).is_file():  # other files in the folder are not the checkpoint's
             indexed = set(read_json(folder / INDEX)["weight_map"].values())
             paths = [path for path in paths if path.name in indexed]
-        self._files = [safe_open(path, framework="pt") for path in paths]
+        self._files: list[Any] = [safe_open(path, framework="pt") for path in paths]
         self._file_of: dict[str, Any] = {name: f for f in self._files for name in f.offset_keys()}
 
     def __enter__(self) -> Self:
@@ -128,6 +128,6 @@ def _write_file(
             tensor = make(name)
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:
                 raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype}, not as announced")
-            stream.write(tensor.contiguous().view(torch.uint8).numpy())
+            stream.write(tensor.contiguous().view(torch.uint8).numpy().data)
         stream.flush()
         os.fsync(stream.fileno())
