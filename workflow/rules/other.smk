@@ -33,6 +33,7 @@ use rule stage_config as stage_config_other with:
 use rule list_rows as list_rows_other with:
     input:
         config="<results>/other/config/list_rows.json",
+        checked=CHECKED_MODELS,
         manifests=lambda wildcards: targets.inputs(targets.manifests(OTHER_CONFIG)),
     output:
         rows="<results>/other/data/rows.parquet",
