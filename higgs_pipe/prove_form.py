@@ -154,7 +154,8 @@ def run(
     if not abs(eval_loss - of_adapter) <= LOSS_BOUND * of_adapter:
         raise UserError(
             f"{form_dir}: the held-out loss is {eval_loss}, in {metrics} the adapter's is "
-            f"{of_adapter}; run: snakemake --forcerun eval_adapter"
+            f"{of_adapter}. Set package.dtype: float32 if it is rounding, or run: "
+            "snakemake --forcerun eval_adapter"
         )
     FormProof(
         form=kind,
