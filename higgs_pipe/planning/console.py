@@ -31,7 +31,8 @@ HIDDEN_BEGINNINGS = (
     "Using shell",
     "Using workflow specific profile",
 )
-SETTINGS_RULE = "stage_config"  # takes no time, and nobody waits for what it makes
+# Take no time, and nobody waits for what they make.
+SETTINGS_RULES = ("stage_config", "stage_config_other")
 
 
 def shorten() -> None:
@@ -64,7 +65,7 @@ class JobLines(logging.Filter):
             self._done, self._total = told["done"], told["total"]
         if event == "job_info" and "rule_name" in told:
             makes_files = bool(told.get("output"))  # a target makes none
-            if makes_files and told["rule_name"] != SETTINGS_RULE:
+            if makes_files and told["rule_name"] not in SETTINGS_RULES:
                 line = {"msg": self._line(told), "levelno": record.levelno}
                 self._handler.handle(logging.makeLogRecord({**line, "levelname": record.levelname}))
             return False

@@ -30,7 +30,8 @@ rule package_adapter:
         breakdown="<results>/experiments/{experiment}/eval/breakdown.json",
         generation="<results>/experiments/{experiment}/eval/generation.json",
         generation_table="<results>/experiments/{experiment}/eval/generation.parquet",
-        samples="<results>/experiments/{experiment}/samples",
+        # A folder, whose age a copy changes; eval writes it with the files above.
+        samples=ancient("<results>/experiments/{experiment}/samples"),
         accepted="<results>/experiments/{experiment}/eval/accepted.txt",
         other=(
             expand(
