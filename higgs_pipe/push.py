@@ -20,8 +20,8 @@ from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.listening.verdict import Verdict
 from higgs_pipe.progress import activity
 from higgs_pipe.publishing.checking import check_package
-from higgs_pipe.publishing.hub import Branch, HubRepository, hub_errors_named, local_files
-from higgs_pipe.publishing.sealing import CHECKSUMS
+from higgs_pipe.publishing.hub import Branch, HubRepository, hub_errors_named
+from higgs_pipe.publishing.sealing import CHECKSUMS, FILE_LIST
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -59,7 +59,7 @@ def run(config: Path, name: str, names: list[str], package_dir: Path, pushed: Pa
     stage = load_stage(PushStage, config)
     settings = stage.push
     repo = HubRepository(repository_name(settings.repo, name, names))
-    check_package(package_dir)
+    checked = check_package(package_dir)
     if stage.eval.require is not None:
         Verdict.read(package_dir / "verdict.json").require(stage.eval.require)
     with hub_errors_named(repo.name):
@@ -73,7 +73,8 @@ def run(config: Path, name: str, names: list[str], package_dir: Path, pushed: Pa
         if is_private is None:
             repo.create(settings.private)
         branch = repo.branch(settings.branch)
-        files = local_files(package_dir)
+        names_of_files = (*checked.files.files, FILE_LIST, CHECKSUMS)
+        files = {file: package_dir / file for file in names_of_files}
         different = branch.differences(files)
         commit = branch.commit
         if different:

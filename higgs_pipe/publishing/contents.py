@@ -12,7 +12,8 @@ from typing import IO
 
 from higgs_pipe.errors import UserError
 
-HUB_NAMES = (".gitattributes", ".cache")  # what a download from the Hub adds at the top
+# What a download from the Hub and Snakemake add at the top of a folder.
+ADDED_BY_TOOLS = (".gitattributes", ".cache", ".snakemake_timestamp")
 MAX_ENTRIES = 10_000
 
 
@@ -70,7 +71,7 @@ def _of_folder(folder: Path) -> Contents:
             for each in sorted(found, key=lambda item: item.name):
                 path = Path(each.path)
                 name = path.relative_to(folder).as_posix()
-                if name in HUB_NAMES:
+                if name in ADDED_BY_TOOLS:
                     continue
                 if each.is_symlink():
                     contents.faults.append(f"{name}: a link")

@@ -167,12 +167,6 @@ class HubRepository:
         self.api.create_tag(self.name, tag=name, revision=commit, exist_ok=True)
 
 
-def local_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by relative path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path for path in paths}
-
-
 def is_same(path: Path, hub_hash: str | None) -> bool:
     """Return whether a file is the one that the Hub knows by this hash."""
     if hub_hash is None:

@@ -142,7 +142,8 @@ def test_tensors_that_overlap_are_refused_though_listed(copy: Path) -> None:
     assert has_line_with(faults(copy), WEIGHTS, "overlap")
 
 
-def test_what_a_download_from_the_hub_adds_is_no_fault(copy: Path) -> None:
+def test_what_the_hub_and_snakemake_add_to_a_folder_is_no_fault(copy: Path) -> None:
+    (copy / ".snakemake_timestamp").touch()
     (copy / ".gitattributes").write_text("*.safetensors filter=lfs\n")
     (copy / ".cache/huggingface").mkdir(parents=True)
     (copy / ".cache/huggingface/README.md.metadata").write_text("x")

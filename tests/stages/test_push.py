@@ -100,6 +100,13 @@ def test_private_false_makes_a_public_repository(hub: Hub, package: Path) -> Non
     assert hub.repositories[REPO].private is False
 
 
+def test_what_snakemake_leaves_in_the_folder_is_not_pushed(hub: Hub, package: Path) -> None:
+    (package / ".snakemake_timestamp").touch()
+    run_push(package)
+    (package / ".snakemake_timestamp").unlink()
+    assert on_hub(hub) == contents(package)
+
+
 def test_a_second_push_changes_nothing_and_names_the_same_commit(hub: Hub, package: Path) -> None:
     first = run_push(package)
     hub.requests.clear()
