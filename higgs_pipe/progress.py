@@ -21,7 +21,7 @@ from contextlib import contextmanager
 logger = logging.getLogger("higgs_pipe")
 
 SILENT_SECONDS = 10.0
-SHARE_OF_ELAPSED = 0.05  # after an hour, a line every three minutes
+SHARE_OF_ELAPSED = 0.02  # in the first eight minutes ten seconds, after an hour seventy
 
 
 class _LastLine(logging.Filter):
