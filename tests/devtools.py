@@ -91,7 +91,11 @@ class Browser:
         return message
 
     def open(self, page: Path, width: int, height: int = 900, scheme: str = "light") -> None:
-        """Show a file in a window of this size, by a reader who prefers a colour scheme."""
+        """Show a file in a window of this size, by a reader who prefers a colour scheme.
+
+        ``requests`` begins anew: it holds those of this page.
+        """
+        self.requests.clear()
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
