@@ -34,12 +34,12 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.results import Result
 from higgs_pipe.data.tables import TableFile
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.hub import hub_answers
 from higgs_pipe.progress import activity
 
 if not sys.stderr.isatty():  # a progress bar would fill a log file
     transformers_logging.disable_progress_bar()
 
-HUB_TIMEOUT_SECONDS = 5.0
 CONFIG_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 CONFIG_PATTERNS = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
 
@@ -276,7 +276,7 @@ def _download(pretrained: Pretrained, patterns: Sequence[str]) -> Path:
                 pretrained.name,
                 revision=pretrained.revision,
                 allow_patterns=list(patterns),
-                etag_timeout=HUB_TIMEOUT_SECONDS,
+                local_files_only=not hub_answers(),
             )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise _not_loaded(pretrained, error) from None
