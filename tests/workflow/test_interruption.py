@@ -22,8 +22,7 @@ TRAINING = """
 import os, signal, sys, time
 from pathlib import Path
 from higgs_pipe.cli import main
-def run(config: Path, train_rows: Path, eval_rows: Path, output_dir: Path, overrides: str,
-        adapter_dir: Path | None = None):
+def run(output_dir: Path) -> None:
     caught = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -36,7 +35,7 @@ def run(config: Path, train_rows: Path, eval_rows: Path, output_dir: Path, overr
     time.sleep(0.5)
     (output_dir / f"saved-{rank}").write_text("")
     sys.exit(128 + caught[0])
-main(run)
+main(run, ["--output-dir", sys.argv[sys.argv.index("--output-dir") + 1]])
 """
 
 
