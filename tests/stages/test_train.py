@@ -290,8 +290,9 @@ def test_the_first_training_loss_is_the_bases(corpus: PackedCorpus, tmp_path: Pa
     audio = [sum(f[2][k] for f in found) for k in range(8)]
     num_audio = [sum(f[3][k] for f in found) for k in range(8)]
     expected = dual_loss(sum(f[0] for f in found), sum(f[1] for f in found), audio, num_audio)
-    assert metrics[1]["step"] == 1
-    assert metrics[1]["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    first = next(line for line in metrics if "loss" in line)
+    assert first["step"] == 1
+    assert first["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(
@@ -393,7 +394,7 @@ def test_no_gradient_in_any_lora_tensor_stops_after_the_first_step(
     heads = {"audio_lm_head.weight": 0.0, "text_lm_head.weight": 0.0}
     blind = changed_base(corpus.base, tmp_path / "base", heads)
     with pytest.raises(UserError, match=r"step 1: .*train\.lora\.target_modules"):
-        train(corpus, tmp_path / "out", base=blind)
+        train(corpus, tmp_path / "out", base=blind, preflight=False)
 
 
 @pytest.mark.parametrize(
