@@ -1,5 +1,7 @@
 # make demo    recordings to an adapter, on the shipped demo
 # make test    all tests
+# make mutants make each of some 300 small mistakes in a copy of the code: do the tests notice?
+#              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=… writes the table
 # make check   format, types and lints
 # make generated   write the schema and docs/config.md anew, after a change of a setting
 # make clean   remove what the workflow made; the environment in .venv stays
@@ -30,6 +32,12 @@ demo: $(READY)
 .PHONY: test
 test: $(READY)
 	$(IN_VENV) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE pytest -n 2 --dist loadfile
+
+.PHONY: mutants
+mutants: $(READY)
+	$(IN_VENV) PYTHONPATH=tests OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m mutants.run \
+	  $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--page $(PAGE))
 
 .PHONY: check
 check: $(READY)

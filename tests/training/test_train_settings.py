@@ -14,11 +14,13 @@ from helpers import PackedCorpus, train
 from reference import base_with_lora
 from safetensors.torch import load_file
 
+from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow, PackedRows
 from higgs_pipe.higgs.pretrained import base_of_rows
 from higgs_pipe.train import Training
+from higgs_pipe.training import processes
 from higgs_pipe.training.checkpoints import Checkpoints
 from higgs_pipe.training.held_out import held_out_sums
 from higgs_pipe.training.state import Progress, TrainingState
@@ -172,6 +174,17 @@ def test_weights_for_another_number_of_codebooks_are_refused(corpus: PackedCorpu
 def test_quantization_without_a_gpu_is_refused_by_the_stage(corpus: PackedCorpus) -> None:
     with pytest.raises(UserError, match=r"train\.quantization"):
         training_of(corpus, quantization="8bit")
+
+
+def test_the_time_to_wait_for_another_process_is_that_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(processes, "Accelerator", lambda **options: given.append(options))
+    settings = TrainConfig(device="cpu", tracker="none", timeout_seconds=7.5)
+    processes.make_accelerator(settings, tmp_path)
+    [handler] = given[0]["kwargs_handlers"]
+    assert handler.timeout.total_seconds() == 7.5
 
 
 def likeliest(base: Path, row: PackedRow) -> tuple[list[int], list[int]]:

@@ -60,6 +60,8 @@ def test_clips_of_one_group_share_a_split_for_every_seed() -> None:
 def test_a_given_split_wins_for_the_whole_group() -> None:
     splits = assign_splits(["a", "a", "b"], [None, "eval", "train"], eval_fraction=0.01, seed=0)
     assert splits == ["eval", "eval", "train"]
+    given = ["eval", "eval", None, "train"]
+    assert assign_splits(["a", "b", "c", "d"], given, eval_fraction=0.01, seed=0)[:2] == given[:2]
 
 
 def test_two_groups_always_give_both_sides() -> None:

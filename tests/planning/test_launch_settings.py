@@ -1,0 +1,50 @@
+"""The launch settings of training, as words of the command that the rule runs."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from higgs_pipe.config.settings import Config
+from higgs_pipe.planning.launching import launch_command, launch_settings
+
+
+def command(experiment: dict[str, Any], **train: Any) -> list[str]:
+    """The words of the command of an experiment."""
+    config = Config(
+        manifest="m", base_model="b", codec="c", train=train, experiments={"one": experiment}
+    ).model_dump(by_alias=True)
+    settings = launch_settings(config, "one")
+    num_processes = settings.pop("num_processes")
+    return shlex.split(launch_command(num_processes, 4, Path("own.yaml"), **settings))
+
+
+def value(words: list[str], option: str) -> str | None:
+    return words[words.index(option) + 1] if option in words else None
+
+
+def test_the_command_has_the_processes_of_the_experiment() -> None:
+    words = command({"num_processes": 3}, num_processes=2)
+    assert value(words, "--num_processes") == "3"
+    assert value(words, "--config_file") == "own.yaml"
+    assert words[0] == "python"
+    assert value(words, "--main_process_ip") is None
+    assert value(words, "--main_process_port") == "0"  # any that is free
+
+
+def test_several_machines_start_by_srun_with_address_and_port() -> None:
+    machines = {"num_machines": 2, "main_process_ip": "node 1", "main_process_port": 3210}
+    words = command({}, num_processes=4, **machines)
+    assert words[:2] == ["srun", "--nodes=2"]
+    assert value(words, "--num_machines") == "2"
+    assert value(words, "--main_process_ip") == "node 1"
+    assert value(words, "--main_process_port") == "3210"
+
+
+@pytest.mark.parametrize("name", ["accelerate.yaml", "my 'own' file.yaml"])
+def test_the_users_own_file_is_given_to_accelerate(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("num_processes: 2\nnum_machines: 1\n")
+    words = command({}, accelerate_config=str(tmp_path / name))
+    assert value(words, "--config_file") == str(tmp_path / name)
+    assert "--num_processes" not in words

@@ -1,0 +1,20 @@
+"""The config by which ``eval.other_manifest`` is listed and judged."""
+
+from higgs_pipe.config.settings import Config
+from higgs_pipe.planning.targets import config_of_other
+
+
+def test_the_other_manifest_is_listed_in_one_shard() -> None:
+    config = Config(
+        manifest="own.jsonl",
+        base_model="b",
+        codec="c",
+        data={"split_seed": 5},
+        eval={"other_manifest": "other.jsonl"},
+    ).model_dump(by_alias=True)
+    other = config_of_other(config)
+    assert (other["manifest"], other["data"]["num_shards"]) == ("other.jsonl", 1)
+    unchanged = {key: value for key, value in config.items() if key not in ("manifest", "data")}
+    assert unchanged.items() <= other.items()
+    assert other["data"]["split_seed"] == 5
+    assert config["manifest"] == "own.jsonl"
