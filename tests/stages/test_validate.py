@@ -486,7 +486,7 @@ def test_splits_given_to_one_side_only_stop_the_run(
         ("\n", "manifest.jsonl: "),
         ('\n{"audio": "a.wav",\n', "manifest.jsonl:2: "),
         ('{"audio": "no.wav", "text": "N."}', "manifest.jsonl:1: audio_missing"),
-        ('{"audio": "a.wav", "text": ""}', "manifest.jsonl:1: text_empty"),
+        ('{"audio": "a.wav", "text": ""}', "validate.fill_missing_text"),
         ('{"audio": "a.wav", "text": "A."}', "for eval"),
         ('{"id": "x", "audio": "a", "text": "A."}\n' * 2, "manifest.jsonl:2: the id 'x'"),
     ],

@@ -59,6 +59,10 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+# Stages of the Hub, and of forms that the demo does not ask for.
+OFF = ("models", "push", "merge")
+
+
 def assert_it_learnt(folder: Path) -> None:
     metrics = read_json(folder / "results/experiments/default/eval/metrics.json")
     for key in ("eval_loss", "eval_text_loss", "eval_stop_loss"):
@@ -71,7 +75,7 @@ def assert_it_learnt(folder: Path) -> None:
 def test_the_demo_leaves_every_result_where_it_belongs(demo: Path) -> None:
     results = demo / "results"
     expected = [
-        *(f"config/{stage}.json" for stage in STAGES),
+        *(f"config/{stage}.json" for stage in STAGES if stage not in OFF),
         *(f"data/{name}" for name in ("clips.parquet", "rejected.parquet", "validation.json")),
         "codes/shard-00000.parquet",
         "codes/shard-00001.parquet",
@@ -168,8 +172,8 @@ def test_other_recordings_are_evaluated_beside_the_demos(demo: Path, forgotten: 
     metrics = read_json(folder / "metrics.json")
     assert metrics["adapter"]["num_clips"] == metrics["base"]["num_clips"] == 10
     assert metrics["adapter"]["eval_audio_loss"] != metrics["base"]["eval_audio_loss"]
-    assert read_json(folder / "generation.json")["num_prompts"] == 10
-    assert len(list((folder / "samples").glob("*-adapter-t1.wav"))) == 10
+    assert read_json(folder / "generation.json")["num_prompts"] == 9  # as the demo asks for
+    assert len(list((folder / "samples").glob("*-adapter-t1.wav"))) == 9
     groups = read_json(folder / "breakdown.json")["groups"]
     assert ("language", "de", 10) in [(g["kind"], g["name"], g["num_clips"]) for g in groups]
     [rejected] = pq.read_table(forgotten / "results/other/data/rejected.parquet").to_pylist()
