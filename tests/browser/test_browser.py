@@ -20,6 +20,11 @@ CUT_OFF = """[...document.querySelectorAll("body *")]
     .filter((e) => !e.closest(".hidden, .skip, svg"))
     .map((e) => e.outerHTML.slice(0, 80))"""
 TEXTS = '[...document.querySelectorAll(".listen .text")].map((e) => e.textContent)'
+PLAY_ALL = """Promise.all([...document.querySelectorAll("audio")].map(async (audio) => {
+    await audio.play();
+    audio.pause();
+    return audio.duration;
+}))"""
 SORT_BY = """(key, table = 0) => {
     const order = document.querySelectorAll("select.order")[table];
     order.value = key;
@@ -85,13 +90,7 @@ def num_pixels(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 def test_every_player_plays_its_recording(browser: Browser, page: Path) -> None:
     browser.open(page, DESKTOP)
-    seconds = browser.evaluate(
-        """Promise.all([...document.querySelectorAll("audio")].map(async (audio) => {
-            await audio.play();
-            audio.pause();
-            return audio.duration;
-        }))"""
-    )
+    seconds = browser.evaluate(PLAY_ALL)
     # Reference; then recording, codec, base and the three adapters of each prompt.
     takes = [1.5, 1, 1, 4, 2, 2, 2, 1, 1, 4, 1.5, 1.5, 1.5, 1, 1, 4, 4, 4, 4]
     assert seconds == pytest.approx(takes, abs=0.02)
@@ -225,13 +224,7 @@ def test_nothing_leaves_the_page_and_nothing_is_complained_of(browser: Browser, 
 
 def test_every_recording_of_the_clips_page_plays(browser: Browser, clips_page: Path) -> None:
     browser.open(clips_page, DESKTOP)
-    seconds = browser.evaluate(
-        """Promise.all([...document.querySelectorAll("audio")].map(async (audio) => {
-            await audio.play();
-            audio.pause();
-            return audio.duration;
-        }))"""
-    )
+    seconds = browser.evaluate(PLAY_ALL)
     # The sample in the manifest's order, then the rejected row.
     assert seconds == pytest.approx([1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.0], abs=0.02)
     outside = [url for url in browser.requests if not url.startswith("data:")]
