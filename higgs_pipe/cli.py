@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -121,6 +122,25 @@ def _log_bug(
     """Write a bug's traceback to the console and to the log file."""
     message = "This is a bug in higgs_pipe; please report it with this traceback"
     logger.critical(message, exc_info=(kind, error, traceback))
+
+
+def run_in_fresh_process(module: str, failure: str, **options: Path | str) -> None:
+    """Run a module's command line in a process of its own.
+
+    Args:
+        module: Its name below ``higgs_pipe``.
+        failure: What it means if the process fails, for the message.
+        options: Keywords of the module's ``run``.
+
+    Raises:
+        UserError: The process failed; the message ends with what it said.
+    """
+    command = [sys.executable, "-m", f"higgs_pipe.{module}"]
+    for name, value in options.items():
+        command += ["--" + name.replace("_", "-"), str(value)]
+    finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    if finished.returncode != 0:
+        raise UserError(f"{failure}:\n{finished.stderr.strip()}")
 
 
 def is_main_process() -> bool:

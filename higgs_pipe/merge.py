@@ -13,8 +13,6 @@ folders of both forms. In each also::
 import logging
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jinja2
@@ -22,7 +20,7 @@ import torch
 from transformers import HiggsAudioV2Config
 
 import higgs_pipe
-from higgs_pipe.cli import main
+from higgs_pipe.cli import main, run_in_fresh_process
 from higgs_pipe.config.stages import MergeStage, PackStage, Pretrained, load_stage
 from higgs_pipe.data.files import NO_ROOM, write_text
 from higgs_pipe.data.hashing import sha256_of_file
@@ -212,21 +210,17 @@ def prove_in_fresh_process(
         UserError: The proof failed; the process has said why.
     """
     result = form_dir / "proof.json"
-    command = [sys.executable, "-m", "higgs_pipe.prove_form"]
-    options = {
-        "--config": config_dir / "eval.json",
-        "--form": form,
-        "--form-dir": form_dir,
-        "--adapter-dir": adapter_dir,
-        "--eval-rows": eval_rows,
-        "--metrics": metrics,
-        "--result": result,
-    }
-    for option, value in options.items():
-        command += [option, str(value)]
-    finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-    if finished.returncode != 0:
-        raise UserError(f"the {form} checkpoint failed its proof:\n{finished.stderr.strip()}")
+    run_in_fresh_process(
+        "prove_form",
+        f"the {form} checkpoint failed its proof",
+        config=config_dir / "eval.json",
+        form=form,
+        form_dir=form_dir,
+        adapter_dir=adapter_dir,
+        eval_rows=eval_rows,
+        metrics=metrics,
+        result=result,
+    )
     return FormProof.read(result)
 
 

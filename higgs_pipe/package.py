@@ -17,7 +17,6 @@
 import logging
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import higgs_pipe
-from higgs_pipe.cli import main
+from higgs_pipe.cli import main, run_in_fresh_process
 from higgs_pipe.config.stages import STAGES, PackageStage, Pretrained, load_stage
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.files import atomic_write, folder_beside, read_json, write_json, write_text
@@ -33,7 +32,6 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
-from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.lora import BASE_FILE
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.progress import activity
@@ -168,20 +166,16 @@ def verify_in_fresh_process(
     """
     with tempfile.TemporaryDirectory(dir=adapter_dir.parent) as scratch:
         result = Path(scratch) / "proof.json"
-        command = [sys.executable, "-m", "higgs_pipe.verify"]
-        options = {
-            "--config": eval_config,
-            "--adapter-dir": adapter_dir,
-            "--eval-rows": eval_rows,
-            "--metrics": metrics,
-            "--result": result,
-        }
-        for option, path in options.items():
-            command += [option, str(path)]
         with activity("loading the packaged adapter in a fresh process"):
-            finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-        if finished.returncode != 0:
-            raise UserError(f"the packaged adapter failed its proof:\n{finished.stderr.strip()}")
+            run_in_fresh_process(
+                "verify",
+                "the packaged adapter failed its proof",
+                config=eval_config,
+                adapter_dir=adapter_dir,
+                eval_rows=eval_rows,
+                metrics=metrics,
+                result=result,
+            )
         return Proof.read(result)
 
 
