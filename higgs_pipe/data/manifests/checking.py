@@ -26,6 +26,7 @@ from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.manifests.source import RawRow
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, TRAIN
+from higgs_pipe.planning.bounds import MAX_TEXT_CHARS
 
 # The ids that `validate` gives to reference recordings.
 RESERVED_ID = re.compile(r"ref-[0-9a-f]{16}")
@@ -57,12 +58,16 @@ def faults_of(raw: RawRow) -> list[str]:
                 faults.append(f"`turn` must be a whole number from 0, found {shown(value)}")
         elif not isinstance(value, str):
             faults.append(f"`{key}` must be a string, found {shown(value)}")
+        elif len(value) > MAX_TEXT_CHARS:
+            faults.append(f"`{key}` has more than {MAX_TEXT_CHARS:,} characters: {value[:60]!r}")
         elif not is_encodable(value):
             faults.append(f"`{key}` is not valid text: {value!r:.60}")
     turns = raw.conversation.turns if raw.conversation else ()
     for number, turn in enumerate(turns, start=1):
         for text in (part if isinstance(part, str) else part.audio_path for part in turn.parts):
-            if not is_encodable(text):
+            if len(text) > MAX_TEXT_CHARS:
+                faults.append(f"turn {number} has more than {MAX_TEXT_CHARS:,} characters")
+            elif not is_encodable(text):
                 faults.append(f"turn {number} is not valid text: {text!r:.60}")
     if faults:
         return faults

@@ -13,6 +13,7 @@ from higgs_pipe.data.manifests.formats.delimited import DELIMITERS
 from higgs_pipe.data.manifests.formats.folders import has_recordings
 from higgs_pipe.data.manifests.formats.roles import is_audio_path
 from higgs_pipe.planning.file_names import METADATA_CSV, METADATA_JSON, METADATA_JSONL, WAV_SCP
+from higgs_pipe.planning.user_files import UnfitFileError, open_file
 
 NUM_HEAD_BYTES = 2**20  # what detection looks at
 SAMPLES = re.compile(r'\s*\{.*?"samples"\s*:\s*\[', re.DOTALL)  # an older trainer's
@@ -44,11 +45,11 @@ def detect(path: str, columns: Mapping[str, str]) -> str | None:
     try:
         if file.is_dir():
             return _detect_folder(file, columns)
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             head = stream.read(NUM_HEAD_BYTES)
         if head.startswith(b"\x1f\x8b"):
             head = zlib.decompressobj(wbits=31).decompress(head, NUM_HEAD_BYTES)
-    except (OSError, ValueError, zlib.error):
+    except (OSError, ValueError, UnfitFileError, zlib.error):
         return "jsonl"
     ending = Path(file.name.removesuffix(".gz")).suffix.lower()
     if ending in (".parquet", ".tsv"):

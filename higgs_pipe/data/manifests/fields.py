@@ -70,6 +70,8 @@ def end_of(start_seconds: float, duration_seconds: float) -> float:
 
 def shown(value: Any) -> str:
     """Return the beginning of ``value``, for a message."""
+    if isinstance(value, str):
+        value = value[:60]
     try:
         return f"{json.dumps(value, default=str):.60}"
     except (RecursionError, ValueError):

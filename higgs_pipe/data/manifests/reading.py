@@ -1,5 +1,6 @@
 """From the user's manifests to rows, checked one by one."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ from higgs_pipe.data.manifests.fields import OUR_KEYS, REQUIRED_KEYS, RowFault
 from higgs_pipe.data.manifests.formats import READERS, TABLES
 from higgs_pipe.data.manifests.formats.roles import is_audio_path
 from higgs_pipe.data.manifests.row import ManifestRows, Row
-from higgs_pipe.data.manifests.source import Findings, RawRow, Source
+from higgs_pipe.data.manifests.source import Findings, RawRow, Source, TooManyFaultsError
 from higgs_pipe.errors import NUM_OFFENDERS_SHOWN, UserError, list_offenders
+from higgs_pipe.planning.bounds import MAX_IGNORED_KEYS, MAX_ROWS
 from higgs_pipe.planning.folders import audio_stem, files_below
 
+OTHER_KEYS = "(other keys)"
 ROW_EXAMPLE = '{"audio": "wavs/a.wav", "text": "What is said."}'
 
 
@@ -37,31 +40,13 @@ def read_manifests(
     findings = Findings()
     rows: dict[str, Row] = {}
     ignored_keys: Counter[str] = Counter()
-    for manifest in manifests:
-        entry = ManifestEntry(path=manifest) if isinstance(manifest, str) else manifest
-        source = Source(entry.path, _root(entry), _columns(entry), findings, extract_to)
-        own_rows = []
-        raw_rows = _raw_rows(entry, source)
-        if lacking := _key_of_no_row(raw_rows):
-            source.fault(*lacking)
-            continue
-        for raw in raw_rows:
-            if row_faults := faults_of(raw):
-                for fault in row_faults:
-                    source.fault(f"{raw.file}:{raw.line}", fault)
-                continue
-            row = checked_row(raw, source.root, extract_to)
-            own_rows.append(row)
-            first = rows.setdefault(row.clip_id, row)
-            if first is not row:
-                source.fault(
-                    row.place,
-                    f"the id {row.clip_id!r} is taken by {first.place}; give each row an `id` of "
-                    "its own (without one, a row takes its audio path)",
-                )
-            ignored_keys.update(raw.fields.keys() - OUR_KEYS)
-            ignored_keys.update(unusable_keys(raw.fields))
-        _note_unread_files(own_rows, source)
+    try:
+        for manifest in manifests:
+            entry = ManifestEntry(path=manifest) if isinstance(manifest, str) else manifest
+            source = Source(entry.path, _root(entry), _columns(entry), findings, extract_to)
+            _read_manifest(entry, source, rows, ignored_keys)
+    except TooManyFaultsError:
+        raise UserError(_message(findings.faults, is_all=False)) from None
     if findings.faults:
         raise UserError(_message(findings.faults))
     return ManifestRows(
@@ -70,6 +55,37 @@ def read_manifests(
         tuple(findings.notes),
         {reason: sorted(names) for reason, names in sorted(findings.left_out.items())},
     )
+
+
+def _read_manifest(
+    entry: ManifestEntry, source: Source, rows: dict[str, Row], ignored_keys: Counter[str]
+) -> None:
+    """Add the rows of a manifest, by their ids, and the keys of them that are not ours."""
+    own_rows = []
+    raw_rows = _raw_rows(entry, source)
+    if lacking := _key_of_no_row(raw_rows):
+        source.fault(*lacking)
+        return
+    for raw in raw_rows:
+        if row_faults := faults_of(raw):
+            for fault in row_faults:
+                source.fault(f"{raw.file}:{raw.line}", fault)
+            continue
+        row = checked_row(raw, source.root, source.extract_to)
+        own_rows.append(row)
+        first = rows.setdefault(row.clip_id, row)
+        if first is not row:
+            source.fault(
+                row.place,
+                f"the id {row.clip_id!r} is taken by {first.place}; give each row an `id` of "
+                "its own (without one, a row takes its audio path)",
+            )
+        for key in (*(raw.fields.keys() - OUR_KEYS), *unusable_keys(raw.fields)):
+            if key in ignored_keys or len(ignored_keys) < MAX_IGNORED_KEYS:
+                ignored_keys[key] += 1
+            else:
+                ignored_keys[OTHER_KEYS] += 1
+    _note_unread_files(own_rows, source)
 
 
 def _raw_rows(entry: ManifestEntry, source: Source) -> list[RawRow]:
@@ -89,7 +105,10 @@ def _raw_rows(entry: ManifestEntry, source: Source) -> list[RawRow]:
         source.fault(entry.path, f"leave out `columns`: {name} has none to rename")
         return []
     num_faults = len(source.findings.faults)
-    raw_rows = list(READERS[name](source))
+    raw_rows = list(itertools.islice(READERS[name](source), MAX_ROWS + 1))
+    if len(raw_rows) > MAX_ROWS:
+        source.fault(entry.path, f"more than {MAX_ROWS:,} rows; split the corpus")
+        return []
     if not raw_rows and len(source.findings.faults) == num_faults:
         source.fault(entry.path, "the manifest is empty")
     for ours, theirs in source.columns.items():
@@ -149,8 +168,8 @@ def _note_unread_files(rows: Sequence[Row], source: Source) -> None:
             source.leave_out("a recording that no row names", str(file))
 
 
-def _message(faults: Sequence[tuple[str, str]]) -> str:
-    """Return all faults as text; one that stands at several places is told once."""
+def _message(faults: Sequence[tuple[str, str]], is_all: bool = True) -> str:
+    """Return the faults as text; one that stands at several places is told once."""
     places: dict[str, list[str]] = {}
     for place, fact in faults:
         places.setdefault(fact, []).append(place)
@@ -159,9 +178,10 @@ def _message(faults: Sequence[tuple[str, str]]) -> str:
         more = f" ... and {len(found) - NUM_OFFENDERS_SHOWN:,} more"
         shown = ", ".join(found[:NUM_OFFENDERS_SHOWN])
         lines.append(f"{shown}{more if len(found) > NUM_OFFENDERS_SHOWN else ''}: {fact}")
+    rest = "" if is_all else "So many that the rest of the manifest was not read.\n"
     return (
         f"the manifest has {'1 fault' if len(lines) == 1 else f'{len(lines):,} faults'}:\n"
-        f"{list_offenders(lines)}\n"
+        f"{list_offenders(lines)}\n{rest}"
         "Fix the manifest, or name another as `manifest` in config.yaml, and run again.\n"
         f"A manifest is UTF-8 text, a JSON object per line: {ROW_EXAMPLE}\n"
         "Other formats, each with an example: examples/manifests/README.md"

@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import json
 import zlib
 from collections import Counter
@@ -14,6 +15,19 @@ from typing import Any
 from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.manifests.fields import Fields, RowFault
 from higgs_pipe.data.spans import Span
+from higgs_pipe.planning.bounds import (
+    MAX_FAULTS,
+    MAX_JSON_BYTES,
+    MAX_KEYS,
+    MAX_LINE_BYTES,
+    MAX_MANIFEST_BYTES,
+    MAX_TRANSCRIPT_BYTES,
+)
+from higgs_pipe.planning.user_files import UnfitFileError, read_file
+
+
+class TooManyFaultsError(Exception):
+    """So many faults that the rest of the manifests is not read."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,14 @@ class Source:
         return replace(self, path=str(folder / name))
 
     def fault(self, place: str, fact: str) -> None:
-        """Note something that makes the manifest unusable."""
+        """Note something that makes the manifest unusable.
+
+        Raises:
+            TooManyFaultsError: There are ``MAX_FAULTS`` now.
+        """
         self.findings.faults.append((place, fact))
+        if len(self.findings.faults) >= MAX_FAULTS:
+            raise TooManyFaultsError
 
     def note(self, text: str) -> None:
         """Note something that the user should see in the log."""
@@ -87,15 +107,15 @@ class Source:
         except RowFault as fault:
             self.fault(place, str(fault))
 
-    def content(self, path: str) -> bytes | None:
+    def content(self, path: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes | None:
         """Return the bytes of a file, unzipped, UTF-16 as UTF-8; None after a fault."""
         try:
-            content = Path(path).read_bytes()
-            if content.startswith(b"\x1f\x8b"):
-                content = gzip.decompress(content)
+            content = read_file(Path(path), max_bytes)
         except (FileNotFoundError, NotADirectoryError):
             whole = "" if Path(path).is_absolute() else f" (looked for {Path(path).absolute()})"
             self.fault(path, f"the manifest does not exist{whole}")
+        except UnfitFileError as error:
+            self.fault(path, f"the manifest {error}")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             self.fault(path, f"the manifest is not a complete gzip file ({error})")
         except OSError as error:
@@ -107,8 +127,10 @@ class Source:
                 return as_utf8(content)
         return None
 
-    def lines(self, path: str, keep_blank: bool = False) -> Iterator[tuple[int, str]]:
-        """Yield the lines of a UTF-8 file with their numbers, from 1."""
+    def lines(
+        self, path: str, keep_blank: bool = False, max_bytes: int = MAX_LINE_BYTES
+    ) -> Iterator[tuple[int, str]]:
+        """Yield the lines of a UTF-8 file with their numbers, from 1; a longer one is a fault."""
         content = self.content(path)
         if content is None:
             return
@@ -116,10 +138,12 @@ class Source:
         if not content.strip():
             self.fault(path, "the manifest is empty")
             return
-        for line, raw in enumerate(content.split(b"\n"), start=1):
+        for line, raw in enumerate(io.BytesIO(content), start=1):
             if raw.strip() or keep_blank:
                 with self.at(f"{path}:{line}"):
-                    yield line, decoded(raw)
+                    if len(raw) > max_bytes:
+                        raise RowFault(f"the line has more than {max_bytes:,} bytes")
+                    yield line, decoded(raw.removesuffix(b"\n"))
 
     def json_objects(self, path: str) -> Iterator[tuple[int, Fields]]:
         """Yield the objects of a JSON Lines file with their line numbers."""
@@ -144,9 +168,13 @@ class Source:
         """Return the value of a JSON file; None after a fault of its lines.
 
         Raises:
-            RowFault: The text is not JSON.
+            RowFault: The text is not JSON, or has more than ``MAX_JSON_BYTES``.
         """
-        lines = [text for _, text in self.lines(path, keep_blank=True)]
+        lines = [text for _, text in self.lines(path, keep_blank=True, max_bytes=MAX_JSON_BYTES)]
+        if sum(map(len, lines)) > MAX_JSON_BYTES:
+            raise RowFault(
+                f"more than {MAX_JSON_BYTES:,} characters in one JSON value; save it as JSON Lines"
+            )
         return parse_json("\n".join(lines)) if lines else None
 
     def numbered(self, values: list[Any], path: str) -> Iterator[tuple[int, Fields]]:
@@ -161,13 +189,18 @@ class Source:
         """Return the text of a transcript; an empty one is left to the validation.
 
         Raises:
-            RowFault: There is no such file, or it is not UTF-8 text.
+            RowFault: There is no such file, or it is not UTF-8 text of at most
+            ``MAX_TRANSCRIPT_BYTES``.
         """
         try:
-            content = as_utf8(Path(path).read_bytes())
+            content = as_utf8(read_file(Path(path), MAX_TRANSCRIPT_BYTES))
             return decoded(content.removeprefix(codecs.BOM_UTF8), path).strip()
         except FileNotFoundError:
             raise RowFault(f"the transcript {path} does not exist") from None
+        except UnfitFileError as error:
+            raise RowFault(f"the transcript {path} {error}") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise RowFault(f"the transcript {path} is not whole gzip ({error})") from None
         except OSError as error:
             raise RowFault(f"the transcript {path} cannot be read ({error.strerror})") from None
         except ValueError:
@@ -205,7 +238,8 @@ def parse_json(text: str) -> Any:
     """Return the value of JSON text.
 
     Raises:
-        RowFault: The text is not JSON, nests too deeply or gives a key twice.
+        RowFault: The text is not JSON, nests too deeply, has an object of too many keys or gives a
+            key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_without_repeated_keys)
@@ -217,6 +251,8 @@ def parse_json(text: str) -> Any:
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> Fields:
     """Return a JSON object; json alone would drop all but the last value of a repeated key."""
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"an object of {len(pairs):,} keys; {MAX_KEYS:,} is the most")
     if repeated := repeated_name([key for key, _ in pairs]):
         raise ValueError(f"the key {repeated!r} is given twice")
     return dict(pairs)

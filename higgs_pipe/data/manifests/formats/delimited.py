@@ -11,9 +11,12 @@ from higgs_pipe.data.manifests.columns import columns_of, has_names_of, in_secon
 from higgs_pipe.data.manifests.fields import NUMBER_KEYS, Fields, RowFault, as_number
 from higgs_pipe.data.manifests.formats.roles import Role, is_audio_path, roles_of
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed, repeated_name
+from higgs_pipe.planning.bounds import MAX_KEYS
 from higgs_pipe.planning.file_names import AUDIO_ENDINGS
 
 DELIMITERS = (",", ";", "\t", "|")
+
+MAX_LINES_OF_ROW = 100  # of a text with line breaks; in an error, a quote that is not closed
 
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -41,19 +44,32 @@ def read_cells(source: Source, delimiter: str, has_quotes: bool) -> Cells:
 
 def _parsed(source: Source, delimiter: str, has_quotes: bool) -> Cells:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
-    numbered = list(source.lines(source.path, keep_blank=True))
-    reader = csv.reader(
-        (f"{text}\n" for _, text in numbered), delimiter=delimiter, quoting=quoting, strict=True
-    )
-    while reader.line_num < len(numbered):
-        line = numbered[reader.line_num][0]
-        with source.at(f"{source.path}:{line}"):
-            try:
-                values = next(reader)
-            except csv.Error as error:
-                raise RowFault(f"not a row: {error}") from None
+    spanned: list[int] = []  # the numbers of the lines of the row that is being read
+
+    def texts() -> Iterator[str]:
+        for line, text in source.lines(source.path, keep_blank=True):
+            spanned.append(line)
+            yield f"{text}\n"
+
+    reader = csv.reader(texts(), delimiter=delimiter, quoting=quoting, strict=True)
+    while True:
+        spanned.clear()
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            place = f"{source.path}:{spanned[0]}"
+            if len(spanned) > MAX_LINES_OF_ROW or "end of data" in str(error):
+                source.fault(place, "a quote opens in this row and nothing closes it")
+                return  # what follows is the rest of that text
+            source.fault(place, f"not a row: {error}")
+            continue
+        with source.at(f"{source.path}:{spanned[0]}"):
+            if len(values) > MAX_KEYS:
+                raise RowFault(f"{len(values):,} fields; {MAX_KEYS:,} is the most")
             if any(value.strip() for value in values):
-                yield line, values
+                yield spanned[0], values
 
 
 def _without_quotes(rows: Sequence[tuple[int, list[str]]]) -> Cells:

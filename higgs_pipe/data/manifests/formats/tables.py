@@ -2,8 +2,9 @@
 
 import itertools
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,12 @@ from higgs_pipe.data.manifests.embedded import write_embedded
 from higgs_pipe.data.manifests.fields import OUR_KEYS, Fields, RowFault
 from higgs_pipe.data.manifests.formats.delimited import delimiter_of, read_cells, rows_of_cells
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed, repeated_name
+from higgs_pipe.planning.bounds import (
+    MAX_COLUMN_BYTES,
+    MAX_KEYS,
+    MIN_PARQUET_BYTES_PER_ROW,
+    MIN_ROWS_TO_DOUBT,
+)
 from higgs_pipe.planning.file_names import METADATA_CSV
 
 NUM_ROWS_AT_ONCE = 65_536
@@ -26,7 +33,7 @@ def read_jsonl(source: Source) -> RawRows:
     An array of such objects in one file is read too; a number stands for the line there.
     """
 
-    @cache
+    @lru_cache  # not all: each row may have names of its own
     def columns(names: tuple[str, ...]) -> Mapping[str, str]:
         found = columns_of(names, source.columns)
         source.note_columns(found)
@@ -55,8 +62,15 @@ def read_tsv(source: Source) -> RawRows:
 
 
 def _opened(path: str) -> pq.ParquetFile:
-    """Open a table so that a column is read in blocks, not a whole row group at once."""
-    return pq.ParquetFile(path, buffer_size=NUM_BUFFERED_BYTES, pre_buffer=False)
+    """Open a table so that a column is read in blocks, and a text that repeats is read once."""
+    options = {"buffer_size": NUM_BUFFERED_BYTES, "pre_buffer": False}
+    with pq.ParquetFile(path, **options) as table:
+        texts = [
+            field.name
+            for field in table.schema_arrow
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+    return pq.ParquetFile(path, read_dictionary=texts, **options)
 
 
 def read_parquet(source: Source) -> RawRows:
@@ -71,6 +85,7 @@ def read_parquet(source: Source) -> RawRows:
     try:
         with source.at(source.path), _opened(source.path) as table:
             names = table.schema_arrow.names
+            _check_amount(table.metadata, Path(source.path).stat().st_size)
             if repeated := repeated_name(names):
                 raise RowFault(f"the column {repeated!r} is given twice")
             columns = columns_of(names, source.columns)
@@ -84,11 +99,12 @@ def read_parquet(source: Source) -> RawRows:
                         f"{audio!r} holds recordings, and there is no folder to write them to"
                     )
             wanted = [name for name in names if name in {*OUR_KEYS, *columns.values()}]
+            _check_columns(table, [name for name in wanted if not (extract_to and name == audio)])
             others = dict.fromkeys(name for name in names if name not in wanted)
             rows = itertools.count(1)
             num_at_once = NUM_RECORDINGS_AT_ONCE if extract_to else NUM_ROWS_AT_ONCE
             for batch in table.iter_batches(num_at_once, columns=wanted):
-                cells = [batch.column(name).to_pylist() for name in wanted]
+                cells = [_values(batch.column(name)) for name in wanted]
                 # A table of no wanted columns still has rows.
                 for values in zip(*cells, strict=True) if cells else [()] * batch.num_rows:
                     fields: Fields = {**dict(zip(wanted, values, strict=True)), **others}
@@ -103,3 +119,47 @@ def read_parquet(source: Source) -> RawRows:
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         fact = str(error).strip().split("\n")[0]
         source.fault(source.path, f"not a readable Parquet file ({fact:.200})")
+
+
+def _check_amount(declared: pq.FileMetaData, num_bytes: int) -> None:
+    """Refuse a table that declares more than its file can hold of a corpus.
+
+    Raises:
+        RowFault: It has too many columns, or rows that cost it no bytes.
+    """
+    num_rows, num_columns = declared.num_rows, declared.num_columns
+    if num_columns > MAX_KEYS:
+        raise RowFault(f"{num_columns:,} columns; {MAX_KEYS:,} is the most")
+    if num_rows > max(num_bytes / MIN_PARQUET_BYTES_PER_ROW, MIN_ROWS_TO_DOUBT):
+        raise RowFault(
+            f"{num_rows:,} rows in {num_bytes:,} bytes: it repeats a row, and is not a corpus"
+        )
+
+
+def _check_columns(table: pq.ParquetFile, names: list[str]) -> None:
+    """Refuse columns of lists and structures, and those that do not fit into memory.
+
+    Raises:
+        RowFault: One of these columns is of such a kind or size.
+    """
+    for name in names:
+        if pa.types.is_nested(table.schema_arrow.field(name).type):
+            kind = table.schema_arrow.field(name).type
+            raise RowFault(f"the column {name!r} holds {kind!s:.60}, not texts or numbers")
+    for group in range(table.num_row_groups):
+        columns = table.metadata.row_group(group)
+        for column in map(columns.column, range(columns.num_columns)):
+            num_bytes = column.total_uncompressed_size
+            if column.path_in_schema in names and num_bytes > MAX_COLUMN_BYTES:
+                raise RowFault(
+                    f"the column {column.path_in_schema!r} has {num_bytes:,} bytes between two "
+                    f"row groups; {MAX_COLUMN_BYTES:,} is the most"
+                )
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return the values of a column; equal texts are one object, however often they come."""
+    if not pa.types.is_dictionary(column.type):
+        return cast("list[Any]", column.to_pylist())
+    texts = column.dictionary.to_pylist()
+    return [None if place is None else texts[place] for place in column.indices.to_pylist()]

@@ -1,0 +1,66 @@
+"""Files that a user names, read so that none hangs a stage or fills its memory."""
+
+import gzip
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+GZIP_SIGN = b"\x1f\x8b"
+BLOCK_BYTES = 2**20
+KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+class UnfitFileError(Exception):
+    """A file that cannot be what it is taken for; the message is a predicate of it."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Return a regular file, open for reading; links are followed.
+
+    Raises:
+        UnfitFileError: It is a named pipe, a socket, a device or a folder.
+        OSError: It does not exist or cannot be read.
+    """
+    # Without waiting: a named pipe would hold us until somebody writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise UnfitFileError(f"is {KINDS.get(kind, 'of an unknown kind')}, not a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the bytes of a regular file, unpacked if it is gzipped.
+
+    Args:
+        path: The file.
+        max_bytes: Most that it may hold, packed and unpacked.
+
+    Raises:
+        UnfitFileError: It is of another kind, or holds more.
+        OSError, EOFError, zlib.error: It cannot be read, or is not whole gzip.
+    """
+    with open_file(path) as stream:
+        content = _read(stream, max_bytes)
+        if not content.startswith(GZIP_SIGN):
+            return content
+        stream.seek(0)
+        with gzip.GzipFile(fileobj=stream) as unpacked:
+            return _read(unpacked, max_bytes, " unpacked")
+
+
+def _read(stream: BinaryIO | gzip.GzipFile, max_bytes: int, when: str = "") -> bytes:
+    content = bytearray()
+    while block := stream.read(BLOCK_BYTES):  # one read would reserve room for all of them
+        content += block
+        if len(content) > max_bytes:
+            raise UnfitFileError(f"has more than {max_bytes:,} bytes{when}")
+    return bytes(content)
