@@ -88,12 +88,12 @@ def pack(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     """Run the stage in this process, which does nothing else."""
     from higgs_pipe import pack as stage
     from higgs_pipe.config.stages import Pretrained
-    from higgs_pipe.higgs.prompts import PromptRenderer
+    from higgs_pipe.higgs.v2.renderer import ChatRenderer
 
     config = directory / "pack.json"
     config.write_text(json.dumps({"base_model": base_model, "pack": {"max_tokens": 2048}}))
     # What is loaded once is not part of the time.
-    PromptRenderer(Pretrained("base_model", base_model))
+    ChatRenderer(Pretrained("base_model", base_model))
     before = peak_bytes()
     start, cpu_start = time.perf_counter(), time.process_time()
     rows, packing = directory / "rows", directory / "rows" / "packing.json"
@@ -123,9 +123,9 @@ def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     from higgs_pipe.data.packing.codes_store import CodesStore
     from higgs_pipe.data.packing.spool import Spool
     from higgs_pipe.higgs.packer import Packer
-    from higgs_pipe.higgs.prompts import PromptRenderer
+    from higgs_pipe.higgs.v2.renderer import ChatRenderer
 
-    renderer = PromptRenderer(Pretrained("base_model", base_model))
+    renderer = ChatRenderer(Pretrained("base_model", base_model))
     gc.freeze()  # as the command line does
     start, cpu_start = time.perf_counter(), time.process_time()
     clips = Clips.read(directory / "clips.parquet")
@@ -248,7 +248,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         base_model = options.base_model
         if base_model is None:
-            from higgs_pipe.higgs import miniature
+            from higgs_pipe.higgs.v2 import miniature
 
             base_model = f"{name}/tiny-higgs"
             miniature.build(Path(base_model), hidden_size=64)

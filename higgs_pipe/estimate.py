@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import AutoTokenizer, HiggsAudioV2Config, HiggsAudioV2TokenizerConfig
+from transformers import AutoTokenizer, HiggsAudioV2TokenizerConfig
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, TrainConfig
@@ -19,8 +20,9 @@ from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.family import config_of, renderer_of
 from higgs_pipe.higgs.pretrained import load_pretrained
-from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, conversations_of
+from higgs_pipe.higgs.prompts import NotRendered
 from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
 
 logger = logging.getLogger("higgs_pipe")
@@ -77,9 +79,10 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     """
     stage = load_stage(EstimateStage, config)
     summary = ValidationSummary.read(validation)
-    base, base_fault = _read(HiggsAudioV2Config, stage.pretrained_base)
-    tokenizer, _ = _read(AutoTokenizer, stage.pretrained_base)
-    codec, codec_fault = _read(HiggsAudioV2TokenizerConfig, stage.pretrained_codec)
+    base, base_fault = _read(config_of, stage.pretrained_base)
+    tokenizer, _ = _read(partial(load_pretrained, AutoTokenizer), stage.pretrained_base)
+    codec_config = partial(load_pretrained, HiggsAudioV2TokenizerConfig)
+    codec, codec_fault = _read(codec_config, stage.pretrained_codec)
     table = Clips.read(clips)
     members = table.in_split(TRAIN)
     texts = table.texts(members)
@@ -131,12 +134,12 @@ def refused_conversations(table: Clips, stage: EstimateStage) -> list[str]:
     conversations = np.flatnonzero(table.is_conversation).tolist()
     if not conversations:
         return []
-    renderer = PromptRenderer(stage.pretrained_base)
+    renderer = renderer_of(stage.pretrained_base)
     refused = []
     for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
         some = conversations[start : start + NUM_TEXTS_PER_BATCH]
         plans = [SamplePlan(CONVERSATION, (clip,)) for clip in some]
-        prompts = renderer.prompts(conversations_of(plans, table, stage.pack))
+        prompts = renderer.prompts(renderer.conversations(plans, table, stage.pack))
         refused += [
             f"{table.place(clip)}: {prompt.fact}"
             for clip, prompt in zip(some, prompts, strict=True)
@@ -145,10 +148,10 @@ def refused_conversations(table: Clips, stage: EstimateStage) -> list[str]:
     return refused
 
 
-def _read(auto_class: Any, pretrained: Pretrained) -> tuple[Any, str | None]:
+def _read(read: Callable[[Pretrained], Any], pretrained: Pretrained) -> tuple[Any, str | None]:
     """Read a checkpoint's config or tokenizer: (it, None), or (None, the fault)."""
     try:
-        return load_pretrained(auto_class, pretrained), None
+        return read(pretrained), None
     except UserError as error:
         return None, f"{pretrained.name} cannot be read ({str(error).splitlines()[0]})"
 

@@ -101,7 +101,7 @@ def run(
     num_forward = 4 * sum(rows.row_lengths())  # adapter and base, own text and another
     compile_where_it_pays(model, settings.compile, accelerator, num_forward * FORWARD_SHARE, rows)
     codec, info = load_codec_of(rows.codec_info, device)
-    samples = read_samples(rows, HeldOutClips.read(clips), model.native.config)
+    samples = read_samples(rows, HeldOutClips.read(clips), model.shape)
     max_frames = settings.max_seconds * info.frame_rate_hz
     prompts = choose_prompts(samples, settings.num_prompts, max_frames)
     speakers = {each.sample.sample_id: each.clip["speaker"] for each in samples}
@@ -139,7 +139,7 @@ def run(
         verdict = judge(
             {**of_clips.differences(), **differences},
             audio_loss=metrics.adapter.eval_audio_loss,
-            num_entries=model.native.config.codebook_size,
+            num_entries=model.shape.codebook_size,
             text_use=of_clips.text_use(),
             clustered_by=of_clips.clusters.by,
             clips_of=clips_of,

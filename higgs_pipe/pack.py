@@ -20,6 +20,7 @@ from higgs_pipe.data.packing.spool import Spool
 from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
 from higgs_pipe.data.tables import shard_path, write_table
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.family import renderer_of
 from higgs_pipe.higgs.packer import Packer
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.prompts import PromptRenderer
@@ -58,7 +59,7 @@ def run(
     """
     stage = load_stage(PackStage, config)
     base = PinnedModel.read(pinned_base) if pinned_base else PinnedModel.of(stage.pretrained_base)
-    renderer = PromptRenderer(base.pretrained)
+    renderer = renderer_of(base.pretrained)
     table = Clips.read(clips)
     shards = [shard_path(codes_dir, shard) for shard in range(num_shards)]
     train_rows.parent.mkdir(parents=True, exist_ok=True)
@@ -97,12 +98,13 @@ def run(
 
 
 def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
-    info, tokens = codes.codec_info, renderer.tokens
-    if info.num_codebooks != tokens.num_codebooks or info.codebook_size > tokens.stream_bos:
+    info, shape = codes.codec_info, renderer.shape
+    num_codes = shape.audio_stream_bos_id
+    if info.num_codebooks != shape.num_codebooks or info.codebook_size > num_codes:
         raise UserError(
             f"codec {info.codec!r} has {info.num_codebooks} codebooks of {info.codebook_size} "
-            f"codes, but the base model expects {tokens.num_codebooks} of {tokens.stream_bos}; "
-            "set codec to the base model's own."
+            f"codes, but the base model expects {shape.num_codebooks} of {num_codes}; set codec to "
+            "the base model's own."
         )
 
 

@@ -39,9 +39,9 @@ from higgs_pipe.higgs.lora import check_base, load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.merging import Merge, read_changes
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.higgs.original_form import native_name
 from higgs_pipe.higgs.pretrained import base_of_rows, checkpoint_dir, load_pretrained
 from higgs_pipe.higgs.shards import Shards
+from higgs_pipe.higgs.v2.original_form import native_name
 from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.results import EvalMetrics, FirstSecond, FormProof
 
@@ -63,13 +63,13 @@ class Observed:
 
 def observe(model: DualLossModel, rows: PackedRows, samples: Sequence[RecordedSample]) -> Observed:
     """Run a model on the first row and on the prompts of some samples."""
-    config, device = model.native.config, model.native.device
+    shape, config = model.shape, model.native.config
     with torch.inference_mode():
-        logits = model.logits(collate([rows[0]], config).to(device))
-    num_frames = round(rows.codec_info.frame_rate_hz) + config.num_codebooks
+        logits = model.logits(collate([rows[0]], shape).to(model.native.device))
+    num_frames = round(rows.codec_info.frame_rate_hz) + shape.num_codebooks
     frames = []
     for sample in samples:
-        inputs = _inputs(sample, np.empty((0, config.num_codebooks), np.int16), model)
+        inputs = _inputs(sample, np.empty((0, shape.num_codebooks), np.int16), model)
         with native_forward(model) as native:
             generated = native.generate(
                 **inputs,
@@ -116,11 +116,11 @@ def run(
     rows = PackedRows(eval_rows)
     adapted = load_adapter(load_base(base.pretrained, dtype), adapter_dir)
     model = DualLossModel(adapted).to(accelerator.device).eval()
-    samples = [s for i in range(len(rows)) for s in recorded_samples(rows[i], model.native.config)]
+    samples = [s for i in range(len(rows)) for s in recorded_samples(rows[i], model.shape)]
     samples = samples[:NUM_PROMPTS]
     expected = observe(model, rows, samples)
     with adapted.disable_adapter(), torch.inference_mode():
-        without = model.logits(collate([rows[0]], model.native.config).to(accelerator.device))
+        without = model.logits(collate([rows[0]], model.shape).to(accelerator.device))
     change = _distance(without, expected.logits)
     del adapted, model
     gc.collect()
@@ -257,7 +257,7 @@ def _next_logits(sample: RecordedSample, model: DualLossModel, frames: Codes) ->
     """Return the logits (K, V) of the frame after a prompt and ``frames`` (F, K)."""
     with native_forward(model) as native:
         logits: Tensor = native(**_inputs(sample, frames, model), use_cache=False).logits[0, -1]
-    return logits.view(model.native.config.num_codebooks, -1)
+    return logits.view(model.shape.num_codebooks, -1)
 
 
 def _inputs(sample: RecordedSample, frames: Codes, model: DualLossModel) -> dict[str, Tensor]:

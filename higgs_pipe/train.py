@@ -30,6 +30,7 @@ from higgs_pipe.higgs.ancestor import start_from
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.compilation import keep_compiled_code
 from higgs_pipe.higgs.devices import pick_dtype
+from higgs_pipe.higgs.family import family_of_model, renderer_of
 from higgs_pipe.higgs.lora import (
     MUTATING,
     adapter_state,
@@ -39,7 +40,6 @@ from higgs_pipe.higgs.lora import (
 )
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows
-from higgs_pipe.higgs.prompts import PromptRenderer
 from higgs_pipe.progress import activity
 from higgs_pipe.training.alarms import Alarms, code_entropies
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity, write_errors_named
@@ -149,26 +149,26 @@ class Training:
         if settings.tf32 and device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         base = load_base(base_model.pretrained, dtype, settings.quantization, device)
-        self.config = base.config
-        check_codebook_weights(settings, self.config.num_codebooks)
-        self.tokenizer = PromptRenderer(base_model.pretrained).tokenizer
+        self.shape = family_of_model(base).shape_of(base.config)
+        check_codebook_weights(settings, self.shape.num_codebooks)
+        self.tokenizer = renderer_of(base_model.pretrained).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
         self.ancestor = start_from(adapter, settings, base_model)
         self.initial_adapter = adapter_state(adapter) if settings.lora.init in MUTATING else {}
         self.trainable_parameters = trainable_parameters(adapter)
         # Until the run is planned, as little memory as can be.
-        num_recomputed = self.config.num_hidden_layers if device.type == "cuda" else 0
+        num_recomputed = self.shape.num_layers if device.type == "cuda" else 0
         model = DualLossModel(adapter, settings.max_logits_mb, num_recomputed).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         self.model = accelerator.prepare(model)
-        self.inputs = StepInputs(train_rows, self.config, settings, accelerator)
+        self.inputs = StepInputs(train_rows, self.shape, settings, accelerator)
         self.num_steps = self.inputs.num_steps
         optimizer = make_optimizer(trained, settings, device)
         schedule = make_schedule(optimizer, settings, self.num_steps)
         self.state = TrainingState(trained, optimizer, schedule)
         self.alarms = Alarms(
             code_entropies(eval_rows[i].audio_labels for i in range(min(len(eval_rows), 64))),
-            self.config.codebook_size,
+            self.shape.codebook_size,
             self.num_steps,
         )
         longest = max(self.inputs.row_lengths)
@@ -204,7 +204,7 @@ class Training:
         samples = None
         if settings.sample_steps is not None:
             folder = output_dir / "samples"
-            samples = Samples(self.eval_rows, self.config, settings, accelerator, folder)
+            samples = Samples(self.eval_rows, self.shape, settings, accelerator, folder)
         evaluation = Evaluation(
             self.model, self.eval_rows, settings, accelerator, progress, samples, self.inputs
         )

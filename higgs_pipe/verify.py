@@ -101,7 +101,7 @@ def _check_tensors(adapted: Any, adapter_dir: Path) -> int:
 @torch.inference_mode()
 def _max_logit_change(model: DualLossModel, rows: PackedRows) -> float:
     """Return the adapter's largest change of an audio logit on the first held-out row."""
-    batch = collate([rows[0]], model.native.config).to(next(model.parameters()).device)
+    batch = collate([rows[0]], model.shape).to(next(model.parameters()).device)
     with_adapter = model.logits(batch)[1]
     with model.model.disable_adapter():
         without = model.logits(batch)[1]

@@ -12,7 +12,7 @@ import pytest
 from helpers import MARK, PackedCorpus, run_validation, tone, write_stage_config
 
 from higgs_pipe import tokenize_audio
-from higgs_pipe.higgs import miniature
+from higgs_pipe.higgs.v2 import miniature
 
 
 @pytest.hookimpl(trylast=True)

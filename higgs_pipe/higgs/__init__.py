@@ -1,8 +1,7 @@
-"""Parts that are particular to Higgs Audio v2.
+"""Parts that are particular to Higgs models: what both families share, and a folder for each.
 
-For another model of the family, these change: ``chat_template`` and ``prompts`` (prompt and text
-labels), ``text_cleaning``, ``codes`` (delay pattern and audio labels), ``base_config`` (what is
-read of the checkpoint's config), ``model`` and ``attention`` (the forward pass), ``lora`` (layers
-and parts to train), ``sampler`` and ``generation`` (how speech ends), ``miniature``. ``codec``,
-``loss``, ``batch`` and ``packer`` stay while the codec and its codes do.
+``family`` is the boundary: it names what differs, field by field, and takes it from ``v2`` and
+``v3``. Everything else here serves both: ``codec``, ``codes`` (the delay), ``prompts`` and
+``packer`` (from conversations to packed rows), ``batch``, ``packed_body``, ``attention``,
+``model`` and ``loss`` (one forward pass and its losses), ``lora``, ``memory``, ``generation``.
 """

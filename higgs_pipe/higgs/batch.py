@@ -20,9 +20,9 @@ from higgs_pipe.data.specs import packed_spec
 from higgs_pipe.data.tables import open_table, read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.attention import SampleBounds
-from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.dropout import position_keys
+from higgs_pipe.higgs.shape import BaseShape
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class PackedBatch:
 
 
 def collate(
-    rows: Sequence[PackedRow], config: BaseConfig, dropout_seeds: Sequence[int] | None = None
+    rows: Sequence[PackedRow], config: BaseShape, dropout_seeds: Sequence[int] | None = None
 ) -> PackedBatch:
     """Lay packed rows end to end.
 
@@ -198,13 +198,13 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def is_placeholder(input_ids: npt.NDArray[np.int32], config: BaseConfig) -> npt.NDArray[np.bool_]:
+def is_placeholder(input_ids: npt.NDArray[np.int32], config: BaseShape) -> npt.NDArray[np.bool_]:
     """Tell for each position if it stands for an audio frame: (S,)."""
     placeholders = (config.audio_token_id, config.audio_delay_token_id)
     return np.isin(input_ids, placeholders)
 
 
-def _check(row: PackedRow, config: BaseConfig) -> None:
+def _check(row: PackedRow, config: BaseShape) -> None:
     """Refuse a row whose parts contradict each other: it would train something else."""
     name = f"packed row of {row.sample_ids[0]!r}" if row.sample_ids else "packed row"
     remedy = "run: snakemake --forcerun pack"

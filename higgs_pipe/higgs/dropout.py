@@ -6,7 +6,7 @@ value is dropped where their product modulo 2^32 is among the lowest numbers: mu
 generator has a state, so a layer that is recomputed or compiled draws the same mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -65,17 +65,20 @@ class RowDropout(nn.Module):
         return torch.where(is_kept, x / (1 - self.p), 0.0)
 
 
-def draw_by_row(body: Any) -> PositionKeys:
-    """Replace the dropout of every LoRA layer of the native body; return what takes the keys."""
+def draw_by_row(body: Any, seen_by: Mapping[str, Part]) -> PositionKeys:
+    """Replace the dropout of every LoRA layer of the native body; return what takes the keys.
+
+    Args:
+        body: Of the native model.
+        seen_by: The positions that a part of a layer sees, by its name; the others see all.
+    """
     keys = PositionKeys()
     generator = np.random.default_rng(0)
     for layer in body.layers:
         for name, module in layer.named_modules():
             if not isinstance(module, LoraLayer):
                 continue
-            part: Part = "all"
-            if name.startswith(("mlp.", "audio_mlp.")):
-                part = "text" if name.startswith("mlp.") else "audio"
+            part = seen_by.get(name.split(".")[0], "all")
             for adapter, found in module.lora_dropout.items():
                 if isinstance(found, RowDropout):  # the model was wrapped before
                     found.keys = keys

@@ -26,7 +26,6 @@ from transformers import (
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import read_json, write_json
 from higgs_pipe.higgs.origin import CODEC_FOLDER
-from higgs_pipe.higgs.original_form import original_config, original_name
 from higgs_pipe.higgs.pretrained import (
     CONFIG_SUFFIXES,
     checkpoint_dir,
@@ -34,6 +33,7 @@ from higgs_pipe.higgs.pretrained import (
     weight_files,
 )
 from higgs_pipe.higgs.shards import INDEX
+from higgs_pipe.higgs.v2.original_form import original_config, original_name
 
 Form = Literal["merged", "original"]
 

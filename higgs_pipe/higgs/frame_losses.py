@@ -48,23 +48,23 @@ def frame_losses(model: DualLossModel, batch: PackedBatch) -> Iterator[FrameLoss
         model: In evaluation mode.
         batch: On the model's device.
     """
-    native, hidden = model.native, model.backbone(batch)
+    parts, hidden = model.parts, model.backbone(batch)
     text = chunked_loss(
-        native.text_lm_head,
+        parts.text_head,
         hidden.index_select(0, batch.text.predictors),
         batch.text.values,
-        native.config.vocab_size,
+        model.shape.vocab_size,
         model.max_logits_mb,
     )
     audio_hidden = hidden.index_select(0, batch.audio.predictors)
-    num_entries = native.config.codebook_size
+    num_entries = model.shape.codebook_size
     audio = chunked_loss(
-        native.audio_lm_head, audio_hidden, batch.audio.values, num_entries, model.max_logits_mb
+        parts.audio_head, audio_hidden, batch.audio.values, num_entries, model.max_logits_mb
     )
     stops = torch.full_like(batch.audio.values, IGNORED)
     stops[:, 0] = batch.stream_eos
     stop = chunked_loss(
-        native.audio_lm_head, audio_hidden, stops, num_entries, model.max_logits_mb, predict=False
+        parts.audio_head, audio_hidden, stops, num_entries, model.max_logits_mb, predict=False
     )
     labels, losses, stop_losses = (
         _array(part) for part in (batch.audio.values, audio.loss, stop.loss[:, 0])

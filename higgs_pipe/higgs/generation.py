@@ -22,29 +22,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile as sf
-import torch
 from peft import PeftModel
-from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    HiggsAudioV2ForConditionalGeneration,
-    HiggsAudioV2TokenizerModel,
-)
+from torch import nn
+from transformers import GenerationConfig, HiggsAudioV2TokenizerModel
 
 from higgs_pipe.config.settings import Sampling
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.specs import CodecInfo
-from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRow, is_placeholder
 from higgs_pipe.higgs.codec import decode
-from higgs_pipe.higgs.codes import IGNORED, Codes, undelay
+from higgs_pipe.higgs.codes import IGNORED, MARGIN_FRAMES, Codes, undelay
+from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.model import DualLossModel
-from higgs_pipe.higgs.sampler import Sampler
-from higgs_pipe.higgs.speech_prompts import ModelPrompt
+from higgs_pipe.higgs.prompts import ModelPrompt
+from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.progress import activity
 
 DEFAULT_BATCH_SIZE = 8
-PAD_TOKEN_ID = 0  # any text token: it is masked
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,22 +119,25 @@ def generate(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     generated: dict[int, GeneratedCodes] = {}
     with native_forward(model) as native:
+        family = family_of_model(native)
+        shape = family.shape_of(native.config)
         for number, batch in enumerate(batches, start=1):
-            frames = _generate_batch(
+            frames = family.generate_batch(
                 native,
                 [prompts[i] for i in batch],
                 sampling,
                 max_frames,
                 "speaking" if len(batches) == 1 else f"speaking, batch {number} of {len(batches)}",
             )
-            stream_eos = native.config.audio_stream_eos_id
             for i, delayed in zip(batch, frames, strict=True):
-                generated[i] = generated_codes(delayed, max_frames, stream_eos)
+                generated[i] = generated_codes(
+                    delayed, max_frames, shape.audio_stream_eos_id, shape.num_margin_frames
+                )
     return [generated[i] for i in range(len(prompts))]
 
 
 @contextmanager
-def native_forward(model: nn.Module) -> Iterator[HiggsAudioV2ForConditionalGeneration]:
+def native_forward(model: nn.Module) -> Iterator[Any]:
     """Lend the native model inside ``model`` for generation: evaluation mode, its own forward.
 
     A ``DualLossModel`` has other forward passes in place of the native ones, which take packed rows
@@ -154,7 +151,7 @@ def native_forward(model: nn.Module) -> Iterator[HiggsAudioV2ForConditionalGener
     packed_forwards = {}
     if isinstance(model, DualLossModel):
         native = model.native
-        body = native.model
+        body = model.body
         packed_forwards = {module: module.forward for module in (body, *body.layers)}
     elif isinstance(model, PeftModel):
         native = model.get_base_model()  # LoRA layers inside, which heed disable_adapter
@@ -173,85 +170,19 @@ def native_forward(model: nn.Module) -> Iterator[HiggsAudioV2ForConditionalGener
             module.training = is_training
 
 
-@torch.no_grad()
-def _generate_batch(
-    native: HiggsAudioV2ForConditionalGeneration,
-    prompts: Sequence[ModelPrompt],
-    sampling: Sampling,
-    max_frames: int,
-    description: str,
-) -> list[Codes]:
-    """Run the native generation.
-
-    Returns:
-        (G, K) for each prompt, delayed, beginning with the frame of stream BOS.
-    """
-    config = native.config
-    # Frame 0 is BOS, codebook k is k frames late, and one frame more tells that it has stopped.
-    num_steps = max_frames + config.num_codebooks + 1
-    inputs = _inputs(prompts, config, native.device)
-    num_prompt_frames = max(len(prompt.audio_input_ids) for prompt in prompts)
-    seeds = [prompt.seed(sampling.seed) for prompt in prompts]
-    # All may stop before the last frame, so the time left is an upper bound.
-    with activity(description, num_steps, "frames at most") as speaking:
-        sampler = Sampler(sampling, config, seeds, speaking.advance)
-
-        def loop(model: Any, input_ids: Tensor, **options: Any) -> Any:
-            # The sampler draws the codes. The native loop finds one left of each codebook.
-            options["logits_processor"].append(sampler)
-            return type(model)._sample(model, input_ids, **options)
-
-        frames = native.generate(
-            **inputs,
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=num_steps,
-                pad_token_id=PAD_TOKEN_ID,
-                eos_token_id=config.eos_token_id,
-                return_dict_in_generate=False,
-            ),
-            custom_generate=loop,
-        )  # (B, F + G, K)
-    delayed = frames[:, num_prompt_frames:].to(torch.int16).cpu().numpy()
-    return list(delayed)
-
-
-def _inputs(
-    prompts: Sequence[ModelPrompt], config: BaseConfig, device: torch.device
-) -> dict[str, Tensor]:
-    """The prompts, padded on the left; their frames, padded on the right."""
-    shape = (len(prompts), max(len(prompt.input_ids) for prompt in prompts))
-    input_ids = torch.full(shape, PAD_TOKEN_ID)  # (B, P)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    num_frames = [len(prompt.audio_input_ids) for prompt in prompts]
-    audio_input_ids = torch.full(
-        (len(prompts), max(num_frames), config.num_codebooks), config.audio_stream_eos_id
-    )  # (B, F, K)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, -len(prompt.input_ids) :] = _tensor(prompt.input_ids)
-        attention_mask[row, -len(prompt.input_ids) :] = 1
-        audio_input_ids[row, : num_frames[row]] = _tensor(prompt.audio_input_ids)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if max(num_frames):
-        is_frame = torch.arange(max(num_frames)) < torch.tensor(num_frames)[:, None]
-        inputs |= {"audio_input_ids": audio_input_ids, "audio_input_ids_mask": is_frame}
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
-def _tensor(array: npt.NDArray[Any]) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> GeneratedCodes:
+def generated_codes(
+    delayed: Codes, max_frames: int, stream_eos: int, margin: int = MARGIN_FRAMES
+) -> GeneratedCodes:
     """Undo the delay of generated frames and end them where the first codebook ends.
 
     Args:
-        delayed: (G, K), from the frame of stream BOS on; G is at least ``max_frames + K + 1``
-            unless each codebook has stopped.
+        delayed: (G, K), from the first frame on; G is at least ``max_frames + K + margin`` unless
+            each codebook has stopped.
         max_frames: The cap.
         stream_eos: Stands after a codebook's last code.
+        margin: Of :func:`codes.delay`.
     """
-    streams = [delayed[k + 1 :, k] for k in range(delayed.shape[1])]
+    streams = [delayed[k + margin :, k] for k in range(delayed.shape[1])]
     ends = [np.flatnonzero(stream == stream_eos)[:1] for stream in streams]
     num_frames = min([max_frames + 1, *(int(end[0]) for end in ends if len(end))])
     has_stopped = num_frames <= max_frames
@@ -260,7 +191,7 @@ def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> Generat
     return GeneratedCodes(codes, has_stopped)
 
 
-def recorded_samples(row: PackedRow, config: BaseConfig) -> list[RecordedSample]:
+def recorded_samples(row: PackedRow, config: BaseShape) -> list[RecordedSample]:
     """The samples of a packed row as prompts, each with the recording of its first target.
 
     Args:

@@ -14,38 +14,16 @@ from torch import Tensor, nn
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.pretrained import PinnedModel
 
 # PEFT uses a deprecated name of Transformers; a user cannot fix it.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-FFN = ("gate_proj", "up_proj", "down_proj")
-# PEFT compares the end of a module's name after a dot, so `mlp.` is the text FFN alone.
-PRESETS: Mapping[str, tuple[str, ...]] = {
-    "attention": ATTENTION,
-    "audio": (*ATTENTION, *(f"audio_mlp.{name}" for name in FFN)),
-    "all": (*ATTENTION, *(f"{ffn}.{name}" for ffn in ("mlp", "audio_mlp") for name in FFN)),
-}
-IN_FULL = {
-    "audio_head": "audio_lm_head",
-    "audio_embeddings": "embed_audio_tokens.embed_audio_tokens",
-}
 BASE_FILE = "base_model.json"  # beside the adapter: exactly which base it was trained on
 # Initialisations that move a part of the base's weights into the adapter: for the base as it was
 # published, the adapter is the difference to its start.
 MUTATING = ("olora", "pissa")
-
-# Parts of the model, and a piece of their parameters' names; the first match counts.
-PARTS = (
-    ("attention", ".self_attn."),
-    ("audio FFN", ".audio_mlp."),
-    ("text FFN", ".mlp."),
-    ("audio head", "audio_lm_head."),
-    ("text head", "text_lm_head."),
-    ("audio embeddings", "embed_audio_tokens."),
-    ("text embeddings", "embed_tokens."),
-)
 
 
 def add_lora(
@@ -64,17 +42,17 @@ def add_lora(
     Raises:
         UserError: ``target_modules`` match no layer, or the tokenizer lacks a trainable token.
     """
-    targets = settings.target_modules
+    names, targets = family_of_model(model).lora, settings.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(PRESETS[targets] if isinstance(targets, str) else targets),
+        target_modules=list(names.presets[targets] if isinstance(targets, str) else targets),
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         init_lora_weights=True if settings.init == "default" else settings.init,
-        modules_to_save=[IN_FULL[part] for part in settings.train_in_full] or None,
+        modules_to_save=[names.in_full[part] for part in settings.train_in_full] or None,
         trainable_token_indices=_token_ids(settings.trainable_tokens, tokenizer) or None,
     )
     torch.manual_seed(seed)
@@ -215,10 +193,11 @@ def _difference(name: str, tensor: Tensor, initial: Tensor) -> Tensor:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
-    """Count the trained parameters of each part of the model, in the order of ``PARTS``."""
+    """Count the trained parameters of each part of the model, in the family's order."""
+    parts = family_of_model(model).lora.parts
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = next((part for part, piece in PARTS if piece in name), "other")
+            part = next((part for part, piece in parts if piece in name), "other")
             counts[part] = counts.get(part, 0) + parameter.numel()
-    return {part: counts[part] for part, _ in (*PARTS, ("other", "")) if part in counts}
+    return {part: counts[part] for part, _ in (*parts, ("other", "")) if part in counts}

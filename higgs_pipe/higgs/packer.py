@@ -31,9 +31,8 @@ from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import CLIPS, packed_spec
 from higgs_pipe.data.tables import lists_to_arrow, table_writer
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.chat_template import PUBLISHED_TEMPLATE, Prompt
 from higgs_pipe.higgs.codes import IGNORED
-from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, conversations_of
+from higgs_pipe.higgs.prompts import NotRendered, Prompt, PromptRenderer
 
 # The trainer reads a whole Parquet row group to get one row: at 2048 positions 0.6 ms in groups of
 # 1, 1.9 ms of 4, 3.1 ms of 8, 5.6 ms of 16. The footer, which every process keeps, takes 780, 200,
@@ -107,7 +106,7 @@ class Packer:
 
     def _rendering(self, plans: Sequence[SamplePlan], background: Executor) -> Rendering:
         """Render some samples in the background."""
-        conversations = conversations_of(plans, self._clips, self._settings)
+        conversations = self._renderer.conversations(plans, self._clips, self._settings)
         prompts = background.submit(self._renderer.prompts, conversations)
         return Rendering(plans, conversations, prompts)
 
@@ -125,7 +124,7 @@ class Packer:
                 )
             else:
                 raise UserError(
-                    f"{self._clips.place(plan.targets[0])}: {prompt.fact}; {PUBLISHED_TEMPLATE}"
+                    f"{self._clips.place(plan.targets[0])}: {prompt.fact}; {self._renderer.remedy}"
                 )
         return shorter
 

@@ -1,42 +1,43 @@
-"""Many conversations to training samples: prompts rendered by shape, with codes and labels."""
+"""Conversations to training samples: the common part of all prompt renderers."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from higgs_pipe.config.settings import PackConfig
-from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import SamplePlan
 from higgs_pipe.data.packing.turns import Recording, conversation_of
-from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.chat_template import (
-    PUBLISHED_TEMPLATE,
-    ChatTemplate,
-    Prompt,
-    RenderError,
-    TokenIds,
-)
-from higgs_pipe.higgs.codes import IGNORED, Codes, delay, num_delayed_frames, target_labels
-from higgs_pipe.higgs.text_cleaning import clean_text
+from higgs_pipe.higgs.codes import Codes, delay, num_delayed_frames, target_labels
+from higgs_pipe.higgs.shape import BaseShape
 
-# Stands for a text in the shape of a conversation; private-use characters, which no text needs.
-MARK, MARKED = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
-MAX_KNOWN_PIECES = 2**16  # about 40 MB
+TokenIds = npt.NDArray[np.int32]
 
 
-def conversations_of(
-    plans: Sequence[SamplePlan], clips: Clips, settings: PackConfig
-) -> list[Conversation[Recording]]:
-    """Return the conversation of each sample, its texts cleaned if the settings say so."""
-    rows = clips.rows([clip for plan in plans for clip in plan.clips])
-    clean = clean_text if settings.clean_text else str
-    return [conversation_of(plan, rows, clips, settings.system_prompt, clean) for plan in plans]
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as tokens, with a placeholder for each recording."""
+
+    ids: TokenIds  # (P,)
+    labels: TokenIds  # (P,), IGNORED at the placeholders and outside targets
+    is_target: tuple[bool, ...]  # (A,) True for each recording in a target turn
+
+
+class RenderError(Exception):
+    """A conversation cannot be rendered in full; the message is the fact."""
+
+
+@dataclass(frozen=True)
+class NotRendered:
+    """A conversation that cannot be rendered in full, and the fact."""
+
+    fact: str
 
 
 @dataclass(frozen=True)
@@ -50,158 +51,63 @@ class ModelInputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
-    """The common tokens of conversations with equal roles, kinds of parts and targets.
+class ModelPrompt:
+    """A prompt as the model reads it, up to the token before the audio that it shall speak."""
 
-    Fixed runs of tokens stand before, between and after the open pieces, which hold the texts and
-    are tokenized each time. An open piece is text, number of a text, text, number, …, text.
+    input_ids: TokenIds  # (P,), with a placeholder for each delayed frame
+    audio_input_ids: Codes  # (F, K), delayed; F is 0 without a reference
+
+    def seed(self, seed: int) -> int:
+        """Return a seed that depends on ``seed`` and on the prompt alone."""
+        digest = hashlib.sha256(f"{seed} ".encode())
+        digest.update(self.input_ids.astype("<i4").tobytes())
+        digest.update(self.audio_input_ids.astype("<i2").tobytes())
+        return int.from_bytes(digest.digest()[:8], "big") >> 1
+
+
+class PromptRenderer(ABC):
+    """Renders conversations for a base, and builds samples from them.
+
+    Attributes:
+        tokenizer: The base's.
+        shape: The base's.
+        remedy: What to do where a plain sample cannot be rendered.
     """
 
-    fixed_ids: tuple[TokenIds, ...]
-    fixed_labels: tuple[TokenIds, ...]
-    open_pieces: tuple[tuple[str, ...], ...]
-    is_target: tuple[bool, ...]
+    tokenizer: Any
+    shape: BaseShape
+    remedy: ClassVar[str]
 
-    def fill(self, texts: Sequence[str]) -> list[str]:
-        """Return the open pieces with the texts of a conversation."""
-        return [
-            "".join(texts[int(part)] if i % 2 else part for i, part in enumerate(piece))
-            for piece in self.open_pieces
-        ]
-
-    def prompt(self, open_ids: Sequence[TokenIds]) -> Prompt:
-        """Return the prompt of a conversation, from the tokens of its open pieces."""
-        ids, labels = [self.fixed_ids[0]], [self.fixed_labels[0]]
-        for i, piece in enumerate(open_ids):
-            ids += [piece, self.fixed_ids[i + 1]]
-            labels += [np.full(len(piece), IGNORED, np.int32), self.fixed_labels[i + 1]]
-        return Prompt(np.concatenate(ids), np.concatenate(labels), self.is_target)
-
-
-@dataclass(frozen=True)
-class NotRendered:
-    """A conversation that the chat template does not render in full, and the fact."""
-
-    fact: str
-
-
-class PromptRenderer(ChatTemplate):
-    """Renders many conversations at once and builds samples from them.
-
-    Raises:
-        UserError: The checkpoint cannot be loaded, or lacks a template or a token.
-    """
-
-    def __init__(self, base: Pretrained) -> None:
-        super().__init__(base)
-        special = "|".join(map(re.escape, self.tokenizer.get_added_vocab()))
-        self._special_token = re.compile(f"({special})")
-        self._shapes: dict[object, Shape | None] = {}
-        self._known_pieces: dict[str, TokenIds] = {}
-
-    def _tokenized_pieces(self, pieces: Iterable[str]) -> Mapping[str, TokenIds]:
-        """Tokenize pieces of text all at once, on all cores, and equal ones once.
-
-        Most texts come twice: in a target and in a reference.
-        """
-        if len(self._known_pieces) > MAX_KNOWN_PIECES:
-            self._known_pieces.clear()
-        new = [piece for piece in pieces if piece not in self._known_pieces]
-        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(new, add_special_tokens=False)
-        for piece, encoding in zip(new, encoded, strict=True):
-            self._known_pieces[piece] = np.asarray(encoding.ids, np.int32)
-        return self._known_pieces
-
-    def prompts(self, conversations: Sequence[Conversation[Any]]) -> list[Prompt | NotRendered]:
-        """Return :meth:`prompt` of each conversation, or the fact that prevents it.
-
-        Much faster than one by one: conversations of one :class:`Shape` differ only in their texts,
-        so the template is rendered once per shape, and the tokens around the texts are made once.
-        As a check, each call renders one conversation of each shape in full.
+    @abstractmethod
+    def prompt(self, conversation: Conversation[Any]) -> Prompt:
+        """Render and tokenize a conversation, and label its target turns.
 
         Raises:
-            UserError: The template renders different words around different texts.
+            RenderError: A part of the conversation cannot be rendered.
         """
-        shapes = [self._shape_of(conversation) for conversation in conversations]
-        texts = [[text for turn in c.turns for text in turn.texts] for c in conversations]
-        filled = [
-            shape.fill(said)
-            if shape and all(text and text == text.strip() for text in said)
-            else None
-            for shape, said in zip(shapes, texts, strict=True)
-        ]
-        ids = self._tokenized_pieces({piece for found in filled for piece in found or ()})
-        prompts: list[Prompt | NotRendered] = []
-        compared: set[Shape] = set()
-        for conversation, shape, found in zip(conversations, shapes, filled, strict=True):
-            if shape is None or found is None:
-                prompts.append(self._prompt_or_fault(conversation))
-                continue
-            prompt = shape.prompt([ids[piece] for piece in found])
-            if shape not in compared:
-                compared.add(shape)
-                if not np.array_equal(prompt.ids, self.prompt(conversation).ids):
-                    raise UserError(
-                        "the chat template renders different words around different texts; "
-                        f"{PUBLISHED_TEMPLATE}"
-                    )
-            prompts.append(prompt)
-        return prompts
 
-    def _prompt_or_fault(self, conversation: Conversation[Any]) -> Prompt | NotRendered:
-        try:
-            return self.prompt(conversation)
-        except RenderError as error:
-            return NotRendered(str(error))
+    @abstractmethod
+    def prompts(self, conversations: Sequence[Conversation[Any]]) -> list[Prompt | NotRendered]:
+        """Return :meth:`prompt` of each conversation, or the fact that prevents it."""
 
-    def _shape_of(self, conversation: Conversation[Any]) -> Shape | None:
-        key = tuple(
-            (turn.role, turn.is_target, *(isinstance(part, str) for part in turn.parts))
-            for turn in conversation.turns
-        )
-        if key not in self._shapes:
-            self._shapes[key] = self._shape(conversation)
-        return self._shapes[key]
+    @abstractmethod
+    def clean(self, text: str) -> str:
+        """Clean a target's text as the model's own inference does."""
 
-    def _shape(self, conversation: Conversation[Any]) -> Shape | None:
-        """Return the shape of a conversation.
-
-        None if the template does not render it in full, or if one of its texts is a label.
-        """
-        numbers = count()
-        marked = conversation.map_texts(lambda _: MARK.format(next(numbers)))
-        prompt = self._prompt_or_fault(marked)
-        if isinstance(prompt, NotRendered):
-            return None
-        # The tokenizer, too, splits text at special tokens.
-        pieces = [piece for piece in self._special_token.split(self.rendered(marked)) if piece]
-        ids = [self.tokenized(piece) for piece in pieces]
-        if not np.array_equal(np.concatenate(ids), prompt.ids):
-            return None
-        labels = np.split(prompt.labels, np.cumsum([len(i) for i in ids])[:-1])
-        fixed: list[tuple[list[TokenIds], list[TokenIds]]] = [([], [])]
-        open_pieces = []
-        for piece, piece_ids, piece_labels in zip(pieces, ids, labels, strict=True):
-            fragments = MARKED.split(piece)  # text, number, text, number, text
-            if len(fragments) == 1:
-                fixed[-1][0].append(piece_ids)
-                fixed[-1][1].append(piece_labels)
-            elif (piece_labels != IGNORED).any():
-                return None
-            else:
-                open_pieces.append(tuple(fragments))
-                fixed.append(([], []))
-        empty = [np.empty(0, np.int32)]
-        return Shape(
-            fixed_ids=tuple(np.concatenate(empty + run) for run, _ in fixed),
-            fixed_labels=tuple(np.concatenate(empty + run) for _, run in fixed),
-            open_pieces=tuple(open_pieces),
-            is_target=prompt.is_target,
-        )
+    def conversations(
+        self, plans: Sequence[SamplePlan], clips: Clips, settings: PackConfig
+    ) -> list[Conversation[Recording]]:
+        """Return the conversation of each sample, its texts cleaned if the settings say so."""
+        rows = clips.rows([clip for plan in plans for clip in plan.clips])
+        clean = self.clean if settings.clean_text else str
+        return [conversation_of(plan, rows, clips, settings.system_prompt, clean) for plan in plans]
 
     def sample_length(self, prompt: Prompt, num_frames: Sequence[int]) -> int:
         """Return S of the sample that :meth:`model_inputs` builds with recordings of these T."""
-        delayed = (num_delayed_frames(n, self.tokens.num_codebooks) for n in num_frames)
+        shape = self.shape
+        delayed = (
+            num_delayed_frames(n, shape.num_codebooks, shape.num_margin_frames) for n in num_frames
+        )
         return len(prompt.ids) - len(num_frames) + sum(delayed)
 
     def model_inputs(self, prompts: Sequence[Prompt], codes: Sequence[Codes]) -> ModelInputs:
@@ -213,19 +119,25 @@ class PromptRenderer(ChatTemplate):
             prompts: Prompts from :meth:`prompts`.
             codes: (T, K) for each recording of all prompts, in order.
         """
-        tokens = self.tokens
-        num_delayed = [num_delayed_frames(*recording.shape) for recording in codes]
+        shape = self.shape
+        bos, eos, margin = (
+            shape.audio_stream_bos_id,
+            shape.audio_stream_eos_id,
+            shape.num_margin_frames,
+        )
+        num_delayed = [num_delayed_frames(len(c), c.shape[1], margin) for c in codes]
         ids = np.concatenate([prompt.ids for prompt in prompts])  # (P,), all prompts
-        placeholders = np.flatnonzero(ids == tokens.audio)
+        placeholders = np.flatnonzero(ids == shape.audio_token_id)
         repeats = np.ones(len(ids), np.int64)
         repeats[placeholders] = num_delayed
         input_ids = np.repeat(ids, repeats)  # (P,) -> (S,)
         ends = np.cumsum(repeats)[placeholders]
-        input_ids[np.subtract.outer(ends, np.arange(1, tokens.num_codebooks))] = tokens.audio_delay
+        last_frames = np.subtract.outer(ends, np.arange(1, shape.num_codebooks))
+        input_ids[last_frames] = shape.audio_delay_token_id
         is_target = [is_target for prompt in prompts for is_target in prompt.is_target]
         return ModelInputs(
             input_ids=input_ids,
             labels=np.repeat(np.concatenate([prompt.labels for prompt in prompts]), repeats),
-            audio_input_ids=delay(codes, tokens.stream_bos, tokens.stream_eos),
-            audio_labels=target_labels(codes, tokens.stream_eos, is_target),
+            audio_input_ids=delay(codes, bos, eos, margin),
+            audio_labels=target_labels(codes, eos, is_target, margin),
         )

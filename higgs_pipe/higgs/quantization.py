@@ -1,5 +1,6 @@
 """Loading the frozen base in 8 or 4 bits."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,15 +10,16 @@ from transformers import BitsAndBytesConfig
 from higgs_pipe.config.settings import Quantization
 from higgs_pipe.errors import UserError
 
-HEADS = ["text_lm_head", "audio_lm_head"]
-
 
 def quantization_options(
-    setting: Quantization | None, device: torch.device, dtype: torch.dtype
+    setting: Quantization | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    unquantized: Sequence[str],
 ) -> dict[str, Any]:
     """Return the options of ``from_pretrained`` that quantize the base; none without a setting.
 
-    Attention and both FFNs of each layer are quantized. Heads, norms and embeddings keep ``dtype``:
+    Attention and the FFNs of each layer are quantized. Heads, norms and embeddings keep ``dtype``:
     they are small, the losses are sensitive to the heads, and norms in float32 (as in PEFT's
     preparation for k-bit training) would mix dtypes in the residual stream.
 
@@ -37,20 +39,25 @@ def quantization_options(
             "pip install bitsandbytes (in the environment of the rule train_adapter), or set "
             "train.quantization: null."
         )
-    return {"quantization_config": bits_config(setting, dtype), "device_map": {"": device}}
+    return {
+        "quantization_config": bits_config(setting, dtype, unquantized),
+        "device_map": {"": device},
+    }
 
 
-def bits_config(setting: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+def bits_config(
+    setting: Quantization, dtype: torch.dtype, unquantized: Sequence[str]
+) -> BitsAndBytesConfig:
     """Return bitsandbytes' settings: LLM.int8(), or NF4 with quantized scales as in QLoRA.
 
     (Dettmers et al. 2022, 2023.)
     """
     if setting == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=HEADS)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(unquantized))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=HEADS,
+        llm_int8_skip_modules=list(unquantized),
     )

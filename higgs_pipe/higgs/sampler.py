@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from higgs_pipe.config.settings import Sampling
-from higgs_pipe.higgs.base_config import BaseConfig
+from higgs_pipe.higgs.shape import BaseShape
 
 
 class Sampler(LogitsProcessor):  # type: ignore[misc]  # Transformers has no types here
@@ -38,7 +38,7 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]  # Transformers has no typ
     def __init__(
         self,
         sampling: Sampling,
-        config: BaseConfig,
+        config: BaseShape,
         seeds: Sequence[int],
         on_frame: Callable[[], object],
     ) -> None:

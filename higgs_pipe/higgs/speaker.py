@@ -29,20 +29,19 @@ from higgs_pipe.data.units import number
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
+from higgs_pipe.higgs.family import renderer_of
 from higgs_pipe.higgs.generation import DEFAULT_BATCH_SIZE, Spoken, speak
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.origin import adapter_origin, codec_of_base
 from higgs_pipe.higgs.pretrained import weight_fingerprint
-from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.prompts import ModelPrompt, PromptRenderer
 from higgs_pipe.higgs.speech_prompts import (
-    ModelPrompt,
     SpeechPrompt,
     Voice,
     check_prompts,
     model_prompt,
 )
-from higgs_pipe.higgs.text_cleaning import clean_text
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -76,7 +75,7 @@ class Speaker:
         self.codec = codec
         self.codec_info = info
         self.system_prompt = system_prompt
-        self._clean = clean_text if clean else str
+        self._clean = renderer.clean if clean else str
 
     @classmethod
     def load(
@@ -121,7 +120,7 @@ class Speaker:
         else:
             raise UserError("no model is named: give an adapter, a base, or both.")
         where = pick_device(device)
-        renderer = PromptRenderer(named_base)
+        renderer = renderer_of(named_base)
         model: Any = load_base(named_base, pick_dtype(dtype, where))
         if adapter is not None:
             model = load_adapter(model, Path(adapter))
@@ -132,10 +131,10 @@ class Speaker:
         else:
             named_codec = Pretrained("codec", codec_of_base(named_base), codec_revision)
         loaded_codec, info = load_codec(named_codec, where)
-        if info.num_codebooks != renderer.tokens.num_codebooks:
+        if info.num_codebooks != renderer.shape.num_codebooks:
             raise UserError(
                 f"codec {info.codec!r} has {info.num_codebooks} codebooks and base "
-                f"{named_base.name!r} {renderer.tokens.num_codebooks}; give the codec of the base."
+                f"{named_base.name!r} {renderer.shape.num_codebooks}; give the codec of the base."
             )
         if origin is not None:
             if origin.base_fingerprint is not None:

@@ -3,7 +3,6 @@
 P positions of a prompt, T codec frames, F delayed frames, K codebooks.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +14,8 @@ from higgs_pipe.data.conversation import speech_conversation
 from higgs_pipe.data.sentences import split_text, spoken_length
 from higgs_pipe.data.text import find_control_token, is_blank
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.chat_template import Prompt, RenderError, TokenIds
 from higgs_pipe.higgs.codes import Codes
-from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.prompts import ModelPrompt, Prompt, PromptRenderer, RenderError
 
 SPEAKER_TAG = re.compile(r"\s*(\[SPEAKER\d+\])\s*")
 
@@ -64,21 +62,6 @@ class SpeechPrompt:
         return [replace(self, text=piece) for piece in pieces]
 
 
-@dataclass(frozen=True, eq=False)
-class ModelPrompt:
-    """A prompt as the model reads it, up to the ``<|audio_out_bos|>`` of what it shall speak."""
-
-    input_ids: TokenIds  # (P,), with a placeholder for each delayed frame
-    audio_input_ids: Codes  # (F, K), delayed; F is 0 without a reference
-
-    def seed(self, seed: int) -> int:
-        """Return a seed that depends on ``seed`` and on the prompt alone."""
-        digest = hashlib.sha256(f"{seed} ".encode())
-        digest.update(self.input_ids.astype("<i4").tobytes())
-        digest.update(self.audio_input_ids.astype("<i2").tobytes())
-        return int.from_bytes(digest.digest()[:8], "big") >> 1
-
-
 class Heard(NamedTuple):
     """A recording in a conversation by its codes (T, K); those of the target are not read."""
 
@@ -110,15 +93,15 @@ def model_prompt(
         (voice.text if SPEAKER_TAG.match(voice.text) else tag + voice.text, Heard(voice.codes))
         for tag, voice in zip(tags, prompt.voices, strict=True)
     ]
-    tokens = renderer.tokens
-    none = np.empty((0, tokens.num_codebooks), np.int16)
+    shape = renderer.shape
+    none = np.empty((0, shape.num_codebooks), np.int16)
     scenes = (prompt.scene,) if prompt.scene else ()
     conversation = speech_conversation(system_prompt, scenes, references, lines, Heard(none), clean)
     try:
         whole = renderer.prompt(conversation)
     except RenderError as fact:
         raise UserError(f"the base model's chat template cannot render it: {fact}") from None
-    end = int(np.flatnonzero(whole.ids == tokens.audio)[-1])  # <|audio_out_bos|> is before it
+    end = int(np.flatnonzero(whole.ids == shape.audio_token_id)[-1])
     ids, labels = whole.ids[:end], whole.labels[:end]
     if not prompt.voices:
         return ModelPrompt(ids, none)

@@ -54,7 +54,7 @@ def held_out_frames(
     with activity("held-out losses", len(mine), "rows") as evaluating:
         for start in range(0, len(mine), rows_per_batch):
             indices = mine[start : start + rows_per_batch]
-            batch = collate([rows[i] for i in indices], model.native.config)
+            batch = collate([rows[i] for i in indices], model.shape)
             losses = frame_losses(model, batch.to(accelerator.device))
             found += zip(batch.sample_ids, losses, strict=True)
             evaluating.advance(len(indices))

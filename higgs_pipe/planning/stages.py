@@ -22,7 +22,7 @@ class Stage(NamedTuple):
 
 # By the name of the stage's settings, results/config/<name>.json; `tiny` has none.
 STAGES = {
-    "tiny": Stage("all", "tiny_base", "higgs.miniature", 1),
+    "tiny": Stage("all", "tiny_base", "higgs.v2.miniature", 1),
     "models": Stage("validate", "check_models", "check_models", 1),
     "base_model": Stage("pack", "pin_model", "pin_model", 1),
     "codec": Stage("tokenize", "pin_model", "pin_model", 1),

@@ -59,7 +59,7 @@ def compile_where_it_pays(
     logger.info("layers are %s: %s", "compiled" if is_on else "not compiled", reason)
     if is_on:
         model.compile_layers()
-        batch = collate([rows[0]], model.native.config, dropout_seeds=[0])
+        batch = collate([rows[0]], model.shape, dropout_seeds=[0])
         warm_up(model, batch.to(accelerator.device))
     return is_on
 

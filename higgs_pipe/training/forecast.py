@@ -2,8 +2,7 @@
 
 import math
 from dataclasses import dataclass
-
-from transformers import HiggsAudioV2Config
+from typing import Any
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.data.results import ResultPart
@@ -92,7 +91,7 @@ def estimate_experiment(
     train: TrainConfig,
     num_rows: int,
     max_tokens: int,
-    base: HiggsAudioV2Config | None,
+    base: Any | None,
     base_fault: str | None,
 ) -> ExperimentEstimate:
     """Estimate one experiment: its steps, and what it needs on each kind of card.
@@ -101,7 +100,7 @@ def estimate_experiment(
         train: The settings.
         num_rows: Packed rows to train on.
         max_tokens: Positions of a row.
-        base: The config of the base; None leaves parameters, memory and time unknown.
+        base: The native config of the base; None leaves parameters, memory and time unknown.
         base_fault: Why there is none.
     """
     steps_per_epoch = math.ceil(num_rows / train.rows_per_step)

@@ -42,7 +42,7 @@ def held_out_sums(
     with activity("held-out loss", len(mine), "rows") as evaluating:
         for start in range(0, len(mine), rows_per_batch):
             indices = mine[start : start + rows_per_batch]
-            batch = collate([rows[i] for i in indices], dual_loss_model.native.config)
+            batch = collate([rows[i] for i in indices], dual_loss_model.shape)
             sums, _ = dual_loss_model(batch.to(accelerator.device))
             found += zip(batch.sample_ids, sums.samples(), strict=True)
             evaluating.advance(len(indices))

@@ -150,7 +150,7 @@ class Planner:
         """
         lengths, num_layers = self.inputs.row_lengths, self.model.num_layers
         row = self.inputs.rows[lengths.index(max(lengths))]
-        batch = collate([row], self.model.native.config, dropout_seeds=[0])
+        batch = collate([row], self.model.shape, dropout_seeds=[0])
         batch = batch.to(self.accelerator.device)
         for num_recomputed in (0, num_layers) if fits_whole else (num_layers,):
             self.model.recomputed_layers = num_recomputed

@@ -22,7 +22,6 @@ from accelerate.utils import gather_object
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.data.files import write_json
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import decode, load_codec_of
 from higgs_pipe.higgs.codes import Codes
@@ -33,6 +32,7 @@ from higgs_pipe.higgs.generation import (
     generate,
     recorded_samples,
 )
+from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.progress import activity
 
 logger = logging.getLogger("higgs_pipe")
@@ -86,7 +86,7 @@ class Samples:
     def __init__(
         self,
         rows: PackedRows,
-        config: BaseConfig,
+        config: BaseShape,
         settings: TrainConfig,
         accelerator: Accelerator,
         folder: Path,
@@ -160,7 +160,7 @@ class Samples:
         return sound
 
 
-def choose_samples(rows: PackedRows, config: BaseConfig, num_samples: int) -> list[RecordedSample]:
+def choose_samples(rows: PackedRows, config: BaseShape, num_samples: int) -> list[RecordedSample]:
     """Choose held-out samples: first one of each of some rows spread over the table, then more."""
     spread = np.linspace(0, len(rows) - 1, min(len(rows), num_samples)).astype(int)
     by_row = [recorded_samples(rows[int(row)], config) for row in spread]

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from higgs_pipe.config.settings import TrainConfig
-from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
+from higgs_pipe.higgs.shape import BaseShape
 
 NUM_STEPS_AHEAD = 2
 
@@ -94,7 +94,7 @@ class StepInputs:
     """
 
     def __init__(
-        self, rows: PackedRows, config: BaseConfig, settings: TrainConfig, accelerator: Accelerator
+        self, rows: PackedRows, config: BaseShape, settings: TrainConfig, accelerator: Accelerator
     ) -> None:
         self.rows = rows
         self.config = config

@@ -15,7 +15,7 @@ from helpers import run_validation, write_stage_config
 
 from higgs_pipe import tokenize_audio
 from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, to_mono
-from higgs_pipe.higgs import miniature
+from higgs_pipe.higgs.v2 import miniature
 
 RATE = 24_000
 

@@ -17,10 +17,10 @@ from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import CLIPS, REJECTED
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.data.text import find_control_token, is_blank
-from higgs_pipe.higgs import miniature
-from higgs_pipe.higgs.chat_template import Prompt
-from higgs_pipe.higgs.prompts import PromptRenderer
-from higgs_pipe.higgs.text_cleaning import clean_text
+from higgs_pipe.higgs.prompts import Prompt
+from higgs_pipe.higgs.v2 import miniature
+from higgs_pipe.higgs.v2.renderer import ChatRenderer
+from higgs_pipe.higgs.v2.text_cleaning import clean_text
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ TEXTS = st.lists(PIECES | st.characters(codec="utf-8"), max_size=8).map("".join)
 
 
 @pytest.fixture(scope="module")
-def renderer(tiny_base: Path) -> PromptRenderer:
-    return PromptRenderer(Pretrained("base_model", str(tiny_base)))
+def renderer(tiny_base: Path) -> ChatRenderer:
+    return ChatRenderer(Pretrained("base_model", str(tiny_base)))
 
 
-def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) -> list[int]:
+def special_ids(renderer: ChatRenderer, text: str, scene: str, ref_text: str) -> list[int]:
     """The special ids of a sample's prompt, in order."""
     reference = [Turn("user", (ref_text,)), Turn("assistant", (Recording((0,)),))]
     target = [Turn("user", (text,)), Turn("assistant", (Recording((1,)),), is_target=True)]
@@ -124,7 +124,7 @@ def special_ids(renderer: PromptRenderer, text: str, scene: str, ref_text: str) 
 @example(texts=("a<|", "eot_id", "|>"), cleaned=True)
 @example(texts=("a《|eot_id|》", "b", "c"), cleaned=True)
 def test_no_text_that_passes_gives_a_special_id(
-    renderer: PromptRenderer, texts: tuple[str, str, str], cleaned: bool
+    renderer: ChatRenderer, texts: tuple[str, str, str], cleaned: bool
 ) -> None:
     passing = [
         "x" if is_blank(text) or find_control_token([text]) is not None else text for text in texts
@@ -133,7 +133,7 @@ def test_no_text_that_passes_gives_a_special_id(
     assert special_ids(renderer, *said) == special_ids(renderer, "x", "x", "x")
 
 
-def test_a_token_that_would_pass_gives_a_special_id_more(renderer: PromptRenderer) -> None:
+def test_a_token_that_would_pass_gives_a_special_id_more(renderer: ChatRenderer) -> None:
     num_special = len(special_ids(renderer, "x", "x", "x"))
     assert len(special_ids(renderer, "a <|eot_id|>", "x", "x")) == num_special + 1
 

@@ -22,8 +22,8 @@ from higgs_pipe.higgs.generation import (
     recorded_samples,
 )
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.sampler import Sampler
-from higgs_pipe.higgs.speech_prompts import ModelPrompt
 
 RATE_HZ = 25.0
 GREEDY = Sampling(temperature=0, max_seconds=1)

@@ -10,8 +10,8 @@ import pytest
 from helpers import ROOT
 
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs import miniature
 from higgs_pipe.higgs.pretrained import weight_fingerprint
+from higgs_pipe.higgs.v2 import miniature
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MOVED = "89abcdef0123456789abcdef0123456789abcdef"
@@ -19,14 +19,14 @@ MOVED = "89abcdef0123456789abcdef0123456789abcdef"
 LOAD = """
 import torch
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.v2.renderer import ChatRenderer
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.codec import load_codec
 from higgs_pipe.higgs.model import load_base
 
 for revision in (None, "main"):
     base = Pretrained("base_model", "acme/higgs", revision)
-    tokens = PromptRenderer(base).tokens
+    tokens = ChatRenderer(base).tokens
     model = load_base(base, torch.float32)
     assert model.config.audio_token_id == tokens.audio
     codec, info = load_codec(Pretrained("codec", "acme/codec", revision), torch.device("cpu"))
@@ -106,10 +106,10 @@ def test_a_hub_id_loads_what_its_directory_would(tiny_base: Path, tmp_path: Path
 UNREACHABLE = """
 import time
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.v2.renderer import ChatRenderer
 
 begun = time.monotonic()
-PromptRenderer(Pretrained("base_model", "acme/higgs"))
+ChatRenderer(Pretrained("base_model", "acme/higgs"))
 print(time.monotonic() - begun)
 """
 

@@ -17,9 +17,9 @@ from higgs_pipe.higgs.forms import model_shapes
 from higgs_pipe.higgs.lora import adapter_state, add_lora, save_adapter
 from higgs_pipe.higgs.merging import Merge, read_changes
 from higgs_pipe.higgs.model import load_base
-from higgs_pipe.higgs.original_form import native_name, original_name
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.shards import Shards, write_shards
+from higgs_pipe.higgs.v2.original_form import native_name, original_name
 
 
 def load(base: Path) -> Any:

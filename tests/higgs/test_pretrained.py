@@ -12,7 +12,7 @@ from higgs_pipe import pin_model
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows, weight_fingerprint
-from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.v2.renderer import ChatRenderer
 from higgs_pipe.planning.targets import checkpoint_hash
 
 
@@ -70,7 +70,7 @@ def test_an_adapter_is_not_taken_for_a_base(base: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./base", "a/b/c", "org/my model"])
 def test_a_path_that_does_not_exist_is_not_blamed_on_its_form(name: str) -> None:
-    for use in (PinnedModel.of, PromptRenderer):
+    for use in (PinnedModel.of, ChatRenderer):
         with pytest.raises(UserError) as caught:
             use(Pretrained("base_model", name))
         assert f"base_model {name!r} " in str(caught.value)

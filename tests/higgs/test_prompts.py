@@ -12,13 +12,14 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.chat_template import Prompt, RenderError, message
-from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer
+from higgs_pipe.higgs.prompts import NotRendered, Prompt, RenderError
+from higgs_pipe.higgs.v2.chat_template import message
+from higgs_pipe.higgs.v2.renderer import ChatRenderer
 
 
 @pytest.fixture(scope="module")
-def renderer(tiny_base: Path) -> PromptRenderer:
-    return PromptRenderer(Pretrained("base_model", str(tiny_base)))
+def renderer(tiny_base: Path) -> ChatRenderer:
+    return ChatRenderer(Pretrained("base_model", str(tiny_base)))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def speech(
     return talk(SYSTEM, *scenes, *reference, said(text), heard(is_target=True))
 
 
-def tokens_of(renderer: PromptRenderer, ids: np.ndarray) -> list[str | None]:
+def tokens_of(renderer: ChatRenderer, ids: np.ndarray) -> list[str | None]:
     return [
         None if i == -100 else renderer.tokenizer.convert_ids_to_tokens(int(i))
         for i in ids.tolist()
@@ -77,7 +78,7 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_labels_agree_with_the_written_definition(renderer: PromptRenderer, name: Any) -> None:
+def test_labels_agree_with_the_written_definition(renderer: ChatRenderer, name: Any) -> None:
     conversation, num_frames = CONVERSATIONS[name]
     codes = [random_codes(n, seed=n) for n in num_frames]
     sample = renderer.model_inputs([renderer.prompt(conversation)], codes)
@@ -96,7 +97,7 @@ def test_labels_agree_with_the_written_definition(renderer: PromptRenderer, name
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_training_prompt_is_the_inference_prompt(
-    renderer: PromptRenderer, processor: Any, name: Any
+    renderer: ChatRenderer, processor: Any, name: Any
 ) -> None:
     """The ids before each target are those that the processor makes to generate it."""
     conversation, num_frames = CONVERSATIONS[name]
@@ -121,7 +122,7 @@ def test_the_training_prompt_is_the_inference_prompt(
 
 @pytest.mark.parametrize("name", ["speech", "cloning", "two targets"])
 def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
-    renderer: PromptRenderer, processor: Any, name: str
+    renderer: ChatRenderer, processor: Any, name: str
 ) -> None:
     conversation, num_frames = CONVERSATIONS[name]
     waveforms = [
@@ -149,7 +150,7 @@ def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
     assert sample.audio_input_ids.tolist() == native["audio_input_ids"][0].tolist()
 
 
-def test_the_length_is_known_before_the_codes_are(renderer: PromptRenderer) -> None:
+def test_the_length_is_known_before_the_codes_are(renderer: ChatRenderer) -> None:
     prompt = renderer.prompt(speech("Yes.", reference_text="No."))
     sample = renderer.model_inputs([prompt], [random_codes(5), random_codes(31)])
     assert renderer.sample_length(prompt, [5, 31]) == len(sample.input_ids)
@@ -158,7 +159,7 @@ def test_the_length_is_known_before_the_codes_are(renderer: PromptRenderer) -> N
 
 
 def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_base: Path) -> None:
-    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
+    renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     audio = "{{- audio_turn -}}"
     assert audio in renderer.tokenizer.chat_template
     renderer.tokenizer.chat_template = renderer.tokenizer.chat_template.replace(
@@ -193,7 +194,7 @@ def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_
     ],
 )
 def test_what_the_template_would_leave_out_is_said(
-    renderer: PromptRenderer, conversation: Any, fact: str
+    renderer: ChatRenderer, conversation: Any, fact: str
 ) -> None:
     with pytest.raises(RenderError, match=fact):
         renderer.prompt(conversation)
@@ -202,7 +203,7 @@ def test_what_the_template_would_leave_out_is_said(
     assert isinstance(sound, Prompt)
 
 
-def test_many_prompts_at_once_are_those_of_one_by_one(renderer: PromptRenderer) -> None:
+def test_many_prompts_at_once_are_those_of_one_by_one(renderer: ChatRenderer) -> None:
     texts = [
         "One.",
         " Two. ",
@@ -226,7 +227,7 @@ def test_many_prompts_at_once_are_those_of_one_by_one(renderer: PromptRenderer) 
 
 
 def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base: Path) -> None:
-    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
+    renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     renderer.tokenizer.chat_template += (
         "{%- if 'wolf' in messages[1]['content'][0]['text'] -%}!{%- endif -%}"
     )
@@ -236,7 +237,7 @@ def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base: Path) 
 
 
 def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base: Path) -> None:
-    renderer = PromptRenderer(Pretrained("base_model", str(tiny_base)))
+    renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     template = renderer.tokenizer.chat_template
     renderer.tokenizer.chat_template = template.replace(
         "<|audio_out_bos|><|AUDIO_OUT|>", "<|AUDIO_OUT|>"
@@ -247,4 +248,4 @@ def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base: Path) 
 
 def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"base_model '.*nowhere'"):
-        PromptRenderer(Pretrained("base_model", str(tmp_path / "nowhere")))
+        ChatRenderer(Pretrained("base_model", str(tmp_path / "nowhere")))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from higgs_pipe.higgs.text_cleaning import clean_text
+from higgs_pipe.higgs.v2.text_cleaning import clean_text
 
 BY_HAND = {
     "a，b": "a, b.",

@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT, write_stage_config
 from higgs.test_hub import cached
 
-from higgs_pipe.higgs import miniature
+from higgs_pipe.higgs.v2 import miniature
 
 
 def check(folder: Path, base_model: str, codec: str, **settings: str) -> tuple[int, str]:

@@ -17,8 +17,8 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.specs import SHARD_CLIPS, codes_spec
 from higgs_pipe.data.tables import read_codec_info, write_table
-from higgs_pipe.higgs import miniature
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
+from higgs_pipe.higgs.v2 import miniature
 
 
 def clip_of(path: Path, **values: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from real_shape import real_shape
 from higgs_pipe import estimate
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs.memory import count_parameters, memory_formula
-from higgs_pipe.higgs.miniature import AUDIO_TOKENIZER
+from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
 
 
 def run(folder: Path, corpus: PackedCorpus, base: str, **sections: Any) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 
 from higgs_pipe import evaluate, merge
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.original_form import native_name
 from higgs_pipe.higgs.speaker import Speaker
+from higgs_pipe.higgs.v2.original_form import native_name
 from higgs_pipe.prove_form import load_form
 from higgs_pipe.training.results import FormProof, MergeRecord
 

@@ -27,11 +27,11 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.lora import load_adapter
-from higgs_pipe.higgs.miniature import AUDIO_TOKENIZER
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt
+from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
 
 EVAL = {"device": "cpu", "num_prompts": 3, "max_seconds": 2.0, "temperatures": [1.0, 0.5]}
 # Text that would be markup, in a card that did not escape it.

@@ -127,9 +127,9 @@ def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker
     )
     expected = speaker.renderer.tokenizer(native, add_special_tokens=False)["input_ids"]
     found = speaker.prompt(SpeechPrompt("Good morning", (voice,), "A hall.")).input_ids.tolist()
-    tokens = speaker.renderer.tokens
-    placeholders = [tokens.audio] * (9 + 2) + [tokens.audio_delay] * 7
-    at = expected.index(tokens.audio)
+    shape = speaker.renderer.shape
+    placeholders = [shape.audio_token_id] * (9 + 2) + [shape.audio_delay_token_id] * 7
+    at = expected.index(shape.audio_token_id)
     assert found == expected[:at] + placeholders + expected[at + 1 :]
 
 

@@ -26,7 +26,6 @@ from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.specs import SHARD_CLIPS, codes_spec
 from higgs_pipe.data.tables import read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs import miniature
 from higgs_pipe.higgs.codec import (
     BlockedSnake,
     LeanResidualUnit,
@@ -36,6 +35,7 @@ from higgs_pipe.higgs.codec import (
 )
 from higgs_pipe.higgs.devices import claim_least_used
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.tokenize_audio import decode_ahead, encode_clips
 
 CPU = torch.device("cpu")

@@ -63,7 +63,7 @@ def test_the_gradient_is_that_of_the_weighted_objective(
     found, _ = take_step(training, ROWS, monkeypatch)
     training.model.zero_grad()
     table = PackedRows(corpus.train_rows)
-    total = training.model(collate([table[row] for row in ROWS], training.config))[0].total()
+    total = training.model(collate([table[row] for row in ROWS], training.shape))[0].total()
     objective(total.loss, total.count, training.settings.loss_weights).backward()
     named = training.model.named_parameters()
     assert_equal(found, {n: p.grad for n, p in named if p.requires_grad})

@@ -20,7 +20,7 @@ rule tiny_base:
     params:
         version=stages.STAGES["tiny"].version,
     shell:
-        "python -m higgs_pipe.higgs.miniature --output-dir {output.base:q} --log {log:q}"
+        "python -m higgs_pipe.higgs.v2.miniature --output-dir {output.base:q} --log {log:q}"
 
 
 # Look at a base model and a codec of the Hub; folders are looked at while the workflow is planned.

@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
 from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.training.preflight.data_checks import (
     Check,
     check_index_ranges,
@@ -74,20 +74,20 @@ def check_before_training(
         UserError: A check failed on any process.
     """
     dual_loss_model: DualLossModel = accelerator.unwrap_model(model)
-    native = dual_loss_model.native
+    native, shape = dual_loss_model.native, dual_loss_model.shape
     rows = [table[i] for table in (train_rows, eval_rows) for i in _spread(len(table))]
-    samples = [sample for row in rows for sample in samples_of(row, native.config)]
+    samples = [sample for row in rows for sample in samples_of(row, shape)]
     checks = [
         check_index_ranges(rows, native),
-        check_placeholders(samples, native.config),
-        check_labels(samples, native.config),
+        check_placeholders(samples, shape),
+        check_labels(samples, shape),
     ]
     _report(checks, accelerator)
 
-    probe = _first_samples(eval_rows, native.config, PROBE_POSITIONS, at_least=2)
-    training = _first_samples(train_rows, native.config, GRADIENT_POSITIONS, at_least=1)
+    probe = _first_samples(eval_rows, shape, PROBE_POSITIONS, at_least=2)
+    training = _first_samples(train_rows, shape, GRADIENT_POSITIONS, at_least=1)
     batch, training_batch = (
-        collate(some, native.config).to(accelerator.device) for some in (probe, training)
+        collate(some, shape).to(accelerator.device) for some in (probe, training)
     )
     checks.append(check_devices(native, batch, accelerator.device))
     _report(checks[-1:], accelerator)
@@ -100,7 +100,7 @@ def check_before_training(
         of_model = [
             check_model_inputs(seen, batch),
             check_training_loss(losses, seen.sums),
-            check_offsets(losses, repeated_codes(batch), native.config.codebook_size),
+            check_offsets(losses, repeated_codes(batch), shape.codebook_size),
             check_lora_gradients(dual_loss_model, training_batch),
             check_shuffled_text(dual_loss_model, probe, losses, accelerator.device),
         ]
@@ -144,7 +144,7 @@ def _report(checks: Sequence[Check], accelerator: Accelerator) -> None:
 
 
 def _first_samples(
-    table: PackedRows, config: BaseConfig, num_positions: int, at_least: int
+    table: PackedRows, config: BaseShape, num_positions: int, at_least: int
 ) -> list[PackedRow]:
     """Take samples from the start of a table up to a number of positions."""
     chosen: list[PackedRow] = []

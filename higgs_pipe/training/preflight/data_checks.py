@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from higgs_pipe.higgs.base_config import BaseConfig
 from higgs_pipe.higgs.batch import PackedRow, is_placeholder
 from higgs_pipe.higgs.codes import IGNORED, delay, target_labels, undelay
+from higgs_pipe.higgs.family import family_of_model
+from higgs_pipe.higgs.shape import BaseShape
 
 REPACK = "run: snakemake --forcerun pack"
 NUM_PROBLEMS_SHOWN = 3
@@ -28,7 +29,7 @@ class Check:
     found: str
 
 
-def samples_of(row: PackedRow, config: BaseConfig) -> list[PackedRow]:
+def samples_of(row: PackedRow, config: BaseShape) -> list[PackedRow]:
     """Split a packed row into its samples, each a row of its own.
 
     Each sample gets as many frames as it has placeholders; the last one gets the rest.
@@ -53,21 +54,21 @@ def samples_of(row: PackedRow, config: BaseConfig) -> list[PackedRow]:
     ]
 
 
-def audio_turns(sample: PackedRow, config: BaseConfig) -> list[slice]:
+def audio_turns(sample: PackedRow, config: BaseShape) -> list[slice]:
     """Find the positions of each unbroken run of placeholders."""
     is_audio = is_placeholder(sample.input_ids, config).astype(np.int8)
     edges = np.flatnonzero(np.diff(is_audio, prepend=0, append=0))
     return [slice(*edge) for edge in edges.reshape(-1, 2).tolist()]
 
 
-def _turn_frames(sample: PackedRow, config: BaseConfig) -> list[slice]:
+def _turn_frames(sample: PackedRow, config: BaseShape) -> list[slice]:
     """Find the frames of each audio turn, by its placeholders."""
     lengths = [turn.stop - turn.start for turn in audio_turns(sample, config)]
     ends = np.cumsum([0, *lengths]).tolist()
     return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
-def with_text_of(sample: PackedRow, other: PackedRow, config: BaseConfig) -> PackedRow:
+def with_text_of(sample: PackedRow, other: PackedRow, config: BaseShape) -> PackedRow:
     """Put a sample's audio turns into the text of another with equally many turns."""
     ids, labels, other_start = [], [], 0
     turns = audio_turns(sample, config)
@@ -86,10 +87,9 @@ def with_text_of(sample: PackedRow, other: PackedRow, config: BaseConfig) -> Pac
 
 def check_index_ranges(rows: Sequence[PackedRow], native: Any) -> Check:
     """Check that every id of the rows has an embedding and an output."""
-    config = native.config
-    num_text = min(native.model.embed_tokens.num_embeddings, native.text_lm_head.out_features)
-    embedded = native.model.embed_audio_tokens.embed_audio_tokens.num_embeddings
-    num_audio = min(embedded, native.audio_lm_head.out_features) // config.num_codebooks
+    family = family_of_model(native)
+    config = family.shape_of(native.config)
+    num_text, num_audio = family.num_ids(native)
     problems = []
     for row in rows:
         name = row.sample_ids[0]
@@ -112,7 +112,7 @@ def check_index_ranges(rows: Sequence[PackedRow], native: Any) -> Check:
     )
 
 
-def check_placeholders(samples: Sequence[PackedRow], config: BaseConfig) -> Check:
+def check_placeholders(samples: Sequence[PackedRow], config: BaseShape) -> Check:
     """Check that each audio turn has the delayed frames of one whole recording, BOS to EOS."""
     problems, num_frames = [], 0
     for sample in samples:
@@ -141,14 +141,14 @@ def check_placeholders(samples: Sequence[PackedRow], config: BaseConfig) -> Chec
     )
 
 
-def _is_delayed(frames: Array, config: BaseConfig) -> bool:
+def _is_delayed(frames: Array, config: BaseShape) -> bool:
     if len(frames) < frames.shape[1] + 2:
         return False
     stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
     return np.array_equal(delay([undelay(frames)], *stream), frames)
 
 
-def check_labels(samples: Sequence[PackedRow], config: BaseConfig) -> Check:
+def check_labels(samples: Sequence[PackedRow], config: BaseShape) -> Check:
     """Check that labels equal their tokens or codes, complete in targets, absent in references."""
     problems = []
     num_targets = num_text = num_codes = num_eos = 0
@@ -175,7 +175,7 @@ def check_labels(samples: Sequence[PackedRow], config: BaseConfig) -> Check:
     )
 
 
-def _label_problem(sample: PackedRow, targets: Sequence[slice], config: BaseConfig) -> str | None:
+def _label_problem(sample: PackedRow, targets: Sequence[slice], config: BaseShape) -> str | None:
     text, audio = sample.labels != IGNORED, sample.audio_labels != IGNORED
     if not text.any() or not targets:
         return "no text label" if targets else "no audio label"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from higgs_pipe.higgs.batch import PackedBatch
+from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.loss import LossSums
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.training.preflight.data_checks import Check, verdict
@@ -52,7 +53,7 @@ def seen_in_forward(model: DualLossModel, batch: PackedBatch) -> Seen:
     def on_native(*_: Any) -> None:
         of_native.append(None)
 
-    with _hooked(model.native.model, on_backbone), _hooked(model.native, on_native):
+    with _hooked(model.body, on_backbone), _hooked(model.native, on_native):
         sums, _ = model(batch)
     kwargs, hidden = of_backbone[-1]
     return Seen(kwargs, bool(of_native), hidden, sums.total())
@@ -102,8 +103,9 @@ def check_devices(native: Any, batch: PackedBatch, device: torch.device) -> Chec
         problems.append(f"LoRA tensors are {' and '.join(lora)}")
     text = audio = None
     if not problems:
-        text = native.model.embed_tokens(batch.input_ids[:, :1]).dtype
-        audio = native.model.embed_audio_tokens(batch.audio_input_ids[:, :1]).dtype
+        parts = family_of_model(native).parts_of(native)
+        text = parts.embed_text(batch.input_ids[:, :1]).dtype
+        audio = parts.embed_audio(batch.audio_input_ids[:, :1]).dtype
     if text != audio:
         problems.append(f"text embeddings are {text}, audio embeddings {audio}")
     dtypes = f"base {text}, LoRA {''.join(lora)}".replace("torch.", "")

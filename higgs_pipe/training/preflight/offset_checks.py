@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, collate
 from higgs_pipe.higgs.codes import IGNORED
+from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.loss import LossSums
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.training.preflight.data_checks import (
@@ -42,13 +43,14 @@ def audio_losses_by_offset(native: Any, hidden: Tensor, batch: PackedBatch) -> F
         hidden: (S, H) of the backbone.
         batch: Its labels.
     """
+    head = family_of_model(native).parts_of(native).audio_head
     labelled, labels = batch.audio.predictors + 1, batch.audio.values
     has_label = (labels != IGNORED).cpu().numpy()
     losses = np.full((3, *has_label.shape), np.nan)
     for offset in range(3):
-        logits = native.audio_lm_head(hidden.index_select(0, labelled - offset))
+        logits = head(hidden.index_select(0, labelled - offset))
         nats = cross_entropy(
-            logits.unflatten(-1, (native.config.num_codebooks, -1)).flatten(0, 1).float(),
+            logits.unflatten(-1, (labels.shape[1], -1)).flatten(0, 1).float(),
             labels.flatten(),
             ignore_index=IGNORED,
             reduction="none",
@@ -161,7 +163,7 @@ def check_shuffled_text(
         losses: (3, M, K) of :func:`audio_losses_by_offset` on the samples.
         device: Of the model.
     """
-    config = model.native.config
+    config = model.shape
     by_turns: dict[int, list[int]] = defaultdict(list)
     for i, sample in enumerate(samples):
         by_turns[len(audio_turns(sample, config))].append(i)

@@ -32,7 +32,7 @@ from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.specs import CLIPS, REJECTED, codes_spec
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs import miniature
+from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.planning import config_check, targets
 
 MANIFESTS = ROOT / "examples" / "manifests"

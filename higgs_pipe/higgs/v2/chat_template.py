@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
@@ -16,9 +15,10 @@ from higgs_pipe.data.conversation import ASSISTANT, Conversation, Turn
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.pretrained import load_pretrained
+from higgs_pipe.higgs.prompts import Prompt, PromptRenderer, RenderError, TokenIds
+from higgs_pipe.higgs.v2.native import shape_of
 
 Message = dict[str, Any]
-TokenIds = npt.NDArray[np.int32]
 
 ASSISTANT_HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 PUBLISHED_TEMPLATE = "use the chat template that is published with the base model."
@@ -47,28 +47,18 @@ class HiggsTokens:
     num_codebooks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A conversation as tokens, with a placeholder for each recording."""
-
-    ids: TokenIds  # (P,)
-    labels: TokenIds  # (P,), IGNORED at the placeholders and outside targets
-    is_target: tuple[bool, ...]  # (A,) True for each recording in a target turn
-
-
-class RenderError(Exception):
-    """The chat template does not render a conversation in full; the message is the fact."""
-
-
-class ChatTemplate:
+class ChatTemplate(PromptRenderer):
     """The chat template and the tokenizer of a checkpoint.
 
     Raises:
         UserError: The checkpoint cannot be loaded, or lacks a template or a token.
     """
 
+    remedy = PUBLISHED_TEMPLATE
+
     def __init__(self, base: Pretrained) -> None:
         config = load_pretrained(AutoConfig, base)
+        self.shape = shape_of(config)
         self.tokenizer = load_pretrained(AutoTokenizer, base)
         if self.tokenizer.chat_template is None:
             raise UserError(f"base_model {base.name!r} has no chat template; use a complete one.")

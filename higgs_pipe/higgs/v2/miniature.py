@@ -70,7 +70,7 @@ WORD_PATTERN = (
 # Renders like the published checkpoint's template: a system message, an optional scene inside it,
 # then the turns; each assistant turn is one audio placeholder.
 CHAT_TEMPLATE = (
-    Path(__file__).parents[1] / "templates" / "miniature_chat_template.jinja"
+    Path(__file__).parents[2] / "templates" / "miniature_chat_template.jinja"
 ).read_text(encoding="utf-8")
 
 

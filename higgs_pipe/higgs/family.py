@@ -1,0 +1,142 @@
+"""The two families of Higgs models, and all that differs between them.
+
+A checkpoint's family is read from ``model_type`` in its ``config.json``. Whoever needs what differs
+takes the :class:`Family` of a base or of a model and uses its fields; nothing else asks which
+family it is::
+
+    family = family_of_base(pretrained)
+    shape = family.shape_of(native.config)  # sizes and token ids, by the same names
+
+What is particular to a family lies in its own folder, ``v2`` or ``v3``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.files import read_json
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.packed_body import NativeParts, PackedForward
+from higgs_pipe.higgs.pretrained import load_pretrained, small_files
+from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.shape import BaseShape
+from higgs_pipe.higgs.v2 import generation as v2_generation
+from higgs_pipe.higgs.v2 import lora as v2_lora
+from higgs_pipe.higgs.v2 import native as v2_native
+from higgs_pipe.higgs.v2.body import PACKED_FORWARD as V2_PACKED_FORWARD
+from higgs_pipe.higgs.v2.renderer import ChatRenderer
+
+
+@dataclass(frozen=True)
+class LoraNames:
+    """Names of a native model's modules, for LoRA and for what is said of it."""
+
+    presets: Mapping[str, tuple[str, ...]]  # of train.lora.target_modules
+    in_full: Mapping[str, str]  # of train.lora.train_in_full
+    # Parts of the model, and a piece of their parameters' names; the first match counts.
+    parts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of Higgs models."""
+
+    name: str
+    model_type: str  # in config.json
+    config_class: Any  # of Transformers, or like it
+    model_class: Any  # the native model
+    shape_of: Callable[[Any], BaseShape]  # of a native config
+    skeleton: Callable[[Any], nn.Module]  # a native config's model without weights
+    parts_of: Callable[[Any], NativeParts]  # of a native model
+    num_ids: Callable[[Any], tuple[int, int]]  # of a native model: of text, of a codebook
+    packed_forward: PackedForward
+    renderer: Callable[[Pretrained], PromptRenderer]
+    generate_batch: Callable[..., Sequence[Any]]
+    lora: LoraNames
+    unquantized: tuple[str, ...]  # modules that keep their dtype
+    load_options: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained
+
+
+V2 = Family(
+    name="Higgs Audio v2",
+    model_type="higgs_audio_v2",
+    config_class=HiggsAudioV2Config,
+    model_class=HiggsAudioV2ForConditionalGeneration,
+    shape_of=v2_native.shape_of,
+    skeleton=v2_native.skeleton,
+    parts_of=v2_native.parts_of,
+    num_ids=v2_native.num_ids,
+    packed_forward=V2_PACKED_FORWARD,
+    renderer=ChatRenderer,
+    generate_batch=v2_generation.generate_batch,
+    lora=LoraNames(v2_lora.PRESETS, v2_lora.IN_FULL, v2_lora.PARTS),
+    unquantized=("text_lm_head", "audio_lm_head"),
+    load_options={"use_text_head": True},
+)
+FAMILIES = (V2,)
+
+
+def family_of(config: Mapping[str, Any], where: str) -> Family:
+    """Return the family that a checkpoint's ``config.json`` names.
+
+    Args:
+        config: The contents of the file.
+        where: The checkpoint, for the message.
+
+    Raises:
+        UserError: The model type is none of the known ones.
+    """
+    found = config.get("model_type")
+    for family in FAMILIES:
+        if family.model_type == found:
+            return family
+    known = ", ".join(f"{family.model_type} ({family.name})" for family in FAMILIES)
+    raise UserError(
+        f"{where}: config.json has model_type {found!r}; known are {known}. Name a complete "
+        "checkpoint of one of these."
+    )
+
+
+def family_of_base(base: Pretrained) -> Family:
+    """Return the family of a checkpoint.
+
+    Raises:
+        UserError: It cannot be found or reached, has no config, or is of no known family.
+    """
+    path = small_files(base) / "config.json"
+    where = f"{base.setting} {base.name!r}"
+    if not path.is_file():
+        raise UserError(f"{where} cannot be loaded: it has no config.json\nUse a complete one.")
+    return family_of(read_json(path), where)
+
+
+def family_of_model(native: Any) -> Family:
+    """Return the family of a native model."""
+    return family_of_config(native.config)
+
+
+def family_of_config(config: Any) -> Family:
+    """Return the family of a native config."""
+    return family_of({"model_type": config.model_type}, type(config).__name__)
+
+
+def renderer_of(base: Pretrained) -> PromptRenderer:
+    """Return the prompt renderer of a checkpoint.
+
+    Raises:
+        UserError: As :func:`family_of_base`, or the checkpoint lacks what prompts need.
+    """
+    return family_of_base(base).renderer(base)
+
+
+def config_of(base: Pretrained) -> Any:
+    """Return the native config of a checkpoint.
+
+    Raises:
+        UserError: As :func:`family_of_base`.
+    """
+    return load_pretrained(family_of_base(base).config_class, base)

@@ -1,0 +1,28 @@
+"""Sizes and token ids of a base, which packing, training and evaluation read."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """Values of a base's config, by the same names for every family."""
+
+    hidden_size: int  # H
+    intermediate_size: int
+    num_layers: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    num_codebooks: int  # K
+    codebook_size: int  # V, with stream BOS and EOS
+    audio_token_id: int  # the placeholder of a frame
+    audio_delay_token_id: int  # the placeholder of the last K - 1 frames
+    audio_stream_bos_id: int
+    audio_stream_eos_id: int
+    num_margin_frames: int  # of stream BOS before codebook 0, and of EOS after codebook K - 1
+    has_text_loss: bool
+
+    @property
+    def num_stop_labels(self) -> int:
+        """Stream EOS labels of a target: one for each codebook that has an EOS."""
+        return self.num_codebooks - 1 + self.num_margin_frames
