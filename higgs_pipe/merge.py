@@ -88,7 +88,7 @@ def run(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        record = write_form(kind, aside, form_dir, base, codec, adapter_dir, dtype)
+        record = write_form(kind, aside, base, codec, adapter_dir, dtype)
         record.write(aside / "merge.json")
         proof = prove_in_fresh_process(kind, aside, adapter_dir, config_dir, eval_rows, metrics)
         card = checkpoint_card(name, record, proof, load_stage(PackStage, config_dir / "pack.json"))
@@ -108,7 +108,6 @@ def run(
 def write_form(
     form: Form,
     folder: Path,
-    final_folder: Path,
     base: PinnedModel,
     codec: CodecInfo,
     adapter_dir: Path,
@@ -119,7 +118,6 @@ def write_form(
     Args:
         form: The names that tensors get.
         folder: Where the files go.
-        final_folder: Where the folder will lie.
         base: The base.
         codec: The codec that made the codes of training.
         adapter_dir: The adapter.
@@ -149,7 +147,7 @@ def write_form(
             lambda name: merge[native[name]],
         )
     if form == "merged":
-        write_merged_files(folder, final_folder, base.pretrained, named_codec, dtype)
+        write_merged_files(folder, base.pretrained, named_codec, dtype)
     else:
         write_original_files(folder, base.pretrained, dtype)
     rounding = merge.rounding

@@ -63,16 +63,16 @@ def codec_files(codec: Pretrained) -> list[Path]:
 
 
 def write_merged_files(
-    folder: Path, final_folder: Path, base: Pretrained, codec: Pretrained, dtype: torch.dtype
+    folder: Path, base: Pretrained, codec: Pretrained, dtype: torch.dtype
 ) -> None:
     """Write what a merged model needs beside its weights.
 
-    The native processor finds its codec by a Hub id or an absolute path, never relative to its own
-    folder. A codec of the Hub is named as such; another one by the path of its copy.
+    Transformers takes the codec that ``processor_config.json`` names for a Hub id or a path, never
+    relative to the file. So a codec of the Hub is named, and one in a folder is not: whoever loads
+    the processor hands it the codec of ``audio_tokenizer/``, wherever that lies by then.
 
     Args:
         folder: Where the files go.
-        final_folder: Where the folder will lie.
         base: The base.
         codec: The codec, which is copied.
         dtype: The dtype of the weights.
@@ -86,15 +86,14 @@ def write_merged_files(
     (folder / CODEC_FOLDER).mkdir()
     for path in codec_files(codec):
         shutil.copyfile(path, folder / CODEC_FOLDER / path.name)
-    is_local = Path(codec.name).is_dir()
-    named = {
-        "audio_tokenizer_class": HiggsAudioV2TokenizerModel.__name__,
-        "audio_tokenizer_name_or_path": (
-            str((final_folder / CODEC_FOLDER).resolve()) if is_local else codec.name
-        ),
-    }
     processor = read_json(source / PROCESSOR)
-    write_json(folder / PROCESSOR, processor | {"audio_tokenizer": named})
+    processor.pop("audio_tokenizer", None)
+    if not Path(codec.name).is_dir():
+        processor["audio_tokenizer"] = {
+            "audio_tokenizer_class": HiggsAudioV2TokenizerModel.__name__,
+            "audio_tokenizer_name_or_path": codec.name,
+        }
+    write_json(folder / PROCESSOR, processor)
 
 
 def write_original_files(folder: Path, base: Pretrained, dtype: torch.dtype) -> None:

@@ -47,6 +47,20 @@ print(pinned.revision, pinned.pretrained.revision)
 print(PinnedModel.of(Pretrained("codec", "acme/codec", None)).revision)
 """
 
+MERGED = """
+import torch
+from pathlib import Path
+from transformers import AutoProcessor
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.higgs.forms import write_merged_files
+
+base, codec = Pretrained("base_model", "acme/higgs"), Pretrained("codec", "acme/codec")
+folder = Path("merged")
+folder.mkdir()
+write_merged_files(folder, base, codec, torch.bfloat16)
+print(AutoProcessor.from_pretrained(folder.rename("moved")).audio_tokenizer.name_or_path)
+"""
+
 
 def cached(home: Path, name: str, source: Path) -> None:
     """Lay a checkpoint into the cache as ``huggingface_hub`` does after a download."""
@@ -123,3 +137,10 @@ def test_what_the_cache_has_is_loaded_at_once_without_a_network(
     nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
     (seconds,) = run_program(tmp_path, UNREACHABLE, settings=nobody)
     assert float(seconds) < 20
+
+
+@pytest.mark.slow
+def test_a_merged_checkpoint_names_a_codec_of_the_hub(tiny_base: Path, tmp_path: Path) -> None:
+    cached(tmp_path, "acme/higgs", tiny_base)
+    cached(tmp_path, "acme/codec", tiny_base / miniature.AUDIO_TOKENIZER)
+    assert offline(tmp_path, MERGED) == ["acme/codec"]

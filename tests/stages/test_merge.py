@@ -236,15 +236,13 @@ def read_only(folder: Path) -> Path:
 def test_the_recipe_of_a_merged_checkpoint_works_from_anywhere(
     merged: Path, tmp_path: Path, is_moved: bool
 ) -> None:
-    """Read-only, from another folder; moved, by the recipe that names the codec's folder."""
+    """From another folder; also moved and read-only, the codec of training being gone."""
     folder = read_only(shutil.copytree(merged, tmp_path / "moved")) if is_moved else merged
-    recipe, by_parts = code_blocks(merged / "README.md")
+    [recipe] = code_blocks(merged / "README.md")
     assert r'"content": "Speak \"up\"."' in recipe
-    lines = recipe.replace('"default"', repr(str(folder)))
-    if is_moved:
-        lines = lines.replace("processor = AutoProcessor.from_pretrained(folder)\n", by_parts)
     tone(tmp_path / "work/reference.wav", seconds=1.7)
     script = tmp_path / "work/speak.py"
+    lines = recipe.replace('"default"', repr(str(folder)))
     script.write_text(
         f"import torch\ntorch.manual_seed(0)\n{lines}\n"
         "import sys\nassert not any(name.startswith('higgs_pipe') for name in sys.modules)\n"
@@ -255,6 +253,12 @@ def test_the_recipe_of_a_merged_checkpoint_works_from_anywhere(
     assert rate_hz == 24_000
     assert len(samples) >= 960
     assert abs(samples).max() > 0
+
+
+def test_no_file_of_a_merged_checkpoint_names_a_folder_of_this_machine(merged: Path) -> None:
+    texts = [path for path in merged.rglob("*") if path.suffix in (".json", ".jinja", ".md")]
+    assert len(texts) > 10
+    assert [path for path in texts if str(merged.parents[2]) in path.read_text()] == []
 
 
 def test_speak_takes_a_moved_checkpoint_as_base_and_finds_its_codec(
