@@ -32,3 +32,10 @@ MAX_COLUMN_BYTES = 1024 * MIB
 MAX_FAULTS = 10_000
 # Names of unknown keys that are remembered.
 MAX_IGNORED_KEYS = 100
+
+# A config: the shipped one has 20 kB, some 150 values and four levels. Aliases of YAML multiply.
+MAX_CONFIG_BYTES = MIB
+MAX_CONFIG_VALUES = 100_000
+MAX_CONFIG_DEPTH = 20
+# The small files of a checkpoint: Llama's tokenizer has 17 MB.
+MAX_CHECKPOINT_JSON_BYTES = 256 * MIB

@@ -12,8 +12,10 @@ import jsonschema  # type: ignore[import-untyped]  # ships no types
 import yaml
 
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.bounds import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_VALUES
 from higgs_pipe.planning.config_faults import faults_of
 from higgs_pipe.planning.schemas import Schema, branch, types
+from higgs_pipe.planning.user_files import UnfitFileError, read_file
 
 EXIT_USER_ERROR = 2
 Result = TypeVar("Result")
@@ -54,6 +56,8 @@ def load_config(
         UserError: Keys are unknown or missing, or values have the wrong type or are out of
             bounds; the message lists the first 20 and counts the rest.
     """
+    if fault := _amount_fault(config):
+        raise UserError(f"The config is refused: {fault}.")
     schema = load_schema(schema_path)
     own = {key: value for key, value in config.items() if key not in SNAKEMAKE_KEYS}
     own |= {key: value for key, value in (given or {}).items() if key == "experiments"}
@@ -77,7 +81,7 @@ def config_path_or_exit(own: Path, shipped: Path) -> str:
     """
     path = own if own.is_file() else shipped
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(read_file(path, MAX_CONFIG_BYTES).decode())
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         fact = f"{path}:{line}: this is not YAML: {error.problem}. "
@@ -87,6 +91,13 @@ def config_path_or_exit(own: Path, shipped: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         print(f"{path} cannot be read as UTF-8 text: {error}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
+    except (UnfitFileError, RecursionError) as error:
+        fact = "nests too deeply" if isinstance(error, RecursionError) else error
+        print(f"{path} {fact}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    if fault := _amount_fault(found):
+        print(f"{path}: {fault}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR)
     if found is None:
         return str(shipped)
     if not isinstance(found, Mapping):
@@ -94,6 +105,29 @@ def config_path_or_exit(own: Path, shipped: Path) -> str:
         print(fact + f"{'a list' if isinstance(found, list) else 'a text'}.", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR)
     return str(path)
+
+
+def _amount_fault(config: Any) -> str | None:
+    """Return why values are not those of a config, or None.
+
+    An alias of YAML may stand in itself, and ten in one another are billions of values; all that
+    comes after this check may walk through them.
+    """
+    num_values = 0
+    places = [iter([config])]
+    while places:
+        for value in places[-1]:
+            num_values += 1
+            if isinstance(value, Mapping | list):
+                places.append(iter(value.values() if isinstance(value, Mapping) else value))
+                break
+        else:
+            places.pop()
+        if num_values > MAX_CONFIG_VALUES:
+            return f"more than {MAX_CONFIG_VALUES:,} values; write out what its aliases stand for"
+        if len(places) > MAX_CONFIG_DEPTH:
+            return f"more than {MAX_CONFIG_DEPTH} levels; does an alias stand in itself"
+    return None
 
 
 def or_exit(check: Callable[..., Result], *arguments: Any) -> Result:

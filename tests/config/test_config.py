@@ -26,6 +26,10 @@ SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
 MINIMAL: dict[str, Any] = {"manifest": "m.jsonl", "base_model": "b", "codec": "c"}
 
 
+# Each has ten times as many values as the one before.
+ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+
+
 def load(config: dict[str, Any]) -> dict[str, Any]:
     return config_check.load_config(config, SCHEMA_PATH)
 
@@ -52,6 +56,19 @@ def leaves(section: dict[str, Any], prefix: str = "") -> list[str]:
         nested = isinstance(value, dict) and prefix + key != "experiments"
         names += leaves(value, f"{prefix}{key}.") if nested else [prefix + key]
     return names
+
+
+@pytest.mark.parametrize(
+    ("hostile", "told"),
+    [
+        ("manifest: &it [*it]", "20 levels"),
+        ("a: &a {a: *a}", "20 levels"),
+        ("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + ALIASES, "100,000 values"),
+    ],
+    ids=["list in itself", "section in itself", "ten billion values"],
+)
+def test_aliases_that_multiply_or_hold_themselves_are_refused(hostile: str, told: str) -> None:
+    assert told in refusal({**MINIMAL, **yaml.safe_load(hostile)})
 
 
 def test_the_schema_file_is_the_generated_one() -> None:

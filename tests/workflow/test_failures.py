@@ -93,6 +93,17 @@ def test_a_config_that_is_not_text_is_named(
     assert str(tmp_path / "config.yaml") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["a: &a {a: *a}\n", f"a: {'[' * 5000}\n", f"a: {'x' * 2**20}\n"])
+def test_a_config_without_end_is_named(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        config_path_or_exit(tmp_path / "config.yaml", ROOT / "config.yaml")
+    assert exit_.value.code == 2
+    assert str(tmp_path / "config.yaml") in capsys.readouterr().err
+
+
 def test_a_folder_with_a_config_of_its_own_takes_that(tmp_path: Path) -> None:
     own, shipped = tmp_path / "config.yaml", ROOT / "config.yaml"
     assert config_path_or_exit(own, shipped) == str(shipped)
