@@ -49,7 +49,8 @@ from higgs_pipe.data.audio import decode
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.higgs.codec import encode, load_codec
-from higgs_pipe.higgs.v2.miniature import CHAT_TEMPLATE, build_tokenizer, calibrate_codebooks
+from higgs_pipe.higgs.miniature_codec import calibrate_codebooks
+from higgs_pipe.higgs.v2.miniature import CHAT_TEMPLATE, build_tokenizer
 from higgs_pipe.tokenize_audio import decode_ahead, encode_clips, equal_length_batches
 
 SAMPLE_RATE_HZ = 24_000

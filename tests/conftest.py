@@ -13,6 +13,7 @@ from helpers import MARK, PackedCorpus, run_validation, tone, write_stage_config
 
 from higgs_pipe import tokenize_audio
 from higgs_pipe.higgs.v2 import miniature
+from higgs_pipe.higgs.v3 import miniature as v3_miniature
 
 
 @pytest.hookimpl(trylast=True)
@@ -31,6 +32,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete miniature checkpoint; its codec is in ``audio_tokenizer/``."""
     directory = tmp_path_factory.mktemp("base") / "tiny-higgs"
     miniature.build(directory, hidden_size=64, num_layers=2)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def v3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete miniature Higgs TTS 3, with the codec of ``tiny_base`` in its bundle."""
+    directory = tmp_path_factory.mktemp("v3-base") / "tiny-higgs-v3"
+    v3_miniature.build(directory, hidden_size=64, num_layers=2)
     return directory
 
 

@@ -29,6 +29,10 @@ from higgs_pipe.higgs.v2 import lora as v2_lora
 from higgs_pipe.higgs.v2 import native as v2_native
 from higgs_pipe.higgs.v2.body import PACKED_FORWARD as V2_PACKED_FORWARD
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
+from higgs_pipe.higgs.v3 import lora as v3_lora
+from higgs_pipe.higgs.v3 import native as v3_native
+from higgs_pipe.higgs.v3.body import PACKED_FORWARD as V3_PACKED_FORWARD
+from higgs_pipe.higgs.v3.checkpoint import check_tensors
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class LoraNames:
     in_full: Mapping[str, str]  # of train.lora.train_in_full
     # Parts of the model, and a piece of their parameters' names; the first match counts.
     parts: tuple[tuple[str, str], ...]
+    task_type: str | None  # PEFT's; None: it wraps no generation of Transformers
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Family:
     lora: LoraNames
     unquantized: tuple[str, ...]  # modules that keep their dtype
     load_options: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained
+    check_tensors: Callable[[Pretrained], None] | None = None  # beyond that none is missing
 
 
 V2 = Family(
@@ -73,11 +79,33 @@ V2 = Family(
     packed_forward=V2_PACKED_FORWARD,
     renderer=ChatRenderer,
     generate_batch=v2_generation.generate_batch,
-    lora=LoraNames(v2_lora.PRESETS, v2_lora.IN_FULL, v2_lora.PARTS),
+    lora=LoraNames(v2_lora.PRESETS, v2_lora.IN_FULL, v2_lora.PARTS, task_type="CAUSAL_LM"),
     unquantized=("text_lm_head", "audio_lm_head"),
     load_options={"use_text_head": True},
 )
-FAMILIES = (V2,)
+
+
+def _to_come(*_: Any, **__: Any) -> Any:
+    raise UserError("Higgs TTS 3 cannot be prompted yet.")
+
+
+V3 = Family(
+    name="Higgs TTS 3",
+    model_type=v3_native.MODEL_TYPE,
+    config_class=v3_native.HiggsV3Config,
+    model_class=v3_native.HiggsV3Model,
+    shape_of=v3_native.shape_of,
+    skeleton=v3_native.skeleton,
+    parts_of=v3_native.parts_of,
+    num_ids=v3_native.num_ids,
+    packed_forward=V3_PACKED_FORWARD,
+    renderer=_to_come,
+    generate_batch=_to_come,
+    lora=LoraNames(v3_lora.PRESETS, v3_lora.IN_FULL, v3_lora.PARTS, task_type=None),
+    unquantized=(),
+    check_tensors=check_tensors,
+)
+FAMILIES = (V2, V3)
 
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:

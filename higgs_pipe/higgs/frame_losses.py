@@ -15,7 +15,8 @@ from torch import Tensor
 
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.codes import IGNORED
-from higgs_pipe.higgs.loss import LossSums, chunked_loss, loss_sums
+from higgs_pipe.higgs.head_loss import chunked_loss
+from higgs_pipe.higgs.loss import LossSums, loss_sums
 from higgs_pipe.higgs.model import DualLossModel
 
 NUM_PARTS = 3  # of a target: its start, middle and end
@@ -49,13 +50,15 @@ def frame_losses(model: DualLossModel, batch: PackedBatch) -> Iterator[FrameLoss
         batch: On the model's device.
     """
     parts, hidden = model.parts, model.backbone(batch)
-    text = chunked_loss(
-        parts.text_head,
-        hidden.index_select(0, batch.text.predictors),
-        batch.text.values,
-        model.shape.vocab_size,
-        model.max_logits_mb,
-    )
+    text = None
+    if parts.text_head is not None:
+        text = chunked_loss(
+            parts.text_head,
+            hidden.index_select(0, batch.text.predictors),
+            batch.text.values,
+            model.shape.vocab_size,
+            model.max_logits_mb,
+        )
     audio_hidden = hidden.index_select(0, batch.audio.predictors)
     num_entries = model.shape.codebook_size
     audio = chunked_loss(

@@ -43,8 +43,9 @@ def add_lora(
         UserError: ``target_modules`` match no layer, or the tokenizer lacks a trainable token.
     """
     names, targets = family_of_model(model).lora, settings.target_modules
+    in_full = list(dict.fromkeys(names.in_full[part] for part in settings.train_in_full))
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=names.task_type,
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -52,7 +53,7 @@ def add_lora(
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         init_lora_weights=True if settings.init == "default" else settings.init,
-        modules_to_save=[names.in_full[part] for part in settings.train_in_full] or None,
+        modules_to_save=in_full or None,
         trainable_token_indices=_token_ids(settings.trainable_tokens, tokenizer) or None,
     )
     torch.manual_seed(seed)

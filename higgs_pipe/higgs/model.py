@@ -19,7 +19,8 @@ from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.dropout import draw_by_row
 from higgs_pipe.higgs.family import family_of_base, family_of_model
 from higgs_pipe.higgs.fused_lora import fuse_lora
-from higgs_pipe.higgs.loss import LossSums, Predictions, chunked_loss, loss_sums
+from higgs_pipe.higgs.head_loss import chunked_loss
+from higgs_pipe.higgs.loss import LossSums, Predictions, loss_sums
 from higgs_pipe.higgs.packed_body import NativeParts
 from higgs_pipe.higgs.pretrained import load_weights
 from higgs_pipe.higgs.quantization import quantization_options
@@ -44,6 +45,8 @@ def load_base(
             example) are missing, or it cannot be quantized here.
     """
     family = family_of_base(pretrained)
+    if family.check_tensors is not None:
+        family.check_tensors(pretrained)
     options = quantization_options(quantization, device, dtype, family.unquantized)
     model = load_weights(
         family.model_class, pretrained, dtype=dtype, **family.load_options, **options
@@ -132,15 +135,17 @@ class DualLossModel(nn.Module):
             text, codebooks, stop = torch.split(weights, [1, len(label_weights) - 2, 1])
             text_weights = text.expand(batch.text.values.shape)
             audio_weights = codebooks + stop * (batch.audio.values == batch.stream_eos)
-        text_loss = chunked_loss(
-            parts.text_head,
-            hidden.index_select(0, batch.text.predictors),
-            batch.text.values,
-            self.shape.vocab_size,
-            self.max_logits_mb,
-            text_weights,
-            predict,
-        )
+        text_loss = None
+        if parts.text_head is not None:
+            text_loss = chunked_loss(
+                parts.text_head,
+                hidden.index_select(0, batch.text.predictors),
+                batch.text.values,
+                self.shape.vocab_size,
+                self.max_logits_mb,
+                text_weights,
+                predict,
+            )
         audio_loss = chunked_loss(
             parts.audio_head,
             hidden.index_select(0, batch.audio.predictors),
@@ -151,9 +156,9 @@ class DualLossModel(nn.Module):
             predict,
         )
         predictions = None
-        if text_loss.prediction is not None and audio_loss.prediction is not None:
+        if audio_loss.prediction is not None:
             predictions = Predictions(
-                text_loss.prediction,
+                None if text_loss is None else text_loss.prediction,
                 (len(batch.text.values), self.shape.vocab_size),
                 audio_loss.prediction,
                 (*batch.audio.values.shape, self.shape.codebook_size),
@@ -163,7 +168,9 @@ class DualLossModel(nn.Module):
     def logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Return text logits (L, vocabulary) and audio logits (M, K, V), where there are labels."""
         parts, hidden = self.parts, self.backbone(batch)
-        text_logits = parts.text_head(hidden.index_select(0, batch.text.predictors))
+        text_logits = hidden.new_zeros(0, self.shape.vocab_size)
+        if parts.text_head is not None:
+            text_logits = parts.text_head(hidden.index_select(0, batch.text.predictors))
         audio_logits = parts.audio_head(hidden.index_select(0, batch.audio.predictors))
         return text_logits, audio_logits.unflatten(-1, (self.shape.num_codebooks, -1))
 

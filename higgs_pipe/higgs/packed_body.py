@@ -7,6 +7,7 @@ row never see each other, and the cost grows with the sum of squared sample leng
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,11 +29,11 @@ class NativeParts:
     embed_text: nn.Module  # (n,) -> (n, H)
     embed_audio: nn.Module  # (n, K) -> (n, H)
     audio_head: nn.Module  # (n, H) -> (n, K * V)
-    text_head: nn.Module  # (n, H) -> (n, vocabulary)
+    text_head: nn.Module | None  # (n, H) -> (n, vocabulary); None without a text loss
 
 
 class PackedForward(NamedTuple):
-    """A family's forward passes on packed rows; the first arguments are the native modules."""
+    """A family's forward passes on packed rows: of the body by its parts, and of a layer."""
 
     body: Callable[..., Any]
     before_attention: Callable[[Any, Tensor, Rotary, Layout], tuple[Tensor, Tensor, Tensor]]
@@ -42,7 +43,7 @@ class PackedForward(NamedTuple):
     def replace_in(self, parts: NativeParts) -> None:
         """Put these in the place of the native forward passes."""
         body = parts.body
-        body.forward = types.MethodType(self.body, body)
+        body.forward = partial(self.body, parts)
         for layer in body.layers:
             layer.forward = types.MethodType(_layer_forward, layer)
             layer.before_attention = types.MethodType(self.before_attention, layer)

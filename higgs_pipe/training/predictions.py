@@ -14,21 +14,28 @@ NUM_SHOWN_AT_EACH_END = 4
 def describe_predictions(batch: PackedBatch, predictions: Predictions, tokenizer: Any) -> list[str]:
     """Return a line on text and one on codebook 0 of the first sample: both ends, and shapes.
 
+    Where the family has no text loss, there is no line on text.
+
     Args:
         batch: The micro-batch.
         predictions: The model's predictions of its labels.
         tokenizer: Decodes the text ids.
     """
     name = batch.sample_ids[0]
-    text, text_labels = _both_ends(predictions.text, batch.text)
+    lines = []
+    if predictions.text is not None:
+        text, text_labels = _both_ends(predictions.text, batch.text)
+        lines.append(
+            f"  {name} text: predicted {text} {tokenizer.decode(text)!r}, "
+            f"label {text_labels} {tokenizer.decode(text_labels)!r}; "
+            f"logits {predictions.text_logits_shape}"
+        )
     codes, code_labels = _both_ends(predictions.audio, batch.audio)
-    return [
-        f"  {name} text: predicted {text} {tokenizer.decode(text)!r}, "
-        f"label {text_labels} {tokenizer.decode(text_labels)!r}; "
-        f"logits {predictions.text_logits_shape}",
+    lines.append(
         f"  {name} codebook 0: predicted {codes}, label {code_labels}; "
-        f"logits {predictions.audio_logits_shape}",
-    ]
+        f"logits {predictions.audio_logits_shape}"
+    )
+    return lines
 
 
 def _both_ends(predicted: Tensor, labels: Labels) -> tuple[list[int], list[int]]:

@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from higgs_pipe.config.settings import LossWeights
 from higgs_pipe.higgs.codes import IGNORED
+from higgs_pipe.higgs.head_loss import chunked_loss
 from higgs_pipe.higgs.loss import (
     LossSums,
-    chunked_loss,
     label_weights,
     named_accuracies,
     named_losses,

@@ -8,7 +8,8 @@ from helpers import PackedCorpus
 from transformers import AutoConfig
 
 from higgs_pipe.higgs.batch import PackedRows, collate
-from higgs_pipe.higgs.loss import HeadLoss, loss_sums
+from higgs_pipe.higgs.head_loss import HeadLoss
+from higgs_pipe.higgs.loss import loss_sums
 
 
 def test_a_row_of_any_row_group_is_the_one_of_its_number(

@@ -12,11 +12,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rotary_pos_emb
 
 from higgs_pipe.higgs.batch import Layout
-from higgs_pipe.higgs.packed_body import PackedForward, Rotary, permute, through_layers
+from higgs_pipe.higgs.packed_body import NativeParts, PackedForward, Rotary, permute, through_layers
 
 
 def _body_forward(
-    self: Any,
+    parts: NativeParts,
     input_ids: Tensor,  # (1, S)
     audio_input_ids: Tensor,  # (1, F, K)
     position_ids: Tensor,  # (1, S)
@@ -24,12 +24,13 @@ def _body_forward(
     layout: Layout,
 ) -> BaseModelOutputWithPast:
     """Replace the native body's forward: (1, S, H) of a packed row, in the order of the samples."""
-    self.position_keys.put(layout.dropout_keys, layout.num_text)
+    body = parts.body
+    body.position_keys.put(layout.dropout_keys, layout.num_text)
     text_ids = input_ids[0].index_select(0, layout.routed[: layout.num_text])
-    hidden = torch.cat([self.embed_tokens(text_ids), self.embed_audio_tokens(audio_input_ids[0])])
-    rotary = self.rotary_emb(hidden, position_ids)
-    hidden = through_layers(self, hidden, rotary, layout)
-    hidden = permute(self.norm(hidden), layout.unrouted, layout.routed)
+    hidden = torch.cat([parts.embed_text(text_ids), parts.embed_audio(audio_input_ids[0])])
+    rotary = body.rotary_emb(hidden, position_ids)
+    hidden = through_layers(body, hidden, rotary, layout)
+    hidden = permute(body.norm(hidden), layout.unrouted, layout.routed)
     return BaseModelOutputWithPast(last_hidden_state=hidden[None])
 
 

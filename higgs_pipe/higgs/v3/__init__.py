@@ -1,1 +1,1 @@
-"""Parts that are particular to Higgs TTS 3 (Higgs v3), as :mod:`higgs_pipe.higgs.family` names it."""
+"""Parts that are particular to Higgs TTS 3, also known as Higgs Audio v3 (``higgs-tts-3-4b``)."""
