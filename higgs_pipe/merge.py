@@ -59,7 +59,6 @@ def run(
     adapter_dir: Path,
     config_dir: Path,
     eval_rows: Path,
-    metrics: Path,
     form_dir: Path,
 ) -> None:
     """Write a full checkpoint of one experiment, and prove it.
@@ -71,7 +70,6 @@ def run(
         adapter_dir: The experiment's adapter.
         config_dir: The stages' settings.
         eval_rows: Packed held-out rows.
-        metrics: The metrics of eval.
         form_dir: Where the checkpoint goes.
 
     Raises:
@@ -90,7 +88,7 @@ def run(
     try:
         record = write_form(kind, aside, base, codec, adapter_dir, dtype)
         record.write(aside / "merge.json")
-        proof = prove_in_fresh_process(kind, aside, adapter_dir, config_dir, eval_rows, metrics)
+        proof = prove_in_fresh_process(kind, aside, adapter_dir, config_dir, eval_rows)
         card = checkpoint_card(name, record, proof, load_stage(PackStage, config_dir / "pack.json"))
         write_text(aside / "README.md", card)
         seal(aside)
@@ -200,7 +198,6 @@ def prove_in_fresh_process(
     adapter_dir: Path,
     config_dir: Path,
     eval_rows: Path,
-    metrics: Path,
 ) -> FormProof:
     """Run :mod:`higgs_pipe.prove_form` in a process of its own; it writes ``proof.json``.
 
@@ -216,7 +213,6 @@ def prove_in_fresh_process(
         form_dir=form_dir,
         adapter_dir=adapter_dir,
         eval_rows=eval_rows,
-        metrics=metrics,
         result=result,
     )
     return FormProof.read(result)

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from higgs_pipe.config.settings import LoraSettings
@@ -105,6 +113,43 @@ def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
             f"{adapter_dir}: no adapter for this base_model ({error}); "
             "run: snakemake --forcerun train_adapter"
         ) from None
+
+
+def load_adapter_exactly(model: nn.Module, adapter_dir: Path) -> PeftModel:
+    """Load an adapter as :func:`load_adapter`, its parts trained in full as they are stored.
+
+    Plain PEFT rounds these to the base's dtype. A model with both dtypes computes in float32 within
+    :func:`~higgs_pipe.higgs.float32.float32_arithmetic` alone.
+
+    Raises:
+        UserError: As there.
+    """
+    adapted = load_adapter(model, adapter_dir)
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save.float()
+    set_peft_model_state_dict(adapted, load_file(adapter_dir / "adapter_model.safetensors"))
+    return adapted
+
+
+def merge_by_peft(model: PeftModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Merge an adapter by PEFT's own code, each layer in float32, and round once.
+
+    Args:
+        model: Its weights are changed in place, so that it takes no more memory.
+        dtype: The dtype to round to.
+
+    Returns:
+        Every weight by its native name.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            weight = module.get_base_layer().weight
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+            module.merge()
+            weight.data = weight.data.to(dtype)
+    merged = model.base_model.unload()
+    return {name: weight.to(dtype) for name, weight in merged.state_dict().items()}
 
 
 def check_base(adapter_dir: Path, base: PinnedModel) -> None:

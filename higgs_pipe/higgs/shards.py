@@ -6,6 +6,7 @@ names, shapes and dtypes are known, and each tensor is written as soon as it is 
 header as JSON, the tensors in its order).
 """
 
+import functools
 import json
 import math
 import os
@@ -58,6 +59,11 @@ class Shards:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor, by name."""
         return {n: tuple(f.get_slice(n).get_shape()) for n, f in self._file_of.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds the values of every tensor."""
+        return functools.reduce(torch.promote_types, {self[name].dtype for name in self._file_of})
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor; it is a view of the file and must not be changed."""

@@ -38,6 +38,6 @@ STAGES = {
     "accept": Stage("eval", "accept_adapter", "accept", 1),
     "package": Stage("package", "package_adapter", "package", 6),
     "push": Stage("push", "push_adapter", "push", 1),
-    "merge": Stage("package", "merge_adapter", "merge", 2),
+    "merge": Stage("package", "merge_adapter", "merge", 3),
     "report": Stage("report", "report", "report", 4),
 }

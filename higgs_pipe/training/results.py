@@ -283,8 +283,9 @@ class FormProof(Result):
     made_by: ClassVar[str] = "merge_adapter"
 
     form: Literal["merged", "original"]
-    computed_in: str  # dtype
     num_tensors_of_equal_bits: int | None  # original: against native names, merged once more
+    # Of a tensor's weights, against PEFT's own merge.
+    largest_share_rounded_otherwise: float
     logit_difference: float  # RMS, relative to the adapter's logits
     logit_difference_bound: float
     max_logit_difference: float

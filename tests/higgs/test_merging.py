@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import PackedCorpus
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -13,10 +14,18 @@ from transformers import AutoTokenizer
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.float32 import float32_arithmetic
 from higgs_pipe.higgs.forms import model_shapes
-from higgs_pipe.higgs.lora import adapter_state, add_lora, save_adapter
+from higgs_pipe.higgs.lora import (
+    adapter_state,
+    add_lora,
+    load_adapter_exactly,
+    merge_by_peft,
+    save_adapter,
+)
 from higgs_pipe.higgs.merging import Merge, read_changes
-from higgs_pipe.higgs.model import load_base
+from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.shards import Shards, write_shards
 from higgs_pipe.higgs.v2.original_form import native_name, original_name
@@ -73,6 +82,9 @@ def test_merged_weights_are_those_of_pefts_own_merge(
             torch.testing.assert_close(merge[name], expected, rtol=1e-6, atol=1e-6)
         changed = {name for name in merged if not torch.equal(merge[name], weights[name])}
     assert changed == set(merge.changes)
+    in_place = merge_by_peft(load_adapter_exactly(load(tiny_base), adapter), torch.bfloat16)
+    assert in_place.keys() == merged.keys()
+    assert all(torch.equal(in_place[name], merged[name].bfloat16()) for name in merged)
 
 
 def test_rounding_is_measured_over_all_weights(tiny_base: Path, tmp_path: Path) -> None:
@@ -159,3 +171,17 @@ def test_every_native_tensor_has_one_original_name_and_back(tiny_base: Path) -> 
         "layers.1.audio_mlp.down_proj.weight",
         "norm.weight",
     } < set(originals)
+
+
+def test_float32_arithmetic_widens_each_weight_as_it_is_used(
+    tiny_base: Path, corpus: PackedCorpus
+) -> None:
+    narrow = DualLossModel(load(tiny_base).bfloat16()).eval()
+    wide = DualLossModel(load(tiny_base).bfloat16().float()).eval()
+    batch = collate([PackedRows(corpus.eval_rows)[0]], wide.shape)
+    with torch.inference_mode():
+        expected = wide.logits(batch)
+        with float32_arithmetic(narrow):
+            found = narrow.logits(batch)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}

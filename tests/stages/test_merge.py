@@ -16,11 +16,11 @@ from helpers import PackedCorpus, files_of_at_most, tone, train, write_stage_con
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from higgs_pipe import evaluate, merge
+from higgs_pipe import evaluate, merge, prove_form
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.form_weights import load_form
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.v2.original_form import native_name
-from higgs_pipe.prove_form import load_form
 from higgs_pipe.training.results import FormProof, MergeRecord
 
 
@@ -58,7 +58,6 @@ def run_merge(results: Path, form_dir: Path, **package: Any) -> Path:
         adapter_dir=results / "train/adapter",
         config_dir=results / "config",
         eval_rows=results / "train/packed/eval.parquet",
-        metrics=results / "eval/metrics.json",
         form_dir=form_dir,
     )
     return form_dir
@@ -116,6 +115,8 @@ def test_the_proof_bounds_what_rounding_does(merged: Path, original: Path) -> No
         assert proof.logit_difference_bound == 2 * (2**-8 + 1e-5) * 4  # 2 layers
         assert proof.logit_change > 10 * proof.logit_difference
         assert proof.eval_loss == pytest.approx(proof.eval_loss_of_adapter, rel=1e-3)
+        assert proof.eval_loss != proof.eval_loss_of_adapter
+        assert proof.largest_share_rounded_otherwise < 1e-3
         assert all(second.num_frames <= 33 for second in proof.first_seconds)
 
 
@@ -207,7 +208,7 @@ def test_a_script_without_this_project_speaks_with_the_original(
     original: Path, merged: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "speak.py").write_text(SPEAK_ORIGINAL)
-    native, _ = load_form("merged", merged, None, torch.bfloat16)  # type: ignore[arg-type]
+    native = load_form("merged", merged, None)  # type: ignore[arg-type]
     text = "<|begin_of_text|>One.<|audio_out_bos|>"
     delay_id = native.config.audio_delay_token_id
     run_outside(tmp_path / "speak.py", original, tmp_path / "codes.pt", delay_id, text)
@@ -279,16 +280,62 @@ def test_a_base_that_changed_since_training_is_not_merged(trained: Path, tmp_pat
     assert not (tmp_path / "merged/default").exists()
 
 
-def test_a_checkpoint_that_differs_from_the_adapter_fails_its_proof(
-    trained: Path, tmp_path: Path
+def prove(results: Path, form_dir: Path) -> None:
+    prove_form.run(
+        config=results / "config/eval.json",
+        form="merged",
+        form_dir=form_dir,
+        adapter_dir=results / "train/adapter",
+        eval_rows=results / "train/packed/eval.parquet",
+        result=form_dir / "proof.json",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "pattern", "wrong"),
+    [
+        (0.0, "", 9),  # the adapter was forgotten
+        (0.9, "proj", 8),  # a wrong scale
+        (0.0, "layers.1.self_attn.v_proj", 1),  # a layer was missed
+        (0.0, "audio_lm_head", 1),  # a part that was trained in full
+    ],
+)
+def test_a_merge_with_a_mistake_fails_its_proof(
+    trained: Path, merged: Path, tmp_path: Path, kept: float, pattern: str, wrong: int
 ) -> None:
-    """The merge of an adapter whose metrics and rows are those of another one."""
-    results = shutil.copytree(trained, tmp_path / "results")
-    metrics = json.loads((results / "eval/metrics.json").read_text())
-    metrics["adapter"]["eval_loss"] *= 1.003
-    (results / "eval/metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(UserError, match=r"(?s)merged .* proof.*: the held-out loss"):
-        run_merge(results, tmp_path / "merged/default")
+    folder = shutil.copytree(merged, tmp_path / "merged")
+    base = load_file(trained / "base/model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if pattern in name:
+            change = weights[name].float() - base[name].float()
+            weights[name] = (base[name].float() + kept * change).bfloat16()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"(?s): {wrong} tensors .*{pattern}.* of the weights"):
+        prove(trained, folder)
+
+
+def test_a_loss_that_rounding_moves_too_far_fails_the_proof(
+    trained: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prove_form, "LOSS_BOUND", 1e-7)
+    with pytest.raises(UserError, match=r"the held-out loss is .* package.dtype: float32"):
+        prove(trained, shutil.copytree(merged, tmp_path / "merged"))
+
+
+def test_a_checkpoint_that_fails_its_proof_is_not_kept(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_form = merge.write_form
+
+    def write_the_base(form: Any, folder: Path, *rest: Any) -> MergeRecord:
+        record = write_form(form, folder, *rest)
+        shutil.copy(trained / "base/model.safetensors", folder)
+        return record
+
+    monkeypatch.setattr(merge, "write_form", write_the_base)
+    with pytest.raises(UserError, match=r"(?s)merged checkpoint failed its proof.* 9 tensors"):
+        run_merge(trained, tmp_path / "merged/default")
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["merge.json"]
 
 

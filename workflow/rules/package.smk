@@ -102,7 +102,7 @@ rule push_adapter:
 
 # Write a full checkpoint of base and adapter, in the names of Transformers (merged) or of Boson AI's
 # own code (original), and prove in a fresh process that it equals the adapter.
-# reads:  the experiment's adapter and metrics, <results>/packed/eval.parquet, the base, the codec
+# reads:  the experiment's adapter, <results>/packed/eval.parquet, the base, the codec
 # writes: <results>/{form}/{experiment}/
 rule merge_adapter:
     input:
@@ -116,7 +116,6 @@ rule merge_adapter:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
-        metrics="<results>/experiments/{experiment}/eval/metrics.json",
         accepted="<results>/experiments/{experiment}/eval/accepted.txt",
         base_model=BASE_MODEL,
         codec=CODEC,
@@ -141,4 +140,4 @@ rule merge_adapter:
         "python -m higgs_pipe.merge --config {input.config:q} --form {wildcards.form}"
         " --name {wildcards.experiment:q} --adapter-dir {params.adapter_dir:q}"
         " --config-dir {params.config_dir:q} --eval-rows {input.eval_rows:q}"
-        " --metrics {input.metrics:q} --form-dir {output.checkpoint:q} --log {log:q}"
+        " --form-dir {output.checkpoint:q} --log {log:q}"
