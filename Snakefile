@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import higgs_pipe.planning.ancestors as ancestors
+import higgs_pipe.planning.bases as bases
 import higgs_pipe.planning.config_check as config_check
 import higgs_pipe.planning.console as console
 import higgs_pipe.planning.failures as failures
@@ -49,15 +50,18 @@ config_check.or_exit(
         for name in ("results", "resources", "logs", "benchmarks")
     ],
 )
+# The config for each base that experiments are trained on, by its folder below the results.
+OF_BASES = config_check.or_exit(bases.configs, config)
 DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
 config_check.or_exit(models.check_folders, config, Path(DEMO_BASE))
 DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
 demo_changes = {}
-if targets.is_within(config["base_model"], DEMO_BASE):
+if any(targets.is_within(c["base_model"], DEMO_BASE) for c in OF_BASES.values()):
     typed = workflow.config_settings.config  # by --config alone
     demo_changes = config_check.use_demo_settings(
         config, DEMO_SETTINGS, SCHEMA_PATH, typed
     )
+    OF_BASES = bases.configs(config)
 if workflow.is_main_process:  # while a job runs, what it has written fills the disk
     forms.check_or_exit(config, Path(workflow.pathvars.apply("<results>")))
 
@@ -82,6 +86,7 @@ localrules:
     stage_config,
     validate,
     tokenize,
+    pack,
     publish_adapter,
     train,
     eval,
@@ -90,7 +95,7 @@ localrules:
     push_adapter,
 
 
-# The targets pack and report are the rules of that name.
+# The target report is the rule of that name.
 rule all:
     default_target: True
     input:
@@ -110,6 +115,15 @@ rule validate:
 rule tokenize:
     input:
         expand("<results>/codes/{shard}.parquet", shard=SHARDS),
+
+
+rule pack:
+    input:
+        expand(
+            "<results>/{base}packed/{file}",
+            base=OF_BASES,
+            file=["train.parquet", "eval.parquet", "packing.json"],
+        ),
 
 
 rule train:

@@ -23,6 +23,7 @@ from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.family import config_of, renderer_of
 from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import NotRendered
+from higgs_pipe.planning import bases
 from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
 
 logger = logging.getLogger("higgs_pipe")
@@ -55,17 +56,23 @@ class Amount(ResultPart):
     num_packed_rows: int
 
 
+class BaseEstimate(ResultPart):
+    """The data as the experiments on one base model will get it."""
+
+    base_model: str
+    train: Amount
+    not_in_chat_template: list[str]  # conversations that pack will reject
+    experiments: dict[str, ExperimentEstimate]
+
+
 class Estimate(Result):
     """``estimate.json``."""
 
     made_by: ClassVar[str] = "estimate"
 
-    base_model: str
     frame_rate_hz: float
     frame_rate_assumed_because: str | None
-    train: Amount
-    experiments: dict[str, ExperimentEstimate]
-    not_in_chat_template: list[str]  # conversations that pack will reject
+    bases: list[BaseEstimate]
 
 
 def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
@@ -79,15 +86,46 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     """
     stage = load_stage(EstimateStage, config)
     summary = ValidationSummary.read(validation)
-    base, base_fault = _read(config_of, stage.pretrained_base)
-    tokenizer, _ = _read(partial(load_pretrained, AutoTokenizer), stage.pretrained_base)
     codec_config = partial(load_pretrained, HiggsAudioV2TokenizerConfig)
     codec, codec_fault = _read(codec_config, stage.pretrained_codec)
-    table = Clips.read(clips)
-    members = table.in_split(TRAIN)
-    texts = table.texts(members)
-    text_tokens = count_text_tokens(texts, stage.pack.system_prompt, tokenizer)
     frame_rate_hz = codec.sample_rate / codec.hop_length if codec else PUBLISHED_FRAME_RATE_HZ
+    table = Clips.read(clips)
+    found = Estimate(
+        frame_rate_hz=frame_rate_hz,
+        frame_rate_assumed_because=codec_fault,
+        bases=[
+            estimate_base(EstimateStage.model_validate(of_base), table, summary, frame_rate_hz)
+            for of_base in bases.configs(stage.model_dump()).values()
+        ],
+    )
+    found.write(estimate)
+    logger.info("%s", "\n".join(_lines(found, stage.pack.max_tokens)))
+    for base in found.bases:
+        if base.not_in_chat_template:
+            logger.warning(
+                "The chat template of %s cannot render %d conversations, so pack will reject "
+                "them; rewrite them:\n%s",
+                base.base_model,
+                len(base.not_in_chat_template),
+                list_offenders(base.not_in_chat_template),
+            )
+
+
+def estimate_base(
+    stage: EstimateStage, table: Clips, summary: ValidationSummary, frame_rate_hz: float
+) -> BaseEstimate:
+    """Estimate what the experiments on one base model will take.
+
+    Args:
+        stage: The settings, with this base model and the experiments on it.
+        table: The accepted clips.
+        summary: The contents of ``validation.json``.
+        frame_rate_hz: Frame rate of the codec.
+    """
+    base, base_fault = _read(config_of, stage.pretrained_base)
+    tokenizer, _ = _read(partial(load_pretrained, AutoTokenizer), stage.pretrained_base)
+    members = table.in_split(TRAIN)
+    text_tokens = count_text_tokens(table.texts(members), stage.pack.system_prompt, tokenizer)
     num_codebooks = base.num_codebooks if base else PUBLISHED_NUM_CODEBOOKS
     amount = amount_of(
         summary,
@@ -98,30 +136,17 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
         num_references=int(np.count_nonzero(table.reference[members] >= 0)),
     )
     experiments = {}
-    for name, overrides in stage.experiments.items():
-        train = TrainConfig.model_validate(merge(stage.train.model_dump(), overrides or {}))
+    for name, changes in stage.experiments.items():
+        train = TrainConfig.model_validate(merge(stage.train.model_dump(), changes))
         experiments[name] = estimate_experiment(
             train, amount.num_packed_rows, stage.pack.max_tokens, base, base_fault
         )
-    refused = refused_conversations(table, stage) if tokenizer else []
-    found = Estimate(
+    return BaseEstimate(
         base_model=stage.base_model,
-        frame_rate_hz=frame_rate_hz,
-        frame_rate_assumed_because=codec_fault,
         train=amount,
+        not_in_chat_template=refused_conversations(table, stage) if tokenizer else [],
         experiments=experiments,
-        not_in_chat_template=refused,
     )
-    found.write(estimate)
-    logger.info("%s", "\n".join(_lines(found, stage.pack.max_tokens)))
-    if refused:
-        logger.warning(
-            "The chat template of %s cannot render %d conversations, so pack will reject them; "
-            "rewrite them:\n%s",
-            stage.base_model,
-            len(refused),
-            list_offenders(refused),
-        )
 
 
 def refused_conversations(table: Clips, stage: EstimateStage) -> list[str]:
@@ -231,23 +256,25 @@ def amount_of(
 
 def _lines(found: Estimate, max_tokens: int) -> list[str]:
     """Return the estimate as lines for a person."""
-    amount = found.train
-    lines = [
-        f"estimated, for {found.base_model}:",
-        f"  {amount.num_clips:,} clips to train on: {amount.num_audio_frames:,} audio frames and "
-        f"{amount.num_text_tokens:,} text tokens, in {amount.num_packed_rows:,} packed rows of "
-        f"{max_tokens:,}",
-    ]
-    for name, experiment in found.experiments.items():
-        text = f"  {name}: {experiment.num_steps:,} steps"
-        if experiment.parameters is None:
-            lines.append(f"{text}; GPU memory unknown: {experiment.unknown_because}")
-            continue
-        lines.append(
-            f"{text}; {experiment.parameters.trainable:,} trainable parameters; on one process per "
-            "card, computed and not measured:"
-        )
-        lines += [f"    {card.as_text()}" for card in experiment.cards]
+    lines = []
+    for base in found.bases:
+        amount = base.train
+        lines += [
+            f"estimated, for {base.base_model}:",
+            f"  {amount.num_clips:,} clips to train on: {amount.num_audio_frames:,} audio frames "
+            f"and {amount.num_text_tokens:,} text tokens, in {amount.num_packed_rows:,} packed "
+            f"rows of {max_tokens:,}",
+        ]
+        for name, experiment in base.experiments.items():
+            text = f"  {name}: {experiment.num_steps:,} steps"
+            if experiment.parameters is None:
+                lines.append(f"{text}; GPU memory unknown: {experiment.unknown_because}")
+                continue
+            lines.append(
+                f"{text}; {experiment.parameters.trainable:,} trainable parameters; on one process "
+                "per card, computed and not measured:"
+            )
+            lines += [f"    {card.as_text()}" for card in experiment.cards]
     return lines
 
 

@@ -53,9 +53,11 @@ def run(
     config: Path,
     clips: Path,
     validation: Path,
-    packing: Path,
+    packing: list[Path],
+    bases: list[str],
     experiments_dir: Path,
-    other_dir: Path,
+    other_validation: Path,
+    other_packing: list[Path],
     names: list[str],
     page: Path,
     figures: Path,
@@ -66,10 +68,12 @@ def run(
         config: ``results/config/report.json``.
         clips: ``clips.parquet`` of the validate stage.
         validation: ``validation.json`` of the validate stage.
-        packing: ``packing.json`` of the pack stage.
+        packing: ``packing.json`` of the pack stage for each base.
+        bases: The names of these bases.
         experiments_dir: Holds ``<name>/train/``, ``<name>/eval/`` and ``<name>/samples/`` of each
             experiment.
-        other_dir: Holds ``data/`` and ``packed/`` of ``eval.other_manifest``, if there is one.
+        other_validation: ``validation.json`` of ``eval.other_manifest``, if there is one.
+        other_packing: Its ``packing.json`` for each base.
         names: The experiments.
         page: The HTML file to write.
         figures: Directory for the page's charts as SVG files, for ``snakemake --report``.
@@ -85,8 +89,9 @@ def run(
     other = None
     if has_other:
         spoken = {name: SpeechFiles.of_other(folder) for name, folder in folders.items()}
-        other = read_other(other_dir, read_listening(spoken))
-    validated, packed = ValidationSummary.read(validation), PackingSummary.read(packing)
+        other = read_other(other_validation, other_packing, read_listening(spoken))
+    validated = ValidationSummary.read(validation)
+    packings = {base: PackingSummary.read(at) for base, at in zip(bases, packing, strict=True)}
     table, _ = read_table(clips, CLIPS)
     loss_charts = [draw_loss(title, key, experiments) for title, key in CHARTS.items()]
     speakers, languages = largest(validated.speakers), largest(validated.languages)
@@ -111,8 +116,7 @@ def run(
         speakers=speakers,
         languages=languages,
         measured=_measured(table),
-        packing=packed,
-        packed=[packed.train, packed.eval],
+        packings=packings,
         settings=setting_lines(experiments),
     )
     for chart in (*loss_charts, *data_charts):
@@ -125,7 +129,7 @@ def _facts(experiments: Sequence[Experiment]) -> list[tuple[str, str]]:
     runs = [experiment.run for experiment in experiments]
     seconds = sum(experiment.log.seconds for experiment in experiments)
     return [
-        ("Fine-tuned from", experiments[0].base_model),
+        ("Fine-tuned from", _joined(experiment.base_model for experiment in experiments)),
         ("Trained", _joined(run.started_at[:16].replace("T", " ") + " UTC" for run in runs)),
         ("On", _joined(run.machine for run in runs)),
         ("For", f"{seconds / 60:,.1f} minutes"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from higgs_pipe.config.rules import Section
-from higgs_pipe.config.settings import EXPERIMENT_NAME, Config
+from higgs_pipe.config.settings import EXPERIMENT_NAME, Config, ExperimentConfig
 from higgs_pipe.config.stages import STAGES
 
 
@@ -15,9 +15,12 @@ def json_schema() -> dict[str, Any]:
     without importing this module.
     """
     schema = Config.model_json_schema(by_alias=True)
-    # An experiment may name any part of `train`, and nothing else.
-    schema["properties"]["experiments"]["additionalProperties"] = {"$ref": "#/$defs/TrainConfig"}
-    schema["properties"]["experiments"]["propertyNames"] = {"pattern": EXPERIMENT_NAME}
+    # An experiment may name any part of `train` and its base, and nothing else.
+    experiment = ExperimentConfig.model_json_schema(by_alias=True)
+    schema["$defs"] |= {**experiment.pop("$defs"), "ExperimentConfig": experiment}
+    experiments = schema["properties"]["experiments"]
+    experiments["additionalProperties"] = {"$ref": "#/$defs/ExperimentConfig"}
+    experiments["propertyNames"] = {"pattern": EXPERIMENT_NAME}
     schema["x-stages"] = {name: _keys_read(stage, Config) for name, stage in STAGES.items()}
     return schema
 

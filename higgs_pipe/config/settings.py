@@ -724,9 +724,23 @@ CodecField: Any = Field(min_length=1, description="Audio tokenizer: a directory 
 ExperimentsField: Any = Field(
     {"default": {}},
     min_length=1,
-    description="Adapters to train on the same data; each may override parts of `train`.",
+    description="Adapters to train on the same data; each may override parts of `train`, and name "
+    "its own `base_model` with its `base_model_revision`.",
 )
 RevisionField: Any = Field(None, description="Hub branch, tag or commit; null: the default branch.")
+
+
+class ExperimentConfig(TrainConfig):
+    """An adapter: the parts of `train` that it changes, and its base."""
+
+    base_model: str | None = Field(
+        None, min_length=1, description="Model to fine-tune; null: the `base_model` of all."
+    )
+    base_model_revision: str | None = Field(
+        None,
+        description="Hub branch, tag or commit of its `base_model`; null: `base_model_revision` if "
+        "that is the same model, else the default branch.",
+    )
 
 
 class Config(Section):

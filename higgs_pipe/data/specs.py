@@ -368,7 +368,7 @@ def packed_spec(num_codebooks: int) -> TableSpec:
     return TableSpec(
         name="packed rows",
         version=1,
-        made_by="pack",
+        made_by="pack_rows",
         columns=(
             Column("input_ids", pa.list_(pa.int32()), "Token ids (S)."),
             Column("labels", pa.list_(pa.int32()), "Text label at each position, or -100 (S)."),

@@ -49,7 +49,7 @@ class PackedRows:
         self.codec_info = read_codec_info(path)
         self._table, _ = open_table(path, packed_spec(self.codec_info.num_codebooks))
         if len(self) == 0:
-            raise UserError(f"{path}: no packed row; run: snakemake --forcerun pack")
+            raise UserError(f"{path}: no packed row; run: snakemake --forcerun pack_rows")
         metadata = self._table.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._group_ends = np.cumsum(sizes)
@@ -207,7 +207,7 @@ def is_placeholder(input_ids: npt.NDArray[np.int32], config: BaseShape) -> npt.N
 def _check(row: PackedRow, config: BaseShape) -> None:
     """Refuse a row whose parts contradict each other: it would train something else."""
     name = f"packed row of {row.sample_ids[0]!r}" if row.sample_ids else "packed row"
-    remedy = "run: snakemake --forcerun pack"
+    remedy = "run: snakemake --forcerun pack_rows"
     num_positions, num_frames = len(row.input_ids), len(row.audio_input_ids)
     is_audio = is_placeholder(row.input_ids, config)
     if int(row.sample_lengths.sum()) != num_positions or len(row.labels) != num_positions:

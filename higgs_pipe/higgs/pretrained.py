@@ -196,9 +196,9 @@ def base_of_rows(rows: Path, configured: Pretrained) -> PinnedModel:
         UserError: The rows name no base or another one than the config does, or its weights
             changed since it was pinned.
     """
-    repack = "run: snakemake --forcerun pack"
+    repack = "run: snakemake --forcerun pack_rows"
     try:
-        stamp = TableFile(rows, "pack").stamp()
+        stamp = TableFile(rows, "pack_rows").stamp()
         base = PinnedModel.model_validate(stamp["pinned"]["base_model"])
     except (KeyError, ValidationError):
         raise UserError(

@@ -5,11 +5,12 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning import bases
 
 EXIT_USER_ERROR = 2
 PEFT, FULL_FORMS = "peft", ("merged", "original")
@@ -45,18 +46,42 @@ def check(config: Mapping[str, Any], results_dir: Path) -> None:
         results_dir: Where they go.
 
     Raises:
-        UserError: The base is quantized or not in safetensors files, or the disk has no room.
+        UserError: A base is quantized or not in safetensors files, or the disk has no room.
     """
-    folder = checkpoint_folder(config["base_model"], config["base_model_revision"])
     missing = [
-        form
+        (form, name)
         for form in dict.fromkeys(config["package"]["forms"])
         for name in config["experiments"]
         if form != PEFT and not (results_dir / form / name).exists()
     ]
-    if folder is None or not missing:
-        return
-    base, listed = config["base_model"], ", ".join(dict.fromkeys(missing))
+    forms_of: dict[tuple[str, str | None], list[str]] = {}
+    for form, name in missing:
+        forms_of.setdefault(bases.base_of(config, name), []).append(form)
+    codec = checkpoint_folder(config["codec"], config["codec_revision"])
+    codec_size = sum(p.stat().st_size for p in codec.glob("*.safetensors")) if codec else 0
+    needed = 0
+    for (base, revision), made in forms_of.items():
+        if folder := checkpoint_folder(base, revision):
+            size = _num_weights_of(base, folder, made) * NUM_BYTES[config["package"]["dtype"]]
+            needed += len(made) * size + made.count("merged") * codec_size
+    place = next(path for path in (results_dir, *results_dir.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        listed = ", ".join(dict.fromkeys(form for form, _ in missing))
+        raise UserError(
+            f"package.forms: {len(missing)} full checkpoints ({listed}) take "
+            f"{needed / 1e9:.1f} GB, and the disk of {results_dir} has {free / 1e9:.1f} GB free; "
+            "make room, set forms: [peft], or move the results by pathvars."
+        )
+
+
+def _num_weights_of(base: str, folder: Path, made: Sequence[str]) -> int:
+    """Return the number of values in a base's weights, from which these forms can be made.
+
+    Raises:
+        UserError: It is quantized or not in safetensors files.
+    """
+    listed = ", ".join(dict.fromkeys(made))
     if _is_quantized(folder):
         raise UserError(
             f"package.forms: {listed} of a quantized base_model ({base}) cannot be made: its "
@@ -69,18 +94,7 @@ def check(config: Mapping[str, Any], results_dir: Path) -> None:
             f"package.forms: {listed} need a base_model with safetensors files, and {base} has "
             "none; convert it, or set forms: [peft]."
         )
-    size = sum(map(num_weights, weights)) * NUM_BYTES[config["package"]["dtype"]]
-    codec = checkpoint_folder(config["codec"], config["codec_revision"])
-    codec_size = sum(p.stat().st_size for p in codec.glob("*.safetensors")) if codec else 0
-    needed = len(missing) * size + missing.count("merged") * codec_size
-    place = next(path for path in (results_dir, *results_dir.resolve().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(
-            f"package.forms: {len(missing)} full checkpoints ({listed}) take "
-            f"{needed / 1e9:.1f} GB, and the disk of {results_dir} has {free / 1e9:.1f} GB free; "
-            "make room, set forms: [peft], or move the results by pathvars."
-        )
+    return sum(map(num_weights, weights))
 
 
 def checkpoint_folder(name: str, revision: str | None) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from higgs_pipe.errors import UserError
-from higgs_pipe.planning import process_tree
+from higgs_pipe.planning import bases, process_tree
 
 DEFAULT_PORT = 29500
 
@@ -22,7 +22,8 @@ def train_setting(config: Mapping[str, Any], experiment: str, key: str) -> Any:
 
 def overrides_text(config: Mapping[str, Any], experiment: str) -> str:
     """Return the overrides of ``train`` by an experiment, as JSON text."""
-    return json.dumps(config["experiments"][experiment], sort_keys=True, allow_nan=False)
+    changes = bases.without_base(config["experiments"][experiment])
+    return json.dumps(changes, sort_keys=True, allow_nan=False)
 
 
 def num_gpus(device: str, num_processes: int = 1) -> int:

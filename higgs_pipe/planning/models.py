@@ -27,17 +27,21 @@ MAX_HEADER_BYTES = 2**26  # of a safetensors file
 
 
 def check_folders(config: Mapping[str, Any], demo_base: Path) -> None:
-    """Check the base model and the codec, where they are folders; the demo's are yet to be built.
+    """Check the base models and the codec, where they are folders; the demo's are yet to be built.
 
     Raises:
-        UserError: One does not exist or is not such a checkpoint; lists both.
+        UserError: One does not exist or is not such a checkpoint; lists all.
     """
+    named = {setting: (setting, config[setting]) for setting in KINDS}
+    for experiment, changes in config["experiments"].items():
+        if name := changes.get("base_model"):
+            named[f"experiments.{experiment}.base_model"] = ("base_model", name)
     faults = [
-        f"{setting} {config[setting]!r} {fault}"
-        for setting in KINDS
-        if not is_hub_id(config[setting])
-        and not is_within(config[setting], str(demo_base))
-        and (fault := folder_fault(setting, config[setting]))
+        f"{key} {name!r} {fault}"
+        for key, (setting, name) in named.items()
+        if not is_hub_id(name)
+        and not is_within(name, str(demo_base))
+        and (fault := folder_fault(setting, name))
     ]
     if faults:
         raise UserError(

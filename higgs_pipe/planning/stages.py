@@ -32,7 +32,7 @@ STAGES = {
     "clips_page": Stage("validate", "clips_page", "clips_page", 1),
     "estimate": Stage("validate", "estimate", "estimate", 3),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),
-    "pack": Stage("pack", "pack", "pack", 5),
+    "pack": Stage("pack", "pack_rows", "pack", 5),
     "train": Stage("train", "train_adapter", "train", 8),
     "eval": Stage("eval", "eval_adapter", "evaluate", 5),
     "accept": Stage("eval", "accept_adapter", "accept", 1),

@@ -145,9 +145,18 @@ class Product(NamedTuple):
     is_final: bool = True
 
 
-def products(results_dir: Path, experiments: Sequence[str]) -> list[Product]:
-    """Return what the targets make, from the last to the first."""
-    data, packed, report = (results_dir / name for name in ("data", "packed", "report"))
+def products(
+    results_dir: Path, experiments: Sequence[str], base_folders: Sequence[str]
+) -> list[Product]:
+    """Return what the targets make, from the last to the first.
+
+    Args:
+        results_dir: The results.
+        experiments: The names of the experiments.
+        base_folders: Of each base model, the folder below the results of what is made for it.
+    """
+    data, report = (results_dir / name for name in ("data", "report"))
+    packed = [results_dir / folder / "packed" for folder in base_folders]
     made = []
     for name in experiments:
         package, experiment = results_dir / "adapters" / name, results_dir / "experiments" / name
@@ -164,7 +173,7 @@ def products(results_dir: Path, experiments: Sequence[str]) -> list[Product]:
     return [
         *made,
         Product("report", report / "index.html", report / "index.html"),
-        Product("packed rows", packed, packed / "packing.json", is_final=False),
+        *(Product("packed rows", each, each / "packing.json", is_final=False) for each in packed),
         Product("recordings", data / "index.html", data / "index.html", is_final=False),
         Product("clips", data / "clips.parquet", data / "clips.parquet", is_final=False),
         Product("rejected", data / "rejected.parquet", data / "rejected.parquet", is_final=False),

@@ -1,6 +1,7 @@
 """The recordings of ``eval.other_manifest``, by which the report says what was forgotten."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +19,25 @@ class OtherRecordings:
     listening: Listening
 
 
-def read_other(other_dir: Path, listening: Listening) -> OtherRecordings:
+def read_other(
+    validation_path: Path, packing_paths: Sequence[Path], listening: Listening
+) -> OtherRecordings:
     """Read the counts of the other manifest.
 
     Args:
-        other_dir: Holds ``data/validation.json`` and ``packed/packing.json``.
+        validation_path: Its ``validation.json``.
+        packing_paths: Its ``packing.json`` for each base; a clip that is left out for one counts.
         listening: The prompts that were spoken.
 
     Raises:
         UserError: A file or a value is missing.
     """
-    validation = ValidationSummary.read(other_dir / "data" / "validation.json")
-    packing = PackingSummary.read(other_dir / "packed" / "packing.json")
+    validation = ValidationSummary.read(validation_path)
     num_left_out = Counter(validation.num_rejected_by_reason)
-    num_left_out.update(sample.reason for sample in packing.rejected)
+    left_out = {
+        (sample.clip_id, sample.reason)
+        for path in packing_paths
+        for sample in PackingSummary.read(path).rejected
+    }
+    num_left_out.update(reason for _, reason in left_out)
     return OtherRecordings(validation, dict(num_left_out), listening)

@@ -145,7 +145,7 @@ class Stepper:
         if missing:
             raise UserError(
                 f"step {step}: no process has a label of {', '.join(missing)}, so the loss is "
-                "undefined. The packed rows are wrong; run: snakemake --forcerun pack"
+                "undefined. The packed rows are wrong; run: snakemake --forcerun pack_rows"
             )
         self._check_finite("loss", result.losses["loss"], step_input)
         self._check_finite("gradient norm", result.grad_norm, step_input)

@@ -102,7 +102,7 @@ def test_a_row_that_disagrees_with_itself_is_refused(
         change = {"labels": np.where(np.arange(len(row.labels)) == 0, 1, row.labels)}
     if "input_ids" in change:
         change = {"input_ids": np.where(np.arange(len(row.labels)) == 1, 10**6, row.input_ids)}
-    with pytest.raises(UserError, match=f"'{row.sample_ids[0]}'.*{message}.*forcerun pack"):
+    with pytest.raises(UserError, match=f"'{row.sample_ids[0]}'.*{message}.*forcerun pack_rows"):
         collate([replace(row, **change)], config)
 
 

@@ -95,13 +95,13 @@ def test_packed_rows_know_the_base_and_refuse_another_one(
     moved.pack(tmp_path / "packed", max_tokens=512)
     rows, configured = tmp_path / "packed/eval.parquet", Pretrained("base_model", str(copy))
     assert base_of_rows(rows, configured) == pinned(copy)
-    with pytest.raises(UserError, match=r"eval.parquet .*'org/other'.*--forcerun pack"):
+    with pytest.raises(UserError, match=r"eval.parquet .*'org/other'.*--forcerun pack_rows"):
         base_of_rows(rows, Pretrained("base_model", "org/other"))
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"base_model .*--forcerun pin_model"):
         base_of_rows(rows, configured)
-    with pytest.raises(UserError, match=r"--forcerun pack"):
+    with pytest.raises(UserError, match=r"--forcerun pack_rows"):
         base_of_rows(corpus.clips, configured)
 
 

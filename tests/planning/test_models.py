@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,18 +39,22 @@ def sharded(folder: Path, *tensors: str) -> Path:
     return folder
 
 
+def config_of(base: Path, codec: Path, **experiments: dict[str, str]) -> dict[str, Any]:
+    """The part of the config that names checkpoints."""
+    return {"base_model": str(base), "codec": str(codec), "experiments": experiments}
+
+
 @pytest.mark.parametrize("make", [checkpoint, sharded])
 def test_a_whole_checkpoint_has_no_fault(tmp_path: Path, make: Callable[..., Path]) -> None:
     assert folder_fault("base_model", str(make(tmp_path / "base", BODY, HEAD))) is None
 
 
 def test_the_miniature_and_its_codec_have_no_fault(tiny_base: Path) -> None:
-    config = {"base_model": str(tiny_base), "codec": str(tiny_base / "audio_tokenizer")}
-    check_folders(config, Path("elsewhere"))
+    check_folders(config_of(tiny_base, tiny_base / "audio_tokenizer"), Path("elsewhere"))
 
 
 def test_both_checkpoints_are_named_in_one_error(tiny_base: Path) -> None:
-    config = {"base_model": str(tiny_base / "audio_tokenizer"), "codec": str(tiny_base)}
+    config = config_of(tiny_base / "audio_tokenizer", tiny_base)
     with pytest.raises(UserError) as caught:
         check_folders(config, Path("elsewhere"))
     assert has_line_with(str(caught.value), "base_model ", "is that of codec")
@@ -58,9 +63,17 @@ def test_both_checkpoints_are_named_in_one_error(tiny_base: Path) -> None:
 
 def test_the_base_that_the_demo_builds_need_not_be_there_yet(tmp_path: Path) -> None:
     demo = tmp_path / "tiny"
-    check_folders({"base_model": str(demo), "codec": str(demo / "codec")}, demo)
+    check_folders(config_of(demo, demo / "codec"), demo)
     with pytest.raises(UserError, match="does not exist"):
-        check_folders({"base_model": str(demo), "codec": str(tmp_path / "codec")}, demo)
+        check_folders(config_of(demo, tmp_path / "codec"), demo)
+
+
+def test_the_base_of_an_experiment_is_named_by_its_key(tmp_path: Path) -> None:
+    demo = tmp_path / "tiny"
+    absent = {"base_model": str(tmp_path / "absent")}
+    with pytest.raises(UserError) as caught:
+        check_folders(config_of(demo, demo, own={}, big=absent), demo)
+    assert has_line_with(str(caught.value), "experiments.big.base_model ", "does not exist")
 
 
 @pytest.mark.parametrize("make", [checkpoint, sharded])

@@ -13,6 +13,7 @@ from real_shape import real_shape
 
 from higgs_pipe import estimate
 from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.higgs import miniature
 from higgs_pipe.higgs.memory import count_parameters, memory_formula
 from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
 
@@ -30,9 +31,16 @@ def run(folder: Path, corpus: PackedCorpus, base: str, **sections: Any) -> dict[
     return found
 
 
+def only_base(found: dict[str, Any]) -> dict[str, Any]:
+    """What is estimated for the one base that there is."""
+    [base] = found["bases"]
+    assert isinstance(base, dict)
+    return base
+
+
 def test_tokens_and_rows_are_near_what_pack_makes(corpus: PackedCorpus, tmp_path: Path) -> None:
     packed = json.loads((corpus.directory / "packed/packing.json").read_text())["train"]
-    found = run(tmp_path, corpus, str(corpus.base))["train"]
+    found = only_base(run(tmp_path, corpus, str(corpus.base)))["train"]
     assert found["num_clips"] == packed["num_samples"]
     tokens = found["num_audio_frames"] + found["num_text_tokens"]
     assert tokens == pytest.approx(packed["num_tokens"], rel=0.1)
@@ -49,7 +57,7 @@ def test_rows_that_bring_a_reference_are_counted_with_it(
     bringing = corpus.changed(tmp_path, changes)
     packed = bringing.pack(tmp_path / "packed", max_tokens=512)["train"]
     assert packed["tasks"] == {"speech": 0, "cloning": 11}
-    found = run(tmp_path, bringing, str(corpus.base))["train"]
+    found = only_base(run(tmp_path, bringing, str(corpus.base)))["train"]
     tokens = found["num_audio_frames"] + found["num_text_tokens"]
     assert tokens == pytest.approx(packed["num_tokens"], rel=0.15)
 
@@ -59,7 +67,8 @@ def test_steps_and_parameters_are_those_of_each_experiment(
 ) -> None:
     experiments = {"small": {"lora": {"r": 4}}, "long": {"num_epochs": 6, "lora": {"r": 8}}}
     train = {"rows_per_step": 2, "num_epochs": 3}
-    found = run(tmp_path, corpus, str(corpus.base), train=train, experiments=experiments)
+    settings = {"train": train, "experiments": experiments}
+    found = only_base(run(tmp_path, corpus, str(corpus.base), **settings))
     small, long = (found["experiments"][name] for name in experiments)
     num_rows = found["train"]["num_packed_rows"]
     assert (small["num_steps"], long["num_steps"]) == (-(-num_rows // 2) * 3, -(-num_rows // 2) * 6)
@@ -68,6 +77,19 @@ def test_steps_and_parameters_are_those_of_each_experiment(
     by_hand = 2 * sum(4 * (inputs + outputs) for inputs, outputs in sizes)
     assert small["parameters"]["trainable"] == by_hand
     assert long["parameters"]["trainable"] == 2 * by_hand
+
+
+def test_each_base_is_estimated_with_the_experiments_on_it(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    wide = tmp_path / "wide"
+    miniature.build(wide, hidden_size=128, num_layers=2, seed=1)
+    experiments = {"a": {}, "b": {"base_model": str(wide), "seed": 1}, "c": {"seed": 2}}
+    own, other = run(tmp_path, corpus, str(corpus.base), experiments=experiments)["bases"]
+    assert (own["base_model"], [*own["experiments"]]) == (str(corpus.base), ["a", "c"])
+    assert (other["base_model"], [*other["experiments"]]) == (str(wide), ["b"])
+    narrow, broad = own["experiments"]["a"], other["experiments"]["b"]
+    assert broad["parameters"]["base"] > 1.5 * narrow["parameters"]["base"]
 
 
 def test_the_published_shape_has_its_published_size(tiny_base: Path) -> None:
@@ -114,7 +136,7 @@ def test_an_estimate_names_memory_time_and_cost_by_card(
     logging.getLogger("higgs_pipe").propagate = True
     with caplog.at_level("INFO", logger="higgs_pipe"):
         found = run(tmp_path, corpus, str(corpus.base), train={"compile": False})
-    cards = found["experiments"]["default"]["cards"]
+    cards = only_base(found)["experiments"]["default"]["cards"]
     assert [card["memory_gb"] for card in cards] == [16, 24, 40, 48, 80, 141]
     assert all(card["fits"] and card["hours"] > 0 and card["dollars"] > 0 for card in cards)
     assert has_line_with(caplog.text, "141 GB (H200)", "rows at once, not compiled")
@@ -129,7 +151,7 @@ def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
     with caplog.at_level("INFO", logger="higgs_pipe"):
         found = run(tmp_path, corpus, nowhere, codec=nowhere)
     assert found["frame_rate_hz"] == 25
-    experiment = found["experiments"]["default"]
+    experiment = only_base(found)["experiments"]["default"]
     assert (experiment["parameters"], experiment["cards"]) == (None, [])
     assert f"{nowhere} cannot be read" in experiment["unknown_because"]
     assert f"GPU memory unknown: {nowhere} cannot be read" in caplog.text
@@ -146,7 +168,7 @@ def test_conversations_that_pack_will_reject_are_named_before_encoding(
     conversing = corpus.changed(tmp_path, changes)
     with caplog.at_level(logging.WARNING):
         found = run(tmp_path, conversing, str(corpus.base))
-    [message] = found["not_in_chat_template"]
+    [message] = only_base(found)["not_in_chat_template"]
     assert "manifest.jsonl:3: the chat template gives 0 audio placeholders" in message
     assert message in caplog.text
     packed = conversing.pack(tmp_path / "packed", max_tokens=512)

@@ -423,7 +423,7 @@ def test_no_two_elements_share_an_id(inputs: Inputs) -> None:
     ("path", "rule"),
     [
         ("validation.json", "judge_clips"),
-        ("packing.json", "pack"),
+        ("packing.json", "pack_rows"),
         ("experiments/default/train/metrics.jsonl", "train_adapter"),
         ("experiments/default/train/config.json", "train_adapter"),
         ("experiments/default/train/preflight.json", "train_adapter"),
@@ -510,8 +510,8 @@ def test_a_line_that_is_not_json_is_named(inputs: Inputs) -> None:
     [
         ("validation", "hours", "judge_clips"),
         ("validation", "speakers", "judge_clips"),
-        ("packing", "fallbacks", "pack"),
-        ("packing", "eval", "pack"),
+        ("packing", "fallbacks", "pack_rows"),
+        ("packing", "eval", "pack_rows"),
     ],
 )
 def test_a_key_missing_from_the_data_is_named(

@@ -404,7 +404,7 @@ def test_a_step_without_labels_of_a_kind_stops_with_what_to_check(
     corpus: PackedCorpus, tmp_path: Path, column: str, missing: str
 ) -> None:
     rows = without_labels(corpus.train_rows, tmp_path / "train.parquet", column)
-    with pytest.raises(UserError, match=f"step 1: .*{missing}.*--forcerun pack"):
+    with pytest.raises(UserError, match=f"step 1: .*{missing}.*--forcerun pack_rows"):
         train(corpus, tmp_path / "out", train_rows=rows, preflight=False)
 
 

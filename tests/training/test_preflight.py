@@ -483,7 +483,7 @@ def test_broken_rows_stop_training_with_what_was_found(
     assert message.startswith("pre-flight: 2 of the checks")
     assert "do not have the frames of one recording" in message
     assert "audio labels differ from the codes" in message
-    assert "snakemake --forcerun pack" in message
+    assert "snakemake --forcerun pack_rows" in message
     assert "train.preflight: false" in message
     assert not (tmp_path / "out/metrics.jsonl").exists()
 

@@ -13,6 +13,7 @@ import yaml
 from helpers import REAL_SPEECH, ROOT, needs_real_speech, tone
 
 from higgs_pipe.config.stages import STAGES
+from higgs_pipe.higgs import miniature
 
 pytestmark = pytest.mark.slow
 
@@ -189,6 +190,43 @@ def test_the_report_says_what_was_forgotten(demo: Path, forgotten: Path) -> None
     assert page.count(verdict["sentences"][0]) == 2  # in the verdict, and in its own part
     assert "Left out: also in training 1." in page
     assert 'id="other"' not in (demo / "results/report/index.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def two_bases(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, with a short experiment on another miniature beside its own."""
+    folder = shutil.copytree(demo, tmp_path_factory.mktemp("two") / "copy", symlinks=True)
+    miniature.build(folder / "other", seed=1)
+    short = "max_steps: 2, sample_steps: 0, eval_steps: 2"
+    experiments = f"experiments={{default: {{}}, x: {{base_model: other, {short}}}}}"
+    finished = snakemake(folder, "--config", experiments)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder
+
+
+def test_an_experiment_on_another_base_stands_beside_the_demos(demo: Path, two_bases: Path) -> None:
+    own, other = (
+        read_json(two_bases / f"results/experiments/{name}/eval/metrics.json")
+        for name in ("default", "x")
+    )
+    assert own["base"]["num_audio_labels"] == other["base"]["num_audio_labels"]
+    assert own["base"]["eval_loss"] != other["base"]["eval_loss"]
+    provenance = read_json(two_bases / "results/adapters/x/provenance.json")
+    pinned = read_json(two_bases / "results/bases/other/models/base_model.json")
+    assert provenance["base_model"]["fingerprint"] == pinned["fingerprint"]
+    page = (two_bases / "results/report/index.html").read_text()
+    assert "resources/tiny-higgs, other" in page
+    assert "Packing for other" in page
+
+
+def test_what_does_not_depend_on_the_base_is_not_made_again(demo: Path, two_bases: Path) -> None:
+    for path in (
+        *("data/clips.parquet", "codes/shard-00000.parquet", "packed/train.parquet"),
+        *("experiments/default/train/metrics.jsonl", "experiments/default/eval/metrics.json"),
+        "adapters/default.zip",
+    ):
+        before, after = (folder / "results" / path for folder in (demo, two_bases))
+        assert after.stat().st_mtime_ns == before.stat().st_mtime_ns
 
 
 def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path) -> None:

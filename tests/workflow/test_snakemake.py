@@ -42,7 +42,7 @@ EVERYTHING = {
     "estimate": 1,
     "clips_page": 1,
     "tokenize_shard": 2,
-    "pack": 1,
+    "pack_rows": 1,
     "train_adapter": 1,
     "publish_adapter": 1,
     "eval_adapter": 1,
@@ -61,7 +61,7 @@ TRAINING_ON = [
 OTHER = {
     "stage_config_other": 2,
     **dict.fromkeys(("list_rows_other", "measure_shard_other", "judge_clips_other"), 1),
-    **dict.fromkeys(("tokenize_shard_other", "pack_other", "eval_adapter_other"), 1),
+    **dict.fromkeys(("tokenize_shard_other", "pack_rows_other", "eval_adapter_other"), 1),
 }
 
 
@@ -93,8 +93,8 @@ def workdir(tmp_path: Path) -> Path:
         ("eval", {*PAGES_OF_DATA, "package_adapter", "report"}),
         ("train", {*PAGES_OF_DATA, *TRAINING_ON[2:-1]}),
         ("pack", {*PAGES_OF_DATA, *TRAINING_ON}),
-        ("tokenize", {*PAGES_OF_DATA, "pack", *TRAINING_ON}),
-        ("validate", {"pin_model", "tokenize_shard", "pack", *TRAINING_ON}),
+        ("tokenize", {*PAGES_OF_DATA, "pack_rows", *TRAINING_ON}),
+        ("validate", {"pin_model", "tokenize_shard", "pack_rows", *TRAINING_ON}),
     ],
 )
 def test_a_target_plans_what_it_needs_and_no_more(
@@ -128,7 +128,7 @@ def test_each_experiment_is_trained_evaluated_and_packaged(workdir: Path) -> Non
     write_config(workdir, experiments={"small": {"lora": {"r": 4}}, "big": {"lora": {"r": 64}}})
     planned = jobs(workdir)
     assert [planned[name] for name in TRAINING_ON] == [2, 2, 2, 2, 2, 1, 1]
-    assert planned["pack"] == 1
+    assert planned["pack_rows"] == 1
 
 
 def test_a_base_from_the_hub_needs_no_demo_base(workdir: Path) -> None:
@@ -272,6 +272,12 @@ def checkout(finished: Path, tmp_path: Path) -> Path:
     return copy
 
 
+def mtimes(folder: Path) -> dict[Path, int]:
+    """When each file of a folder was last written, but for Snakemake's own."""
+    files = [path for path in folder.rglob("[!.]*") if path.is_file()]
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in files}
+
+
 def reruns(checkout: Path, *words: str) -> Counter[str]:
     return jobs(checkout, *words, checkout=checkout)
 
@@ -334,11 +340,11 @@ def test_a_finished_adapter_stays_until_its_successor_is_complete(
         ({"eval": {"require": "better"}}, ["accept_adapter", "package_adapter", "all"]),
         ({"train": {"learning_rate": 1e-5}}, ["estimate", *TRAINING_ON]),
         ({"experiments": {"default": {"seed": 1}}}, ["estimate", *TRAINING_ON]),
-        ({"pack": {"seed": 1}}, ["estimate", "pack", *TRAINING_ON]),
+        ({"pack": {"seed": 1}}, ["estimate", "pack_rows", *TRAINING_ON]),
         # Nothing is decoded again; what follows depends on what judging writes.
         (
             {"validate": {"max_rejected_fraction": 0.2, "filters": {"min_snr_db": 5.0}}},
-            ["judge_clips", *PAGES_OF_DATA, "tokenize_shard", "pack", *TRAINING_ON],
+            ["judge_clips", *PAGES_OF_DATA, "tokenize_shard", "pack_rows", *TRAINING_ON],
         ),
     ],
 )
@@ -356,6 +362,32 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
 def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
     planned = reruns(checkout, "--config", "experiments={default: {}, small: {lora: {r: 4}}}")
     assert planned == dict.fromkeys(["stage_config", "estimate", *TRAINING_ON], 1)
+
+
+@pytest.mark.slow
+def test_an_experiment_on_another_base_packs_its_own_rows_and_shares_the_rest(
+    checkout: Path,
+) -> None:
+    base = checkout / "other base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "higgs_audio_v2"}')
+    (base / "pytorch_model.bin").write_text("weights")
+    given = ("--config", "experiments={default: {}, x: {base_model: other base, seed: 1}}")
+    own = dict.fromkeys(["estimate", "pin_model", "pack_rows", *TRAINING_ON], 1)
+    assert reruns(checkout, *given) == {**own, "stage_config": 8}  # 7 of x; that of estimate
+    before = mtimes(checkout / "results")
+    run = snakemake(checkout, "--cores", "2", *given, checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    after = mtimes(checkout / "results")
+    changed = {str(path) for path in before if after[path] != before[path]}
+    report = {"report/index.html", "report/figures/total-loss.svg"}
+    assert changed == {"config/estimate.json", "data/estimate.json", *report}
+    trained = (checkout / "results/experiments/x/train/config.json").read_text()
+    assert trained.startswith('{"seed": 1}{')
+    assert '"base_model": "other base"' in trained
+    assert (checkout / "results/bases/other_base/packed/eval.parquet").is_file()
+    assert reruns(checkout, *given) == {}
+    assert reruns(checkout) == {"stage_config": 1, "estimate": 1, "report": 1, "all": 1}
 
 
 @pytest.mark.slow
@@ -418,7 +450,9 @@ def test_a_changed_row_redoes_its_own_shard_alone(
     of_shards = [
         f"{rule} {name}" for rule in ("measure_shard", "tokenize_shard") for name in shards
     ]
-    assert sorted(jobs_run(run.stderr)) == sorted(["list_rows", "judge_clips", "pack", *of_shards])
+    assert sorted(jobs_run(run.stderr)) == sorted(
+        ["list_rows", "judge_clips", "pack_rows", *of_shards]
+    )
     assert reruns(checkout, "pack") == {}
 
 
@@ -449,12 +483,18 @@ def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
     write_config(checkout, manifest="m.jsonl", base_model="base", data={"num_shards": 2})
     rules_run_after("first")
     assert rules_run_after("first") == []
-    assert rules_run_after("other") == ["pin_model", "pack", "train_adapter", "publish_adapter"]
+    assert rules_run_after("other") == [
+        "pin_model",
+        "pack_rows",
+        "train_adapter",
+        "publish_adapter",
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "rule", ["list_rows", "measure_shard", "judge_clips", "tokenize_shard", "pack", "eval_adapter"]
+    "rule",
+    ["list_rows", "measure_shard", "judge_clips", "tokenize_shard", "pack_rows", "eval_adapter"],
 )
 def test_the_remedy_that_a_message_gives_reruns_that_rule(checkout: Path, rule: str) -> None:
     assert rule in reruns(checkout, "--forcerun", rule)
@@ -556,7 +596,7 @@ def test_jobs_import_this_checkout_whatever_its_path() -> None:
 
 
 def test_only_what_a_run_made_is_named_at_the_end(tmp_path: Path) -> None:
-    made = products(tmp_path, ["a", "b"])
+    made = products(tmp_path, ["a", "b"], [""])
     adapters, data = tmp_path / "adapters", tmp_path / "data"
     for folder in (adapters, data):
         folder.mkdir()

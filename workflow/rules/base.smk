@@ -25,17 +25,19 @@ rule tiny_base:
 
 # Look at a base model and a codec of the Hub; folders are looked at while the workflow is planned.
 # reads:  their small files on the Hub
-# writes: <results>/models/checked.txt
+# writes: <results>/{base}models/checked.txt
 rule check_models:
     input:
-        config="<results>/config/models.json",
-        demo_base=BASE_MODEL or CODEC,
+        config="<results>/{base}config/models.json",
+        demo_base=lambda wildcards: demo_files(
+            OF_ALL_BASES[wildcards.base]["base_model"], config["codec"]
+        ),
     output:
-        checked="<results>/models/checked.txt",
+        checked="<results>/{base}models/checked.txt",
     log:
-        "<logs>/check_models.log",
+        "<logs>/{base}check_models.log",
     benchmark:
-        "<benchmarks>/check_models.tsv"
+        "<benchmarks>/{base}check_models.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     resources:
@@ -52,18 +54,20 @@ rule check_models:
 # under the same name rerun what was made with the old ones. A Hub branch that moved changes
 # nothing, until `snakemake --forcerun pin_model`.
 # reads:  the checkpoint, which it downloads if it is on the Hub
-# writes: <results>/models/{model}.json
+# writes: <results>/{base}models/{model}.json
 rule pin_model:
     input:
-        config="<results>/config/{model}.json",
-        demo_base=lambda wildcards: demo_base_of(wildcards.model),
-        checked=CHECKED_MODELS,
+        config="<results>/{base}config/{model}.json",
+        demo_base=lambda wildcards: demo_files(
+            OF_ALL_BASES[wildcards.base][wildcards.model]
+        ),
+        checked=lambda wildcards: checked_models(wildcards.base),
     output:
-        pinned="<results>/models/{model}.json",
+        pinned="<results>/{base}models/{model}.json",
     log:
-        "<logs>/pin_model/{model}.log",
+        "<logs>/{base}pin_model/{model}.log",
     benchmark:
-        "<benchmarks>/pin_model/{model}.tsv"
+        "<benchmarks>/{base}pin_model/{model}.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: 2
@@ -75,8 +79,10 @@ rule pin_model:
         # Snakemake would not compare a function of `input`.
         content=lambda wildcards: (
             DEMO_VERSION
-            if IS_DEMO[wildcards.model]
-            else targets.checkpoint_hash(config[wildcards.model], HASH_CACHE)
+            if demo_files(OF_ALL_BASES[wildcards.base][wildcards.model])
+            else targets.checkpoint_hash(
+                OF_ALL_BASES[wildcards.base][wildcards.model], HASH_CACHE
+            )
         ),
     shell:
         "python -m higgs_pipe.pin_model --config {input.config:q} --setting {wildcards.model}"

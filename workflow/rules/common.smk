@@ -1,6 +1,7 @@
 # What the rules share; no rule of its own.
 STARTED = time.time()
 EXPERIMENTS = list(config["experiments"])
+RESULTS = workflow.pathvars.apply("<results>")
 # What `snakemake package` makes.
 PACKAGES = forms.outputs(config)
 SHARDS = file_names.shard_names(config["data"]["num_shards"])
@@ -9,27 +10,14 @@ HAS_OTHER = config["eval"]["other_manifest"] is not None
 EVALUATIONS = ["eval", "eval/other"] if HAS_OTHER else ["eval"]
 STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
-PRODUCTS = targets.products(Path(workflow.pathvars.apply("<results>")), EXPERIMENTS)
+PRODUCTS = targets.products(Path(RESULTS), EXPERIMENTS, list(OF_BASES))
 VERSIONS_BEFORE = targets.versions(PRODUCTS)
-RECORDINGS_MEMORY = workflow.pathvars.apply("<results>/data/recordings.json")
+RECORDINGS_MEMORY = f"{RESULTS}/data/recordings.json"
 
-# Rules wait for the demo base only where the config names it; other models already exist. Its age
-# does not count, which a copy changes: what it holds is known by the version of its stage.
-IS_DEMO = {
-    model: targets.is_within(config[model], DEMO_BASE)
-    for model in ("base_model", "codec")
-}
-BASE_MODEL = ancient([DEMO_BASE]) if IS_DEMO["base_model"] else []
-CODEC = ancient([DEMO_BASE]) if IS_DEMO["codec"] else []
+OF_ALL_BASES = {**OF_BASES, bases.OWN: config}
 DEMO_VERSION = f"miniature, version {stages.STAGES['tiny'].version}"
-# Waited for before anything is listed, measured or loaded, if a model is of the Hub.
-CHECKED_MODELS = ancient(
-    ["<results>/models/checked.txt"]
-    if any(models.is_hub_id(config[model]) and not IS_DEMO[model] for model in IS_DEMO)
-    else []
-)
 # Not an output of a rule, so that it outlives a rerun.
-HASH_CACHE = Path(workflow.pathvars.apply("<results>/models/hashes.json"))
+HASH_CACHE = Path(f"{RESULTS}/models/hashes.json")
 
 # What the two checkpoints write, as an input of every rule after them whose age does not count. Once a
 # checkpoint is done, Snakemake 9.27 looks again only at the rules that depend on it directly: the
@@ -37,9 +25,38 @@ HASH_CACHE = Path(workflow.pathvars.apply("<results>/models/hashes.json"))
 CHECKPOINTS = ancient(["<results>/data/rows.parquet", "<results>/data/clips.parquet"])
 
 
-def demo_base_of(model):
-    """Return the demo base as a list if the base model or the codec is of it, else no file."""
-    return {"base_model": BASE_MODEL, "codec": CODEC}[model]
+def demo_files(*names):
+    """Return the demo base as a list if a base model or codec is of it, else no file.
+
+    Other models already exist. Its age does not count, which a copy changes: what it holds is known
+    by the version of its stage.
+    """
+    is_demo = any(targets.is_within(name, DEMO_BASE) for name in names)
+    return ancient([DEMO_BASE]) if is_demo else []
+
+
+def checked_models(base):
+    """Return what is waited for before anything is loaded, if a model is of the Hub."""
+    names = [OF_ALL_BASES[base][model] for model in ("base_model", "codec")]
+    is_on_hub = any(models.is_hub_id(name) and not demo_files(name) for name in names)
+    return ancient([f"{RESULTS}/{base}models/checked.txt"] if is_on_hub else [])
+
+
+# Waited for before anything is listed and measured, too.
+CHECKED_MODELS = checked_models(bases.OWN)
+CODEC = demo_files(config["codec"])
+
+
+def of_base(path):
+    """Return a function for the input: a file of the base that an experiment is trained on."""
+    return (
+        lambda wildcards: f"{RESULTS}/{bases.folder_of(config, wildcards.experiment)}{path}"
+    )
+
+
+def demo_base(wildcards):
+    """Return the demo base as a list if an experiment is trained on it, else no file."""
+    return demo_files(bases.base_of(config, wildcards.experiment)[0])
 
 
 def launch_settings(wildcards):
@@ -65,6 +82,7 @@ shell.prefix(
 
 
 wildcard_constraints:
+    base=bases.pattern(OF_BASES),
     experiment="|".join(map(re.escape, EXPERIMENTS)),
     form="merged|original",
     model="base_model|codec",

@@ -1,20 +1,20 @@
 # The settings of each stage, a file of its own.
 
 
-# Write the part of the config that one stage reads. Its bytes change only when that part changes,
-# so a changed setting reruns its stage and what follows, nothing else.
+# Write the part of the config that one stage reads, as it is for one base. Its bytes change only
+# when that part changes, so a changed setting reruns its stage and what follows, nothing else.
 # reads:  config.yaml and the command line
-# writes: <results>/config/{stage}.json
+# writes: <results>/{base}config/{stage}.json
 rule stage_config:
     output:
-        config="<results>/config/{stage}.json",
+        config="<results>/{base}config/{stage}.json",
     log:
-        "<logs>/config/{stage}.log",
+        "<logs>/{base}config/{stage}.log",
     conda:
         "../../envs/higgs-pipe.yaml"
     params:
         text=lambda wildcards: config_check.stage_config_text(
-            config, wildcards.stage, STAGE_SCHEMA
+            OF_ALL_BASES[wildcards.base], wildcards.stage, STAGE_SCHEMA
         ),
     shell:
         "printf '%s\\n' {params.text:q} > {output.config:q} 2> {log:q}"

@@ -1,4 +1,4 @@
-# From the manifest to packed training rows; all experiments share them.
+# From the manifest to packed training rows; all experiments share them, on each base its own rows.
 
 
 # List the rows of all manifests and the recordings that each shard measures. It is a checkpoint:
@@ -116,8 +116,8 @@ rule estimate:
         config="<results>/config/estimate.json",
         validation="<results>/data/validation.json",
         clips="<results>/data/clips.parquet",
-        checked=CHECKED_MODELS,
-        base_model=BASE_MODEL,
+        checked=[file for base in OF_BASES for file in checked_models(base)],
+        base_models=demo_files(*(c["base_model"] for c in OF_BASES.values())),
         codec=CODEC,
     output:
         estimate="<results>/data/estimate.json",
@@ -132,7 +132,13 @@ rule estimate:
         runtime=30,
     params:
         version=stages.STAGES["estimate"].version,
-        demo_base=DEMO_VERSION if any(IS_DEMO.values()) else None,
+        demo_base=(
+            DEMO_VERSION
+            if demo_files(
+                config["codec"], *(c["base_model"] for c in OF_BASES.values())
+            )
+            else None
+        ),
     shell:
         "python -m higgs_pipe.estimate --config {input.config:q}"
         " --validation {input.validation:q} --clips {input.clips:q}"
@@ -209,25 +215,25 @@ rule tokenize_shard:
         " --num-threads {threads} --log {log:q}"
 
 
-# Pack codes and text into rows of full length.
+# Pack codes and text into rows of full length, as one base takes them.
 # reads:  <results>/data/clips.parquet, <results>/codes/, tokenizer and template of the base as
 #         pinned
-# writes: <results>/packed/{train,eval}.parquet, <results>/packed/packing.json
-rule pack:
+# writes: <results>/{base}packed/{train,eval}.parquet, <results>/{base}packed/packing.json
+rule pack_rows:
     input:
         checkpoints=CHECKPOINTS,
-        config="<results>/config/pack.json",
+        config="<results>/{base}config/pack.json",
         clips="<results>/data/clips.parquet",
         codes=expand("<results>/codes/{shard}.parquet", shard=SHARDS),
-        base_model="<results>/models/base_model.json",
+        base_model="<results>/{base}models/base_model.json",
     output:
-        train_rows="<results>/packed/train.parquet",
-        eval_rows="<results>/packed/eval.parquet",
-        packing="<results>/packed/packing.json",
+        train_rows="<results>/{base}packed/train.parquet",
+        eval_rows="<results>/{base}packed/eval.parquet",
+        packing="<results>/{base}packed/packing.json",
     log:
-        "<logs>/pack.log",
+        "<logs>/{base}pack.log",
     benchmark:
-        "<benchmarks>/pack.tsv"
+        "<benchmarks>/{base}pack.tsv"
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: 2

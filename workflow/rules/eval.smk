@@ -2,7 +2,7 @@
 
 
 # Evaluate an adapter beside its base: losses, speech on held-out prompts, and the verdict.
-# reads:  <results>/data/clips.parquet and its held-out recordings, <results>/packed/eval.parquet,
+# reads:  <results>/data/clips.parquet and its held-out recordings, packed/eval.parquet of its base,
 #         <results>/experiments/{experiment}/train/adapter/, the adapter train.init_adapter if
 #         any, the base, the codec
 # writes: <results>/experiments/{experiment}/eval/: metrics.json, clips.parquet, breakdown.json,
@@ -11,16 +11,16 @@
 rule eval_adapter:
     input:
         checkpoints=CHECKPOINTS,
-        config="<results>/config/eval.json",
+        config=of_base("config/eval.json"),
         clips="<results>/data/clips.parquet",
-        eval_rows="<results>/packed/eval.parquet",
+        eval_rows=of_base("packed/eval.parquet"),
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
         ancestor=lambda wildcards: ancestors.ancestor_files(
             config, wildcards.experiment
         ),
-        base_model=BASE_MODEL,
+        base_model=demo_base,
         codec=CODEC,
     output:
         metrics="<results>/experiments/{experiment}/eval/metrics.json",

@@ -117,30 +117,30 @@ use rule tokenize_shard as tokenize_shard_other with:
 # Pack its clips, with the settings of the manifest's. No row is for training.
 # reads:  <results>/other/data/clips.parquet, <results>/other/codes/, tokenizer and template of the
 #         base as pinned
-# writes: <results>/other/packed/eval.parquet, <results>/other/packed/packing.json; train.parquet,
-#         which has no row
-use rule pack as pack_other with:
+# writes: <results>/{base}other/packed/eval.parquet, <results>/{base}other/packed/packing.json;
+#         train.parquet, which has no row
+use rule pack_rows as pack_rows_other with:
     input:
         checkpoints=CHECKPOINTS,
-        config="<results>/config/pack.json",
+        config="<results>/{base}config/pack.json",
         clips="<results>/other/data/clips.parquet",
         codes=expand("<results>/other/codes/{shard}.parquet", shard=OTHER_SHARDS),
-        base_model="<results>/models/base_model.json",
+        base_model="<results>/{base}models/base_model.json",
     output:
-        train_rows="<results>/other/packed/train.parquet",
-        eval_rows="<results>/other/packed/eval.parquet",
-        packing="<results>/other/packed/packing.json",
+        train_rows="<results>/{base}other/packed/train.parquet",
+        eval_rows="<results>/{base}other/packed/eval.parquet",
+        packing="<results>/{base}other/packed/packing.json",
     log:
-        "<logs>/other/pack.log",
+        "<logs>/{base}other/pack.log",
     benchmark:
-        "<benchmarks>/other/pack.tsv"
+        "<benchmarks>/{base}other/pack.tsv"
     params:
         num_shards=len(OTHER_SHARDS),
         splits=["eval"],
 
 
 # Evaluate an adapter beside its base on these clips, as on the held-out ones.
-# reads:  <results>/other/data/clips.parquet and its recordings, <results>/other/packed/eval.parquet,
+# reads:  <results>/other/data/clips.parquet and its recordings, other/packed/eval.parquet of its base,
 #         <results>/experiments/{experiment}/train/adapter/, the adapter train.init_adapter if
 #         any, the base, the codec
 # writes: <results>/experiments/{experiment}/eval/other/: metrics.json, clips.parquet,
@@ -148,16 +148,16 @@ use rule pack as pack_other with:
 use rule eval_adapter as eval_adapter_other with:
     input:
         checkpoints=CHECKPOINTS,
-        config="<results>/config/eval.json",
+        config=of_base("config/eval.json"),
         clips="<results>/other/data/clips.parquet",
-        eval_rows="<results>/other/packed/eval.parquet",
+        eval_rows=of_base("other/packed/eval.parquet"),
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
         ancestor=lambda wildcards: ancestors.ancestor_files(
             config, wildcards.experiment
         ),
-        base_model=BASE_MODEL,
+        base_model=demo_base,
         codec=CODEC,
     output:
         metrics="<results>/experiments/{experiment}/eval/other/metrics.json",

@@ -9,15 +9,15 @@
 rule package_adapter:
     input:
         checkpoints=CHECKPOINTS,
-        config="<results>/config/package.json",
-        stage_configs=expand(
-            "<results>/config/{stage}.json",
-            stage=["validate", "tokenize", "pack", "train", "eval"],
-        ),
+        config=of_base("config/package.json"),
+        stage_configs=lambda wildcards: [
+            of_base(f"config/{stage}.json")(wildcards)
+            for stage in ("validate", "tokenize", "pack", "train", "eval")
+        ],
         clips="<results>/data/clips.parquet",
         validation="<results>/data/validation.json",
-        packing="<results>/packed/packing.json",
-        eval_rows="<results>/packed/eval.parquet",
+        packing=of_base("packed/packing.json"),
+        eval_rows=of_base("packed/eval.parquet"),
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
@@ -41,7 +41,7 @@ rule package_adapter:
             if HAS_OTHER
             else []
         ),
-        base_model=BASE_MODEL,
+        base_model=demo_base,
         codec=CODEC,
     output:
         package=directory("<results>/adapters/{experiment}"),
@@ -102,22 +102,21 @@ rule push_adapter:
 
 # Write a full checkpoint of base and adapter, in the names of Transformers (merged) or of Boson AI's
 # own code (original), and prove in a fresh process that it equals the adapter.
-# reads:  the experiment's adapter, <results>/packed/eval.parquet, the base, the codec
+# reads:  the experiment's adapter, packed/eval.parquet of its base, the base, the codec
 # writes: <results>/{form}/{experiment}/
 rule merge_adapter:
     input:
         checkpoints=CHECKPOINTS,
-        config="<results>/config/merge.json",
-        stage_configs=expand(
-            "<results>/config/{stage}.json",
-            stage=["pack", "eval"],
-        ),
-        eval_rows="<results>/packed/eval.parquet",
+        config=of_base("config/merge.json"),
+        stage_configs=lambda wildcards: [
+            of_base(f"config/{stage}.json")(wildcards) for stage in ("pack", "eval")
+        ],
+        eval_rows=of_base("packed/eval.parquet"),
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
         accepted="<results>/experiments/{experiment}/eval/accepted.txt",
-        base_model=BASE_MODEL,
+        base_model=demo_base,
         codec=CODEC,
     output:
         checkpoint=directory("<results>/{form}/{experiment}"),

@@ -11,7 +11,7 @@ rule report:
         config="<results>/config/report.json",
         clips="<results>/data/clips.parquet",
         validation="<results>/data/validation.json",
-        packing="<results>/packed/packing.json",
+        packing=expand("<results>/{base}packed/packing.json", base=OF_BASES),
         train=expand(
             "<results>/experiments/{experiment}/train/{file}",
             experiment=EXPERIMENTS,
@@ -39,8 +39,11 @@ rule report:
         ),
         other=(
             expand(
-                "<results>/other/{file}",
-                file=["data/validation.json", "packed/packing.json"],
+                "<results>/{file}",
+                file=[
+                    "other/data/validation.json",
+                    *(f"{base}other/packed/packing.json" for base in OF_BASES),
+                ],
             )
             if HAS_OTHER
             else []
@@ -70,11 +73,16 @@ rule report:
     params:
         version=stages.STAGES["report"].version,
         names=EXPERIMENTS,
-        other_dir=workflow.pathvars.apply("<results>/other"),
+        bases=[c["base_model"] for c in OF_BASES.values()],
+        other_validation=f"{RESULTS}/other/data/validation.json",
+        other_packing=[
+            f"{RESULTS}/{base}other/packed/packing.json" for base in OF_BASES
+        ],
         experiments_dir=lambda wildcards, input: Path(input.samples[0]).parents[1],
     shell:
         "python -m higgs_pipe.report --config {input.config:q} --clips {input.clips:q}"
         " --validation {input.validation:q} --packing {input.packing:q}"
-        " --experiments-dir {params.experiments_dir:q} --other-dir {params.other_dir:q}"
+        " --bases {params.bases:q} --experiments-dir {params.experiments_dir:q}"
+        " --other-validation {params.other_validation:q} --other-packing {params.other_packing:q}"
         " --names {params.names:q} --page {output.page:q} --figures {output.figures:q}"
         " --log {log:q}"

@@ -3,7 +3,7 @@ ancestors.check_ancestors_or_exit(config, Path(workflow.pathvars.apply("<results
 
 
 # Train an adapter.
-# reads:  <results>/packed/{train,eval}.parquet, the base, the adapter train.init_adapter if any
+# reads:  packed/{train,eval}.parquet of its base, the base, the adapter train.init_adapter if any
 # writes: <results>/experiments/{experiment}/train/: finished/ (the adapter), metrics.jsonl,
 #         preflight.json, config.json, run.json, trainable_parameters.json; beside them checkpoints/
 #         while training runs, logs/ of the tracker and samples/, which are not outputs: Snakemake
@@ -11,13 +11,13 @@ ancestors.check_ancestors_or_exit(config, Path(workflow.pathvars.apply("<results
 rule train_adapter:
     input:
         checkpoints=CHECKPOINTS,
-        config="<results>/config/train.json",
-        train_rows="<results>/packed/train.parquet",
-        eval_rows="<results>/packed/eval.parquet",
+        config=of_base("config/train.json"),
+        train_rows=of_base("packed/train.parquet"),
+        eval_rows=of_base("packed/eval.parquet"),
         ancestor=lambda wildcards: ancestors.ancestor_files(
             config, wildcards.experiment
         ),
-        base_model=BASE_MODEL,
+        base_model=demo_base,
     output:
         adapter="<results>/experiments/{experiment}/train/finished/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/finished/adapter_config.json",
@@ -74,9 +74,9 @@ rule publish_adapter:
         adapter_config="<results>/experiments/{experiment}/train/finished/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/finished/base_model.json",
         checkpoints=CHECKPOINTS,
-        config="<results>/config/train.json",
-        train_rows="<results>/packed/train.parquet",
-        eval_rows="<results>/packed/eval.parquet",
+        config=of_base("config/train.json"),
+        train_rows=of_base("packed/train.parquet"),
+        eval_rows=of_base("packed/eval.parquet"),
         ancestor=lambda wildcards: ancestors.ancestor_files(
             config, wildcards.experiment
         ),

@@ -48,7 +48,7 @@ class RejectedSample(ResultPart):
 class PackingSummary(Result):
     """``packing.json``."""
 
-    made_by: ClassVar[str] = "pack"
+    made_by: ClassVar[str] = "pack_rows"
 
     max_tokens: int
     train: PackedSplit

@@ -13,7 +13,7 @@ from higgs_pipe.higgs.codes import IGNORED, delay, target_labels, undelay
 from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.shape import BaseShape
 
-REPACK = "run: snakemake --forcerun pack"
+REPACK = "run: snakemake --forcerun pack_rows"
 NUM_PROBLEMS_SHOWN = 3
 
 Array = npt.NDArray[Any]
