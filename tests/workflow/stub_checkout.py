@@ -83,7 +83,7 @@ def make_stub_checkout(checkout: Path) -> Path:
     (checkout / "examples" / "demo").mkdir(parents=True)
     shutil.copy(ROOT / "examples/demo/settings.yaml", checkout / "examples/demo")
     package = checkout / "higgs_pipe"
-    (package / "higgs").mkdir(parents=True)
+    (package / "higgs" / "v2").mkdir(parents=True)
     (package / "training").mkdir()
     for name in ("__init__.py", "errors.py", "cli.py", "training/launch.py"):
         shutil.copy(ROOT / "higgs_pipe" / name, package / name)
@@ -100,7 +100,7 @@ def make_stub_checkout(checkout: Path) -> Path:
     )
     for name in (*data_stages, "train", "evaluate", "accept", "package", "report"):
         (package / f"{name}.py").write_text(STUB)
-    (package / "higgs" / "miniature.py").write_text(STUB)
+    (package / "higgs" / "v2" / "miniature.py").write_text(STUB)
     (checkout / "m.jsonl").write_text("0 a\n1 a\n")
     write_config(checkout, manifest="m.jsonl")
     return checkout

@@ -13,7 +13,7 @@ import yaml
 from helpers import REAL_SPEECH, ROOT, needs_real_speech, tone
 
 from higgs_pipe.config.stages import STAGES
-from higgs_pipe.higgs import miniature
+from higgs_pipe.higgs.v2 import miniature
 
 pytestmark = pytest.mark.slow
 
