@@ -27,8 +27,11 @@ import higgs_pipe.planning.targets as targets
 
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 shown = workflow.output_settings
-if workflow.is_main_process and not (
-    shown.dryrun or shown.verbose or shown.printshellcmds
+IS_MODULE = not workflow.modifier.is_main_snakefile()  # of another workflow
+if (
+    workflow.is_main_process
+    and not IS_MODULE
+    and not (shown.dryrun or shown.verbose or shown.printshellcmds)
 ):
     console.shorten()
 
@@ -81,23 +84,9 @@ if HAS_OTHER:
     include: "workflow/rules/other.smk"
 
 
-localrules:
-    all,
-    stage_config,
-    validate,
-    tokenize,
-    pack,
-    publish_adapter,
-    train,
-    eval,
-    package,
-    push,
-    push_adapter,
-
-
 # The target report is the rule of that name.
 rule all:
-    default_target: True
+    default_target: not IS_MODULE
     input:
         "<results>/data/estimate.json",
         "<results>/data/index.html",

@@ -75,4 +75,5 @@ class JobLines(logging.Filter):
     def _line(self, told: dict[str, Any]) -> str:
         count = "" if self._total is None else f"[{self._done}/{self._total}] "
         wildcards = [str(value) for value in dict(told.get("wildcards") or {}).values()]
-        return f"{time.strftime('%H:%M:%S')}  {count}{' '.join([told['rule_name'], *wildcards])}"
+        words = [told["rule_name"], *filter(None, wildcards)]  # the base's may be empty
+        return f"{time.strftime('%H:%M:%S')}  {count}{' '.join(words)}"

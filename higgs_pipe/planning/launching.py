@@ -110,20 +110,19 @@ def launch_command(
     return " ".join([f"{launcher} -m higgs_pipe.training.launch", *options])
 
 
-def shell_prefix(root: Path, in_own_environment: bool) -> str:
-    """Return the beginning of every job's shell command.
+def environment(root: Path, in_own_environment: bool) -> str:
+    """Return the beginning of every job's shell command, which sets its environment.
 
     Args:
         root: The checkout; jobs import ``higgs_pipe`` from it, also in a conda environment.
         in_own_environment: Jobs run in Snakemake's own environment rather than conda's. Its
             folder then comes first in PATH: ``.venv/bin/snakemake`` works without activation.
     """
-    prefix = f"export PYTHONPATH={shlex.quote(str(root))}; "
+    variables: dict[str, str] = {"PYTHONPATH": str(root)}
+    process_tree.mark(variables)  # the job ends when this process does
+    words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     # Bars of several jobs would overwrite each other; the stages log how far they are.
-    prefix += 'export HF_HUB_DISABLE_PROGRESS_BARS="${HF_HUB_DISABLE_PROGRESS_BARS:-1}"; '
-    environment: dict[str, str] = {}
-    process_tree.mark(environment)  # the job ends when this process does
-    prefix += "".join(f"export {k}={shlex.quote(v)}; " for k, v in environment.items())
+    words.append('HF_HUB_DISABLE_PROGRESS_BARS="${HF_HUB_DISABLE_PROGRESS_BARS:-1}"')
     if in_own_environment:
-        prefix += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
-    return prefix.replace("{", "{{").replace("}", "}}")  # for Snakemake, which formats it
+        words.append(f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
+    return f"export {' '.join(words)};"

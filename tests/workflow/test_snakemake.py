@@ -20,7 +20,7 @@ from helpers import ROOT, has_line_with, jobs_run
 from workflow.stub_checkout import make_stub_checkout, snakemake, write_config
 
 from higgs_pipe.errors import UserError
-from higgs_pipe.planning.launching import launch_command, launch_settings, shell_prefix
+from higgs_pipe.planning.launching import environment, launch_command, launch_settings
 from higgs_pipe.planning.stages import STAGES
 from higgs_pipe.planning.targets import (
     closing_lines,
@@ -583,15 +583,15 @@ def test_the_demo_base_is_recognized_by_where_it_lies() -> None:
 
 
 def test_jobs_import_this_checkout_whatever_its_path() -> None:
-    prefix = shell_prefix(Path("/a {b}'c"), in_own_environment=False).format()
+    prefix = environment(Path("/a {b}'c"), in_own_environment=False)
     found = subprocess.run(
         ["bash", "-c", f'{prefix}printf %s "$PYTHONPATH"'], capture_output=True, text=True
     )
     assert found.stdout == "/a {b}'c"
     bars = "HF_HUB_DISABLE_PROGRESS_BARS"
-    for environment, expected in (({}, "1"), ({bars: "0"}, "0")):
+    for given, expected in (({}, "1"), ({bars: "0"}, "0")):
         command = ["bash", "-c", f"{prefix}printf %s ${bars}"]
-        shown = subprocess.run(command, capture_output=True, text=True, env=environment)
+        shown = subprocess.run(command, capture_output=True, text=True, env=given)
         assert shown.stdout == expected
 
 

@@ -19,8 +19,9 @@ rule tiny_base:
         runtime=30,
     params:
         version=stages.STAGES["tiny"].version,
+        environment=environment,
     shell:
-        "python -m higgs_pipe.higgs.v2.miniature --output-dir {output.base:q} --log {log:q}"
+        "{params.environment} python -m higgs_pipe.higgs.v2.miniature --output-dir {output.base:q} --log {log:q}"
 
 
 # Look at a base model and a codec of the Hub; folders are looked at while the workflow is planned.
@@ -45,8 +46,9 @@ rule check_models:
         runtime=10,
     params:
         version=stages.STAGES["models"].version,
+        environment=environment,
     shell:
-        "python -m higgs_pipe.check_models --config {input.config:q}"
+        "{params.environment} python -m higgs_pipe.check_models --config {input.config:q}"
         " --checked {output.checked:q} --log {log:q}"
 
 
@@ -76,6 +78,7 @@ rule pin_model:
         runtime=240,
     params:
         version=stages.STAGES["base_model"].version,
+        environment=environment,
         # Snakemake would not compare a function of `input`.
         content=lambda wildcards: (
             DEMO_VERSION
@@ -85,5 +88,5 @@ rule pin_model:
             )
         ),
     shell:
-        "python -m higgs_pipe.pin_model --config {input.config:q} --setting {wildcards.model}"
+        "{params.environment} python -m higgs_pipe.pin_model --config {input.config:q} --setting {wildcards.model}"
         " --pinned {output.pinned:q} --log {log:q}"

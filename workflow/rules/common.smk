@@ -74,11 +74,17 @@ def num_processes_per_machine(wildcards):
     return -(-num_processes(wildcards) // launch_settings(wildcards)["num_machines"])
 
 
-shell.prefix(
-    launching.shell_prefix(
-        ROOT, in_own_environment=not workflow.deployment_settings.deployment_method
-    )
+ENVIRONMENT = launching.environment(
+    ROOT, in_own_environment=not workflow.deployment_settings.deployment_method
 )
+
+
+def environment(wildcards, threads):
+    """Return the beginning of a job's command: by shell.prefix, other workflows' jobs would get it.
+
+    Snakemake does not compare what depends on `threads`: a moved checkout reruns nothing.
+    """
+    return ENVIRONMENT
 
 
 wildcard_constraints:

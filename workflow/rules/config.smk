@@ -10,6 +10,7 @@ rule stage_config:
         config="<results>/{base}config/{stage}.json",
     log:
         "<logs>/{base}config/{stage}.log",
+    localrule: True
     conda:
         "../../envs/higgs-pipe.yaml"
     params:

@@ -25,6 +25,7 @@ checkpoint list_rows:
         runtime=120,
     params:
         version=stages.STAGES["list_rows"].version,
+        environment=environment,
         # Another one if a recording is added to a manifest that is a folder.
         recordings_in_folders=lambda wildcards: targets.recordings_in_folders(config),
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
@@ -35,7 +36,7 @@ checkpoint list_rows:
         # reruns a rule for a changed parameter only if that does not.
         stamp=lambda wildcards: recordings.stamp_of(Path(RECORDINGS_MEMORY)),
     shell:
-        "python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"
+        "{params.environment} python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"
         " --recordings-dir {params.recordings_dir:q} --measured-dir {params.measured_dir:q}"
         " --memory {params.memory:q} --stamp {params.stamp:q} --log {log:q}"
 
@@ -65,8 +66,9 @@ rule measure_shard:
         runtime=480,
     params:
         version=stages.STAGES["measure"].version,
+        environment=environment,
     shell:
-        "python -m higgs_pipe.measure --config {input.config:q}"
+        "{params.environment} python -m higgs_pipe.measure --config {input.config:q}"
         " --recordings {input.recordings:q} --measured {output.measured:q}"
         " --num-threads {threads} --log {log:q}"
 
@@ -97,11 +99,12 @@ checkpoint judge_clips:
         runtime=120,
     params:
         version=stages.STAGES["validate"].version,
+        environment=environment,
         trained=[],
         measured_dir=lambda wildcards, input: Path(input.measured[0]).parent,
         shards_dir=lambda wildcards, output: Path(output.shards[0]).parent,
     shell:
-        "python -m higgs_pipe.validate --config {input.config:q} --rows {input.rows:q}"
+        "{params.environment} python -m higgs_pipe.validate --config {input.config:q} --rows {input.rows:q}"
         " --measured-dir {params.measured_dir:q} --clips {output.clips:q}"
         " --rejected {output.rejected:q} --validation {output.validation:q}"
         " --shards-dir {params.shards_dir:q} {params.trained:q} --log {log:q}"
@@ -132,6 +135,7 @@ rule estimate:
         runtime=30,
     params:
         version=stages.STAGES["estimate"].version,
+        environment=environment,
         demo_base=(
             DEMO_VERSION
             if demo_files(
@@ -140,7 +144,7 @@ rule estimate:
             else None
         ),
     shell:
-        "python -m higgs_pipe.estimate --config {input.config:q}"
+        "{params.environment} python -m higgs_pipe.estimate --config {input.config:q}"
         " --validation {input.validation:q} --clips {input.clips:q}"
         " --estimate {output.estimate:q} --log {log:q}"
 
@@ -176,9 +180,10 @@ rule clips_page:
         runtime=60,
     params:
         version=stages.STAGES["clips_page"].version,
+        environment=environment,
         measured_dir=lambda wildcards, input: Path(input.measured[0]).parent,
     shell:
-        "python -m higgs_pipe.clips_page --config {input.config:q} --rows {input.rows:q}"
+        "{params.environment} python -m higgs_pipe.clips_page --config {input.config:q} --rows {input.rows:q}"
         " --measured-dir {params.measured_dir:q} --clips {input.clips:q}"
         " --rejected {input.rejected:q} --validation {input.validation:q}"
         " --page {output.page:q} --log {log:q}"
@@ -209,8 +214,9 @@ rule tokenize_shard:
         runtime=480,
     params:
         version=stages.STAGES["tokenize"].version,
+        environment=environment,
     shell:
-        "python -m higgs_pipe.tokenize_audio --config {input.config:q}"
+        "{params.environment} python -m higgs_pipe.tokenize_audio --config {input.config:q}"
         " --shard-clips {input.clips:q} --pinned-codec {input.codec:q} --codes {output.codes:q}"
         " --num-threads {threads} --log {log:q}"
 
@@ -242,11 +248,12 @@ rule pack_rows:
         runtime=240,
     params:
         version=stages.STAGES["pack"].version,
+        environment=environment,
         codes_dir=lambda wildcards, input: Path(input.codes[0]).parent,
         num_shards=len(SHARDS),
         splits=["train", "eval"],
     shell:
-        "python -m higgs_pipe.pack --config {input.config:q} --clips {input.clips:q}"
+        "{params.environment} python -m higgs_pipe.pack --config {input.config:q} --clips {input.clips:q}"
         " --pinned-base {input.base_model:q} --codes-dir {params.codes_dir:q} --num-shards {params.num_shards}"
         " --train-rows {output.train_rows:q} --eval-rows {output.eval_rows:q}"
         " --packing {output.packing:q} --splits {params.splits} --log {log:q}"

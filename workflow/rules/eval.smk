@@ -45,6 +45,7 @@ rule eval_adapter:
         runtime=480,
     params:
         version=stages.STAGES["eval"].version,
+        environment=environment,
         launch=lambda wildcards, threads: launching.launch_command(
             config["eval"]["num_processes"], threads, ACCELERATE_CONFIG
         ),
@@ -56,7 +57,7 @@ rule eval_adapter:
         eval_dir=subpath(output.metrics, parent=True),
         results=subpath(input.adapter, ancestor=5),
     shell:
-        "{params.launch} -m higgs_pipe.evaluate --config {input.config:q}"
+        "{params.environment} {params.launch} -m higgs_pipe.evaluate --config {input.config:q}"
         " --clips {input.clips:q} --eval-rows {input.eval_rows:q}"
         " --adapter-dir {params.adapter_dir:q} --eval-dir {params.eval_dir:q}"
         " --samples-dir {output.samples:q} --clips-of {params.clips_of} {params.ancestor}"
@@ -85,6 +86,7 @@ rule accept_adapter:
         runtime=10,
     params:
         version=stages.STAGES["accept"].version,
+        environment=environment,
     shell:
-        "python -m higgs_pipe.accept --config {input.config:q} --verdict {input.verdict:q}"
+        "{params.environment} python -m higgs_pipe.accept --config {input.config:q} --verdict {input.verdict:q}"
         " --accepted {output.accepted:q} --log {log:q}"

@@ -4,10 +4,6 @@
 # eval.other_manifest; no rule outside this file depends on it, but for report and package.
 #
 # An evaluation needs a few hundred clips, so one shard holds all of them.
-localrules:
-    stage_config_other,
-
-
 OTHER_CONFIG = targets.config_of_other(config)
 OTHER_SHARDS = file_names.shard_names(OTHER_CONFIG["data"]["num_shards"])
 OTHER_MEMORY = workflow.pathvars.apply("<results>/other/data/recordings.json")

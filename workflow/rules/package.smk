@@ -58,12 +58,13 @@ rule package_adapter:
         runtime=240,
     params:
         version=stages.STAGES["package"].version,
+        environment=environment,
         config_dir=subpath(input.config, parent=True),
         data_dir=subpath(input.validation, parent=True),
         packed_dir=subpath(input.packing, parent=True),
         experiment_dir=subpath(input.metrics, ancestor=2),
     shell:
-        "python -m higgs_pipe.package --config {input.config:q} --name {wildcards.experiment:q}"
+        "{params.environment} python -m higgs_pipe.package --config {input.config:q} --name {wildcards.experiment:q}"
         " --data-dir {params.data_dir:q} --packed-dir {params.packed_dir:q}"
         " --experiment-dir {params.experiment_dir:q} --config-dir {params.config_dir:q}"
         " --package-dir {output.package:q} --archive {output.archive:q} --log {log:q}"
@@ -85,6 +86,7 @@ rule push_adapter:
         "<logs>/experiments/{experiment}/push.log",
     benchmark:
         "<benchmarks>/experiments/{experiment}/push.tsv"
+    localrule: True
     conda:
         "../../envs/higgs-pipe.yaml"
     threads: 1
@@ -93,9 +95,10 @@ rule push_adapter:
         runtime=240,
     params:
         version=stages.STAGES["push"].version,
+        environment=environment,
         names=EXPERIMENTS,
     shell:
-        "python -m higgs_pipe.push --config {input.config:q} --name {wildcards.experiment:q}"
+        "{params.environment} python -m higgs_pipe.push --config {input.config:q} --name {wildcards.experiment:q}"
         " --names {params.names:q} --package-dir {input.package:q}"
         " --pushed {output.pushed:q} --log {log:q}"
 
@@ -133,10 +136,11 @@ rule merge_adapter:
         runtime=240,
     params:
         version=stages.STAGES["merge"].version,
+        environment=environment,
         config_dir=subpath(input.config, parent=True),
         adapter_dir=subpath(input.adapter, parent=True),
     shell:
-        "python -m higgs_pipe.merge --config {input.config:q} --form {wildcards.form}"
+        "{params.environment} python -m higgs_pipe.merge --config {input.config:q} --form {wildcards.form}"
         " --name {wildcards.experiment:q} --adapter-dir {params.adapter_dir:q}"
         " --config-dir {params.config_dir:q} --eval-rows {input.eval_rows:q}"
         " --form-dir {output.checkpoint:q} --log {log:q}"

@@ -72,6 +72,7 @@ rule report:
         runtime=30,
     params:
         version=stages.STAGES["report"].version,
+        environment=environment,
         names=EXPERIMENTS,
         bases=[c["base_model"] for c in OF_BASES.values()],
         other_validation=f"{RESULTS}/other/data/validation.json",
@@ -80,7 +81,7 @@ rule report:
         ],
         experiments_dir=lambda wildcards, input: Path(input.samples[0]).parents[1],
     shell:
-        "python -m higgs_pipe.report --config {input.config:q} --clips {input.clips:q}"
+        "{params.environment} python -m higgs_pipe.report --config {input.config:q} --clips {input.clips:q}"
         " --validation {input.validation:q} --packing {input.packing:q}"
         " --bases {params.bases:q} --experiments-dir {params.experiments_dir:q}"
         " --other-validation {params.other_validation:q} --other-packing {params.other_packing:q}"

@@ -43,6 +43,7 @@ rule train_adapter:
         runtime=2880,
     params:
         version=stages.STAGES["train"].version,
+        environment=environment,
         overrides=lambda wildcards: launching.overrides_text(
             config, wildcards.experiment
         ),
@@ -56,7 +57,7 @@ rule train_adapter:
         adapter_dir=subpath(output.adapter, parent=True),
         results=subpath(output.metrics, ancestor=4),
     shell:
-        "{params.launch} -m higgs_pipe.train --config {input.config:q}"
+        "{params.environment} {params.launch} -m higgs_pipe.train --config {input.config:q}"
         " --overrides {params.overrides:q} --train-rows {input.train_rows:q}"
         " --eval-rows {input.eval_rows:q} --output-dir {params.output_dir:q}"
         " --adapter-dir {params.adapter_dir:q}"
@@ -86,6 +87,7 @@ rule publish_adapter:
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
     log:
         "<logs>/experiments/{experiment}/publish.log",
+    localrule: True
     conda:
         "../../envs/higgs-pipe.yaml"
     params:
