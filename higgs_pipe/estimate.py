@@ -21,8 +21,9 @@ from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.family import config_of, renderer_of
-from higgs_pipe.higgs.pretrained import load_pretrained
-from higgs_pipe.higgs.prompts import NotRendered
+from higgs_pipe.higgs.pretrained import load_pretrained, small_files
+from higgs_pipe.higgs.prompts import NotRendered, RenderError
+from higgs_pipe.higgs.rendering import render
 from higgs_pipe.planning import bases
 from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
 
@@ -174,11 +175,16 @@ def refused_conversations(table: Clips, stage: EstimateStage) -> list[str]:
 
 
 def _read(read: Callable[[Pretrained], Any], pretrained: Pretrained) -> tuple[Any, str | None]:
-    """Read a checkpoint's config or tokenizer: (it, None), or (None, the fault)."""
+    """Read a checkpoint's config or tokenizer: (it, None), or (None, why it is not here).
+
+    Raises:
+        UserError: It is here, and damaged: no later stage could read it either.
+    """
     try:
-        return read(pretrained), None
+        small_files(pretrained)
     except UserError as error:
         return None, f"{pretrained.name} cannot be read ({str(error).splitlines()[0]})"
+    return read(pretrained), None
 
 
 def count_text_tokens(texts: Sequence[str], system_prompt: str, tokenizer: Any) -> TextTokens:
@@ -208,10 +214,19 @@ def count_text_tokens(texts: Sequence[str], system_prompt: str, tokenizer: Any) 
     ]
     sample, with_reference = (
         # One token is the placeholder of the frames, which are counted separately.
-        len(tokenizer.apply_chat_template([system, *turns * num], return_dict=False)) - num
+        _num_tokens(tokenizer, [system, *turns * num]) - num
         for num in (1, 2)
     )
     return TextTokens(num_tokens, sample, with_reference - sample)
+
+
+def _num_tokens(tokenizer: Any, messages: Sequence[Any]) -> int:
+    """Return the number of tokens of a conversation without texts."""
+    try:
+        text = render(tokenizer, messages, num_chars=0)
+    except RenderError as error:
+        raise UserError(f"{error}; use the template that is published with the model.") from None
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def amount_of(

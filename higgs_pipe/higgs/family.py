@@ -18,7 +18,6 @@ from torch import nn
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.data.files import read_json
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.packed_body import NativeParts, PackedForward
 from higgs_pipe.higgs.pretrained import load_pretrained, small_files
@@ -33,6 +32,8 @@ from higgs_pipe.higgs.v3 import lora as v3_lora
 from higgs_pipe.higgs.v3 import native as v3_native
 from higgs_pipe.higgs.v3.body import PACKED_FORWARD as V3_PACKED_FORWARD
 from higgs_pipe.higgs.v3.checkpoint import check_tensors
+from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.user_files import UnfitFileError
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,10 @@ def family_of_base(base: Pretrained) -> Family:
     where = f"{base.setting} {base.name!r}"
     if not path.is_file():
         raise UserError(f"{where} cannot be loaded: it has no config.json\nUse a complete one.")
-    return family_of(read_json(path), where)
+    try:
+        return family_of(read_object(path), where)
+    except UnfitFileError as error:
+        raise UserError(f"{where} cannot be loaded: its config.json {error}.") from None
 
 
 def family_of_model(native: Any) -> Family:

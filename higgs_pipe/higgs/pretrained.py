@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError
 from pydantic import ValidationError
 from transformers.utils import logging as transformers_logging
 
@@ -35,6 +28,7 @@ from higgs_pipe.data.results import Result
 from higgs_pipe.data.tables import TableFile
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.hub import hub_answers
+from higgs_pipe.higgs.loading_errors import CONTENT_FAULTS, not_loaded
 from higgs_pipe.progress import activity
 
 if not sys.stderr.isatty():  # a progress bar would fill a log file
@@ -62,44 +56,12 @@ def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> 
         return auto_class.from_pretrained(
             pretrained.name, revision=pretrained.revision, local_files_only=True, **options
         )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(pretrained, error) from None
-
-
-def _not_loaded(pretrained: Pretrained, error: Exception) -> UserError:
-    fact = f"{pretrained.setting} {pretrained.name!r} cannot be loaded: "
-    if Path(pretrained.name).is_dir():
-        return UserError(f"{fact}{error}\nUse a complete checkpoint.")
-    causes = (error, error.__cause__)  # Transformers wraps it
-
-    def is_by(kind: type[Exception]) -> bool:
-        return any(isinstance(cause, kind) for cause in causes)
-
-    if is_by(HFValidationError):
-        return UserError(f"{fact}there is no such folder; name another one, or a Hub id.")
-    if is_by(GatedRepoError):
-        return UserError(f"{fact}accept its licence on its page at the Hub, then: hf auth login")
-    if is_by(RevisionNotFoundError):
-        return UserError(
-            f"{fact}the Hub has no revision {pretrained.revision!r} of it; fix "
-            f"{pretrained.setting}_revision, or set it to null."
-        )
-    if is_by(RepositoryNotFoundError):
-        return UserError(
-            f"{fact}there is no such folder, and the Hub has no such model, or not for you. "
-            "Fix the name; for a private model: hf auth login"
-        )
-    if is_by(LocalEntryNotFoundError):
-        return UserError(
-            f"{fact}there is no such folder, and the Hub cannot be reached and nothing of it is in "
-            f"this machine's cache. Where there is a network, run: hf download {pretrained.name} "
-            "--local-dir FOLDER; copy FOLDER here and name it, or copy the cache (HF_HOME) and "
-            "set HF_HUB_OFFLINE=1."
-        )
-    return UserError(
-        f"{fact}there is no such folder, and the Hub does not give it: {error}\n"
-        "Name a checkpoint's folder, or a Hub id that this machine can reach."
-    )
+    except (OSError, ValueError, *CONTENT_FAULTS) as error:
+        raise not_loaded(pretrained, error) from None
+    except Exception as error:
+        if type(error) is not Exception:  # Rust's tokenizers raise nothing more particular
+            raise
+        raise not_loaded(pretrained, error) from None
 
 
 def load_weights(model_class: Any, pretrained: Pretrained, **options: Any) -> Any:
@@ -279,7 +241,7 @@ def _download(pretrained: Pretrained, patterns: Sequence[str]) -> Path:
                 local_files_only=not hub_answers(),
             )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise _not_loaded(pretrained, error) from None
+        raise not_loaded(pretrained, error) from None
     return Path(found)
 
 

@@ -92,8 +92,8 @@ def config_path_or_exit(own: Path, shipped: Path) -> str:
         print(f"{path} cannot be read as UTF-8 text: {error}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
     except (UnfitFileError, RecursionError) as error:
-        fact = "nests too deeply" if isinstance(error, RecursionError) else error
-        print(f"{path} {fact}", file=sys.stderr)
+        why = "nests too deeply" if isinstance(error, RecursionError) else error
+        print(f"{path} {why}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
     if fault := _amount_fault(found):
         print(f"{path}: {fault}", file=sys.stderr)

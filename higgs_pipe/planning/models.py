@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.checkpoint_files import missing_size, read_object, size_fault
 from higgs_pipe.planning.targets import is_within
+from higgs_pipe.planning.user_files import UnfitFileError
 
 # By the setting that names a checkpoint: what it must be, and its `model_type`.
 KINDS = {
@@ -82,14 +84,17 @@ def config_fault(setting: str, folder: Path) -> str | None:
     if not config_path.is_file():
         return _fault_without_config(folder, kind)
     try:
-        found = json.loads(config_path.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+        config = read_object(config_path)
+        found = config["model_type"]
+    except (OSError, UnfitFileError, KeyError):
         return "has a damaged config.json: it names no model_type; copy the checkpoint again"
     if found != model_type:
         others = [other for other, (_, its_type) in KINDS.items() if its_type == found]
         it_is = f"is that of {others[0]}" if others else f"is a {found!r}"
         return f"{it_is}; {kind} must have the model_type {model_type!r} (Transformers' own format)"
-    return None
+    lacking = missing_size(config) if setting == "base_model" else None
+    fault = lacking or size_fault(config)
+    return f"{fault}; copy the checkpoint again" if fault else None
 
 
 def _advice_on_missing(folder: Path) -> str:
@@ -107,8 +112,8 @@ def _fault_without_config(folder: Path, kind: str) -> str:
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = None
-        with suppress(OSError, ValueError, AttributeError):
-            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        with suppress(OSError, UnfitFileError):
+            base = read_object(adapter).get("base_model_name_or_path")
         return "is an adapter; name the base that it was trained on" + (f", {base}" if base else "")
     below = sorted(str(path.parent) for path in folder.glob("*/config.json"))
     hint = f"; did you mean {' or '.join(below)}?" if below else "; name the folder that has"
@@ -126,10 +131,10 @@ def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | N
     names: set[str] = set()
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            places = read_object(index)["weight_map"]
             names |= set(places)
             lacking = sorted(name for name in set(places.values()) if not (folder / name).exists())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, UnfitFileError, KeyError, AttributeError, TypeError):
             return f"has a damaged {index.name}; copy the checkpoint again"
         if lacking and has_files:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -142,7 +147,7 @@ def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | N
             if file.suffix == ".safetensors":
                 try:
                     names |= set(_names_in(file))
-                except (OSError, ValueError, struct.error):
+                except (OSError, ValueError, RecursionError, struct.error):
                     return f"has a damaged {file.name}; copy or download it again"
     is_base = setting == "base_model"
     if is_base and names and not any(name.endswith(TEXT_HEAD) for name in names):

@@ -14,6 +14,7 @@ from helpers import has_line_with
 from safetensors.torch import save_file
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
 from higgs_pipe.planning.models import check_folders, folder_fault, is_hub_id
 
 BODY, HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
@@ -22,7 +23,8 @@ BODY, HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
 def checkpoint(folder: Path, *tensors: str, model_type: str = "higgs_audio_v2") -> Path:
     """A folder with the files that planning looks at."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    sizes = dict.fromkeys(SIZES_OF_BASE, 8)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **sizes}))
     save_file({name: torch.zeros(1) for name in tensors}, folder / "model.safetensors")
     return folder
 

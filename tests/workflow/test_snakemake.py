@@ -20,6 +20,7 @@ from helpers import ROOT, has_line_with, jobs_run
 from workflow.stub_checkout import make_stub_checkout, snakemake, write_config
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
 from higgs_pipe.planning.launching import environment, launch_command, launch_settings
 from higgs_pipe.planning.stages import STAGES
 from higgs_pipe.planning.targets import (
@@ -471,7 +472,9 @@ def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
 ) -> None:
     weights = checkout / "base" / "pytorch_model.bin"
     weights.parent.mkdir()
-    (weights.parent / "config.json").write_text('{"model_type": "higgs_audio_v2"}')
+    sizes = dict.fromkeys(SIZES_OF_BASE, 8)
+    config = json.dumps({"model_type": "higgs_audio_v2", **sizes})
+    (weights.parent / "config.json").write_text(config)
 
     def rules_run_after(text: str) -> list[str]:
         weights.write_text(text)

@@ -7,21 +7,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.data.conversation import ASSISTANT, Conversation, Turn
+from higgs_pipe.data.conversation import ASSISTANT, SYSTEM, USER, Conversation, Turn
+from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import Prompt, PromptRenderer, RenderError, TokenIds
+from higgs_pipe.higgs.rendering import check_template, render
 from higgs_pipe.higgs.v2.native import shape_of
 
 Message = dict[str, Any]
 
 ASSISTANT_HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 PUBLISHED_TEMPLATE = "use the chat template that is published with the base model."
+# What every template renders: a text, and its recording.
+PLAIN = Conversation(
+    (
+        Turn(SYSTEM, ("Generate audio following instruction.",)),
+        Turn(USER, ("What is said.",)),
+        Turn(ASSISTANT, (Span("a.wav"),), is_target=True),
+    )
+)
 
 
 def message(turn: Turn[Any]) -> Message:
@@ -60,8 +69,7 @@ class ChatTemplate(PromptRenderer):
         config = load_pretrained(AutoConfig, base)
         self.shape = shape_of(config)
         self.tokenizer = load_pretrained(AutoTokenizer, base)
-        if self.tokenizer.chat_template is None:
-            raise UserError(f"base_model {base.name!r} has no chat template; use a complete one.")
+        check_template(self.tokenizer.chat_template, base.name)
         self.tokens = HiggsTokens(
             audio=config.audio_token_id,
             audio_bos=config.audio_bos_token_id,
@@ -73,6 +81,24 @@ class ChatTemplate(PromptRenderer):
             num_codebooks=config.num_codebooks,
         )
         self._assistant_header = self.tokenized(ASSISTANT_HEADER)
+        self._check(base.name, config.vocab_size)
+
+    def _check(self, name: str, vocab_size: int) -> None:
+        """Check that template, tokenizer and model are those of one checkpoint.
+
+        Raises:
+            UserError: The template does not render a plain sample, or a token has no embedding.
+        """
+        largest = max(self.tokenizer.get_vocab().values())
+        if largest >= vocab_size:
+            raise UserError(
+                f"base_model {name!r}: its tokenizer has a token {largest}, and its config.json "
+                f"{vocab_size} of them; use a complete checkpoint."
+            )
+        try:
+            self.prompt(PLAIN)
+        except RenderError as error:
+            raise UserError(f"base_model {name!r}: {error}; {PUBLISHED_TEMPLATE}") from None
 
     def _token_id(self, token: str) -> int:
         token_id = self.tokenizer.get_vocab().get(token)
@@ -125,14 +151,11 @@ class ChatTemplate(PromptRenderer):
         """Return the text that the template writes.
 
         Raises:
-            RenderError: The template refuses the conversation or leaves out a text.
+            RenderError: The template refuses the conversation, fails on it or leaves out a text.
+            UserError: It takes too much time or memory.
         """
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                [message(turn) for turn in conversation.turns], tokenize=False
-            )
-        except TemplateError as error:
-            raise RenderError(f"the chat template refuses the conversation: {error}") from None
+        num_chars = sum(len(text) for turn in conversation.turns for text in turn.texts)
+        text = render(self.tokenizer, [message(turn) for turn in conversation.turns], num_chars)
         place = 0
         for turn in conversation.turns:
             for written in turn.texts:

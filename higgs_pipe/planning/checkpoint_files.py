@@ -1,0 +1,56 @@
+"""The small JSON files of a checkpoint, which may come from anybody: bounded, and checked."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from higgs_pipe.planning.bounds import MAX_CHECKPOINT_JSON_BYTES
+from higgs_pipe.planning.user_files import UnfitFileError, read_file
+
+# The most that a number of a config may be: far above all published models. Beyond, the estimate
+# would be nonsense, and memory would run out before anything is said.
+LARGEST = {
+    "vocab_size": 2**22,
+    "num_codebooks": 64,
+    "codebook_size": 2**15 - 1,  # codes have 16 bits
+    "hidden_size": 2**17,
+    "intermediate_size": 2**19,
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**12,
+}
+# Without these, Transformers would take a default that is another model's.
+SIZES_OF_BASE = ("vocab_size", "num_codebooks", "codebook_size", "hidden_size", "num_hidden_layers")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        UnfitFileError: It is too large, or holds no JSON object.
+        OSError: It cannot be read.
+    """
+    try:
+        value = json.loads(read_file(path, MAX_CHECKPOINT_JSON_BYTES))
+    except (ValueError, RecursionError, EOFError):
+        raise UnfitFileError("is not JSON") from None
+    if not isinstance(value, dict):
+        raise UnfitFileError("is not a JSON object")
+    return value
+
+
+def size_fault(config: Mapping[str, Any]) -> str | None:
+    """Return which size in a ``config.json`` no model can have, as a predicate, or None."""
+    for key, largest in LARGEST.items():
+        size = config.get(key, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= largest:
+            return f"has the {key} {size!r:.30} in its config.json; 1 to {largest:,} are possible"
+    return None
+
+
+def missing_size(config: Mapping[str, Any]) -> str | None:
+    """Return which size the ``config.json`` of a base lacks, as a predicate, or None."""
+    lacking = [key for key in SIZES_OF_BASE if key not in config]
+    return f"has no {lacking[0]} in its config.json" if lacking else None
