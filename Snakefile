@@ -55,11 +55,19 @@ config_check.or_exit(
 )
 # The config for each base that experiments are trained on, by its folder below the results.
 OF_BASES = config_check.or_exit(bases.configs, config)
-DEMO_BASE = workflow.pathvars.apply("<resources>/tiny-higgs")
-config_check.or_exit(models.check_folders, config, Path(DEMO_BASE))
+# The folders of the miniatures, which are built when they are needed, and their stages.
+DEMO_BASES = {
+    workflow.pathvars.apply("<resources>/tiny-higgs"): "tiny",
+    workflow.pathvars.apply("<resources>/tiny-higgs-v3"): "tiny_v3",
+}
+config_check.or_exit(models.check_folders, config, DEMO_BASES)
 DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
 demo_changes = {}
-if any(targets.is_within(c["base_model"], DEMO_BASE) for c in OF_BASES.values()):
+if any(
+    targets.is_within(c["base_model"], folder)
+    for c in OF_BASES.values()
+    for folder in DEMO_BASES
+):
     typed = workflow.config_settings.config  # by --config alone
     demo_changes = config_check.use_demo_settings(
         config, DEMO_SETTINGS, SCHEMA_PATH, typed

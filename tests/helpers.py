@@ -29,6 +29,7 @@ from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, shard_path, write_table
 from higgs_pipe.planning import config_check
+from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
 from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.planning.recordings import state_of
 
@@ -296,3 +297,15 @@ def has_ended(process: psutil.Process) -> bool:
 def has_line_with(message: str, *tokens: str) -> bool:
     """Return whether one line of a message holds all tokens: a place, a key, a number."""
     return any(all(token in line for token in tokens) for line in message.splitlines())
+
+
+def config_of_base(model_type: str = "higgs_audio_v2") -> dict[str, Any]:
+    """The ``config.json`` of a base as planning looks at it: each size is 8."""
+    config: dict[str, Any] = {"model_type": model_type}
+    for dotted in SIZES_OF_BASE.get(model_type, ()):
+        *sections, key = dotted.split(".")
+        section = config
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = 8
+    return config

@@ -146,7 +146,7 @@ def test_every_stage_has_the_rule_module_and_version_of_its_line(rules: dict[str
 
 
 def test_the_settings_of_every_stage_have_a_line_of_names() -> None:
-    assert set(STAGES) == set(STAGE_SETTINGS) | {"tiny"}
+    assert set(STAGES) == set(STAGE_SETTINGS) | {"tiny", "tiny_v3"}
 
 
 def test_contributing_shows_the_names_of_every_stage() -> None:

@@ -21,8 +21,18 @@ LARGEST = {
     "num_key_value_heads": 2**12,
     "head_dim": 2**12,
 }
-# Without these, Transformers would take a default that is another model's.
-SIZES_OF_BASE = ("vocab_size", "num_codebooks", "codebook_size", "hidden_size", "num_hidden_layers")
+# By model_type. Without these, a default would be taken that is another model's.
+SIZES_OF_BASE = {
+    "higgs_audio_v2": (
+        *("vocab_size", "num_codebooks", "codebook_size", "hidden_size", "num_hidden_layers"),
+    ),
+    "higgs_multimodal_qwen3": (
+        *("text_config.vocab_size", "text_config.hidden_size", "text_config.num_hidden_layers"),
+        *("text_config.head_dim", "audio_encoder_config.num_codebooks"),
+        "audio_encoder_config.vocab_size",
+    ),
+}
+SECTIONS = ("text_config", "audio_encoder_config")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -43,14 +53,26 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def size_fault(config: Mapping[str, Any]) -> str | None:
     """Return which size in a ``config.json`` no model can have, as a predicate, or None."""
-    for key, largest in LARGEST.items():
-        size = config.get(key, 1)
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= largest:
-            return f"has the {key} {size!r:.30} in its config.json; 1 to {largest:,} are possible"
+    for section in ("", *SECTIONS):
+        for key, largest in LARGEST.items():
+            size = _section(config, section).get(key, 1)
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= largest:
+                return (
+                    f"has the {key} {size!r:.30} in its config.json; 1 to {largest:,} are possible"
+                )
     return None
 
 
 def missing_size(config: Mapping[str, Any]) -> str | None:
     """Return which size the ``config.json`` of a base lacks, as a predicate, or None."""
-    lacking = [key for key in SIZES_OF_BASE if key not in config]
-    return f"has no {lacking[0]} in its config.json" if lacking else None
+    for dotted in SIZES_OF_BASE[config["model_type"]]:
+        section, _, key = dotted.rpartition(".")
+        if key not in _section(config, section):
+            return f"has no {dotted} in its config.json"
+    return None
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section of a config, ``""`` being all of it; empty if it is not there."""
+    section = config.get(name) if name else config
+    return section if isinstance(section, Mapping) else {}

@@ -6,7 +6,7 @@ The Snakefile looks at folders while it plans; ``check_models`` looks at what th
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ from higgs_pipe.planning.checkpoint_files import missing_size, read_object, size
 from higgs_pipe.planning.targets import is_within
 from higgs_pipe.planning.user_files import UnfitFileError
 
-# By the setting that names a checkpoint: what it must be, and its `model_type`.
+# By the setting that names a checkpoint: what it must be, and the `model_type` of each that it may
+# be. Those of the base are higgs_pipe.higgs.family's, which planning cannot import.
 KINDS = {
-    "base_model": ("the base model", "higgs_audio_v2"),
-    "codec": ("the codec", "higgs_audio_v2_tokenizer"),
+    "base_model": ("the base model", ("higgs_audio_v2", "higgs_multimodal_qwen3")),
+    "codec": ("the codec", ("higgs_audio_v2_tokenizer",)),
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-TEXT_HEAD = "text_lm_head.weight"
+# What a merge by others may have lost; the other model's head is its embedding.
+TEXT_HEADS = {"higgs_audio_v2": "text_lm_head.weight"}
 WEIGHT_ENDINGS = (".safetensors", ".bin")
 NUM_NAMES_SHOWN = 10
 MAX_HEADER_BYTES = 2**26  # of a safetensors file
 
 
-def check_folders(config: Mapping[str, Any], demo_base: Path) -> None:
+def check_folders(config: Mapping[str, Any], demo_bases: Iterable[str]) -> None:
     """Check the base models and the codec, where they are folders; the demo's are yet to be built.
 
     Raises:
@@ -42,7 +44,7 @@ def check_folders(config: Mapping[str, Any], demo_base: Path) -> None:
         f"{key} {name!r} {fault}"
         for key, (setting, name) in named.items()
         if not is_hub_id(name)
-        and not is_within(name, str(demo_base))
+        and not any(is_within(name, folder) for folder in demo_bases)
         and (fault := folder_fault(setting, name))
     ]
     if faults:
@@ -79,19 +81,19 @@ def folder_fault(setting: str, name: str) -> str | None:
 
 def config_fault(setting: str, folder: Path) -> str | None:
     """Return why a folder's ``config.json`` is not that of such a checkpoint, or None."""
-    kind, model_type = KINDS[setting]
-    config_path = folder / "config.json"
-    if not config_path.is_file():
+    kind, model_types = KINDS[setting]
+    if not (folder / "config.json").is_file():
         return _fault_without_config(folder, kind)
     try:
-        config = read_object(config_path)
+        config = read_object(folder / "config.json")
         found = config["model_type"]
     except (OSError, UnfitFileError, KeyError):
         return "has a damaged config.json: it names no model_type; copy the checkpoint again"
-    if found != model_type:
-        others = [other for other, (_, its_type) in KINDS.items() if its_type == found]
+    if found not in model_types:
+        others = [other for other, (_, its_types) in KINDS.items() if found in its_types]
         it_is = f"is that of {others[0]}" if others else f"is a {found!r}"
-        return f"{it_is}; {kind} must have the model_type {model_type!r} (Transformers' own format)"
+        listed = " or ".join(map(repr, model_types))
+        return f"{it_is}; {kind} must have the model_type {listed} (in the published config.json)"
     lacking = missing_size(config) if setting == "base_model" else None
     fault = lacking or size_fault(config)
     return f"{fault}; copy the checkpoint again" if fault else None
@@ -149,10 +151,12 @@ def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | N
                     names |= set(_names_in(file))
                 except (OSError, ValueError, RecursionError, struct.error):
                     return f"has a damaged {file.name}; copy or download it again"
-    is_base = setting == "base_model"
-    if is_base and names and not any(name.endswith(TEXT_HEAD) for name in names):
+    head = None
+    if setting == "base_model":
+        head = TEXT_HEADS.get(read_object(folder / "config.json")["model_type"])
+    if head and names and not any(name.endswith(head) for name in names):
         return (
-            f"has no text head ({TEXT_HEAD}), so there would be no text loss; whoever merged it "
+            f"has no text head ({head}), so there would be no text loss; whoever merged it "
             "must load the base with use_text_head=True"
         )
     return None

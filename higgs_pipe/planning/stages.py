@@ -20,9 +20,10 @@ class Stage(NamedTuple):
     version: int
 
 
-# By the name of the stage's settings, results/config/<name>.json; `tiny` has none.
+# By the name of the stage's settings, results/config/<name>.json; the miniatures have none.
 STAGES = {
     "tiny": Stage("all", "tiny_base", "higgs.v2.miniature", 1),
+    "tiny_v3": Stage("all", "tiny_base_v3", "higgs.v3.miniature", 1),
     "models": Stage("validate", "check_models", "check_models", 1),
     "base_model": Stage("pack", "pin_model", "pin_model", 1),
     "codec": Stage("tokenize", "pin_model", "pin_model", 1),

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import has_line_with
+from helpers import config_of_base, has_line_with
 from safetensors.torch import save_file
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.family import FAMILIES
 from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
-from higgs_pipe.planning.models import check_folders, folder_fault, is_hub_id
+from higgs_pipe.planning.models import KINDS, check_folders, folder_fault, is_hub_id
 
 BODY, HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
 
@@ -23,8 +24,7 @@ BODY, HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
 def checkpoint(folder: Path, *tensors: str, model_type: str = "higgs_audio_v2") -> Path:
     """A folder with the files that planning looks at."""
     folder.mkdir(parents=True)
-    sizes = dict.fromkeys(SIZES_OF_BASE, 8)
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **sizes}))
+    (folder / "config.json").write_text(json.dumps(config_of_base(model_type)))
     save_file({name: torch.zeros(1) for name in tensors}, folder / "model.safetensors")
     return folder
 
@@ -52,29 +52,29 @@ def test_a_whole_checkpoint_has_no_fault(tmp_path: Path, make: Callable[..., Pat
 
 
 def test_the_miniature_and_its_codec_have_no_fault(tiny_base: Path) -> None:
-    check_folders(config_of(tiny_base, tiny_base / "audio_tokenizer"), Path("elsewhere"))
+    check_folders(config_of(tiny_base, tiny_base / "audio_tokenizer"), ["elsewhere"])
 
 
 def test_both_checkpoints_are_named_in_one_error(tiny_base: Path) -> None:
     config = config_of(tiny_base / "audio_tokenizer", tiny_base)
     with pytest.raises(UserError) as caught:
-        check_folders(config, Path("elsewhere"))
+        check_folders(config, ["elsewhere"])
     assert has_line_with(str(caught.value), "base_model ", "is that of codec")
     assert has_line_with(str(caught.value), "codec ", "is that of base_model")
 
 
 def test_the_base_that_the_demo_builds_need_not_be_there_yet(tmp_path: Path) -> None:
     demo = tmp_path / "tiny"
-    check_folders(config_of(demo, demo / "codec"), demo)
+    check_folders(config_of(demo, demo / "codec"), [str(demo)])
     with pytest.raises(UserError, match="does not exist"):
-        check_folders(config_of(demo, tmp_path / "codec"), demo)
+        check_folders(config_of(demo, tmp_path / "codec"), [str(demo)])
 
 
 def test_the_base_of_an_experiment_is_named_by_its_key(tmp_path: Path) -> None:
     demo = tmp_path / "tiny"
     absent = {"base_model": str(tmp_path / "absent")}
     with pytest.raises(UserError) as caught:
-        check_folders(config_of(demo, demo, own={}, big=absent), demo)
+        check_folders(config_of(demo, demo, own={}, big=absent), [str(demo)])
     assert has_line_with(str(caught.value), "experiments.big.base_model ", "does not exist")
 
 
@@ -104,6 +104,23 @@ def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
     folder = checkpoint(tmp_path / "base", BODY, HEAD)
     (folder / "config.json").write_text(text)
     assert "damaged config.json" in str(folder_fault("base_model", str(folder)))
+
+
+def test_a_base_may_be_of_each_family(tmp_path: Path) -> None:
+    assert KINDS["base_model"][1] == tuple(family.model_type for family in FAMILIES)
+    base = checkpoint(tmp_path / "v3", "body.norm.weight", model_type="higgs_multimodal_qwen3")
+    assert folder_fault("base_model", str(base)) is None
+
+
+@pytest.mark.parametrize("family", [family.model_type for family in FAMILIES])
+def test_a_base_without_one_of_its_sizes_is_refused(tmp_path: Path, family: str) -> None:
+    base = checkpoint(tmp_path / "base", BODY, HEAD, model_type=family)
+    for dotted in SIZES_OF_BASE[family]:
+        config = config_of_base(family)
+        section, _, key = dotted.rpartition(".")
+        del (config[section] if section else config)[key]
+        (base / "config.json").write_text(json.dumps(config))
+        assert f"has no {dotted}" in str(folder_fault("base_model", str(base)))
 
 
 def test_another_kind_of_model_is_named(tmp_path: Path) -> None:

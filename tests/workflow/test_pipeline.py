@@ -197,7 +197,7 @@ def two_bases(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, with a short experiment on another miniature beside its own."""
     folder = shutil.copytree(demo, tmp_path_factory.mktemp("two") / "copy", symlinks=True)
     miniature.build(folder / "other", seed=1)
-    short = "max_steps: 2, sample_steps: 0, eval_steps: 2"
+    short = "max_steps: 2, sample_steps: null, eval_steps: 2"
     experiments = f"experiments={{default: {{}}, x: {{base_model: other, {short}}}}}"
     finished = snakemake(folder, "--config", experiments)
     assert finished.returncode == 0, finished.stdout + finished.stderr

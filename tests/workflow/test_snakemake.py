@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT, has_line_with, jobs_run
+from helpers import ROOT, config_of_base, has_line_with, jobs_run
 from workflow.stub_checkout import make_stub_checkout, snakemake, write_config
 
 from higgs_pipe.errors import UserError
-from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
 from higgs_pipe.planning.launching import environment, launch_command, launch_settings
 from higgs_pipe.planning.stages import STAGES
 from higgs_pipe.planning.targets import (
@@ -135,6 +134,13 @@ def test_each_experiment_is_trained_evaluated_and_packaged(workdir: Path) -> Non
 def test_a_base_from_the_hub_needs_no_demo_base(workdir: Path) -> None:
     write_config(workdir, base_model="org/model", codec="org/codec")
     assert "tiny_base" not in jobs(workdir)
+
+
+def test_the_demo_of_higgs_tts_3_plans_the_demo_on_its_own_miniature(tmp_path: Path) -> None:
+    settings = str(ROOT / "examples/demo/v3.yaml")
+    planned = jobs(tmp_path, "--configfile", settings)
+    # The codec is that of the first miniature; 2 more settings of rows are those of the package.
+    assert planned == {**EVERYTHING, "tiny_base_v3": 1, "stage_config": 16}
 
 
 def settings_of_train(folder: Path, *words: str) -> dict[str, Any]:
@@ -371,7 +377,7 @@ def test_an_experiment_on_another_base_packs_its_own_rows_and_shares_the_rest(
 ) -> None:
     base = checkout / "other base"
     base.mkdir()
-    (base / "config.json").write_text('{"model_type": "higgs_audio_v2"}')
+    (base / "config.json").write_text(json.dumps(config_of_base()))
     (base / "pytorch_model.bin").write_text("weights")
     given = ("--config", "experiments={default: {}, x: {base_model: other base, seed: 1}}")
     own = dict.fromkeys(["estimate", "pin_model", "pack_rows", *TRAINING_ON], 1)
@@ -472,9 +478,7 @@ def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
 ) -> None:
     weights = checkout / "base" / "pytorch_model.bin"
     weights.parent.mkdir()
-    sizes = dict.fromkeys(SIZES_OF_BASE, 8)
-    config = json.dumps({"model_type": "higgs_audio_v2", **sizes})
-    (weights.parent / "config.json").write_text(config)
+    (weights.parent / "config.json").write_text(json.dumps(config_of_base()))
 
     def rules_run_after(text: str) -> list[str]:
         weights.write_text(text)

@@ -24,6 +24,30 @@ rule tiny_base:
         "{params.environment} python -m higgs_pipe.higgs.v2.miniature --output-dir {output.base:q} --log {log:q}"
 
 
+# Build a miniature of Higgs TTS 3, with the same codec in its bundle.
+# reads:  nothing
+# writes: <resources>/tiny-higgs-v3/
+rule tiny_base_v3:
+    output:
+        base=directory("<resources>/tiny-higgs-v3"),
+    log:
+        "<logs>/tiny_base_v3.log",
+    benchmark:
+        "<benchmarks>/tiny_base_v3.tsv"
+    conda:
+        "../../envs/higgs-pipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        version=stages.STAGES["tiny_v3"].version,
+        environment=environment,
+    shell:
+        "{params.environment} python -m higgs_pipe.higgs.v3.miniature --output-dir {output.base:q}"
+        " --log {log:q}"
+
+
 # Look at a base model and a codec of the Hub; folders are looked at while the workflow is planned.
 # reads:  their small files on the Hub
 # writes: <results>/{base}models/checked.txt
@@ -81,9 +105,8 @@ rule pin_model:
         environment=environment,
         # Snakemake would not compare a function of `input`.
         content=lambda wildcards: (
-            DEMO_VERSION
-            if demo_files(OF_ALL_BASES[wildcards.base][wildcards.model])
-            else targets.checkpoint_hash(
+            demo_version(OF_ALL_BASES[wildcards.base][wildcards.model])
+            or targets.checkpoint_hash(
                 OF_ALL_BASES[wildcards.base][wildcards.model], HASH_CACHE
             )
         ),

@@ -15,7 +15,6 @@ VERSIONS_BEFORE = targets.versions(PRODUCTS)
 RECORDINGS_MEMORY = f"{RESULTS}/data/recordings.json"
 
 OF_ALL_BASES = {**OF_BASES, bases.OWN: config}
-DEMO_VERSION = f"miniature, version {stages.STAGES['tiny'].version}"
 # Not an output of a rule, so that it outlives a rerun.
 HASH_CACHE = Path(f"{RESULTS}/models/hashes.json")
 
@@ -26,13 +25,24 @@ CHECKPOINTS = ancient(["<results>/data/rows.parquet", "<results>/data/clips.parq
 
 
 def demo_files(*names):
-    """Return the demo base as a list if a base model or codec is of it, else no file.
+    """Return the demo bases that base models or the codec are of.
 
-    Other models already exist. Its age does not count, which a copy changes: what it holds is known
-    by the version of its stage.
+    Other models already exist. The age of a demo base does not count, which a copy changes: what it
+    holds is known by the version of its stage.
     """
-    is_demo = any(targets.is_within(name, DEMO_BASE) for name in names)
-    return ancient([DEMO_BASE]) if is_demo else []
+    return ancient(
+        [
+            folder
+            for folder in DEMO_BASES
+            if any(targets.is_within(name, folder) for name in names)
+        ]
+    )
+
+
+def demo_version(name):
+    """Return what a base model or codec is a part of, if of a demo base; else None."""
+    for folder in demo_files(name):
+        return f"miniature, version {stages.STAGES[DEMO_BASES[folder]].version}"
 
 
 def checked_models(base):
@@ -55,7 +65,7 @@ def of_base(path):
 
 
 def demo_base(wildcards):
-    """Return the demo base as a list if an experiment is trained on it, else no file."""
+    """Return the demo base that an experiment is trained on, if it is one, as a list."""
     return demo_files(bases.base_of(config, wildcards.experiment)[0])
 
 

@@ -136,13 +136,13 @@ rule estimate:
     params:
         version=stages.STAGES["estimate"].version,
         environment=environment,
-        demo_base=(
-            DEMO_VERSION
-            if demo_files(
-                config["codec"], *(c["base_model"] for c in OF_BASES.values())
+        demo_bases=[
+            demo_version(name)
+            for name in (
+                config["codec"],
+                *(c["base_model"] for c in OF_BASES.values()),
             )
-            else None
-        ),
+        ],
     shell:
         "{params.environment} python -m higgs_pipe.estimate --config {input.config:q}"
         " --validation {input.validation:q} --clips {input.clips:q}"
