@@ -15,6 +15,7 @@ import higgs_pipe.planning.bases as bases
 import higgs_pipe.planning.config_check as config_check
 import higgs_pipe.planning.console as console
 import higgs_pipe.planning.failures as failures
+import higgs_pipe.planning.families as families
 import higgs_pipe.planning.file_names as file_names
 import higgs_pipe.planning.forms as forms
 import higgs_pipe.planning.interruption as interruption

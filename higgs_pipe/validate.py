@@ -25,6 +25,7 @@ from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS, EVAL, MEASURED, REJECTED, SHARD_CLIPS, TRAIN
 from higgs_pipe.data.tables import read_table, shard_path, write_shards, write_table
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.rules import rules_of
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -37,6 +38,7 @@ def run(
     rejected: Path,
     validation: Path,
     shards_dir: Path,
+    families: list[str],
     trained_clips: Path | None = None,
 ) -> None:
     """Judge the rows by their measures, and write the tables of clips.
@@ -50,6 +52,8 @@ def run(
         validation: JSON to write: counts, hours, speakers, languages, duplicates, overlap.
         shards_dir: Folder for ``shard-00000.parquet`` ..., the clips that one tokenization job
             encodes; only a shard whose clips change changes its bytes.
+        families: The ``model_type`` of the base models that the rows are for, or a model of the
+            Hub, ``name`` or ``name@revision``: a text may hold what the prompts of all may hold.
         trained_clips: ``clips.parquet`` of another manifest, which adapters are trained on. With it
             every row is held out, and rows with audio or text of its training split are rejected.
 
@@ -60,6 +64,7 @@ def run(
     stage = load_stage(ValidateStage, config)
     listed = read_rows(rows)
     manifest = replace(listed, rows=tuple(map(normalized, listed.rows)))
+    rules = [rules_of(family) for family in families]
     trained = None
     needed_splits: tuple[str, ...] = (TRAIN, EVAL)
     if trained_clips is not None:
@@ -69,7 +74,7 @@ def run(
     measured = _read_measured(measured_dir, stage.data.num_shards, manifest.rows)
     if trained is None:
         _check_split_is_known(manifest.rows, stage.data)
-    judgement = judge(manifest.rows, measured, stage, trained)
+    judgement = judge(manifest.rows, measured, stage, rules, trained)
     _check_enough_accepted(judgement, len(manifest.rows), stage)
     if stage.validate_.check_texts:
         check_texts(judgement.accepted)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, shard_path, write_table
 from higgs_pipe.planning import config_check
 from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
+from higgs_pipe.planning.families import V2
 from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.planning.recordings import state_of
 
@@ -64,9 +65,20 @@ def write_stage_config(path: Path, **sections: Any) -> Path:
 
 
 def run_validation(
-    folder: Path, num_threads: int = 1, trained_clips: Path | None = None, **sections: Any
+    folder: Path,
+    num_threads: int = 1,
+    trained_clips: Path | None = None,
+    families: Sequence[str] = (V2,),
+    **sections: Any,
 ) -> Path:
     """Run list_rows, measure and validate with the settings that the workflow would give them.
+
+    Args:
+        folder: Where they write.
+        num_threads: Of measure.
+        trained_clips: Those of another manifest.
+        families: Of the base models.
+        sections: Of the config.
 
     Returns:
         ``folder / "data"``, where their results are.
@@ -92,6 +104,7 @@ def run_validation(
         rejected=data / "rejected.parquet",
         validation=data / "validation.json",
         shards_dir=data / "shards",
+        families=list(families),
         trained_clips=trained_clips,
     )
     return data

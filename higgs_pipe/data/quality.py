@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from fontTools.unicodedata import script as script_of_character
 
+from higgs_pipe.data.text import without_control_tokens
+
 # Of full scale.
 SILENT_PEAK = 1e-4  # three steps of 16-bit audio
 MAX_PEAK = 100.0  # far above any overshoot: integers written as floating point, or noise
@@ -154,7 +156,7 @@ def measure_text(text: str, language: str | None, duration_seconds: float) -> Te
             (``zh-TW``, ``sr-Latn``). Anything else counts as None.
         duration_seconds: The length of the clip.
     """
-    text = unicodedata.normalize("NFC", text)
+    text = unicodedata.normalize("NFC", without_control_tokens(text))
     num_characters = len(text) - sum(map(str.isspace, text))
     num_words = sum(map(_num_words, text.split()))
     script = _dominant_script(text)

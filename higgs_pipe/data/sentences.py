@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from higgs_pipe.data.text import CONTROL_TOKEN, without_control_tokens
+
 # Where text may be cut, best first: after a sentence, a clause, a word.
 CUTS = (
     re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？｡])[”’」』）]*\s*|\n+"),
@@ -15,6 +17,7 @@ WIDE_LENGTH = 4  # a Chinese character or a Korean syllable takes as long to say
 
 def spoken_length(text: str) -> int:
     """Return how long a text is to say, in letters; wide characters count as ``WIDE_LENGTH``."""
+    text = without_control_tokens(text)
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + (WIDE_LENGTH - 1) * wide
 
@@ -38,6 +41,8 @@ def _split(text: str, max_length: int, cuts: Sequence[re.Pattern[str]]) -> list[
     if spoken_length(text.strip()) <= max_length:
         return [text]
     ends = [match.end() for match in cuts[0].finditer(text)] if cuts else list(range(1, len(text)))
+    in_token = {i for m in CONTROL_TOKEN.finditer(text) for i in range(m.start() + 1, m.end())}
+    ends = [end for end in ends if end not in in_token]
     parts = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
     pieces = [""]
     for part in parts:

@@ -58,7 +58,12 @@ class _Blanked(dict[int, str]):
 _BLANKED = _Blanked()
 
 
+def without_control_tokens(text: str) -> str:
+    """Return a text as it is heard: a space for each control token that it may hold."""
+    return CONTROL_TOKEN.sub(" ", text) if "<|" in text else text
+
+
 def bare_words(text: str) -> str:
-    """Return the words of a text without case, punctuation and extra space."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    """Return the words of a text without case, punctuation, control tokens and extra space."""
+    text = unicodedata.normalize("NFKC", without_control_tokens(text)).casefold()
     return " ".join(text.translate(_BLANKED).split())

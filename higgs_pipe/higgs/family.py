@@ -20,8 +20,9 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.packed_body import NativeParts, PackedForward
-from higgs_pipe.higgs.pretrained import load_pretrained, small_files
+from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.rules import config_json, unknown_model_type
 from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.higgs.v2 import generation as v2_generation
 from higgs_pipe.higgs.v2 import lora as v2_lora
@@ -32,8 +33,6 @@ from higgs_pipe.higgs.v3 import lora as v3_lora
 from higgs_pipe.higgs.v3 import native as v3_native
 from higgs_pipe.higgs.v3.body import PACKED_FORWARD as V3_PACKED_FORWARD
 from higgs_pipe.higgs.v3.checkpoint import check_tensors
-from higgs_pipe.planning.checkpoint_files import read_object
-from higgs_pipe.planning.user_files import UnfitFileError
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,7 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     for family in FAMILIES:
         if family.model_type == found:
             return family
-    known = ", ".join(f"{family.model_type} ({family.name})" for family in FAMILIES)
-    raise UserError(
-        f"{where}: config.json has model_type {found!r}; known are {known}. Name a complete "
-        "checkpoint of one of these."
-    )
+    raise unknown_model_type(where, found)
 
 
 def family_of_base(base: Pretrained) -> Family:
@@ -136,14 +131,7 @@ def family_of_base(base: Pretrained) -> Family:
     Raises:
         UserError: It cannot be found or reached, has no config, or is of no known family.
     """
-    path = small_files(base) / "config.json"
-    where = f"{base.setting} {base.name!r}"
-    if not path.is_file():
-        raise UserError(f"{where} cannot be loaded: it has no config.json\nUse a complete one.")
-    try:
-        return family_of(read_object(path), where)
-    except UnfitFileError as error:
-        raise UserError(f"{where} cannot be loaded: its config.json {error}.") from None
+    return family_of(config_json(base), f"{base.setting} {base.name!r}")
 
 
 def family_of_model(native: Any) -> Family:

@@ -83,7 +83,7 @@ class Packer:
         Raises:
             UserError: No sample can be packed, or the template does not render a plain sample.
         """
-        planner = Planner(self._clips, split, self._settings)
+        planner = Planner(self._clips, split, self._settings, self._renderer.rules)
         plans = planner.plans()
         chunks = iter(lambda: list(islice(plans, SAMPLES_PER_CHUNK)), [])
         waiting: deque[Rendering] = deque()

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from higgs_pipe.config.settings import PackConfig
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import SamplePlan
 from higgs_pipe.data.packing.turns import Recording, conversation_of
+from higgs_pipe.data.prompt_rules import PromptRules
 from higgs_pipe.higgs.codes import Codes, delay, num_delayed_frames, target_labels
 from higgs_pipe.higgs.shape import BaseShape
 
@@ -72,11 +74,17 @@ class PromptRenderer(ABC):
         tokenizer: The base's.
         shape: The base's.
         remedy: What to do where a plain sample cannot be rendered.
+        rules: What prompts may hold.
     """
 
     tokenizer: Any
     shape: BaseShape
     remedy: ClassVar[str]
+    rules: ClassVar[PromptRules]
+
+    @abstractmethod
+    def __init__(self, base: Pretrained) -> None:
+        """Load what prompts need of a checkpoint."""
 
     @abstractmethod
     def prompt(self, conversation: Conversation[Any]) -> Prompt:

@@ -29,7 +29,7 @@ STAGES = {
     "codec": Stage("tokenize", "pin_model", "pin_model", 1),
     "list_rows": Stage("validate", "list_rows", "list_rows", 7),
     "measure": Stage("validate", "measure_shard", "measure", 7),
-    "validate": Stage("validate", "judge_clips", "validate", 8),
+    "validate": Stage("validate", "judge_clips", "validate", 9),
     "clips_page": Stage("validate", "clips_page", "clips_page", 1),
     "estimate": Stage("validate", "estimate", "estimate", 3),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),

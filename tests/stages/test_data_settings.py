@@ -18,6 +18,7 @@ from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.specs import MEASURED
 from higgs_pipe.data.tables import write_table
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.families import V2
 
 Clips = dict[str, dict[str, Any]]
 Judge = Callable[..., tuple[Clips, Clips]]
@@ -122,9 +123,16 @@ def judge_again(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         models = {"asr": "a", "quality": "b"}
         limits = config["validate"] | {"speech_models": models, "filters": filters}
         stage = write_stage_config(folder / "filtered.json", **config | {"validate": limits})
-        tables = (data / f"{name}.parquet" for name in ("clips", "rejected"))
-        outputs = (*tables, data / "validation.json", data / "shards")
-        validate.run(stage, data / "rows.parquet", data / "measured", *outputs)
+        validate.run(
+            stage,
+            data / "rows.parquet",
+            data / "measured",
+            clips=data / "clips.parquet",
+            rejected=data / "rejected.parquet",
+            validation=data / "validation.json",
+            shards_dir=data / "shards",
+            families=[V2],
+        )
         return rows_by_id(data / "clips.parquet"), rows_by_id(data / "rejected.parquet")
 
     return judge

@@ -33,6 +33,7 @@ from higgs_pipe.higgs.generation import RecordedSample, recorded_samples
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
+from higgs_pipe.higgs.v2.rules import RULES as V2_RULES
 
 SHORT = Sampling(max_seconds=1)
 GREEDY = Sampling(temperature=0, max_seconds=4)
@@ -49,7 +50,7 @@ def rows_of(corpus: PackedCorpus) -> list[dict[str, Any]]:
 
 
 def plans(corpus: PackedCorpus, split: str, settings: PackConfig) -> Iterator[SamplePlan]:
-    yield from Planner(Clips.read(corpus.clips), split, settings).plans()
+    yield from Planner(Clips.read(corpus.clips), split, settings, V2_RULES).plans()
 
 
 def packed(rows: Path, speaker: Speaker) -> dict[str, RecordedSample]:

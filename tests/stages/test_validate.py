@@ -101,7 +101,7 @@ def write_manifest(folder: Path, rows: list[Fields]) -> Path:
 
 
 def run(
-    folder: Path, rows: list[Fields], out: str = "out", num_threads: int = 1, **sections: Fields
+    folder: Path, rows: list[Fields], out: str = "out", num_threads: int = 1, **sections: Any
 ) -> Outputs:
     """Run the stages on ``rows``; unless told otherwise, any share may be rejected."""
     sections = {"validate": {"max_rejected_fraction": 1.0}, **sections}
@@ -125,7 +125,7 @@ def run_processes(folder: Path, manifest: Path) -> subprocess.CompletedProcess[s
         " --measured out/measured/shard-00000.parquet",
         "validate --config config/validate.json --rows out/rows.parquet"
         " --measured-dir out/measured --clips out/clips.parquet --rejected out/rejected.parquet"
-        " --validation out/validation.json --shards-dir out/shards",
+        " --validation out/validation.json --shards-dir out/shards --families higgs_audio_v2",
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for words in commands:

@@ -52,6 +52,15 @@ def checked_models(base):
     return ancient([f"{RESULTS}/{base}models/checked.txt"] if is_on_hub else [])
 
 
+# What texts may hold depends on them.
+FAMILIES = families.families_of(
+    [(c["base_model"], c["base_model_revision"]) for c in OF_BASES.values()],
+    {
+        workflow.pathvars.apply("<resources>/tiny-higgs"): families.V2,
+        workflow.pathvars.apply("<resources>/tiny-higgs-v3"): families.V3,
+    },
+)
+
 # Waited for before anything is listed and measured, too.
 CHECKED_MODELS = checked_models(bases.OWN)
 CODEC = demo_files(config["codec"])

@@ -101,13 +101,15 @@ checkpoint judge_clips:
         version=stages.STAGES["validate"].version,
         environment=environment,
         trained=[],
+        families=FAMILIES,
         measured_dir=lambda wildcards, input: Path(input.measured[0]).parent,
         shards_dir=lambda wildcards, output: Path(output.shards[0]).parent,
     shell:
         "{params.environment} python -m higgs_pipe.validate --config {input.config:q} --rows {input.rows:q}"
         " --measured-dir {params.measured_dir:q} --clips {output.clips:q}"
         " --rejected {output.rejected:q} --validation {output.validation:q}"
-        " --shards-dir {params.shards_dir:q} {params.trained:q} --log {log:q}"
+        " --shards-dir {params.shards_dir:q} --families {params.families:q} {params.trained:q}"
+        " --log {log:q}"
 
 
 # Estimate the tokens, steps and memory of training, and print them.

@@ -13,11 +13,13 @@ from higgs_pipe.data.clips.declared import declared_fault
 from higgs_pipe.data.clips.layout import layout_fault
 from higgs_pipe.data.clips.reasons import Fault, Reason, Rejection
 from higgs_pipe.data.clips.splits import Key, groups_of, keys_of
+from higgs_pipe.data.clips.text_faults import text_fault
 from higgs_pipe.data.clips.trained import TrainedClips
 from higgs_pipe.data.manifests.row import Row
+from higgs_pipe.data.prompt_rules import PromptRules
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, TRAIN
-from higgs_pipe.data.text import find_control_token, is_blank
+from higgs_pipe.data.text import is_blank
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ def judge(
     rows: Sequence[Row],
     measured: Measured,
     stage: ValidateStage,
+    rules: Sequence[PromptRules],
     trained: TrainedClips | None = None,
 ) -> Judgement:
     """Judge each row by itself, then by what it shares with others.
@@ -40,9 +43,10 @@ def judge(
         rows: The rows of all manifests.
         measured: The rows of MEASURED of all their spans.
         stage: The settings.
+        rules: What prompts may hold, of each family of base models that the rows are for.
         trained: Clips of another manifest, from which these rows are to differ.
     """
-    found = {row.clip_id: _judge_row(row, measured, stage.validate_) for row in rows}
+    found = {row.clip_id: _judge_row(row, measured, stage.validate_, rules) for row in rows}
     faults = {clip_id: fault for clip_id, fault in found.items() if isinstance(fault, Fault)}
     sound = [candidate for candidate in found.values() if isinstance(candidate, Candidate)]
     faults |= _split_conflicts(sound, stage.data)
@@ -59,9 +63,12 @@ def judge(
     )
 
 
-def _judge_row(given: Row, measured: Measured, limits: ValidateConfig) -> Candidate | Fault:
+def _judge_row(
+    given: Row, measured: Measured, limits: ValidateConfig, rules: Sequence[PromptRules]
+) -> Candidate | Fault:
     row = _filled(given, measured) if limits.fill_missing_text else given
-    if fault := _fault(row, measured, limits):
+    faults = (text_fault(row, of_family) for of_family in rules)
+    if fault := next(filter(None, faults), None) or _fault(row, measured, limits):
         return fault
     candidate = candidate_of(row, measured, is_transcript=row is not given)
     return _filtered(candidate, measured, limits) or candidate
@@ -75,17 +82,9 @@ def _filled(row: Row, measured: Measured) -> Row:
 
 
 def _fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None:
-    """Return the first fault of a row by itself, filters apart."""
+    """Return the first fault of a row's recordings, filters apart."""
     if fault := _conversation_fault(row, measured, limits):
         return fault
-    for key in ("text", "scene", "ref_text", "speaker"):
-        text = getattr(row, key)
-        if text is None:
-            continue
-        if is_blank(text):
-            return Fault(Reason.TEXT_EMPTY, f"`{key}` is empty")
-        if token := find_control_token([text]):
-            return Fault(Reason.CONTROL_TOKEN, f"`{key}` contains {token:.60}")
     if fault := _audio_fault(row.span, measured, limits):
         return fault
     if fault := declared_fault(row, measured[row.span]):
@@ -108,12 +107,6 @@ def _fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None
 
 def _conversation_fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None:
     """Return the first fault of a turn, or of a prompt that holds audio of a target."""
-    turns = row.conversation.turns if row.conversation else ()
-    for number, turn in enumerate(turns, start=1):
-        if token := find_control_token(turn.texts):
-            return Fault(Reason.CONTROL_TOKEN, f"turn {number} contains {token:.60}")
-        if is_blank(turn.text) and (turn.texts or not turn.recordings):
-            return Fault(Reason.TEXT_EMPTY, f"the text of turn {number} is empty")
     if row.conversation and (fault := layout_fault(row.conversation)):
         return fault
     for heard in row.utterances:

@@ -35,6 +35,19 @@ class Reason(StrEnum):
     )
     TEXT_EMPTY = "text_empty", "write down what is said, or drop the row"
     CONTROL_TOKEN = "control_token", "remove it: the model would read it as a command"
+    UNKNOWN_TAG = "unknown_tag", "write a tag that there is, or remove it: it would be read aloud"
+    FOREIGN_MARK = (
+        "foreign_mark",
+        "remove it, or train only base models that know it (base_model, experiments)",
+    )
+    NO_SCENES = (
+        "no_scenes",
+        "leave out `scene`, or train only base models whose prompts have scenes",
+    )
+    NO_SYSTEM_MESSAGE = (
+        "no_system_message",
+        "leave it out, or train only base models whose prompts have one",
+    )
     CHANNELS_CANCEL = (
         "channels_cancel",
         "turn the polarity of one channel, or set validate.cancelling_channels to loudest",

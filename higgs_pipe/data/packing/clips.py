@@ -16,7 +16,9 @@ from higgs_pipe.errors import UserError, list_offenders
 EMBEDDING = "speaker_embedding"  # null where no speaker model ran
 TEXT_COLUMNS = ("clip_id", "text", "scene", "conversation", "manifest", "line")
 GROUP_COLUMNS = ("speaker", "split", "reference_id", "dialogue_id", "turn")
-AUDIO_COLUMNS = ("audio_path", "start_seconds", "end_seconds", "pcm_sha256", EMBEDDING)
+AUDIO_COLUMNS = (
+    *("audio_path", "start_seconds", "end_seconds", "duration_seconds", "pcm_sha256", EMBEDDING),
+)
 CLIP_COLUMNS = TEXT_COLUMNS + GROUP_COLUMNS + AUDIO_COLUMNS
 
 # TEXT_COLUMNS of a clip by name, and ``clip``, its row in the table.
@@ -53,6 +55,7 @@ class Clips:
         self._file, _ = _coded(table, "audio_path")
         self._start = _numbers(table, "start_seconds", 0.0)
         self._end = _numbers(table, "end_seconds", np.inf)
+        self.seconds = _numbers(table, "duration_seconds", 0.0)
         self._embeddings = _column(table, EMBEDDING)
         self.has_embeddings = self._embeddings.null_count < len(self._embeddings)
         self._by_id: dict[str, int] = {}

@@ -5,16 +5,17 @@ Draws depend on a hash of ids and seed, so adding or removing a clip leaves othe
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, islice
+from itertools import accumulate
 from typing import NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.clips import Clips
-from higgs_pipe.data.specs import EVAL, TRAIN
+from higgs_pipe.data.packing.references import Reference, References
+from higgs_pipe.data.prompt_rules import PromptRules
+from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError
 
 SPEECH, CLONING = "speech", "cloning"
@@ -24,12 +25,10 @@ CONVERSATION = "conversation"
 TASKS = (SPEECH, CLONING, DIALOGUE, DIALOGUE_CLONING, CONVERSATION)
 
 NO_REFERENCE = "no other recording of the speaker in this split"
-OWN_HELD_OUT = "the row's own reference is held-out audio, so another one is used"
 REFERENCE_TOO_LONG = "the sample with its reference exceeds pack.max_tokens"
 DIALOGUE_TOO_LONG = "the dialogue exceeds pack.max_tokens, so its turns stand alone"
 NO_SPEAKER = "a turn of the dialogue has no speaker, so its turns stand alone"
-
-NUM_RANKED = 32  # candidates for a reference that are compared by their embeddings
+ONE_SPEAKER = "the base model's texts have no tags for speakers, so turns of dialogues stand alone"
 
 
 class Fallback(NamedTuple):
@@ -37,13 +36,6 @@ class Fallback(NamedTuple):
 
     speaker: str
     reason: str
-
-
-class Reference(NamedTuple):
-    """A recording of a speaker, by its row in the table of clips."""
-
-    speaker: int
-    clip: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,77 +68,6 @@ class SamplePlan:
         return self.targets + tuple(reference.clip for reference in self.references)
 
 
-class References:
-    """Reference recordings for clips: others of the same speaker in the split.
-
-    The clips of a speaker form a ring in the order of their hashes. Each clip takes the next
-    allowed one, so all serve about equally often, and adding a clip affects only the one before
-    it. With speaker embeddings, each takes the most similar of the next ``NUM_RANKED``.
-
-    Args:
-        clips: The table of clips.
-        members: The clips of one split.
-        seed: Determines the ring.
-        is_training: True for the training split.
-    """
-
-    def __init__(
-        self, clips: Clips, members: npt.NDArray[np.int64], seed: int, is_training: bool
-    ) -> None:
-        self._clips = clips
-        self._is_training = is_training
-        known = members[clips.speaker[members] >= 0]
-        ids = (clip_id.as_py() for clip_id in clips.ids.take(known))
-        hashes = (unit_hash("reference", seed, clip_id) for clip_id in ids)
-        points = np.fromiter(hashes, np.float64, len(known))
-        speakers = clips.speaker[known]
-        order = np.lexsort((points, speakers))
-        self._ring = known[order]
-        self._place = np.empty(len(clips.ids), np.int64)
-        self._place[self._ring] = np.arange(len(known))
-        bounds = np.searchsorted(speakers[order], np.arange(len(clips.speakers) + 1))
-        self._bounds = bounds.tolist()
-
-    def of(self, clip: int, targets: Sequence[int]) -> Reference | None:
-        """Return a reference for the speaker of a clip, in a sample with these targets.
-
-        The row's own reference comes first. No reference shares audio with a target.
-        """
-        speaker = int(self._clips.speaker[clip])
-        own = int(self._clips.reference[clip])
-        if self.brings(clip) and not self._clips.shares_audio(own, targets):
-            return Reference(speaker, own)
-        if speaker < 0:
-            return None
-        candidates = self._following(clip, targets)
-        if (first := next(candidates, None)) is None:
-            return None
-        if not self._clips.has_embeddings:
-            return Reference(speaker, first)
-        ranked = [first, *islice(candidates, NUM_RANKED - 1)]
-        return Reference(speaker, self._clips.most_similar(clip, ranked))
-
-    def brings(self, clip: int) -> bool:
-        """Tell if the row of a clip brings a reference that may be used."""
-        own = int(self._clips.reference[clip])
-        return own >= 0 and not self.refuses(own)
-
-    def refuses(self, own: int) -> bool:
-        """Tell if a row's own reference is held-out audio, which must not be in training."""
-        return self._is_training and self._clips.holds_audio_of(own, EVAL)
-
-    def _following(self, clip: int, targets: Sequence[int]) -> Iterator[int]:
-        """Yield the clips after one on its speaker's ring that share no audio with the targets."""
-        speaker = int(self._clips.speaker[clip])
-        start, end = self._bounds[speaker], self._bounds[speaker + 1]
-        place = int(self._place[clip])
-        excluded = set(targets)  # passes over the turns of a long dialogue at once
-        for i in chain(range(place + 1, end), range(start, place)):
-            candidate = int(self._ring[i])
-            if candidate not in excluded and not self._clips.shares_audio(candidate, targets):
-                yield candidate
-
-
 class Planner:
     """Draws the task and the references of each clip and dialogue of a split.
 
@@ -156,16 +77,26 @@ class Planner:
     dropouts remove the scene from a share of the other samples, and a share of the references;
     in a dialogue, each speaker's reference is drawn separately.
 
+    Args:
+        clips: The table of clips.
+        split: Whose clips.
+        settings: Section ``pack``.
+        rules: What prompts of the base model may hold. Where a text has no tags for speakers, the
+            turns of a dialogue stand alone.
+
     Raises:
         UserError: Clips stand outside dialogues, and neither speech nor cloning has a weight.
     """
 
-    def __init__(self, clips: Clips, split: str, settings: PackConfig) -> None:
+    def __init__(self, clips: Clips, split: str, settings: PackConfig, rules: PromptRules) -> None:
         self._clips = clips
+        self._rules = rules
         self._members = clips.in_split(split)
         # A conversation cannot serve as a reference: its text may hold several voices.
         alone = self._members[~clips.is_conversation[self._members]]
-        self._references = References(clips, alone, settings.seed, split == TRAIN)
+        self._references = References(
+            clips, alone, settings.seed, split == TRAIN, rules.min_reference_seconds
+        )
         self._settings = settings
         self._check_weights()
 
@@ -214,8 +145,9 @@ class Planner:
         if self._settings.tasks.dialogue_cloning and any(map(self._references.brings, turns)):
             task = DIALOGUE_CLONING
         speakers = {int(self._clips.speaker[turn]): turn for turn in reversed(turns)}
-        if -1 in speakers:
-            yield from self._turns_alone(task, turns, NO_SPEAKER)
+        if not self._rules.joins_dialogues or -1 in speakers:
+            reason = NO_SPEAKER if self._rules.joins_dialogues else ONE_SPEAKER
+            yield from self._turns_alone(task, turns, reason)
             return
         keeps_scene = self._keeps_scene("dialogue", dialogue_id)
         plan = SamplePlan(task, turns, has_scene=keeps_scene)
@@ -235,8 +167,9 @@ class Planner:
             if self._is_dropped("reference", self._settings.reference_dropout, self._id(clip)):
                 continue
             speaker = self._speaker_name(int(self._clips.speaker[clip]))
-            if (own := int(self._clips.reference[clip])) >= 0 and self._references.refuses(own):
-                lacking.append(Fallback(speaker, OWN_HELD_OUT))
+            own = int(self._clips.reference[clip])
+            if own >= 0 and (reason := self._references.refusal(own)):
+                lacking.append(Fallback(speaker, reason))
             if (reference := self._references.of(clip, plan.targets)) is None:
                 lacking.append(Fallback(speaker, NO_REFERENCE))
             else:

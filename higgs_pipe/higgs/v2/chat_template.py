@@ -18,6 +18,7 @@ from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import Prompt, PromptRenderer, RenderError, TokenIds
 from higgs_pipe.higgs.rendering import check_template, render
 from higgs_pipe.higgs.v2.native import shape_of
+from higgs_pipe.higgs.v2.rules import RULES
 
 Message = dict[str, Any]
 
@@ -64,6 +65,7 @@ class ChatTemplate(PromptRenderer):
     """
 
     remedy = PUBLISHED_TEMPLATE
+    rules = RULES
 
     def __init__(self, base: Pretrained) -> None:
         config = load_pretrained(AutoConfig, base)

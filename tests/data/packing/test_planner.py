@@ -13,18 +13,21 @@ from higgs_pipe.data.packing.planner import (
     DIALOGUE_TOO_LONG,
     NO_REFERENCE,
     NO_SPEAKER,
-    OWN_HELD_OUT,
+    ONE_SPEAKER,
     REFERENCE_TOO_LONG,
     Planner,
     SamplePlan,
 )
+from higgs_pipe.data.packing.references import OWN_HELD_OUT, OWN_TOO_SHORT
 from higgs_pipe.data.packing.turns import Recording, conversation_of
+from higgs_pipe.data.prompt_rules import PromptRules
 from higgs_pipe.data.specs import CLIPS, REFERENCE
 from higgs_pipe.errors import UserError
 
 CLONING = {"speech": 0, "cloning": 1}
 NO_DIALOGUES = {"dialogue": 0, "dialogue_cloning": 0}
 DIALOGUE = {"speech": 0, "cloning": 0, "dialogue": 1, "dialogue_cloning": 0}
+ANY_BASE = PromptRules("a base")
 DIALOGUE_CLONING = {**DIALOGUE, "dialogue": 0, "dialogue_cloning": 1}
 
 
@@ -32,8 +35,8 @@ def clip(clip_id: str, speaker: str | None, **values: Any) -> dict[str, Any]:
     """A clip of a file of its own, unless ``values`` says more."""
     row = dict.fromkeys(column.name for column in CLIPS.columns if column.nullable)
     own = {"clip_id": clip_id, "audio_path": clip_id, "pcm_sha256": clip_id, "speaker": speaker}
-    said = {"text": f"I am {clip_id}.", "split": "train", "manifest": "m", "line": 1}
-    return row | own | said | values
+    said: dict[str, Any] = {"text": f"I am {clip_id}.", "split": "train", "duration_seconds": 2.0}
+    return row | own | said | {"manifest": "m", "line": 1} | values
 
 
 def turn(clip_id: str, speaker: str | None, number: int, **values: Any) -> dict[str, Any]:
@@ -43,11 +46,13 @@ def turn(clip_id: str, speaker: str | None, number: int, **values: Any) -> dict[
 class Drawn:
     """The samples of some clips, by the id of their first target."""
 
-    def __init__(self, rows: list[dict[str, Any]], **settings: Any) -> None:
+    def __init__(
+        self, rows: list[dict[str, Any]], rules: PromptRules = ANY_BASE, **settings: Any
+    ) -> None:
         fields = [field for field in CLIPS.schema if field.name in rows[0]]
         self.clips = Clips(pa.Table.from_pylist(rows, schema=pa.schema(fields)))
         self.ids = [row["clip_id"] for row in rows]
-        self.planner = Planner(self.clips, "train", PackConfig(**settings))
+        self.planner = Planner(self.clips, "train", PackConfig(**settings), rules)
         self.plans = {self.ids[plan.targets[0]]: plan for plan in self.planner.plans()}
 
     def __getitem__(self, clip_id: str) -> SamplePlan:
@@ -132,7 +137,7 @@ def test_the_task_mix_is_that_of_the_weights() -> None:
 
 def test_another_clip_draws_no_other_sample_anew() -> None:
     rows = [clip(f"{i}", "x") for i in range(200)]
-    shares = {"scene_dropout": 0.5, "reference_dropout": 0.5}
+    shares: dict[str, Any] = {"scene_dropout": 0.5, "reference_dropout": 0.5}
     before, after = Drawn(rows, **shares), Drawn([clip("new", "x"), *rows], **shares)
     changed = [i for i in before.plans if before.references(i) != after.references(i)]
     assert [after.references(i) for i in changed] in ([["new"]], [])
@@ -316,3 +321,22 @@ def test_a_dialogue_whose_turns_bring_references_is_drawn_with_them() -> None:
     drawn = Drawn([*rows, *others], tasks=tasks)
     assert drawn["t0"].task == "dialogue_cloning"
     assert drawn.references("t0") == ["own", "bo-1"]
+
+
+def test_no_reference_is_shorter_than_the_base_model_takes() -> None:
+    short = {"duration_seconds": 0.99}
+    rows = [clip("a", "x"), clip("b", "x", **short), clip("c", "x", duration_seconds=1.0)]
+    rules = PromptRules("m", min_reference_seconds=1.0)
+    drawn = Drawn(rows, rules, tasks=CLONING)
+    assert (drawn.references("a"), drawn.references("c")) == (["c"], ["a"])
+    assert drawn.references("b") in (["a"], ["c"])
+    own = clip("own", "x", split="reference", **short)
+    drawn = Drawn([clip("a", "x", reference_id="own"), clip("b", "x"), own], rules, tasks=CLONING)
+    assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_TOO_SHORT])
+
+
+def test_turns_of_a_dialogue_stand_alone_where_a_text_has_one_speaker() -> None:
+    rows = [turn("a", "x", 1), turn("b", "y", 2)]
+    drawn = Drawn(rows, PromptRules("m", joins_dialogues=False), tasks=DIALOGUE)
+    assert [plan.task for plan in drawn.plans.values()] == ["speech", "speech"]
+    assert drawn.reasons("a") == drawn.reasons("b") == [ONE_SPEAKER]

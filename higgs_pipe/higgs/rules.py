@@ -1,0 +1,66 @@
+"""Rules of prompts of each family, for ``validate``, which starts without PyTorch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.prompt_rules import PromptRules
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.v2.rules import RULES as V2_RULES
+from higgs_pipe.higgs.v3.rules import RULES as V3_RULES
+from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.user_files import UnfitFileError
+
+# By model_type in config.json.
+RULES: Mapping[str, PromptRules] = {
+    "higgs_audio_v2": V2_RULES,
+    "higgs_multimodal_qwen3": V3_RULES,
+}
+
+
+def rules_of(family: str) -> PromptRules:
+    """Return what the prompts of a family may hold.
+
+    Args:
+        family: Its ``model_type``, or a model of the Hub: ``name`` or ``name@revision``.
+
+    Raises:
+        UserError: The model cannot be reached, has no config, or is of no known family.
+    """
+    if family in RULES:
+        return RULES[family]
+    name, _, revision = family.partition("@")
+    base = Pretrained("base_model", name, revision or None)
+    found = config_json(base).get("model_type")
+    if found not in RULES:
+        raise unknown_model_type(f"{base.setting} {base.name!r}", found)
+    return RULES[str(found)]
+
+
+def config_json(base: Pretrained) -> Any:
+    """Return the contents of a checkpoint's ``config.json``.
+
+    Raises:
+        UserError: It cannot be found or reached, or has no config.
+    """
+    folder, where = Path(base.name), f"{base.setting} {base.name!r}"
+    if not folder.is_dir():
+        from higgs_pipe.higgs.pretrained import small_files  # imports Transformers
+
+        folder = small_files(base)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{where} cannot be loaded: it has no config.json\nUse a complete one.")
+    try:
+        return read_object(folder / "config.json")
+    except UnfitFileError as error:
+        raise UserError(f"{where} cannot be loaded: its config.json {error}.") from None
+
+
+def unknown_model_type(where: str, found: object) -> UserError:
+    """Return the error that a checkpoint is of no known family."""
+    known = ", ".join(f"{model_type} ({rules.model})" for model_type, rules in RULES.items())
+    return UserError(
+        f"{where}: config.json has model_type {found!r}; known are {known}. Name a complete "
+        "checkpoint of one of these."
+    )

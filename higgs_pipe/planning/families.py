@@ -1,0 +1,41 @@
+"""Families of the base models in use, which ``validate`` judges texts by.
+
+They are told while planning, so that another base of a family that is in use reruns nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.targets import is_within
+
+V2, V3 = "higgs_audio_v2", "higgs_multimodal_qwen3"  # model_type in config.json
+PUBLISHED = {
+    "bosonai/higgs-audio-v2-generation-3B-base": V2,
+    "bosonai/higgs-tts-2-3b-base": V2,
+    "bosonai/higgs-tts-3-4b": V3,
+    "bosonai/higgs-audio-v3-tts-4b": V3,
+}
+
+
+def families_of(
+    bases: Iterable[tuple[str, str | None]], demo_bases: Mapping[str, str]
+) -> list[str]:
+    """Return the ``model_type`` of each base model, once each.
+
+    Args:
+        bases: Names and revisions; a folder that is not the demo's has a sound ``config.json``.
+        demo_bases: The ``model_type`` of the demo's folders, which may be yet to be built.
+
+    Returns:
+        Of another model of the Hub, ``name`` or ``name@revision``: its family is not known here.
+    """
+    return sorted({_family(name, revision, demo_bases) for name, revision in bases})
+
+
+def _family(name: str, revision: str | None, demo_bases: Mapping[str, str]) -> str:
+    if demo := next((f for f in demo_bases if is_within(name, f)), None):
+        return demo_bases[demo]
+    if Path(name).is_dir():
+        return str(read_object(Path(name, "config.json")).get("model_type"))
+    return PUBLISHED.get(name, name if revision is None else f"{name}@{revision}")
