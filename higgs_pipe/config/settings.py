@@ -399,7 +399,8 @@ class TrainConfig(Section):
         None,
         ge=1,
         le=65_535,
-        description="Port of the first machine; null: 29500, or any free port on a single machine.",
+        description="Port of the first machine; null: 20000 + job number modulo 10000, or on a "
+        "single machine any free port.",
     )
     accelerate_config: str | None = Field(
         None,

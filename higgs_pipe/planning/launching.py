@@ -2,17 +2,36 @@
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import bases, process_tree
 
-DEFAULT_PORT = 29500
+
+class Machines(NamedTuple):
+    """Resources that a training asks of a scheduler; None: not asked for.
+
+    Attributes:
+        gpu: GPUs of a training on one machine.
+        gres: GPUs of each of several machines, as Slurm writes them: ``gpu:4``.
+        nodes: Number of machines, where there are several.
+        tasks: Launchers, one per machine.
+        tasks_per_gpu: 0, without which Snakemake's plugin asks for as many tasks per GPU as in all.
+        mpi: ``srun``: the job's own command starts its tasks, so the plugin shall not.
+    """
+
+    gpu: int | None = None
+    gres: str | None = None
+    nodes: int | None = None
+    tasks: int | None = None
+    tasks_per_gpu: int | None = None
+    mpi: str | None = None
 
 
 def train_setting(config: Mapping[str, Any], experiment: str, key: str) -> Any:
@@ -26,9 +45,32 @@ def overrides_text(config: Mapping[str, Any], experiment: str) -> str:
     return json.dumps(changes, sort_keys=True, allow_nan=False)
 
 
-def num_gpus(device: str, num_processes: int = 1) -> int:
-    """Return the GPUs that a job asks for: one per process, or none on ``device: cpu``."""
-    return 0 if device == "cpu" else num_processes
+def num_gpus(device: str, num_processes: int = 1) -> int | None:
+    """Return the GPUs that a job asks for: one per process; None without any.
+
+    Snakemake drops a resource that is None. One of 0 would still send the job to a GPU's queue in
+    some of its executors.
+    """
+    return None if device == "cpu" or num_processes == 0 else num_processes
+
+
+def machines(device: str, num_processes: int, num_machines: int) -> Machines:
+    """Return what a training asks of a scheduler.
+
+    Args:
+        device: ``train.device``; on ``cpu`` it asks for no GPU.
+        num_processes: Processes over all machines, a multiple of their number.
+        num_machines: Machines.
+    """
+    if num_machines == 1:
+        return Machines(gpu=num_gpus(device, num_processes))
+    return Machines(
+        gres=None if device == "cpu" else f"gpu:{num_processes // num_machines}",
+        nodes=num_machines,
+        tasks=num_machines,
+        tasks_per_gpu=0,
+        mpi="srun",
+    )
 
 
 def runs_speech_models(config: Mapping[str, Any]) -> bool:
@@ -63,6 +105,30 @@ def launch_settings(config: Mapping[str, Any], experiment: str) -> dict[str, Any
     return settings | {"accelerate_config": path}
 
 
+def check_launches(config: Mapping[str, Any]) -> None:
+    """Check that the training of each experiment can be started.
+
+    Raises:
+        UserError: A file of ``accelerate config`` cannot be used, the processes do not divide
+            among the machines, or several machines are asked for and ``srun`` is not here.
+    """
+    for experiment in config["experiments"]:
+        settings = launch_settings(config, experiment)
+        processes, machines = settings["num_processes"], settings["num_machines"]
+        if processes % machines:
+            raise UserError(
+                f"train.num_processes is {processes} and train.num_machines is {machines} "
+                f"(experiment {experiment}). Each machine runs the same number of processes: set "
+                f"num_processes to a multiple of {machines}."
+            )
+        if machines > 1 and shutil.which("srun") is None:
+            raise UserError(
+                f"train.num_machines is {machines} (experiment {experiment}), and there is no "
+                "srun here to start processes on other machines. Run the workflow on a Slurm "
+                "cluster with --workflow-profile profiles/slurm, or set train.num_machines: 1."
+            )
+
+
 def launch_command(
     num_processes: int,
     num_threads: int,
@@ -84,11 +150,16 @@ def launch_command(
         num_threads: CPU threads of all processes on one machine together.
         config_path: ``workflow/accelerate.yaml``.
         num_machines: Number of machines; with several, ``srun`` starts the launcher on each.
-        main_process_ip: Address of the first machine; None asks Slurm.
-        main_process_port: Port of the first machine.
+        main_process_ip: Address of the first machine; None: the launcher asks Slurm.
+        main_process_port: Port of the first machine; None: any free one, or with several machines
+            one that the launcher derives from Slurm's number of the job.
         accelerate_config: The user's own file, which replaces the other settings.
     """
-    srun = f"srun --nodes={num_machines} --ntasks={num_machines} --ntasks-per-node=1"
+    # A task of `srun` has one core unless it is told, whatever the job has.
+    srun = (
+        f"srun --nodes={num_machines} --ntasks={num_machines} --ntasks-per-node=1 "
+        f"--cpus-per-task={num_threads}"
+    )
     launcher = f"{srun} python" if num_machines > 1 else "python"
     threads_per_process = max(1, num_threads * num_machines // num_processes)
     options = [
@@ -101,12 +172,15 @@ def launch_command(
             "--mixed_precision no --dynamo_backend no",
         ]
         if num_processes > 1:
-            # --multi_gpu also starts CPU processes. Port 0 takes a free one, so that launches on
-            # one machine do not collide.
-            port = main_process_port or (0 if num_machines == 1 else DEFAULT_PORT)
-            options.append(f"--multi_gpu --main_process_port {port}")
+            options.append("--multi_gpu")  # which also starts CPU processes
+            # Port 0 takes a free one, so that launches on one machine do not collide.
+            port = 0 if main_process_port is None and num_machines == 1 else main_process_port
+            if port is not None:
+                options.append(f"--main_process_port {port}")
         if main_process_ip is not None:
             options.append(f"--main_process_ip {shlex.quote(main_process_ip)}")
+    elif num_machines > 1:
+        options.append(f"--num_machines {num_machines}")  # the launcher reads its rank from Slurm
     return " ".join([f"{launcher} -m higgs_pipe.training.launch", *options])
 
 

@@ -11,8 +11,8 @@ It takes the options of ``accelerate launch`` and adds four things:
 - Where a process was lost, or another than the first one failed, it prints that process's message
   last, in place of the launcher's own traceback.
 
-In a Slurm job over several machines, this machine's rank and the first machine's address come
-from Slurm.
+In a Slurm job over several machines, this machine's rank, the first machine's address and a port
+come from Slurm.
 """
 
 import json
@@ -27,12 +27,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import psutil
+import yaml
 
 from higgs_pipe.planning import process_tree
 
 # Torchrun's options, given by the environment because Accelerate does not pass them. Torchrun shall
 # leave signals to us, and wait 10 seconds before it kills the peers of a lost process.
 TORCHRUN_OPTIONS = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT", "PET_SHUTDOWN_TIMEOUT": "10"}
+
+
+# Ports below those that Linux gives to outgoing connections.
+FIRST_PORT, NUM_PORTS = 20_000, 10_000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
     arguments = launch_command_parser().parse_args(argv)
     if (arguments.num_machines or 1) > 1:
-        _place_in_slurm_job(arguments)
+        place_in_slurm_job(arguments, os.environ)
     try:
         launch_command(arguments)
     except ChildFailedError as error:
@@ -119,14 +124,31 @@ def _pass_on(number: int, _: types.FrameType | None) -> None:
         sys.exit(128 + number)
 
 
-def _place_in_slurm_job(arguments: Any) -> None:
-    """Fill in this machine's rank and the first machine's address where options lack them."""
-    if arguments.machine_rank is None and "SLURM_NODEID" in os.environ:
-        arguments.machine_rank = int(os.environ["SLURM_NODEID"])
-    if arguments.main_process_ip is None and "SLURM_JOB_NODELIST" in os.environ:
-        command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-        hosts = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        arguments.main_process_ip = hosts[0]
+def place_in_slurm_job(arguments: Any, environment: Mapping[str, str]) -> None:
+    """Fill in where this machine is in a Slurm job, as far as options and config file lack it.
+
+    The rank is that of the node. The address is the one by which Slurm reaches the job's first
+    node. The port follows from the number of the job, so that two trainings that share a node do
+    not meet.
+    """
+    given = yaml.safe_load(Path(arguments.config_file).read_text(encoding="utf-8"))
+    for key in ("main_process_ip", "main_process_port"):
+        if getattr(arguments, key) is None:
+            setattr(arguments, key, given.get(key))
+    if arguments.machine_rank is None and "SLURM_NODEID" in environment:
+        arguments.machine_rank = int(environment["SLURM_NODEID"])
+    if arguments.main_process_ip is None and "SLURM_JOB_NODELIST" in environment:
+        first = _scontrol("hostnames", environment["SLURM_JOB_NODELIST"]).split()[0]
+        node = dict(word.split("=", 1) for word in _scontrol("node", first).split() if "=" in word)
+        arguments.main_process_ip = node.get("NodeAddr", first)
+    if arguments.main_process_port is None:
+        job = int(environment.get("SLURM_JOB_ID", 0))
+        arguments.main_process_port = FIRST_PORT + job % NUM_PORTS
+
+
+def _scontrol(kind: str, name: str) -> str:
+    command = ["scontrol", "show", "--oneliner", kind, name]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -1,13 +1,21 @@
 """The launch settings of training, as words of the command that the rule runs."""
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from higgs_pipe.config.settings import Config
-from higgs_pipe.planning.launching import launch_command, launch_settings
+from higgs_pipe.errors import UserError
+from higgs_pipe.planning.launching import (
+    Machines,
+    check_launches,
+    launch_command,
+    launch_settings,
+    machines,
+)
 
 
 def command(experiment: dict[str, Any], **train: Any) -> list[str]:
@@ -48,3 +56,34 @@ def test_the_users_own_file_is_given_to_accelerate(tmp_path: Path, name: str) ->
     words = command({}, accelerate_config=str(tmp_path / name))
     assert value(words, "--config_file") == str(tmp_path / name)
     assert "--num_processes" not in words
+
+
+def test_one_machine_is_asked_for_a_gpu_per_process() -> None:
+    assert machines("auto", num_processes=4, num_machines=1) == Machines(gpu=4)
+    assert machines("cpu", num_processes=4, num_machines=1) == Machines()
+
+
+def test_several_machines_are_asked_for_their_share_of_the_gpus() -> None:
+    asked = machines("cuda", num_processes=8, num_machines=2)
+    assert (asked.gpu, asked.gres, asked.nodes, asked.tasks) == (None, "gpu:4", 2, 2)
+    assert machines("cpu", num_processes=8, num_machines=2).gres is None
+
+
+def checked(monkeypatch: pytest.MonkeyPatch, srun: str | None, **train: Any) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: srun)
+    config = Config(manifest="m", base_model="b", codec="c", train=train, experiments={"one": {}})
+    check_launches(config.model_dump(by_alias=True))
+
+
+def test_processes_that_do_not_divide_among_the_machines_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked(monkeypatch, "/usr/bin/srun", num_processes=4, num_machines=2)
+    with pytest.raises(UserError, match=r"num_processes is 3 and train\.num_machines is 2"):
+        checked(monkeypatch, "/usr/bin/srun", num_processes=3, num_machines=2)
+
+
+def test_several_machines_need_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked(monkeypatch, None, num_processes=4)
+    with pytest.raises(UserError, match="srun"):
+        checked(monkeypatch, None, num_processes=4, num_machines=2)

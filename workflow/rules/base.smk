@@ -15,7 +15,7 @@ rule tiny_base:
         "../../envs/higgs-pipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=30,
     params:
         version=stages.STAGES["tiny"].version,
@@ -66,7 +66,7 @@ rule check_models:
     conda:
         "../../envs/higgs-pipe.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=10,
     params:
         version=stages.STAGES["models"].version,
@@ -98,7 +98,7 @@ rule pin_model:
         "../../envs/higgs-pipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=240,
     params:
         version=stages.STAGES["base_model"].version,

@@ -93,6 +93,16 @@ def num_processes_per_machine(wildcards):
     return -(-num_processes(wildcards) // launch_settings(wildcards)["num_machines"])
 
 
+def machines(wildcards):
+    """Return what one training asks of a scheduler."""
+    settings = launch_settings(wildcards)
+    return launching.machines(
+        device=launching.train_setting(config, wildcards.experiment, "device"),
+        num_processes=settings["num_processes"],
+        num_machines=settings["num_machines"],
+    )
+
+
 ENVIRONMENT = launching.environment(
     ROOT, in_own_environment=not workflow.deployment_settings.deployment_method
 )

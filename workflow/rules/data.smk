@@ -21,7 +21,7 @@ checkpoint list_rows:
     conda:
         "../../envs/higgs-pipe.yaml"
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=120,
     params:
         version=stages.STAGES["list_rows"].version,
@@ -62,7 +62,9 @@ rule measure_shard:
             config["validate"]["speech_models"]["device"],
             int(launching.runs_speech_models(config)),
         ),
-        mem_mb=16000 if launching.runs_speech_models(config) else 2000,
+        mem_mb=lambda wildcards, attempt: (
+            attempt * (16000 if launching.runs_speech_models(config) else 2000)
+        ),
         runtime=480,
     params:
         version=stages.STAGES["measure"].version,
@@ -95,7 +97,7 @@ checkpoint judge_clips:
     conda:
         "../../envs/higgs-pipe.yaml"
     resources:
-        mem_mb=16000,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=120,
     params:
         version=stages.STAGES["validate"].version,
@@ -133,7 +135,7 @@ rule estimate:
     conda:
         "../../envs/higgs-pipe.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=30,
     params:
         version=stages.STAGES["estimate"].version,
@@ -178,7 +180,7 @@ rule clips_page:
         "../../envs/higgs-pipe.yaml"
     threads: 1
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=60,
     params:
         version=stages.STAGES["clips_page"].version,
@@ -212,7 +214,7 @@ rule tokenize_shard:
     threads: 4 if config["tokenize"]["device"] == "cuda" else 1
     resources:
         gpu=launching.num_gpus(config["tokenize"]["device"]),
-        mem_mb=16000,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=480,
     params:
         version=stages.STAGES["tokenize"].version,
@@ -246,7 +248,7 @@ rule pack_rows:
         "../../envs/higgs-pipe.yaml"
     threads: 2
     resources:
-        mem_mb=16000,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=240,
     params:
         version=stages.STAGES["pack"].version,

@@ -41,7 +41,9 @@ rule eval_adapter:
         gpu=launching.num_gpus(
             config["eval"]["device"], config["eval"]["num_processes"]
         ),
-        mem_mb=32000 * config["eval"]["num_processes"],
+        mem_mb=lambda wildcards, attempt: (
+            attempt * 32000 * config["eval"]["num_processes"]
+        ),
         runtime=480,
     params:
         version=stages.STAGES["eval"].version,
@@ -82,7 +84,7 @@ rule accept_adapter:
         "../../envs/higgs-pipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=10,
     params:
         version=stages.STAGES["accept"].version,

@@ -54,7 +54,7 @@ rule package_adapter:
         "../../envs/higgs-pipe.yaml"
     threads: 4
     resources:
-        mem_mb=64000,
+        mem_mb=lambda wildcards, attempt: 64000 * attempt,
         runtime=240,
     params:
         version=stages.STAGES["package"].version,
@@ -91,7 +91,7 @@ rule push_adapter:
         "../../envs/higgs-pipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=240,
     params:
         version=stages.STAGES["push"].version,
@@ -132,7 +132,7 @@ rule merge_adapter:
     threads: 4
     resources:
         gpu=launching.num_gpus(config["eval"]["device"], 1),
-        mem_mb=32000,
+        mem_mb=lambda wildcards, attempt: 32000 * attempt,
         runtime=240,
     params:
         version=stages.STAGES["merge"].version,

@@ -68,7 +68,7 @@ rule report:
         "../../envs/higgs-pipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=30,
     params:
         version=stages.STAGES["report"].version,

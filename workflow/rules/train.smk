@@ -1,4 +1,5 @@
 # One adapter per experiment.
+config_check.or_exit(launching.check_launches, config)
 ancestors.check_ancestors_or_exit(config, Path(workflow.pathvars.apply("<results>")))
 
 
@@ -35,11 +36,16 @@ rule train_adapter:
         "../../envs/higgs-pipe.yaml"
     threads: lambda wildcards: 4 * num_processes_per_machine(wildcards)
     resources:
-        gpu=lambda wildcards: launching.num_gpus(
-            launching.train_setting(config, wildcards.experiment, "device"),
-            num_processes(wildcards),
+        # For one machine; for several, what each of them gives, in Slurm's own words.
+        gpu=lambda wildcards: machines(wildcards).gpu,
+        gres=lambda wildcards: machines(wildcards).gres,
+        nodes=lambda wildcards: machines(wildcards).nodes,
+        tasks=lambda wildcards: machines(wildcards).tasks,
+        tasks_per_gpu=lambda wildcards: machines(wildcards).tasks_per_gpu,
+        mpi=lambda wildcards: machines(wildcards).mpi,
+        mem_mb=lambda wildcards, attempt: (
+            attempt * 32000 * num_processes_per_machine(wildcards)
         ),
-        mem_mb=lambda wildcards: 32000 * num_processes_per_machine(wildcards),
         runtime=2880,
     params:
         version=stages.STAGES["train"].version,

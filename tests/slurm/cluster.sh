@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Start or stop a real Slurm of two nodes on this machine, for tests: tests/slurm/cluster.sh up|down DIR
+#
+# Needs root and Debian's slurmctld, slurmd, slurm-client and munge. Each node says it has 4 cores,
+# 64 GB and a GPU, which is /dev/null. There is no accounting database, as on small clusters.
+# DIR holds its keys, logs and state; `export SLURM_CONF=DIR/etc/slurm.conf` to use it.
+set -euo pipefail
+action=$1 dir=$(realpath -m "$2")
+host=$(hostname -s)
+
+stop() {
+    for name in slurmd-n1 slurmd-n2 slurmctld munged; do
+        if [[ -s $dir/run/$name.pid ]]; then kill "$(cat "$dir/run/$name.pid")" 2> /dev/null || true; fi
+    done
+}
+
+if [[ $action == down ]]; then
+    stop
+    exit
+fi
+
+mkdir -p "$dir"/{etc,run,log,state,spool/n1,spool/n2}
+for gpu in n1-gpu n2-gpu; do
+    [[ -e $dir/run/$gpu ]] || mknod "$dir/run/$gpu" c 1 3
+done
+dd if=/dev/urandom of="$dir/run/munge.key" bs=1024 count=1 status=none
+chmod 600 "$dir/run/munge.key"
+cat > "$dir/etc/slurm.conf" << CONF
+ClusterName=toy
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=26817
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket=$dir/run/munge.socket
+CredType=cred/munge
+SlurmctldPidFile=$dir/run/slurmctld.pid
+SlurmctldLogFile=$dir/log/slurmctld.log
+SlurmdPidFile=$dir/run/slurmd-%n.pid
+SlurmdLogFile=$dir/log/slurmd-%n.log
+SlurmdSpoolDir=$dir/spool/%n
+SlurmdParameters=config_overrides
+StateSaveLocation=$dir/state
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+KillWait=20
+MinJobAge=300
+MailProg=/bin/true
+GresTypes=gpu
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=26821 CPUs=4 RealMemory=64000 Gres=gpu:1
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=26822 CPUs=4 RealMemory=64000 Gres=gpu:1
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+CONF
+cat > "$dir/etc/gres.conf" << CONF
+AutoDetect=off
+NodeName=n1 Name=gpu File=$dir/run/n1-gpu
+NodeName=n2 Name=gpu File=$dir/run/n2-gpu
+CONF
+# The executor of job steps drops SLURM_CONF, so the default place must lead here, too.
+mkdir -p /etc/slurm
+ln -sf "$dir/etc/slurm.conf" "$dir/etc/gres.conf" /etc/slurm/
+
+munged --force --key-file="$dir/run/munge.key" --socket="$dir/run/munge.socket" \
+    --pid-file="$dir/run/munged.pid" --log-file="$dir/log/munged.log" --seed-file="$dir/run/munged.seed"
+slurmctld -c
+for node in n1 n2; do slurmd -c -N "$node"; done
+for _ in $(seq 60); do
+    if [[ $(sinfo --noheader --states=idle --format=%D) == 2 ]]; then exit 0; fi
+    sleep 0.5
+done
+echo "the two nodes are not idle after 30 seconds; see $dir/log" >&2
+stop
+exit 1
