@@ -160,4 +160,8 @@ rule package:
 
 rule push:
     input:
-        expand("<results>/pushed/{experiment}.json", experiment=EXPERIMENTS),
+        expand(
+            "<results>/pushed/{form}/{experiment}.json",
+            form=config["push"]["forms"],
+            experiment=EXPERIMENTS,
+        ),

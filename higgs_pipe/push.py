@@ -1,8 +1,15 @@
-"""Publish a package on the Hub, only where ``snakemake push`` asks for it.
+"""Publish a form of an adapter on the Hub, only where ``snakemake push`` asks for it.
+
+The package goes to ``push.repo``, a full checkpoint to a repository of its own beside it::
+
+    ada/voice           the PEFT package
+    ada/voice-merged    the merged checkpoint
+    ada/voice-original  the original checkpoint
 
 What is pushed was checked a moment before, the repository is private unless the config says
 otherwise, and a repository that holds something else is left as it is. The commit is one: a push
-that is interrupted leaves the branch as it was, and the next one uploads only what is missing.
+that is interrupted leaves the branch as it was, and the next one uploads only the files that are
+missing. Weights are read in chunks.
 """
 
 import logging
@@ -19,20 +26,22 @@ from higgs_pipe.data.results import Result
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.listening.verdict import Verdict
 from higgs_pipe.progress import activity
-from higgs_pipe.publishing.checking import check_package
+from higgs_pipe.publishing.checking import check_checkpoint, check_package
 from higgs_pipe.publishing.hub import Branch, HubRepository, hub_errors_named
 from higgs_pipe.publishing.sealing import CHECKSUMS, FILE_LIST
 
 logger = logging.getLogger("higgs_pipe")
 
 EXPERIMENT = "{experiment}"
+PEFT = "peft"
 
 
 class Pushed(Result):
-    """``pushed/<name>.json``: where a package was published."""
+    """``pushed/<form>/<name>.json``: where a form was published."""
 
     made_by: ClassVar[str] = "push_adapter"
 
+    form: str
     repo: str
     branch: str
     commit: str
@@ -41,39 +50,49 @@ class Pushed(Result):
     package_sha256: str  # of its SHA256SUMS
 
 
-def run(config: Path, name: str, names: list[str], package_dir: Path, pushed: Path) -> None:
-    """Publish the package of one experiment.
+def run(
+    config: Path,
+    form: str,
+    name: str,
+    names: list[str],
+    package_dir: Path,
+    verdict: Path,
+    pushed: Path,
+) -> None:
+    """Publish one form of one experiment's adapter.
 
     Args:
         config: ``results/config/push.json``.
+        form: peft, merged or original.
         name: Of the experiment.
         names: All experiments.
-        package_dir: The package.
+        package_dir: The package or the full checkpoint.
+        verdict: The verdict of eval.
         pushed: Where it went (JSON).
 
     Raises:
-        UserError: No repository is named, the package or its verdict does not pass, the Hub cannot
-            be reached or refuses the token, or the repository is public or holds something else.
+        UserError: No repository is named, the files or the verdict do not pass, the Hub cannot be
+            reached or refuses the token, or the repository is public or holds something else.
     """
     disable_progress_bars()  # they would fill a log file
     stage = load_stage(PushStage, config)
     settings = stage.push
-    repo = HubRepository(repository_name(settings.repo, name, names))
-    checked = check_package(package_dir)
+    repo = HubRepository(repository_name(settings.repo, form, name, names))
+    listed = check_package(package_dir).files if form == PEFT else check_checkpoint(package_dir)
     if stage.eval.require is not None:
-        Verdict.read(package_dir / "verdict.json").require(stage.eval.require)
+        Verdict.read(verdict).require(stage.eval.require)
     with hub_errors_named(repo.name):
         repo.check_access()
         is_private = repo.is_private()
         if is_private is False and settings.private:
             raise UserError(
                 f"push.repo {repo.name} is public and push.private is true. Set push.private to "
-                "false to publish the adapter for everybody, or name another repository."
+                "false to publish it for everybody, or name another repository."
             )
         if is_private is None:
             repo.create(settings.private)
         branch = repo.branch(settings.branch)
-        names_of_files = (*checked.files.files, FILE_LIST, CHECKSUMS)
+        names_of_files = (*listed.files, FILE_LIST, CHECKSUMS)
         files = {file: package_dir / file for file in names_of_files}
         different = branch.differences(files)
         commit = branch.commit
@@ -87,10 +106,12 @@ def run(config: Path, name: str, names: list[str], package_dir: Path, pushed: Pa
             )
         if different:
             with activity("uploading"):
-                commit = repo.commit(settings.branch, branch, files, different, f"Adapter {name}")
+                message = f"Adapter {name}" if form == PEFT else f"Adapter {name}, {form}"
+                commit = repo.commit(settings.branch, branch, files, different, message)
         if settings.tag is not None and tagged is None:
             repo.tag(settings.tag, commit)
         Pushed(
+            form=form,
             repo=repo.name,
             branch=settings.branch,
             commit=commit,
@@ -107,8 +128,8 @@ def run(config: Path, name: str, names: list[str], package_dir: Path, pushed: Pa
     )
 
 
-def repository_name(named: str | None, experiment: str, names: list[str]) -> str:
-    """Return the repository of an experiment.
+def repository_name(named: str | None, form: str, experiment: str, names: list[str]) -> str:
+    """Return the repository of a form of an experiment's adapter.
 
     Raises:
         UserError: None is named, or one for several experiments.
@@ -120,7 +141,7 @@ def repository_name(named: str | None, experiment: str, names: list[str]) -> str
             f"push.repo {named} is one repository for {len(names)} experiments; put {EXPERIMENT} "
             f"into its name, such as {named}-{EXPERIMENT}."
         )
-    return named.replace(EXPERIMENT, experiment)
+    return named.replace(EXPERIMENT, experiment) + ("" if form == PEFT else f"-{form}")
 
 
 def refuse_other_content(

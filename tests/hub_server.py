@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 Files = dict[str, bytes]
 LFS_SUFFIXES = (".safetensors", ".wav")
+PART_BYTES = 10_000  # larger files are uploaded in parts
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Hub:
         self.token = token
         self.repositories: dict[str, Repository] = {}
         self.lfs: Files = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
         self.requests: list[str] = []
         self.fail_on: str | None = None  # a request whose line holds this gets status 403
         self.url = ""
@@ -69,6 +71,8 @@ class Hub:
             rf"POST /api/models/{name}/commit/(?P<branch>[^/]+)": self.commit,
             rf"POST /{name}\.git/info/lfs/objects/batch": self.batch,
             r"PUT /lfs/(?P<oid>\w+)": self.put,
+            r"PUT /lfs/(?P<oid>\w+)/(?P<number>\d+)": self.put_part,
+            r"POST /lfs/(?P<oid>\w+)": self.join_parts,
         }
         for pattern, handler in routes.items():
             if found := re.fullmatch(pattern, f"{method} {path}"):
@@ -152,10 +156,27 @@ class Hub:
         objects = [
             {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] in self.lfs
-            else asked | {"actions": {"upload": {"href": f"{self.url}/lfs/{asked['oid']}"}}}
+            else asked | {"actions": {"upload": self.upload(asked["oid"], asked["size"])}}
             for asked in json.loads(body)["objects"]
         ]
-        return 200, {"transfer": "basic", "objects": objects}
+        return 200, {"transfer": "multipart", "objects": objects}
+
+    def upload(self, oid: str, size: int) -> dict[str, Any]:
+        """Tell where a file goes, whole or in parts."""
+        href = f"{self.url}/lfs/{oid}"
+        if size <= PART_BYTES:
+            return {"href": href}
+        parts = {str(n): f"{href}/{n}" for n in range(1, 1 + -(-size // PART_BYTES))}
+        return {"href": href, "header": {"chunk_size": str(PART_BYTES), **parts}}
+
+    def put_part(self, body: bytes, oid: str, number: str) -> tuple[int, Any]:
+        assert len(body) <= PART_BYTES
+        self.parts[oid, int(number)] = body
+        return 200, {}
+
+    def join_parts(self, body: bytes, oid: str) -> tuple[int, Any]:
+        numbers = [part["partNumber"] for part in json.loads(body)["parts"]]
+        return self.put(b"".join(self.parts.pop((oid, number)) for number in numbers), oid)
 
     def put(self, body: bytes, oid: str) -> tuple[int, Any]:
         assert hashlib.sha256(body).hexdigest() == oid
@@ -202,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status == 404:
             self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Type", "application/json")
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

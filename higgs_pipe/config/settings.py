@@ -599,10 +599,16 @@ class ShippingConfig(PackageConfig, MergeConfig):
 
 
 class PushConfig(Section):
-    """Publication of the packages on the Hub, by ``snakemake push`` alone.
+    """Publication on the Hub, by ``snakemake push`` alone.
 
     The token is that of huggingface_hub: ``HF_TOKEN``, or ``hf auth login``.
     """
+
+    forms: Annotated[list[PackageForm], Field(min_length=1)] = Field(
+        ["peft"],
+        description="What is published: peft in repo; merged and original, if package.forms makes "
+        "them, in repo-merged and repo-original.",
+    )
 
     repo: str | None = Field(
         None,

@@ -27,6 +27,11 @@ def outputs(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def folder_of(form: str, experiment: str) -> str:
+    """Return the folder of a form of an experiment's adapter."""
+    return f"<results>/{'adapters' if form == PEFT else form}/{experiment}"
+
+
 def check_or_exit(config: Mapping[str, Any], results_dir: Path) -> None:
     """Call :func:`check`; a form that cannot be made ends Snakemake with exit code 2."""
     try:
@@ -37,7 +42,7 @@ def check_or_exit(config: Mapping[str, Any], results_dir: Path) -> None:
 
 
 def check(config: Mapping[str, Any], results_dir: Path) -> None:
-    """Check that the full checkpoints that are still to be made can be made.
+    """Check that what is to be published is made, and that the full checkpoints can be made.
 
     A base that is on the Hub and not yet on this machine is checked by the merge itself.
 
@@ -46,8 +51,15 @@ def check(config: Mapping[str, Any], results_dir: Path) -> None:
         results_dir: Where they go.
 
     Raises:
-        UserError: A base is quantized or not in safetensors files, or the disk has no room.
+        UserError: ``push.forms`` has a form that ``package.forms`` does not make, a base is
+            quantized or not in safetensors files, or the disk has no room.
     """
+    unmade = [f for f in config["push"]["forms"] if f not in (PEFT, *config["package"]["forms"])]
+    if unmade:
+        raise UserError(
+            f"push.forms: {', '.join(unmade)} cannot be published, because package.forms "
+            f"({', '.join(config['package']['forms'])}) does not make it. Add it there."
+        )
     missing = [
         (form, name)
         for form in dict.fromkeys(config["package"]["forms"])

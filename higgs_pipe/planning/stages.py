@@ -38,7 +38,7 @@ STAGES = {
     "eval": Stage("eval", "eval_adapter", "evaluate", 5),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
     "package": Stage("package", "package_adapter", "package", 6),
-    "push": Stage("push", "push_adapter", "push", 1),
+    "push": Stage("push", "push_adapter", "push", 2),
     "merge": Stage("package", "merge_adapter", "merge", 3),
     "report": Stage("report", "report", "report", 4),
 }

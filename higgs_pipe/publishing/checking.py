@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -23,6 +23,7 @@ from higgs_pipe.publishing.tensors import NotSafetensorsError, read_shapes
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 REQUIRED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE, PROVENANCE, "README.md")
+REQUIRED_OF_CHECKPOINT = ("config.json", "merge.json", "proof.json", "README.md")
 TEXT_SUFFIXES = (".json", ".jinja", ".md", ".svg", ".txt")
 MAX_TEXT_BYTES = 20_000_000
 MAX_WAV_BYTES = 100_000_000
@@ -68,14 +69,13 @@ def check_package(path: Path) -> CheckedPackage:
             except _UnfitFileError as error:
                 faults.append(f"{name}: {error}")
         files = _file_list(texts, faults)
-        faults += _differences(contents, files, texts)
-        if faults:
-            shown = list_offenders(list(dict.fromkeys(faults)))
-            raise UserError(
-                f"{path}: not the package that was made:\n{shown}\n"
-                "Get it again from where it was published, or make it again: "
-                "snakemake --forcerun package_adapter"
-            )
+        faults += _differences(contents, files, texts, REQUIRED)
+        _refuse(
+            faults,
+            f"{path}: not the package that was made",
+            "Get it again from where it was published, or make it again: "
+            "snakemake --forcerun package_adapter",
+        )
         with contents.entries[ADAPTER_WEIGHTS].open() as stream:
             shapes = read_shapes(stream, contents.entries[ADAPTER_WEIGHTS].num_bytes)
     return CheckedPackage(
@@ -84,6 +84,38 @@ def check_package(path: Path) -> CheckedPackage:
         adapter_config=json.loads(texts[ADAPTER_CONFIG]),
         base=PinnedModel.parse(texts[BASE_FILE], f"{path}: {BASE_FILE}"),
     )
+
+
+def check_checkpoint(folder: Path) -> FileList:
+    """Check that the files of a full checkpoint are those that were proved.
+
+    Returns:
+        Size and SHA-256 of each, but of the list and the checksums.
+
+    Raises:
+        UserError: A file was changed, cut short, renamed, removed or added.
+    """
+    with open_contents(folder) as contents:
+        faults = list(contents.faults)
+        texts = {}
+        for name in contents.entries.keys() & {FILE_LIST, CHECKSUMS}:
+            try:
+                texts[name] = _checked_text(contents.entries[name])
+            except _UnfitFileError as error:
+                faults.append(f"{name}: {error}")
+        files = _file_list(texts, faults)
+        faults += _differences(contents, files, texts, REQUIRED_OF_CHECKPOINT)
+        _refuse(
+            faults,
+            f"{folder}: not the checkpoint that was made",
+            "Make it again: snakemake --forcerun merge_adapter",
+        )
+    return files
+
+
+def _refuse(faults: list[str], fact: str, advice: str) -> None:
+    if faults:
+        raise UserError(f"{fact}:\n{list_offenders(list(dict.fromkeys(faults)))}\n{advice}")
 
 
 class _UnfitFileError(Exception):
@@ -150,7 +182,9 @@ def _file_list(texts: Mapping[str, str], faults: list[str]) -> FileList:
     return FileList(files={})
 
 
-def _differences(contents: Contents, files: FileList, texts: Mapping[str, str]) -> Iterator[str]:
+def _differences(
+    contents: Contents, files: FileList, texts: Mapping[str, str], required: Sequence[str]
+) -> Iterator[str]:
     """Yield how the files differ from the list, each as ``name: fact``."""
     hashes = {}
     for name, entry in contents.entries.items():
@@ -160,7 +194,7 @@ def _differences(contents: Contents, files: FileList, texts: Mapping[str, str]) 
             yield f"{name}: cannot be read ({error})"
     expected = {name: file.sha256 for name, file in files.files.items()}
     missing = expected.keys() - contents.entries.keys()
-    for name in sorted({*REQUIRED, *missing} - contents.entries.keys()):
+    for name in sorted({*required, *missing} - contents.entries.keys()):
         yield f"{name}: missing"
     for name in sorted(hashes.keys() - expected.keys() - {FILE_LIST, CHECKSUMS}):
         origins = [other for other in sorted(missing) if expected[other] == hashes[name]]

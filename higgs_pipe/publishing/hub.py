@@ -24,6 +24,7 @@ from higgs_pipe.errors import UserError
 
 OF_THE_HUB = ".gitattributes"  # in every repository from its first commit on
 MAIN = "main"
+CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -173,6 +174,8 @@ def is_same(path: Path, hub_hash: str | None) -> bool:
         return False
     if len(hub_hash) == 64:
         return sha256_of_file(path) == hub_hash
-    content = path.read_bytes()
-    git_blob = b"blob %d\0%s" % (len(content), content)
-    return hashlib.sha1(git_blob, usedforsecurity=False).hexdigest() == hub_hash
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest() == hub_hash

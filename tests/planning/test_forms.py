@@ -20,6 +20,7 @@ def config_of(base: Path | str, *chosen: str, **package: Any) -> dict[str, Any]:
         "codec": "none",
         "codec_revision": None,
         "package": {"forms": list(chosen), "dtype": "bfloat16", **package},
+        "push": {"forms": ["peft"]},
         "experiments": {"a": {}, "b": {}},
     }
 
@@ -61,6 +62,13 @@ def test_room_is_needed_for_every_checkpoint_that_is_not_made_yet(
     with pytest.raises(UserError, match="3 full"):
         forms.check(config_of(base, "merged", "original", dtype="float32"), results)
     forms.check(config_of(base, "peft"), results)
+
+
+def test_only_a_form_that_is_made_can_be_published(base: Path, tmp_path: Path) -> None:
+    config = config_of(base, "merged")
+    forms.check(config | {"push": {"forms": ["peft", "merged"]}}, tmp_path)
+    with pytest.raises(UserError, match=r"push.forms: original .*package.forms .merged."):
+        forms.check(config | {"push": {"forms": ["original", "merged"]}}, tmp_path)
 
 
 def test_a_quantized_base_is_refused(base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,24 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
-def run_push(package: Path, require: str | None = None, **settings: Any) -> dict[str, Any]:
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A sealed merged checkpoint with a file that is uploaded in three parts."""
+    folder = tmp_path / "merged" / "default"
+    (folder / "audio_tokenizer").mkdir(parents=True)
+    for name in ("config.json", "merge.json", "proof.json", "audio_tokenizer/config.json"):
+        write_json(folder / name, {"name": name})
+    (folder / "model-00001-of-00002.safetensors").write_bytes(bytes(range(250)) * 100)
+    (folder / "model-00002-of-00002.safetensors").write_bytes(b"end")
+    (folder / "README.md").write_text("---\nlicense: other\n---\n# Merged\n")
+    (folder / "LICENSE").write_text("As the base.\n")
+    seal(folder)
+    return folder
+
+
+def run_push(
+    package: Path, require: str | None = None, form: str = "peft", **settings: Any
+) -> dict[str, Any]:
     """Push, and return the result's JSON."""
     results = package.parents[1]
     config = write_stage_config(
@@ -62,9 +80,10 @@ def run_push(package: Path, require: str | None = None, **settings: Any) -> dict
         push={"repo": REPO} | settings,
         eval={"require": require},
     )
-    push.run(config, "default", ["default"], package, results / "pushed/default.json")
-    pushed: dict[str, Any] = json.loads((results / "pushed/default.json").read_text())
-    return pushed
+    verdict, pushed = package / "verdict.json", results / f"pushed/{form}/default.json"
+    push.run(config, form, "default", ["default"], package, verdict, pushed)
+    result: dict[str, Any] = json.loads(pushed.read_text())
+    return result
 
 
 def contents(package: Path) -> dict[str, bytes]:
@@ -75,8 +94,8 @@ def contents(package: Path) -> dict[str, bytes]:
     }
 
 
-def on_hub(hub: Hub, revision: str = "main") -> dict[str, bytes]:
-    files = dict(hub.repositories[REPO].files(revision))
+def on_hub(hub: Hub, revision: str = "main", repo: str = REPO) -> dict[str, bytes]:
+    files = dict(hub.repositories[repo].files(revision))
     files.pop(".gitattributes", None)
     return files
 
@@ -93,6 +112,39 @@ def test_a_push_makes_a_private_repository_that_holds_the_package(hub: Hub, pack
     assert on_hub(hub) == contents(package)
     assert hub.repositories[REPO].private is True is pushed["private"]
     assert pushed["commit"] == hub.repositories[REPO].branches["main"]
+
+
+def test_each_form_has_a_repository_of_its_own(hub: Hub, package: Path, checkpoint: Path) -> None:
+    run_push(package)
+    pushed = run_push(checkpoint, form="merged")
+    assert (pushed["form"], pushed["repo"]) == ("merged", "ada/voice-merged")
+    assert on_hub(hub, repo="ada/voice-merged") == contents(checkpoint)
+    assert hub.repositories["ada/voice-merged"].private is True
+    assert on_hub(hub) == contents(package)
+
+
+def test_a_large_file_goes_up_in_parts_and_only_once(hub: Hub, checkpoint: Path) -> None:
+    hub.fail_on = "/commit/"
+    with pytest.raises(UserError, match=r"ada/voice-merged: .*403"):
+        run_push(checkpoint, form="merged")
+    uploads = [line.split("/")[2:] for line in hub.requests if line.startswith("PUT")]
+    assert sorted(part for _, *part in uploads) == [[], ["1"], ["2"], ["3"]]
+    hub.fail_on = None
+    hub.requests.clear()
+    run_push(checkpoint, form="merged")
+    assert on_hub(hub, repo="ada/voice-merged") == contents(checkpoint)
+    assert [line for line in hub.requests if line.startswith("PUT")] == []
+
+
+def test_a_checkpoint_that_is_not_the_one_proved_is_not_pushed(hub: Hub, checkpoint: Path) -> None:
+    (checkpoint / "model-00002-of-00002.safetensors").write_bytes(b"abc")
+    (checkpoint / "proof.json").unlink()
+    (checkpoint / "optimizer.pt").touch()
+    found = r"(?s)model-00002-of-00002.safetensors: changed.*optimizer.pt: not in.*proof.json: miss"
+    with pytest.raises(UserError, match="not the checkpoint that was made") as refused:
+        run_push(checkpoint, form="merged")
+    assert hub.requests == []
+    assert re.search(found, "\n".join(sorted(str(refused.value).splitlines())))
 
 
 def test_private_false_makes_a_public_repository(hub: Hub, package: Path) -> None:
@@ -191,11 +243,12 @@ def test_without_a_repository_nothing_is_pushed(hub: Hub, package: Path) -> None
 
 def test_several_experiments_need_a_repository_each(hub: Hub, package: Path) -> None:
     names, pushed = ["default", "small"], package.parent / "pushed.json"
+    verdict = package / "verdict.json"
     config = write_stage_config(package.parents[1] / "push.json", push={"repo": REPO})
     with pytest.raises(UserError, match=r"2 experiments.*ada/voice-\{experiment\}"):
-        push.run(config, "default", names, package, pushed)
+        push.run(config, "peft", "default", names, package, verdict, pushed)
     write_stage_config(config, push={"repo": f"{REPO}-{{experiment}}"})
-    push.run(config, "default", names, package, pushed)
+    push.run(config, "peft", "default", names, package, verdict, pushed)
     assert set(hub.repositories) == {"ada/voice-default"}
 
 
@@ -234,9 +287,11 @@ def test_the_token_is_in_no_file_and_no_message(hub: Hub, package: Path, tmp_pat
     for name, code in (("default", 0), ("refused", 2)):
         options = {
             "--config": config,
+            "--form": "peft",
             "--name": "default",
             "--names": "default",
             "--package-dir": results / f"adapters/{name}",
+            "--verdict": package / "verdict.json",
             "--pushed": results / f"pushed/{name}.json",
             "--log": results / f"logs/{name}.log",
         }

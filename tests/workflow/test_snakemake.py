@@ -111,7 +111,18 @@ def test_everything_is_planned_by_default(workdir: Path) -> None:
 def test_a_push_is_planned_after_the_package_where_it_is_asked_for(workdir: Path) -> None:
     planned = set(jobs(workdir, "push"))
     assert {"accept_adapter", "package_adapter", "push_adapter"} <= planned
-    assert "report" not in planned
+    assert not {"report", "merge_adapter"} & planned
+
+
+def test_full_checkpoints_are_made_before_they_are_pushed(workdir: Path) -> None:
+    write_config(
+        workdir,
+        package={"forms": ["peft", "merged", "original"]},
+        push={"forms": ["merged", "original"], "repo": "ada/voice"},
+    )
+    planned = jobs(workdir, "push")
+    assert (planned["merge_adapter"], planned["push_adapter"]) == (2, 2)
+    assert "package_adapter" not in planned
 
 
 def test_an_earlier_adapter_is_trained_first_or_missed_by_the_plan(workdir: Path) -> None:

@@ -70,22 +70,26 @@ rule package_adapter:
         " --package-dir {output.package:q} --archive {output.archive:q} --log {log:q}"
 
 
-# Publish a package on the Hub; only the target push asks for it. It runs where Snakemake does, for
-# the network of that machine.
-# reads:  <results>/adapters/{experiment}/, the token of huggingface_hub
-# writes: <results>/pushed/{experiment}.json, the repository push.repo
+# Publish a form on the Hub; only the target push asks for it. It runs where Snakemake does, for the
+# network of that machine.
+# reads:  <results>/adapters/{experiment}/ or <results>/{form}/{experiment}/, the verdict of eval, the
+#         token of huggingface_hub
+# writes: <results>/pushed/{form}/{experiment}.json, the repository push.repo
 rule push_adapter:
     input:
         checkpoints=CHECKPOINTS,
         config="<results>/config/push.json",
-        package="<results>/adapters/{experiment}",
+        package=lambda wildcards: forms.folder_of(wildcards.form, wildcards.experiment),
+        verdict="<results>/experiments/{experiment}/eval/verdict.json",
         accepted="<results>/experiments/{experiment}/eval/accepted.txt",
     output:
-        pushed="<results>/pushed/{experiment}.json",
+        pushed="<results>/pushed/{form}/{experiment}.json",
     log:
-        "<logs>/experiments/{experiment}/push.log",
+        "<logs>/experiments/{experiment}/push-{form}.log",
     benchmark:
-        "<benchmarks>/experiments/{experiment}/push.tsv"
+        "<benchmarks>/experiments/{experiment}/push-{form}.tsv"
+    wildcard_constraints:
+        form="peft|merged|original",
     localrule: True
     conda:
         "../../envs/higgs-pipe.yaml"
@@ -98,8 +102,9 @@ rule push_adapter:
         environment=environment,
         names=EXPERIMENTS,
     shell:
-        "{params.environment} python -m higgs_pipe.push --config {input.config:q} --name {wildcards.experiment:q}"
-        " --names {params.names:q} --package-dir {input.package:q}"
+        "{params.environment} python -m higgs_pipe.push --config {input.config:q} --form {wildcards.form}"
+        " --name {wildcards.experiment:q} --names {params.names:q}"
+        " --package-dir {input.package:q} --verdict {input.verdict:q}"
         " --pushed {output.pushed:q} --log {log:q}"
 
 
