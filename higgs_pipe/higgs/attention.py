@@ -7,6 +7,7 @@ positions in all.
 import inspect
 import logging
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -59,9 +60,26 @@ def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
         and dtype in (torch.bfloat16, torch.float16)
         and head_dim <= MAX_FLASH_HEAD_DIM
     )
-    way = "torch.nn.attention.varlen, one call per row" if is_able else "SDPA, one call per sample"
+    way = "SDPA, one call per sample"
+    if is_able:
+        way = f"torch.nn.attention.varlen, one call per row, {newest_flash(device)}"
     logger.info("attention on %s in %s: %s", device, str(dtype).removeprefix("torch."), way)
     return is_able
+
+
+def newest_flash(device: torch.device) -> str:
+    """Have PyTorch call FlashAttention 3 where it is installed for this GPU; return the name."""
+    is_hopper = torch.cuda.get_device_capability(device)[0] == 9
+    # The function is in PyTorch 2.11 and later.
+    activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)
+    if is_hopper and activate is not None and find_spec("flash_attn_interface") is not None:
+        try:
+            activate("FA3")
+        except (ImportError, RuntimeError) as error:
+            logger.warning("FlashAttention 3 is installed, but does not load: %s", error)
+        else:
+            return "FlashAttention 3"
+    return "FlashAttention 2"
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, samples: SampleBounds) -> Tensor:

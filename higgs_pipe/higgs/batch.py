@@ -100,7 +100,7 @@ class Layout(NamedTuple):
     routed: Tensor  # (S,) positions of text tokens, then of audio frames
     unrouted: Tensor  # (S,) where in ``routed`` each position is: its inverse
     samples: SampleBounds
-    dropout_keys: Tensor | None = None  # (S,) int32, in routed order
+    dropout_keys: Tensor | None = None  # (S,) int32
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,8 @@ def collate(
     routed = np.concatenate([np.flatnonzero(~is_audio), audio_positions])
     keys = None
     if dropout_seeds is not None:
-        keys = torch.from_numpy(
-            position_keys(dropout_seeds, [len(row.input_ids) for row in rows])[routed]
-        )
+        row_lengths = [len(row.input_ids) for row in rows]
+        keys = torch.from_numpy(position_keys(dropout_seeds, row_lengths))
     labelled = np.flatnonzero(labels != IGNORED)
     labelled_frames = np.flatnonzero((audio_labels != IGNORED).any(axis=1))
 

@@ -20,18 +20,26 @@ Part = Literal["all", "text", "audio"]
 
 
 class PositionKeys:
-    """Keys of the positions of the batch at hand, in routed order; None draws as PyTorch does."""
+    """Keys of the positions of the batch at hand; None draws as PyTorch does."""
 
     def __init__(self) -> None:
-        self.all: Tensor | None = None  # (S,) int32
+        self.all: Tensor | None = None  # (S,) int32, in the order of the samples
         self.text: Tensor | None = None  # (S - F,)
         self.audio: Tensor | None = None  # (F,)
 
-    def put(self, keys: Tensor | None, num_text: int) -> None:
-        """Take the keys of the next batch: (S,), text before audio."""
-        self.all = keys
-        self.text = None if keys is None else keys[:num_text].clone()
-        self.audio = None if keys is None else keys[num_text:].clone()
+    def put(self, keys: Tensor | None, routed: Tensor, num_text: int) -> None:
+        """Take the keys of the next batch.
+
+        Args:
+            keys: (S,) in the order of the samples.
+            routed: (S,) positions of text, then of audio.
+            num_text: Positions of text.
+        """
+        self.all = self.text = self.audio = None
+        if keys is not None:
+            self.all = keys
+            self.text = keys.index_select(0, routed[:num_text])
+            self.audio = keys.index_select(0, routed[num_text:])
 
 
 class RowDropout(nn.Module):
@@ -58,11 +66,16 @@ class RowDropout(nn.Module):
         """(S, in) -> (S, in)."""
         if not self.training:
             return x
+        kept, scale = self.kept(x)
+        return kept * scale
+
+    def kept(self, x: Tensor) -> tuple[Tensor, float]:
+        """Return (S, in) with zeros where values are dropped, and the factor of the others."""
         keys: Tensor | None = getattr(self.keys, self.part)
         if keys is None:
-            return dropout(x, self.p)
-        is_kept = keys[:, None] * self.factors >= self.lowest_kept  # int32 wraps around
-        return torch.where(is_kept, x / (1 - self.p), 0.0)
+            return dropout(x, self.p), 1.0
+        is_dropped = keys[:, None] * self.factors < self.lowest_kept  # int32 wraps around
+        return x.masked_fill(is_dropped, 0.0), 1 / (1 - self.p)
 
 
 def draw_by_row(body: Any, seen_by: Mapping[str, Part]) -> PositionKeys:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.higgs.codes import IGNORED
-from higgs_pipe.higgs.head_loss import chunked_loss
 from higgs_pipe.higgs.loss import LossSums, loss_sums
 from higgs_pipe.higgs.model import DualLossModel
 
@@ -49,26 +48,11 @@ def frame_losses(model: DualLossModel, batch: PackedBatch) -> Iterator[FrameLoss
         model: In evaluation mode.
         batch: On the model's device.
     """
-    parts, hidden = model.parts, model.backbone(batch)
-    text = None
-    if parts.text_head is not None:
-        text = chunked_loss(
-            parts.text_head,
-            hidden.index_select(0, batch.text.predictors),
-            batch.text.values,
-            model.shape.vocab_size,
-            model.max_logits_mb,
-        )
-    audio_hidden = hidden.index_select(0, batch.audio.predictors)
-    num_entries = model.shape.codebook_size
-    audio = chunked_loss(
-        parts.audio_head, audio_hidden, batch.audio.values, num_entries, model.max_logits_mb
-    )
+    hidden = model.backbone(batch)
+    text, audio = model.text_loss(hidden, batch.text), model.audio_loss(hidden, batch.audio)
     stops = torch.full_like(batch.audio.values, IGNORED)
     stops[:, 0] = batch.stream_eos
-    stop = chunked_loss(
-        parts.audio_head, audio_hidden, stops, num_entries, model.max_logits_mb, predict=False
-    )
+    stop = model.audio_loss(hidden, batch.audio._replace(values=stops), predict=False)
     labels, losses, stop_losses = (
         _array(part) for part in (batch.audio.values, audio.loss, stop.loss[:, 0])
     )

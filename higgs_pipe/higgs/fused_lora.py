@@ -7,6 +7,7 @@ values, gradients and optimizer states of A and B stay in float32.
 """
 
 import types
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,12 +15,63 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from higgs_pipe.higgs.dropout import RowDropout
 
-def fuse_lora(model: nn.Module) -> None:
-    """Give every plain LoRA layer over an ``nn.Linear`` the fused forward."""
+
+class RoundedMatrices:
+    """Rounds A and B of all fused layers at once, where the base has another dtype.
+
+    Args:
+        layers: With the fused forward.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round them as they are now; call it once per forward pass."""
+        matrices: list[Tensor] = []
+        rounded: list[Tensor] = []
+        for layer in self.layers:
+            if not _is_plain(layer):
+                continue
+            adapter, dtype = layer.active_adapters[0], layer.base_layer.weight.dtype
+            pair = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            if pair[0].dtype == dtype:
+                layer.rounded = None
+                continue
+            if not _fits(layer.rounded, pair, dtype):
+                layer.rounded = tuple(torch.empty_like(matrix, dtype=dtype) for matrix in pair)
+            matrices += pair
+            rounded += layer.rounded
+        if matrices:
+            # A forward pass whose backward pass is still to come keeps these tensors. They get the
+            # same values again, unless A and B have changed, which autograd notices.
+            with torch.autograd._unsafe_preserve_version_counter(tuple(rounded)):
+                torch._foreach_copy_(rounded, matrices)
+
+
+def _fits(rounded: Sequence[Tensor] | None, pair: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    return rounded is not None and all(
+        (kept.shape, kept.device, kept.dtype) == (matrix.shape, matrix.device, dtype)
+        for kept, matrix in zip(rounded, pair, strict=True)
+    )
+
+
+def fuse_lora(model: nn.Module) -> RoundedMatrices:
+    """Give every plain LoRA layer over an ``nn.Linear`` the fused forward.
+
+    Returns:
+        What has to be refreshed before each forward pass of the model.
+    """
+    fused = []
     for module in model.modules():
         if type(module) is LoraLinear and type(module.base_layer) is nn.Linear:
             module.forward = types.MethodType(_lora_forward, module)
+            module.rounded = None
+            fused.append(module)
+    return RoundedMatrices(fused)
 
 
 def is_fused(module: Any) -> bool:
@@ -44,16 +96,22 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if self.disable_adapters or self.merged or args or kwargs or not _is_plain(self):
         return cast(Tensor, type(self).forward(self, x, *args, **kwargs))
     adapter = self.active_adapters[0]
-    dropout = self.lora_dropout[adapter]
-    has_dropout = self.training and not isinstance(dropout, nn.Identity)
+    a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+    dropout, scaling, dropped = self.lora_dropout[adapter], self.scaling[adapter], None
+    if isinstance(dropout, RowDropout) and self.training:
+        dropped, scale = dropout.kept(x)
+        scaling = scaling * scale
+    elif not isinstance(dropout, nn.Identity) and self.training:
+        dropped = dropout(x)
     output = _low_rank_linear(
         x.flatten(0, -2),
-        dropout(x).flatten(0, -2) if has_dropout else None,
+        None if dropped is None else dropped.flatten(0, -2),
         self.base_layer.weight,
         self.base_layer.bias,
-        self.lora_A[adapter].weight,
-        self.lora_B[adapter].weight,
-        self.scaling[adapter],
+        a,
+        b,
+        *(self.rounded or (a.detach().to(x.dtype), b.detach().to(x.dtype))),
+        scaling,
     )
     return torch.unflatten(output, 0, x.shape[:-1])
 
@@ -68,31 +126,42 @@ class _LowRankLinear(torch.autograd.Function):
         dropped: Tensor | None,  # (S, in) x after dropout; None is x
         weight: Tensor,  # (out, in)
         bias: Tensor | None,  # (out,)
-        a: Tensor,  # (r, in)
+        a: Tensor,  # (r, in), which gets the gradient
         b: Tensor,  # (out, r)
+        rounded_a: Tensor,  # (r, in) in the dtype of x
+        rounded_b: Tensor,  # (out, r)
         scaling: float,
     ) -> Tensor:
         adapter_input = x if dropped is None else dropped
-        low = adapter_input @ a.to(x.dtype).T  # (S, r)
-        output = linear(x, weight, bias).addmm_(low, b.to(x.dtype).T, alpha=scaling)
-        ctx.save_for_backward(adapter_input, low, weight, a, b)
+        low = adapter_input @ rounded_a.T  # (S, r)
+        output = linear(x, weight, bias)
+        if torch.compiler.is_compiling():
+            # The compiler adds this where the output is read. Of addmm it would make a copy of
+            # the output and a product that reads it back.
+            output = torch.add(output, low @ rounded_b.T, alpha=scaling)
+        else:
+            output.addmm_(low, rounded_b.T, alpha=scaling)
+        ctx.save_for_backward(adapter_input, low, weight, rounded_a, rounded_b)
         ctx.scaling, ctx.has_dropout = scaling, dropped is not None
+        ctx.dtype = a.dtype
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         adapter_input, low, weight, a, b = ctx.saved_tensors
-        grad_low = ctx.scaling * (grad_output @ b.to(grad_output.dtype))  # (S, r)
-        grad_a = (grad_low.T @ adapter_input).to(a.dtype)
-        grad_b = (ctx.scaling * (grad_output.T @ low)).to(b.dtype)
+        grad_low = ctx.scaling * (grad_output @ b)  # (S, r)
+        grad_a = (grad_low.T @ adapter_input).to(ctx.dtype)
+        grad_b = (ctx.scaling * (grad_output.T @ low)).to(ctx.dtype)
         grad_x = grad_dropped = None
         if ctx.needs_input_grad[0]:
             grad_x = grad_output @ weight
             if ctx.has_dropout:
-                grad_dropped = grad_low @ a.to(grad_output.dtype)
+                grad_dropped = grad_low @ a
+            elif torch.compiler.is_compiling():
+                grad_x = grad_x + grad_low @ a
             else:
-                grad_x.addmm_(grad_low, a.to(grad_output.dtype))
-        return grad_x, grad_dropped, None, None, grad_a, grad_b, None
+                grad_x.addmm_(grad_low, a)
+        return grad_x, grad_dropped, None, None, grad_a, grad_b, None, None, None
 
 
 _low_rank_linear: Any = _LowRankLinear.apply  # untyped in PyTorch

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from higgs_pipe.config.settings import Quantization
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs.batch import PackedBatch
+from higgs_pipe.higgs.batch import Labels, PackedBatch
 from higgs_pipe.higgs.dropout import draw_by_row
 from higgs_pipe.higgs.family import family_of_base, family_of_model
 from higgs_pipe.higgs.fused_lora import fuse_lora
-from higgs_pipe.higgs.head_loss import chunked_loss
+from higgs_pipe.higgs.head_loss import HeadLoss, chunked_loss
 from higgs_pipe.higgs.loss import LossSums, Predictions, loss_sums
 from higgs_pipe.higgs.packed_body import NativeParts
 from higgs_pipe.higgs.pretrained import load_weights
@@ -80,7 +80,7 @@ class DualLossModel(nn.Module):
         self.shape = self.family.shape_of(self.native.config)
         self.family.packed_forward.replace_in(self.parts)
         self.recomputed_layers = recomputed_layers
-        fuse_lora(self.body)
+        self.body.rounded_matrices = fuse_lora(self.body)
         self.body.position_keys = draw_by_row(self.body, self.family.packed_forward.seen_by)
 
     @property
@@ -128,33 +128,15 @@ class DualLossModel(nn.Module):
                 because no logits are computed twice. Without them the sums have a gradient.
             predict: Also find the most likely tokens, for accuracies and the log.
         """
-        parts, hidden = self.parts, self.backbone(batch)
+        hidden = self.backbone(batch)
         text_weights = audio_weights = None
         if label_weights is not None:
             weights = label_weights.to(torch.promote_types(hidden.dtype, torch.float32))
             text, codebooks, stop = torch.split(weights, [1, len(label_weights) - 2, 1])
             text_weights = text.expand(batch.text.values.shape)
             audio_weights = codebooks + stop * (batch.audio.values == batch.stream_eos)
-        text_loss = None
-        if parts.text_head is not None:
-            text_loss = chunked_loss(
-                parts.text_head,
-                hidden.index_select(0, batch.text.predictors),
-                batch.text.values,
-                self.shape.vocab_size,
-                self.max_logits_mb,
-                text_weights,
-                predict,
-            )
-        audio_loss = chunked_loss(
-            parts.audio_head,
-            hidden.index_select(0, batch.audio.predictors),
-            batch.audio.values,
-            self.shape.codebook_size,
-            self.max_logits_mb,
-            audio_weights,
-            predict,
-        )
+        text_loss = self.text_loss(hidden, batch.text, text_weights, predict)
+        audio_loss = self.audio_loss(hidden, batch.audio, audio_weights, predict)
         predictions = None
         if audio_loss.prediction is not None:
             predictions = Predictions(
@@ -164,6 +146,42 @@ class DualLossModel(nn.Module):
                 (*batch.audio.values.shape, self.shape.codebook_size),
             )
         return loss_sums(text_loss, audio_loss, batch), predictions
+
+    def text_loss(
+        self, hidden: Tensor, labels: Labels, weights: Tensor | None = None, predict: bool = True
+    ) -> HeadLoss | None:
+        """Compute the losses of text labels from the body's output (S, H); None without a head."""
+        head = self.parts.text_head
+        if head is None:
+            return None
+        num_entries = self.shape.vocab_size
+        return self._head_loss(head, num_entries, hidden, labels, weights, predict)
+
+    def audio_loss(
+        self, hidden: Tensor, labels: Labels, weights: Tensor | None = None, predict: bool = True
+    ) -> HeadLoss:
+        """Compute the losses of codes from the body's output (S, H)."""
+        head, num_entries = self.parts.audio_head, self.shape.codebook_size
+        return self._head_loss(head, num_entries, hidden, labels, weights, predict)
+
+    def _head_loss(
+        self,
+        head: nn.Module,
+        num_entries: int,
+        hidden: Tensor,
+        labels: Labels,
+        weights: Tensor | None,
+        predict: bool,
+    ) -> HeadLoss:
+        return chunked_loss(
+            head,
+            hidden.index_select(0, labels.predictors),
+            labels.values,
+            num_entries,
+            self.max_logits_mb,
+            weights,
+            predict,
+        )
 
     def logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Return text logits (L, vocabulary) and audio logits (M, K, V), where there are labels."""
@@ -176,11 +194,14 @@ class DualLossModel(nn.Module):
 
     def backbone(self, batch: PackedBatch) -> Tensor:
         """Return the body's last hidden states, in the order of the samples: (S, H)."""
-        output = self.body(
+        body, layout = self.body, batch.layout
+        body.rounded_matrices.refresh()
+        body.position_keys.put(layout.dropout_keys, layout.routed, layout.num_text)
+        output = body(
             input_ids=batch.input_ids,
             audio_input_ids=batch.audio_input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            layout=batch.layout,
+            layout=layout,
         )
         return cast(Tensor, output.last_hidden_state[0])

@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -66,12 +67,32 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
     plan: Plan | None = None  # until the run is planned
 
+    def __post_init__(self) -> None:
+        # A parameter that no label reaches gets a gradient of zero, whatever the number of
+        # processes: AdamW decays it, where it would pass over one without a gradient.
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
     def update(self) -> None:
         """Take an optimizer step with the gradients at hand."""
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.clear_gradients()
         self.schedule.step()
         self.progress.step += 1
+
+    def clear_gradients(self) -> None:
+        """Set all gradients to zero, in place."""
+        self.optimizer.zero_grad(set_to_none=False)
+
+    def add_gradients(self, objective: Tensor) -> None:
+        """Add the gradients of ``objective``, ()."""
+        added = torch.autograd.grad(objective, self.parameters, allow_unused=True)
+        reached = [
+            (cast(Tensor, parameter.grad), grad)
+            for parameter, grad in zip(self.parameters, added, strict=True)
+            if grad is not None
+        ]
+        torch._foreach_add_([total for total, _ in reached], [grad for _, grad in reached])
 
     def parameter_norm(self) -> float:
         """Return the norm of all trained parameters together."""

@@ -89,7 +89,7 @@ class Stepper:
             parts = torch.split(numbers, [len(loss), len(loss), 1, 1, 1])
             counts, loss, stop_flag, short_flag, grad_norm = parts
             if short_flag:
-                self.state.optimizer.zero_grad()
+                self.state.clear_gradients()
                 return None
             result = StepResult(
                 losses=named_losses(LossSums(loss, counts)),
@@ -116,7 +116,7 @@ class Stepper:
             batch = micro_batch.batch.to(self.accelerator.device)
             sums, predictions = self.model(batch, weights, predict=predict)
         with self.telemetry.phase("backward"):
-            self.accelerator.backward(sums.objective * micro_batch.weight)
+            self.state.add_gradients(sums.objective * micro_batch.weight)
         return sums.total().loss.double(), predictions
 
     def _sum_gradients(self) -> None:
@@ -124,9 +124,6 @@ class Stepper:
         if self.accelerator.num_processes == 1:
             return
         parameters = self.state.parameters
-        for parameter in parameters:
-            if parameter.grad is None:  # memory ran out before, or nothing led here
-                parameter.grad = torch.zeros_like(parameter)
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
         summed = self._summed(torch.cat([gradient.flatten() for gradient in gradients]))
         parts = torch.split(summed, [gradient.numel() for gradient in gradients])

@@ -102,3 +102,28 @@ def test_the_kernel_in_use_is_logged_once(caplog: pytest.LogCaptureFixture) -> N
     assert isinstance(record.args, tuple)
     assert record.args[:2] == (torch.device("cpu"), "float32")
     assert "SDPA" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("capability", "fault", "expected"),
+    [
+        ((9, 0), None, "FlashAttention 3"),
+        ((8, 9), None, "FlashAttention 2"),
+        ((9, 0), ImportError("built for another PyTorch"), "FlashAttention 2"),
+    ],
+)
+def test_flash_attention_3_is_used_where_it_is_installed_and_loads(
+    monkeypatch: pytest.MonkeyPatch, capability: Any, fault: Any, expected: str
+) -> None:
+    activated: list[str] = []
+
+    def activate(name: str) -> None:
+        if fault is not None:
+            raise fault
+        activated.append(name)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(attention, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activate)
+    assert attention.newest_flash(torch.device("cuda", 0)) == expected
+    assert activated == (["FA3"] if expected == "FlashAttention 3" else [])

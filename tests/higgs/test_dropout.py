@@ -87,7 +87,7 @@ def odd(size: int) -> torch.Tensor:
 def test_masks_of_positions_features_and_layers_are_independent(tiny_base: Path) -> None:
     layers = [m for m in dropping_model(tiny_base).modules() if isinstance(m, RowDropout)]
     keys = torch.from_numpy(position_keys([1, 2], [300, 300]))
-    layers[0].keys.put(keys, 300)
+    layers[0].keys.put(keys, torch.arange(600), 300)
     masks = [
         layer(torch.ones(300 if layer.part != "all" else 600, len(layer.factors))) == 0
         for layer in layers

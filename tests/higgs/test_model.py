@@ -312,3 +312,22 @@ def test_the_native_class_is_what_is_loaded(tiny_base: Path) -> None:
     base = load_base(Pretrained("base_model", str(tiny_base)), DTYPE)
     assert type(base) is HiggsAudioV2ForConditionalGeneration
     assert not any(parameter.requires_grad for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_forward_pass_over_bfloat16_sees_the_matrices_as_they_are(
+    tiny_base: Path, rows: list[PackedRow], is_replaced: bool
+) -> None:
+    """They are rounded in advance, so a change between two passes must not go unseen."""
+    base = load_base(Pretrained("base_model", str(tiny_base)), torch.bfloat16)
+    model = DualLossModel(add_lora(base, LoraSettings(dropout=0.0), seed=0)).train()
+    batch = collate([rows[0]], model.native.config)
+    before = model(batch)[0]
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name and is_replaced:
+            parameter.data = torch.full_like(parameter, 0.1)
+        elif "lora_B" in name:
+            parameter.data.fill_(0.1)
+    changed = model(batch)[0]
+    assert torch.equal(DualLossModel(model.model).train()(batch)[0].loss, changed.loss)
+    assert not torch.equal(changed.loss, before.loss)

@@ -1,7 +1,8 @@
 """The body of Higgs Audio v2 on a packed row.
 
 It keeps text positions before audio positions (*routed* order), so that each FFN takes a slice. The
-native layer searches boolean masks 18 times and waits for the device each time.
+native layer searches boolean masks 18 times and waits for the device each time. Attention and its
+projections run in the order of the samples.
 """
 
 from typing import Any
@@ -25,7 +26,6 @@ def _body_forward(
 ) -> BaseModelOutputWithPast:
     """Replace the native body's forward: (1, S, H) of a packed row, in the order of the samples."""
     body = parts.body
-    body.position_keys.put(layout.dropout_keys, layout.num_text)
     text_ids = input_ids[0].index_select(0, layout.routed[: layout.num_text])
     hidden = torch.cat([parts.embed_text(text_ids), parts.embed_audio(audio_input_ids[0])])
     rotary = body.rotary_emb(hidden, position_ids)
@@ -40,10 +40,9 @@ def _before_attention(
     """Return queries, keys, values in the order of the samples, each (S, heads, head_dim)."""
     attention = self.self_attn
     normed = _by_kind(hidden, layout, self.input_layernorm, self.audio_input_layernorm)
+    normed = permute(normed, layout.unrouted, layout.routed)
     query, key, value = (
-        permute(project(normed), layout.unrouted, layout.routed).unflatten(
-            -1, (-1, attention.head_dim)
-        )
+        project(normed).unflatten(-1, (-1, attention.head_dim))
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     query, key = apply_rotary_pos_emb(query, key, rotary[0][0], rotary[1][0], unsqueeze_dim=1)
@@ -52,8 +51,8 @@ def _before_attention(
 
 def _after_attention(self: Any, hidden: Tensor, attended: Tensor, layout: Layout) -> Tensor:
     """Add both residuals: (S, H) and (S, heads, head_dim) -> (S, H)."""
-    attended = permute(attended.flatten(1), layout.routed, layout.unrouted)
-    hidden = hidden + self.self_attn.o_proj(attended)
+    attended = self.self_attn.o_proj(attended.flatten(1))
+    hidden = hidden + permute(attended, layout.routed, layout.unrouted)
     normed = _by_kind(
         hidden, layout, self.post_attention_layernorm, self.audio_post_attention_layernorm
     )

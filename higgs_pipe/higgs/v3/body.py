@@ -26,8 +26,7 @@ def _body_forward(
     layout: Layout,
 ) -> BaseModelOutputWithPast:
     """Replace the native body's forward: (1, S, H) of a packed row."""
-    body, keys = parts.body, layout.dropout_keys
-    body.position_keys.put(None if keys is None else keys[layout.unrouted], layout.num_text)
+    body = parts.body
     text_ids = input_ids[0].index_select(0, layout.routed[: layout.num_text])
     routed = torch.cat([parts.embed_text(text_ids), parts.embed_audio(audio_input_ids[0])])
     hidden = permute(routed, layout.unrouted, layout.routed)

@@ -1,0 +1,38 @@
+"""The state that an optimizer step changes: gradients that are always there."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from higgs_pipe.training.state import TrainingState
+
+
+def state_of(*parameters: Parameter) -> TrainingState:
+    """AdamW with a rate of 0.1 and a decay of 0.5."""
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5)
+    schedule: Any = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return TrainingState(list(parameters), optimizer, schedule)
+
+
+def test_a_parameter_that_no_label_reaches_decays_as_in_several_processes() -> None:
+    """Several processes exchange a gradient of zero for it."""
+    reached, unreached = Parameter(torch.ones(2)), Parameter(torch.ones(3))
+    state = state_of(reached, unreached)
+    state.add_gradients(reached.sum())
+    state.update()
+    assert unreached.tolist() == pytest.approx([1 - 0.1 * 0.5] * 3)
+    assert reached.tolist() == pytest.approx([1 - 0.1 * 0.5 - 0.1] * 2)
+
+
+def test_gradients_add_up_in_place_until_the_update() -> None:
+    parameter = Parameter(torch.ones(2))
+    state = state_of(parameter)
+    place = parameter.grad.data_ptr()  # type: ignore[union-attr]
+    for _ in range(3):
+        state.add_gradients(2 * parameter.sum())
+    assert parameter.grad.tolist() == [6, 6]  # type: ignore[union-attr]
+    state.update()
+    assert parameter.grad.tolist() == [0, 0]  # type: ignore[union-attr]
+    assert parameter.grad.data_ptr() == place  # type: ignore[union-attr]
