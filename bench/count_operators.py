@@ -37,11 +37,11 @@ PRODUCT = re.compile(r"extern_kernels\.(?:mm|addmm|bmm)\(")
 COPYING_PRODUCT = re.compile(r"extern_kernels\.addmm\((\w+),.*out=(?!\1)")
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in PyTorch
     """Counts the operators that run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in PyTorch
         self.found: collections.Counter[str] = collections.Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -74,7 +74,8 @@ def count_uncompiled(num_layers: int, dropout: float) -> collections.Counter[str
     take_micro_step(model, batch)
     with Counter() as counter:
         take_micro_step(model, batch)
-    return counter.found
+    found: collections.Counter[str] = counter.found
+    return found
 
 
 def count_compiled(dropout: float) -> dict[str, int]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import TrainStage, load_stage
@@ -119,10 +120,6 @@ def run(
         )
         with caught_signals() as caught:
             is_complete = training.fit(output_dir, adapter_dir, checkpoints, caught)
-            # DDP's reducer must not be the last to hold the process group: its end would join
-            # gloo's thread while holding Python's lock, which that thread may wait for.
-            del training
-            accelerator.free_memory()
             accelerator.end_training()
     if not is_complete:  # the signal may have come to another process
         sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
@@ -160,7 +157,10 @@ class Training:
         num_recomputed = self.shape.num_layers if device.type == "cuda" else 0
         model = DualLossModel(adapter, settings.max_logits_mb, num_recomputed).train()
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.model = accelerator.prepare(model)
+        # Not wrapped by DDP: gradients are summed once per step, after all micro-batches, and DDP's
+        # hooks would tie them to a stream in which no CUDA graph can be captured.
+        self.model = accelerator.prepare_model(model, evaluation_mode=True)
+        broadcast([parameter.data for parameter in trained])
         self.inputs = StepInputs(train_rows, self.shape, settings, accelerator)
         self.num_steps = self.inputs.num_steps
         optimizer = make_optimizer(trained, settings, device)

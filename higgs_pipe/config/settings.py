@@ -489,6 +489,11 @@ class TrainConfig(Section):
         description="Compile the layers around attention: faster and smaller on a GPU, after a "
         "minute or two; auto: where it pays.",
     )
+    cuda_graphs: AutoOrBool = Field(
+        False,
+        description="Replay each micro-step as one CUDA graph, for GPUs that wait for the host; "
+        "auto: where it pays. Not yet measured on a GPU.",
+    )
     tf32: bool = Field(True, description="Let float32 matrix products on CUDA use TF32.")
     preflight: bool = Field(
         True, description="Check data, objective and gradients before the first step."

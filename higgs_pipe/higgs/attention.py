@@ -28,7 +28,8 @@ class SampleBounds(NamedTuple):
     """Beginnings and ends of the samples of a packed row."""
 
     lengths: tuple[int, ...]  # (N,), sum S
-    offsets: Tensor  # (N + 1,) int32, on the device: 0, then where each sample ends
+    offsets: Tensor  # (N + 1,) int32, on the device: 0, then where each sample ends; padded with S
+    longest: int  # at least the longest of ``lengths``
 
 
 def packed_attention(
@@ -84,15 +85,14 @@ def newest_flash(device: torch.device) -> str:
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, samples: SampleBounds) -> Tensor:
     """Attend in one call of the flash kernel for all samples (CUDA, half precision)."""
-    longest = max(samples.lengths)
     attended = varlen_attn(
         query,
         key,
         value,
         samples.offsets,
         samples.offsets,
-        longest,
-        longest,
+        samples.longest,
+        samples.longest,
         window_size=(-1, 0),  # causal
         **GROUPED_QUERIES,
     )

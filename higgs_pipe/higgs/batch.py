@@ -1,8 +1,9 @@
 """Packed rows of the table as the tensors of one forward pass.
 
-The rows of a micro-batch are laid end to end in one sequence without padding: S positions, N
-samples, F delayed frames. Everything that depends on the data's layout is worked out here, on the
-CPU, so that the forward pass never waits for the device.
+The rows of a micro-batch are laid end to end in one sequence: S positions, N samples, F delayed
+frames. There is no padding, unless few shapes are asked for (``padding.py``). Everything that
+depends on the data's layout is worked out here, on the CPU, so that the forward pass never waits
+for the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,6 +36,15 @@ class PackedRow:
     audio_labels: npt.NDArray[np.int16]  # (F, K)
     sample_ids: tuple[str, ...]  # (N,)
     sample_lengths: npt.NDArray[np.int32]  # (N,), sum S
+
+
+class RowSize(NamedTuple):
+    """Counts of a packed row that bound the shape of its micro-batch."""
+
+    num_positions: int
+    num_samples: int
+    longest_sample: int
+    num_text_labels: int
 
 
 class PackedRows:
@@ -84,6 +94,23 @@ class PackedRows:
         lengths = self._table.read(columns=["sample_lengths"]).column(0).to_pylist()
         return [sum(of_samples) for of_samples in lengths]
 
+    def sizes(self) -> list[RowSize]:
+        """Measure each row, reading the whole table."""
+        found = []
+        for group in range(self._table.num_row_groups):
+            table = self._table.read_row_group(group, columns=["sample_lengths", "labels"])
+            for lengths, labels in zip(table["sample_lengths"], table["labels"], strict=True):
+                of_samples, of_row = lengths.values.to_numpy(), labels.values.to_numpy()
+                found.append(
+                    RowSize(
+                        num_positions=len(of_row),
+                        num_samples=len(of_samples),
+                        longest_sample=int(of_samples.max()),
+                        num_text_labels=int((of_row != IGNORED).sum()),
+                    )
+                )
+        return found
+
 
 class Labels(NamedTuple):
     """Labels of M places, and the positions that predict them; K is 1 for text."""
@@ -128,11 +155,26 @@ class PackedBatch:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **recursively_apply(change, parts))
 
+    def tensors(self) -> list[Tensor]:
+        """List all tensors, in the same order for every batch."""
+        found: list[Tensor] = []
+
+        def take(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self._with_each(take)
+        return found
+
+    def clone(self) -> Self:
+        """Copy the batch on its device."""
+        return self._with_each(Tensor.clone)
+
     def label_counts(self) -> Tensor:
         """Count the labels of each kind: (2 + K,) float64, columns as in :class:`loss.LossSums`."""
         is_label = self.audio.values != IGNORED
         stop = (self.audio.values == self.stream_eos).sum().reshape(1)
-        text = stop.new_tensor([len(self.text.values)])
+        text = (self.text.values != IGNORED).sum(dim=0)
         return torch.cat([text, is_label.sum(dim=0), stop]).to(torch.float64)
 
 
@@ -151,7 +193,14 @@ def collate(
             only be predicted from another sample.
     """
     for row in rows:
-        _check(row, config)
+        check_row(row, config)
+    return lay_out(rows, config, dropout_seeds)
+
+
+def lay_out(
+    rows: Sequence[PackedRow], config: BaseShape, dropout_seeds: Sequence[int] | None
+) -> PackedBatch:
+    """Lay rows end to end that are known to be sound; arguments as of :func:`collate`."""
     input_ids = np.concatenate([row.input_ids for row in rows])
     labels = np.concatenate([row.labels for row in rows])
     audio_labels = np.concatenate([row.audio_labels for row in rows])
@@ -185,6 +234,7 @@ def collate(
             samples=SampleBounds(
                 lengths=tuple(lengths.tolist()),
                 offsets=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+                longest=int(lengths.max()),
             ),
             dropout_keys=keys,
         ),
@@ -203,8 +253,12 @@ def is_placeholder(input_ids: npt.NDArray[np.int32], config: BaseShape) -> npt.N
     return np.isin(input_ids, placeholders)
 
 
-def _check(row: PackedRow, config: BaseShape) -> None:
-    """Refuse a row whose parts contradict each other: it would train something else."""
+def check_row(row: PackedRow, config: BaseShape) -> None:
+    """Refuse a row whose parts contradict each other: it would train something else.
+
+    Raises:
+        UserError: As of :func:`collate`.
+    """
     name = f"packed row of {row.sample_ids[0]!r}" if row.sample_ids else "packed row"
     remedy = "run: snakemake --forcerun pack_rows"
     num_positions, num_frames = len(row.input_ids), len(row.audio_input_ids)

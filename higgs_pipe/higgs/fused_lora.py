@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.functional import linear
 
 from higgs_pipe.higgs.dropout import RowDropout
@@ -28,6 +29,7 @@ class RoundedMatrices:
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = layers
 
+    @torch.inference_mode(False)  # or the next training step could not change the tensors
     @torch.no_grad()
     def refresh(self) -> None:
         """Round them as they are now; call it once per forward pass."""
@@ -48,7 +50,7 @@ class RoundedMatrices:
         if matrices:
             # A forward pass whose backward pass is still to come keeps these tensors. They get the
             # same values again, unless A and B have changed, which autograd notices.
-            with torch.autograd._unsafe_preserve_version_counter(tuple(rounded)):
+            with _unsafe_preserve_version_counter(tuple(rounded)):
                 torch._foreach_copy_(rounded, matrices)
 
 
@@ -69,7 +71,7 @@ def fuse_lora(model: nn.Module) -> RoundedMatrices:
     for module in model.modules():
         if type(module) is LoraLinear and type(module.base_layer) is nn.Linear:
             module.forward = types.MethodType(_lora_forward, module)
-            module.rounded = None
+            vars(module)["rounded"] = None
             fused.append(module)
     return RoundedMatrices(fused)
 
@@ -116,6 +118,16 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return torch.unflatten(output, 0, x.shape[:-1])
 
 
+def _plus_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return ``total + scale * left @ right``, in the place of ``total`` or where it is read."""
+    if not torch.compiler.is_compiling():
+        return total.addmm_(left, right, alpha=scale)
+    # The compiler makes a copy of ``total`` for addmm, and addmm of a bare sum of products. In a
+    # wider type it adds them where it reads them.
+    wide = torch.promote_types(total.dtype, torch.float32)
+    return torch.add(total.to(wide), (left @ right).to(wide), alpha=scale).to(total.dtype)
+
+
 class _LowRankLinear(torch.autograd.Function):
     """``x W' + bias + scaling * (dropped A') B'``, W without a gradient; ' transposes."""
 
@@ -134,13 +146,7 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         adapter_input = x if dropped is None else dropped
         low = adapter_input @ rounded_a.T  # (S, r)
-        output = linear(x, weight, bias)
-        if torch.compiler.is_compiling():
-            # The compiler adds this where the output is read. Of addmm it would make a copy of
-            # the output and a product that reads it back.
-            output = torch.add(output, low @ rounded_b.T, alpha=scaling)
-        else:
-            output.addmm_(low, rounded_b.T, alpha=scaling)
+        output = _plus_product(linear(x, weight, bias), low, rounded_b.T, scaling)
         ctx.save_for_backward(adapter_input, low, weight, rounded_a, rounded_b)
         ctx.scaling, ctx.has_dropout = scaling, dropped is not None
         ctx.dtype = a.dtype
@@ -157,10 +163,8 @@ class _LowRankLinear(torch.autograd.Function):
             grad_x = grad_output @ weight
             if ctx.has_dropout:
                 grad_dropped = grad_low @ a
-            elif torch.compiler.is_compiling():
-                grad_x = grad_x + grad_low @ a
             else:
-                grad_x.addmm_(grad_low, a)
+                grad_x = _plus_product(grad_x, grad_low, a, 1.0)
         return grad_x, grad_dropped, None, None, grad_a, grad_b, None, None, None
 
 

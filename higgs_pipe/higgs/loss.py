@@ -71,7 +71,7 @@ def loss_sums(text: HeadLoss | None, audio: HeadLoss, batch: PackedBatch) -> Los
     """
     labels = batch.audio.values
     has_label, is_stop = labels != IGNORED, labels == batch.stream_eos
-    dtype, num_samples = audio.loss.dtype, len(batch.sample_ids)
+    dtype, num_samples = audio.loss.dtype, len(batch.layout.samples.offsets) - 1
 
     def by_sample(text_values: Tensor | None, audio_values: Tensor) -> Tensor:
         """Sum (L, 1) and (M, K) over each sample's labels: (N, 2 + K)."""
@@ -95,7 +95,7 @@ def loss_sums(text: HeadLoss | None, audio: HeadLoss, batch: PackedBatch) -> Los
         objective = text.weighted + objective
     return LossSums(
         loss=by_sample(None if text is None else text.loss, audio.loss),
-        count=by_sample(None if text is None else torch.ones_like(text.loss), has_label),
+        count=by_sample(None if text is None else batch.text.values != IGNORED, has_label),
         correct=correct,
         objective=objective,
         has_text=text is not None,

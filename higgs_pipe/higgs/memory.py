@@ -62,7 +62,7 @@ class MemoryFormula:
     layer_kept: float  # bytes per position that another layer keeps
     working: float  # bytes per position while one layer is computed
 
-    def activations(self, num_positions: int, num_recomputed: int) -> float:
+    def activations(self, num_positions: float, num_recomputed: int) -> float:
         """Return the bytes that a micro-batch needs above weights, adapter and optimizer."""
         num_kept = self.num_layers - num_recomputed + (1 if num_recomputed else 0)
         per_position = num_recomputed * self.layer_input + num_kept * self.layer_kept
@@ -78,7 +78,7 @@ class MemoryFormula:
             workspace=WORKSPACE_BYTES,
         )
 
-    def fewest_recomputed(self, num_positions: int, num_bytes: float) -> int | None:
+    def fewest_recomputed(self, num_positions: float, num_bytes: float) -> int | None:
         """Return the fewest layers to recompute so that activations fit; None if they never do."""
         return next(
             (

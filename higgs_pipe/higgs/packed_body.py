@@ -59,10 +59,12 @@ class PackedForward(NamedTuple):
 
 def through_layers(body: Any, hidden: Tensor, rotary: Rotary, layout: Layout) -> Tensor:
     """Apply the layers, of which the first are computed again by the backward pass."""
+    # A generator's state is saved for layers that draw from it; a CUDA graph could not be captured.
+    is_drawing = layout.dropout_keys is None or body.layers[0].self_attn.attention_dropout > 0
     for index, layer in enumerate(body.layers):
         inputs = (hidden, rotary, layout)
         if body.training and index < body.recomputed_layers:
-            hidden = checkpoint(layer, *inputs, use_reentrant=False)
+            hidden = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=is_drawing)
         else:
             hidden = layer(*inputs)
     return hidden

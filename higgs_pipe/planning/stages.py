@@ -34,7 +34,7 @@ STAGES = {
     "estimate": Stage("validate", "estimate", "estimate", 3),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),
     "pack": Stage("pack", "pack_rows", "pack", 5),
-    "train": Stage("train", "train_adapter", "train", 8),
+    "train": Stage("train", "train_adapter", "train", 9),
     "eval": Stage("eval", "eval_adapter", "evaluate", 5),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
     "package": Stage("package", "package_adapter", "package", 6),

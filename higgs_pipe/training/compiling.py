@@ -33,7 +33,7 @@ def compile_where_it_pays(
     """Compile the layers if every process can and should; log why, and how long it took.
 
     Args:
-        model: Not wrapped by DDP.
+        model: To be compiled.
         setting: ``train.compile`` or ``eval.compile``.
         accelerator: Of this process.
         num_positions: Positions that all processes still have to train on.
@@ -70,7 +70,7 @@ def warm_up(model: DualLossModel, batch: PackedBatch) -> None:
     Parameters, gradients and the state of training are not touched.
 
     Args:
-        model: Not wrapped by DDP, with layers to compile.
+        model: With layers to compile.
         batch: On the model's device.
     """
     logger.info("compiling the layers; the first time takes a minute or two")

@@ -145,7 +145,7 @@ def forecast(
     adapter = BYTES_PER_TRAINED_VALUE * formula.num_trained
     free = kind.memory_gb * GIB - CONTEXT_BYTES - formula.weights
     for_activations = USABLE_SHARE * free - adapter - formula.logits - WORKSPACE_BYTES
-    plan, fits = choose_plan(
+    plan, _, fits = choose_plan(
         formula, train, for_activations, row_positions, is_compiled, train.num_processes, flops
     )
     rate = positions_per_second(plan, formula, train, row_positions, flops)
@@ -156,7 +156,9 @@ def forecast(
         card=kind.name,
         memory_gb=kind.memory_gb,
         fits=fits,
-        **plan.as_dict(),
+        rows_per_micro_batch=plan.rows_per_micro_batch,
+        recomputed_layers=plan.recomputed_layers,
+        is_compiled=plan.is_compiled,
         memory_gib=formula.memory(positions, plan.recomputed_layers),
         positions_per_second=rate,
         hours=seconds / 3600,

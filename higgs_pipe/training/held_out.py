@@ -26,7 +26,7 @@ def held_out_sums(
     """Compute the sums of every held-out sample, on every process alike.
 
     Args:
-        model: A :class:`~higgs_pipe.higgs.model.DualLossModel`, perhaps wrapped by DDP.
+        model: A :class:`~higgs_pipe.higgs.model.DualLossModel`.
         rows: The packed held-out rows; they are shared out over the processes.
         accelerator: Of this process.
         rows_per_batch: Rows per forward pass.

@@ -4,8 +4,8 @@ A plan changes speed and memory. Losses and gradients are sums over the same lab
 """
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Self
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs.compilation import H200_FLOPS
@@ -13,10 +13,12 @@ from higgs_pipe.higgs.memory import MemoryFormula
 
 MAX_ROWS = 64
 NEARLY_AS_FAST = 1.03  # of the shortest time
+PADDING_SHARE = 0.02  # of the positions of a micro-batch (higgs/padding.py)
 # Fitted to docs/performance.md (one H200, 28 layers of the 3B model). The host sets a lower limit
 # for each micro-step; the device needs a constant and a time per position.
 HOST_SECONDS = {False: 0.28, True: 0.18}
 HOST_SECONDS_RECOMPUTED = {False: 0.33, True: 0.10}  # more, where every layer is recomputed
+HOST_SECONDS_GRAPHED = 0.005  # assumed
 DEVICE_SECONDS = 0.012
 DEVICE_SECONDS_PER_POSITION = {False: 37.5e-6, True: 23.9e-6}
 DEVICE_SECONDS_PER_POSITION_RECOMPUTED = {False: 25.5e-6, True: 22e-6}
@@ -29,6 +31,7 @@ class Plan:
     rows_per_micro_batch: int
     recomputed_layers: int  # the first ones
     is_compiled: bool
+    is_padded: bool = False  # to few shapes, each of which can be replayed as a CUDA graph
 
     @classmethod
     def read(cls, saved: dict[str, Any] | None) -> Self | None:
@@ -43,12 +46,23 @@ class Plan:
         """Return the plan with half the rows per micro-batch; None below one row."""
         if self.rows_per_micro_batch == 1:
             return None
-        half = self.rows_per_micro_batch // 2
-        return type(self)(half, self.recomputed_layers, self.is_compiled)
+        return replace(self, rows_per_micro_batch=self.rows_per_micro_batch // 2)
+
+
+class Choice(NamedTuple):
+    """A plan, the seconds of a step by it, and whether its activations fit."""
+
+    plan: Plan
+    seconds: float
+    fits: bool
 
 
 def micro_step_seconds(
-    num_positions: int, recomputed_share: float, is_compiled: bool, flops: float = H200_FLOPS
+    num_positions: float,
+    recomputed_share: float,
+    is_compiled: bool,
+    flops: float = H200_FLOPS,
+    is_graphed: bool = False,
 ) -> float:
     """Estimate the seconds of forward and backward of the 3B model.
 
@@ -57,8 +71,10 @@ def micro_step_seconds(
         recomputed_share: Of the layers.
         is_compiled: Whether the layers are compiled.
         flops: Operations per second of the GPU in a large matrix product.
+        is_graphed: Whether a CUDA graph takes the place of the host.
     """
     host = HOST_SECONDS[is_compiled] + HOST_SECONDS_RECOMPUTED[is_compiled] * recomputed_share
+    host = HOST_SECONDS_GRAPHED if is_graphed else host
     per_position = DEVICE_SECONDS_PER_POSITION[is_compiled]
     per_position += DEVICE_SECONDS_PER_POSITION_RECOMPUTED[is_compiled] * recomputed_share
     device = (DEVICE_SECONDS + per_position * num_positions) * H200_FLOPS / flops
@@ -82,6 +98,7 @@ def plan_without_card(train: TrainConfig, num_layers: int, is_compiled: bool) ->
         rows_per_micro_batch=1 if rows == "auto" else rows,
         recomputed_layers=recomputed_layers(train, num_layers) or 0,
         is_compiled=is_compiled,
+        is_padded=train.cuda_graphs is True,
     )
 
 
@@ -93,8 +110,9 @@ def choose_plan(
     is_compiled: bool,
     num_processes: int = 1,
     flops: float = H200_FLOPS,
-) -> tuple[Plan, bool]:
-    """Choose the fastest plan whose activations fit: (plan, whether it fits).
+    is_graphed: bool = False,
+) -> Choice:
+    """Choose the fastest plan whose activations fit.
 
     Of plans that are nearly as fast, the one with the fewest rows. If nothing fits, one row with
     every layer recomputed, or what the config says.
@@ -107,25 +125,31 @@ def choose_plan(
         is_compiled: Whether the layers are compiled.
         num_processes: Of the run.
         flops: Operations per second of the GPU in a large matrix product.
+        is_graphed: Whether micro-steps are replayed as CUDA graphs, whose pool holds activations a
+            second time and whose batches are padded.
     """
+    row_size = row_positions * (1 + PADDING_SHARE) if is_graphed else row_positions
+    num_bytes = num_bytes / 2 if is_graphed else num_bytes
     rows_per_process = math.ceil(train.rows_per_step / num_processes)
     rows, layers = train.rows_per_micro_batch, recomputed_layers(train, formula.num_layers)
     most_rows = min(rows_per_process, MAX_ROWS)
-    found: list[tuple[float, Plan]] = []
+    found: list[Choice] = []
     for num_rows in range(1, most_rows + 1) if rows == "auto" else [rows]:
-        num_positions = num_rows * row_positions
+        num_positions = num_rows * row_size
         fewest = formula.fewest_recomputed(num_positions, num_bytes)
         if fewest is None or (layers is not None and layers < fewest):
             continue
-        plan = Plan(num_rows, fewest if layers is None else layers, is_compiled)
+        plan = Plan(num_rows, fewest if layers is None else layers, is_compiled, is_graphed)
         share = plan.recomputed_layers / formula.num_layers
-        seconds = micro_step_seconds(num_positions, share, is_compiled, flops)
-        found.append((math.ceil(rows_per_process / num_rows) * seconds, plan))
+        seconds = micro_step_seconds(num_positions, share, is_compiled, flops, is_graphed)
+        found.append(Choice(plan, math.ceil(rows_per_process / num_rows) * seconds, fits=True))
     if found:
-        enough = NEARLY_AS_FAST * min(seconds for seconds, _ in found)
-        return next(plan for seconds, plan in found if seconds <= enough), True
-    return Plan(
+        enough = NEARLY_AS_FAST * min(choice.seconds for choice in found)
+        return next(choice for choice in found if choice.seconds <= enough)
+    plan = Plan(
         rows_per_micro_batch=1 if rows == "auto" else rows,
         recomputed_layers=formula.num_layers if layers is None else layers,
         is_compiled=is_compiled,
-    ), False
+        is_padded=is_graphed,
+    )
+    return Choice(plan, math.inf, fits=False)

@@ -3,20 +3,28 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.batch import collate
+from higgs_pipe.higgs.batch import PackedBatch, collate
+from higgs_pipe.higgs.loss import label_weights
 from higgs_pipe.higgs.memory import WORKSPACE_BYTES, memory_formula
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.training.card import Card, card_of, free_memory
 from higgs_pipe.training.compiling import compile_where_it_pays, learn_nothing
-from higgs_pipe.training.plan import Plan, choose_plan, plan_without_card
+from higgs_pipe.training.graphs import (
+    Graphs,
+    difference_of_graphs,
+    make_capture,
+    obstacle_to_graphs,
+)
+from higgs_pipe.training.plan import Choice, Plan, choose_plan, plan_without_card
 from higgs_pipe.training.state import TrainingState
 from higgs_pipe.training.step_inputs import StepInputs
 
@@ -25,6 +33,7 @@ logger = logging.getLogger("higgs_pipe")
 USABLE_SHARE = 0.95  # the allocator cannot use every byte
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained parameter
 LEAST_FACTOR = 0.5
+GRAPHS_PAY = 0.95  # of the time without them
 
 Note: TypeAlias = Callable[[int, dict[str, Any], str], None]
 
@@ -39,6 +48,7 @@ class Planner:
     state: TrainingState
     accelerator: Accelerator
     note: Note = field(init=False)
+    graphs: Graphs | None = None  # of the plan's padded micro-batches, on CUDA
 
     def plan(self, note: Note) -> None:
         """Plan the rest of the run; one that resumes keeps the plan of its checkpoint.
@@ -63,6 +73,8 @@ class Planner:
         else:
             plan, told = self._plan_by_probe(card, is_compiled)
         self._follow(plan, told)
+        if self.graphs is not None:
+            self._check_graphs(self.graphs)
 
     def shrink(self) -> None:
         """Halve the rows per micro-batch, or recompute every layer, after memory ran out.
@@ -94,8 +106,38 @@ class Planner:
         if plan != self.state.plan:
             self.note(self.state.progress.step, plan.as_dict(), told)
         self.state.plan = plan
-        self.inputs.rows_per_micro_batch = plan.rows_per_micro_batch
+        self.inputs.follow(plan.rows_per_micro_batch, plan.is_padded)
         self.model.recomputed_layers = plan.recomputed_layers
+        self.graphs = None
+        if plan.is_padded and self._obstacle_to_graphs() is None:
+            self.graphs = Graphs(self._micro_step, make_capture(), self.accelerator.device)
+
+    def _micro_step(self, batch: PackedBatch, weights: Tensor) -> Tensor:
+        """Add the gradients of a batch on the device; return its loss sums, (2 + K,) float64."""
+        sums, _ = self.model(batch, weights, predict=False)
+        self.state.add_gradients(sums.objective)
+        return cast(Tensor, sums.total().loss.double())
+
+    def _obstacle_to_graphs(self) -> str | None:
+        return obstacle_to_graphs(self.model, self.accelerator.device)
+
+    def _check_graphs(self, graphs: Graphs) -> None:
+        """Go on without graphs if one does not give on every process what plain steps give."""
+        lengths = self.inputs.row_lengths
+        longest = sorted(range(len(lengths)), key=lengths.__getitem__)
+        rows = longest[-self.inputs.rows_per_micro_batch :]
+        batch = self.inputs.padded(rows, seeds=rows).to(self.accelerator.device)
+        has_text = self.model.shape.has_text_loss
+        weights = label_weights(batch.label_counts(), self.settings.loss_weights, has_text)
+        faults = gather_object([difference_of_graphs(graphs, self.state, batch, weights)])
+        fault = next((fault for fault in faults if fault is not None), None)
+        if fault is None:
+            logger.info("micro-steps are replayed as CUDA graphs; one gave what a plain one gives")
+            return
+        logger.warning("training goes on without CUDA graphs: %s", fault)
+        free_memory(self.accelerator.device)
+        plan = cast(Plan, self.state.plan)
+        self._follow(replace(plan, is_padded=False), "without CUDA graphs")
 
     def _compile(self, kept: bool | None) -> bool:
         num_steps = self.inputs.num_steps - self.state.progress.step
@@ -123,15 +165,21 @@ class Planner:
         measured = peak - around - GRADIENT_BYTES * num_trained
         factor = max(measured / formula.activations(positions, num_recomputed), LEAST_FACTOR)
         formula = formula.scaled(factor)
-        plan, fits = choose_plan(
-            formula,
-            self.settings,
-            num_bytes,
-            positions,
-            is_compiled,
-            self.accelerator.num_processes,
-            min(gather_object([card.flops()])),
+        flops = min(gather_object([card.flops()]))
+        plain, graphed = (
+            choose_plan(
+                formula,
+                self.settings,
+                num_bytes,
+                positions,
+                is_compiled,
+                self.accelerator.num_processes,
+                flops,
+                is_graphed,
+            )
+            for is_graphed in (False, True)
         )
+        plan, _, fits = graphed if self._will_graph(plain, graphed) else plain
         needed = formula.activations(plan.rows_per_micro_batch * positions, plan.recomputed_layers)
         told = (
             f"activations {needed / 1e9:.1f} of {num_bytes / 1e9:.1f} GB; a probe needed "
@@ -140,6 +188,17 @@ class Planner:
         if not fits:
             logger.warning("the plan may not fit: %s; a step that does not is made smaller", told)
         return plan, told
+
+    def _will_graph(self, plain: Choice, graphed: Choice) -> bool:
+        """Choose whether to replay graphs, and log why not where the config leaves it open."""
+        setting, obstacle = self.settings.cuda_graphs, self._obstacle_to_graphs()
+        if setting != "auto":
+            return setting
+        if obstacle is None and graphed.seconds > GRAPHS_PAY * plain.seconds:
+            obstacle = "the host keeps up with the GPU, or memory is short"
+        if obstacle is not None:
+            logger.info("micro-steps are not replayed as CUDA graphs: %s", obstacle)
+        return obstacle is None
 
     def _probe(self, card: Card, fits_whole: bool) -> tuple[int, float]:
         """Run the longest row: (recomputed layers, peak bytes on the process with the most).

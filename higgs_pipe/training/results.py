@@ -124,6 +124,7 @@ class PlanLine(LoggedLine):
     rows_per_micro_batch: int
     recomputed_layers: int
     is_compiled: bool
+    is_padded: bool = False
 
 
 class AlarmLine(LoggedLine):

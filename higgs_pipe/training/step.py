@@ -110,13 +110,17 @@ class Stepper:
         self, epoch: int, micro_batch: MicroBatch, weights: Tensor, predict: bool
     ) -> tuple[Tensor, Predictions | None]:
         """Add a micro-batch's gradients; return its loss sums (2 + K,) float64, and predictions."""
+        weights = weights * micro_batch.weight
+        if self.planner.graphs is not None and not predict:
+            with self.telemetry.phase("backward"):  # and forward, which cannot be told apart
+                return self.planner.graphs(micro_batch.batch, weights), None
         # LoRA's dropout depends on each row alone; this is for what else may draw.
         torch.manual_seed(combined_seed(self.settings.seed, epoch, micro_batch.rows[0]))
         with self.telemetry.phase("forward"):
             batch = micro_batch.batch.to(self.accelerator.device)
             sums, predictions = self.model(batch, weights, predict=predict)
         with self.telemetry.phase("backward"):
-            self.state.add_gradients(sums.objective * micro_batch.weight)
+            self.state.add_gradients(sums.objective)
         return sums.total().loss.double(), predictions
 
     def _sum_gradients(self) -> None:

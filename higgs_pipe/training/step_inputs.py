@@ -4,10 +4,10 @@ import hashlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
+from higgs_pipe.higgs.padding import Grid
 from higgs_pipe.higgs.shape import BaseShape
 
 NUM_STEPS_AHEAD = 2
@@ -37,6 +38,13 @@ class MicroBatch(NamedTuple):
     rows: list[int]
     weight: float
     batch: PackedBatch
+
+
+class MicroBatches(NamedTuple):
+    """Rows of each micro-batch, and its padding."""
+
+    num_rows: int  # at most
+    grid: Grid | None  # None: not padded
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,31 @@ class StepInputs:
         self.row_lengths = rows.row_lengths()  # positions
         self.steps_per_epoch = math.ceil(len(rows) / settings.rows_per_step)
         self.num_steps = settings.max_steps or self.steps_per_epoch * settings.num_epochs
-        self.rows_per_micro_batch = 1  # until the run is planned
+        self.follow(rows_per_micro_batch=1, is_padded=False)  # until the run is planned
         self.positions_per_step = sum(self.row_lengths) / self.steps_per_epoch
+
+    @property
+    def rows_per_micro_batch(self) -> int:
+        """Rows of a micro-batch, at most."""
+        return self._micro_batches.num_rows
+
+    def follow(self, rows_per_micro_batch: int, is_padded: bool) -> None:
+        """Build the next steps of micro-batches of this size.
+
+        Args:
+            rows_per_micro_batch: At most.
+            is_padded: Whether they have few shapes, which takes some padding.
+        """
+        grid = None
+        if is_padded:
+            of_process = math.ceil(self.settings.rows_per_step / self.accelerator.num_processes)
+            grid = Grid.of_rows(self.rows.sizes(), min(rows_per_micro_batch, of_process))
+        self._micro_batches = MicroBatches(rows_per_micro_batch, grid)
+
+    def padded(self, rows: Sequence[int], seeds: Sequence[int]) -> PackedBatch:
+        """Return rows as a micro-batch of one of the shapes."""
+        grid = cast(Grid, self._micro_batches.grid)
+        return grid.collate([self.rows[row] for row in rows], self.config, seeds)
 
     def after(self, done: int) -> Generator[StepInput, None, None]:
         """Yield the inputs of the steps after ``done``, built ahead in a thread."""
@@ -126,11 +157,12 @@ class StepInputs:
         # From page-locked memory the host need not wait for the copy to a GPU.
         is_pinned = self.accelerator.device.type == "cuda"
         micro_batches = []
-        rows_per_micro_batch = self.rows_per_micro_batch  # another thread may lower it
-        for start in range(0, len(mine), rows_per_micro_batch):
-            rows = mine[start : start + rows_per_micro_batch]
+        num_rows, grid = self._micro_batches  # another thread may make them smaller
+        for start in range(0, len(mine), num_rows):
+            rows = mine[start : start + num_rows]
             seeds = [combined_seed(self.settings.seed, planned.epoch, row) for row in rows]
-            batch = collate([self.rows[row] for row in rows], self.config, seeds)
+            lay = collate if grid is None else grid.collate
+            batch = lay([self.rows[row] for row in rows], self.config, seeds)
             micro_batches.append(
                 MicroBatch(rows, weight, batch.pin_memory() if is_pinned else batch)
             )

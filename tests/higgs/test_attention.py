@@ -19,7 +19,7 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def samples(device: str = "cpu") -> SampleBounds:
     offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32, device=device)
-    return SampleBounds(LENGTHS, offsets)
+    return SampleBounds(LENGTHS, offsets, max(LENGTHS))
 
 
 def random_heads(dtype: torch.dtype, device: str = "cpu") -> Heads:

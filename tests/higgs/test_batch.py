@@ -41,7 +41,7 @@ def test_text_is_routed_before_audio_and_back(row: PackedRow, config: Any) -> No
 
 def test_offsets_are_where_the_samples_end(row: PackedRow, config: Any) -> None:
     batch = collate([row, row], config)
-    lengths, offsets = batch.layout.samples
+    lengths, offsets, _ = batch.layout.samples
     assert offsets.tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 

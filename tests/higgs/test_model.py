@@ -322,12 +322,14 @@ def test_a_forward_pass_over_bfloat16_sees_the_matrices_as_they_are(
     base = load_base(Pretrained("base_model", str(tiny_base)), torch.bfloat16)
     model = DualLossModel(add_lora(base, LoraSettings(dropout=0.0), seed=0)).train()
     batch = collate([rows[0]], model.native.config)
-    before = model(batch)[0]
+    with torch.inference_mode():
+        before = model(batch)[0]
     for name, parameter in model.named_parameters():
         if "lora_B" in name and is_replaced:
             parameter.data = torch.full_like(parameter, 0.1)
         elif "lora_B" in name:
             parameter.data.fill_(0.1)
     changed = model(batch)[0]
+    changed.loss.sum().backward()
     assert torch.equal(DualLossModel(model.model).train()(batch)[0].loss, changed.loss)
     assert not torch.equal(changed.loss, before.loss)

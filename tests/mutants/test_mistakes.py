@@ -24,6 +24,7 @@ OTHERWISE = {
     "eval.device": "needs a GPU",
     "eval.num_processes": "changes the speed alone, as test_evaluate shows",
     "train.rows_per_micro_batch": "changes the speed alone, as test_train shows",
+    "train.cuda_graphs": "changes the speed alone, as test_graphs shows",
     "train.compile": "changes the speed alone, as test_model shows",
     "eval.compile": "changes the speed alone, as test_model shows",
     "package.dtype": "tests/stages/test_merge.py makes and proves whole checkpoints",

@@ -139,6 +139,7 @@ def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, Any]]:
         "uneven": ({}, UNEVEN),
         "micro_batches_of_two": ({"rows_per_micro_batch": 2}, UNEVEN),
         "fewer_rows_than_processes": ({}, [1]),
+        "padded": ({"cuda_graphs": True, "rows_per_micro_batch": 2}, UNEVEN),
         "two_rows": (TWO_ROWS | SPOKEN, None),
         "early_stop": (HARMFUL | {"early_stopping_patience": 2}, None),
     }
@@ -184,7 +185,7 @@ def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
         )
         assert finished.returncode == 0, finished.stderr
 
-    for name in ("uneven", "micro_batches_of_two", "fewer_rows_than_processes"):
+    for name in ("uneven", "micro_batches_of_two", "fewer_rows_than_processes", "padded"):
         model, rows = base_with_lora(corpus.base), read_rows(corpus.train_rows)
         loss_of_rows(model, [rows[row] for row in to_do[name]["gradients_of"]]).backward()
         expected = {f"model.{n}": p.grad for n, p in model.named_parameters() if p.requires_grad}

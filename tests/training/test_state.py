@@ -29,10 +29,10 @@ def test_a_parameter_that_no_label_reaches_decays_as_in_several_processes() -> N
 def test_gradients_add_up_in_place_until_the_update() -> None:
     parameter = Parameter(torch.ones(2))
     state = state_of(parameter)
-    place = parameter.grad.data_ptr()  # type: ignore[union-attr]
+    place = parameter.grad.data_ptr()
     for _ in range(3):
         state.add_gradients(2 * parameter.sum())
-    assert parameter.grad.tolist() == [6, 6]  # type: ignore[union-attr]
+    assert parameter.grad.tolist() == [6, 6]
     state.update()
-    assert parameter.grad.tolist() == [0, 0]  # type: ignore[union-attr]
-    assert parameter.grad.data_ptr() == place  # type: ignore[union-attr]
+    assert parameter.grad.tolist() == [0, 0]
+    assert parameter.grad.data_ptr() == place

@@ -59,8 +59,7 @@ def check_before_training(
     This comes before a checkpoint is resumed: with a new adapter the model's losses are the base's.
 
     Args:
-        model: A :class:`~higgs_pipe.higgs.model.DualLossModel` with a new adapter, perhaps wrapped
-            by DDP.
+        model: A :class:`~higgs_pipe.higgs.model.DualLossModel` with a new adapter.
         train_rows: The packed training rows.
         eval_rows: The packed held-out rows.
         accelerator: Of this process.

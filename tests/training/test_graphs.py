@@ -1,0 +1,168 @@
+"""Micro-steps by graphs of few shapes, with a pretended capture; on a GPU with a true one."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import PackedCorpus, train
+from safetensors.torch import load_file
+
+from higgs_pipe.higgs import packed_body
+from higgs_pipe.higgs.attention import SampleBounds, packed_attention
+from higgs_pipe.higgs.batch import PackedBatch
+from higgs_pipe.training import graphs, planner
+from higgs_pipe.training.planner import Planner
+
+EXACT: dict[str, Any] = {
+    "dtype": "float64",
+    "lora": {"dropout": 0.2},
+    "preflight": False,
+    "rows_per_step": 3,
+    "max_steps": 6,
+    "learning_rate": 5e-3,
+}
+
+
+class Repeated:
+    """In place of a CUDA graph: capturing runs nothing, a replay runs the function."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.num_replays = 0
+
+    def replay(self) -> None:
+        self.num_replays += 1
+        self.function()
+
+
+class PretendedCapture:
+    """Keeps what it captured; fails at the capture of this number."""
+
+    def __init__(self, failing: int | None = None) -> None:
+        self.captured: list[Repeated] = []
+        self.failing = failing
+
+    def __call__(self, function: Callable[[], Any]) -> Repeated:
+        if len(self.captured) == self.failing:
+            raise RuntimeError("operation not permitted when stream is capturing\nat line 7")
+        self.captured.append(Repeated(function))
+        return self.captured[-1]
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[PretendedCapture], None]:
+    """Lets a CPU capture: attention takes the bounds of samples from a tensor, as on CUDA."""
+
+    def attention(q: Any, k: Any, v: Any, samples: SampleBounds, dropout: float) -> torch.Tensor:
+        lengths = tuple(length for length in samples.offsets.diff().tolist() if length)
+        return packed_attention(q, k, v, samples._replace(lengths=lengths), dropout)
+
+    def use(capture: PretendedCapture) -> None:
+        monkeypatch.setattr(planner, "obstacle_to_graphs", lambda *_: None)
+        monkeypatch.setattr(planner, "make_capture", lambda: capture)
+        monkeypatch.setattr(packed_body, "packed_attention", attention)
+
+    return use
+
+
+def adapter(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter/adapter_model.safetensors")
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    of_expected = adapter(expected)
+    for name, tensor in adapter(found).items():
+        assert (tensor - of_expected[name]).norm() <= 1e-6 * of_expected[name].norm(), name
+
+
+def is_padded(metrics: list[dict[str, Any]]) -> list[bool]:
+    return [line["is_padded"] for line in metrics if "is_padded" in line]
+
+
+def test_padded_and_replayed_micro_steps_train_the_same_adapter(
+    corpus: PackedCorpus, tmp_path: Path, pretend: Callable[[PretendedCapture], None]
+) -> None:
+    train(corpus, tmp_path / "plain", **EXACT)
+    padded = train(corpus, tmp_path / "padded", **EXACT, cuda_graphs=True)
+    assert is_padded(padded) == [True]
+    assert_close(tmp_path / "padded", tmp_path / "plain")
+    capture = PretendedCapture()
+    pretend(capture)
+    replayed = train(corpus, tmp_path / "replayed", **EXACT, cuda_graphs=True)
+    assert is_padded(replayed) == [True]
+    assert 1 <= len(capture.captured) <= graphs.MAX_GRAPHS
+    # 18 micro-batches, a plain one for the log of step 1, at most one plain per shape.
+    num_replays = sum(each.num_replays for each in capture.captured) - 3  # of the check
+    assert num_replays >= 18 - 1 - 2 * len(capture.captured)
+    assert_close(tmp_path / "replayed", tmp_path / "plain")
+
+
+@pytest.mark.parametrize(("failing", "expected"), [(0, [True, False]), (1, [True])])
+def test_a_capture_that_fails_leaves_plain_micro_steps_and_a_warning(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    pretend: Callable[[PretendedCapture], None],
+    caplog: pytest.LogCaptureFixture,
+    failing: int,
+    expected: list[bool],
+) -> None:
+    """The first capture is the check's; the second one comes while training."""
+    train(corpus, tmp_path / "plain", **EXACT)
+    pretend(PretendedCapture(failing))
+    logging.getLogger("higgs_pipe").propagate = True
+    with caplog.at_level(logging.WARNING, logger="higgs_pipe"):
+        metrics = train(corpus, tmp_path / "failed", **EXACT, cuda_graphs=True)
+    assert is_padded(metrics) == expected
+    assert "without CUDA graphs: operation not permitted" in caplog.text
+    assert "line 7" not in caplog.text
+    assert_close(tmp_path / "failed", tmp_path / "plain")
+
+
+@pytest.mark.parametrize("fault", ["old inputs", "old bounds", "no gradient"])
+def test_a_graph_that_computes_something_else_is_not_used(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretend: Callable[[PretendedCapture], None],
+    fault: str,
+) -> None:
+    pretend(PretendedCapture())
+    if fault == "old inputs":  # as if an address had been baked in
+        monkeypatch.setattr(PackedBatch, "tensors", lambda _: [])
+    elif fault == "old bounds":
+        monkeypatch.setattr(packed_body, "packed_attention", packed_attention)
+    else:
+        micro_step = Planner._micro_step
+        calls: list[int] = []
+
+        def without_gradient(self: Planner, *inputs: Any) -> torch.Tensor:
+            loss = micro_step(self, *inputs)
+            calls.append(1)
+            if len(calls) == 3:  # plain, seen, then the first replay
+                self.state.clear_gradients()
+            return loss
+
+        monkeypatch.setattr(Planner, "_micro_step", without_gradient)
+    metrics = train(corpus, tmp_path, **EXACT | {"max_steps": 1}, cuda_graphs=True)
+    assert is_padded(metrics) == [True, False]
+
+
+def test_no_more_graphs_are_kept_than_are_allowed(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretend: Callable[[PretendedCapture], None],
+) -> None:
+    capture = PretendedCapture()
+    pretend(capture)
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 1)
+    train(corpus, tmp_path / "one", **EXACT | {"max_steps": 4}, cuda_graphs=True)
+    assert len(capture.captured) == 1
+
+
+def test_on_a_cpu_auto_pads_nothing(corpus: PackedCorpus, tmp_path: Path) -> None:
+    settings = EXACT | {"max_steps": 1}
+    assert is_padded(train(corpus, tmp_path, **settings, cuda_graphs="auto")) == [False]
