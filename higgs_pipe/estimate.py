@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import AutoTokenizer, HiggsAudioV2TokenizerConfig
+from transformers import HiggsAudioV2TokenizerConfig
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, TrainConfig
 from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage, merge
 from higgs_pipe.data.clips.results import ValidationSummary
+from higgs_pipe.data.conversation import speech_conversation
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
+from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.codes import num_delayed_frames
 from higgs_pipe.higgs.family import config_of, renderer_of
 from higgs_pipe.higgs.pretrained import load_pretrained, small_files
-from higgs_pipe.higgs.prompts import NotRendered, RenderError
-from higgs_pipe.higgs.rendering import render
+from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, RenderError
 from higgs_pipe.planning import bases
 from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
 
@@ -124,16 +126,19 @@ def estimate_base(
         frame_rate_hz: Frame rate of the codec.
     """
     base, base_fault = _read(config_of, stage.pretrained_base)
-    tokenizer, _ = _read(partial(load_pretrained, AutoTokenizer), stage.pretrained_base)
+    renderer, _ = _read(renderer_of, stage.pretrained_base)
     members = table.in_split(TRAIN)
-    text_tokens = count_text_tokens(table.texts(members), stage.pack.system_prompt, tokenizer)
-    num_codebooks = base.num_codebooks if base else PUBLISHED_NUM_CODEBOOKS
+    text_tokens = count_text_tokens(table.texts(members), stage.pack.system_prompt, renderer)
+    frames_around = num_delayed_frames(0, PUBLISHED_NUM_CODEBOOKS)
+    if renderer:
+        shape = renderer.shape
+        frames_around = num_delayed_frames(0, shape.num_codebooks, shape.num_margin_frames)
     amount = amount_of(
         summary,
         text_tokens,
         stage.pack,
         frame_rate_hz,
-        num_codebooks,
+        frames_around,
         num_references=int(np.count_nonzero(table.reference[members] >= 0)),
     )
     experiments = {}
@@ -145,22 +150,18 @@ def estimate_base(
     return BaseEstimate(
         base_model=stage.base_model,
         train=amount,
-        not_in_chat_template=refused_conversations(table, stage) if tokenizer else [],
+        not_in_chat_template=refused_conversations(table, stage, renderer) if renderer else [],
         experiments=experiments,
     )
 
 
-def refused_conversations(table: Clips, stage: EstimateStage) -> list[str]:
-    """Return the conversations that pack will reject, each with its place and the fact.
-
-    Args:
-        table: The accepted clips.
-        stage: Names the base model, and how conversations are written.
-    """
+def refused_conversations(
+    table: Clips, stage: EstimateStage, renderer: PromptRenderer
+) -> list[str]:
+    """Return the conversations that pack will reject, each with its place and the fact."""
     conversations = np.flatnonzero(table.is_conversation).tolist()
     if not conversations:
         return []
-    renderer = renderer_of(stage.pretrained_base)
     refused = []
     for start in range(0, len(conversations), NUM_TEXTS_PER_BATCH):
         some = conversations[start : start + NUM_TEXTS_PER_BATCH]
@@ -187,15 +188,17 @@ def _read(read: Callable[[Pretrained], Any], pretrained: Pretrained) -> tuple[An
     return read(pretrained), None
 
 
-def count_text_tokens(texts: Sequence[str], system_prompt: str, tokenizer: Any) -> TextTokens:
-    """Count the tokens of the texts and of the messages around them.
+def count_text_tokens(
+    texts: Sequence[str], system_prompt: str, renderer: PromptRenderer | None
+) -> TextTokens:
+    """Count the tokens of the texts and of what stands around them.
 
     Args:
         texts: The transcripts of the clips.
         system_prompt: The system message of each sample.
-        tokenizer: The tokenizer of the base; without it the numbers are rough.
+        renderer: Of the base; without it the numbers are rough.
     """
-    if tokenizer is None:
+    if renderer is None:
         prompt = len(system_prompt.encode()) / TEXT_BYTES_PER_TOKEN
         num_bytes = sum(len(text.encode()) for text in texts)
         return TextTokens(
@@ -206,27 +209,25 @@ def count_text_tokens(texts: Sequence[str], system_prompt: str, tokenizer: Any) 
     num_tokens = 0
     for start in range(0, len(texts), NUM_TEXTS_PER_BATCH):
         batch = texts[start : start + NUM_TEXTS_PER_BATCH]
-        num_tokens += sum(map(len, tokenizer(batch, add_special_tokens=False)["input_ids"]))
-    system = {"role": "system", "content": [{"type": "text", "text": system_prompt}]}
-    turns = [
-        {"role": "user", "content": [{"type": "text", "text": ""}]},
-        {"role": "assistant", "content": [{"type": "audio"}]},
-    ]
+        encoded = renderer.tokenizer(batch, add_special_tokens=False)["input_ids"]
+        num_tokens += sum(map(len, encoded))
     sample, with_reference = (
-        # One token is the placeholder of the frames, which are counted separately.
-        _num_tokens(tokenizer, [system, *turns * num]) - num
-        for num in (1, 2)
+        # The placeholders of the frames, which are counted separately, have a token each.
+        _num_tokens(renderer, system_prompt, num) - num - 1
+        for num in (0, 1)
     )
     return TextTokens(num_tokens, sample, with_reference - sample)
 
 
-def _num_tokens(tokenizer: Any, messages: Sequence[Any]) -> int:
-    """Return the number of tokens of a conversation without texts."""
+def _num_tokens(renderer: PromptRenderer, system_prompt: str, num_references: int) -> int:
+    """Return the number of tokens of a sample without texts."""
+    recording = Recording((0,))
+    references = [("", recording)] * num_references
+    sample = speech_conversation(system_prompt, (), references, "", recording, clean=str)
     try:
-        text = render(tokenizer, messages, num_chars=0)
+        return len(renderer.prompt(sample).ids)
     except RenderError as error:
-        raise UserError(f"{error}; use the template that is published with the model.") from None
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        raise UserError(f"{error}; {renderer.remedy}") from None
 
 
 def amount_of(
@@ -234,20 +235,20 @@ def amount_of(
     text_tokens: TextTokens,
     pack: PackConfig,
     frame_rate_hz: float,
-    num_codebooks: int,
+    frames_around: int,
     num_references: int = 0,
 ) -> Amount:
     """Estimate the tokens of the training split.
 
-    T codec frames take T + 2 + (K - 1) positions. A sample with a reference also holds another
-    clip with its text, of the same length on average.
+    T codec frames take T and ``frames_around`` positions. A sample with a reference also holds
+    another clip with its text, of the same length on average.
 
     Args:
         summary: The contents of ``validation.json``.
         text_tokens: The tokens of the split.
         pack: The task mix and the length of rows.
         frame_rate_hz: Frame rate of the codec.
-        num_codebooks: K.
+        frames_around: Delayed frames that hold no whole frame.
         num_references: Clips that bring their own reference.
     """
     split = summary.splits[TRAIN]
@@ -255,7 +256,7 @@ def amount_of(
     drawn = pack.tasks.cloning / max(pack.tasks.cloning + pack.tasks.speech, 1e-9)
     own = num_references / max(num_clips, 1) if pack.tasks.cloning else 0.0
     share = own + (1 - own) * drawn  # of the samples with a reference
-    own_frames = split.seconds * frame_rate_hz + num_clips * (0.5 + 2 + num_codebooks - 1)
+    own_frames = split.seconds * frame_rate_hz + num_clips * (0.5 + frames_around)
     around = text_tokens.per_sample + share * text_tokens.per_reference
     num_audio_frames = round((1 + share) * own_frames)
     num_text_tokens = round((1 + share) * text_tokens.texts + num_clips * around)

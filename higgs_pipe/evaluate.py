@@ -33,7 +33,7 @@ from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.lora import check_base, load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.higgs.pretrained import base_of_rows
+from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.listening.clip_losses import ClipLosses, held_out_frames
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample, read_samples
@@ -113,7 +113,7 @@ def run(
             losses[name] = list(
                 held_out_frames(model, rows, accelerator, settings.rows_per_batch).values()
             )
-            others = OtherTexts(rows, speakers)
+            others = OtherTexts(rows, speakers, model.place_of_text)
             sums = held_out_sums(model, others, accelerator, settings.rows_per_batch)
             other_text[name] = list(sums.values())
             spoken[name] = speak_prompts(model, codec, info, prompts.chosen, settings, accelerator)
@@ -186,11 +186,12 @@ def write_losses(
     if ancestor is not None:
         logged.append(("ancestor", ancestor))
     for name, total in logged:
+        text = "" if total.eval_text_loss is None else f"  text {total.eval_text_loss:.4f}"
         logger.info(
-            "%-8s  eval_loss %.4f  text %.4f  audio %.4f  stop %.4f  (%d clips)",
+            "%-8s  eval_loss %.4f%s  audio %.4f  stop %.4f  (%d clips)",
             name,
             total.eval_loss,
-            total.eval_text_loss,
+            text,
             total.eval_audio_loss,
             total.eval_stop_loss,
             total.num_clips,
@@ -205,7 +206,7 @@ def summarize(sums: dict[str, LossSums]) -> SplitMetrics:
         **named_losses(total, prefix="eval_"),
         **named_accuracies(total, prefix="eval_"),
         num_clips=len(sums),
-        num_text_labels=int(total.count[0]),
+        num_text_labels=int(total.count[0]) if total.has_text else None,
         num_audio_labels=int(total.count[1:-1].sum()),
     )
 
@@ -217,13 +218,14 @@ def clip_rows(losses: ClipLosses) -> list[dict[str, Any]]:
         row = {key: clip[key] for key in ("clip_id", "speaker", "language", "task")}
         for name, model in ((ADAPTER, adapter), (BASE, base)):
             named = named_losses(model.sums)
-            row |= {f"{name}_{loss}": named[loss] for loss in LOSS_DESCRIPTIONS}
+            row |= {f"{name}_{loss}": named.get(loss) for loss in LOSS_DESCRIPTIONS}
             row |= {
                 f"{name}_stop_at_end": model.stop_at_end,
                 f"{name}_stop_before_end": model.stop_before_end,
             }
-        count = adapter.sums.count
-        row |= {"num_text_labels": int(count[0]), "num_audio_labels": int(count[1:-1].sum())}
+        count, has_text = adapter.sums.count, adapter.sums.has_text
+        row["num_text_labels"] = int(count[0]) if has_text else None
+        row |= {"num_audio_labels": int(count[1:-1].sum())}
         rows.append(row)
     return rows
 

@@ -37,16 +37,16 @@ from higgs_pipe.higgs.forms import (
 )
 from higgs_pipe.higgs.lora import check_base
 from higgs_pipe.higgs.merging import Merge, read_changes
+from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.higgs.pretrained import (
     PinnedModel,
-    base_of_rows,
     checkpoint_dir,
     load_pretrained,
 )
 from higgs_pipe.higgs.shards import Shards, write_shards
 from higgs_pipe.publishing.naming import public_name
 from higgs_pipe.publishing.sealing import seal
-from higgs_pipe.training.results import FormProof, MergeRecord
+from higgs_pipe.training.form_results import FormProof, MergeRecord
 from higgs_pipe.training.run_info import git_commit
 
 logger = logging.getLogger("higgs_pipe")

@@ -21,6 +21,7 @@ from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
 from higgs_pipe.data.tables import shard_path, write_table
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.family import renderer_of
+from higgs_pipe.higgs.packed_for import rows_metadata
 from higgs_pipe.higgs.packer import Packer
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.prompts import PromptRenderer
@@ -68,7 +69,7 @@ def run(
         counts: dict[str, PackedSplit] = {}
         rejected: list[RejectedSample] = []
         fallbacks: Counter[tuple[str, str, str]] = Counter()
-        metadata = codes.codec_info.as_metadata() | base.as_metadata()
+        metadata = codes.codec_info.as_metadata() | rows_metadata(base)
         for split, path in ((TRAIN, train_rows), (EVAL, eval_rows)):
             if split not in (splits or (TRAIN, EVAL)):
                 write_table(path, packed_spec(codes.codec_info.num_codebooks), [], metadata)

@@ -42,9 +42,10 @@ from higgs_pipe.higgs.greedy import next_logits, speak_greedily
 from higgs_pipe.higgs.lora import check_base, load_adapter_exactly, merge_by_peft
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.higgs.pretrained import base_of_rows, checkpoint_dir
+from higgs_pipe.higgs.packed_for import base_of_rows
+from higgs_pipe.higgs.pretrained import checkpoint_dir
+from higgs_pipe.training.form_results import FirstSecond, FormProof
 from higgs_pipe.training.held_out import held_out_sums, total_of
-from higgs_pipe.training.results import FirstSecond, FormProof
 
 logger = logging.getLogger("higgs_pipe")
 

@@ -40,7 +40,8 @@ from higgs_pipe.higgs.lora import (
     trainable_parameters,
 )
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows
+from higgs_pipe.higgs.packed_for import base_of_rows
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.progress import activity
 from higgs_pipe.training.alarms import Alarms, code_entropies
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity, write_errors_named
@@ -60,7 +61,7 @@ from higgs_pipe.training.processes import (
 from higgs_pipe.training.run_info import run_info, write_run
 from higgs_pipe.training.samples import Samples
 from higgs_pipe.training.state import TrainingState
-from higgs_pipe.training.step import Stepper, StepResult, check_codebook_weights
+from higgs_pipe.training.step import Stepper, StepResult, check_loss_weights
 from higgs_pipe.training.step_inputs import StepInput, StepInputs
 from higgs_pipe.training.telemetry import Telemetry
 
@@ -147,7 +148,7 @@ class Training:
             torch.set_float32_matmul_precision("high")
         base = load_base(base_model.pretrained, dtype, settings.quantization, device)
         self.shape = family_of_model(base).shape_of(base.config)
-        check_codebook_weights(settings, self.shape.num_codebooks)
+        check_loss_weights(settings, self.shape)
         self.tokenizer = renderer_of(base_model.pretrained).tokenizer
         adapter = add_lora(base, settings.lora, settings.seed, self.tokenizer)
         self.ancestor = start_from(adapter, settings, base_model)

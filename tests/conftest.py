@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> PackedC
             directory / f"codes/{shard}.parquet",
         )
     packed = PackedCorpus(directory, tiny_base)
+    packed.pack(directory / "packed", max_tokens=512)
+    return packed
+
+
+@pytest.fixture(scope="session")
+def v3_corpus(
+    tmp_path_factory: pytest.TempPathFactory, corpus: PackedCorpus, v3_base: Path
+) -> PackedCorpus:
+    """The clips and codes of ``corpus``, without their scenes, packed for Higgs TTS 3."""
+    directory = tmp_path_factory.mktemp("v3-corpus")
+    changes: dict[str, dict[str, Any]] = {f"clip-{i:02d}": {"scene": None} for i in range(14)}
+    packed = replace(corpus.changed(directory, changes), base=v3_base)
     packed.pack(directory / "packed", max_tokens=512)
     return packed
 

@@ -315,7 +315,7 @@ SHARD_CLIPS = TableSpec(
 
 LOSS_DESCRIPTIONS = {
     "loss": "Text loss + mean of the codebooks' losses, nats per label",
-    "text_loss": "Nats per text label",
+    "text_loss": "Nats per text label; missing: the base has no text loss",
     "audio_loss": "Mean of the codebooks' losses, nats per label",
     "stop_loss": "Nats per stream EOS label",
 }
@@ -329,7 +329,7 @@ EVAL_DESCRIPTIONS = LOSS_DESCRIPTIONS | {
 
 EVAL_CLIPS = TableSpec(
     name="eval clips",
-    version=2,
+    version=3,
     made_by="eval_adapter",
     columns=(
         Column("clip_id", pa.string(), "The held-out clip."),
@@ -337,11 +337,21 @@ EVAL_CLIPS = TableSpec(
         Column("language", pa.string(), "Language code; missing: unknown.", nullable=True),
         Column("task", pa.string(), "Kind of the packed sample, such as speech or cloning."),
         *(
-            Column(f"{model}_{name}", pa.float64(), f"{description}, of the {model}.")
+            Column(
+                f"{model}_{name}",
+                pa.float64(),
+                f"{description}, of the {model}.",
+                nullable=name == "text_loss",
+            )
             for model in ("adapter", "base")
             for name, description in EVAL_DESCRIPTIONS.items()
         ),
-        Column("num_text_labels", pa.int32(), "Supervised text tokens."),
+        Column(
+            "num_text_labels",
+            pa.int32(),
+            "Supervised text tokens; missing: the base has no text loss.",
+            nullable=True,
+        ),
         Column("num_audio_labels", pa.int32(), "Supervised codes, all codebooks together."),
     ),
 )

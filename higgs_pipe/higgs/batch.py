@@ -253,6 +253,24 @@ def is_placeholder(input_ids: npt.NDArray[np.int32], config: BaseShape) -> npt.N
     return np.isin(input_ids, placeholders)
 
 
+def first_target(row: PackedRow, sample: slice, shape: BaseShape) -> slice:
+    """Return the positions of the first recording of a sample that has labels.
+
+    Args:
+        row: A packed row.
+        sample: Positions of one of its samples.
+        shape: The base's.
+    """
+    is_audio = is_placeholder(row.input_ids, shape)
+    has_label = (row.audio_labels != IGNORED).any(axis=1)
+    labelled = np.flatnonzero(is_audio)[has_label]
+    labelled = labelled[(labelled >= sample.start) & (labelled < sample.stop)]
+    others = np.flatnonzero(~is_audio)
+    place = np.searchsorted(others, labelled[0])
+    end = int(others[place]) if place < len(others) else len(is_audio)
+    return slice(int(others[place - 1]) + 1, min(end, sample.stop))
+
+
 def check_row(row: PackedRow, config: BaseShape) -> None:
     """Refuse a row whose parts contradict each other: it would train something else.
 

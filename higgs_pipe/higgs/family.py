@@ -19,6 +19,7 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRow
 from higgs_pipe.higgs.packed_body import NativeParts, PackedForward
 from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import PromptRenderer
@@ -27,10 +28,12 @@ from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.higgs.v2 import generation as v2_generation
 from higgs_pipe.higgs.v2 import lora as v2_lora
 from higgs_pipe.higgs.v2 import native as v2_native
+from higgs_pipe.higgs.v2 import rows as v2_rows
 from higgs_pipe.higgs.v2.body import PACKED_FORWARD as V2_PACKED_FORWARD
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
 from higgs_pipe.higgs.v3 import lora as v3_lora
 from higgs_pipe.higgs.v3 import native as v3_native
+from higgs_pipe.higgs.v3 import rows as v3_rows
 from higgs_pipe.higgs.v3.body import PACKED_FORWARD as V3_PACKED_FORWARD
 from higgs_pipe.higgs.v3.checkpoint import check_tensors
 
@@ -57,6 +60,7 @@ class Family:
     shape_of: Callable[[Any], BaseShape]  # of a native config
     skeleton: Callable[[Any], nn.Module]  # a native config's model without weights
     parts_of: Callable[[Any], NativeParts]  # of a native model
+    place_of_text: Callable[[PackedRow, slice, BaseShape], slice]  # the first that a sample speaks
     num_ids: Callable[[Any], tuple[int, int]]  # of a native model: of text, of a codebook
     packed_forward: PackedForward
     renderer: Callable[[Pretrained], PromptRenderer]
@@ -75,6 +79,7 @@ V2 = Family(
     shape_of=v2_native.shape_of,
     skeleton=v2_native.skeleton,
     parts_of=v2_native.parts_of,
+    place_of_text=v2_rows.place_of_text,
     num_ids=v2_native.num_ids,
     packed_forward=V2_PACKED_FORWARD,
     renderer=ChatRenderer,
@@ -97,6 +102,7 @@ V3 = Family(
     shape_of=v3_native.shape_of,
     skeleton=v3_native.skeleton,
     parts_of=v3_native.parts_of,
+    place_of_text=v3_rows.place_of_text,
     num_ids=v3_native.num_ids,
     packed_forward=V3_PACKED_FORWARD,
     renderer=_to_come,

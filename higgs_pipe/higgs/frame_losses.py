@@ -1,7 +1,7 @@
 """Losses of single frames of the targets, and the probability of the stream's end at each.
 
-A target of T codec frames has T + K rows of labels: codebook k's code t is in row t + k, its stream
-EOS in row T + k.
+A target of T codec frames has T + K rows of labels, or T + K - 1 where the last codebook has no
+EOS: codebook k's code t is in row t + k, its stream EOS in row T + k.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def frame_losses(model: DualLossModel, batch: PackedBatch) -> Iterator[FrameLoss
     samples = _array(batch.audio.samples)
     for number, sums in enumerate(loss_sums(text, audio, batch).samples()):
         (rows,) = np.nonzero(samples == number)
-        target = _first_target(labels, rows, batch.stream_eos)
+        target = _first_target(labels, rows, batch.stream_eos, model.shape.num_stop_labels)
         part_loss, part_count = _by_part(labels[target.rows], losses[target.rows], target)
         stop_probability = np.exp(-stop_losses[target.rows][: target.num_frames + 1])
         yield FrameLosses(
@@ -76,14 +76,16 @@ def _array(tensor: Tensor) -> npt.NDArray[np.float64]:
     return tensor.double().cpu().numpy()
 
 
-def _first_target(labels: Array, rows: npt.NDArray[np.intp], stream_eos: int) -> _Target:
+def _first_target(
+    labels: Array, rows: npt.NDArray[np.intp], stream_eos: int, num_stop_labels: int
+) -> _Target:
     num_frames = int(np.flatnonzero(labels[rows, 0] == stream_eos)[0])
     start = int(rows[0])
-    return _Target(slice(start, start + num_frames + labels.shape[1]), num_frames)
+    return _Target(slice(start, start + num_frames + num_stop_labels), num_frames)
 
 
 def _by_part(labels: Array, losses: Array, target: _Target) -> tuple[Array, Array]:
-    """Sum the losses of a target's codes (T + K, K) by part."""
+    """Sum the losses of a target's codes by part."""
     num_codebooks = labels.shape[1]
     part_loss, part_count = (np.zeros((NUM_PARTS, num_codebooks)) for _ in range(2))
     for codebook in range(num_codebooks):

@@ -29,9 +29,9 @@ from transformers import GenerationConfig, HiggsAudioV2TokenizerModel
 from higgs_pipe.config.settings import Sampling
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.specs import CodecInfo
-from higgs_pipe.higgs.batch import PackedRow, is_placeholder
+from higgs_pipe.higgs.batch import PackedRow, first_target, is_placeholder
 from higgs_pipe.higgs.codec import decode
-from higgs_pipe.higgs.codes import IGNORED, MARGIN_FRAMES, Codes, undelay
+from higgs_pipe.higgs.codes import MARGIN_FRAMES, Codes, undelay
 from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.higgs.prompts import ModelPrompt
@@ -198,19 +198,17 @@ def recorded_samples(row: PackedRow, config: BaseShape) -> list[RecordedSample]:
         row: A packed row.
         config: The base's.
     """
-    samples = []
+    samples: list[RecordedSample] = []
     is_audio = is_placeholder(row.input_ids, config)
-    frame_of = np.cumsum(is_audio)  # frames up to and with a position
-    ends = np.cumsum(row.sample_lengths)
-    for sample_id, start, end in zip(row.sample_ids, ends - row.sample_lengths, ends, strict=True):
-        first_label = np.flatnonzero(row.labels[start:end] != IGNORED)[0]  # <|audio_out_bos|>
-        prompt_end = int(start + first_label) + 1
-        num_frames = int(np.flatnonzero(~is_audio[prompt_end:end])[0])
-        first_frame = int(frame_of[start]) - int(is_audio[start])
-        first_target = int(frame_of[prompt_end - 1])
-        target = row.audio_input_ids[first_target : first_target + num_frames]
+    frames_before = [0, *np.cumsum(is_audio).tolist()]  # frames before a position
+    ends = np.cumsum(row.sample_lengths).tolist()
+    for sample_id, start, end in zip(row.sample_ids, [0, *ends], ends, strict=False):
+        target = first_target(row, slice(start, end), config)
+        first_frame, target_frame = frames_before[start], frames_before[target.start]
+        frames = row.audio_input_ids[target_frame : target_frame + target.stop - target.start]
         prompt = ModelPrompt(
-            row.input_ids[start:prompt_end], row.audio_input_ids[first_frame:first_target]
+            row.input_ids[start : target.start], row.audio_input_ids[first_frame:target_frame]
         )
-        samples.append(RecordedSample(sample_id, prompt, undelay(target)))
+        codes = undelay(frames, config.num_margin_frames)
+        samples.append(RecordedSample(sample_id, prompt, codes))
     return samples

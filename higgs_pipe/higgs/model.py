@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from higgs_pipe.config.settings import Quantization
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs.batch import Labels, PackedBatch
+from higgs_pipe.higgs.batch import Labels, PackedBatch, PackedRow
 from higgs_pipe.higgs.dropout import draw_by_row
 from higgs_pipe.higgs.family import family_of_base, family_of_model
 from higgs_pipe.higgs.fused_lora import fuse_lora
@@ -92,6 +92,10 @@ class DualLossModel(nn.Module):
     def body(self) -> Any:
         """The body of the native model."""
         return self.parts.body
+
+    def place_of_text(self, row: PackedRow, sample: slice) -> slice:
+        """Return the place in a row of the first text that a sample speaks."""
+        return self.family.place_of_text(row, sample, self.shape)
 
     @property
     def num_layers(self) -> int:

@@ -19,13 +19,11 @@ from typing import Any, ClassVar, Self
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from pydantic import ValidationError
 from transformers.utils import logging as transformers_logging
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.results import Result
-from higgs_pipe.data.tables import TableFile
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.hub import hub_answers
 from higgs_pipe.higgs.loading_errors import CONTENT_FAULTS, not_loaded
@@ -145,34 +143,6 @@ class PinnedModel(Result):
             f"{self.setting} {self.name!r}: the weights changed since they were pinned; "
             f"{self.rerun()}"
         )
-
-
-def base_of_rows(rows: Path, configured: Pretrained) -> PinnedModel:
-    """Return the base that packed rows were made for, after a check that it is still the same.
-
-    Args:
-        rows: ``packed/train.parquet`` or ``packed/eval.parquet``.
-        configured: The base that the config names, ``stage.pretrained_base``.
-
-    Raises:
-        UserError: The rows name no base or another one than the config does, or its weights
-            changed since it was pinned.
-    """
-    repack = "run: snakemake --forcerun pack_rows"
-    try:
-        stamp = TableFile(rows, "pack_rows").stamp()
-        base = PinnedModel.model_validate(stamp["pinned"]["base_model"])
-    except (KeyError, ValidationError):
-        raise UserError(
-            f"{rows}: not a table of packed rows that names its base; {repack}"
-        ) from None
-    if base.name != configured.name:
-        raise UserError(
-            f"{rows} was packed for base_model {base.name!r}, but the config names "
-            f"{configured.name!r}; {repack}"
-        )
-    base.check_unchanged()
-    return base
 
 
 def weight_fingerprint(pretrained: Pretrained) -> str:

@@ -78,12 +78,14 @@ class ClipLosses:
     def differences(self) -> dict[str, Difference]:
         """Compare adapter and base by the measures of losses, for the verdict."""
         audio, uses = slice(1, -1), [self._text_use(is_adapter) for is_adapter in (True, False)]
-        return {
+        differences = {
             "audio_loss": self.difference(audio),
             "stop_loss": self.difference(slice(-1, None)),
-            "text_loss": self.difference(slice(0, 1)),
             "text_use": _difference(uses, _sums(self.adapter, "count")[:, audio], self.clusters),
         }
+        if self.adapter[0].sums.has_text:
+            differences["text_loss"] = self.difference(slice(0, 1))
+        return differences
 
     def difference(self, columns: slice, rows: npt.ArrayLike | None = None) -> Difference:
         """Compare the mean over columns of the sums: adapter minus base, nats per label.

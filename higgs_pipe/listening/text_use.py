@@ -8,8 +8,8 @@ the text. Near 0, it speaks without reading::
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -19,14 +19,6 @@ from higgs_pipe.higgs.batch import PackedRow, PackedRows
 from higgs_pipe.higgs.codes import IGNORED
 
 TokenIds = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class _TextTurn:
-    """Place of a sample's first spoken text: its user turn, up to ``<|audio_out_bos|>``."""
-
-    start: int
-    end: int
 
 
 class OtherTexts:
@@ -39,16 +31,22 @@ class OtherTexts:
     Args:
         rows: The packed rows.
         speakers: Speaker by sample id, where it is known.
+        place_of_text: Returns the place of a sample's first spoken text in a row: the family's.
     """
 
-    def __init__(self, rows: PackedRows, speakers: Mapping[str, str | None]) -> None:
+    def __init__(
+        self,
+        rows: PackedRows,
+        speakers: Mapping[str, str | None],
+        place_of_text: Callable[[PackedRow, slice], slice],
+    ) -> None:
         self._rows = rows
+        self._place_of_text = place_of_text
         texts: dict[str, TokenIds] = {}
         for number in range(len(rows)):
             row = rows[number]
             for sample_id, sample in zip(row.sample_ids, _samples(row), strict=True):
-                turn = _text_turn(row, sample)
-                texts[sample_id] = row.input_ids[turn.start : turn.end]
+                texts[sample_id] = row.input_ids[place_of_text(row, sample)]
         self._other = _other_texts(texts, speakers)
 
     def __len__(self) -> int:
@@ -58,20 +56,20 @@ class OtherTexts:
         row = self._rows[index]
         input_ids, labels, lengths = [], [], []
         for sample_id, sample in zip(row.sample_ids, _samples(row), strict=True):
-            turn, text = _text_turn(row, sample), self._other[sample_id]
-            # The text's last token is <|audio_out_bos|>, the first label.
+            turn, text = self._place_of_text(row, sample), self._other[sample_id]
+            # The place's last token comes before the audio, and is the only one with a label.
             no_labels = np.full(len(text) - 1, IGNORED, row.labels.dtype)
             input_ids += [
                 row.input_ids[sample.start : turn.start],
                 text,
-                row.input_ids[turn.end : sample.stop],
+                row.input_ids[turn.stop : sample.stop],
             ]
             labels += [
                 row.labels[sample.start : turn.start],
                 no_labels,
-                row.labels[turn.end - 1 : sample.stop],
+                row.labels[turn.stop - 1 : sample.stop],
             ]
-            lengths.append(sample.stop - sample.start - (turn.end - turn.start) + len(text))
+            lengths.append(sample.stop - sample.start - (turn.stop - turn.start) + len(text))
         return replace(
             row,
             input_ids=np.concatenate(input_ids),
@@ -83,17 +81,6 @@ class OtherTexts:
 def _samples(row: PackedRow) -> list[slice]:
     ends = np.cumsum(row.sample_lengths)
     return [slice(int(end - n), int(end)) for end, n in zip(ends, row.sample_lengths, strict=True)]
-
-
-def _text_turn(row: PackedRow, sample: slice) -> _TextTurn:
-    """Return the user turn before the first label, which follows the last turn's ``<|eot_id|>``."""
-    labelled = np.flatnonzero(row.labels[sample] != IGNORED) + sample.start
-    end = int(labelled[0]) + 1
-    end_of_turn = row.labels[labelled[-1]]
-    ends_of_turns = np.flatnonzero(row.input_ids[sample.start : end] == end_of_turn) + sample.start
-    # The last one ends the user turn itself.
-    start = int(ends_of_turns[-2]) + 1 if len(ends_of_turns) > 1 else sample.start
-    return _TextTurn(start, end)
 
 
 def _other_texts(

@@ -32,6 +32,7 @@ class Measure:
     better: Literal["lower", "higher"]
     leads: bool = False  # can make the overall verdict
     negligible: float = 0.0  # differences up to this much count as none
+    only_where_trained: bool = False  # left out for a base that has no such loss
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,14 @@ NATS = "nats per label"
 MEASURES = (
     Measure("audio_loss", "audio loss", NATS, "lower", True, MIN_LOSS_DIFFERENCE),
     Measure("stop_loss", "stop loss", NATS, "lower", True, MIN_LOSS_DIFFERENCE),
-    Measure("text_loss", "text loss", NATS, "lower", False, MIN_LOSS_DIFFERENCE),
+    Measure(
+        "text_loss",
+        "text loss",
+        NATS,
+        "lower",
+        negligible=MIN_LOSS_DIFFERENCE,
+        only_where_trained=True,
+    ),
     Measure("text_use", "use of the text", NATS, "higher", False, MIN_LOSS_DIFFERENCE),
     Measure("stop_rate", "share that stops", "of the prompts", "higher", True),
     Measure("runaway_rate", "share of runaways", "of the prompts", "lower", True),
@@ -150,7 +158,11 @@ def judge(
     unknown = differences.keys() - {measure.name for measure in MEASURES}
     if unknown:
         raise KeyError(f"not in MEASURES: {sorted(unknown)}")
-    measures = [judge_measure(measure, differences.get(measure.name)) for measure in MEASURES]
+    measures = [
+        judge_measure(measure, differences.get(measure.name))
+        for measure in MEASURES
+        if measure.name in differences or not measure.only_where_trained
+    ]
     leading = [measure for measure in measures if measure.leads]
     surely = _after_correction(leading)
     surely_worse = [m for m in surely if m.outcome == "worse"]
@@ -172,9 +184,9 @@ def judge(
     sentences = [headline, *(m.sentence for m in reasons), *perhaps_worse, *doubts]
     if overall == "no evidence" and headlines.shows_audio_loss:
         sentences.append(next(m.sentence for m in measures if m.name == "audio_loss"))
-    text = next(measure for measure in measures if measure.name == "text_loss")
-    if text.outcome == "better" and not surely_better:
-        sentences.append(f"{text.sentence} Text loss alone makes no adapter better.")
+    for text in measures:
+        if text.name == "text_loss" and text.outcome == "better" and not surely_better:
+            sentences.append(f"{text.sentence} Text loss alone makes no adapter better.")
     return Verdict(
         overall=overall, sentences=sentences, clustered_by=clustered_by, measures=measures
     )

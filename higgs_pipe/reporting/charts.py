@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from higgs_pipe.reporting.experiments import COLOURS, Experiment
 from higgs_pipe.reporting.measures import rounded
+from higgs_pipe.training.results import LoggedLine
 
 INK = "#010203"
 """Stands for the text colour in the drawings; the page replaces it by ``currentColor``."""
@@ -50,13 +51,21 @@ class Chart:
         return f"{start}{self.body}</svg>\n"
 
 
+def _points(lines: Sequence[LoggedLine], key: str) -> list[tuple[int, float]]:
+    """Return step and value of each line that has one."""
+    found = ((line.step, getattr(line, key)) for line in lines)
+    return [(step, value) for step, value in found if value is not None]
+
+
 def draw_loss(title: str, key: str, experiments: Sequence[Experiment]) -> Chart:
     """Draw one loss over the optimizer steps, every experiment in its colour."""
     figure, axes = _figure()
     sentences = [f"{title} in nats per label over optimizer steps."]
     for experiment in experiments:
-        training = [(line.step, getattr(line, key)) for line in experiment.log.training]
-        held_out = [(line.step, getattr(line, f"eval_{key}")) for line in experiment.log.held_out]
+        training = _points(experiment.log.training, key)
+        held_out = _points(experiment.log.held_out, f"eval_{key}")
+        if not training:  # its base has no such loss
+            continue
         axes.plot(
             *zip(*training, strict=True),
             color=experiment.colour,

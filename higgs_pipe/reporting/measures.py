@@ -125,9 +125,10 @@ def _loss_lines(metrics: EvalMetrics, judged: Mapping[str, MeasureVerdict]) -> l
             is_detail=is_detail,
         )
 
+    has_text = metrics.base.eval_text_loss is not None
     lines = [
         line("Total", "eval_loss"),
-        line("Text", "eval_text_loss", "text_loss"),
+        *([line("Text", "eval_text_loss", "text_loss")] if has_text else []),
         line("Stop", "eval_stop_loss", "stop_loss"),
         line("Audio", "eval_audio_loss", "audio_loss"),
     ]
@@ -152,7 +153,8 @@ def _loss_lines(metrics: EvalMetrics, judged: Mapping[str, MeasureVerdict]) -> l
 
 
 def _accuracy_lines(metrics: EvalMetrics) -> list[MeasureLine]:
-    keys = {"Text": "eval_text_accuracy"} | {
+    has_text = metrics.base.eval_text_accuracy is not None
+    keys = ({"Text": "eval_text_accuracy"} if has_text else {}) | {
         f"codebook {k}": f"{CODEBOOK_ACCURACY}{k}" for k in range(metrics.base.num_codebooks)
     }
     lines = []

@@ -88,7 +88,7 @@ def warm_up(model: DualLossModel, batch: PackedBatch) -> None:
 def learn_nothing(model: DualLossModel, batch: PackedBatch) -> tuple[Any, ...]:
     """Run forward and backward as a micro-step does, and return the gradients instead of adding."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = label_weights(batch.label_counts())
+    weights = label_weights(batch.label_counts(), has_text=model.shape.has_text_loss)
     sums, _ = model(batch, weights, predict=False)
     return torch.autograd.grad(sums.objective, trained, allow_unused=True)
 

@@ -58,4 +58,5 @@ def total_of(sums: dict[str, LossSums]) -> LossSums:
         loss=torch.stack([sample.loss for sample in samples]),
         count=torch.stack([sample.count for sample in samples]),
         correct=torch.stack(correct) if correct else None,
+        has_text=samples[0].has_text,
     ).total()

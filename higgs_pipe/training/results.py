@@ -14,6 +14,7 @@ from higgs_pipe.higgs.ancestor import Ancestor
 
 CODEBOOK_LOSS = "eval_audio_loss_codebook_"
 CODEBOOK_ACCURACY = "eval_audio_accuracy_codebook_"
+TEXT_KEYS = ("eval_text_loss", "eval_text_accuracy", "num_text_labels")
 COUNTS = ("num_clips", "num_text_labels", "num_audio_labels")
 
 
@@ -21,24 +22,32 @@ class SplitMetrics(ResultPart):
     """Losses (nats per label) and accuracies (0 to 1) of one model over the held-out split.
 
     For each of the K codebooks there is a :data:`CODEBOOK_LOSS` and a :data:`CODEBOOK_ACCURACY`.
+    A model without a text loss has no key of text: all three are there, or none.
     """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
 
     eval_loss: float
-    eval_text_loss: float
+    eval_text_loss: float | None = None
     eval_audio_loss: float
     eval_stop_loss: float
-    eval_text_accuracy: float
+    eval_text_accuracy: float | None = None
     num_clips: int
-    num_text_labels: int
+    num_text_labels: int | None = None
     num_audio_labels: int
 
     @property
     def num_codebooks(self) -> int:
         """K, and at least 1."""
         return max(1, len([key for key in self.__pydantic_extra__ if CODEBOOK_LOSS in key]))
+
+    @model_validator(mode="after")
+    def _check_text(self) -> Self:
+        lacking = [key for key in TEXT_KEYS if getattr(self, key) is None]
+        if lacking and len(lacking) < len(TEXT_KEYS):
+            raise PydanticCustomError("missing", f"there is no {', '.join(lacking)}")
+        return self
 
 
 class EvalMetrics(Result):
@@ -86,7 +95,7 @@ class TrainingLine(LoggedLine):
     """Losses of the training rows of a step, nats per label."""
 
     loss: float
-    text_loss: float
+    text_loss: float | None = None  # of a base that has one
     audio_loss: float
     stop_loss: float
     tokens_per_second: float
@@ -99,7 +108,7 @@ class HeldOutLine(LoggedLine):
     """Losses of the held-out rows after a step, nats per label."""
 
     eval_loss: float
-    eval_text_loss: float
+    eval_text_loss: float | None = None  # of a base that has one
     eval_audio_loss: float
     eval_stop_loss: float
 
@@ -150,12 +159,13 @@ class TrainingLog:
         """Read the lines.
 
         Raises:
-            UserError: A line lacks a key, or there is no training loss, no held-out loss at step 0
-                or none after it.
+            UserError: A line lacks a key that it needs or that others have, or there is no
+                training loss, no held-out loss at step 0 or none after it.
         """
         if not path.is_file():
             raise UserError(f"{path}: the file is missing; {LoggedLine.rerun()}")
         log = cls([], [], [], [], [], [])
+        text_losses: dict[str, float | None] = {}  # by place and key
         for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             place = f"{path}:{number}"
             keys = LoggedLine.parse(text, place).model_extra or {}
@@ -163,6 +173,7 @@ class TrainingLog:
                 log.alarms.append(AlarmLine.parse(text, place))
             elif any(key.startswith("eval_") for key in keys):
                 log.held_out.append(HeldOutLine.parse(text, place))
+                text_losses[f"{place}:\n  `eval_text_loss`"] = log.held_out[-1].eval_text_loss
             elif any(key.startswith("sample_") for key in keys):
                 log.samples.append(SampleLine.parse(text, place))
             elif "rows_per_micro_batch" in keys:
@@ -171,6 +182,10 @@ class TrainingLog:
                 log.kept_lines.append(KeptLine.parse(text, place))
             else:
                 log.training.append(TrainingLine.parse(text, place))
+                text_losses[f"{place}:\n  `text_loss`"] = log.training[-1].text_loss
+        lacking = [key for key, loss in text_losses.items() if loss is None]
+        if lacking and len(lacking) < len(text_losses):  # a base has a text loss, or none
+            raise UserError(f"{lacking[0]}: missing in this line\n{LoggedLine.rerun()}")
         if not log.training:
             raise UserError(f"{path}: no line with a training loss; {LoggedLine.rerun()}")
         if len(log.held_out) < 2 or log.held_out[0].step != 0:
@@ -243,54 +258,3 @@ class Proof(Result):
     eval_loss: float
     base_fingerprint: str
     base_revision: str | None  # the commit of a Hub snapshot; None: a directory
-
-
-class MergeRecord(Result):
-    """``merge.json`` of a full checkpoint: what was merged, and what rounding did to it."""
-
-    made_by: ClassVar[str] = "merge_adapter"
-
-    form: Literal["merged", "original"]
-    dtype: str
-    base: str  # a Hub id, or the name of a folder
-    base_revision: str | None
-    base_fingerprint: str
-    codec: str
-    codec_revision: str | None
-    codec_fingerprint: str
-    adapter_sha256: str
-    num_weights: int
-    num_changed: int
-    max_rounding_error: float
-    relative_rounding_error: float  # RMS, relative to the weights that were rounded
-    rounding_error_of_change: float  # RMS, relative to the changes
-    higgs_pipe: str  # version
-    git_commit: str | None
-
-
-class FirstSecond(ResultPart):
-    """The first second that adapter and checkpoint speak greedily after one prompt."""
-
-    sample_id: str
-    num_frames: int  # delayed frames that hold the codes of the second
-    num_equal_frames: int  # before the first difference
-    margin: float | None  # between the logits of the two codes there
-    largest_margin_of_a_tie: float
-
-
-class FormProof(Result):
-    """``proof.json`` of a full checkpoint, by a process that loaded it afresh."""
-
-    made_by: ClassVar[str] = "merge_adapter"
-
-    form: Literal["merged", "original"]
-    num_tensors_of_equal_bits: int | None  # original: against native names, merged once more
-    # Of a tensor's weights, against PEFT's own merge.
-    largest_share_rounded_otherwise: float
-    logit_difference: float  # RMS, relative to the adapter's logits
-    logit_difference_bound: float
-    max_logit_difference: float
-    logit_change: float  # RMS of adapter minus base, relative likewise
-    eval_loss: float
-    eval_loss_of_adapter: float
-    first_seconds: list[FirstSecond]

@@ -11,8 +11,15 @@ from torch import Tensor
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.loss import LossSums, Predictions, label_weights, named_losses
+from higgs_pipe.higgs.loss import (
+    DEFAULT_WEIGHTS,
+    LossSums,
+    Predictions,
+    label_weights,
+    named_losses,
+)
 from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.training.planner import Planner
 from higgs_pipe.training.state import TrainingState
 from higgs_pipe.training.step_inputs import MicroBatch, StepInput, StepInputs, combined_seed
@@ -65,7 +72,8 @@ class Stepper:
         """Take the step; None if a process ran out of memory, on all processes alike."""
         device = self.accelerator.device
         counts = self._summed(step_input.label_counts.to(device, non_blocking=True))
-        weights = label_weights(counts, self.settings.loss_weights)
+        has_text = self.model.shape.has_text_loss
+        weights = label_weights(counts, self.settings.loss_weights, has_text)
         loss = torch.zeros_like(counts)
         predictions = None
         try:
@@ -92,7 +100,7 @@ class Stepper:
                 self.state.clear_gradients()
                 return None
             result = StepResult(
-                losses=named_losses(LossSums(loss, counts)),
+                losses=named_losses(LossSums(loss, counts, has_text=has_text)),
                 learning_rate=float(self.state.schedule.get_last_lr()[0]),
                 grad_norm=grad_norm.item(),
                 predictions=predictions,
@@ -101,7 +109,7 @@ class Stepper:
             self._check(result, counts, step_input)
             self.state.update()
         # A target turn of T frames has T + 1 labels of codebook 0, one of them a stop.
-        num_frames = counts[1] - counts[-1] / (len(counts) - 2)
+        num_frames = counts[1] - counts[-1] / self.model.shape.num_stop_labels
         num_rows = len(step_input.planned.rows)
         self.telemetry.count(num_rows, step_input.num_tokens, round(num_frames.item()))
         return result
@@ -142,7 +150,10 @@ class Stepper:
         """Refuse an update by these gradients if anything is wrong with the step."""
         step = step_input.planned.step
         names = ["text", *(f"audio codebook {k}" for k in range(len(counts) - 2)), "stream EOS"]
-        missing = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+        needed = dict(zip(names, counts.tolist(), strict=True))
+        if not self.model.shape.has_text_loss:
+            del needed["text"]
+        missing = [name for name, count in needed.items() if count == 0]
         if missing:
             raise UserError(
                 f"step {step}: no process has a label of {', '.join(missing)}, so the loss is "
@@ -170,15 +181,21 @@ class Stepper:
         )
 
 
-def check_codebook_weights(settings: TrainConfig, num_codebooks: int) -> None:
-    """Check that ``loss_weights.codebooks`` fit the base.
+def check_loss_weights(settings: TrainConfig, shape: BaseShape) -> None:
+    """Check that ``loss_weights`` fit the base.
 
     Raises:
-        UserError: They are not one weight per codebook.
+        UserError: There is not one weight per codebook, or one for a text loss that the base does
+            not have.
     """
-    weights = settings.loss_weights.codebooks
-    if weights is not None and len(weights) != num_codebooks:
+    weights = settings.loss_weights
+    if weights.codebooks is not None and len(weights.codebooks) != shape.num_codebooks:
         raise UserError(
-            f"train.loss_weights.codebooks has {len(weights)} weights, the base model has "
-            f"{num_codebooks} codebooks. Give one weight per codebook, or null."
+            f"train.loss_weights.codebooks has {len(weights.codebooks)} weights, the base model "
+            f"has {shape.num_codebooks} codebooks. Give one weight per codebook, or null."
+        )
+    if not shape.has_text_loss and weights.text != DEFAULT_WEIGHTS.text:
+        raise UserError(
+            f"train.loss_weights.text is {weights.text}, but this base model has no text loss. "
+            "Remove the setting."
         )

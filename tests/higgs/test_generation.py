@@ -24,6 +24,7 @@ from higgs_pipe.higgs.generation import (
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.sampler import Sampler
+from higgs_pipe.higgs.v2.native import shape_of
 
 RATE_HZ = 25.0
 GREEDY = Sampling(temperature=0, max_seconds=1)
@@ -39,7 +40,7 @@ def base(tiny_base: Path) -> Any:
 def samples(corpus: PackedCorpus, base: Any) -> list[RecordedSample]:
     """Prompts of several lengths, with and without a reference."""
     rows = PackedRows(corpus.train_rows)
-    found = [s for i in range(len(rows)) for s in recorded_samples(rows[i], base.config)]
+    found = [s for i in range(len(rows)) for s in recorded_samples(rows[i], shape_of(base.config))]
     assert {len(s.prompt.audio_input_ids) > 0 for s in found} == {True, False}
     return found[:4]
 
@@ -53,7 +54,7 @@ def test_a_packed_sample_is_its_prompt_and_its_recording(corpus: PackedCorpus, b
     for row in (rows[i] for i in range(len(rows))):
         start = frame = 0
         for found, length in zip(
-            recorded_samples(row, base.config), row.sample_lengths, strict=True
+            recorded_samples(row, shape_of(base.config)), row.sample_lengths, strict=True
         ):
             ids = row.input_ids[start : start + length].tolist()
             bos = len(ids) - 1 - ids[::-1].index(base.config.audio_bos_token_id)

@@ -11,7 +11,8 @@ from helpers import PackedCorpus, write_stage_config
 from higgs_pipe import pin_model
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.pretrained import PinnedModel, base_of_rows, weight_fingerprint
+from higgs_pipe.higgs.packed_for import base_of_rows
+from higgs_pipe.higgs.pretrained import PinnedModel, weight_fingerprint
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
 from higgs_pipe.planning.targets import checkpoint_hash
 

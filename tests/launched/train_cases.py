@@ -16,11 +16,12 @@ import torch
 from accelerate import Accelerator
 from reference import norm_as_precise_as_its_input
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from higgs_pipe import train
 from higgs_pipe.config.stages import TrainStage, load_stage
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.pretrained import base_of_rows
+from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.training.processes import make_accelerator
 from higgs_pipe.training.step_inputs import PlannedStep
 
@@ -60,6 +61,7 @@ def run_cases(cases: list[dict]) -> None:
 
 if __name__ == "__main__":
     end_training, Accelerator.end_training = Accelerator.end_training, lambda _: None
-    HiggsAudioV2RMSNorm.forward = norm_as_precise_as_its_input
+    for norm in (HiggsAudioV2RMSNorm, Qwen3RMSNorm):
+        norm.forward = norm_as_precise_as_its_input
     run_cases(json.loads(Path(sys.argv[1]).read_text()))
     end_training(Accelerator())

@@ -1,7 +1,7 @@
 """Clips with another clip's text: against rows that were packed with that text."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +11,10 @@ from helpers import PackedCorpus
 from transformers import AutoConfig
 
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.batch import PackedRow, PackedRows
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.shape import BaseShape
+from higgs_pipe.higgs.v2.rows import place_of_text
 from higgs_pipe.listening.text_use import OtherTexts
 from higgs_pipe.training.held_out import held_out_sums
 
@@ -31,6 +33,11 @@ def samples(rows: PackedRows | OtherTexts) -> dict[str, tuple[list[int], list[in
     return found
 
 
+def place_of(row: PackedRow, sample: slice) -> slice:
+    """In a row of Higgs Audio v2, which needs no shape for it."""
+    return place_of_text(row, sample, cast("BaseShape", None))
+
+
 NO_REFERENCE = {"max_tokens": 512, "reference_dropout": 1.0}
 
 
@@ -45,7 +52,7 @@ def test_a_clip_reads_as_if_packed_with_the_speakers_next_text(
     plain = corpus.changed(tmp_path / "plain", {})
     plain.pack(plain.directory / "packed", **NO_REFERENCE)
 
-    found = samples(OtherTexts(PackedRows(plain.eval_rows), SPEAKERS))
+    found = samples(OtherTexts(PackedRows(plain.eval_rows), SPEAKERS, place_of))
     assert found == samples(PackedRows(changed.eval_rows))
     assert found != samples(PackedRows(plain.eval_rows))
 
@@ -54,7 +61,7 @@ def test_the_reference_and_its_text_stay(corpus: PackedCorpus) -> None:
     """Clips 3 and 9 are each other's references: both prompts begin as they did."""
     rows = PackedRows(corpus.eval_rows)
     config = AutoConfig.from_pretrained(corpus.base)
-    own, other = samples(rows), samples(OtherTexts(rows, SPEAKERS))
+    own, other = samples(rows), samples(OtherTexts(rows, SPEAKERS, place_of))
     for clip_id in ("clip-03", "clip-09"):
         after_reference = own[clip_id][0].index(config.audio_delay_token_id)
         assert own[clip_id][0][:after_reference] == other[clip_id][0][:after_reference]
@@ -65,7 +72,7 @@ def test_a_clip_without_another_text_keeps_its_own(corpus: PackedCorpus, tmp_pat
     same = corpus.changed(tmp_path, {name: {"text": "The same."} for name in SPEAKERS})
     same.pack(tmp_path / "packed", max_tokens=512)
     rows = PackedRows(same.eval_rows)
-    assert samples(OtherTexts(rows, SPEAKERS)) == samples(rows)
+    assert samples(OtherTexts(rows, SPEAKERS, place_of)) == samples(rows)
 
 
 def test_the_loss_has_the_same_audio_labels(corpus: PackedCorpus) -> None:
@@ -73,7 +80,7 @@ def test_the_loss_has_the_same_audio_labels(corpus: PackedCorpus) -> None:
     rows = PackedRows(corpus.eval_rows)
     accelerator = Accelerator(cpu=True)
     own = held_out_sums(model, rows, accelerator)
-    others: Any = OtherTexts(rows, SPEAKERS)
+    others: Any = OtherTexts(rows, SPEAKERS, place_of)
     other = held_out_sums(model, others, accelerator)
     assert own.keys() == other.keys()
     for clip_id in own:

@@ -25,6 +25,7 @@ from higgs_pipe.higgs.generation import recorded_samples
 from higgs_pipe.higgs.lora import BASE_FILE, add_lora
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.higgs.v2.native import shape_of
 
 CONVERSATION = Conversation(
     (
@@ -182,7 +183,7 @@ def test_a_clip_has_its_speaker_language_and_task(
     assert [clip["language"] for clip in clips] == [None, None, None]
     assert {clip["task"] for clip in clips} <= {"speech", "cloning"}
     rows = PackedRows(corpus.eval_rows)
-    config = load_base(Pretrained("base_model", str(corpus.base)), torch.float32).config
+    config = shape_of(load_base(Pretrained("base_model", str(corpus.base)), torch.float32).config)
     for row in (rows[i] for i in range(len(rows))):
         for sample in recorded_samples(row, config):
             [clip] = [clip for clip in clips if clip["clip_id"] == sample.sample_id]

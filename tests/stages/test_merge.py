@@ -21,7 +21,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.form_weights import load_form
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.v2.original_form import native_name
-from higgs_pipe.training.results import FormProof, MergeRecord
+from higgs_pipe.training.form_results import FormProof, MergeRecord
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def plans(corpus: PackedCorpus, split: str, settings: PackConfig) -> Iterator[Sa
 
 def packed(rows: Path, speaker: Speaker) -> dict[str, RecordedSample]:
     table = PackedRows(rows)
-    config: Any = speaker.model.config
+    config = speaker.renderer.shape
     found = (sample for i in range(len(table)) for sample in recorded_samples(table[i], config))
     return {sample.sample_id: sample for sample in found}
 

@@ -16,7 +16,7 @@ from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import BASE_FILE, adapter_state
-from higgs_pipe.higgs.pretrained import base_of_rows
+from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.planning.ancestors import check_ancestors_or_exit
 from higgs_pipe.train import Training
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity

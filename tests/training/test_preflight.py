@@ -68,7 +68,7 @@ def knowing(tiny_base: Path, corpus: PackedCorpus) -> DualLossModel:
 
 @pytest.fixture
 def sample(corpus: PackedCorpus, model: DualLossModel) -> PackedRow:
-    return preflight_data.samples_of(PackedRows(corpus.train_rows)[0], model.native.config)[0]
+    return preflight_data.samples_of(PackedRows(corpus.train_rows)[0], model.shape)[0]
 
 
 def run(model: DualLossModel, corpus: PackedCorpus) -> dict[str, Any]:
@@ -164,8 +164,8 @@ def with_bos(sample: PackedRow) -> PackedRow:
 def test_labels_that_are_wrong_are_named_with_their_clip(
     sample: PackedRow, model: DualLossModel, broken: Any, message: str
 ) -> None:
-    assert preflight_data.check_labels([sample], model.native.config).status == "passed"
-    check = preflight_data.check_labels([sample, broken(sample)], model.native.config)
+    assert preflight_data.check_labels([sample], model.shape).status == "passed"
+    check = preflight_data.check_labels([sample, broken(sample)], model.shape)
     assert check.status == "failed"
     assert check.found.startswith(f"{sample.sample_ids[0]}: {message}")
 
@@ -173,7 +173,7 @@ def test_labels_that_are_wrong_are_named_with_their_clip(
 def test_a_target_with_fewer_frames_than_any_recording_has_is_named(
     sample: PackedRow, model: DualLossModel
 ) -> None:
-    config = model.native.config
+    config = model.shape
     turn = preflight_data.audio_turns(sample, config)[-1]
     start = len(sample.audio_labels) - (turn.stop - turn.start)  # of the target's frames
     input_ids, labels = sample.input_ids.copy(), sample.audio_labels.copy()
@@ -189,7 +189,7 @@ def test_a_target_with_fewer_frames_than_any_recording_has_is_named(
 def test_a_frame_moved_to_the_next_sample_is_found_though_totals_agree(
     corpus: PackedCorpus, model: DualLossModel
 ) -> None:
-    row, config = PackedRows(corpus.train_rows)[0], model.native.config
+    row, config = PackedRows(corpus.train_rows)[0], model.shape
     first, second, *_ = preflight_data.samples_of(row, config)
     frames = np.concatenate([first.audio_input_ids, second.audio_input_ids[:1]])
     swapped = [replace(first, audio_input_ids=frames[1:]), second]
@@ -202,7 +202,7 @@ def test_a_frame_moved_to_the_next_sample_is_found_though_totals_agree(
 
 def test_a_dropped_frame_is_counted(sample: PackedRow, model: DualLossModel) -> None:
     shorter = replace(sample, audio_input_ids=sample.audio_input_ids[:-1])
-    check = preflight_data.check_placeholders([shorter], model.native.config)
+    check = preflight_data.check_placeholders([shorter], model.shape)
     num_frames = len(sample.audio_input_ids)
     assert check.status == "failed"
     assert f"{num_frames} placeholders for {num_frames - 1} frames" in check.found
@@ -231,7 +231,7 @@ def test_ids_of_another_vocabulary_are_refused(
 def test_a_cpu_batch_for_a_model_of_two_types_is_refused(
     sample: PackedRow, model: DualLossModel
 ) -> None:
-    batch, cpu = collate([sample], model.native.config), torch.device("cpu")
+    batch, cpu = collate([sample], model.shape), torch.device("cpu")
     assert preflight_model.check_devices(model.native, batch, cpu).status == "passed"
     assert (
         "not on meta"
@@ -256,7 +256,7 @@ def test_a_cpu_batch_for_a_model_of_two_types_is_refused(
 def test_the_backbone_gets_the_batch_and_nothing_else(
     model: DualLossModel, sample: PackedRow, change: dict[str, Any], message: str | None
 ) -> None:
-    batch = collate([sample], model.native.config)
+    batch = collate([sample], model.shape)
     seen = preflight_model.seen_in_forward(model, batch)
     assert preflight_model.check_model_inputs(seen, batch).status == "passed"
     other = replace(seen, backbone_kwargs=seen.backbone_kwargs | change)
@@ -268,7 +268,7 @@ def test_the_backbone_gets_the_batch_and_nothing_else(
 def test_the_native_models_own_forward_may_not_run(
     model: DualLossModel, sample: PackedRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, sound = collate([sample], model.native.config), model.forward
+    batch, sound = collate([sample], model.shape), model.forward
 
     def with_native_loss(batch: Any) -> Any:
         model.native()
@@ -282,7 +282,7 @@ def test_the_native_models_own_forward_may_not_run(
 
 def held_out_batch(model: DualLossModel, corpus: PackedCorpus, label_shift: int) -> PackedBatch:
     """The held-out clips, with the audio labels moved within each clip."""
-    table, config = PackedRows(corpus.eval_rows), model.native.config
+    table, config = PackedRows(corpus.eval_rows), model.shape
     samples = [s for i in range(len(table)) for s in preflight_data.samples_of(table[i], config)]
     shifted = [replace(s, audio_labels=moved(s.audio_labels, label_shift)) for s in samples]
     return collate(shifted, config)
@@ -310,7 +310,7 @@ def test_codes_of_another_codec_give_no_evidence(
         is_code = (array >= 0) & (array < 1024)
         return np.where(is_code, (7 * array.astype(int) + 3) % 1024, array)
 
-    table, config = PackedRows(corpus.eval_rows), knowing.native.config
+    table, config = PackedRows(corpus.eval_rows), knowing.shape
     rows = [
         replace(
             table[i],
@@ -385,7 +385,7 @@ def test_a_loss_that_is_not_shifted_is_found(model: DualLossModel, corpus: Packe
 
 
 def test_a_frozen_lora_group_is_named(model: DualLossModel, sample: PackedRow) -> None:
-    batch = collate([sample], model.native.config)
+    batch = collate([sample], model.shape)
     assert preflight_model.check_lora_gradients(model, batch).status == "passed"
     for name, parameter in model.named_parameters():
         if ".audio_mlp.up_proj.lora_" in name:
@@ -425,7 +425,7 @@ def test_one_layer_cut_off_from_the_loss_is_named(model: DualLossModel, sample: 
     model.native.model.layers[1].self_attn.o_proj.register_forward_hook(
         lambda module, args, output: output.detach()
     )
-    check = preflight_model.check_lora_gradients(model, collate([sample], model.native.config))
+    check = preflight_model.check_lora_gradients(model, collate([sample], model.shape))
     assert check.status == "failed"
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         layer = f"model.layers.1.self_attn.{projection}"
@@ -434,7 +434,7 @@ def test_one_layer_cut_off_from_the_loss_is_named(model: DualLossModel, sample: 
 
 def test_texts_are_exchanged_and_audio_stays(model: DualLossModel, corpus: PackedCorpus) -> None:
     """Every token that is no placeholder comes from the other clip, every frame from the clip."""
-    config = model.native.config
+    config = model.shape
     rows = PackedRows(corpus.train_rows)
     samples = [s for i in range(len(rows)) for s in preflight_data.samples_of(rows[i], config)]
     one, other = [s for s in samples if len(preflight_data.audio_turns(s, config)) == 2][:2]

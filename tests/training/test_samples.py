@@ -26,6 +26,7 @@ from higgs_pipe.higgs.generation import GeneratedCodes, Spoken, recorded_samples
 from higgs_pipe.higgs.lora import add_lora, load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.v2.native import shape_of
 from higgs_pipe.training import samples
 from higgs_pipe.training.held_out import held_out_sums, total_of
 from higgs_pipe.training.samples import SampleMeasures, Samples, choose_samples, track_audio
@@ -81,7 +82,7 @@ def test_base_and_adapter_speak_held_out_prompts_as_speak_does(
     assert (metrics[-1]["step"], metrics[-1]["kept_step"]) == (4, 4)
     table, base = PackedRows(corpus.eval_rows), base_of(corpus)
     last = len(table) - 1  # of two prompts, one is from the first row and one from the last
-    chosen = [recorded_samples(table[row], base.config)[0] for row in (0, last)]
+    chosen = [recorded_samples(table[row], shape_of(base.config))[0] for row in (0, last)]
     codec, info = load_codec(
         Pretrained("codec", str(corpus.base / "audio_tokenizer")), torch.device("cpu")
     )
@@ -116,7 +117,7 @@ def test_the_adapter_is_bit_for_bit_that_of_a_training_without_samples(
 def speaker(corpus: PackedCorpus, tmp_path: Path) -> tuple[Samples, DualLossModel]:
     lora = TrainConfig().lora
     model = DualLossModel(add_lora(base_of(corpus), lora, seed=0)).train()
-    settings, config = TrainConfig(**SPOKEN), model.native.config
+    settings, config = TrainConfig(**SPOKEN), model.shape
     table, accelerator = PackedRows(corpus.eval_rows), Accelerator(cpu=True)
     return Samples(table, config, settings, accelerator, tmp_path / "samples"), model
 
@@ -188,7 +189,7 @@ def test_another_codec_than_that_of_the_codes_is_refused(corpus: PackedCorpus) -
 
 
 def test_prompts_are_taken_from_rows_all_over_the_table(corpus: PackedCorpus) -> None:
-    table, config = PackedRows(corpus.train_rows), base_of(corpus).config
+    table, config = PackedRows(corpus.train_rows), shape_of(base_of(corpus).config)
     rows = [table[i] for i in range(len(table))]
     by_row = [[s.sample_id for s in recorded_samples(row, config)] for row in rows]
     assert len(by_row) == 5

@@ -18,7 +18,7 @@ from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow, PackedRows
-from higgs_pipe.higgs.pretrained import base_of_rows
+from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.train import Training
 from higgs_pipe.training import processes
 from higgs_pipe.training.checkpoints import Checkpoints

@@ -109,6 +109,7 @@ class HiggsV3Model(PreTrainedModel):  # type: ignore[misc]  # Transformers has n
     config_class = HiggsV3Config
     config: HiggsV3Config
     base_model_prefix = ""
+    generation_config: Any = None  # Transformers does not generate with it
     _no_split_modules = ("Qwen3DecoderLayer",)
     _supports_sdpa = True
     _keys_to_ignore_on_load_unexpected = (

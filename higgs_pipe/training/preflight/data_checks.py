@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from higgs_pipe.higgs.batch import PackedRow, is_placeholder
-from higgs_pipe.higgs.codes import IGNORED, delay, target_labels, undelay
+from higgs_pipe.higgs.codes import IGNORED, delay, num_delayed_frames, target_labels, undelay
 from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.shape import BaseShape
 
@@ -96,7 +96,7 @@ def check_index_ranges(rows: Sequence[PackedRow], native: Any) -> Check:
         if row.audio_input_ids.shape[1] != config.num_codebooks:
             problems.append(f"row of {name}: {row.audio_input_ids.shape[1]} codebooks")
         for what, ids, size in (
-            ("text id", row.input_ids, num_text),
+            ("text id", row.input_ids[~is_placeholder(row.input_ids, config)], num_text),
             ("text label", row.labels[row.labels != IGNORED], num_text),
             ("audio id", row.audio_input_ids, num_audio),
             ("audio label", row.audio_labels[row.audio_labels != IGNORED], num_audio),
@@ -142,10 +142,11 @@ def check_placeholders(samples: Sequence[PackedRow], config: BaseShape) -> Check
 
 
 def _is_delayed(frames: Array, config: BaseShape) -> bool:
-    if len(frames) < frames.shape[1] + 2:
+    margin = config.num_margin_frames
+    if len(frames) <= num_delayed_frames(0, frames.shape[1], margin):
         return False
     stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
-    return np.array_equal(delay([undelay(frames)], *stream), frames)
+    return np.array_equal(delay([undelay(frames, margin)], *stream, margin), frames)
 
 
 def check_labels(samples: Sequence[PackedRow], config: BaseShape) -> Check:
@@ -169,16 +170,20 @@ def check_labels(samples: Sequence[PackedRow], config: BaseShape) -> Check:
     return verdict(
         "labels",
         problems,
-        f"{len(samples):,} samples with {num_targets:,} targets: {num_text:,} text, {num_codes:,} "
-        f"code and {num_eos:,} EOS labels, {config.num_codebooks} EOS labels per target",
+        f"{len(samples):,} samples with {num_targets:,} targets: "
+        + (f"{num_text:,} text, " if config.has_text_loss else "")
+        + f"{num_codes:,} code and {num_eos:,} EOS labels, {config.num_stop_labels} EOS labels per "
+        "target",
         "Such labels do not teach the next token of the target. " + REPACK,
     )
 
 
 def _label_problem(sample: PackedRow, targets: Sequence[slice], config: BaseShape) -> str | None:
     text, audio = sample.labels != IGNORED, sample.audio_labels != IGNORED
-    if not text.any() or not targets:
-        return "no text label" if targets else "no audio label"
+    if not targets:
+        return "no audio label"
+    if text.any() != config.has_text_loss:
+        return "a text label" if text.any() else "no text label"
     if (sample.labels != sample.input_ids)[text].any():
         return "text labels differ from the tokens at their positions"
     if (text & is_placeholder(sample.input_ids, config)).any():
@@ -188,12 +193,14 @@ def _label_problem(sample: PackedRow, targets: Sequence[slice], config: BaseShap
     for frames in targets:
         labels = sample.audio_labels[frames]
         num_eos = int((labels == config.audio_stream_eos_id).sum())
-        if num_eos != config.num_codebooks:
-            return f"{num_eos} EOS labels in a target, which needs {config.num_codebooks}"
-        if len(labels) < config.num_codebooks + 2:
+        if num_eos != config.num_stop_labels:
+            return f"{num_eos} EOS labels in a target, which needs {config.num_stop_labels}"
+        margin = config.num_margin_frames
+        if len(labels) <= num_delayed_frames(0, config.num_codebooks, margin):
             return f"{len(labels)} frames in a target, too few for its BOS, delay and EOS"
-        codes = undelay(sample.audio_input_ids[frames])
-        if not np.array_equal(labels, target_labels([codes], config.audio_stream_eos_id)):
+        codes = undelay(sample.audio_input_ids[frames], margin)
+        expected = target_labels([codes], config.audio_stream_eos_id, margin=margin)
+        if not np.array_equal(labels, expected):
             return "codes of the target have no label, or stream BOS has one"
     return None
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -129,17 +129,21 @@ def check_lora_gradients(model: DualLossModel, batch: PackedBatch) -> Check:
     trained = [(name, p) for name, p in parts if p.requires_grad]
     sums, _ = model(batch)
     total = sums.total()
-    loss = (total.loss / total.count)[:-1].sum()
+    columns = slice(0 if total.has_text else 1, -1)
+    loss = (total.loss[columns] / total.count[columns]).sum()
     gradients = torch.autograd.grad(loss, [p for _, p in trained], allow_unused=True)
     norms: dict[str, float] = {IN_ADAPTER.split(name)[0]: 0.0 for name, _ in parts}
     for (name, _), gradient in zip(trained, gradients, strict=True):
         if gradient is not None:
             norms[IN_ADAPTER.split(name)[0]] += float(gradient.norm())
     without: dict[str, list[str]] = defaultdict(list)
-    groups = sorted({_lora_group(layer) for layer in norms})
+    parts_of_layers = model.family.lora.parts
+    groups = sorted({_lora_group(layer, parts_of_layers) for layer in norms})
     for layer, norm in norms.items():
         if norm == 0:
-            without[_lora_group(layer)].append(layer.removeprefix("model.base_model.model."))
+            without[_lora_group(layer, parts_of_layers)].append(
+                layer.removeprefix("model.base_model.model.")
+            )
     if len(without) == len(groups):
         return Check(
             "LoRA gradients",
@@ -162,9 +166,9 @@ def check_lora_gradients(model: DualLossModel, batch: PackedBatch) -> Check:
     return Check("LoRA gradients", "passed", f"{len(norms)} layers: {', '.join(groups)}")
 
 
-def _lora_group(layer: str) -> str:
+def _lora_group(layer: str, parts: Sequence[tuple[str, str]]) -> str:
     """Name a layer's group: ``model…layers.3.audio_mlp.up_proj`` -> ``audio FFN up_proj``."""
-    kinds = {"self_attn": "attention", "mlp": "text FFN", "audio_mlp": "audio FFN"}
-    names = layer.split(".")
-    kind = next((kinds[name] for name in names if name in kinds), None)
-    return f"{kind} {names[-1]}" if kind else names[-1]
+    kinds = (part for part, piece in parts if ".layers." in layer and piece in layer)
+    name = layer.split(".")[-1]
+    kind = next(kinds, None)
+    return f"{kind} {name}" if kind else name

@@ -1,0 +1,55 @@
+"""The family and the base that packed rows were made for."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.tables import TableFile
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.family import family_of_base
+from higgs_pipe.higgs.pretrained import PinnedModel
+
+REPACK = "run: snakemake --forcerun pack_rows"
+
+
+def rows_metadata(base: PinnedModel) -> dict[str, Any]:
+    """Return the metadata of a table of rows that are packed for a base."""
+    return base.as_metadata() | {"family": family_of_base(base.pretrained).name}
+
+
+def base_of_rows(rows: Path, configured: Pretrained) -> PinnedModel:
+    """Return the base that packed rows were made for, after a check that it is still the same.
+
+    Args:
+        rows: ``packed/train.parquet`` or ``packed/eval.parquet``.
+        configured: The base that the config names, ``stage.pretrained_base``.
+
+    Raises:
+        UserError: The rows name no base, another family's or another one than the config does, or
+            its weights changed since it was pinned.
+    """
+    try:
+        stamp = TableFile(rows, "pack_rows").stamp()
+        base, packed_for = (
+            PinnedModel.model_validate(stamp["pinned"]["base_model"]),
+            stamp["family"],
+        )
+    except (KeyError, ValidationError):
+        raise UserError(
+            f"{rows}: not a table of packed rows that names its base; {REPACK}"
+        ) from None
+    if base.name != configured.name:
+        raise UserError(
+            f"{rows} was packed for base_model {base.name!r} of the family {packed_for}, but the "
+            f"config names {configured.name!r}; {REPACK}"
+        )
+    family = family_of_base(configured)
+    if packed_for != family.name:
+        raise UserError(
+            f"{rows} was packed for {packed_for}, but base_model {configured.name!r} is now "
+            f"{family.name}; {REPACK}"
+        )
+    base.check_unchanged()
+    return base
