@@ -1,8 +1,8 @@
 """Stage 8b: a full checkpoint of base and adapter, proved in a fresh process.
 
 Weights are read, merged and written one at a time, so that a machine needs memory for a few
-tensors, not for the model; the proof loads the model. :mod:`higgs_pipe.higgs.forms` shows the
-folders of both forms. In each also::
+tensors, not for the model; the proof loads the model. The ``forms`` of each family show their
+folders. In each also::
 
     README.md     what it is, and how to load it
     merge.json    base, codec, adapter, and what rounding did
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import jinja2
 import torch
-from transformers import HiggsAudioV2Config
 
 import higgs_pipe
 from higgs_pipe.cli import main, run_in_fresh_process
@@ -27,21 +26,14 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.forms import (
-    Form,
-    codec_files,
-    model_shapes,
-    name_in,
-    write_merged_files,
-    write_original_files,
-)
+from higgs_pipe.higgs.family import Family, family_of_base, full_form, model_shapes
+from higgs_pipe.higgs.forms import FullForm, codec_files
 from higgs_pipe.higgs.lora import check_base
 from higgs_pipe.higgs.merging import Merge, read_changes
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.higgs.pretrained import (
     PinnedModel,
     checkpoint_dir,
-    load_pretrained,
 )
 from higgs_pipe.higgs.shards import Shards, write_shards
 from higgs_pipe.publishing.naming import public_name
@@ -65,7 +57,7 @@ def run(
 
     Args:
         config: ``results/config/merge.json``.
-        form: merged (Transformers' names) or original (those of Boson AI's code).
+        form: merged (the names of the base) or original (those of Boson AI's code for v2).
         name: Of the experiment.
         adapter_dir: The experiment's adapter.
         config_dir: The stages' settings.
@@ -73,12 +65,12 @@ def run(
         form_dir: Where the checkpoint goes.
 
     Raises:
-        UserError: The base changed since training, base and adapter do not fit, the disk has no
-            room, or the proof failed.
+        UserError: The family has no such form, the base changed since training, base and adapter
+            do not fit, the disk has no room, or the proof failed.
     """
-    kind: Form = "original" if form == "original" else "merged"
     stage = load_stage(MergeStage, config)
     base = base_of_rows(eval_rows, stage.pretrained_base)
+    kind = full_form(base.pretrained, form)
     check_base(adapter_dir, base)
     codec = read_codec_info(eval_rows)
     dtype: torch.dtype = getattr(torch, stage.package.dtype)
@@ -86,11 +78,12 @@ def run(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        record = write_form(kind, aside, base, codec, adapter_dir, dtype)
+        record = write_form(form, aside, base, codec, adapter_dir, dtype)
         record.write(aside / "merge.json")
-        proof = prove_in_fresh_process(kind, aside, adapter_dir, config_dir, eval_rows)
-        card = checkpoint_card(name, record, proof, load_stage(PackStage, config_dir / "pack.json"))
-        write_text(aside / "README.md", card)
+        proof = prove_in_fresh_process(form, aside, adapter_dir, config_dir, eval_rows)
+        pack = load_stage(PackStage, config_dir / "pack.json")
+        family = family_of_base(base.pretrained)
+        write_text(aside / "README.md", checkpoint_card(name, record, proof, pack, family, kind))
         seal(aside)
         shutil.rmtree(form_dir, ignore_errors=True)
         aside.rename(form_dir)
@@ -104,7 +97,7 @@ def run(
 
 
 def write_form(
-    form: Form,
+    form: str,
     folder: Path,
     base: PinnedModel,
     codec: CodecInfo,
@@ -114,7 +107,7 @@ def write_form(
     """Write weights and side files.
 
     Args:
-        form: The names that tensors get.
+        form: The name of the form.
         folder: Where the files go.
         base: The base.
         codec: The codec that made the codes of training.
@@ -129,25 +122,19 @@ def write_form(
     """
     named_codec = Pretrained("codec", codec.codec, codec.revision)
     changes = read_changes(adapter_dir)
-    shapes = model_shapes(load_pretrained(HiggsAudioV2Config, base.pretrained))
-    sizes = [math.prod(shape) * dtype.itemsize for shape in shapes.values()]
-    if form == "merged":
-        sizes += [path.stat().st_size for path in codec_files(named_codec)]
-    check_room(folder, sum(sizes))
+    kind = full_form(base.pretrained, form)
+    shapes = model_shapes(base.pretrained)
     with Shards(checkpoint_dir(base.pretrained)) as weights:
         merge = Merge(weights, changes, dtype)
         merge.check(shapes)
-        native = {name_in(form, name): name for name in sorted(shapes)}
-        write_shards(
-            folder,
-            {name: shapes[of_base] for name, of_base in native.items()},
-            dtype,
-            lambda name: merge[native[name]],
-        )
-    if form == "merged":
-        write_merged_files(folder, base.pretrained, named_codec, dtype)
-    else:
-        write_original_files(folder, base.pretrained, dtype)
+        sources = kind.sources(sorted(shapes), weights.shapes)
+        written = {name: weights.shapes[source] for name, source in sources.items()}
+        sizes = [math.prod(shape) * dtype.itemsize for shape in written.values()]
+        if kind.copies_codec:
+            sizes += [path.stat().st_size for path in codec_files(named_codec)]
+        check_room(folder, sum(sizes))
+        write_shards(folder, written, dtype, lambda name: merge[sources[name]])
+    kind.write_side_files(folder, base.pretrained, named_codec, dtype)
     rounding = merge.rounding
     logger.info(
         "%d of %d weights changed; rounding to %s: %.2g of the weights, %.2g of the changes (RMS)",
@@ -193,7 +180,7 @@ def check_room(folder: Path, num_bytes: int) -> None:
 
 
 def prove_in_fresh_process(
-    form: Form,
+    form: str,
     form_dir: Path,
     adapter_dir: Path,
     config_dir: Path,
@@ -218,7 +205,14 @@ def prove_in_fresh_process(
     return FormProof.read(result)
 
 
-def checkpoint_card(name: str, record: MergeRecord, proof: FormProof, pack: PackStage) -> str:
+def checkpoint_card(
+    name: str,
+    record: MergeRecord,
+    proof: FormProof,
+    pack: PackStage,
+    family: Family,
+    form: FullForm,
+) -> str:
     """Render ``README.md``."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("higgs_pipe"),
@@ -227,7 +221,7 @@ def checkpoint_card(name: str, record: MergeRecord, proof: FormProof, pack: Pack
         autoescape=False,  # Markdown, not HTML
     )
     return environment.get_template("checkpoint_card.md.j2").render(
-        name=name, record=record, proof=proof, pack=pack.pack
+        name=name, record=record, proof=proof, pack=pack.pack, family=family, form=form
     )
 
 

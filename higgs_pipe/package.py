@@ -32,6 +32,7 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
+from higgs_pipe.higgs.family import family_of_base
 from higgs_pipe.higgs.lora import BASE_FILE
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.progress import activity
@@ -220,6 +221,7 @@ def write_card(
     )
     facts = CardFacts(
         provenance=provenance,
+        family=family_of_base(base),
         base=CardModel.of(base, provenance.base_model.fingerprint),
         codec=CardModel.of(Pretrained("codec", codec.codec, codec.revision), codec.fingerprint),
         settings=stage.package,

@@ -34,9 +34,9 @@ from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.devices import pick_device
+from higgs_pipe.higgs.family import full_form
 from higgs_pipe.higgs.float32 import float32_arithmetic
 from higgs_pipe.higgs.form_weights import check_bits, check_weights, load_form, stored_dtype
-from higgs_pipe.higgs.forms import Form
 from higgs_pipe.higgs.generation import RecordedSample, recorded_samples
 from higgs_pipe.higgs.greedy import next_logits, speak_greedily
 from higgs_pipe.higgs.lora import check_base, load_adapter_exactly, merge_by_peft
@@ -80,7 +80,7 @@ class Rows:
 
     def observe(self, model: DualLossModel) -> Observed:
         """Run a model on all of them."""
-        num_frames = round(self.table.codec_info.frame_rate_hz) + model.shape.num_codebooks
+        num_frames = round(self.table.codec_info.frame_rate_hz)
         sums = held_out_sums(model, self.table, self.accelerator, self.rows_per_batch)
         return Observed(
             self.logits(model),
@@ -111,10 +111,10 @@ def run(
         UserError: The base is not that of rows and adapter, or the checkpoint lacks weights or
             differs from the adapter by more than rounding explains.
     """
-    kind: Form = "original" if form == "original" else "merged"
     stage = load_stage(EvalStage, config)
     accelerator = Accelerator(cpu=pick_device(stage.eval.device).type == "cpu")
     base = base_of_rows(eval_rows, stage.pretrained_base)
+    kind = full_form(base.pretrained, form)
     check_base(adapter_dir, base)
     stored = stored_dtype(form_dir)
 
@@ -128,11 +128,11 @@ def run(
         expected = rows.observe(model)
         with adapted.disable_adapter():
             change = _distance(rows.logits(model), expected.logits)
-    share = check_weights(form_dir, merge_by_peft(adapted, stored), kind)
+    share = check_weights(form_dir, merge_by_peft(adapted, stored), form, base.pretrained)
     del native, adapted, model
     gc.collect()
 
-    model = DualLossModel(load_form(kind, form_dir, base.pretrained))
+    model = DualLossModel(load_form(form, form_dir, base.pretrained))
     model.to(accelerator.device).eval()
     with float32_arithmetic(model):
         found = rows.observe(model)
@@ -165,9 +165,9 @@ def run(
             "Set package.dtype: float32."
         )
     FormProof(
-        form=kind,
+        form=form,
         num_tensors_of_equal_bits=(
-            check_bits(form_dir, base.pretrained, adapter_dir) if kind == "original" else None
+            None if kind.is_native else check_bits(form_dir, form, base.pretrained, adapter_dir)
         ),
         largest_share_rounded_otherwise=share,
         logit_difference=difference,

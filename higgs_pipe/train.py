@@ -31,7 +31,7 @@ from higgs_pipe.higgs.ancestor import start_from
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.compilation import keep_compiled_code
 from higgs_pipe.higgs.devices import pick_dtype
-from higgs_pipe.higgs.family import family_of_model, renderer_of
+from higgs_pipe.higgs.family import family_of_base, family_of_model, renderer_of
 from higgs_pipe.higgs.lora import (
     MUTATING,
     adapter_state,
@@ -106,6 +106,8 @@ def run(
     ):
         tables = PackedRows(train_rows), PackedRows(eval_rows)
         base = base_of_rows(train_rows, stage.pretrained_base)
+        if (licence := family_of_base(base.pretrained).licence) and accelerator.is_main_process:
+            logger.warning("%s", licence.notice)
         training = Training(stage, base, *tables, accelerator)
         checked: dict[str, Any] = {"checks": []}
         if stage.train.preflight:

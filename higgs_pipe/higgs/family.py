@@ -14,28 +14,46 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow
+from higgs_pipe.higgs.forms import FullForm
 from higgs_pipe.higgs.packed_body import NativeParts, PackedForward
 from higgs_pipe.higgs.pretrained import load_pretrained
-from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.prompts import ModelPrompt, PromptRenderer
 from higgs_pipe.higgs.rules import config_json, unknown_model_type
 from higgs_pipe.higgs.shape import BaseShape
+from higgs_pipe.higgs.v2 import forms as v2_forms
 from higgs_pipe.higgs.v2 import generation as v2_generation
 from higgs_pipe.higgs.v2 import lora as v2_lora
 from higgs_pipe.higgs.v2 import native as v2_native
 from higgs_pipe.higgs.v2 import rows as v2_rows
 from higgs_pipe.higgs.v2.body import PACKED_FORWARD as V2_PACKED_FORWARD
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
+from higgs_pipe.higgs.v3 import forms as v3_forms
 from higgs_pipe.higgs.v3 import lora as v3_lora
 from higgs_pipe.higgs.v3 import native as v3_native
 from higgs_pipe.higgs.v3 import rows as v3_rows
 from higgs_pipe.higgs.v3.body import PACKED_FORWARD as V3_PACKED_FORWARD
 from higgs_pipe.higgs.v3.checkpoint import check_tensors
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence that restricts the use of a base, for those who train on it.
+
+    Attributes:
+        name: Its name.
+        notice: A sentence for the log.
+        points: Its essentials for a model card, a sentence each.
+    """
+
+    name: str
+    notice: str
+    points: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,7 @@ class Family:
     """A family of Higgs models."""
 
     name: str
+    hub_tag: str  # by which the Hub finds adapters of the family
     model_type: str  # in config.json
     config_class: Any  # of Transformers, or like it
     model_class: Any  # the native model
@@ -65,14 +84,19 @@ class Family:
     packed_forward: PackedForward
     renderer: Callable[[Pretrained], PromptRenderer]
     generate_batch: Callable[..., Sequence[Any]]
+    next_frame_logits: Callable[[Any, ModelPrompt], Tensor]  # (K, V)
     lora: LoraNames
     unquantized: tuple[str, ...]  # modules that keep their dtype
+    forms: Mapping[str, FullForm]  # of full checkpoints
+    adapter_usage: str  # template of the card's section on using an adapter
+    licence: Licence | None  # where it restricts the use of what is trained
     load_options: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained
     check_tensors: Callable[[Pretrained], None] | None = None  # beyond that none is missing
 
 
 V2 = Family(
     name="Higgs Audio v2",
+    hub_tag="higgs-audio-v2",
     model_type="higgs_audio_v2",
     config_class=HiggsAudioV2Config,
     model_class=HiggsAudioV2ForConditionalGeneration,
@@ -84,8 +108,12 @@ V2 = Family(
     packed_forward=V2_PACKED_FORWARD,
     renderer=ChatRenderer,
     generate_batch=v2_generation.generate_batch,
+    next_frame_logits=v2_generation.next_frame_logits,
     lora=LoraNames(v2_lora.PRESETS, v2_lora.IN_FULL, v2_lora.PARTS, task_type="CAUSAL_LM"),
     unquantized=("text_lm_head", "audio_lm_head"),
+    forms=v2_forms.FORMS,
+    adapter_usage="usage/v2_adapter.md.j2",
+    licence=None,
     load_options={"use_text_head": True},
 )
 
@@ -96,6 +124,7 @@ def _to_come(*_: Any, **__: Any) -> Any:
 
 V3 = Family(
     name="Higgs TTS 3",
+    hub_tag="higgs-tts-3",
     model_type=v3_native.MODEL_TYPE,
     config_class=v3_native.HiggsV3Config,
     model_class=v3_native.HiggsV3Model,
@@ -107,11 +136,46 @@ V3 = Family(
     packed_forward=V3_PACKED_FORWARD,
     renderer=_to_come,
     generate_batch=_to_come,
+    next_frame_logits=v3_native.next_frame_logits,
     lora=LoraNames(v3_lora.PRESETS, v3_lora.IN_FULL, v3_lora.PARTS, task_type=None),
     unquantized=(),
+    forms=v3_forms.FORMS,
+    adapter_usage="usage/v3_adapter.md.j2",
+    licence=Licence(
+        name="Boson Higgs TTS 3 Research and Non-Commercial License Agreement",
+        notice="Higgs TTS 3 is licensed for research and non-commercial use: docs/v3.md#licence",
+        points=(
+            "Research and other non-commercial use only; it is not an open source licence.",
+            "Commercial use, hosting it for others, fine-tuning or distilling it for resale or "
+            "distribution, and building it into a product need a licence from Boson AI.",
+            "Its Creator Use Grant (section II-A) covers monetised content that names the model.",
+            "A voice is cloned with its speaker's consent only.",
+        ),
+    ),
     check_tensors=check_tensors,
 )
 FAMILIES = (V2, V3)
+
+
+def full_form(base: Pretrained, name: str) -> FullForm:
+    """Return a form of full checkpoints by its name.
+
+    Raises:
+        UserError: As :func:`family_of_base`, or the family has no such form.
+    """
+    family = family_of_base(base)
+    if name not in family.forms:
+        raise UserError(
+            f"package.forms: {name} is not a form of {family.name}, which has "
+            f"{', '.join(family.forms)}."
+        )
+    return family.forms[name]
+
+
+def model_shapes(base: Pretrained) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight of a base's native model, by name."""
+    model = family_of_base(base).skeleton(config_of(base))
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:

@@ -6,16 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.forms import Form
+from higgs_pipe.higgs.family import config_of, family_of_base, full_form, model_shapes
+from higgs_pipe.higgs.forms import FullForm
 from higgs_pipe.higgs.merging import Merge, read_changes
 from higgs_pipe.higgs.model import load_base
-from higgs_pipe.higgs.pretrained import checkpoint_dir, load_pretrained
+from higgs_pipe.higgs.pretrained import checkpoint_dir
 from higgs_pipe.higgs.shards import Shards
-from higgs_pipe.higgs.v2.original_form import native_name
 
 # Weights are equal within this part of the tensor's largest: sums of float32 in another order.
 SAME_WEIGHT = 1e-5
@@ -29,32 +28,43 @@ def stored_dtype(folder: Path) -> torch.dtype:
         return shards.dtype
 
 
-def load_form(form: Form, form_dir: Path, base: Pretrained) -> Any:
-    """Load a full checkpoint with its text head into the native model, as it is stored.
+def load_form(form: str, form_dir: Path, base: Pretrained) -> Any:
+    """Load a full checkpoint into the native model, as it is stored.
 
     Raises:
         UserError: Weights are missing.
     """
+    kind = full_form(base, form)
+    if kind.is_native:
+        return load_base(Pretrained("checkpoint", str(form_dir)), stored_dtype(form_dir))
+    family = family_of_base(base)
+    sources = _sources(kind, base)
     with Shards(form_dir) as shards:
-        dtype = shards.dtype
-        if form == "merged":
-            return load_base(Pretrained("checkpoint", str(form_dir)), dtype)
-        state = {native_name(name): shards[name] for name in shards.shapes}
-        model, loading = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+        model, loading = family.model_class.from_pretrained(
             None,
-            config=load_pretrained(HiggsAudioV2Config, base),
-            state_dict=state,
-            dtype=dtype,
-            use_text_head=True,
+            config=config_of(base),
+            state_dict={sources.get(name, name): shards[name] for name in shards.shapes},
+            dtype=shards.dtype,
             output_loading_info=True,
+            **family.load_options,
         )
     if lacking := sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"]):
         raise UserError(f"{form_dir}: weights do not map one to one:\n{list_offenders(lacking)}")
     return model.requires_grad_(False).eval()
 
 
-def check_weights(form_dir: Path, expected: Mapping[str, Tensor], form: Form) -> float:
+def _sources(form: FullForm, base: Pretrained) -> dict[str, str]:
+    """Return the name in the base for each name in a form."""
+    with Shards(checkpoint_dir(base)) as weights:
+        return form.sources(model_shapes(base), weights.shapes)
+
+
+def check_weights(
+    form_dir: Path, expected: Mapping[str, Tensor], form: str, base: Pretrained
+) -> float:
     """Check that a checkpoint's weights are those of :func:`lora.merge_by_peft`.
+
+    What is not the model's, such as a codec in the bundle, must be the base's, rounded.
 
     Returns:
         The largest share of a tensor's weights that were rounded to the other side.
@@ -62,14 +72,18 @@ def check_weights(form_dir: Path, expected: Mapping[str, Tensor], form: Form) ->
     Raises:
         UserError: A tensor differs by more, or is missing or unknown.
     """
-    with Shards(form_dir) as shards:
-        native = {native_name(n) if form == "original" else n: n for n in shards.shapes}
-        wrong = [f"{name}: missing" for name in expected.keys() - native.keys()]
-        wrong += [f"{name}: unknown" for name in native.keys() - expected.keys()]
-        shares = {
-            name: _share_of_others(shards[native[name]], expected[name].cpu())
-            for name in expected.keys() & native.keys()
-        }
+    sources = _sources(full_form(base, form), base)
+    with Shards(form_dir) as shards, Shards(checkpoint_dir(base)) as weights:
+        found = shards.shapes.keys()
+        wrong = [f"{name}: missing" for name in sources.keys() - found]
+        wrong += [f"{name}: unknown" for name in found - sources.keys()]
+        shares = {}
+        for name in sources.keys() & found:
+            weight, source = shards[name], sources[name]
+            if source in expected:
+                shares[name] = _share_of_others(weight, expected[source].cpu())
+            else:
+                shares[name] = float(not torch.equal(weight, weights[source].to(weight.dtype)))
     wrong += [
         f"{name}: {share:.2%} of the weights differ"
         for name, share in shares.items()
@@ -83,8 +97,8 @@ def check_weights(form_dir: Path, expected: Mapping[str, Tensor], form: Form) ->
     return max(shares.values())
 
 
-def check_bits(form_dir: Path, base: Pretrained, adapter_dir: Path) -> int:
-    """Check that an original checkpoint is the native one by other names, bit for bit.
+def check_bits(form_dir: Path, form: str, base: Pretrained, adapter_dir: Path) -> int:
+    """Check that a checkpoint is the native one by other names, bit for bit.
 
     Returns:
         The number of tensors.
@@ -92,10 +106,11 @@ def check_bits(form_dir: Path, base: Pretrained, adapter_dir: Path) -> int:
     Raises:
         UserError: A tensor differs from the native weight, merged once more.
     """
+    sources = _sources(full_form(base, form), base)
     with Shards(form_dir) as stored, Shards(checkpoint_dir(base)) as weights:
         merge = Merge(weights, read_changes(adapter_dir), stored.dtype)
         names = list(stored.shapes)
-        wrong = [name for name in names if not _same_bits(stored[name], merge[native_name(name)])]
+        wrong = [name for name in names if not _same_bits(stored[name], merge[sources[name]])]
     if wrong:
         raise UserError(
             f"{form_dir}: {len(wrong)} tensors are not those of the merged model:\n"

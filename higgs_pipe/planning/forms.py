@@ -14,6 +14,7 @@ from higgs_pipe.planning import bases
 
 EXIT_USER_ERROR = 2
 PEFT, FULL_FORMS = "peft", ("merged", "original")
+IMPOSSIBLE = (("higgs_multimodal_qwen3", "original"),)  # model_type and form
 NUM_BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -94,6 +95,13 @@ def _num_weights_of(base: str, folder: Path, made: Sequence[str]) -> int:
         UserError: It is quantized or not in safetensors files.
     """
     listed = ", ".join(dict.fromkeys(made))
+    for model_type, form in IMPOSSIBLE:
+        if form in made and _config_of(folder).get("model_type") == model_type:
+            raise UserError(
+                f"package.forms: {form} is a form of Higgs Audio v2, and {base} is a "
+                f"{model_type}; its merged form has the published names already. Leave {form} out, "
+                "or train on the other base in a run of its own."
+            )
     if _is_quantized(folder):
         raise UserError(
             f"package.forms: {listed} of a quantized base_model ({base}) cannot be made: its "
@@ -131,5 +139,10 @@ def num_weights(path: Path) -> int:
 
 
 def _is_quantized(folder: Path) -> bool:
+    return "quantization_config" in _config_of(folder)
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return path.is_file() and "quantization_config" in json.loads(path.read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return config

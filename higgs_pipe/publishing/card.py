@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 import higgs_pipe
 from higgs_pipe.config.settings import PackageConfig
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.higgs.family import Family
 from higgs_pipe.higgs.pretrained import checkpoint_dir
 from higgs_pipe.listening.verdict import Verdict
 from higgs_pipe.publishing.naming import public_name
@@ -62,6 +63,7 @@ class CardFacts:
     """All that a card is written from."""
 
     provenance: Provenance
+    family: Family
     base: CardModel
     codec: CardModel
     settings: PackageConfig
@@ -89,6 +91,7 @@ def model_card(facts: CardFacts) -> str:
     return environment.get_template("model_card.md.j2").render(
         front_matter=metadata(facts).to_yaml(line_break="\n").strip(),
         name=provenance.name,
+        family=facts.family,
         description=facts.settings.description,
         base=facts.base,
         base_options="" if facts.base.is_on_hub else f"--base {shlex.quote(facts.base.name)} ",
@@ -133,7 +136,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         pipeline_tag="text-to-speech",
         license=facts.settings.license,
         language=facts.provenance.data.language_codes,
-        tags=["higgs-audio-v2", "lora", "text-to-speech"],
+        tags=[facts.family.hub_tag, "lora", "text-to-speech"],
     )
     if examples:
         data["widget"] = examples

@@ -3,16 +3,17 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.pretrained import fingerprint_of_hashes, load_pretrained, weight_fingerprint
+from higgs_pipe.higgs.family import config_of, family_of_base
+from higgs_pipe.higgs.pretrained import fingerprint_of_hashes, weight_fingerprint
 from higgs_pipe.publishing.checking import ADAPTER_CONFIG, CheckedPackage
 
 
@@ -61,7 +62,7 @@ def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int
             f"{ADAPTER_CONFIG}: target_modules is not a list of layers, as packages have; PEFT "
             "would take a text for a regular expression."
         )
-    config = load_pretrained(HiggsAudioV2Config, base)
+    family, native_config = family_of_base(base), config_of(base)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, ADAPTER_CONFIG).write_text(json.dumps(package.adapter_config))
         try:
@@ -69,8 +70,8 @@ def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int
             lora.init_lora_weights = False
             lora.base_model_name_or_path = None  # PEFT warns of a base that is not that folder
             with torch.device("meta"):
-                model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-                adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
+                native: Any = family.skeleton(native_config)
+                adapted = get_peft_model(native, lora, low_cpu_mem_usage=True)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(
                 f"{ADAPTER_CONFIG} does not fit {base.setting} {base.name!r}: {error}"

@@ -1,6 +1,6 @@
 """JSON results of full checkpoints: how they were merged, and what was proved of them."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from higgs_pipe.data.results import Result, ResultPart
 
@@ -10,7 +10,7 @@ class MergeRecord(Result):
 
     made_by: ClassVar[str] = "merge_adapter"
 
-    form: Literal["merged", "original"]
+    form: str
     dtype: str
     base: str  # a Hub id, or the name of a folder
     base_revision: str | None
@@ -43,7 +43,7 @@ class FormProof(Result):
 
     made_by: ClassVar[str] = "merge_adapter"
 
-    form: Literal["merged", "original"]
+    form: str
     num_tensors_of_equal_bits: int | None  # original: against native names, merged once more
     # Of a tensor's weights, against PEFT's own merge.
     largest_share_rounded_otherwise: float

@@ -52,7 +52,7 @@ import torch
 from pathlib import Path
 from transformers import AutoProcessor
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs.forms import write_merged_files
+from higgs_pipe.higgs.v2.forms import write_merged_files
 
 base, codec = Pretrained("base_model", "acme/higgs"), Pretrained("codec", "acme/codec")
 folder = Path("merged")

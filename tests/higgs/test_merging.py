@@ -15,8 +15,8 @@ from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.family import model_shapes
 from higgs_pipe.higgs.float32 import float32_arithmetic
-from higgs_pipe.higgs.forms import model_shapes
 from higgs_pipe.higgs.lora import (
     adapter_state,
     add_lora,
@@ -157,7 +157,7 @@ def test_shards_hold_what_the_library_reads(tmp_path: Path) -> None:
 
 
 def test_every_native_tensor_has_one_original_name_and_back(tiny_base: Path) -> None:
-    names = list(model_shapes(load(tiny_base).config))
+    names = list(model_shapes(Pretrained("base_model", str(tiny_base))))
     originals = [original_name(name) for name in names]
     assert len(set(originals)) == len(names) == 33
     assert [native_name(name) for name in originals] == names

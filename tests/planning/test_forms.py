@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.family import FAMILIES
 from higgs_pipe.planning import forms
 
 
@@ -97,3 +98,16 @@ def test_a_base_of_the_hub_is_looked_up_in_its_cache(
     assert forms.checkpoint_folder("some/base", "other") is None
     assert forms.checkpoint_folder("some/other", None) is None
     assert forms.num_weights(found / "model.safetensors") == 1000
+
+
+def test_the_original_form_of_a_family_that_has_none_is_refused(base: Path, tmp_path: Path) -> None:
+    (base / "config.json").write_text('{"model_type": "higgs_multimodal_qwen3"}')
+    forms.check(config_of(base, "merged"), tmp_path)
+    with pytest.raises(UserError, match="original is a form of Higgs Audio v2"):
+        forms.check(config_of(base, "merged", "original"), tmp_path)
+
+
+def test_what_is_refused_is_what_no_family_can_make() -> None:
+    every = {(f.model_type, form) for f in FAMILIES for form in forms.FULL_FORMS}
+    made = {(family.model_type, form) for family in FAMILIES for form in family.forms}
+    assert set(forms.IMPOSSIBLE) == every - made

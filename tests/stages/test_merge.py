@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from higgs_pipe import evaluate, merge, prove_form
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.form_weights import load_form
 from higgs_pipe.higgs.speaker import Speaker
@@ -208,7 +209,7 @@ def test_a_script_without_this_project_speaks_with_the_original(
     original: Path, merged: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "speak.py").write_text(SPEAK_ORIGINAL)
-    native = load_form("merged", merged, None)  # type: ignore[arg-type]
+    native = load_form("merged", merged, Pretrained("checkpoint", str(merged)))
     text = "<|begin_of_text|>One.<|audio_out_bos|>"
     delay_id = native.config.audio_delay_token_id
     run_outside(tmp_path / "speak.py", original, tmp_path / "codes.pt", delay_id, text)

@@ -63,6 +63,14 @@ def generate_batch(
     return list(delayed)
 
 
+def next_frame_logits(native: HiggsAudioV2ForConditionalGeneration, prompt: ModelPrompt) -> Tensor:
+    """Return the logits of the frame after a prompt: (K, V)."""
+    shape = shape_of(native.config)
+    inputs = _inputs([prompt], shape, native.device)
+    logits: Tensor = native(**inputs, use_cache=False).logits[0, -1]
+    return logits.view(shape.num_codebooks, -1)
+
+
 def _inputs(
     prompts: Sequence[ModelPrompt], shape: BaseShape, device: torch.device
 ) -> dict[str, Tensor]:

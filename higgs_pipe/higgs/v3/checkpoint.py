@@ -7,14 +7,13 @@ from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.pretrained import all_files, load_pretrained
 from higgs_pipe.higgs.shards import Shards
 from higgs_pipe.higgs.v3.native import (
+    AUDIO_EMBEDDING,
     AUDIO_HEAD,
     CODEC_PREFIX,
     TEXT_HEAD,
     HiggsV3Config,
     skeleton,
 )
-
-AUDIO_EMBEDDING = "tied.embedding.modality_embeddings.0.embedding.weight"
 
 
 def check_tensors(base: Pretrained) -> None:

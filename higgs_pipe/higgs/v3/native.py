@@ -14,16 +14,20 @@ The text head, the text embeddings again, has no part in speech.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3Model
 
 from higgs_pipe.higgs.packed_body import NativeParts
+from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.shape import BaseShape
 
 MODEL_TYPE = "higgs_multimodal_qwen3"
 CODEC_PREFIX = "tied.embedding.modality_embeddings.0.model."
+TEXT_EMBEDDING = "tied.embedding.text_embedding.weight"
+AUDIO_EMBEDDING = "tied.embedding.modality_embeddings.0.embedding.weight"
 # Copies of the embeddings, which the checkpoint stores outside its index.
 TEXT_HEAD, AUDIO_HEAD = "tied.head.text_head.weight", "tied.head.modality_heads.0.weight"
 ROPE_THETA = 1_000_000.0  # where the config has none, as SGLang-Omni and vLLM-Omni do
@@ -148,6 +152,16 @@ class HiggsV3Model(PreTrainedModel):  # type: ignore[misc]  # Transformers has n
         hidden = self.body(inputs_embeds=embedded, **options).last_hidden_state
         logits: Tensor = parts.audio_head(hidden)
         return logits.view(*logits.shape[:-1], shape.num_codebooks, shape.codebook_size)
+
+
+def next_frame_logits(native: HiggsV3Model, prompt: ModelPrompt) -> Tensor:
+    """Return the logits of the frame after a prompt: (K, V)."""
+    input_ids, frames = (
+        torch.from_numpy(ids.astype(np.int64))[None].to(native.device)
+        for ids in (prompt.input_ids, prompt.audio_input_ids)
+    )
+    logits: Tensor = native(input_ids, frames, use_cache=False)[0, -1]
+    return logits
 
 
 def shape_of(config: HiggsV3Config) -> BaseShape:
