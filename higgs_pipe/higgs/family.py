@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow
 from higgs_pipe.higgs.forms import FullForm
 from higgs_pipe.higgs.packed_body import NativeParts, PackedForward
 from higgs_pipe.higgs.pretrained import load_pretrained
-from higgs_pipe.higgs.prompts import ModelPrompt, PromptRenderer
+from higgs_pipe.higgs.prompts import GeneratedCodes, ModelPrompt, PromptRenderer
 from higgs_pipe.higgs.rules import config_json, unknown_model_type
 from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.higgs.v2 import forms as v2_forms
@@ -34,11 +33,13 @@ from higgs_pipe.higgs.v2 import rows as v2_rows
 from higgs_pipe.higgs.v2.body import PACKED_FORWARD as V2_PACKED_FORWARD
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
 from higgs_pipe.higgs.v3 import forms as v3_forms
+from higgs_pipe.higgs.v3 import generation as v3_generation
 from higgs_pipe.higgs.v3 import lora as v3_lora
 from higgs_pipe.higgs.v3 import native as v3_native
 from higgs_pipe.higgs.v3 import rows as v3_rows
 from higgs_pipe.higgs.v3.body import PACKED_FORWARD as V3_PACKED_FORWARD
 from higgs_pipe.higgs.v3.checkpoint import check_tensors
+from higgs_pipe.higgs.v3.renderer import Renderer
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Family:
     place_of_text: Callable[[PackedRow, slice, BaseShape], slice]  # the first that a sample speaks
     num_ids: Callable[[Any], tuple[int, int]]  # of a native model: of text, of a codebook
     packed_forward: PackedForward
-    renderer: Callable[[Pretrained], PromptRenderer]
-    generate_batch: Callable[..., Sequence[Any]]
+    renderer: type[PromptRenderer]
+    generate_batch: Callable[..., Sequence[GeneratedCodes]]
     next_frame_logits: Callable[[Any, ModelPrompt], Tensor]  # (K, V)
     lora: LoraNames
     unquantized: tuple[str, ...]  # modules that keep their dtype
@@ -118,10 +119,6 @@ V2 = Family(
 )
 
 
-def _to_come(*_: Any, **__: Any) -> Any:
-    raise UserError("Higgs TTS 3 cannot be prompted yet.")
-
-
 V3 = Family(
     name="Higgs TTS 3",
     hub_tag="higgs-tts-3",
@@ -134,8 +131,8 @@ V3 = Family(
     place_of_text=v3_rows.place_of_text,
     num_ids=v3_native.num_ids,
     packed_forward=V3_PACKED_FORWARD,
-    renderer=_to_come,
-    generate_batch=_to_come,
+    renderer=Renderer,
+    generate_batch=v3_generation.generate_batch,
     next_frame_logits=v3_native.next_frame_logits,
     lora=LoraNames(v3_lora.PRESETS, v3_lora.IN_FULL, v3_lora.PARTS, task_type=None),
     unquantized=(),

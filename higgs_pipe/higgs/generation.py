@@ -24,17 +24,17 @@ import numpy.typing as npt
 import soundfile as sf
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig, HiggsAudioV2TokenizerModel
+from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe.config.settings import Sampling
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.higgs.batch import PackedRow, first_target, is_placeholder
 from higgs_pipe.higgs.codec import decode
-from higgs_pipe.higgs.codes import MARGIN_FRAMES, Codes, undelay
+from higgs_pipe.higgs.codes import Codes, undelay
 from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.model import DualLossModel
-from higgs_pipe.higgs.prompts import ModelPrompt
+from higgs_pipe.higgs.prompts import GeneratedCodes, ModelPrompt
 from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.progress import activity
 
@@ -48,14 +48,6 @@ class RecordedSample:
     sample_id: str
     prompt: ModelPrompt
     codes: Codes  # (T, K)
-
-
-@dataclass(frozen=True, eq=False)
-class GeneratedCodes:
-    """The codes that a model generated for a prompt."""
-
-    codes: Codes  # (T, K)
-    has_stopped: bool  # by itself, before the cap
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,19 +112,15 @@ def generate(
     generated: dict[int, GeneratedCodes] = {}
     with native_forward(model) as native:
         family = family_of_model(native)
-        shape = family.shape_of(native.config)
         for number, batch in enumerate(batches, start=1):
-            frames = family.generate_batch(
+            found = family.generate_batch(
                 native,
                 [prompts[i] for i in batch],
                 sampling,
                 max_frames,
                 "speaking" if len(batches) == 1 else f"speaking, batch {number} of {len(batches)}",
             )
-            for i, delayed in zip(batch, frames, strict=True):
-                generated[i] = generated_codes(
-                    delayed, max_frames, shape.audio_stream_eos_id, shape.num_margin_frames
-                )
+            generated |= zip(batch, found, strict=True)
     return [generated[i] for i in range(len(prompts))]
 
 
@@ -141,8 +129,7 @@ def native_forward(model: nn.Module) -> Iterator[Any]:
     """Lend the native model inside ``model`` for generation: evaluation mode, its own forward.
 
     A ``DualLossModel`` has other forward passes in place of the native ones, which take packed rows
-    and no cache. They, the mode of every module and the checkpoint's defaults for generation (which
-    would mix with ours) are back when the block ends.
+    and no cache. They and the mode of every module are back when the block ends.
 
     Args:
         model: The native model, a ``PeftModel`` of it, or a ``DualLossModel``.
@@ -159,36 +146,13 @@ def native_forward(model: nn.Module) -> Iterator[Any]:
     for module in packed_forwards:
         del module.forward  # the instance's; the class's remains
     model.eval()
-    defaults, native.generation_config = native.generation_config, GenerationConfig()
     try:
         yield native
     finally:
-        native.generation_config = defaults
         for module, forward in packed_forwards.items():
             module.forward = forward
         for module, is_training in modes.items():
             module.training = is_training
-
-
-def generated_codes(
-    delayed: Codes, max_frames: int, stream_eos: int, margin: int = MARGIN_FRAMES
-) -> GeneratedCodes:
-    """Undo the delay of generated frames and end them where the first codebook ends.
-
-    Args:
-        delayed: (G, K), from the first frame on; G is at least ``max_frames + K + margin`` unless
-            each codebook has stopped.
-        max_frames: The cap.
-        stream_eos: Stands after a codebook's last code.
-        margin: Of :func:`codes.delay`.
-    """
-    streams = [delayed[k + margin :, k] for k in range(delayed.shape[1])]
-    ends = [np.flatnonzero(stream == stream_eos)[:1] for stream in streams]
-    num_frames = min([max_frames + 1, *(int(end[0]) for end in ends if len(end))])
-    has_stopped = num_frames <= max_frames
-    num_frames = min(num_frames, max_frames)
-    codes = np.stack([stream[:num_frames] for stream in streams], axis=1)
-    return GeneratedCodes(codes, has_stopped)
 
 
 def recorded_samples(row: PackedRow, config: BaseShape) -> list[RecordedSample]:

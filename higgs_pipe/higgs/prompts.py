@@ -67,6 +67,14 @@ class ModelPrompt:
         return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
+@dataclass(frozen=True, eq=False)
+class GeneratedCodes:
+    """The codes that a model generated for a prompt."""
+
+    codes: Codes  # (T, K)
+    has_stopped: bool  # by itself, before the cap
+
+
 class PromptRenderer(ABC):
     """Renders conversations for a base, and builds samples from them.
 

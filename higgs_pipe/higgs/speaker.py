@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import HiggsAudioV2TokenizerModel
 
@@ -108,9 +109,10 @@ class Speaker:
             dtype: The dtype of the base.
 
         Raises:
-            UserError: Neither base nor adapter is given, something cannot be loaded, the codec does
-                not fit the base, or the base or codec that the adapter names has other weights
-                than in its training. Others that are given by name are only warned of.
+            UserError: Neither base nor adapter is given, something cannot be loaded, the base has
+                no system message, the codec does not fit the base, or the base or codec that the
+                adapter names has other weights than in its training. Others that are given by name
+                are only warned of.
         """
         origin = adapter_origin(Path(adapter)) if adapter is not None else None
         if base is not None:
@@ -121,6 +123,9 @@ class Speaker:
             raise UserError("no model is named: give an adapter, a base, or both.")
         where = pick_device(device)
         renderer = renderer_of(named_base)
+        refused = renderer.rules.system_message_fault("system_prompt", system_prompt or "")
+        if system_prompt is not None and refused:
+            raise UserError(f"{refused.fact}; leave it out.")
         model: Any = load_base(named_base, pick_dtype(dtype, where))
         if adapter is not None:
             model = load_adapter(model, Path(adapter))
@@ -157,6 +162,8 @@ class Speaker:
     def voice(self, audio: str | Path, text: str) -> Voice:
         """Encode a reference recording as training does: mono, resampled, in whole frames.
 
+        A recording that is shorter than the base's shortest reference is padded with silence.
+
         Args:
             audio: A file of any format, rate and number of channels that ``validate`` takes.
             text: What it says.
@@ -184,13 +191,16 @@ class Speaker:
             )
         mono = to_mono(recording.samples, channel_to_take(recording.samples))
         waveform = to_codec_input(mono, recording.sample_rate_hz, self.codec_info)
+        min_samples = self.renderer.rules.min_reference_seconds * self.codec_info.sample_rate_hz
+        lacking = max(0, round(min_samples) - waveform.shape[-1])
+        waveform = torch.nn.functional.pad(waveform, (0, lacking))
         return Voice(text, encode(self.codec, waveform[None], self.codec_info)[0])
 
     def prompt(self, prompt: SpeechPrompt) -> ModelPrompt:
         """Return the prompt as the model reads it, as training would write it.
 
         Raises:
-            UserError: The chat template does not render it in full.
+            UserError: The prompt cannot be rendered in full.
         """
         return model_prompt(self.renderer, prompt, self.system_prompt, self._clean)
 
@@ -214,20 +224,22 @@ class Speaker:
                 as four.
 
         Raises:
-            UserError: A text is empty or holds a control token, or a prompt has several voices and
-                no speaker tags.
+            UserError: A text is empty or holds what the base does not know, or a prompt has several
+                voices and no speaker tags.
         """
         sampling = sampling or Sampling()
         asked = [SpeechPrompt(p) if isinstance(p, str) else p for p in prompts]
-        check_prompts(asked)
-        pieces = [prompt.pieces(max_piece_length) for prompt in asked]
+        rules = self.renderer.rules
+        check_prompts(asked, rules)
+        pieces = [prompt.pieces(max_piece_length, rules.delivery_tags) for prompt in asked]
         # A text without a voice begins alone; the rest of it follows in its voice.
         first = [p if p[0].voices else p[:1] for p in pieces]
         spoken = self._speak_all(first, sampling, batch_size)
         rest = []
         for of_prompt, heard in zip(pieces, spoken, strict=True):
             voices = of_prompt[0].voices
-            if not voices and len(heard[0].codes):
+            min_seconds = rules.min_reference_seconds
+            if not voices and len(heard[0].codes) and heard[0].duration_seconds >= min_seconds:
                 voices = (Voice(of_prompt[0].text, heard[0].codes),)
             rest.append([replace(piece, voices=voices) for piece in of_prompt[len(heard) :]])
         following = self._speak_all(rest, sampling, batch_size)

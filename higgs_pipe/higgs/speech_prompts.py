@@ -4,15 +4,16 @@ P positions of a prompt, T codec frames, F delayed frames, K codebooks.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from higgs_pipe.data.conversation import speech_conversation
+from higgs_pipe.data.prompt_rules import PromptRules
 from higgs_pipe.data.sentences import split_text, spoken_length
-from higgs_pipe.data.text import find_control_token, is_blank
+from higgs_pipe.data.text import is_blank
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.prompts import ModelPrompt, Prompt, PromptRenderer, RenderError
@@ -45,10 +46,19 @@ class SpeechPrompt:
         """Return whether the text has speaker tags."""
         return SPEAKER_TAG.search(self.text) is not None
 
-    def pieces(self, max_length: int) -> list["SpeechPrompt"]:
-        """Split a long text, as :func:`split_text` does; every turn keeps its speaker tag."""
+    def pieces(
+        self, max_length: int, delivery_tags: Collection[str] = frozenset()
+    ) -> list["SpeechPrompt"]:
+        """Split a long text, as :func:`split_text` does; every turn keeps its speaker tag.
+
+        Args:
+            max_length: The longest piece, in letters.
+            delivery_tags: Tags that hold for a whole text: those before its first word come before
+                that of each piece.
+        """
+        delivery, words = _delivery(self.text, delivery_tags)
         lines: list[str] = []
-        before, *tagged = SPEAKER_TAG.split(self.text)  # text, tag, text, tag, text, …
+        before, *tagged = SPEAKER_TAG.split(words)  # text, tag, text, tag, text, …
         lines += split_text(before, max_length)
         for tag, words in zip(tagged[::2], tagged[1::2], strict=True):
             lines += [f"{tag} {words_piece}" for words_piece in split_text(words, max_length)]
@@ -59,7 +69,15 @@ class SpeechPrompt:
                 pieces[-1] = joined
             else:
                 pieces.append(line)
-        return [replace(self, text=piece) for piece in pieces]
+        return [replace(self, text=delivery + piece) for piece in pieces]
+
+
+def _delivery(text: str, tags: Collection[str]) -> tuple[str, str]:
+    """Split a text into its tags of delivery, which are not spoken, and the rest."""
+    found, rest = "", text
+    while tag := next((tag for tag in tags if rest.lstrip().startswith(tag)), None):
+        found, rest = found + tag, rest.lstrip().removeprefix(tag)
+    return found, rest
 
 
 class Heard(NamedTuple):
@@ -85,7 +103,7 @@ def model_prompt(
         clean: Cleans the text of user turns.
 
     Raises:
-        UserError: The chat template does not render it in full.
+        UserError: The prompt cannot be rendered in full.
     """
     lines = SPEAKER_TAG.sub(r"\n\1 ", prompt.text).strip()
     tags = [f"[SPEAKER{i}] " if prompt.is_dialogue else "" for i in range(len(prompt.voices))]
@@ -100,7 +118,7 @@ def model_prompt(
     try:
         whole = renderer.prompt(conversation)
     except RenderError as fact:
-        raise UserError(f"the base model's chat template cannot render it: {fact}") from None
+        raise UserError(f"the text cannot be rendered for the base model: {fact}") from None
     end = int(np.flatnonzero(whole.ids == shape.audio_token_id)[-1])
     ids, labels = whole.ids[:end], whole.labels[:end]
     if not prompt.voices:
@@ -110,20 +128,25 @@ def model_prompt(
     return ModelPrompt(inputs.input_ids, inputs.audio_input_ids)
 
 
-def check_prompts(prompts: Sequence[SpeechPrompt]) -> None:
+def check_prompts(prompts: Sequence[SpeechPrompt], rules: PromptRules) -> None:
     """Refuse prompts that cannot be spoken; texts are numbered from 1.
 
+    Args:
+        prompts: The prompts.
+        rules: What prompts of the base may hold.
+
     Raises:
-        UserError: A text is empty, a text or a scene holds a control token, or a prompt has
-            several voices and no speaker tags.
+        UserError: A text is empty, a text or a scene holds what the base does not know, or a
+            prompt has several voices and no speaker tags.
     """
     offenders = []
     for number, prompt in enumerate(prompts, start=1):
         texts = [prompt.text, prompt.scene or "", *(voice.text for voice in prompt.voices)]
         if is_blank(SPEAKER_TAG.sub("", prompt.text)):
             offenders.append(f"text {number} is empty")
-        if token := next((t for text in texts if (t := find_control_token([text]))), None):
-            offenders.append(f"text {number} holds {token:.60}, a command to the model")
+        faults = [rules.text_fault(f"text {number}", [text]) for text in texts]
+        faults += [rules.scene_fault(f"text {number} has a scene")] if prompt.scene else []
+        offenders += [f"{fault.fact}; {fault.reason.remedy}" for fault in faults if fault][:1]
         if len(prompt.voices) > 1 and not prompt.is_dialogue:
             offenders.append(
                 f"text {number} has {len(prompt.voices)} voices and no [SPEAKER0] … tags"

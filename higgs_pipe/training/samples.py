@@ -26,12 +26,12 @@ from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import decode, load_codec_of
 from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.generation import (
-    GeneratedCodes,
     RecordedSample,
     Spoken,
     generate,
     recorded_samples,
 )
+from higgs_pipe.higgs.prompts import GeneratedCodes
 from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.progress import activity
 

@@ -17,13 +17,13 @@ from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.generation import (
     RecordedSample,
     generate,
-    generated_codes,
     native_forward,
     recorded_samples,
 )
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.sampler import Sampler
+from higgs_pipe.higgs.v2.generation import generated_codes
 from higgs_pipe.higgs.v2.native import shape_of
 
 RATE_HZ = 25.0

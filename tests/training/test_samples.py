@@ -22,10 +22,11 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import load_codec, load_codec_of
-from higgs_pipe.higgs.generation import GeneratedCodes, Spoken, recorded_samples, speak
+from higgs_pipe.higgs.generation import Spoken, recorded_samples, speak
 from higgs_pipe.higgs.lora import add_lora, load_adapter
 from higgs_pipe.higgs.loss import named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.prompts import GeneratedCodes
 from higgs_pipe.higgs.v2.native import shape_of
 from higgs_pipe.training import samples
 from higgs_pipe.training.held_out import held_out_sums, total_of

@@ -1,6 +1,7 @@
 """Generation by the native loop of Higgs Audio v2, with our draw of the codes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import GenerationConfig, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.settings import Sampling
 from higgs_pipe.higgs.codes import Codes
-from higgs_pipe.higgs.prompts import ModelPrompt
+from higgs_pipe.higgs.prompts import GeneratedCodes, ModelPrompt
 from higgs_pipe.higgs.sampler import Sampler
 from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.higgs.v2.native import shape_of
@@ -27,12 +28,8 @@ def generate_batch(
     sampling: Sampling,
     max_frames: int,
     description: str,
-) -> list[Codes]:
-    """Run the native generation.
-
-    Returns:
-        (G, K) for each prompt, delayed, beginning with the frame of stream BOS.
-    """
+) -> list[GeneratedCodes]:
+    """Run the native generation; arguments as of :func:`higgs_pipe.higgs.generation.generate`."""
     shape = shape_of(native.config)
     # Frame 0 is BOS, codebook k is k frames late, and one frame more tells that it has stopped.
     num_steps = max_frames + shape.num_codebooks + 1
@@ -48,19 +45,48 @@ def generate_batch(
             options["logits_processor"].append(sampler)
             return type(model)._sample(model, input_ids, **options)
 
-        frames = native.generate(
-            **inputs,
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=num_steps,
-                pad_token_id=PAD_TOKEN_ID,
-                eos_token_id=native.config.eos_token_id,
-                return_dict_in_generate=False,
-            ),
-            custom_generate=loop,
-        )  # (B, F + G, K)
+        with _without_defaults(native):
+            frames = native.generate(
+                **inputs,
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    max_new_tokens=num_steps,
+                    pad_token_id=PAD_TOKEN_ID,
+                    eos_token_id=native.config.eos_token_id,
+                    return_dict_in_generate=False,
+                ),
+                custom_generate=loop,
+            )  # (B, F + G, K)
     delayed = frames[:, num_prompt_frames:].to(torch.int16).cpu().numpy()
-    return list(delayed)
+    return [generated_codes(g, max_frames, shape.audio_stream_eos_id) for g in delayed]
+
+
+@contextmanager
+def _without_defaults(native: Any) -> Iterator[None]:
+    """Take away the checkpoint's defaults for generation, which would mix with ours."""
+    defaults, native.generation_config = native.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        native.generation_config = defaults
+
+
+def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> GeneratedCodes:
+    """Undo the delay of generated frames and end them where the first codebook ends.
+
+    Args:
+        delayed: (G, K), from the frame of stream BOS on; G is at least ``max_frames + K + 1``
+            unless each codebook has stopped.
+        max_frames: The cap.
+        stream_eos: Stands after a codebook's last code.
+    """
+    streams = [delayed[k + 1 :, k] for k in range(delayed.shape[1])]
+    ends = [np.flatnonzero(stream == stream_eos)[:1] for stream in streams]
+    num_frames = min([max_frames + 1, *(int(end[0]) for end in ends if len(end))])
+    has_stopped = num_frames <= max_frames
+    num_frames = min(num_frames, max_frames)
+    codes = np.stack([stream[:num_frames] for stream in streams], axis=1)
+    return GeneratedCodes(codes, has_stopped)
 
 
 def next_frame_logits(native: HiggsAudioV2ForConditionalGeneration, prompt: ModelPrompt) -> Tensor:

@@ -1,0 +1,95 @@
+"""Speech by Higgs TTS 3: whatever is beside a prompt, short references, long texts, refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+from helpers import tone
+
+from higgs_pipe.config.settings import Sampling
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.generation import generate
+from higgs_pipe.higgs.speaker import Speaker
+from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
+
+GREEDY = Sampling(temperature=0, max_seconds=1)
+SAMPLED = Sampling(max_seconds=1, seed=3)
+
+
+@pytest.fixture(scope="module")
+def speaker(v3_base: Path, tiny_base: Path) -> Speaker:
+    return Speaker.load(str(v3_base), codec=str(tiny_base / "audio_tokenizer"), device="cpu")
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_prompts_speech_does_not_depend_on_those_beside_it(
+    speaker: Speaker, tmp_path: Path, sampling: Sampling
+) -> None:
+    voice = speaker.voice(tone(tmp_path / "a.wav", 1.5), "As I sound.")
+    texts = ["One.", "A much longer second sentence.", "<|emotion:anger|>Three!"]
+    prompts = [speaker.prompt(SpeechPrompt(t, v)) for t in texts for v in ((), (voice,))]
+    together = generate(speaker.model, prompts, sampling, 25.0, batch_size=6)
+    alone = [generate(speaker.model, [prompt], sampling, 25.0)[0] for prompt in prompts]
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one.codes, other.codes)
+        assert one.has_stopped == other.has_stopped
+    assert len({tuple(g.codes[0]) for g in together}) == len(prompts)
+
+
+def test_speech_has_the_length_and_the_sound_of_its_codes(speaker: Speaker) -> None:
+    (spoken,) = speaker.speak(["One."], SAMPLED)
+    assert spoken.codes.shape == (25, 8)  # the cap
+    assert spoken.codes.max() < 1024
+    assert len(spoken.samples) == 25 * 960
+    assert np.isfinite(spoken.samples).all()
+
+
+def test_a_short_reference_is_padded_to_a_second_before_it_is_encoded(
+    speaker: Speaker, tmp_path: Path
+) -> None:
+    short = speaker.voice(tone(tmp_path / "a.wav", 0.5), "Oh.")
+    assert short.codes.shape == (25, 8)
+    padded = np.zeros(24_000, np.float32)
+    samples, _ = sf.read(tmp_path / "a.wav", dtype="float32")
+    padded[: len(samples)] = samples
+    sf.write(tmp_path / "b.wav", padded, 24_000)
+    assert np.array_equal(speaker.voice(tmp_path / "b.wav", "Oh.").codes, short.codes)
+
+
+def test_tags_of_delivery_come_before_each_piece_of_a_long_text(speaker: Speaker) -> None:
+    tags = speaker.renderer.rules.delivery_tags
+    text = "<|emotion:anger|> <|style:shouting|>First one. <|sfx:sigh|>Uh, second. Third."
+    pieces = [piece.text for piece in SpeechPrompt(text).pieces(12, tags)]
+    assert pieces == [
+        "<|emotion:anger|><|style:shouting|>First one.",
+        "<|emotion:anger|><|style:shouting|><|sfx:sigh|>Uh, second.",
+        "<|emotion:anger|><|style:shouting|>Third.",
+    ]
+
+
+VOICE = Voice("So.", np.zeros((25, 8), np.int16))
+REFUSED: dict[str, tuple[SpeechPrompt, str]] = {
+    "scene": (SpeechPrompt("One.", scene="A hall."), "scene"),
+    "unknown tag": (SpeechPrompt("<|emotion:angry|>One."), r"nearest tag is <\|emotion:anger\|>"),
+    "speakers": (SpeechPrompt("[SPEAKER0] One. [SPEAKER1] Two."), r"\[SPEAKER0\], a mark of Higgs"),
+    "command": (SpeechPrompt("One.<|audio|>"), r"contains <\|audio\|>"),
+    "voices": (SpeechPrompt("One.", (VOICE, VOICE)), "2 voices"),
+    "tag of a reference": (
+        SpeechPrompt("One.", (Voice("<|sfx:sob|>So.", VOICE.codes),)),
+        "contains <.sfx:sob",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_it_cannot_speak_is_refused(speaker: Speaker, name: Any) -> None:
+    prompt, fact = REFUSED[name]
+    with pytest.raises(UserError, match=fact):
+        speaker.speak([prompt], GREEDY)
+
+
+def test_a_system_message_is_refused(v3_base: Path) -> None:
+    with pytest.raises(UserError, match="system_prompt is a system message"):
+        Speaker.load(str(v3_base), system_prompt="Speak softly.")
