@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow
+from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.forms import FullForm
 from higgs_pipe.higgs.packed_body import NativeParts, PackedForward
 from higgs_pipe.higgs.pretrained import load_pretrained
@@ -84,7 +86,8 @@ class Family:
     num_ids: Callable[[Any], tuple[int, int]]  # of a native model: of text, of a codebook
     packed_forward: PackedForward
     renderer: type[PromptRenderer]
-    generate_batch: Callable[..., Sequence[GeneratedCodes]]
+    generate_batch: Callable[..., Sequence[Codes]]  # (G, K) delayed frames of each prompt
+    generated_codes: Callable[[Codes, int, int], GeneratedCodes]  # of frames; cap, stream EOS
     next_frame_logits: Callable[[Any, ModelPrompt], Tensor]  # (K, V)
     lora: LoraNames
     unquantized: tuple[str, ...]  # modules that keep their dtype
@@ -109,6 +112,7 @@ V2 = Family(
     packed_forward=V2_PACKED_FORWARD,
     renderer=ChatRenderer,
     generate_batch=v2_generation.generate_batch,
+    generated_codes=v2_generation.generated_codes,
     next_frame_logits=v2_generation.next_frame_logits,
     lora=LoraNames(v2_lora.PRESETS, v2_lora.IN_FULL, v2_lora.PARTS, task_type="CAUSAL_LM"),
     unquantized=("text_lm_head", "audio_lm_head"),
@@ -133,6 +137,7 @@ V3 = Family(
     packed_forward=V3_PACKED_FORWARD,
     renderer=Renderer,
     generate_batch=v3_generation.generate_batch,
+    generated_codes=v3_generation.generated_codes,
     next_frame_logits=v3_native.next_frame_logits,
     lora=LoraNames(v3_lora.PRESETS, v3_lora.IN_FULL, v3_lora.PARTS, task_type=None),
     unquantized=(),

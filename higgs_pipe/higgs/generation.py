@@ -112,6 +112,7 @@ def generate(
     generated: dict[int, GeneratedCodes] = {}
     with native_forward(model) as native:
         family = family_of_model(native)
+        stream_eos = family.shape_of(native.config).audio_stream_eos_id
         for number, batch in enumerate(batches, start=1):
             found = family.generate_batch(
                 native,
@@ -120,7 +121,8 @@ def generate(
                 max_frames,
                 "speaking" if len(batches) == 1 else f"speaking, batch {number} of {len(batches)}",
             )
-            generated |= zip(batch, found, strict=True)
+            for i, delayed in zip(batch, found, strict=True):
+                generated[i] = family.generated_codes(delayed, max_frames, stream_eos)
     return [generated[i] for i in range(len(prompts))]
 
 

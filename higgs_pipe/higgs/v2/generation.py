@@ -28,8 +28,12 @@ def generate_batch(
     sampling: Sampling,
     max_frames: int,
     description: str,
-) -> list[GeneratedCodes]:
-    """Run the native generation; arguments as of :func:`higgs_pipe.higgs.generation.generate`."""
+) -> list[Codes]:
+    """Run the native generation.
+
+    Returns:
+        (G, K) for each prompt, delayed, beginning with the frame of stream BOS.
+    """
     shape = shape_of(native.config)
     # Frame 0 is BOS, codebook k is k frames late, and one frame more tells that it has stopped.
     num_steps = max_frames + shape.num_codebooks + 1
@@ -58,7 +62,7 @@ def generate_batch(
                 custom_generate=loop,
             )  # (B, F + G, K)
     delayed = frames[:, num_prompt_frames:].to(torch.int16).cpu().numpy()
-    return [generated_codes(g, max_frames, shape.audio_stream_eos_id) for g in delayed]
+    return list(delayed)
 
 
 @contextmanager

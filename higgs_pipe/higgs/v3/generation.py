@@ -38,8 +38,8 @@ def generate_batch(
     sampling: Sampling,
     max_frames: int,
     description: str,
-) -> list[GeneratedCodes]:
-    """Generate the codes of prompts beside each other.
+) -> list[Codes]:
+    """Generate the frames of prompts beside each other, until each has stopped.
 
     Args:
         native: The native model.
@@ -47,6 +47,9 @@ def generate_batch(
         sampling: How codes are drawn.
         max_frames: The cap, in codec frames.
         description: What is shown while it runs.
+
+    Returns:
+        (G, K) for each prompt, delayed, from the first frame on.
     """
     shape, parts = shape_of(native.config), parts_of(native)
     num_codebooks = shape.num_codebooks
@@ -55,7 +58,7 @@ def generate_batch(
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)  # those of padding are not read
     cache = DynamicCache()
     delayed = mask.new_empty(len(prompts), num_steps, num_codebooks)  # (B, G, K)
-    lengths: list[int | None] = []
+    eos, num_drawn = shape.audio_stream_eos_id, 0
     seeds = [prompt.seed(sampling.seed) for prompt in prompts]
     # All may stop before the last frame, so the time left is an upper bound.
     with activity(description, num_steps, "frames at most") as speaking:
@@ -72,51 +75,55 @@ def generate_batch(
             scores = _with_forced_boc(scores, frame, shape)
             drawn = sampler(scores, scores).argmax(dim=-1).view(-1, num_codebooks)  # (B, K)
             delayed[:, frame] = drawn
-            lengths = [num_codec_frames(g, shape) for g in _host(delayed[:, : frame + 1])]
-            if all(n is not None and frame + 1 >= n + num_codebooks - 1 for n in lengths):
+            num_drawn = frame + 1
+            lengths = [num_codec_frames(g, eos) for g in _host(delayed[:, :num_drawn])]
+            if all(n is not None and num_drawn >= n + num_codebooks - 1 for n in lengths):
                 break
             embedded = parts.embed_audio(drawn)[:, None]  # (B, 1, H)
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
             positions = positions[:, -1:] + 1
-    return [
-        _generated(of_prompt, length, max_frames, shape)
-        for of_prompt, length in zip(_host(delayed), lengths, strict=True)
-    ]
+    return list(_host(delayed[:, :num_drawn]))
 
 
-def _generated(
-    delayed: Codes, length: int | None, max_frames: int, shape: BaseShape
-) -> GeneratedCodes:
-    """The codes of a prompt; an EOC in the last frames is too late for all codebooks to end."""
-    if length is None or length > max_frames:
-        return GeneratedCodes(undelayed(delayed, max_frames, shape), has_stopped=False)
-    return GeneratedCodes(undelayed(delayed, length, shape), has_stopped=True)
+def generated_codes(delayed: Codes, max_frames: int, stream_eos: int) -> GeneratedCodes:
+    """Undo the delay of generated frames and end them where codebook 0 ends.
+
+    Args:
+        delayed: (G, K), from the first frame on; G is at least ``max_frames + K - 1`` unless
+            generation has stopped. An EOC in the last frames is too late for all codebooks to end.
+        max_frames: The cap.
+        stream_eos: EOC; BOC is the entry before it.
+    """
+    length = num_codec_frames(delayed, stream_eos)
+    has_stopped = length is not None and length <= max_frames
+    num_frames = length if length is not None and has_stopped else max_frames
+    return GeneratedCodes(undelayed(delayed, num_frames, stream_eos), has_stopped)
 
 
-def num_codec_frames(delayed: Codes, shape: BaseShape) -> int | None:
+def num_codec_frames(delayed: Codes, stream_eos: int) -> int | None:
     """Return T of generated frames: where codebook 0 draws EOC once all streams have begun.
 
     Args:
         delayed: (G, K), from the first frame on.
-        shape: The base's.
+        stream_eos: EOC.
 
     Returns:
         None if it has not.
     """
-    after_ramp = delayed[shape.num_codebooks :, 0]
-    ends = np.flatnonzero(after_ramp == shape.audio_stream_eos_id)
-    return shape.num_codebooks + int(ends[0]) if len(ends) else None
+    num_codebooks = delayed.shape[1]
+    ends = np.flatnonzero(delayed[num_codebooks:, 0] == stream_eos)
+    return num_codebooks + int(ends[0]) if len(ends) else None
 
 
-def undelayed(delayed: Codes, num_frames: int, shape: BaseShape) -> Codes:
+def undelayed(delayed: Codes, num_frames: int, stream_eos: int) -> Codes:
     """Undo the delay of generated frames, as the servers do before they decode: (G, K) -> (T, K).
 
     Each codebook was drawn freely, so BOC or EOC may stand for a code: a 0 takes its place.
     """
-    streams = [delayed[k : k + num_frames, k] for k in range(shape.num_codebooks)]
+    streams = [delayed[k : k + num_frames, k] for k in range(delayed.shape[1])]
     codes = np.stack(streams, axis=1)
-    specials = (shape.audio_stream_bos_id, shape.audio_stream_eos_id)
-    return np.where(np.isin(codes, specials), NOT_A_CODE, codes).astype(np.int16)
+    stream_bos = stream_eos - 1
+    return np.where(codes < stream_bos, codes, NOT_A_CODE).astype(np.int16)
 
 
 def _with_forced_boc(scores: Tensor, frame: int, shape: BaseShape) -> Tensor:
