@@ -60,7 +60,7 @@ class Observed:
     """Results of a model on held-out rows."""
 
     logits: tuple[Tensor, Tensor]  # of the first row: text (L, vocabulary), audio (M, K, V)
-    frames: list[Codes]  # (F, K) per prompt, delayed, up to the last code of the first second
+    frames: list[Codes]  # (F, K) per prompt, delayed, of the first second
     eval_loss: float
 
 
