@@ -223,6 +223,20 @@ def test_cpu_jobs_ask_for_no_gpu_and_others_for_one_a_process(workdir: Path) -> 
     assert "gpu=" not in evaluation
 
 
+def test_the_catalogs_snakefile_is_the_same_workflow(workdir: Path) -> None:
+    planned = jobs(workdir, "--snakefile", str(ROOT / "workflow/Snakefile"))
+    assert planned.pop("everything") == 1
+    assert {**planned, "all": 1} == EVERYTHING
+
+
+def test_the_catalogs_quick_run_is_the_demo_with_fewer_epochs(tmp_path: Path) -> None:
+    settings = yaml.safe_load((ROOT / ".test/config.yaml").read_text())
+    settings["manifest"] = str(ROOT / ".test" / settings["manifest"])
+    write_config(tmp_path, **settings)
+    assert jobs(tmp_path) == EVERYTHING
+    assert settings_of_train(tmp_path)["num_epochs"] == 3
+
+
 def test_lint_finds_nothing() -> None:
     run = snakemake(ROOT, "--lint")
     assert run.returncode == 0, run.stdout + run.stderr
