@@ -51,7 +51,7 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 KillWait=20
-MinJobAge=300
+MinJobAge=3600
 MailProg=/bin/true
 GresTypes=gpu
 NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=26821 CPUs=4 RealMemory=64000 Gres=gpu:1

@@ -79,7 +79,7 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None
 SETTINGS = {
     "num_processes": 2,
     "num_machines": 2,
-    "num_epochs": 100,
+    "num_epochs": 60,
     "rows_per_step": 2,
     "save_steps": 20,
     "eval_steps": 1000,

@@ -44,7 +44,8 @@ rule train_adapter:
         tasks_per_gpu=lambda wildcards: machines(wildcards).tasks_per_gpu,
         mpi=lambda wildcards: machines(wildcards).mpi,
         mem_mb=lambda wildcards, attempt: (
-            attempt * 32000 * num_processes_per_machine(wildcards)
+            # Not twice as much after a job that was killed: no node may have that.
+            (28000 + 4000 * attempt) * num_processes_per_machine(wildcards)
         ),
         runtime=2880,
     params:
