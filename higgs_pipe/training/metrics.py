@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,27 @@ SHOWN = [f"{p}{n}" for p in ("", "eval_") for n in ("loss", "text_loss", "audio_
 
 @dataclass(frozen=True)
 class MetricsLog:
-    """Log of a run: every process feeds its alarms, the main process alone writes."""
+    """Log of a run: every process feeds its alarms, the main process alone writes.
+
+    The lines are kept in memory, too: while a job that was told to end saves its checkpoint, the
+    workflow that sees it end may already remove the file.
+    """
 
     path: Path  # metrics.jsonl
     alarms: Alarms
     accelerator: Accelerator  # with its trackers
     num_steps: int
+    lines: list[str] = field(default_factory=list)  # of the main process
 
     def text(self) -> str:
-        """Return everything written so far."""
-        return self.path.read_text(encoding="utf-8")
+        """Return everything written so far by the main process."""
+        return "".join(self.lines)
 
     def restore(self, text: str) -> None:
         """Begin with these lines, and with the alarms that they lead to."""
         self.alarms.replay(text)
         if self.accelerator.is_main_process:
+            self.lines[:] = text.splitlines(keepends=True)
             with write_errors_named(self.path):
                 write_text(self.path, text)
 
@@ -58,5 +64,7 @@ class MetricsLog:
         return f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}"
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        text = json.dumps(line, allow_nan=False) + "\n"
+        self.lines.append(text)
         with write_errors_named(self.path), self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+            stream.write(text)

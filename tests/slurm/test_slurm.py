@@ -119,7 +119,9 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
     trained = [job for job in jobs if "train_adapter" in job["Comment"]]
     assert [job["NodeList"] for job in trained] == ["n[1-2]"] * 2
     assert [job["TresPerNode"] for job in trained] == ["gres:gpu:1"] * 2
-    assert jobs_run(output).count("train_adapter default") == 1
+    assert jobs_run(output).count("train_adapter default") == 2
+    first = tmp_path / ".snakemake/slurm_logs/rule_train_adapter/default" / f"{killed['JobId']}.log"
+    assert "Traceback" not in first.read_text()
 
     alone = tmp_path / "alone"
     finished = launch(
