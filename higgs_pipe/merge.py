@@ -21,7 +21,7 @@ import torch
 import higgs_pipe
 from higgs_pipe.cli import main, run_in_fresh_process
 from higgs_pipe.config.stages import MergeStage, PackStage, Pretrained, load_stage
-from higgs_pipe.data.files import NO_ROOM, write_text
+from higgs_pipe.data.files import full_disk_named, write_text
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
@@ -78,19 +78,17 @@ def run(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        record = write_form(form, aside, base, codec, adapter_dir, dtype)
-        record.write(aside / "merge.json")
-        proof = prove_in_fresh_process(form, aside, adapter_dir, config_dir, eval_rows)
-        pack = load_stage(PackStage, config_dir / "pack.json")
-        family = family_of_base(base.pretrained)
-        write_text(aside / "README.md", checkpoint_card(name, record, proof, pack, family, kind))
-        seal(aside)
-        shutil.rmtree(form_dir, ignore_errors=True)
-        aside.rename(form_dir)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise UserError(f"{form_dir}: no room to write it ({error}).") from None
+        with full_disk_named(form_dir):
+            record = write_form(form, aside, base, codec, adapter_dir, dtype)
+            record.write(aside / "merge.json")
+            proof = prove_in_fresh_process(form, aside, adapter_dir, config_dir, eval_rows)
+            pack = load_stage(PackStage, config_dir / "pack.json")
+            family = family_of_base(base.pretrained)
+            card = checkpoint_card(name, record, proof, pack, family, kind)
+            write_text(aside / "README.md", card)
+            seal(aside)
+            shutil.rmtree(form_dir, ignore_errors=True)
+            aside.rename(form_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     logger.info("%s", form_dir)

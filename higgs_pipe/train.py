@@ -111,8 +111,8 @@ def run(
         training = Training(stage, base, *tables, accelerator)
         checked: dict[str, Any] = {"checks": []}
         if stage.train.preflight:
-            with activity("pre-flight"):
-                checked = check_before_training(training.model, *tables, accelerator)
+            start = "base" if training.ancestor is None else "earlier adapter"
+            checked = check_before_training(training.model, *tables, accelerator, start)
         if accelerator.is_main_process:
             info = run_info(accelerator.device, accelerator.num_processes, training.ancestor)
             write_run(output_dir, info, stage, training.trainable_parameters, checked)

@@ -569,8 +569,13 @@ class EvaluateConfig(Section):
 
 
 class PackageConfig(Section):
-    """Entries of the model card."""
+    """The forms that are made, and the entries of the model card."""
 
+    forms: Annotated[list[PackageForm], Field(min_length=1)] = Field(
+        ["peft"],
+        description="peft: the adapter alone; merged: a full checkpoint in Transformers' names, "
+        "with the codec; original: one in the names of Boson AI's own code.",
+    )
     license: str = Field("other", min_length=1, description="Licence id of the model card.")
     description: str = Field("", description="A sentence about the voice, for the model card.")
     show_speakers: bool = Field(
@@ -595,12 +600,6 @@ class MergeConfig(Section):
 
 class ShippingConfig(PackageConfig, MergeConfig):
     """The forms of an adapter that a user gets, and the entries of its model card."""
-
-    forms: Annotated[list[PackageForm], Field(min_length=1)] = Field(
-        ["peft"],
-        description="peft: the adapter alone; merged: a full checkpoint in Transformers' names, "
-        "with the codec; original: one in the names of Boson AI's own code.",
-    )
 
 
 class PushConfig(Section):

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from higgs_pipe.errors import UserError
+
 # Errors of a file that cannot grow: a full disk, a quota, a limit on its size.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -88,6 +90,28 @@ def _locked(path: Path) -> Iterator[None]:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+@contextmanager
+def full_disk_named(path: Path, what: str = "it") -> Iterator[None]:
+    """Turn the error of a file that cannot grow into a sentence.
+
+    Args:
+        path: The file or its folder, for the message.
+        what: What is written there.
+
+    Raises:
+        UserError: The disk is full, a quota is used up, or the file exceeds a limit on its size.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{path}: no room to write {what} ({os.strerror(error.errno)}); free some space, or "
+            "move the results by pathvars, and run again."
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,6 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from higgs_pipe.data.files import NO_ROOM, atomic_write
+from higgs_pipe.data.files import atomic_write, full_disk_named
 from higgs_pipe.data.hashing import sha256_of_bytes
 from higgs_pipe.data.specs import CodecInfo, TableSpec
 from higgs_pipe.errors import UserError
@@ -107,18 +106,12 @@ def table_writer(
     text = json.dumps(stamp, sort_keys=True).encode()
     checksum = sha256_of_bytes(text).encode()
     schema = spec.schema.with_metadata({METADATA_KEY: text, CHECKSUM_KEY: checksum})
-    try:
-        with (
-            atomic_write(path) as temporary,
-            pq.ParquetWriter(temporary, schema, **_encodings(spec)) as writer,
-        ):
-            yield writer
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise UserError(
-            f"{path}: cannot be written ({os.strerror(error.errno)}); free space and run again."
-        ) from None
+    with (
+        full_disk_named(path),
+        atomic_write(path) as temporary,
+        pq.ParquetWriter(temporary, schema, **_encodings(spec)) as writer,
+    ):
+        yield writer
 
 
 def _encodings(spec: TableSpec) -> dict[str, Any]:

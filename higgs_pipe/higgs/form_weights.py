@@ -20,6 +20,7 @@ from higgs_pipe.higgs.shards import Shards
 SAME_WEIGHT = 1e-5
 # So many of a tensor's weights may be rounded to the other side.
 MAX_SHARE_ROUNDED_OTHERWISE = 1e-3
+CHUNK = 1 << 24  # weights that are compared at a time
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -124,9 +125,13 @@ def _share_of_others(weight: Tensor, expected: Tensor) -> float:
     if weight.shape != expected.shape:
         return 1.0
     wide = torch.promote_types(weight.dtype, torch.float32)
-    bound = SAME_WEIGHT * float(expected.abs().max())
-    is_same = torch.sub(weight.to(wide), expected).abs_() <= bound  # NaN is not
-    return 1.0 - int(is_same.sum()) / is_same.numel()
+    bound = SAME_WEIGHT * max(abs(float(end)) for end in expected.aminmax())
+    found, sought = weight.flatten(), expected.flatten()
+    same = 0
+    for start in range(0, len(found), CHUNK):
+        part = slice(start, start + CHUNK)
+        same += int(((found[part].to(wide) - sought[part]).abs() <= bound).sum())  # NaN is not
+    return 1.0 - same / len(found)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

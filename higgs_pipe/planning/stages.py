@@ -37,7 +37,7 @@ STAGES = {
     "train": Stage("train", "train_adapter", "train", 9),
     "eval": Stage("eval", "eval_adapter", "evaluate", 6),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
-    "package": Stage("package", "package_adapter", "package", 6),
+    "package": Stage("package", "package_adapter", "package", 7),
     "push": Stage("push", "push_adapter", "push", 2),
     "merge": Stage("package", "merge_adapter", "merge", 3),
     "report": Stage("report", "report", "report", 4),

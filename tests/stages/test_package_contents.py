@@ -17,7 +17,12 @@ from higgs_pipe.training.results import Proof
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = {"device": "cpu", "tracker": "none", "preflight": False, "learning_rate": 5e-3}
 HOURS = {"train": 12.5, "eval": 1.25}  # in place of a few seconds
-PACKAGE = {"license": "mit", "description": "A high tone.", "show_speakers": True}
+PACKAGE = {
+    "forms": ["peft", "merged"],
+    "license": "mit",
+    "description": "A high tone.",
+    "show_speakers": True,
+}
 OVERRIDES = {"max_steps": 1, "warmup_fraction": 0.0, "lora": {"r": 4}}
 
 
@@ -160,3 +165,9 @@ def test_the_card_has_the_words_of_the_settings(card: list[str]) -> None:
     assert '    {"role": "system", "content": "Say it."},' in card
     assert "trained on cleaned text" not in " ".join(card)
     assert any('PeftModel.from_pretrained(model, "voice")' in line for line in card)
+
+
+def test_the_card_names_the_full_checkpoints_instead_of_a_merge_by_hand(card: list[str]) -> None:
+    rows = [line for line in card if line.startswith("| `-")]
+    assert rows == ["| `-merged` | in the names of the base |"]
+    assert not any("merge_and_unload" in line for line in card)

@@ -86,6 +86,17 @@ def test_a_step_moves_each_weight_from_there_by_at_most_the_rate(
     assert held_out(tmp_path)[0] == pytest.approx(held_out(ancestor.parent)[-1], rel=1e-6)
 
 
+def test_the_preflight_speaks_of_the_earlier_adapter_and_not_of_the_base(
+    corpus: PackedCorpus, ancestor: Path, tmp_path: Path
+) -> None:
+    for start, settings in (("base", {}), ("earlier adapter", {"init_adapter": str(ancestor)})):
+        train(corpus, tmp_path / start, **SETTINGS | settings | {"max_steps": 1})
+        checks = json.loads((tmp_path / start / "preflight.json").read_text())["checks"]
+        found = {check["name"]: check["found"] for check in checks}
+        assert f"the {start}'s loss on held-out codes" in found["audio offset"]
+        assert found["shuffled text"].startswith(f"the {start}'s audio loss")
+
+
 def test_run_json_names_the_earlier_adapter(
     corpus: PackedCorpus, ancestor: Path, tmp_path: Path
 ) -> None:

@@ -3,14 +3,14 @@
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from higgs_pipe.data.files import NO_ROOM
+from higgs_pipe.data.files import full_disk_named
 from higgs_pipe.errors import UserError
 
 
@@ -52,10 +52,8 @@ class Spool:
             UserError: The disk is full.
         """
         start = self._num_items
-        try:
+        with self._full_disk_named():
             self._file.write(np.ascontiguousarray(items, self._dtype).data.cast("B"))
-        except OSError as error:
-            raise self._failure(error) from None
         self._num_items += items.size
         self._is_flushed = False
         return start
@@ -63,23 +61,16 @@ class Spool:
     def read(self, start: int, num_items: int) -> npt.NDArray[Any]:
         """Return the items from position ``start`` on: (num_items,), read-only."""
         if not self._is_flushed:
-            try:
+            with self._full_disk_named():
                 self._file.flush()
-            except OSError as error:
-                raise self._failure(error) from None
             self._is_flushed = True
         size = self._dtype.itemsize
         found = os.pread(self._file.fileno(), num_items * size, start * size)
         return np.frombuffer(found, self._dtype)
 
-    def _failure(self, error: OSError) -> Exception:
-        if error.errno not in NO_ROOM:
-            return error
+    def _full_disk_named(self) -> AbstractContextManager[None]:
         written = self._num_items * self._dtype.itemsize / 1e9
-        return UserError(
-            f"{self._directory}: the disk is full, with {written:.2f} GB of temporary data; "
-            "free some space and run again."
-        )
+        return full_disk_named(self._directory, f"more than {written:.2f} GB of temporary data")
 
     def __enter__(self) -> Self:
         return self

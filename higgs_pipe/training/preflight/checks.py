@@ -22,6 +22,7 @@ from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.higgs.shape import BaseShape
+from higgs_pipe.progress import activity
 from higgs_pipe.training.preflight.data_checks import (
     Check,
     check_index_ranges,
@@ -51,18 +52,25 @@ PROBE_POSITIONS = 2048  # of held-out samples, for the base's losses
 GRADIENT_POSITIONS = 512  # of training samples; any step can hold as many
 
 
+@activity("pre-flight")
 def check_before_training(
-    model: Any, train_rows: PackedRows, eval_rows: PackedRows, accelerator: Accelerator
+    model: Any,
+    train_rows: PackedRows,
+    eval_rows: PackedRows,
+    accelerator: Accelerator,
+    start: str = "base",
 ) -> dict[str, Any]:
     """Run every check, on every process alike.
 
-    This comes before a checkpoint is resumed: with a new adapter the model's losses are the base's.
+    This comes before a checkpoint is resumed: the model's losses are those of what it starts from,
+    the base's with a new adapter.
 
     Args:
         model: A :class:`~higgs_pipe.higgs.model.DualLossModel` with a new adapter.
         train_rows: The packed training rows.
         eval_rows: The packed held-out rows.
         accelerator: Of this process.
+        start: What training starts from, for the messages: the base, or an earlier adapter on it.
 
     Returns:
         ``preflight.json``: ``checks``, each with ``name``, ``status`` (passed, failed or no
@@ -99,9 +107,9 @@ def check_before_training(
         of_model = [
             check_model_inputs(seen, batch),
             check_training_loss(losses, seen.sums),
-            check_offsets(losses, repeated_codes(batch), shape.codebook_size),
+            check_offsets(losses, repeated_codes(batch), shape.codebook_size, start),
             check_lora_gradients(dual_loss_model, training_batch),
-            check_shuffled_text(dual_loss_model, probe, losses, accelerator.device),
+            check_shuffled_text(dual_loss_model, probe, losses, accelerator.device, start),
         ]
     finally:
         dual_loss_model.train(was_training)

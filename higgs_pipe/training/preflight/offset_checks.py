@@ -93,7 +93,9 @@ def check_training_loss(losses: Floats, sums: LossSums) -> Check:
     )
 
 
-def check_offsets(losses: Floats, repeated: Floats, codebook_size: int) -> Check:
+def check_offsets(
+    losses: Floats, repeated: Floats, codebook_size: int, start: str = "base"
+) -> Check:
     """Check that the base predicts the next frame better than this one or the one after next.
 
     A base that is no better than a guess (ln V) at any offset gives no evidence. A low loss at
@@ -104,9 +106,10 @@ def check_offsets(losses: Floats, repeated: Floats, codebook_size: int) -> Check
         losses: (3, M, K) of :func:`audio_losses_by_offset`.
         repeated: (M, K) of :func:`repeated_codes`.
         codebook_size: V.
+        start: What training starts from: the base, or an earlier adapter on it.
     """
     if np.isinf(losses).any():
-        return Check("audio offset", "no evidence", "the base's audio loss is not finite")
+        return Check("audio offset", "no evidence", f"the {start}'s audio loss is not finite")
     right, wrong = [], []
     for k in range(losses.shape[2]):
         at = losses[:, :, k]
@@ -124,18 +127,18 @@ def check_offsets(losses: Floats, repeated: Floats, codebook_size: int) -> Check
         return Check(
             "audio offset",
             "failed",
-            f"the base model does not predict the next frame best ({'; '.join(wrong)}; nats per "
+            f"the {start} does not predict the next frame best ({'; '.join(wrong)}; nats per "
             "label): codes or labels are shifted, or `codec` is not the base model's, or the base "
             "itself was trained on labels that were not shifted. Check `codec` and `base_model`; "
             + REPACK,
         )
     if len(right) == losses.shape[2]:
-        return Check("audio offset", "passed", "the base predicts the next frame best")
+        return Check("audio offset", "passed", f"the {start} predicts the next frame best")
     agreeing = f"codebooks {', '.join(map(str, right))} agree; in the others " if right else ""
     return Check(
         "audio offset",
         "no evidence",
-        f"{agreeing}the base's loss on held-out codes is no better than a blind guess (ln V = "
+        f"{agreeing}the {start}'s loss on held-out codes is no better than a blind guess (ln V = "
         f"{math.log(codebook_size):.2f} nats), or the same at offsets 0, 1 and 2. This is normal "
         "for a base with random weights; for a trained one, check `codec`.",
     )
@@ -151,7 +154,11 @@ def _is_above(values: Floats, bound: float) -> bool:
 
 
 def check_shuffled_text(
-    model: DualLossModel, samples: Sequence[PackedRow], losses: Floats, device: torch.device
+    model: DualLossModel,
+    samples: Sequence[PackedRow],
+    losses: Floats,
+    device: torch.device,
+    start: str = "base",
 ) -> Check:
     """Compare the base's audio loss with the right text and with another sample's; never fails.
 
@@ -162,6 +169,7 @@ def check_shuffled_text(
         samples: One per row.
         losses: (3, M, K) of :func:`audio_losses_by_offset` on the samples.
         device: Of the model.
+        start: What training starts from: the base, or an earlier adapter on it.
     """
     config = model.shape
     by_turns: dict[int, list[int]] = defaultdict(list)
@@ -181,9 +189,9 @@ def check_shuffled_text(
     num_labels = [(sample.audio_labels != IGNORED).any(axis=1).sum() for sample in samples]
     own = losses[1][np.isin(np.repeat(np.arange(len(samples)), num_labels), sorted(donor))]
     if np.isinf(own).any() or np.isinf(other).any():
-        return Check("shuffled text", "no evidence", "the base's audio loss is not finite")
+        return Check("shuffled text", "no evidence", f"the {start}'s audio loss is not finite")
     found = (
-        f"the base's audio loss is {np.nanmean(own):.3f} with a sample's own text and "
+        f"the {start}'s audio loss is {np.nanmean(own):.3f} with a sample's own text and "
         f"{np.nanmean(other):.3f} with another's, nats per label"
     )
     knows = _is_above(math.log(config.codebook_size) - own, 0)
