@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from higgs_pipe.config.settings import Sampling
-from higgs_pipe.higgs.codes import Codes, delay
+from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.generation import RecordedSample, native_forward
 from higgs_pipe.higgs.model import DualLossModel
@@ -17,16 +17,14 @@ GREEDY = Sampling(temperature=0)
 
 @torch.inference_mode()
 def speak_greedily(model: DualLossModel, sample: RecordedSample, max_frames: int) -> Codes:
-    """Return the frames after a prompt: (F, K), delayed, up to the last code of codebook 0."""
-    shape = model.shape
+    """Return the frames after a prompt: (F, K), delayed, up to the last of ``max_frames`` codes."""
     with native_forward(model) as native:
         family = family_of_model(native)
-        [spoken] = family.generate_batch(
+        [frames] = family.generate_batch(
             native, [sample.prompt], GREEDY, max_frames, "speaking greedily"
         )
-    margin = shape.num_margin_frames
-    ends = (shape.audio_stream_bos_id, shape.audio_stream_eos_id)
-    return delay([spoken.codes], *ends, margin)[: margin + len(spoken.codes)]
+    num_frames = max_frames + model.shape.num_codebooks - 1 + model.shape.num_margin_frames
+    return np.asarray(frames[:num_frames], np.int16)
 
 
 @torch.inference_mode()
