@@ -102,7 +102,8 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     clips = start(tmp_path, slurm, "--cores", "2", "results/data/validation.json")
-    assert clips.wait(timeout=300) == 0, clips.communicate()[0]
+    output = clips.communicate(timeout=300)[0]
+    assert clips.returncode == 0, output
     running = start(tmp_path, slurm, "train", *ON_SLURM)
     folder = tmp_path / "results/experiments/default/train"
     wait_for(folder, "checkpoints/step-*", running)
