@@ -66,7 +66,7 @@ def as_v3(clip: Clip, config: HiggsV3Config) -> Clip:
     shape = shape_of(config)
     codes = undelay(clip.audio_input_ids)
     frames = delay([codes], shape.audio_stream_bos_id, shape.audio_stream_eos_id, 0)
-    labels = target_labels([codes], shape.audio_stream_eos_id, margin=0)
+    labels = target_labels([codes], shape.audio_stream_eos_id, margin=0, num_eos=8)
     num_text = len(clip.input_ids) - len(clip.audio_input_ids) - 33 + NUM_TOKENS_AROUND
     text = np.clip(clip.input_ids[:num_text], 0, shape.vocab_size - 1)
     placeholders = np.full(len(frames), shape.audio_token_id)

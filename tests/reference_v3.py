@@ -2,8 +2,8 @@
 
 T codec frames become T + 7 rows; codebook k is k rows late, BOC (1024) fills the rows before its
 codes and EOC (1025) those after. A sample is ``<|tts|>``, perhaps a reference, ``<|text|>`` T
-``<|audio|>`` and a placeholder of -100 for each row. Labels are every code of the target and the
-first EOC of each codebook; the last codebook has none. ``<|audio|>`` predicts row 0. There is no
+``<|audio|>`` and a placeholder of -100 for each row. Labels are every code and every EOC of the
+target; the last codebook has none of these. ``<|audio|>`` predicts row 0. There is no
 text loss. The loss is the mean of the codebooks' means. Uses nothing of the package.
 """
 
@@ -36,11 +36,8 @@ def row_labels(codes: list[list[int]]) -> list[list[int]]:
     labels = [[IGNORED] * len(row) for row in rows]
     for k in range(len(rows[0])):
         for r, row in enumerate(rows):
-            if row[k] == BOC:
-                continue
-            labels[r][k] = row[k]
-            if row[k] == EOC:
-                break
+            if row[k] != BOC:
+                labels[r][k] = row[k]
     return labels
 
 

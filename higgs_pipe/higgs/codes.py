@@ -88,25 +88,27 @@ def target_labels(
     stream_eos: int,
     is_target: Sequence[bool] | None = None,
     margin: int = MARGIN_FRAMES,
+    num_eos: int = 1,
 ) -> Codes:
     """Return the labels of the frames that :func:`delay` makes of some recordings.
 
-    In a target, every code and the first EOS of each codebook are labels; that EOS teaches
-    generation to stop. Without a margin the last codebook has none. BOS, every later EOS and all
-    other recordings are ``IGNORED``. The label of a frame is the frame itself: the loss predicts it
-    from the position before.
+    In a target, every code and the first EOS of each codebook are labels, of Higgs TTS 3 every
+    EOS; they teach generation to stop. Without a margin the last codebook has none. BOS, every
+    later EOS and all other recordings are ``IGNORED``. The label of a frame is the frame itself:
+    the loss predicts it from the position before.
 
     Args:
         recordings: (T, K) each, at least one.
         stream_eos: The code after a stream.
         is_target: True for each recording that is a target; by default all are.
         margin: Of :func:`delay`.
+        num_eos: The most EOS of a codebook that are labels.
 
     Returns:
         (sum of F, K).
     """
     is_after = _is_after(recordings[0].shape[1], margin)
-    is_after[1:] = False  # but for the first EOS
+    is_after[num_eos:] = False
     labels = _delayed(recordings, np.where(is_after, stream_eos, IGNORED), margin)
     end = 0
     for codes, learned in zip(recordings, is_target or [True] * len(recordings), strict=True):

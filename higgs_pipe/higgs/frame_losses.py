@@ -59,7 +59,7 @@ def frame_losses(model: DualLossModel, batch: PackedBatch) -> Iterator[FrameLoss
     samples = _array(batch.audio.samples)
     for number, sums in enumerate(loss_sums(text, audio, batch).samples()):
         (rows,) = np.nonzero(samples == number)
-        target = _first_target(labels, rows, batch.stream_eos, model.shape.num_stop_labels)
+        target = _first_target(labels, rows, batch.stream_eos, model.shape.num_end_frames)
         part_loss, part_count = _by_part(labels[target.rows], losses[target.rows], target)
         stop_probability = np.exp(-stop_losses[target.rows][: target.num_frames + 1])
         yield FrameLosses(
@@ -77,11 +77,11 @@ def _array(tensor: Tensor) -> npt.NDArray[np.float64]:
 
 
 def _first_target(
-    labels: Array, rows: npt.NDArray[np.intp], stream_eos: int, num_stop_labels: int
+    labels: Array, rows: npt.NDArray[np.intp], stream_eos: int, num_end_frames: int
 ) -> _Target:
     num_frames = int(np.flatnonzero(labels[rows, 0] == stream_eos)[0])
     start = int(rows[0])
-    return _Target(slice(start, start + num_frames + num_stop_labels), num_frames)
+    return _Target(slice(start, start + num_frames + num_end_frames), num_frames)
 
 
 def _by_part(labels: Array, losses: Array, target: _Target) -> tuple[Array, Array]:

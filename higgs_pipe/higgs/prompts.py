@@ -155,5 +155,5 @@ class PromptRenderer(ABC):
             input_ids=input_ids,
             labels=np.repeat(np.concatenate([prompt.labels for prompt in prompts]), repeats),
             audio_input_ids=delay(codes, bos, eos, margin),
-            audio_labels=target_labels(codes, eos, is_target, margin),
+            audio_labels=target_labels(codes, eos, is_target, margin, shape.num_eos_labels),
         )

@@ -20,9 +20,21 @@ class BaseShape:
     audio_stream_bos_id: int
     audio_stream_eos_id: int
     num_margin_frames: int  # of stream BOS before codebook 0, and of EOS after codebook K - 1
+    num_eos_labels: int  # the most stream EOS of a codebook that are labels of a target
     has_text_loss: bool
 
     @property
-    def num_stop_labels(self) -> int:
-        """Stream EOS labels of a target: one for each codebook that has an EOS."""
+    def num_end_frames(self) -> int:
+        """Frames of a recording that hold a stream EOS; codebook k has one in all but k of them."""
         return self.num_codebooks - 1 + self.num_margin_frames
+
+    @property
+    def num_first_stop_labels(self) -> int:
+        """Stream EOS labels of a target's codebook 0."""
+        return min(self.num_eos_labels, self.num_end_frames)
+
+    @property
+    def num_stop_labels(self) -> int:
+        """Stream EOS labels of a target, of all codebooks."""
+        held = (self.num_end_frames - k for k in range(self.num_codebooks))
+        return sum(min(self.num_eos_labels, num_eos) for num_eos in held)

@@ -108,8 +108,10 @@ class Stepper:
             )
             self._check(result, counts, step_input)
             self.state.update()
-        # A target turn of T frames has T + 1 labels of codebook 0, one of them a stop.
-        num_frames = counts[1] - counts[-1] / self.model.shape.num_stop_labels
+        # A target of T frames has T labels of codebook 0, and its stops.
+        shape = self.model.shape
+        num_targets = counts[-1] / shape.num_stop_labels
+        num_frames = counts[1] - num_targets * shape.num_first_stop_labels
         num_rows = len(step_input.planned.rows)
         self.telemetry.count(num_rows, step_input.num_tokens, round(num_frames.item()))
         return result

@@ -27,6 +27,7 @@ def shape_of(config: HiggsAudioV2Config) -> BaseShape:
         audio_stream_bos_id=config.audio_stream_bos_id,
         audio_stream_eos_id=config.audio_stream_eos_id,
         num_margin_frames=MARGIN_FRAMES,
+        num_eos_labels=1,
         has_text_loss=True,
     )
 

@@ -181,6 +181,7 @@ def shape_of(config: HiggsV3Config) -> BaseShape:
         audio_stream_bos_id=audio["vocab_size"] - 2,
         audio_stream_eos_id=audio["vocab_size"] - 1,
         num_margin_frames=0,
+        num_eos_labels=audio["num_codebooks"],  # all: docs/decisions/0023
         has_text_loss=False,
     )
 

@@ -199,7 +199,12 @@ def _label_problem(sample: PackedRow, targets: Sequence[slice], config: BaseShap
         if len(labels) <= num_delayed_frames(0, config.num_codebooks, margin):
             return f"{len(labels)} frames in a target, too few for its BOS, delay and EOS"
         codes = undelay(sample.audio_input_ids[frames], margin)
-        expected = target_labels([codes], config.audio_stream_eos_id, margin=margin)
+        expected = target_labels(
+            [codes],
+            config.audio_stream_eos_id,
+            margin=margin,
+            num_eos=config.num_eos_labels,
+        )
         if not np.array_equal(labels, expected):
             return "codes of the target have no label, or stream BOS has one"
     return None

@@ -1,5 +1,6 @@
 """Rows and labels of Higgs TTS 3 against plain loops, and by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_v3 import BOC, EOC, IGNORED, delayed_rows, row_labels
 
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.codes import delay, num_delayed_frames, target_labels, undelay
+from higgs_pipe.higgs.family import renderer_of
 
 
 @st.composite
@@ -25,8 +28,8 @@ def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand() -> None:
         [BOC, 11, 12, EOC],
         [BOC, BOC, 21, 22],
     ]
-    assert target_labels([codes], EOC, margin=0).T.tolist() == [
-        [1, 2, EOC, IGNORED],
+    assert target_labels([codes], EOC, margin=0, num_eos=3).T.tolist() == [
+        [1, 2, EOC, EOC],
         [IGNORED, 11, 12, EOC],
         [IGNORED, IGNORED, 21, 22],
     ]
@@ -34,7 +37,7 @@ def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand() -> None:
 
 @given(recordings())
 def test_rows_and_labels_agree_with_plain_loops(codes: list[Any]) -> None:
-    delayed, labels = delay(codes, BOC, EOC, 0), target_labels(codes, EOC, margin=0)
+    delayed, labels = delay(codes, BOC, EOC, 0), target_labels(codes, EOC, margin=0, num_eos=8)
     assert delayed.tolist() == [row for c in codes for row in delayed_rows(c.tolist())]
     assert labels.tolist() == [row for c in codes for row in row_labels(c.tolist())]
     assert len(delayed) == sum(num_delayed_frames(len(c), c.shape[1], 0) for c in codes)
@@ -45,8 +48,14 @@ def test_undelay_gives_the_codes_back(codes: list[Any]) -> None:
     assert np.array_equal(undelay(delay(codes[:1], BOC, EOC, 0), 0), codes[0])
 
 
-def test_eight_codebooks_have_seven_end_labels_and_references_none() -> None:
+def test_eight_codebooks_have_28_end_labels_and_references_none() -> None:
     codes = [np.ones((n, 8), np.int16) for n in (3, 5)]
-    labels = target_labels(codes, EOC, [False, True], margin=0)
-    assert (labels == EOC).sum(axis=0).tolist() == [1] * 7 + [0]
+    labels = target_labels(codes, EOC, [False, True], margin=0, num_eos=8)
+    assert (labels == EOC).sum(axis=0).tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     assert (labels[: 3 + 7] == IGNORED).all()
+
+
+def test_the_shape_counts_the_end_labels_of_a_target(v3_base: Path, tiny_base: Path) -> None:
+    v3, v2 = (renderer_of(Pretrained("base_model", str(b))).shape for b in (v3_base, tiny_base))
+    assert (v3.num_end_frames, v3.num_first_stop_labels, v3.num_stop_labels) == (7, 7, 28)
+    assert (v2.num_end_frames, v2.num_first_stop_labels, v2.num_stop_labels) == (8, 1, 8)
