@@ -2,6 +2,7 @@
 # make test    all tests
 # make mutants make each of some 300 small mistakes in a copy of the code: do the tests notice?
 #              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=… writes the table
+# make faults  the fault suite; writes docs/faults.md, the table of what became of each fault
 # make check   format, types and lints
 # make generated   write the schema and docs/config.md anew, after a change of a setting
 # make clean   remove what the workflow made; the environment in .venv stays
@@ -38,6 +39,11 @@ mutants: $(READY)
 	$(IN_VENV) PYTHONPATH=tests OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m mutants.run \
 	  $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--page $(PAGE))
+
+.PHONY: faults
+faults: $(READY)
+	$(IN_VENV) FAULTS_PAGE=docs/faults.md OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+	  pytest tests/faults
 
 .PHONY: check
 check: $(READY)

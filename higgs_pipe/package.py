@@ -32,12 +32,16 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
+from higgs_pipe.higgs.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_FILE,
+    AdapterBase,
+)
 from higgs_pipe.higgs.family import family_of_base
-from higgs_pipe.higgs.lora import BASE_FILE
-from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.progress import activity
 from higgs_pipe.publishing.card import CardFacts, CardModel, model_card
-from higgs_pipe.publishing.checking import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_package
+from higgs_pipe.publishing.checking import check_package
 from higgs_pipe.publishing.fitting import check_fits
 from higgs_pipe.publishing.naming import public_name, public_settings
 from higgs_pipe.publishing.provenance import (
@@ -148,12 +152,16 @@ def verify(package: Path, /, base: str | None = None, base_revision: str | None 
 
 
 def copy_adapter(adapter_dir: Path, package_dir: Path) -> None:
-    """Copy an adapter without the folder that its base lies in on this machine."""
+    """Copy an adapter without the folder that its base lies in on this machine.
+
+    Raises:
+        UserError: A file of it has changed since training.
+    """
+    base = AdapterBase.read(adapter_dir / BASE_FILE)
     shutil.copyfile(adapter_dir / ADAPTER_WEIGHTS, package_dir / ADAPTER_WEIGHTS)
     config = read_json(adapter_dir / ADAPTER_CONFIG)
     config["base_model_name_or_path"] = public_name(config["base_model_name_or_path"])
     write_json(package_dir / ADAPTER_CONFIG, config)
-    base = PinnedModel.read(adapter_dir / BASE_FILE)
     base.model_copy(update={"name": public_name(base.name)}).write(package_dir / BASE_FILE)
 
 

@@ -259,7 +259,7 @@ class Training:
                 progress.num_evaluations_without_better,
             )
         last = {"kept_step": progress.best_step, "seconds": time.perf_counter() - started}
-        metrics.write(progress.step, last)
+        metrics.finish(progress.step, last)
         if accelerator.is_main_process:
             self._save_best(adapter_dir)
             checkpoints.clear()

@@ -1,12 +1,41 @@
-"""JSON results: one frozen class per file, used by the stage that writes it and by its readers."""
+"""JSON results: one frozen class per file, used by the stage that writes it and by its readers.
 
+The last key of a file, ``sha256``, is a hash of all others. A disk or a copy that changes a digit
+would else change a result in silence.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from higgs_pipe.data.files import write_json
+from higgs_pipe.data.hashing import sha256_of_bytes, sha256_of_file
 from higgs_pipe.errors import UserError, list_offenders
+
+HASH_KEY = "sha256"
+BESIDE_KEY = "sha256_beside"  # hashes of files that belong to the result, by their names
+
+
+def write_hashed(path: Path, values: Mapping[str, Any], beside: Sequence[str] = ()) -> None:
+    """Write a JSON object with a hash of its values, for a reader that checks it.
+
+    Args:
+        path: The file.
+        values: The object.
+        beside: Names of files in its folder that the reader is to check, too.
+    """
+    if beside:
+        hashes = {name: sha256_of_file(path.with_name(name)) for name in beside}
+        values = {**values, BESIDE_KEY: hashes}
+    write_json(path, {**values, HASH_KEY: _hash_of(values)})
+
+
+def _hash_of(values: Mapping[str, Any]) -> str:
+    return sha256_of_bytes(json.dumps(values).encode())
 
 
 class ResultPart(BaseModel):
@@ -21,35 +50,58 @@ class Result(ResultPart):
     made_by: ClassVar[str]
     """The rule that writes the file, for the advice to run it again."""
 
-    def write(self, path: Path) -> None:
-        """Write the file as indented JSON, keys in the order of the fields."""
-        write_json(path, self.model_dump(by_alias=True))
+    def write(self, path: Path, beside: Sequence[str] = ()) -> None:
+        """Write the file as indented JSON, keys in the order of the fields.
+
+        Args:
+            path: The file.
+            beside: As in :func:`write_hashed`.
+        """
+        write_hashed(path, self.model_dump(by_alias=True), beside)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what :meth:`write` wrote.
 
         Raises:
-            UserError: The file is missing, or errors as in :meth:`parse`.
+            UserError: The file, or one beside it that it has a hash of, is missing or changed since
+                it was written; or errors as in :meth:`parse`.
         """
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; {cls.rerun()}") from None
-        return cls.parse(text, str(path))
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: damaged, not UTF-8; {cls.rerun()}") from None
+        result = cls.parse(text, str(path))
+        for name, expected in json.loads(text).get(BESIDE_KEY, {}).items():
+            file = path.with_name(name)
+            if not file.is_file():
+                raise UserError(f"{file}: the file is missing; {cls.rerun()}")
+            if sha256_of_file(file) != expected:
+                raise UserError(f"{file}: changed since it was written; {cls.rerun()}")
+        return result
 
     @classmethod
     def parse(cls, text: str, place: str) -> Self:
-        """Read a result from JSON text.
+        """Read a result from JSON text, which may do without a hash.
 
         Args:
             text: A JSON object.
             place: Where it stands, for messages: a path, or ``path:line``.
 
         Raises:
-            UserError: The text is not JSON, a key is missing or unknown, or a value has another
-                type, is NaN or infinite; every such key is named.
+            UserError: The text is not JSON, a value changed since it was hashed, a key is missing
+                or unknown, or a value has another type, is NaN or infinite; every such key is
+                named.
         """
+        with suppress(ValueError, RecursionError):  # not JSON: told below
+            values = json.loads(text)
+            if isinstance(values, dict) and HASH_KEY in values:
+                if values.pop(HASH_KEY) != _hash_of(values):
+                    raise UserError(f"{place}: changed since it was written; {cls.rerun()}")
+                values.pop(BESIDE_KEY, None)
+                text = json.dumps(values)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -15,7 +15,8 @@ from higgs_pipe.data.files import read_json
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.results import ResultPart
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.lora import BASE_FILE, adapter_state
+from higgs_pipe.higgs.adapter_files import BASE_FILE, AdapterBase
+from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.planning.ancestors import check_lora_settings
 
@@ -50,7 +51,7 @@ def start_from(model: PeftModel, settings: TrainConfig, base: PinnedModel) -> An
     adapter_dir = Path(settings.init_adapter)
     check_lora_settings(adapter_dir, settings.lora.model_dump())
     place = f"train.init_adapter {adapter_dir}"
-    trained_on = PinnedModel.read(adapter_dir / BASE_FILE)
+    trained_on = AdapterBase.read(adapter_dir / BASE_FILE)
     if trained_on.fingerprint != base.fingerprint:
         raise UserError(
             f"{place} was trained on other weights ({trained_on.name!r}, SHA-256 "

@@ -22,13 +22,20 @@ from torch import Tensor, nn
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_FILE,
+    AdapterBase,
+    check_adapter,
+)
 from higgs_pipe.higgs.family import family_of_model
+from higgs_pipe.higgs.loading_errors import CONTENT_FAULTS
 from higgs_pipe.higgs.pretrained import PinnedModel
 
 # PEFT uses a deprecated name of Transformers; a user cannot fix it.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
-BASE_FILE = "base_model.json"  # beside the adapter: exactly which base it was trained on
 # Initialisations that move a part of the base's weights into the adapter: for the base as it was
 # published, the adapter is the difference to its start.
 MUTATING = ("olora", "pissa")
@@ -104,11 +111,12 @@ def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
     """Put a trained adapter on the base, for inference, as plain PEFT loads it.
 
     Raises:
-        UserError: The directory holds no adapter for this base.
+        UserError: The directory holds no adapter for this base, or one that changed since training.
     """
+    check_adapter(adapter_dir)
     try:
         return PeftModel.from_pretrained(model, adapter_dir).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, *CONTENT_FAULTS) as error:
         raise UserError(
             f"{adapter_dir}: no adapter for this base_model ({error}); "
             "run: snakemake --forcerun train_adapter"
@@ -128,7 +136,7 @@ def load_adapter_exactly(model: nn.Module, adapter_dir: Path) -> PeftModel:
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.modules_to_save.float()
-    set_peft_model_state_dict(adapted, load_file(adapter_dir / "adapter_model.safetensors"))
+    set_peft_model_state_dict(adapted, load_file(adapter_dir / ADAPTER_WEIGHTS))
     return adapted
 
 
@@ -162,7 +170,7 @@ def check_base(adapter_dir: Path, base: PinnedModel) -> None:
     Raises:
         UserError: The weights differ, or the adapter does not name its base.
     """
-    trained_on = PinnedModel.read(adapter_dir / BASE_FILE)
+    trained_on = AdapterBase.read(adapter_dir / BASE_FILE)
     if trained_on.fingerprint != base.fingerprint:
         raise UserError(
             f"{adapter_dir} was trained on other weights (SHA-256 {trained_on.fingerprint[:12]}…) "
@@ -207,12 +215,11 @@ def save_adapter(
     try:
         model.active_peft_config.revision = base.revision
         model.save_pretrained(aside)  # its config; the tensors are replaced below
-        base.write(aside / BASE_FILE)
         if model.active_peft_config.init_lora_weights in MUTATING:
             state = {
                 name: _difference(name, tensor, initial[name]) for name, tensor in state.items()
             }
-            path = aside / "adapter_config.json"
+            path = aside / ADAPTER_CONFIG
             config = json.loads(path.read_text(encoding="utf-8"))
             config |= {
                 "init_lora_weights": True,
@@ -220,7 +227,8 @@ def save_adapter(
                 "lora_alpha": 2 * config["lora_alpha"],
             }
             path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        save_file(dict(state), aside / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(dict(state), aside / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        base.write(aside / BASE_FILE, beside=(ADAPTER_CONFIG, ADAPTER_WEIGHTS))
         if adapter_dir.exists():  # until its successor stands
             shutil.rmtree(before, ignore_errors=True)
             adapter_dir.rename(before)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.adapter_files import check_adapter
 from higgs_pipe.higgs.shards import Shards
 
 PEFT_PREFIX = "base_model.model."
@@ -108,8 +109,10 @@ def read_changes(adapter_dir: Path) -> dict[str, list[Change]]:
         adapter_dir: A PEFT adapter, as training saves it.
 
     Raises:
-        UserError: It has a tensor or a setting whose effect on the base is not known here.
+        UserError: It changed since training, or has a tensor or a setting whose effect on the base
+            is not known here.
     """
+    check_adapter(adapter_dir)
     config = LoraConfig.from_pretrained(str(adapter_dir))
     unknown = [key for key in UNKNOWN_FORMULAS if getattr(config, key, None)]
     parts: dict[str, dict[str, Tensor]] = {}

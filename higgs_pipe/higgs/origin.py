@@ -112,9 +112,8 @@ def _pinned_folder(results: Sequence[Path], setting: str, fingerprint: str) -> s
     """Return the checkpoint that results were made with, if it has these weights."""
     for folder in results:
         try:
-            text = (folder / "models" / f"{setting}.json").read_text(encoding="utf-8")
-            pinned = PinnedModel.model_validate_json(text)
-        except (OSError, ValidationError):
+            pinned = PinnedModel.read(folder / "models" / f"{setting}.json")
+        except (OSError, UserError):
             return None
         if pinned.fingerprint == fingerprint:
             return pinned.name

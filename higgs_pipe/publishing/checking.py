@@ -13,15 +13,17 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.lora import BASE_FILE
+from higgs_pipe.higgs.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_FILE,
+)
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.publishing.contents import Contents, Entry, open_contents
 from higgs_pipe.publishing.provenance import PROVENANCE
 from higgs_pipe.publishing.sealing import CHECKSUMS, FILE_LIST, FileList, checksum_lines
 from higgs_pipe.publishing.tensors import NotSafetensorsError, read_shapes
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 REQUIRED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE, PROVENANCE, "README.md")
 REQUIRED_OF_CHECKPOINT = ("config.json", "merge.json", "proof.json", "README.md")
 TEXT_SUFFIXES = (".json", ".jinja", ".md", ".svg", ".txt")

@@ -12,9 +12,10 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.adapter_files import ADAPTER_CONFIG
 from higgs_pipe.higgs.family import config_of, family_of_base
 from higgs_pipe.higgs.pretrained import fingerprint_of_hashes, weight_fingerprint
-from higgs_pipe.publishing.checking import ADAPTER_CONFIG, CheckedPackage
+from higgs_pipe.publishing.checking import CheckedPackage
 
 
 def check_fits(package: CheckedPackage, base: Pretrained) -> None:

@@ -1,5 +1,6 @@
 """Training checkpoints: whole or absent, and never resumed by a run of another identity."""
 
+import hashlib
 import json
 import logging
 import re
@@ -29,6 +30,7 @@ State = dict[str, Any]
 FILE_NAME = re.compile(r"step-(\d{8})\.pt")
 LEFT_BEHIND = ".step-*.tmp"  # by a kill while one was written
 SET_ASIDE = "set-aside"
+BLOCK_BYTES = 2**20
 TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream")
 DAMAGED = (RuntimeError, EOFError, OSError, ValueError, UnpicklingError)
 # Settings of launch and log, which do not change the result.
@@ -64,6 +66,9 @@ class Checkpoints:
         path = self._path(step)
         with write_errors_named(path), atomic_write(path) as aside:
             torch.save({"identity": self.identity, "state": state}, aside)
+            digest = bytes.fromhex(sha256_of_file(aside))
+            with aside.open("ab") as stream:
+                stream.write(digest)
         for path in self._newest_first()[self.total_limit :]:
             path.unlink()
 
@@ -77,7 +82,7 @@ class Checkpoints:
             path.unlink()
         for path in self._newest_first():
             try:
-                saved = torch.load(path, map_location="cpu", weights_only=True)
+                saved = _load(path)
             except DAMAGED as error:
                 reason = type(error).__name__
                 logger.warning("%s is damaged (%s); using the one before", path, reason)
@@ -96,7 +101,7 @@ class Checkpoints:
         """
         path = self._path(step)
         try:
-            return cast(State, torch.load(path, map_location="cpu", weights_only=True)["state"])
+            return cast(State, _load(path)["state"])
         except DAMAGED as error:
             raise UserError(
                 f"{path}: process 0 can read this checkpoint, another process cannot ({error}). "
@@ -133,6 +138,24 @@ class Checkpoints:
     def _differences(self, other: dict[str, Any]) -> list[str]:
         keys = sorted({*self.identity, *other})
         return [key for key in keys if self.identity.get(key) != other.get(key)]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds: ``identity`` and ``state``.
+
+    Raises:
+        ValueError: Its bytes are not those that were written; 32 bytes of hash stand at the end.
+        DAMAGED: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        left = path.stat().st_size - digest.digest_size
+        while left > 0 and (block := stream.read(min(left, BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
+        if stream.read() != digest.digest():
+            raise ValueError("changed since it was written")
+    return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from higgs_pipe.data.files import write_text
 from higgs_pipe.training.alarms import Alarms
 from higgs_pipe.training.checkpoints import write_errors_named
+from higgs_pipe.training.hashed_lines import with_hash
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -59,6 +60,13 @@ class MetricsLog:
             self._append(alarm.as_line())
             place = self._place(alarm.step)
             logger.warning("%s  alarm: %s: %s", place, alarm.name, alarm.message)
+
+    def finish(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the last line, with a hash of all lines for the report to check."""
+        self.write(step, values)
+        if self.accelerator.is_main_process:
+            with write_errors_named(self.path):
+                write_text(self.path, with_hash(self.text()))
 
     def _place(self, step: int) -> str:
         return f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}"

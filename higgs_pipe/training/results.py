@@ -1,5 +1,6 @@
 """JSON results of training, evaluation and verification: a class per file or line."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -7,10 +8,10 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from higgs_pipe.data.files import write_json
-from higgs_pipe.data.results import Result, ResultPart
+from higgs_pipe.data.results import Result, ResultPart, write_hashed
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.ancestor import Ancestor
+from higgs_pipe.training.hashed_lines import LINES_HASH, with_hash
 
 CODEBOOK_LOSS = "eval_audio_loss_codebook_"
 CODEBOOK_ACCURACY = "eval_audio_accuracy_codebook_"
@@ -62,9 +63,9 @@ class EvalMetrics(Result):
     base: SplitMetrics
     ancestor: SplitMetrics | None = None
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, beside: Sequence[str] = ()) -> None:
         """Write the file without a key for an ancestor that is none."""
-        write_json(path, self.model_dump(exclude_none=True))
+        write_hashed(path, self.model_dump(exclude_none=True), beside)
 
     @model_validator(mode="after")
     def _check_comparable(self) -> Self:
@@ -125,6 +126,7 @@ class KeptLine(LoggedLine):
 
     kept_step: int
     seconds: float
+    lines_sha256: str | None = None  # of the whole file without this key
 
 
 class PlanLine(LoggedLine):
@@ -159,14 +161,17 @@ class TrainingLog:
         """Read the lines.
 
         Raises:
-            UserError: A line lacks a key that it needs or that others have, or there is no
-                training loss, no held-out loss at step 0 or none after it.
+            UserError: The file changed since training, a line lacks a key that it needs or that
+                others have, or there is no training loss, no held-out loss at step 0 or none after.
         """
         if not path.is_file():
             raise UserError(f"{path}: the file is missing; {LoggedLine.rerun()}")
         log = cls([], [], [], [], [], [])
+        content = path.read_text(encoding="utf-8", errors="replace")
+        if LINES_HASH in content and content != with_hash(content):
+            raise UserError(f"{path}: changed since it was written; {LoggedLine.rerun()}")
         text_losses: dict[str, float | None] = {}  # by place and key
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, text in enumerate(content.splitlines(), start=1):
             place = f"{path}:{number}"
             keys = LoggedLine.parse(text, place).model_extra or {}
             if "alarm" in keys:

@@ -13,6 +13,7 @@ import torch
 import higgs_pipe
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.files import write_json
+from higgs_pipe.data.results import write_hashed
 from higgs_pipe.higgs.ancestor import Ancestor
 from higgs_pipe.training.results import RunInfo
 
@@ -37,9 +38,9 @@ def write_run(
         checked: The findings of the pre-flight.
     """
     info.write(output_dir / "run.json")
-    write_json(output_dir / "config.json", stage.model_dump(by_alias=True))
+    write_hashed(output_dir / "config.json", stage.model_dump(by_alias=True))
     write_json(output_dir / "trainable_parameters.json", trainable_parameters)
-    write_json(output_dir / "preflight.json", checked)
+    write_hashed(output_dir / "preflight.json", checked)
 
 
 def run_info(device: torch.device, num_processes: int, ancestor: Ancestor | None = None) -> RunInfo:

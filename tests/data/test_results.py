@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,14 +35,23 @@ TEXT = json.dumps(COUNTS.model_dump())
 def test_a_result_is_written_as_indented_json_in_the_order_of_its_fields(tmp_path: Path) -> None:
     COUNTS.write(tmp_path / "counts.json")
     written = (tmp_path / "counts.json").read_text(encoding="utf-8")
-    expected = {
+    expected: dict[str, Any] = {
         "title": "ä",
         "shares": {"ada": {"hours": 0.5, "num_clips": 2}},
         "ids": ["a", "b"],
         "longest": None,
     }
+    expected["sha256"] = hashlib.sha256(json.dumps(expected).encode()).hexdigest()
     assert written == json.dumps(expected, indent=2, ensure_ascii=False) + "\n"
     assert Counts.read(tmp_path / "counts.json") == COUNTS
+
+
+def test_a_digit_that_changed_since_it_was_written_is_refused(tmp_path: Path) -> None:
+    COUNTS.write(path := tmp_path / "counts.json")
+    path.write_text(path.read_text().replace("0.5", "0.7"))
+    with pytest.raises(UserError, match="count_rule") as caught:
+        Counts.read(path)
+    assert str(path) in str(caught.value)
 
 
 def test_a_missing_file_is_a_sentence_that_names_the_rule(tmp_path: Path) -> None:

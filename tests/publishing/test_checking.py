@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.lora import BASE_FILE, adapter_state, add_lora, save_adapter
+from higgs_pipe.higgs.adapter_files import BASE_FILE
+from higgs_pipe.higgs.lora import adapter_state, add_lora, save_adapter
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.v2 import miniature

@@ -20,7 +20,8 @@ from helpers import PackedCorpus, evaluate_in, write_stage_config
 import higgs_pipe.train
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.higgs.lora import BASE_FILE, add_lora, load_adapter
+from higgs_pipe.higgs.adapter_files import BASE_FILE
+from higgs_pipe.higgs.lora import add_lora, load_adapter
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.listening.verdict import Verdict

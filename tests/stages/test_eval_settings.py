@@ -14,7 +14,8 @@ from higgs_pipe.config.settings import LoraSettings, Sampling
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import generation
-from higgs_pipe.higgs.lora import BASE_FILE, add_lora
+from higgs_pipe.higgs.adapter_files import BASE_FILE
+from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.listening import speaking

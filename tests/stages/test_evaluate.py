@@ -20,9 +20,10 @@ from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.adapter_files import BASE_FILE
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.generation import recorded_samples
-from higgs_pipe.higgs.lora import BASE_FILE, add_lora
+from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.v2.native import shape_of

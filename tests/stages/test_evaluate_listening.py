@@ -12,7 +12,8 @@ from speech_checkpoints import dnsmos_file, write_resemblyzer, write_tiny_models
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.lora import BASE_FILE, add_lora
+from higgs_pipe.higgs.adapter_files import BASE_FILE
+from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.listening.verdict import Verdict

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import soundfile as sf
 import torch
-from helpers import PackedCorpus, files_of_at_most, tone, train, write_stage_config
+from helpers import PackedCorpus, edit_result, files_of_at_most, tone, train, write_stage_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -275,7 +275,7 @@ def test_speak_takes_a_moved_checkpoint_as_base_and_finds_its_codec(
 def test_a_base_that_changed_since_training_is_not_merged(trained: Path, tmp_path: Path) -> None:
     results = shutil.copytree(trained, tmp_path / "results")
     path = results / "train/adapter/base_model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
+    edit_result(path, fingerprint="0" * 64)
     with pytest.raises(UserError, match="000000000000"):
         run_merge(results, tmp_path / "merged/default")
     assert not (tmp_path / "merged/default").exists()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import soundfile as sf
 import torch
-from helpers import ROOT, PackedCorpus, tone, write_stage_config
+from helpers import ROOT, PackedCorpus, edit_result, tone, write_stage_config
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
@@ -171,8 +171,7 @@ def test_the_card_says_what_was_forgotten_and_not_where_it_lies(
     evaluated = results / "experiments/default/eval"
     shutil.copytree(evaluated, tmp_path / "other")
     other = (tmp_path / "other").rename(evaluated / "other")
-    told = json.loads((other / "verdict.json").read_text()) | {"sentences": ["It has forgotten."]}
-    (other / "verdict.json").write_text(json.dumps(told))
+    edit_result(other / "verdict.json", sentences=["It has forgotten."])
     folder = run_package(corpus, results, tmp_path / "adapters")
     page = shown(folder / "README.md")
     part = page[page.index("<h2>What was there before</h2>") :]
@@ -228,7 +227,7 @@ def test_speakers_and_the_earlier_adapter_are_named(
     settings.write_text(json.dumps(changed))
     run = results / "experiments/default/train/run.json"
     ancestor = {"name": "<b>Ada", "fingerprint": "f" * 64}
-    run.write_text(json.dumps(json.loads(run.read_text()) | {"ancestor": ancestor}))
+    edit_result(run, ancestor=ancestor)
     package = run_package(corpus, results, tmp_path / "adapters")
     assert "the adapter &lt;b&gt;Ada (SHA-256 of its weights ffffffff" in shown(
         package / "README.md"
@@ -401,6 +400,6 @@ def test_an_adapter_of_other_weights_is_not_packaged(
 ) -> None:
     results = shutil.copytree(experiment, tmp_path / "results")
     path = results / "experiments/default/train/adapter/base_model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
+    edit_result(path, fingerprint="0" * 64)
     with pytest.raises(UserError, match=r"default .* 000000000000"):
         run_package(corpus, results, tmp_path / "adapters")

@@ -9,13 +9,22 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import ROOT, PackedCorpus, has_line_with, launch, train, write_stage_config
+from helpers import (
+    ROOT,
+    PackedCorpus,
+    edit_result,
+    has_line_with,
+    launch,
+    train,
+    write_stage_config,
+)
 from safetensors.torch import load_file, save_file
 
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.adapter_files import BASE_FILE
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.lora import BASE_FILE, adapter_state
+from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.planning.ancestors import check_ancestors_or_exit
 from higgs_pipe.train import Training
@@ -139,6 +148,7 @@ def other_weights(adapter_dir: Path, copy: Path) -> Path:
     changed = weights(copy)
     changed[min(changed)] = changed[min(changed)] + 1.0
     save_file(changed, copy / WEIGHTS)
+    edit_result(copy / BASE_FILE)
     return copy
 
 
@@ -188,8 +198,7 @@ def test_an_adapter_of_another_base_is_refused(
     corpus: PackedCorpus, ancestor: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(ancestor, tmp_path / "adapter"))
-    named = json.loads((copy / BASE_FILE).read_text()) | {"fingerprint": "f" * 64}
-    (copy / BASE_FILE).write_text(json.dumps(named))
+    edit_result(copy / BASE_FILE, fingerprint="f" * 64)
     with pytest.raises(UserError, match=r"init_adapter .*adapter was trained on other.*ffffffff"):
         training_from(corpus, copy)
 
