@@ -1,6 +1,7 @@
 """The command line that all stages share: options from ``run``'s signature, log, exit code."""
 
 import argparse
+import errno
 import gc
 import inspect
 import json
@@ -26,6 +27,11 @@ logger = logging.getLogger("higgs_pipe")
 EXIT_USER_ERROR = 2
 # Where torchrun looks for a message; set in each of several processes.
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+# What a user can put right: no room, no right, a disk that fails or is read-only.
+OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ENOTDIR),
+)
 METAVARS: dict[type, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 
 
@@ -49,7 +55,8 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     SIGTERM and SIGHUP end a stage as Ctrl-C does: what it has begun to write is removed. It gets
     SIGTERM, too, when the workflow that started it has ended. ``nohup`` keeps its meaning.
 
-    The exit code is 0, 2 after a :class:`UserError` (its sentence is printed, no traceback), 128 +
+    The exit code is 0, 2 after a :class:`UserError` or where the disk is full, fails or must not be
+    written to (a sentence is printed, no traceback), 128 +
     the signal's number after a signal, and 1 after a bug (its traceback goes to the log too).
     """
     gc.freeze()  # keeps the many objects that imports make out of every later collection
@@ -62,13 +69,26 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
         with _signals_as_ctrl_c():
             run(*[options.pop(name) for name in places], **options)
     except UserError as error:
-        logger.error("%s", error)
-        _record_for_launcher(error)
-        _exit(EXIT_USER_ERROR)
+        _exit_with(error)
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        _exit_with(
+            UserError(
+                f"{error.filename or 'a file'} cannot be read or written "
+                f"({os.strerror(error.errno)}); free space or give the rights, and run again."
+            )
+        )
     except Interruption as error:
         _exit(128 + error.number)
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
+
+
+def _exit_with(error: UserError) -> NoReturn:
+    logger.error("%s", error)
+    _record_for_launcher(error)
+    _exit(EXIT_USER_ERROR)
 
 
 def _exit(code: int) -> NoReturn:

@@ -162,7 +162,8 @@ def copy_adapter(adapter_dir: Path, package_dir: Path) -> None:
     config = read_json(adapter_dir / ADAPTER_CONFIG)
     config["base_model_name_or_path"] = public_name(config["base_model_name_or_path"])
     write_json(package_dir / ADAPTER_CONFIG, config)
-    base.model_copy(update={"name": public_name(base.name)}).write(package_dir / BASE_FILE)
+    named = base.model_copy(update={"name": public_name(base.name)})
+    named.write(package_dir / BASE_FILE, beside=(ADAPTER_CONFIG, ADAPTER_WEIGHTS))
 
 
 def verify_in_fresh_process(

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
 
 # Errors of a file that cannot grow: a full disk, a quota, a limit on its size.
@@ -132,3 +133,21 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_checksum(path: Path) -> None:
+    """Write the hash of a file to ``NAME.sha256`` beside it, as ``sha256sum`` does."""
+    write_text(_checksum_of(path), f"{sha256_of_file(path)}  {path.name}\n")
+
+
+def has_changed(path: Path) -> bool:
+    """Return whether a file differs from its :func:`write_checksum`; without one it does not."""
+    try:
+        written = _checksum_of(path).read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return False
+    return path.is_file() and written.split(" ")[0] != sha256_of_file(path)
+
+
+def _checksum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

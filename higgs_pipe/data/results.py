@@ -1,7 +1,7 @@
 """JSON results: one frozen class per file, used by the stage that writes it and by its readers.
 
-The last key of a file, ``sha256``, is a hash of all others. A disk or a copy that changes a digit
-would else change a result in silence.
+The last key of a file, ``sha256``, is a hash of all others; where the keys are a contract, it is in
+a file beside it. A disk or a copy that changes a digit would else change a result in silence.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from higgs_pipe.data.files import write_json
+from higgs_pipe.data.files import has_changed, write_checksum, write_json
 from higgs_pipe.data.hashing import sha256_of_bytes, sha256_of_file
 from higgs_pipe.errors import UserError, list_offenders
 
@@ -49,6 +49,8 @@ class Result(ResultPart):
 
     made_by: ClassVar[str]
     """The rule that writes the file, for the advice to run it again."""
+    is_hash_beside: ClassVar[bool] = False
+    """Whether the hash is in ``NAME.sha256``, because the keys of the file are a contract."""
 
     def write(self, path: Path, beside: Sequence[str] = ()) -> None:
         """Write the file as indented JSON, keys in the order of the fields.
@@ -57,7 +59,15 @@ class Result(ResultPart):
             path: The file.
             beside: As in :func:`write_hashed`.
         """
-        write_hashed(path, self.model_dump(by_alias=True), beside)
+        if not self.is_hash_beside:
+            write_hashed(path, self.values(), beside)
+            return
+        write_json(path, self.values())
+        write_checksum(path)
+
+    def values(self) -> dict[str, Any]:
+        """Return the keys of the file."""
+        return self.model_dump(by_alias=True)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -73,6 +83,8 @@ class Result(ResultPart):
             raise UserError(f"{path}: the file is missing; {cls.rerun()}") from None
         except UnicodeDecodeError:
             raise UserError(f"{path}: damaged, not UTF-8; {cls.rerun()}") from None
+        if has_changed(path):
+            raise UserError(f"{path}: changed since it was written; {cls.rerun()}")
         result = cls.parse(text, str(path))
         for name, expected in json.loads(text).get(BESIDE_KEY, {}).items():
             file = path.with_name(name)

@@ -1,6 +1,5 @@
 """JSON results of training, evaluation and verification: a class per file or line."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -8,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from higgs_pipe.data.results import Result, ResultPart, write_hashed
+from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.ancestor import Ancestor
 from higgs_pipe.training.hashed_lines import LINES_HASH, with_hash
@@ -58,14 +57,15 @@ class EvalMetrics(Result):
     """
 
     made_by: ClassVar[str] = "eval_adapter"
+    is_hash_beside: ClassVar[bool] = True
 
     adapter: SplitMetrics
     base: SplitMetrics
     ancestor: SplitMetrics | None = None
 
-    def write(self, path: Path, beside: Sequence[str] = ()) -> None:
-        """Write the file without a key for an ancestor that is none."""
-        write_hashed(path, self.model_dump(exclude_none=True), beside)
+    def values(self) -> dict[str, Any]:
+        """Return the keys of the file: none for an ancestor that is none."""
+        return self.model_dump(exclude_none=True)
 
     @model_validator(mode="after")
     def _check_comparable(self) -> Self:

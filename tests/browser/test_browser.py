@@ -1,18 +1,22 @@
 """The page in a real browser: players play, sorting sorts, nothing is cut off, nothing leaves."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from devtools import BROWSER, Browser
-from helpers import clips_page_of, rows_of_tones
+from helpers import clips_page_of, rows_of_tones, tone
 from matplotlib.image import imread
 from report_inputs import Inputs
 
 LIGHT_PAPER, DARK_PAPER = (0xFF, 0xFF, 0xFF), (0x14, 0x17, 0x1B)
 LIGHT_BETTER = (0x11, 0x73, 0x4B)
 PHONE, DESKTOP = 390, 1400  # pixels across
+
+# Marks the window if it is taken for markup anywhere, inside an attribute or a script, too.
+HOSTILE = """'"><img src=x onerror="window.hacked=1"><script>window.hacked=1</script>&lt;b&gt;"""
 
 # What reaches beyond the window, unless it scrolls within its own box.
 CUT_OFF = """[...document.querySelectorAll("body *")]
@@ -73,6 +77,32 @@ def clips_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows[0] |= {"text": " ", "speaker": "a-speaker-whose-name-is-longer-than-a-phone-is-wide" * 2}
     rows[1]["audio"] = "a/folder/without/the/recording/that/the/manifest/names/here.wav"
     rows[2]["text"] = "A text of one long word: " + "donaudampfschifffahrt" * 8
+    clips_page_of(folder, rows, validate={"max_rejected_fraction": 0.5})
+    return folder / "data" / "index.html"
+
+
+def hostile_report(folder: Path) -> Path:
+    """A report whose texts, speakers, title, alarms and sentences are all markup."""
+    inputs = Inputs(folder)
+    inputs.title = f"A voice {HOSTILE}"
+    inputs.texts = tuple(f"{HOSTILE} {number}" for number in range(len(inputs.texts)))
+    inputs.validation["speakers"] = {HOSTILE: inputs.validation["speakers"]["ada"]}
+    experiment = inputs.experiments["default"]
+    experiment["eval/verdict.json"]["sentences"] = [HOSTILE]
+    alarm = {"step": 20, "alarm": "gradient_zero", "message": HOSTILE}
+    experiment["train/metrics.jsonl"].append(alarm)
+    inputs.html()
+    return inputs.page
+
+
+def hostile_clips_page(folder: Path) -> Path:
+    """A page of recordings whose names, ids, texts and speakers are all markup."""
+    rows = rows_of_tones(folder, 4)
+    for number, row in enumerate(rows):
+        row |= {"text": f"{HOSTILE} {number}", "speaker": HOSTILE, "id": f"{HOSTILE}{number}"}
+    rows[0]["audio"] = f"{HOSTILE.replace('/', '-')}.wav"
+    rows[1] |= {"text": " ", "language": "<i>Klingon"}
+    tone(folder / rows[0]["audio"], 1.0)
     clips_page_of(folder, rows, validate={"max_rejected_fraction": 0.5})
     return folder / "data" / "index.html"
 
@@ -239,3 +269,15 @@ def test_nothing_of_the_clips_page_is_cut_off(
     browser.open(clips_page, width)
     assert browser.evaluate(CUT_OFF) == []
     assert browser.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("make", [hostile_report, hostile_clips_page])
+def test_markup_of_a_manifest_is_shown_as_text(
+    browser: Browser, tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    browser.open(make(tmp_path), DESKTOP)
+    browser.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
+    assert browser.evaluate("window.hacked === undefined") is True
+    assert browser.evaluate("document.querySelectorAll('img[src=x]').length") == 0
+    assert browser.evaluate(f"document.body.textContent.includes({json.dumps(HOSTILE)})") is True
+    assert [url for url in browser.requests if url.endswith("/x")] == []

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
-from helpers import PackedCorpus, evaluate_in, launch
+from helpers import PackedCorpus, edit_result, evaluate_in, launch
 from reference import plain_frame_losses, row_losses
 from safetensors.torch import load_file, save_file
 
@@ -170,8 +170,7 @@ def test_an_adapter_of_other_weights_is_refused(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(adapter, tmp_path / "other")
-    pinned = read_json(other / BASE_FILE) | {"fingerprint": "0" * 64}
-    (other / BASE_FILE).write_text(json.dumps(pinned))
+    edit_result(other / BASE_FILE, fingerprint="0" * 64)
     with pytest.raises(UserError, match=r"other .* 000000000000"):
         run(corpus, other, tmp_path / "out")
 

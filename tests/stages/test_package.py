@@ -365,6 +365,7 @@ def changed_adapter(experiment: Path, output: Path, change: Any) -> Path:
     shutil.copytree(experiment, copy)
     path = copy / "experiments/default/train/adapter/adapter_model.safetensors"
     save_file({key: change(key, tensor) for key, tensor in load_file(path).items()}, path)
+    edit_result(path.with_name("base_model.json"))  # as if it had been trained so
     return copy
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, edit_result, write_stage_config
 
 from higgs_pipe import evaluate, package, verify
 from higgs_pipe import train as train_stage
@@ -58,7 +58,7 @@ def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
     summary = json.loads((folder / "data/validation.json").read_text())
     for split, hours in HOURS.items():
         summary["splits"][split]["hours"] = hours
-    (folder / "data/validation.json").write_text(json.dumps(summary))
+    edit_result(folder / "data/validation.json", splits=summary["splits"])
     outputs = experiment / "eval", experiment / "samples"
     adapter = experiment / "train/adapter"
     evaluate.run(configs["eval"], corpus.clips, corpus.eval_rows, adapter, *outputs)

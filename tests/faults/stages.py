@@ -1,0 +1,149 @@
+"""The stages of a small run: what each reads and writes, and how it is started and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers import ROOT, PackedCorpus, write_stage_config
+
+from higgs_pipe.planning.families import V2
+
+
+@dataclass
+class Zygote:
+    """Starts stages as processes of their own; see the module of that name."""
+
+    process: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Without the mark by which what a test has left is ended; it ends with its input.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "0",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "faults.zygote"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def run(
+        self,
+        module: str,
+        arguments: list[str],
+        stderr: Path,
+        fault: str | None = None,
+        end_by: signal.Signals | None = None,
+        after_seconds: float = 0.0,
+    ) -> int:
+        """Run a stage; return its exit code, minus the number of the signal that ended it."""
+        job = {"module": module, "arguments": arguments, "stderr": str(stderr), "fault": fault}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        child = int(self._line())
+        if end_by is not None:
+            time.sleep(after_seconds)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(child, end_by)
+        return int(self._line())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage with the results of an undisturbed run."""
+
+    module: str
+    inputs: dict[str, Path]  # by option
+    outputs: dict[str, str]  # by option, below the folder of the results
+    others: tuple[str, ...] = ()  # more options
+
+    def arguments(self, folder: Path, **changed: Path) -> list[str]:
+        """The command line for results in a folder, with other inputs."""
+        named = {**self.inputs, **{option: folder / name for option, name in self.outputs.items()}}
+        named |= {option: changed[option] for option in changed}
+        options = (("--" + key.replace("_", "-"), str(path)) for key, path in named.items())
+        return [*(text for option in options for text in option), *self.others]
+
+
+def results_in(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files of a folder by name; unfinished ones have a dot in front."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def stages_of(corpus: PackedCorpus, folder: Path) -> list[Stage]:
+    """The stages up to the packed rows, on the files of a corpus."""
+    config, data = corpus.directory / "config", corpus.directory / "data"
+    pack = write_stage_config(
+        folder / "pack.json", base_model=str(corpus.base), pack={"max_tokens": 512}
+    )
+    shard = "shard-00000.parquet"
+    return [
+        Stage(
+            "list_rows",
+            {"config": config / "list_rows.json"},
+            {"rows": "rows.parquet", "recordings_dir": "recordings"},
+        ),
+        Stage(
+            "measure",
+            {"config": config / "measure.json", "recordings": data / "recordings" / shard},
+            {"measured": "measured.parquet"},
+        ),
+        Stage(
+            "validate",
+            {
+                "config": config / "validate.json",
+                "rows": data / "rows.parquet",
+                "measured_dir": data / "measured",
+            },
+            {
+                "clips": "clips.parquet",
+                "rejected": "rejected.parquet",
+                "validation": "validation.json",
+                "shards_dir": "shards",
+            },
+            ("--families", V2),
+        ),
+        Stage(
+            "tokenize_audio",
+            {"config": config / "tokenize.json", "shard_clips": data / "shards" / shard},
+            {"codes": "codes.parquet"},
+        ),
+        Stage(
+            "pack",
+            {"config": pack, "clips": corpus.clips, "codes_dir": corpus.codes_dir},
+            {"train_rows": "train.parquet", "eval_rows": "eval.parquet", "packing": "packing.json"},
+            ("--num-shards", "2"),
+        ),
+    ]
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, new and empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def loaded(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
