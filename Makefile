@@ -1,4 +1,6 @@
 # make demo    recordings to an adapter, on the shipped demo
+# make demo-v3 the same on a miniature of Higgs TTS 3, with the recordings and codes of the demo
+# make check-v3 BASE=… CODEC=…   look at a checkpoint of Higgs TTS 3: docs/v3.md
 # make test    all tests
 # make mutants make each of some 300 small mistakes in a copy of the code: do the tests notice?
 #              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=… writes the table
@@ -29,6 +31,14 @@ help:
 .PHONY: demo
 demo: $(READY)
 	$(IN_VENV) snakemake --cores all
+
+.PHONY: demo-v3
+demo-v3: $(READY)
+	$(IN_VENV) snakemake --cores all --configfile examples/demo/v3.yaml
+
+.PHONY: check-v3
+check-v3: $(READY)
+	$(IN_VENV) python -m higgs_pipe.check_v3 --base "$(BASE)" $(if $(CODEC),--codec "$(CODEC)")
 
 .PHONY: test
 test: $(READY)

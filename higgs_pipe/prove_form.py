@@ -59,7 +59,7 @@ ROUNDOFF = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2**-8}
 class Observed:
     """Results of a model on held-out rows."""
 
-    logits: tuple[Tensor, Tensor]  # of the first row: text (L, vocabulary), audio (M, K, V)
+    logits: list[Tensor]  # of the first row, by head: as Rows.logits
     frames: list[Codes]  # (F, K) per prompt, delayed, of the first second
     eval_loss: float
 
@@ -74,9 +74,10 @@ class Rows:
     rows_per_batch: int
 
     @torch.inference_mode()
-    def logits(self, model: DualLossModel) -> tuple[Tensor, Tensor]:
-        """Return the logits of the first row: text (L, vocabulary), audio (M, K, V)."""
-        return model.logits(collate([self.table[0]], model.shape).to(self.accelerator.device))
+    def logits(self, model: DualLossModel) -> list[Tensor]:
+        """Return the logits of the first row: text (L, vocabulary), if any, and audio (M, K, V)."""
+        batch = collate([self.table[0]], model.shape).to(self.accelerator.device)
+        return [logits for logits in model.logits(batch) if logits.numel()]
 
     def observe(self, model: DualLossModel) -> Observed:
         """Run a model on all of them."""

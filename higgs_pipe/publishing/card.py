@@ -76,6 +76,7 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """Render ``README.md`` with the Hub's metadata."""
+    rows = metric_rows(facts.metrics)
     provenance, pack = facts.provenance, facts.provenance.config["pack"]["pack"]
     training: dict[str, Any] = {}
     for key, value in provenance.config["train"]["train"].items():
@@ -103,7 +104,7 @@ def model_card(facts: CardFacts) -> str:
         metrics=facts.metrics,
         verdict=facts.verdict,
         other=facts.other,
-        metric_rows=METRIC_ROWS,
+        metric_rows=rows,
         loss_chart=f"{facts.loss_chart.file_name}.svg",
         loss_description=facts.loss_chart.description,
         samples=facts.samples,
@@ -112,6 +113,17 @@ def model_card(facts: CardFacts) -> str:
         train={key: value for key, value in training.items() if value is not None},
         verification=provenance.verification,
     )
+
+
+def metric_rows(metrics: EvalMetrics) -> list[tuple[str, str]]:
+    """Return the losses of a card, without those that the base does not have."""
+    has_text = metrics.adapter.eval_text_loss is not None
+    names = {"eval_text_loss": "text", "eval_loss": "loss (text + audio)" if has_text else "loss"}
+    return [
+        (key, names.get(key, label))
+        for key, label in METRIC_ROWS
+        if getattr(metrics.adapter, key) is not None
+    ]
 
 
 def metadata(facts: CardFacts) -> ModelCardData:
@@ -126,7 +138,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
             metric_name=f"{label}, nats per label",
             metric_value=getattr(facts.metrics.adapter, key),
         )
-        for key, label in METRIC_ROWS
+        for key, label in metric_rows(facts.metrics)
     ]
     examples = [{"text": s.text, "output": {"url": s.adapter}} for s in facts.samples]
     data = ModelCardData(

@@ -40,6 +40,14 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
 
 
+def test_the_manifest_for_higgs_tts_3_is_the_demos_without_scenes() -> None:
+    own, other = (
+        [json.loads(line) for line in (ROOT / f"examples/demo/{name}").read_text().splitlines()]
+        for name in ("manifest.jsonl", "manifest-v3.jsonl")
+    )
+    assert other == [{k: v for k, v in row.items() if k != "scene"} for row in own]
+
+
 def test_corpus_has_sixty_rows_with_unique_ids_and_texts() -> None:
     assert len(ROWS) == 60
     assert len(BY_ID) == 60

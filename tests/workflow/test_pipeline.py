@@ -229,6 +229,35 @@ def test_what_does_not_depend_on_the_base_is_not_made_again(demo: Path, two_base
         assert after.stat().st_mtime_ns == before.stat().st_mtime_ns
 
 
+@pytest.fixture(scope="module")
+def demo_v3(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's results, and after them those of `make demo-v3`, trained for two steps."""
+    folder = shutil.copytree(demo, tmp_path_factory.mktemp("v3") / "copy", symlinks=True)
+    settings = yaml.safe_load((ROOT / "examples/demo/v3.yaml").read_text())
+    settings["manifest"] = str(ROOT / settings["manifest"])
+    settings["experiments"]["v3"] |= {"max_steps": 2, "eval_steps": 2}
+    settings["package"] = {"forms": ["peft", "merged"]}
+    (folder / "v3.yaml").write_text(yaml.safe_dump(settings))
+    finished = snakemake(folder, "--configfile", "v3.yaml")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder
+
+
+def test_the_demo_of_higgs_tts_3_runs_to_its_package_on_the_codes_of_the_demo(
+    demo: Path, demo_v3: Path
+) -> None:
+    for shard in ("shard-00000", "shard-00001"):
+        before, after = (f / f"results/codes/{shard}.parquet" for f in (demo, demo_v3))
+        assert after.stat().st_mtime_ns == before.stat().st_mtime_ns
+    metrics = read_json(demo_v3 / "results/experiments/v3/eval/metrics.json")
+    assert not any("text" in key for key in metrics["adapter"])
+    card = (demo_v3 / "results/adapters/v3/README.md").read_text()
+    assert "Non-Commercial License Agreement" in card
+    assert read_json(demo_v3 / "results/merged/v3/proof.json")["form"] == "merged"
+    log = (demo_v3 / "logs/experiments/v3/train.log").read_text()
+    assert "research and non-commercial use" in log
+
+
 def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     manifest = tmp_path / "bad.jsonl"
     manifest.write_text('{"audio": "a.wav", "text": "Hello."}\n{"audio": oops}\n')

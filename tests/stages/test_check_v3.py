@@ -1,0 +1,72 @@
+"""What can be known only of the published weights, looked at on a miniature."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from helpers import has_line_with, tone
+from safetensors.torch import load_file, save_file
+
+from higgs_pipe import check_v3
+from higgs_pipe.check_v3 import compare_codecs, compare_token_ids, offset_loss
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.model import load_base
+from higgs_pipe.higgs.prompts import ModelPrompt
+from higgs_pipe.higgs.v3.miniature import build_tokenizer
+
+
+@pytest.fixture
+def codec(tiny_base: Path) -> Path:
+    return tiny_base / "audio_tokenizer"
+
+
+def test_every_check_is_a_line_and_speech_is_written(
+    v3_base: Path, codec: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Random weights predict nothing, so that only these checks can fail."""
+    recording = tone(tmp_path / "tone.wav", seconds=1.2)
+    caplog.set_level("INFO", logger="higgs_pipe")
+    with pytest.raises(UserError, match="loss by offset"):
+        check_v3.run(str(v3_base), str(codec), recording, "A tone.", tmp_path / "out.wav")
+    for name in ("tensors", "codec", "token ids"):
+        assert has_line_with(caplog.text, f"passed: {name}: ")
+    assert has_line_with(caplog.text, "failed: loss by offset: ", "at 0", "at 1", "at 2")
+    assert sf.info(tmp_path / "out.wav").samplerate == 24_000
+
+
+def test_another_codec_is_named_by_its_tensor(v3_base: Path, codec: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(codec, tmp_path / "codec")
+    tensors = load_file(other / "model.safetensors")
+    tensors["fc.weight"][0, 0] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    bundle = Pretrained("base", str(v3_base))
+    found = compare_codecs(bundle, Pretrained("codec", str(other)))
+    assert found.status == "failed"
+    assert "1 of " in found.found
+    assert "fc.weight by " in found.found
+    assert compare_codecs(bundle, Pretrained("codec", str(codec))).status == "passed"
+
+
+def test_the_marks_of_a_full_vocabulary_have_the_published_ids() -> None:
+    tokenizer = build_tokenizer(full_vocab=True)
+    assert compare_token_ids(tokenizer).status == "passed"
+    assert len(tokenizer) == check_v3.PUBLISHED_NUM_TOKENS
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_the_loss_at_an_offset_is_that_of_plain_loops(v3_base: Path, offset: int) -> None:
+    model = load_base(Pretrained("base", str(v3_base)), torch.float64)
+    codes = np.random.default_rng(0).integers(0, 1024, (9, 8)).astype(np.int16)
+    prompt = ModelPrompt(np.array([5, 6, 7], np.int32), np.empty((0, 8), np.int16))
+    rows = [[1024] * 8 for _ in range(16)]
+    for k in range(8):
+        for t in range(16):
+            rows[t][k] = 1024 if t < k else int(codes[t - k, k]) if t < k + 9 else 1025
+    ids = torch.tensor([[5, 6, 7, *[-100] * 16]])
+    logits = model(ids, torch.tensor([rows]), use_cache=False)[0].log_softmax(-1)
+    cells = [-logits[3 + k + t - offset, k, codes[t, k]].item() for k in range(8) for t in range(9)]
+    assert offset_loss(model, prompt, codes, offset) == pytest.approx(np.mean(cells), rel=1e-5)
