@@ -50,11 +50,14 @@ if importlib.util.find_spec("pyarrow") is None:  # tables are imported below, an
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.data.packing.bins import best_fit_decreasing
-from higgs_pipe.higgs.batch import PackedBatch, PackedRow, collate
+from higgs_pipe.higgs.batch import PackedBatch, PackedRow, RowSize, collate
 from higgs_pipe.higgs.codes import IGNORED, delay, target_labels
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import label_weights
 from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.higgs.padding import Grid
+from higgs_pipe.training.graphs import Graphs, MicroStep, difference_of_graphs, make_capture
+from higgs_pipe.training.state import TrainingState
 
 FRAME_RATE_HZ = 25
 NUM_CODEBOOKS = 8
@@ -331,6 +334,7 @@ class Variant(NamedTuple):
     is_compiled: bool = True
     dropout: float = LoraSettings().dropout
     is_recomputed: bool = False
+    is_graphed: bool = False  # train.cuda_graphs, which is off as it ships
 
 
 GPU_VARIANTS = (
@@ -340,8 +344,16 @@ GPU_VARIANTS = (
     Variant("not compiled", is_compiled=False),
     Variant("no LoRA dropout", dropout=0.0),
     Variant("every layer recomputed", is_recomputed=True),
+    Variant("one CUDA graph", is_graphed=True),
     Variant("one row at a time", num_rows=1),
+    Variant("one row at a time, one CUDA graph", num_rows=1, is_graphed=True),
     Variant("one row at a time, not compiled", num_rows=1, is_compiled=False),
+    Variant(
+        "one row at a time, not compiled, one CUDA graph",
+        num_rows=1,
+        is_compiled=False,
+        is_graphed=True,
+    ),
 )
 DATA_SHEET_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 ROW_LENGTH_ON_GPU = 2048
@@ -405,12 +417,18 @@ def micro_step(
         chosen = clips[:NATIVE_BATCH_SIZE]
         return native, num_real_tokens(chosen), sum(len(c.audio_input_ids) for c in chosen)
     rows = packed_rows(clips, ROW_LENGTH_ON_GPU)[: variant.num_rows]
-    batch = collate(rows, config).to(device)
+    # Seeds draw dropout as training does, without a generator.
+    batch = collate(rows, config, dropout_seeds=range(len(rows))).to(device)
+    num_positions, num_frames = batch.input_ids.shape[1], batch.audio_input_ids.shape[1]
     model = DualLossModel(adapted).train()
     model.recomputed_layers = model.num_layers if variant.is_recomputed else 0
     if variant.is_compiled:
         model.compile_layers()
     weights = label_weights(batch.label_counts())
+    if variant.is_graphed:
+        grid = Grid.of_rows([size_of(row) for row in rows], len(rows))
+        batch = grid.collate(rows, config, dropout_seeds=range(len(rows))).to(device)
+        return graphed_micro_step(model, batch, weights), num_positions, num_frames
 
     def ours() -> None:
         if variant.kind == "body":
@@ -420,7 +438,44 @@ def micro_step(
             model(batch, weights, predict=False)[0].objective.backward()
         model.zero_grad()
 
-    return ours, batch.input_ids.shape[1], batch.audio_input_ids.shape[1]
+    return ours, num_positions, num_frames
+
+
+def size_of(row: PackedRow) -> RowSize:
+    """What the table of packed rows counts of a row."""
+    return RowSize(
+        num_positions=len(row.labels),
+        num_samples=len(row.sample_lengths),
+        longest_sample=int(row.sample_lengths.max()),
+        num_text_labels=int((row.labels != IGNORED).sum()),
+    )
+
+
+def graphed_micro_step(model: DualLossModel, batch: PackedBatch, weights: Tensor) -> Step:
+    """Build the micro-step of ``train.cuda_graphs``; on a CPU it is padded, and no graph."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    state = TrainingState(parameters, optimizer, schedule)
+
+    def plain(batch: PackedBatch, weights: Tensor) -> Tensor:
+        sums, _ = model(batch, weights, predict=False)
+        state.add_gradients(sums.objective)
+        loss: Tensor = sums.total().loss.double()
+        return loss
+
+    run: MicroStep = plain
+    if weights.is_cuda:
+        graphs = Graphs(plain, make_capture(), weights.device)
+        if fault := difference_of_graphs(graphs, state, batch, weights):
+            raise SystemExit(f"a CUDA graph is not what a plain micro-step is: {fault}")
+        run = graphs
+
+    def graphed() -> None:
+        run(batch, weights)
+        state.clear_gradients()
+
+    return graphed
 
 
 def timed_micro_step(work: Step, device: torch.device, repetitions: int) -> dict[str, Any]:

@@ -66,16 +66,11 @@ class RowDropout(nn.Module):
         """(S, in) -> (S, in)."""
         if not self.training:
             return x
-        kept, scale = self.kept(x)
-        return kept * scale
-
-    def kept(self, x: Tensor) -> tuple[Tensor, float]:
-        """Return (S, in) with zeros where values are dropped, and the factor of the others."""
         keys: Tensor | None = getattr(self.keys, self.part)
         if keys is None:
-            return dropout(x, self.p), 1.0
-        is_dropped = keys[:, None] * self.factors < self.lowest_kept  # int32 wraps around
-        return x.masked_fill(is_dropped, 0.0), 1 / (1 - self.p)
+            return dropout(x, self.p)
+        is_kept = keys[:, None] * self.factors >= self.lowest_kept  # int32 wraps around
+        return torch.where(is_kept, x / (1 - self.p), 0.0)
 
 
 def draw_by_row(body: Any, seen_by: Mapping[str, Part]) -> PositionKeys:

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.functional import linear
 
-from higgs_pipe.higgs.dropout import RowDropout
-
 
 class RoundedMatrices:
     """Rounds A and B of all fused layers at once, where the base has another dtype.
@@ -99,21 +97,17 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return cast(Tensor, type(self).forward(self, x, *args, **kwargs))
     adapter = self.active_adapters[0]
     a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-    dropout, scaling, dropped = self.lora_dropout[adapter], self.scaling[adapter], None
-    if isinstance(dropout, RowDropout) and self.training:
-        dropped, scale = dropout.kept(x)
-        scaling = scaling * scale
-    elif not isinstance(dropout, nn.Identity) and self.training:
-        dropped = dropout(x)
+    dropout = self.lora_dropout[adapter]
+    has_dropout = self.training and not isinstance(dropout, nn.Identity)
     output = _low_rank_linear(
         x.flatten(0, -2),
-        None if dropped is None else dropped.flatten(0, -2),
+        dropout(x).flatten(0, -2) if has_dropout else None,
         self.base_layer.weight,
         self.base_layer.bias,
         a,
         b,
         *(self.rounded or (a.detach().to(x.dtype), b.detach().to(x.dtype))),
-        scaling,
+        self.scaling[adapter],
     )
     return torch.unflatten(output, 0, x.shape[:-1])
 
@@ -122,10 +116,11 @@ def _plus_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> T
     """Return ``total + scale * left @ right``, in the place of ``total`` or where it is read."""
     if not torch.compiler.is_compiling():
         return total.addmm_(left, right, alpha=scale)
-    # The compiler makes a copy of ``total`` for addmm, and addmm of a bare sum of products. In a
-    # wider type it adds them where it reads them.
+    # Of addmm, and of a bare sum of products, the compiler makes a copy of ``total`` and a product
+    # that adds to it. In a wider type it adds where it reads them. (In PyTorch 2.13 its ``add`` is
+    # wrong on a CPU where alpha is a float that it keeps variable.)
     wide = torch.promote_types(total.dtype, torch.float32)
-    return torch.add(total.to(wide), (left @ right).to(wide), alpha=scale).to(total.dtype)
+    return (total.to(wide) + (scale * (left @ right)).to(wide)).to(total.dtype)
 
 
 class _LowRankLinear(torch.autograd.Function):
