@@ -13,13 +13,17 @@ Record = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
-def record() -> Iterator[Record]:
-    """Note a fault and how it ended; the page is written if FAULTS_PAGE names it."""
+def record(request: pytest.FixtureRequest) -> Iterator[Record]:
+    """Note a fault and how it ended.
+
+    The page is written if FAULTS_PAGE names it and no test failed.
+    """
     noted: list[Happened] = []
 
     def note(fault: str, stage: str, **counts: int) -> None:
         noted.append(Happened(fault, stage, **counts))
 
     yield note
-    if name := os.environ.get("FAULTS_PAGE"):
+    name = os.environ.get("FAULTS_PAGE")
+    if name and request.session.testsfailed == 0:
         Path(name).write_text(page(noted), encoding="utf-8")

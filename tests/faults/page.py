@@ -17,7 +17,7 @@ class Happened:
     stage: str
     refused: int = 0  # a sentence, exit code 2
     equal: int = 0  # results as without the fault, at once or after a rerun
-    lost: int = 0  # a wrong result, a traceback, half a file or a process left
+    lost: int = 0  # a wrong result, a traceback or half a file
 
 
 HEAD = """\
@@ -27,7 +27,7 @@ Written by `make faults`. Each row is a fault that a test of `tests/faults/` cau
 the stages themselves, at seeded places. *Refused* is a sentence and exit code 2. *Equal* is the
 result of an undisturbed run: tables byte for byte, an adapter to 1e-6, after a rerun where the
 fault ended the stage. *Lost* is anything else: a wrong result in silence, a traceback, half a
-file, a process that goes on.
+file. A fault that ends so fails its test, and then this page is not written.
 
 """
 

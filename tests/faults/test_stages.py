@@ -20,6 +20,8 @@ from helpers import PackedCorpus, has_line_with
 from higgs_pipe.data.hashing import sha256_of_bytes
 from higgs_pipe.data.tables import CHECKSUM_KEY, METADATA_KEY, read_codec_info
 
+pytestmark = pytest.mark.slow
+
 SEED = 17
 NUM_KILLS = 4
 NAMES = ("list_rows", "measure", "validate", "tokenize_audio", "pack")
