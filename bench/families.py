@@ -5,8 +5,8 @@
 The same clips of 1 to 20 s, LoRA r16 on every layer, both bodies 512 wide with 8 layers and the
 proportions of their checkpoints. Ours are packed rows; *padded* is what a plain trainer of Higgs
 TTS 3 does: batches of 8 clips padded to the longest through the whole model, logits at each
-position, and the same labels. A round is a step with every clip once; times are medians over
-rounds that take the variants in turn.
+position, and the same labels. A round is a step with every clip once; times are CPU seconds on one
+thread, medians over rounds that take the variants in turn.
 """
 
 import argparse
@@ -130,6 +130,7 @@ def padded_round(adapted: Any, clips: Sequence[Clip]) -> Step:
 
 def measure(num_clips: int, row_length: int, repetitions: int) -> dict[str, Any]:
     """Real tokens and seconds of audio per second of each variant, and their ratios."""
+    torch.set_num_threads(1)
     v2, v3 = model_config(HIDDEN_SIZE, NUM_LAYERS, NUM_TEXT_IDS), v3_config()
     clips = draw_clips(v2, num_clips)
     v3_clips = [as_v3(clip, v3) for clip in clips]
@@ -141,10 +142,10 @@ def measure(num_clips: int, row_length: int, repetitions: int) -> dict[str, Any]
     seconds: dict[str, list[float]] = {name: [] for name in rounds}
     for repetition in range(repetitions + 1):
         for name, step in rounds.items():
-            started = time.perf_counter()
+            started = time.process_time()
             step()
             if repetition:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     median = {name: statistics.median(found) for name, found in seconds.items()}
     audio_seconds = sum(len(undelay(clip.audio_input_ids)) for clip in clips) / 25
     tokens = {"v2": num_real_tokens(clips), "v3": num_real_tokens(v3_clips)}

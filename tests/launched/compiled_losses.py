@@ -14,10 +14,12 @@ import torch
 from reference import norm_as_precise_as_its_input
 from torch._inductor import config as inductor
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.training.compiling import learn_nothing
@@ -29,12 +31,13 @@ def main(base: Path, train_rows: Path, output: Path) -> None:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.full_like(parameter, 0.01).cumsum(0) % 0.1
-    body = adapted.get_base_model().model
+    native = adapted.get_base_model()
+    body = family_of_model(native).parts_of(native).body
     body.layers = body.layers[:1]  # every layer runs the same compiled code
     plain = DualLossModel(adapted).train()
     compiled = DualLossModel(copy.deepcopy(adapted)).train()
     compiled.compile_layers()
-    batch = collate([PackedRows(train_rows)[0]], plain.native.config, dropout_seeds=[7])
+    batch = collate([PackedRows(train_rows)[0]], plain.shape, dropout_seeds=[7])
     cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     started = time.perf_counter()
     gradients = learn_nothing(compiled, batch)
@@ -52,5 +55,6 @@ def main(base: Path, train_rows: Path, output: Path) -> None:
 if __name__ == "__main__":
     inductor.aot_inductor.debug_compile = True  # -O0: the C++ compiler takes most of the time
     inductor.cpp.simdlen = 1
-    HiggsAudioV2RMSNorm.forward = norm_as_precise_as_its_input
+    for norm in (HiggsAudioV2RMSNorm, Qwen3RMSNorm):
+        norm.forward = norm_as_precise_as_its_input
     main(*map(Path, sys.argv[1:]))

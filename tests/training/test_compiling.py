@@ -146,6 +146,13 @@ def test_compiled_code_gives_the_plain_gradients_and_serves_the_next_process(
     assert found[1]["seconds"] < found[0]["seconds"]
 
 
+@pytest.mark.slow
+def test_compiled_layers_of_higgs_tts_3_give_the_plain_gradients(
+    v3_corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    assert run_compiled(v3_corpus, tmp_path, "v3")["gradient_error"] < 1e-9
+
+
 def run_compiled(corpus: PackedCorpus, folder: Path, name: str) -> dict[str, Any]:
     script = ROOT / "tests/launched/compiled_losses.py"
     output = folder / f"{name}.json"
