@@ -38,6 +38,7 @@ demo-v3: $(READY)
 
 .PHONY: check-v3
 check-v3: $(READY)
+	@test -n "$(BASE)" || { echo "name the checkpoint: make check-v3 BASE=FOLDER" >&2; exit 2; }
 	$(IN_VENV) python -m higgs_pipe.check_v3 --base "$(BASE)" $(if $(CODEC),--codec "$(CODEC)")
 
 .PHONY: test
