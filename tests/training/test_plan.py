@@ -168,8 +168,10 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "adapter/adapter_model.safetensors")
 
 
+@pytest.mark.parametrize("is_padded", [False, True])
 def test_a_step_out_of_memory_is_repeated_in_halves_with_the_same_result(
     corpus: PackedCorpus,
+    is_padded: bool,
     tmp_path: Path,
     out_of_memory_above: Callable[[int], None],
     caplog: pytest.LogCaptureFixture,
@@ -178,7 +180,8 @@ def test_a_step_out_of_memory_is_repeated_in_halves_with_the_same_result(
     out_of_memory_above(600)  # rows have at most 512
     logging.getLogger("higgs_pipe").propagate = True
     with caplog.at_level(logging.WARNING, logger="higgs_pipe"):
-        metrics = train(corpus, tmp_path / "short", **EXACT, **STEPS, rows_per_micro_batch=5)
+        settings = EXACT | STEPS | {"rows_per_micro_batch": 5, "cuda_graphs": is_padded}
+        metrics = train(corpus, tmp_path / "short", **settings)
     assert "step 1: GPU memory ran out" in caplog.text
     assert plan_lines(metrics) == [(0, 5, 0), (0, 2, 0), (0, 1, 0)]
     expected = adapter(tmp_path / "plain")
@@ -216,10 +219,12 @@ def test_one_process_out_of_memory_makes_all_repeat_the_step(
         assert (tensor - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
 
 
+@pytest.mark.parametrize("is_padded", [False, True])
 def test_a_run_that_resumes_keeps_its_plan(
-    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_padded: bool
 ) -> None:
     settings: dict[str, Any] = {"rows_per_step": 3, "max_steps": 4, "save_steps": 2}
+    settings["cuda_graphs"] = is_padded
     cards = [PretendedCard(num_bytes) for num_bytes in (4e9, 0.3e9)]
     monkeypatch.setattr(planner, "card_of", lambda _: cards[0])
     whole = train(corpus, tmp_path / "whole", **settings)
@@ -240,6 +245,7 @@ def test_a_run_that_resumes_keeps_its_plan(
     monkeypatch.setattr(planner, "card_of", lambda _: cards[1])  # another plan, if it were made
     cut = train(corpus, tmp_path / "cut", **settings)
     assert plan_lines(cut) == plan_lines(whole) == [(0, 3, 0)]
+    assert [line["is_padded"] for line in cut if "is_padded" in line] == [is_padded]
     whole_adapter = adapter(tmp_path / "whole")
     assert all(torch.equal(t, whole_adapter[n]) for n, t in adapter(tmp_path / "cut").items())
 
