@@ -118,3 +118,10 @@ def test_the_bundled_codec_is_the_one_of_the_miniature_v2(v3_base: Path, tiny_ba
     found = {k.removeprefix(prefix): v for k, v in bundled.items() if k.startswith(prefix)}
     assert found.keys() - codec.keys() == {"semantic_model.masked_spec_embed"}
     assert all(torch.equal(found[name], tensor) for name, tensor in codec.items())
+
+
+def test_quantization_finds_the_layers_of_the_body_and_nothing_else(v3_base: Path) -> None:
+    linear = [n for n, m in load(v3_base).named_modules() if isinstance(m, torch.nn.Linear)]
+    assert len(linear) == 2 * 7
+    assert all(name.startswith("body.layers.") for name in linear)
+    assert V3.unquantized == ()  # the head is the embeddings
