@@ -45,7 +45,8 @@ rule train_adapter:
         mpi=lambda wildcards: machines(wildcards).mpi,
         mem_mb=lambda wildcards, attempt: (
             # Not twice as much after a job that was killed: no node may have that.
-            (28000 + 4000 * attempt) * num_processes_per_machine(wildcards)
+            (28000 + 4000 * attempt)
+            * num_processes_per_machine(wildcards)
         ),
         runtime=2880,
     params:
