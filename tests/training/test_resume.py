@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +19,6 @@ import helpers
 import psutil
 import pytest
 import torch
-from accelerate import Accelerator
 from helpers import (
     ROOT,
     PackedCorpus,
@@ -293,27 +291,6 @@ def test_a_signal_in_the_last_step_changes_nothing(corpus: PackedCorpus, tmp_pat
     with signals_in_the_first_step():
         train(corpus, tmp_path, rows_per_step=16, num_epochs=1)
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
-
-
-def test_the_model_is_gone_before_the_process_group_is(
-    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a process of several may hang at its end; seen once in some dozens of trainings."""
-    models = []
-
-    class Watched(higgs_pipe.train.Training):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            models.append(weakref.ref(self.model))
-
-    def end_training(_: Accelerator) -> None:
-        assert [model() for model in models] == [None]
-        models.clear()
-
-    monkeypatch.setattr(higgs_pipe.train, "Training", Watched)
-    monkeypatch.setattr(Accelerator, "end_training", end_training)
-    train(corpus, tmp_path, num_epochs=1)
-    assert not models  # the end was reached
 
 
 @contextmanager
