@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PackedCorpus
+from helpers import PackedCorpus, edit_result
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.adapter_files import BASE_FILE
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.family import model_shapes
 from higgs_pipe.higgs.float32 import float32_arithmetic
@@ -123,6 +124,7 @@ def test_an_adapter_with_a_tensor_of_unknown_effect_is_refused(
     key = next(key for key in tensors if key.endswith("q_proj.lora_B.weight"))
     tensors[key.replace("lora_B.weight", "lora_B.bias")] = torch.zeros(4)
     save_file(tensors, adapter / "adapter_model.safetensors")
+    edit_result(adapter / BASE_FILE)
     with pytest.raises(UserError, match=r"model.layers.0.self_attn.q_proj.lora_B.weight: bias"):
         read_changes(adapter)
 
