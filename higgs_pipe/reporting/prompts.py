@@ -92,7 +92,8 @@ class Listening:
 def read_listening(spoken: dict[str, SpeechFiles]) -> Listening:
     """Read what the experiments spoke at their first temperature.
 
-    Recordings, codec round trips and the base's takes are those of the first experiment.
+    Recordings, codec round trips and the base's takes are those of the first experiment; where
+    another one's base spoke otherwise, as another model does, its takes stand beside its adapter's.
 
     Args:
         spoken: By the experiment's name.
@@ -115,10 +116,12 @@ def read_listening(spoken: dict[str, SpeechFiles]) -> Listening:
                 f"experiment {first!r}; run: snakemake --forcerun {RULE}"
             )
     ranks = _ranks(tables)
+    own_bases = [name for name in tables if _has_other_base(tables[name], tables[first])]
     lines = []
     for clip_id, voices in tables[first].items():
         adapters = {name: prompts[clip_id][ADAPTER] for name, prompts in tables.items()}
-        lines.append(_line(voices, adapters, spoken, ranks[clip_id]))
+        bases = {name: tables[name][clip_id][BASE] for name in own_bases}
+        lines.append(_line(voices, bases, adapters, spoken, ranks[clip_id]))
     keys = {key for line in lines for key in line.sort_values}
     return Listening(lines, temperature, {k: SORT_KEYS[k] for k in SORT_KEYS if k in keys})
 
@@ -132,8 +135,14 @@ def _by_prompt(rows: Sequence[Row], temperature: float | None) -> dict[str, dict
     return prompts
 
 
+def _has_other_base(mine: dict[str, dict[str, Row]], first: dict[str, dict[str, Row]]) -> bool:
+    """Tell whether the base of an experiment spoke any prompt otherwise than the first's."""
+    return any(mine[clip_id][BASE] != voices[BASE] for clip_id, voices in first.items())
+
+
 def _line(
     voices: dict[str, Row],
+    bases: dict[str, Row],
     adapters: dict[str, Row],
     spoken: dict[str, SpeechFiles],
     rank: int,
@@ -141,7 +150,10 @@ def _line(
     recording = voices[RECORDING]
     first = next(iter(spoken.values()))
     rows = [(LABELS[voice], first, voices[voice]) for voice in LABELS]
-    rows += [(name, spoken[name], row) for name, row in adapters.items()]
+    for name, row in adapters.items():
+        if name in bases:
+            rows.append((f"Base of {name}", spoken[name], bases[name]))
+        rows.append((name, spoken[name], row))
     longest = max(row["duration_seconds"] for _, _, row in rows)
     takes = [
         Take(label, _player(files, row["sample"], longest), _facts(row, recording))

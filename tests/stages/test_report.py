@@ -15,7 +15,9 @@ import pytest
 import soundfile as sf
 from report_inputs import ADAPTER, SPEAKERS, Inputs
 
+from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError
+from higgs_pipe.listening.spoken import GENERATED
 from higgs_pipe.reporting.audio import ogg_checksum, opus
 from higgs_pipe.reporting.charts import INK
 from higgs_pipe.reporting.experiments import COLOURS
@@ -175,6 +177,21 @@ def test_a_prompt_has_a_player_per_voice_and_its_measures(inputs: Inputs) -> Non
     assert len(players) == 3 * 5 + 1  # a reference
     samples, rate = sf.read(io.BytesIO(base64.b64decode(players[4])))  # after the reference
     assert len(samples) / rate == pytest.approx(2.0, abs=0.02)
+
+
+def test_another_base_has_its_own_takes_beside_its_adapters(inputs: Inputs) -> None:
+    inputs.experiments["other"] = inputs.experiment()
+    inputs.write()
+    table = inputs.folder / "experiments/other/eval/generation.parquet"
+    spoken = read_table(table, GENERATED)[0].to_pylist()
+    changed = [row | {"duration_seconds": 3.0} if row["voice"] == "base" else row for row in spoken]
+    write_table(table, GENERATED, changed)
+    inputs.run()
+    page = inputs.page.read_text()
+    header = next(cells for cells in TextOfPage(page).rows if cells[0] == "Prompt")
+    assert header[3:] == ["Base", "default", "Base of other", "other"]
+    [cells] = rows(page, "Who was that? ada · cloning")
+    assert [cells[i].split(" s")[0] for i in (2, 4)] == ["length 4.0", "length 3.0"]
 
 
 def test_prompts_sort_by_their_worst_take(inputs: Inputs) -> None:
