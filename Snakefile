@@ -20,6 +20,7 @@ import higgs_pipe.planning.file_names as file_names
 import higgs_pipe.planning.forms as forms
 import higgs_pipe.planning.interruption as interruption
 import higgs_pipe.planning.launching as launching
+import higgs_pipe.planning.model_types as model_types
 import higgs_pipe.planning.models as models
 import higgs_pipe.planning.recordings as recordings
 import higgs_pipe.planning.results as results

@@ -30,8 +30,8 @@ from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, shard_path, write_table
 from higgs_pipe.planning import config_check
 from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
-from higgs_pipe.planning.families import V2
 from higgs_pipe.planning.launching import launch_command
+from higgs_pipe.planning.model_types import V2
 from higgs_pipe.planning.recordings import state_of
 
 ROOT = Path(__file__).parents[1]

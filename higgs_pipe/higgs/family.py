@@ -42,6 +42,7 @@ from higgs_pipe.higgs.v3 import rows as v3_rows
 from higgs_pipe.higgs.v3.body import PACKED_FORWARD as V3_PACKED_FORWARD
 from higgs_pipe.higgs.v3.checkpoint import check_tensors
 from higgs_pipe.higgs.v3.renderer import Renderer
+from higgs_pipe.planning import model_types
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Family:
 V2 = Family(
     name="Higgs Audio v2",
     hub_tag="higgs-audio-v2",
-    model_type="higgs_audio_v2",
+    model_type=model_types.V2,
     config_class=HiggsAudioV2Config,
     model_class=HiggsAudioV2ForConditionalGeneration,
     shape_of=v2_native.shape_of,
@@ -126,7 +127,7 @@ V2 = Family(
 V3 = Family(
     name="Higgs TTS 3",
     hub_tag="higgs-tts-3",
-    model_type=v3_native.MODEL_TYPE,
+    model_type=model_types.V3,
     config_class=v3_native.HiggsV3Config,
     model_class=v3_native.HiggsV3Model,
     shape_of=v3_native.shape_of,

@@ -10,12 +10,13 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.v2.rules import RULES as V2_RULES
 from higgs_pipe.higgs.v3.rules import RULES as V3_RULES
 from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.model_types import V2, V3
 from higgs_pipe.planning.user_files import UnfitFileError
 
 # By model_type in config.json.
 RULES: Mapping[str, PromptRules] = {
-    "higgs_audio_v2": V2_RULES,
-    "higgs_multimodal_qwen3": V3_RULES,
+    V2: V2_RULES,
+    V3: V3_RULES,
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs_pipe.planning.bounds import MAX_CHECKPOINT_JSON_BYTES
+from higgs_pipe.planning.model_types import V2, V3
 from higgs_pipe.planning.user_files import UnfitFileError, read_file
 
 # The most that a number of a config may be: far above all published models. Beyond, the estimate
@@ -23,10 +24,8 @@ LARGEST = {
 }
 # By model_type. Without these, a default would be taken that is another model's.
 SIZES_OF_BASE = {
-    "higgs_audio_v2": (
-        *("vocab_size", "num_codebooks", "codebook_size", "hidden_size", "num_hidden_layers"),
-    ),
-    "higgs_multimodal_qwen3": (
+    V2: (*("vocab_size", "num_codebooks", "codebook_size", "hidden_size", "num_hidden_layers"),),
+    V3: (
         *("text_config.vocab_size", "text_config.hidden_size", "text_config.num_hidden_layers"),
         *("text_config.head_dim", "audio_encoder_config.num_codebooks"),
         "audio_encoder_config.vocab_size",

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.model_types import V2, V3
 from higgs_pipe.planning.targets import is_within
 
-V2, V3 = "higgs_audio_v2", "higgs_multimodal_qwen3"  # model_type in config.json
 PUBLISHED = {
     "bosonai/higgs-audio-v2-generation-3B-base": V2,
     "bosonai/higgs-tts-2-3b-base": V2,

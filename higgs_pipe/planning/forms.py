@@ -11,10 +11,11 @@ from typing import Any
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import bases
+from higgs_pipe.planning.model_types import V3
 
 EXIT_USER_ERROR = 2
 PEFT, FULL_FORMS = "peft", ("merged", "original")
-IMPOSSIBLE = (("higgs_multimodal_qwen3", "original"),)  # model_type and form
+IMPOSSIBLE = ((V3, "original"),)  # model_type and form
 NUM_BYTES = {"bfloat16": 2, "float32": 4}
 
 

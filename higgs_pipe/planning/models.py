@@ -13,18 +13,19 @@ from typing import Any
 
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.planning.checkpoint_files import missing_size, read_object, size_fault
+from higgs_pipe.planning.model_types import V2, V3
 from higgs_pipe.planning.targets import is_within
 from higgs_pipe.planning.user_files import UnfitFileError
 
 # By the setting that names a checkpoint: what it must be, and the `model_type` of each that it may
-# be. Those of the base are higgs_pipe.higgs.family's, which planning cannot import.
+# be.
 KINDS = {
-    "base_model": ("the base model", ("higgs_audio_v2", "higgs_multimodal_qwen3")),
+    "base_model": ("the base model", (V2, V3)),
     "codec": ("the codec", ("higgs_audio_v2_tokenizer",)),
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # What a merge by others may have lost; the other model's head is its embedding.
-TEXT_HEADS = {"higgs_audio_v2": "text_lm_head.weight"}
+TEXT_HEADS = {V2: "text_lm_head.weight"}
 WEIGHT_ENDINGS = (".safetensors", ".bin")
 NUM_NAMES_SHOWN = 10
 MAX_HEADER_BYTES = 2**26  # of a safetensors file

@@ -16,7 +16,7 @@ from typing import Any
 
 from helpers import ROOT, PackedCorpus, write_stage_config
 
-from higgs_pipe.planning.families import V2
+from higgs_pipe.planning.model_types import V2
 
 
 @dataclass

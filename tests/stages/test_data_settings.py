@@ -18,7 +18,7 @@ from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.specs import MEASURED
 from higgs_pipe.data.tables import write_table
 from higgs_pipe.errors import UserError
-from higgs_pipe.planning.families import V2
+from higgs_pipe.planning.model_types import V2
 
 Clips = dict[str, dict[str, Any]]
 Judge = Callable[..., tuple[Clips, Clips]]

@@ -10,7 +10,8 @@ from helpers import run_validation, tone
 from higgs_pipe.data.specs import CLIPS, REJECTED
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
-from higgs_pipe.planning.families import PUBLISHED, V2, V3, families_of
+from higgs_pipe.planning.families import PUBLISHED, families_of
+from higgs_pipe.planning.model_types import V2, V3
 
 BOTH = (V2, V3)
 ROWS: dict[str, dict[str, Any]] = {

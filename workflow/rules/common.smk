@@ -56,8 +56,8 @@ def checked_models(base):
 FAMILIES = families.families_of(
     [(c["base_model"], c["base_model_revision"]) for c in OF_BASES.values()],
     {
-        workflow.pathvars.apply("<resources>/tiny-higgs"): families.V2,
-        workflow.pathvars.apply("<resources>/tiny-higgs-v3"): families.V3,
+        workflow.pathvars.apply("<resources>/tiny-higgs"): model_types.V2,
+        workflow.pathvars.apply("<resources>/tiny-higgs-v3"): model_types.V3,
     },
 )
 

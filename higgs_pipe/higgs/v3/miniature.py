@@ -22,11 +22,11 @@ from higgs_pipe.higgs.shards import INDEX
 from higgs_pipe.higgs.v3.native import (
     AUDIO_HEAD,
     CODEC_PREFIX,
-    MODEL_TYPE,
     TEXT_HEAD,
     HiggsV3Config,
     HiggsV3Model,
 )
+from higgs_pipe.planning import model_types
 
 # The 84 added tokens, in the order of their ids: 151643 and on in the real tokenizer. Nobody who
 # could read it has written down the names of eight of them.
@@ -137,7 +137,7 @@ def raw_config(
     """Return ``config.json`` as the published checkpoint spells it."""
     return {
         "architectures": ["HiggsMultimodalQwen3ForConditionalGeneration"],
-        "model_type": MODEL_TYPE,
+        "model_type": model_types.V3,
         "audio_token_id": -100,
         "text_config": {
             "model_type": "qwen3",

@@ -23,8 +23,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3Mo
 from higgs_pipe.higgs.packed_body import NativeParts
 from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.shape import BaseShape
+from higgs_pipe.planning import model_types
 
-MODEL_TYPE = "higgs_multimodal_qwen3"
 CODEC_PREFIX = "tied.embedding.modality_embeddings.0.model."
 TEXT_EMBEDDING = "tied.embedding.text_embedding.weight"
 AUDIO_EMBEDDING = "tied.embedding.modality_embeddings.0.embedding.weight"
@@ -36,7 +36,7 @@ ROPE_THETA = 1_000_000.0  # where the config has none, as SGLang-Omni and vLLM-O
 class HiggsV3Config(PreTrainedConfig):  # type: ignore[misc]  # Transformers has no types here
     """``config.json`` of a checkpoint; the part of the body is Transformers' own."""
 
-    model_type = MODEL_TYPE
+    model_type = model_types.V3
     sub_configs = {"text_config": Qwen3Config}  # noqa: RUF012  # so in Transformers
 
     text_config: Any = None  # as in config.json, then a Qwen3Config
