@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import processors
 from transformers import (
     DacFeatureExtractor,
     HiggsAudioV2Config,
@@ -25,6 +25,7 @@ from transformers import (
 
 from higgs_pipe.cli import main
 from higgs_pipe.higgs.miniature_codec import SAMPLE_RATE_HZ, build_codec
+from higgs_pipe.higgs.miniature_parts import byte_level_tokenizer, for_transformers, vary_norms
 
 AUDIO_TOKENIZER = "audio_tokenizer"
 
@@ -108,9 +109,7 @@ def build(
     config = _model_config(tokenizer, codec.config, hidden_size, num_layers, initializer_range)
     torch.manual_seed(seed)
     model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-    for name, parameter in model.named_parameters():
-        if "norm" in name:  # as trained norms do, each differs from the others
-            parameter.data += 0.1 * torch.randn(parameter.shape)
+    vary_norms(model)
     generation = model.generation_config
     generation._from_model_config = False
     generation.bos_token_id = config.bos_token_id
@@ -174,27 +173,14 @@ def _feature_extractor(hop_length: int) -> DacFeatureExtractor:
 
 def build_tokenizer(full_vocab: bool = False) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with Llama 3's special tokens and no merges."""
-    vocab = {
-        character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
-    }
-    if full_vocab:  # entries that no text reaches, so that the special tokens get their real ids
-        vocab |= {f"<unused_{i}>": i for i in range(len(vocab), NUM_TEXT_TOKENS_FULL)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
     num_special = NUM_SPECIAL_TOKENS_FULL if full_vocab else NUM_SPECIAL_TOKENS
     num_reserved = num_special - len(SPECIAL_TOKENS)
     reserved = [f"<|reserved_special_token_{i}|>" for i in range(9, 9 + num_reserved)]
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, normalized=False, special=True)
-            for token in [*SPECIAL_TOKENS, *reserved]
-        ]
+    tokenizer = byte_level_tokenizer(
+        WORD_PATTERN,
+        [*SPECIAL_TOKENS, *reserved],
+        NUM_TEXT_TOKENS_FULL if full_vocab else None,
+        ignore_merges=True,
     )
     bos = "<|begin_of_text|>"
     tokenizer.post_processor = processors.Sequence(
@@ -207,15 +193,7 @@ def build_tokenizer(full_vocab: bool = False) -> PreTrainedTokenizerFast:
             ),
         ]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=bos,
-        eos_token="<|end_of_text|>",
-        pad_token="<|end_of_text|>",
-        model_input_names=["input_ids", "attention_mask"],
-        model_max_length=131_072,
-        clean_up_tokenization_spaces=False,
-    )
+    return for_transformers(tokenizer, "<|end_of_text|>", bos_token=bos)
 
 
 if __name__ == "__main__":

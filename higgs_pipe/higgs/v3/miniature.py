@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import normalizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from higgs_pipe.cli import main
 from higgs_pipe.data.files import write_json
 from higgs_pipe.higgs.miniature_codec import build_codec
+from higgs_pipe.higgs.miniature_parts import byte_level_tokenizer, for_transformers, vary_norms
 from higgs_pipe.higgs.shards import INDEX
 from higgs_pipe.higgs.v3.native import (
     AUDIO_HEAD,
@@ -26,6 +27,7 @@ from higgs_pipe.higgs.v3.native import (
     HiggsV3Config,
     HiggsV3Model,
 )
+from higgs_pipe.higgs.v3.tags import TOKENS as TAG_TOKENS
 from higgs_pipe.planning import model_types
 
 # The 84 added tokens, in the order of their ids: 151643 and on in the real tokenizer. Nobody who
@@ -42,20 +44,7 @@ PROMPT_TOKENS = (
     *("<|text_end|>", "<|eoc|>", "<|unknown_3|>", "<|unknown_4|>", "<|unknown_5|>"),
     *("<|unknown_6|>", "<|ref_audio|>", "<|ref_text|>"),
 )
-TAGS = (
-    *("emotion:elation", "emotion:amusement", "emotion:enthusiasm", "emotion:determination"),
-    *("emotion:pride", "emotion:contentment", "emotion:affection", "emotion:relief"),
-    *("emotion:contemplation", "emotion:confusion", "emotion:surprise", "emotion:awe"),
-    *("emotion:longing", "emotion:arousal", "emotion:anger", "emotion:fear", "emotion:disgust"),
-    *("emotion:bitterness", "emotion:sadness", "emotion:shame", "emotion:helplessness"),
-    *("env:music", "env:noise", "style:singing", "style:shouting", "style:whispering"),
-    *("sfx:cough", "sfx:laughter", "sfx:crying", "sfx:screaming", "sfx:burping", "sfx:humming"),
-    *("sfx:sigh", "sfx:sniff", "sfx:sneeze", "prosody:speed_very_slow", "prosody:speed_slow"),
-    *("prosody:speed_fast", "prosody:speed_very_fast", "prosody:pitch_low", "prosody:pitch_high"),
-    *("prosody:pause", "prosody:long_pause", "chatml"),
-    *("prosody:expressive_high", "prosody:expressive_low"),
-)
-ADDED_TOKENS = (*QWEN_TOKENS, *PROMPT_TOKENS, *(f"<|{tag}|>" for tag in TAGS))
+ADDED_TOKENS = (*QWEN_TOKENS, *PROMPT_TOKENS, *TAG_TOKENS)
 NUM_TEXT_TOKENS_FULL = 151_643
 NUM_IDS_FULL = 151_936  # rows of the text embeddings; the last ones belong to no token
 
@@ -103,9 +92,7 @@ def build(
 
     torch.manual_seed(seed)
     model = HiggsV3Model(HiggsV3Config(**config))
-    for name, parameter in model.named_parameters():
-        if "norm" in name:  # as trained norms do, each differs from the others
-            parameter.data += 0.1 * torch.randn(parameter.shape)
+    vary_norms(model)
     body = dict(model.state_dict())
     codec = build_codec(seed).state_dict()
     # In the published bundle too; unused where nothing is masked.
@@ -173,30 +160,11 @@ def raw_config(
 
 def build_tokenizer(full_vocab: bool = False) -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer with the added tokens and no merges."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {character: i for i, character in enumerate(alphabet)}
-    if full_vocab:  # entries that no text reaches, so that the added tokens get their real ids
-        vocab |= {f"<unused_{i}>": i for i in range(len(vocab), NUM_TEXT_TOKENS_FULL)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer = byte_level_tokenizer(
+        WORD_PATTERN, ADDED_TOKENS, NUM_TEXT_TOKENS_FULL if full_vocab else None
+    )
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in ADDED_TOKENS]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        model_input_names=["input_ids", "attention_mask"],
-        model_max_length=131_072,
-        clean_up_tokenization_spaces=False,
-    )
+    return for_transformers(tokenizer, "<|endoftext|>")
 
 
 if __name__ == "__main__":

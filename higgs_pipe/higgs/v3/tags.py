@@ -31,25 +31,30 @@ STYLES = ("singing", "shouting", "whispering")
 SOUNDS = (
     *("cough", "laughter", "crying", "screaming", "burping", "humming", "sigh", "sniff", "sneeze"),
 )
-DELIVERIES = (
+SPEEDS_AND_PITCHES = (
     *("speed_very_slow", "speed_slow", "speed_fast", "speed_very_fast", "pitch_low", "pitch_high"),
-    *("expressive_high", "expressive_low"),
 )
 PAUSES = ("pause", "long_pause")
+EXPRESSIVENESS = ("expressive_high", "expressive_low")
+CHATML = "<|chatml|>"
 
 
 def _named(category: str, values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"<|{category}:{value}|>" for value in values)
 
 
-# Tags that hold for a whole text and stand before its first word.
-DELIVERY_TAGS = frozenset(
-    (*_named("emotion", EMOTIONS), *_named("style", STYLES), *_named("prosody", DELIVERIES))
+# As their ids follow each other in the tokenizer, among them one that is no tag.
+TOKENS = (
+    *(*_named("emotion", EMOTIONS), *_named("env", ENVIRONMENTS), *_named("style", STYLES)),
+    *(*_named("sfx", SOUNDS), *_named("prosody", SPEEDS_AND_PITCHES), *_named("prosody", PAUSES)),
+    *(CHATML, *_named("prosody", EXPRESSIVENESS)),
 )
+TAGS = frozenset(TOKENS) - {CHATML}
+# They stand where they fall; all others hold for a whole text and stand before its first word.
 PLACED_TAGS = frozenset(
     (*_named("env", ENVIRONMENTS), *_named("sfx", SOUNDS), *_named("prosody", PAUSES))
 )
-TAGS = DELIVERY_TAGS | PLACED_TAGS
+DELIVERY_TAGS = TAGS - PLACED_TAGS
 
 SAME_CATEGORY = 0.25  # what the right category weighs beside the spelling of the value, up to 1
 
