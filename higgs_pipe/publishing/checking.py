@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -63,13 +63,7 @@ def check_package(path: Path) -> CheckedPackage:
             than packages hold, or the archive has links, paths to elsewhere or compressed parts.
     """
     with open_contents(path) as contents:
-        faults = list(contents.faults)
-        texts = {}
-        for name, entry in contents.entries.items():
-            try:
-                texts[name] = _checked_text(entry)
-            except _UnfitFileError as error:
-                faults.append(f"{name}: {error}")
+        texts, faults = _read_texts(contents, contents.entries)
         files = _file_list(texts, faults)
         faults += _differences(contents, files, texts, REQUIRED)
         _refuse(
@@ -98,13 +92,7 @@ def check_checkpoint(folder: Path) -> FileList:
         UserError: A file was changed, cut short, renamed, removed or added.
     """
     with open_contents(folder) as contents:
-        faults = list(contents.faults)
-        texts = {}
-        for name in contents.entries.keys() & {FILE_LIST, CHECKSUMS}:
-            try:
-                texts[name] = _checked_text(contents.entries[name])
-            except _UnfitFileError as error:
-                faults.append(f"{name}: {error}")
+        texts, faults = _read_texts(contents, contents.entries.keys() & {FILE_LIST, CHECKSUMS})
         files = _file_list(texts, faults)
         faults += _differences(contents, files, texts, REQUIRED_OF_CHECKPOINT)
         _refuse(
@@ -122,6 +110,17 @@ def _refuse(faults: list[str], fact: str, advice: str) -> None:
 
 class _UnfitFileError(Exception):
     """A file that no package holds; the message says why."""
+
+
+def _read_texts(contents: Contents, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Read files of a package; also return all faults, those of its contents first."""
+    texts, faults = {}, list(contents.faults)
+    for name in names:
+        try:
+            texts[name] = _checked_text(contents.entries[name])
+        except _UnfitFileError as error:
+            faults.append(f"{name}: {error}")
+    return texts, faults
 
 
 def _checked_text(entry: Entry) -> str:
