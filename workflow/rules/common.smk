@@ -83,14 +83,10 @@ def launch_settings(wildcards):
     return launching.launch_settings(config, wildcards.experiment)
 
 
-def num_processes(wildcards):
-    """Return the number of processes of one training, over all machines."""
-    return launch_settings(wildcards)["num_processes"]
-
-
 def num_processes_per_machine(wildcards):
     """Return the number of processes of one training on each machine, rounded up."""
-    return -(-num_processes(wildcards) // launch_settings(wildcards)["num_machines"])
+    settings = launch_settings(wildcards)
+    return -(-settings["num_processes"] // settings["num_machines"])
 
 
 def machines(wildcards):
