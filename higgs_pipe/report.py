@@ -84,11 +84,13 @@ def run(
     stage = load_stage(ReportStage, config)
     has_other = stage.eval.other_manifest is not None
     experiments = ranked(read_experiments(experiments_dir, names, has_other))
-    folders = {experiment.name: experiments_dir / experiment.name for experiment in experiments}
-    listening = read_listening({name: SpeechFiles.of(at) for name, at in folders.items()})
+    spoken = {e.name: SpeechFiles.of(e.base, experiments_dir / e.name) for e in experiments}
+    listening = read_listening(spoken)
     other = None
     if has_other:
-        spoken = {name: SpeechFiles.of_other(folder) for name, folder in folders.items()}
+        spoken = {
+            e.name: SpeechFiles.of_other(e.base, experiments_dir / e.name) for e in experiments
+        }
         other = read_other(other_validation, other_packing, read_listening(spoken))
     validated = ValidationSummary.read(validation)
     packings = {base: PackingSummary.read(at) for base, at in zip(bases, packing, strict=True)}

@@ -80,6 +80,11 @@ class Experiment:
     held_out: Evaluation
     other: Evaluation | None  # on eval.other_manifest
 
+    @property
+    def base(self) -> tuple[str, str]:
+        """Return the base model and its revision."""
+        return self.base_model, self.settings["base_model_revision"]
+
 
 @dataclass(frozen=True)
 class SettingLine:

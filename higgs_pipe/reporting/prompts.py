@@ -65,19 +65,21 @@ class PromptLine:
 class SpeechFiles:
     """Files in which an evaluation left what was spoken."""
 
+    base: tuple[str, str]  # the base model and its revision
     table: Path  # generation.parquet
     samples: Path  # the WAVs
 
     @classmethod
-    def of(cls, experiment_dir: Path) -> Self:
+    def of(cls, base: tuple[str, str], experiment_dir: Path) -> Self:
         """Return the files of an experiment, on held-out clips."""
-        return cls(experiment_dir / "eval" / "generation.parquet", experiment_dir / "samples")
+        table = experiment_dir / "eval" / "generation.parquet"
+        return cls(base, table, experiment_dir / "samples")
 
     @classmethod
-    def of_other(cls, experiment_dir: Path) -> Self:
+    def of_other(cls, base: tuple[str, str], experiment_dir: Path) -> Self:
         """Return the files of an experiment, on ``eval.other_manifest``."""
         folder = experiment_dir / "eval" / "other"
-        return cls(folder / "generation.parquet", folder / "samples")
+        return cls(base, folder / "generation.parquet", folder / "samples")
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Listening:
 def read_listening(spoken: dict[str, SpeechFiles]) -> Listening:
     """Read what the experiments spoke at their first temperature.
 
-    Recordings, codec round trips and the base's takes are those of the first experiment; where
-    another one's base spoke otherwise, as another model does, its takes stand beside its adapter's.
+    Recordings, codec round trips and the base's takes are those of the first experiment; takes of
+    another base model stand beside its adapter's.
 
     Args:
         spoken: By the experiment's name.
@@ -116,7 +118,7 @@ def read_listening(spoken: dict[str, SpeechFiles]) -> Listening:
                 f"experiment {first!r}; run: snakemake --forcerun {RULE}"
             )
     ranks = _ranks(tables)
-    own_bases = [name for name in tables if _has_other_base(tables[name], tables[first])]
+    own_bases = [name for name in tables if spoken[name].base != spoken[first].base]
     lines = []
     for clip_id, voices in tables[first].items():
         adapters = {name: prompts[clip_id][ADAPTER] for name, prompts in tables.items()}
@@ -133,11 +135,6 @@ def _by_prompt(rows: Sequence[Row], temperature: float | None) -> dict[str, dict
         if row["temperature"] in (None, temperature):
             prompts.setdefault(row["clip_id"], {})[row["voice"]] = row
     return prompts
-
-
-def _has_other_base(mine: dict[str, dict[str, Row]], first: dict[str, dict[str, Row]]) -> bool:
-    """Tell whether the base of an experiment spoke any prompt otherwise than the first's."""
-    return any(mine[clip_id][BASE] != voices[BASE] for clip_id, voices in first.items())
 
 
 def _line(

@@ -181,6 +181,7 @@ def test_a_prompt_has_a_player_per_voice_and_its_measures(inputs: Inputs) -> Non
 
 def test_another_base_has_its_own_takes_beside_its_adapters(inputs: Inputs) -> None:
     inputs.experiments["other"] = inputs.experiment()
+    inputs.experiments["other"]["train/config.json"]["base_model"] = "resources/tiny-higgs-v3"
     inputs.write()
     table = inputs.folder / "experiments/other/eval/generation.parquet"
     spoken = read_table(table, GENERATED)[0].to_pylist()
