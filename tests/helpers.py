@@ -19,15 +19,19 @@ import numpy as np
 import psutil
 import pytest
 import soundfile as sf
+import torch
 
 import higgs_pipe.evaluate
 import higgs_pipe.train
 from higgs_pipe import clips_page, list_rows, measure, pack, validate
 from higgs_pipe.config.schema import json_schema
-from higgs_pipe.config.settings import Config
+from higgs_pipe.config.settings import Config, LoraSettings
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, shard_path, write_table
+from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.planning import config_check
 from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
 from higgs_pipe.planning.launching import launch_command
@@ -330,3 +334,13 @@ def config_of_base(model_type: str = "higgs_audio_v2") -> dict[str, Any]:
             section = section.setdefault(name, {})
         section[key] = 8
     return config
+
+
+def dropping_model(base: Path) -> DualLossModel:
+    """A model in float64 that trains, with dropout, whose LoRA is not zero."""
+    native = load_base(Pretrained("base_model", str(base)), torch.float64)
+    adapted = add_lora(native, LoraSettings(dropout=0.3), seed=0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.full_like(parameter, 0.01).cumsum(0) % 0.1
+    return DualLossModel(adapted).train()

@@ -6,14 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PackedCorpus
+from helpers import PackedCorpus, dropping_model
 
-from higgs_pipe.config.settings import LoraSettings
-from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
 from higgs_pipe.higgs.dropout import RowDropout, position_keys
-from higgs_pipe.higgs.lora import add_lora
-from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.model import DualLossModel
 
 WEIGHTS = torch.full((10,), 1e-3, dtype=torch.float64)  # of text, 8 codebooks, stop
 SEEDS = [11, 12, 13]
@@ -23,15 +20,6 @@ SEEDS = [11, 12, 13]
 def rows(corpus: PackedCorpus) -> list[PackedRow]:
     table = PackedRows(corpus.train_rows)
     return [table[i] for i in range(3)]
-
-
-def dropping_model(tiny_base: Path) -> DualLossModel:
-    base = load_base(Pretrained("base_model", str(tiny_base)), torch.float64)
-    adapted = add_lora(base, LoraSettings(dropout=0.3), seed=0)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.full_like(parameter, 0.01).cumsum(0) % 0.1
-    return DualLossModel(adapted).train()
 
 
 def gradients(model: DualLossModel, *batches: Any) -> dict[str, torch.Tensor]:

@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PackedCorpus
+from helpers import PackedCorpus, dropping_model
 
-from higgs_pipe.config.settings import LoraSettings
-from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, RowSize, collate
-from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import label_weights
-from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.higgs.padding import MAX_SHAPES, Grid
 
 PLACEHOLDER, DELAY, TEXT = 1, 2, 7
@@ -46,15 +43,6 @@ def sizes_of(rows: list[PackedRow]) -> list[RowSize]:
 def rows(corpus: PackedCorpus) -> list[PackedRow]:
     table = PackedRows(corpus.train_rows)
     return [table[i] for i in range(len(table))]
-
-
-def dropping_model(tiny_base: Path) -> DualLossModel:
-    base = load_base(Pretrained("base_model", str(tiny_base)), torch.float64)
-    adapted = add_lora(base, LoraSettings(dropout=0.3), seed=0)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.full_like(parameter, 0.01).cumsum(0) % 0.1
-    return DualLossModel(adapted).train()
 
 
 def losses_and_gradients(
