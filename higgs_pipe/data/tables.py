@@ -5,6 +5,7 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 """
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,12 +32,16 @@ DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeEr
 class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
     """A table open for reading; damage is found as pages are read, by their checksums.
 
+    Threads may share it: their reads take turns, because two at once in one file of pyarrow fail
+    at random or crash the process.
+
     Raises:
         UserError: The file is missing, damaged, or not of Parquet.
     """
 
     def __init__(self, path: Path, made_by: str) -> None:
         self._path, self._made_by = path, made_by
+        self._lock = threading.Lock()
         with _damage_named(path, made_by):
             super().__init__(path, page_checksum_verification=True)
 
@@ -56,16 +61,16 @@ class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
 
     def read(self, *args: Any, **kwargs: Any) -> pa.Table:
         """Read columns of all rows; arguments as in pyarrow."""
-        with _damage_named(self._path, self._made_by):
+        with self._lock, _damage_named(self._path, self._made_by):
             return super().read(*args, **kwargs)
 
     def read_row_group(self, *args: Any, **kwargs: Any) -> pa.Table:
         """Read a row group; arguments as in pyarrow."""
-        with _damage_named(self._path, self._made_by):
+        with self._lock, _damage_named(self._path, self._made_by):
             return super().read_row_group(*args, **kwargs)
 
     def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
-        """Read batches of rows; arguments as in pyarrow."""
+        """Read batches of rows, for one thread; arguments as in pyarrow."""
         with _damage_named(self._path, self._made_by):
             yield from super().iter_batches(*args, **kwargs)
 

@@ -1,12 +1,16 @@
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from helpers import files_of_at_most
 
 from higgs_pipe.data.specs import codes_spec
-from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.data.tables import TableFile, read_table, write_table
 from higgs_pipe.errors import UserError
 
 
@@ -43,3 +47,25 @@ def test_no_changed_byte_of_a_table_passes_in_silence(tmp_path: Path) -> None:
             outcomes["refused" if is_named else f"no place or rule: {error}"] += 1
     assert set(outcomes) == {"equal", "refused"}
     assert outcomes["refused"] > 400
+
+
+def test_two_threads_never_read_one_file_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "codes.parquet"
+    row = {"clip_id": "a", "codes": np.zeros((1, 8), np.int16), "num_frames": 1}
+    write_table(table, codes_spec(8), [row | {"audio_sha256": "0"}])
+    events: list[str] = []
+
+    def slow_read(*_: Any, **__: Any) -> None:
+        events.append("begin")
+        time.sleep(0.05)
+        events.append("end")
+
+    monkeypatch.setattr(pq.ParquetFile, "read", slow_read)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", slow_read)
+    shared = TableFile(table, "tokenize")
+    with ThreadPoolExecutor(2) as threads:
+        reads = [threads.submit(shared.read), threads.submit(shared.read_row_group, 0)]
+    assert [read.result() for read in reads] == [None, None]
+    assert events == ["begin", "end", "begin", "end"]
