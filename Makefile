@@ -7,6 +7,7 @@
 # make faults  the fault suite; writes docs/faults.md, the table of what became of each fault
 # make check   format, types and lints
 # make generated   write the schema and docs/config.md anew, after a change of a setting
+# make docs    build the documentation as a site; open site/index.html
 # make clean   remove what the workflow made; the environment in .venv stays
 #
 # Needs Python 3.11 or newer with venv, git and make. PYTHON=python3.12 picks another one.
@@ -69,6 +70,10 @@ generated: $(READY)
 	$(BIN)/python -m higgs_pipe.config.schema > workflow/schemas/config.schema.yaml
 	$(BIN)/python -m higgs_pipe.config.reference > docs/config.md
 
+.PHONY: docs
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
 .PHONY: environment
 environment: $(READY)
 
@@ -83,4 +88,4 @@ $(READY): requirements-bootstrap.txt requirements.txt
 
 .PHONY: clean
 clean:
-	rm -rf results resources logs benchmarks .snakemake
+	rm -rf results resources logs benchmarks .snakemake site

@@ -256,18 +256,6 @@ def test_the_page_of_errors_has_each_reason_and_no_message_that_is_gone() -> Non
     assert [phrase for phrase in sorted(named) if phrase not in known] == []
 
 
-def test_every_link_of_a_page_leads_to_a_file() -> None:
-    link = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-    pages = [path for path in tracked_files() if path.suffix == ".md" and path.is_file()]
-    broken = [
-        f"{page.relative_to(ROOT)}: {target}"
-        for page in pages
-        for target in link.findall(page.read_text())
-        if not (page.parent / target).exists()
-    ]
-    assert broken == []
-
-
 # Their length is that of a list of declarations.
 LONG_LISTS = {"config.settings", "data.specs"}
 
