@@ -34,3 +34,10 @@ def test_the_tables_of_the_docs_are_what_the_formula_gives(train_step: Any) -> N
 
     page = (ROOT / "docs/gpu-memory.md").read_text()
     assert "\n".join(forecast.tables()) in page
+
+
+def test_the_table_of_the_tutorial_is_what_the_formula_gives(train_step: Any) -> None:
+    import hours
+
+    page = (ROOT / "docs/tutorials/own-voice.md").read_text()
+    assert "\n".join(hours.table()) in page
