@@ -59,6 +59,16 @@ class PromptRules:
             return None
         return Fault(Reason.NO_SCENES, f"{place}: the prompts of {self.model} have none")
 
+    def reference_fault(self, place: str, seconds: float) -> Fault | None:
+        """Return the fault of a conversation's reference, or None if it is long enough."""
+        if seconds >= self.min_reference_seconds:
+            return None
+        return Fault(
+            Reason.SHORT_REFERENCE,
+            f"{place} lasts {seconds:.3f} s, and {self.model} takes references of at least "
+            f"{self.min_reference_seconds:g} s",
+        )
+
     def system_message_fault(self, place: str, text: str) -> Fault | None:
         """Return the fault of a system message of a conversation's own, or None.
 

@@ -69,6 +69,8 @@ class LoraNames:
     # Parts of the model, and a piece of their parameters' names; the first match counts.
     parts: tuple[tuple[str, str], ...]
     task_type: str | None  # PEFT's; None: it wraps no generation of Transformers
+    # A module with two uses, of which PEFT would give LoRA to one.
+    only_in_full: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,13 @@ V3 = Family(
     generate_batch=v3_generation.generate_batch,
     generated_codes=v3_generation.generated_codes,
     next_frame_logits=v3_native.next_frame_logits,
-    lora=LoraNames(v3_lora.PRESETS, v3_lora.IN_FULL, v3_lora.PARTS, task_type=None),
+    lora=LoraNames(
+        v3_lora.PRESETS,
+        v3_lora.IN_FULL,
+        v3_lora.PARTS,
+        task_type=None,
+        only_in_full=v3_lora.TIED,
+    ),
     unquantized=(),
     forms=v3_forms.FORMS,
     adapter_usage="usage/v3_adapter.md.j2",

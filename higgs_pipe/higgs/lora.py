@@ -55,7 +55,8 @@ def add_lora(
         tokenizer: The base's, which knows ``trainable_tokens``.
 
     Raises:
-        UserError: ``target_modules`` match no layer, or the tokenizer lacks a trainable token.
+        UserError: ``target_modules`` match no layer, or one that is only trained in full; or the
+            tokenizer lacks a trainable token.
     """
     names, targets = family_of_model(model).lora, settings.target_modules
     in_full = list(dict.fromkeys(names.in_full[part] for part in settings.train_in_full))
@@ -76,6 +77,14 @@ def add_lora(
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"train.lora.target_modules: {error}") from None
+    for name, module in adapted.named_modules():
+        is_tied = names.only_in_full is not None and name.endswith(f".{names.only_in_full}")
+        if is_tied and isinstance(module, BaseTunerLayer):
+            raise UserError(
+                f"train.lora.target_modules: {sorted(config.target_modules)} match "
+                f"{names.only_in_full}, one matrix that embeds codes and predicts them. LoRA "
+                "would change one of the two; set train.lora.train_in_full: [audio_head]."
+            )
     # PEFT makes a set of them, whose order differs between processes, and writes it to its config.
     adapted.active_peft_config.target_modules = sorted(adapted.active_peft_config.target_modules)
     for module in adapted.modules():

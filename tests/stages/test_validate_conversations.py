@@ -19,6 +19,7 @@ from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.specs import CLIPS, REJECTED, SHARD_CLIPS
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.model_types import V2, V3
 
 NAMES = "abcdefgh"
 Fields = dict[str, Any]
@@ -52,11 +53,15 @@ def plain(name: str, **others: Any) -> Fields:
     return {"messages": [user(f"Say {name}."), assistant(name)], **others}
 
 
-def run(folder: Path, *samples: Fields, **data: Any) -> Path:
+def run(folder: Path, *samples: Fields, families: tuple[str, ...] = (V2,), **data: Any) -> Path:
     path = folder / "m.json"
     path.write_text(json.dumps(samples), encoding="utf-8")
     return run_validation(
-        folder / "out", manifest=str(path), data=data, validate={"max_rejected_fraction": 1.0}
+        folder / "out",
+        families=families,
+        manifest=str(path),
+        data=data,
+        validate={"max_rejected_fraction": 1.0},
     )
 
 
@@ -124,6 +129,28 @@ def test_a_plain_row_has_no_conversation(tmp_path: Path) -> None:
 
 
 # --- Faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "families", "reason"),
+    [
+        (0.9, (V3,), "short_reference"),
+        (0.9, (V2, V3), "short_reference"),
+        (0.9, (V2,), ""),
+        (1.0, (V3,), ""),
+    ],
+)
+def test_a_reference_is_long_enough_for_each_base_in_use(
+    tmp_path: Path, seconds: float, families: tuple[str, ...], reason: str
+) -> None:
+    """Servers of Higgs TTS 3 pad a short one before they encode it, which codes cannot be."""
+    tone(tmp_path / "a.wav", seconds)
+    tone(tmp_path / "b.wav", 0.8)  # a target may be as short as any
+    messages = talk("a", "b", "c")["messages"][1:]
+    rows = [{"messages": messages, "id": "x", "start_index": 2}, plain("h"), plain("g")]
+    found = rejected_of(run(tmp_path, *rows, families=families))
+    assert [key for key, _ in found.values()] == ([reason] if reason else [])
+    assert not reason or found["x"][1].startswith("turn 2 lasts 0.900 s")
 
 
 @pytest.mark.parametrize(

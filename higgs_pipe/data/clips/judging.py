@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, takewhile
 
 from higgs_pipe.config.settings import DataConfig, ValidateConfig
 from higgs_pipe.config.stages import ValidateStage
@@ -70,6 +70,8 @@ def _judge_row(
     faults = (text_fault(row, of_family) for of_family in rules)
     if fault := next(filter(None, faults), None) or _fault(row, measured, limits):
         return fault
+    if fault := _short_reference(row, measured, rules):
+        return fault
     candidate = candidate_of(row, measured, is_transcript=row is not given)
     return _filtered(candidate, measured, limits) or candidate
 
@@ -120,6 +122,19 @@ def _conversation_fault(row: Row, measured: Measured, limits: ValidateConfig) ->
         if has_equal_samples or one.overlaps(other):
             fact = f"turn {prompt.turn_number} holds audio of turn {target.turn_number}, a target"
             return Fault(Reason.REFERENCE_IS_TARGET, fact)
+    return None
+
+
+def _short_reference(row: Row, measured: Measured, rules: Sequence[PromptRules]) -> Fault | None:
+    """Return the fault of a conversation's reference that a family of base models cannot take.
+
+    The reference of another row may be replaced, so packing chooses it.
+    """
+    for heard in takewhile(lambda heard: not heard.is_target, row.utterances):
+        place, seconds = f"turn {heard.turn_number}", measured[heard.recording]["duration_seconds"]
+        faults = (of_family.reference_fault(place, seconds) for of_family in rules)
+        if fault := next(filter(None, faults), None):
+            return fault
     return None
 
 

@@ -48,6 +48,10 @@ class Reason(StrEnum):
         "no_system_message",
         "leave it out, or train only base models whose prompts have one",
     )
+    SHORT_REFERENCE = (
+        "short_reference",
+        "name a longer recording, or train only base models that take a short one",
+    )
     CHANNELS_CANCEL = (
         "channels_cancel",
         "turn the polarity of one channel, or set validate.cancelling_channels to loudest",

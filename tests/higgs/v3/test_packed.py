@@ -10,6 +10,7 @@ from reference_v3 import IGNORED, PLACEHOLDER, audio_loss, codebook_losses, dela
 
 from higgs_pipe.config.settings import LoraSettings, LossWeights
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow, collate
 from higgs_pipe.higgs.lora import add_lora, trainable_parameters
 from higgs_pipe.higgs.loss import label_weights, named_accuracies, named_losses, objective
@@ -156,6 +157,14 @@ def test_there_is_no_text_loss_in_any_number(v3_base: Path) -> None:
     assert (of_labels * total.loss).sum().item() == pytest.approx(weighted.item())
     weighted.backward()
     assert all(gradient.isfinite().all() for gradient in gradients_of(model.model).values())
+
+
+@pytest.mark.parametrize("target", ["0.embedding", "modality_embeddings.0.embedding"])
+def test_lora_on_the_tied_matrix_is_refused(v3_base: Path, target: str) -> None:
+    native = load_base(Pretrained("base_model", str(v3_base)), torch.float32)
+    settings = LoraSettings(target_modules=["q_proj", target])
+    with pytest.raises(UserError, match=r"target_modules.*one matrix.*train_in_full"):
+        add_lora(native, settings, seed=0)
 
 
 def test_the_tied_matrix_is_one_part_that_keeps_float32_in_a_bfloat16_base(v3_base: Path) -> None:
