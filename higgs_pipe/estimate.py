@@ -4,12 +4,10 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import HiggsAudioV2TokenizerConfig
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, TrainConfig
@@ -22,9 +20,10 @@ from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.higgs.codec_checkpoint import codec_config
 from higgs_pipe.higgs.codes import num_delayed_frames
 from higgs_pipe.higgs.family import config_of, renderer_of
-from higgs_pipe.higgs.pretrained import load_pretrained, small_files
+from higgs_pipe.higgs.pretrained import small_files
 from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, RenderError
 from higgs_pipe.planning import bases
 from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
@@ -89,7 +88,6 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     """
     stage = load_stage(EstimateStage, config)
     summary = ValidationSummary.read(validation)
-    codec_config = partial(load_pretrained, HiggsAudioV2TokenizerConfig)
     codec, codec_fault = _read(codec_config, stage.pretrained_codec)
     frame_rate_hz = codec.sample_rate / codec.hop_length if codec else PUBLISHED_FRAME_RATE_HZ
     table = Clips.read(clips)

@@ -26,8 +26,9 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.codec_checkpoint import bundle_of, num_codec_bytes
 from higgs_pipe.higgs.family import Family, family_of_base, full_form, model_shapes
-from higgs_pipe.higgs.forms import FullForm, codec_files
+from higgs_pipe.higgs.forms import FullForm
 from higgs_pipe.higgs.lora import check_base
 from higgs_pipe.higgs.merging import Merge, read_changes
 from higgs_pipe.higgs.packed_for import base_of_rows
@@ -129,7 +130,7 @@ def write_form(
         written = {name: weights.shapes[source] for name, source in sources.items()}
         sizes = [math.prod(shape) * dtype.itemsize for shape in written.values()]
         if kind.copies_codec:
-            sizes += [path.stat().st_size for path in codec_files(named_codec)]
+            sizes.append(num_codec_bytes(named_codec))
         check_room(folder, sum(sizes))
         write_shards(folder, written, dtype, lambda name: merge[sources[name]])
     kind.write_side_files(folder, base.pretrained, named_codec, dtype)
@@ -218,8 +219,16 @@ def checkpoint_card(
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
+    is_on_hub = record.codec_revision is not None
+    codec = Pretrained("codec", record.codec, record.codec_revision)
     return environment.get_template("checkpoint_card.md.j2").render(
-        name=name, record=record, proof=proof, pack=pack.pack, family=family, form=form
+        name=name,
+        record=record,
+        proof=proof,
+        pack=pack.pack,
+        family=family,
+        form=form,
+        names_codec=is_on_hub and bundle_of(codec) is None,
     )
 
 

@@ -731,7 +731,10 @@ class EvalConfig(EvaluateConfig, AcceptConfig, OtherManifestConfig):
 BaseModelField: Any = Field(
     min_length=1, description="Model to fine-tune: a checkpoint directory or a Hub id."
 )
-CodecField: Any = Field(min_length=1, description="Audio tokenizer: a directory or a Hub id.")
+CodecField: Any = Field(
+    min_length=1,
+    description="Audio tokenizer: a directory or a Hub id, its own or of a base that bundles it.",
+)
 ExperimentsField: Any = Field(
     {"default": {}},
     min_length=1,

@@ -14,9 +14,10 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.resampling import resample
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.codec_checkpoint import codec_model
 from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.devices import pick_dtype
-from higgs_pipe.higgs.pretrained import load_weights, weight_fingerprint
+from higgs_pipe.higgs.pretrained import weight_fingerprint
 
 SNAKE_BLOCK_NUM_VALUES = 2**18  # 1 MB: it fits the cache of a core
 
@@ -73,7 +74,7 @@ def load_codec(
     """Load the codec for inference.
 
     Args:
-        pretrained: The codec.
+        pretrained: The codec, or a base with the codec in its bundle.
         device: The device that it runs on.
         dtype: The dtype that it computes in on a GPU; on a CPU it is always float32.
 
@@ -83,7 +84,7 @@ def load_codec(
     Raises:
         UserError: It cannot be loaded, or some of its weights are missing.
     """
-    model = load_weights(HiggsAudioV2TokenizerModel, pretrained, dtype=torch.float32)
+    model = codec_model(pretrained)
     config = model.config
     compute_dtype = torch.float32 if device.type == "cpu" else pick_dtype(dtype, device)
     info = CodecInfo(

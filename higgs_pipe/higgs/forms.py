@@ -13,7 +13,7 @@ import torch
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import read_json, write_json
-from higgs_pipe.higgs.pretrained import CONFIG_SUFFIXES, checkpoint_dir, weight_files
+from higgs_pipe.higgs.pretrained import CONFIG_SUFFIXES, checkpoint_dir
 from higgs_pipe.higgs.shards import INDEX
 
 CONFIG = "config.json"
@@ -41,12 +41,6 @@ class FullForm:
     usage: str
     copies_codec: bool = False
     is_native: bool = True
-
-
-def codec_files(codec: Pretrained) -> list[Path]:
-    """Return the files of the codec that go beside a model."""
-    folder = checkpoint_dir(codec)
-    return [*side_files(folder, ()), *weight_files(folder)]
 
 
 def copy_side_files(

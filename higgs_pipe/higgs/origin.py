@@ -8,12 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT
-from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import read_json
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.pretrained import PinnedModel, small_files
-
-CODEC_FOLDER = "audio_tokenizer"  # of a base that brings its codec
+from higgs_pipe.higgs.pretrained import PinnedModel
 
 
 @dataclass(frozen=True)
@@ -118,26 +115,3 @@ def _pinned_folder(results: Sequence[Path], setting: str, fingerprint: str) -> s
         if pinned.fingerprint == fingerprint:
             return pinned.name
     return None
-
-
-def codec_of_base(base: Pretrained) -> str:
-    """Return the codec of a base: the one in its folder, or that its processor names.
-
-    ``processor_config.json`` names a directory or a Hub id; the folder of a merged checkpoint may
-    have moved since.
-
-    Raises:
-        UserError: It names none.
-    """
-    beside = Path(base.name) / CODEC_FOLDER
-    if (beside / "config.json").is_file():
-        return str(beside)
-    try:
-        path = small_files(base) / "processor_config.json"
-        codec: str = read_json(path)["audio_tokenizer"]["audio_tokenizer_name_or_path"]
-    except (OSError, KeyError, TypeError):
-        raise UserError(
-            f"{base.setting} {base.name!r} names no codec (audio_tokenizer in "
-            "processor_config.json); name one."
-        ) from None
-    return codec

@@ -42,17 +42,18 @@ def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> 
     Args:
         auto_class: The Transformers class.
         pretrained: The checkpoint.
-        options: Passed on.
+        options: Passed on; with a ``state_dict``, nothing else of the checkpoint is read.
 
     Raises:
         UserError: The checkpoint cannot be found, reached or read.
     """
     small_files(pretrained)
+    name = None if "state_dict" in options else pretrained.name  # Transformers takes one of them
     try:
         # What is wanted is here. Transformers would ask the Hub for each file that a checkpoint may
         # have, five times where there is no network: two minutes for a tokenizer in the cache.
         return auto_class.from_pretrained(
-            pretrained.name, revision=pretrained.revision, local_files_only=True, **options
+            name, revision=pretrained.revision, local_files_only=True, **options
         )
     except (OSError, ValueError, *CONTENT_FAULTS) as error:
         raise not_loaded(pretrained, error) from None

@@ -29,12 +29,13 @@ from higgs_pipe.data.text import is_blank
 from higgs_pipe.data.units import number
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
+from higgs_pipe.higgs.codec_checkpoint import codec_of_base
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.family import renderer_of
 from higgs_pipe.higgs.generation import DEFAULT_BATCH_SIZE, Spoken, speak
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.model import load_base
-from higgs_pipe.higgs.origin import adapter_origin, codec_of_base
+from higgs_pipe.higgs.origin import adapter_origin
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.prompts import ModelPrompt, PromptRenderer
 from higgs_pipe.higgs.speech_prompts import (
@@ -134,7 +135,7 @@ class Speaker:
         elif origin is not None and origin.codec is not None:
             named_codec = Pretrained("codec", origin.codec, origin.codec_revision)
         else:
-            named_codec = Pretrained("codec", codec_of_base(named_base), codec_revision)
+            named_codec = codec_of_base(named_base, codec_revision)
         loaded_codec, info = load_codec(named_codec, where)
         if info.num_codebooks != renderer.shape.num_codebooks:
             raise UserError(

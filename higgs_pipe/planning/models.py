@@ -13,7 +13,7 @@ from typing import Any
 
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.planning.checkpoint_files import missing_size, read_object, size_fault
-from higgs_pipe.planning.model_types import V2, V3
+from higgs_pipe.planning.model_types import BUNDLED_CODECS, CODEC, V2, V3
 from higgs_pipe.planning.targets import is_within
 from higgs_pipe.planning.user_files import UnfitFileError
 
@@ -21,7 +21,7 @@ from higgs_pipe.planning.user_files import UnfitFileError
 # be.
 KINDS = {
     "base_model": ("the base model", (V2, V3)),
-    "codec": ("the codec", ("higgs_audio_v2_tokenizer",)),
+    "codec": ("the codec", (CODEC, *BUNDLED_CODECS)),
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # What a merge by others may have lost; the other model's head is its embedding.
@@ -152,9 +152,11 @@ def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | N
                     names |= set(_names_in(file))
                 except (OSError, ValueError, RecursionError, struct.error):
                     return f"has a damaged {file.name}; copy or download it again"
-    head = None
-    if setting == "base_model":
-        head = TEXT_HEADS.get(read_object(folder / "config.json")["model_type"])
+    model_type = read_object(folder / "config.json")["model_type"]
+    prefix = BUNDLED_CODECS.get(model_type) if setting == "codec" else None
+    if prefix and names and not any(name.startswith(prefix) for name in names):
+        return f"has no codec in its bundle ({prefix}*); name a codec of its own"
+    head = TEXT_HEADS.get(model_type) if setting == "base_model" else None
     if head and names and not any(name.endswith(head) for name in names):
         return (
             f"has no text head ({head}), so there would be no text loss; whoever merged it "

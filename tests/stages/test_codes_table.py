@@ -97,6 +97,7 @@ def test_a_revision_is_passed_on_to_the_hub(
         asked.append(revision)
         return str(tmp_path)
 
+    (tmp_path / "config.json").write_text('{"model_type": "higgs_audio_v2_tokenizer"}')
     monkeypatch.setattr("higgs_pipe.higgs.pretrained.snapshot_download", snapshot_download)
     monkeypatch.setattr("higgs_pipe.higgs.pretrained.hub_answers", lambda: True)
     model_class = "higgs_pipe.higgs.codec.HiggsAudioV2TokenizerModel.from_pretrained"

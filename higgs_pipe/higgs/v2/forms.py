@@ -20,17 +20,16 @@ from transformers import AutoTokenizer, HiggsAudioV2Config, HiggsAudioV2Tokenize
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import read_json, write_json
+from higgs_pipe.higgs.codec_checkpoint import CODEC_FOLDER, bundle_of, write_codec
 from higgs_pipe.higgs.forms import (
     CONFIG,
     LICENCES,
     NOT_COPIED,
     FullForm,
-    codec_files,
     copy_side_files,
     name_of,
     side_files,
 )
-from higgs_pipe.higgs.origin import CODEC_FOLDER
 from higgs_pipe.higgs.pretrained import checkpoint_dir, load_pretrained
 from higgs_pipe.higgs.v2.original_form import original_config, original_name
 
@@ -44,8 +43,9 @@ def write_merged_files(
     """Write what a merged model needs beside its weights.
 
     Transformers takes the codec that ``processor_config.json`` names for a Hub id or a path, never
-    relative to the file. So a codec of the Hub is named, and one in a folder is not: whoever loads
-    the processor hands it the codec of ``audio_tokenizer/``, wherever that lies by then.
+    relative to the file. So a codec of the Hub is named, and one in a folder or a bundle is not:
+    whoever loads the processor hands it the codec of ``audio_tokenizer/``, wherever that lies by
+    then.
 
     Args:
         folder: Where the files go.
@@ -54,12 +54,10 @@ def write_merged_files(
         dtype: The dtype of the weights.
     """
     copy_side_files(folder, base, dtype, left_out=[PROCESSOR])
-    (folder / CODEC_FOLDER).mkdir()
-    for path in codec_files(codec):
-        shutil.copyfile(path, folder / CODEC_FOLDER / path.name)
+    write_codec(codec, folder / CODEC_FOLDER)
     processor = read_json(checkpoint_dir(base) / PROCESSOR)
     processor.pop("audio_tokenizer", None)
-    if not Path(codec.name).is_dir():
+    if not Path(codec.name).is_dir() and bundle_of(codec) is None:
         processor["audio_tokenizer"] = {
             "audio_tokenizer_class": HiggsAudioV2TokenizerModel.__name__,
             "audio_tokenizer_name_or_path": codec.name,

@@ -20,6 +20,7 @@ from higgs_pipe.data.files import write_json
 from higgs_pipe.higgs.miniature_codec import build_codec
 from higgs_pipe.higgs.miniature_parts import byte_level_tokenizer, for_transformers, vary_norms
 from higgs_pipe.higgs.shards import INDEX
+from higgs_pipe.higgs.v3.codec import CONFIG_KEY, UNUSED
 from higgs_pipe.higgs.v3.native import (
     AUDIO_HEAD,
     CODEC_PREFIX,
@@ -88,20 +89,19 @@ def build(
     tokenizer.save_pretrained(output_dir)
     num_ids = NUM_IDS_FULL if full_vocab else 32 * (len(tokenizer) // 32 + 1)
     config = raw_config(num_ids, hidden_size, num_layers, initializer_range)
-    write_json(output_dir / "config.json", config)
-
     torch.manual_seed(seed)
     model = HiggsV3Model(HiggsV3Config(**config))
     vary_norms(model)
     body = dict(model.state_dict())
-    codec = build_codec(seed).state_dict()
-    # In the published bundle too; unused where nothing is masked.
-    codec["semantic_model.masked_spec_embed"] = torch.zeros(16)
+    codec = build_codec(seed)
+    config["audio_encoder_config"][CONFIG_KEY] = codec.config.to_diff_dict()
+    write_json(output_dir / "config.json", config)
     heads = {
         TEXT_HEAD: body["tied.embedding.text_embedding.weight"].clone(),
         AUDIO_HEAD: body["tied.embedding.modality_embeddings.0.embedding.weight"].clone(),
     }
-    bundled = {f"{CODEC_PREFIX}{name}": tensor for name, tensor in codec.items()}
+    bundled = {f"{CODEC_PREFIX}{name}": tensor for name, tensor in codec.state_dict().items()}
+    bundled[UNUSED] = torch.zeros(codec.config.semantic_model_config.hidden_size)
     _save(output_dir, [body, bundled], heads)
 
 

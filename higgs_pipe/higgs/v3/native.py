@@ -25,7 +25,7 @@ from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.planning import model_types
 
-CODEC_PREFIX = "tied.embedding.modality_embeddings.0.model."
+CODEC_PREFIX = model_types.BUNDLED_CODECS[model_types.V3]
 TEXT_EMBEDDING = "tied.embedding.text_embedding.weight"
 AUDIO_EMBEDDING = "tied.embedding.modality_embeddings.0.embedding.weight"
 # Copies of the embeddings, which the checkpoint stores outside its index.

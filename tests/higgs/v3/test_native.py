@@ -18,6 +18,7 @@ from higgs_pipe.higgs.model import load_base
 BODY, BUNDLED = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
 PREFIX = "tied.embedding."
 AUDIO = f"{PREFIX}modality_embeddings.0.embedding.weight"
+CODEC = f"{PREFIX}modality_embeddings.0.model."
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float64) -> Any:
@@ -114,10 +115,23 @@ def test_an_audio_head_that_is_no_copy_is_refused(v3_base: Path, tmp_path: Path)
 def test_the_bundled_codec_is_the_one_of_the_miniature_v2(v3_base: Path, tiny_base: Path) -> None:
     codec = load_file(tiny_base / "audio_tokenizer" / "model.safetensors")
     bundled = load_file(v3_base / BUNDLED)
-    prefix = f"{PREFIX}modality_embeddings.0.model."
-    found = {k.removeprefix(prefix): v for k, v in bundled.items() if k.startswith(prefix)}
+    found = {k.removeprefix(CODEC): v for k, v in bundled.items() if k.startswith(CODEC)}
     assert found.keys() - codec.keys() == {"semantic_model.masked_spec_embed"}
     assert all(torch.equal(found[name], tensor) for name, tensor in codec.items())
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_a_tensor_of_the_codec_is_named_like_another(
+    v3_base: Path, tmp_path: Path, change: str
+) -> None:
+    def rename(tensors: dict[str, Any]) -> None:
+        tensor = tensors.pop(f"{CODEC}fc.weight")
+        tensors |= {f"{CODEC}fc3.weight": tensor} if change == "unknown" else {}
+
+    folder = changed(v3_base, tmp_path / "base", BUNDLED, rename)
+    name = "fc3" if change == "unknown" else "fc"
+    with pytest.raises(UserError, match=rf"1 .*tensors.*\n.*\.model\.{name}\.weight"):
+        load(folder)
 
 
 def test_quantization_finds_the_layers_of_the_body_and_nothing_else(v3_base: Path) -> None:
