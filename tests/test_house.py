@@ -226,6 +226,31 @@ def test_the_citation_names_the_version_and_the_licence_of_the_package() -> None
     assert citation["license"] == project["license"]
 
 
+def test_every_continuous_integration_job_calls_the_one_script() -> None:
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        [job] = yaml.safe_load(path.read_text())["jobs"].values()
+        assert ".ci/run" in [step.get("run") for step in job["steps"]], path.name
+
+
+@pytest.mark.parametrize(
+    ("tag", "returncode"),
+    [("v0.1.0", 0), ("0.1.0", 2), ("v99.0.0", 2), ("v0.1", 2)],
+)
+def test_only_the_tag_of_the_tree_is_released(tag: str, returncode: int, tmp_path: Path) -> None:
+    for name in ("CITATION.cff", "CHANGELOG.md", ".ci/notes", "higgs_pipe/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (ROOT / name).read_text().replace(higgs_pipe.__version__, "0.1.0")
+        (tmp_path / name).write_text(text)
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / ".ci/notes"), tag],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == returncode
+    assert bool(run.stdout.strip()) == (returncode == 0)
+
+
 def test_the_tree_of_the_readme_shows_every_room() -> None:
     page = (ROOT / "README.md").read_text()
     rooms = {

@@ -229,6 +229,33 @@ def test_the_catalogs_snakefile_is_the_same_workflow(workdir: Path) -> None:
     assert {**planned, "all": 1} == EVERYTHING
 
 
+# What `snakedeploy deploy-workflow` writes for a workflow of the catalog, beside a copy of config/.
+DEPLOYED = """
+configfile: "config/config.yaml"
+
+
+module higgs_pipe:
+    snakefile:
+        "{snakefile}"
+    config:
+        config
+
+
+use rule * from higgs_pipe
+"""
+
+
+def test_a_workflow_deployed_from_the_catalog_plans_everything(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    assert (tmp_path / "config/config.yaml").read_text() == (ROOT / "config.yaml").read_text()
+    (tmp_path / "workflow").mkdir()
+    text = DEPLOYED.format(snakefile=ROOT / "workflow/Snakefile")
+    (tmp_path / "workflow/Snakefile").write_text(text)
+    planned = jobs(tmp_path, "--snakefile", "workflow/Snakefile", "--cores", "1")
+    assert planned.pop("everything") == 1
+    assert {**planned, "all": 1} == EVERYTHING
+
+
 def test_the_catalogs_quick_run_is_the_demo_with_fewer_epochs(tmp_path: Path) -> None:
     settings = yaml.safe_load((ROOT / ".test/config.yaml").read_text())
     settings["manifest"] = str(ROOT / ".test" / settings["manifest"])
