@@ -53,9 +53,12 @@ class CudaCapture:
 
     def __call__(self, function: Callable[[], Any]) -> Replay:
         """Capture the kernels of ``function``, while other threads may use the device."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            function()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                function()
+        finally:
+            torch.cuda.set_stream(stream)  # a capture that fails would leave PyTorch in its own
         return graph
 
 

@@ -49,6 +49,7 @@ class Planner:
     accelerator: Accelerator
     note: Note = field(init=False)
     graphs: Graphs | None = None  # of the plan's padded micro-batches, on CUDA
+    can_capture: bool = True
 
     def plan(self, note: Note) -> None:
         """Plan the rest of the run; one that resumes keeps the plan of its checkpoint.
@@ -82,6 +83,9 @@ class Planner:
         Raises:
             UserError: One row with as many layers recomputed as can be did not fit.
         """
+        if self.graphs is not None and self.graphs.fault is not None:
+            self.can_capture = False  # PyTorch's allocator may be unfit for it
+        self.graphs = None  # so that their memory is given back too
         free_memory(self.accelerator.device)
         step, num_layers = self.state.progress.step + 1, self.model.num_layers
         plan = self.state.plan or Plan(1, 0, is_compiled=False)
@@ -109,7 +113,7 @@ class Planner:
         self.inputs.follow(plan.rows_per_micro_batch, plan.is_padded)
         self.model.recomputed_layers = plan.recomputed_layers
         self.graphs = None
-        if plan.is_padded and self._obstacle_to_graphs() is None:
+        if plan.is_padded and self.can_capture and self._obstacle_to_graphs() is None:
             self.graphs = Graphs(self._micro_step, make_capture(), self.accelerator.device)
 
     def _micro_step(self, batch: PackedBatch, weights: Tensor) -> Tensor:
@@ -135,6 +139,7 @@ class Planner:
             logger.info("micro-steps are replayed as CUDA graphs; one gave what a plain one gives")
             return
         logger.warning("training goes on without CUDA graphs: %s", fault)
+        graphs.graphs.clear()
         free_memory(self.accelerator.device)
         plan = cast(Plan, self.state.plan)
         self._follow(replace(plan, is_padded=False), "without CUDA graphs")

@@ -52,6 +52,7 @@ class StepInput:
     """An optimizer step's rows, ready for this process."""
 
     planned: PlannedStep
+    laid_out_by: MicroBatches
     num_tokens: int  # positions of the rows, over all processes
     micro_batches: list[MicroBatch]
     label_counts: Tensor  # (2 + K,) float64, of this process
@@ -157,11 +158,11 @@ class StepInputs:
         # From page-locked memory the host need not wait for the copy to a GPU.
         is_pinned = self.accelerator.device.type == "cuda"
         micro_batches = []
-        num_rows, grid = self._micro_batches  # another thread may make them smaller
-        for start in range(0, len(mine), num_rows):
-            rows = mine[start : start + num_rows]
+        layout = self._micro_batches  # another thread may make them smaller
+        for start in range(0, len(mine), layout.num_rows):
+            rows = mine[start : start + layout.num_rows]
             seeds = [combined_seed(self.settings.seed, planned.epoch, row) for row in rows]
-            lay = collate if grid is None else grid.collate
+            lay = collate if layout.grid is None else layout.grid.collate
             batch = lay([self.rows[row] for row in rows], self.config, seeds)
             micro_batches.append(
                 MicroBatch(rows, weight, batch.pin_memory() if is_pinned else batch)
@@ -169,14 +170,15 @@ class StepInputs:
         counts = torch.stack([m.batch.label_counts() * m.weight for m in micro_batches]).sum(0)
         return StepInput(
             planned=planned,
+            laid_out_by=layout,
             num_tokens=sum(self.row_lengths[row] for row in planned.rows),
             micro_batches=micro_batches,
             label_counts=counts.pin_memory() if is_pinned else counts,
         )
 
     def fitted(self, step_input: StepInput) -> StepInput:
-        """Return the step's input in micro-batches of at most ``rows_per_micro_batch`` rows."""
-        if all(len(m.rows) <= self.rows_per_micro_batch for m in step_input.micro_batches):
+        """Return the step's input in micro-batches of the size and padding that are in force."""
+        if step_input.laid_out_by is self._micro_batches:
             return step_input
         return self.build(step_input.planned)
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import PackedCorpus, train
+from pretended_gpu import PretendedCapture, pretend_to_capture, run_out_of_memory_once
 from safetensors.torch import load_file
 
 from higgs_pipe.higgs import packed_body
-from higgs_pipe.higgs.attention import SampleBounds, packed_attention
+from higgs_pipe.higgs.attention import packed_attention
 from higgs_pipe.higgs.batch import PackedBatch
-from higgs_pipe.training import graphs, planner
+from higgs_pipe.training import graphs
 from higgs_pipe.training.planner import Planner
 
 EXACT: dict[str, Any] = {
@@ -26,46 +27,10 @@ EXACT: dict[str, Any] = {
 }
 
 
-class Repeated:
-    """In place of a CUDA graph: capturing runs nothing, a replay runs the function."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.function = function
-        self.num_replays = 0
-
-    def replay(self) -> None:
-        self.num_replays += 1
-        self.function()
-
-
-class PretendedCapture:
-    """Keeps what it captured; fails at the capture of this number."""
-
-    def __init__(self, failing: int | None = None) -> None:
-        self.captured: list[Repeated] = []
-        self.failing = failing
-
-    def __call__(self, function: Callable[[], Any]) -> Repeated:
-        if len(self.captured) == self.failing:
-            raise RuntimeError("operation not permitted when stream is capturing\nat line 7")
-        self.captured.append(Repeated(function))
-        return self.captured[-1]
-
-
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[PretendedCapture], None]:
-    """Lets a CPU capture: attention takes the bounds of samples from a tensor, as on CUDA."""
-
-    def attention(q: Any, k: Any, v: Any, samples: SampleBounds, dropout: float) -> torch.Tensor:
-        lengths = tuple(length for length in samples.offsets.diff().tolist() if length)
-        return packed_attention(q, k, v, samples._replace(lengths=lengths), dropout)
-
-    def use(capture: PretendedCapture) -> None:
-        monkeypatch.setattr(planner, "obstacle_to_graphs", lambda *_: None)
-        monkeypatch.setattr(planner, "make_capture", lambda: capture)
-        monkeypatch.setattr(packed_body, "packed_attention", attention)
-
-    return use
+    """Lets a CPU capture by what it is given."""
+    return lambda capture: pretend_to_capture(monkeypatch, capture)
 
 
 def adapter(output: Path) -> dict[str, torch.Tensor]:
@@ -95,7 +60,7 @@ def test_padded_and_replayed_micro_steps_train_the_same_adapter(
     assert is_padded(replayed) == [True]
     assert 1 <= len(capture.captured) <= graphs.MAX_GRAPHS
     # 18 micro-batches, a plain one for the log of step 1, at most one plain per shape.
-    num_replays = sum(each.num_replays for each in capture.captured) - 3  # of the check
+    num_replays = capture.num_replays - 3  # of the check
     assert num_replays >= 18 - 1 - 2 * len(capture.captured)
     assert_close(tmp_path / "replayed", tmp_path / "plain")
 
@@ -119,6 +84,18 @@ def test_a_capture_that_fails_leaves_plain_micro_steps_and_a_warning(
     assert "without CUDA graphs: operation not permitted" in caplog.text
     assert "line 7" not in caplog.text
     assert_close(tmp_path / "failed", tmp_path / "plain")
+
+
+def test_after_a_failed_capture_no_other_is_tried(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also not by the smaller plan after memory ran out: the allocator may be unfit for it."""
+    capture = PretendedCapture(failing=1)
+    pretend_to_capture(monkeypatch, capture)
+    run_out_of_memory_once(monkeypatch, step=5)
+    metrics = train(corpus, tmp_path, **EXACT | {"max_steps": 8}, cuda_graphs=True)
+    assert is_padded(metrics) == [True, True]
+    assert capture.num_tried == 2
 
 
 @pytest.mark.parametrize("fault", ["old inputs", "old bounds", "no gradient"])
