@@ -1,10 +1,12 @@
 """Attention over packed samples against a plain loop."""
 
+import inspect
 import logging
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from higgs_pipe.higgs import attention
 from higgs_pipe.higgs.attention import SampleBounds, attention_by_sample, packed_attention
@@ -65,13 +67,18 @@ def test_the_varlen_call_equals_a_loop_over_its_arguments(monkeypatch: pytest.Mo
         max_k: Any,
         *,
         window_size: Any,
-        enable_gqa: Any,
+        **grouped: Any,
     ) -> Any:
-        assert (window_size, enable_gqa, cu_q.dtype) == ((-1, 0), True, torch.int32)
+        signature.bind(query, key, value, cu_q, cu_k, max_q, max_k, window_size=window_size)
+        signature.bind_partial(**grouped)  # PyTorch 2.11 has no enable_gqa, and needs none
+        assert grouped.get("enable_gqa", True) is True
+        assert ("enable_gqa" in grouped) == ("enable_gqa" in signature.parameters)
+        assert (window_size, cu_q.dtype) == ((-1, 0), torch.int32)
         assert max_q == max_k == int(cu_q.diff().max())
         assert torch.equal(cu_q, cu_k)
         return plain_loop(query, key, value, ends=cu_q[1:].tolist())
 
+    signature = inspect.signature(varlen_attn)
     monkeypatch.setattr(attention, "varlen_attn", stand_in)
     monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
     heads = random_heads(torch.float64)

@@ -8,7 +8,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from reference import norm_as_precise_as_its_input
@@ -22,6 +24,7 @@ from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.padding import Grid
 from higgs_pipe.training.compiling import learn_nothing
 
 
@@ -37,19 +40,29 @@ def main(base: Path, train_rows: Path, output: Path) -> None:
     plain = DualLossModel(adapted).train()
     compiled = DualLossModel(copy.deepcopy(adapted)).train()
     compiled.compile_layers()
-    batch = collate([PackedRows(train_rows)[0]], plain.shape, dropout_seeds=[7])
+    rows = PackedRows(train_rows)
+    batch = collate([rows[0]], plain.shape, dropout_seeds=[7])
+    padded = Grid.of_rows(rows.sizes(), 2).collate([rows[0]], plain.shape, dropout_seeds=[7])
     cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     started = time.perf_counter()
     gradients = learn_nothing(compiled, batch)
     seconds = time.perf_counter() - started
-    pairs = zip(gradients, learn_nothing(plain, batch), strict=True)
-    errors = [float((a - b).norm() / b.norm()) for a, b in pairs if b is not None]
+    files = sorted(str(p.relative_to(cache)) for p in cache.rglob("*.py"))
+    expected = learn_nothing(plain, batch)
     found = {
         "seconds": seconds,
-        "gradient_error": max(errors),
-        "files": sorted(str(p.relative_to(cache)) for p in cache.rglob("*.py")),
+        "gradient_error": largest_error(gradients, expected),
+        "files": files,
+        "gradient_error_padded": largest_error(learn_nothing(compiled, padded), expected),
+        "files_for_padding": len(list(cache.rglob("*.py"))) - len(files),
     }
     output.write_text(json.dumps(found))
+
+
+def largest_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
+    """Of all gradients, each relative to its norm."""
+    pairs = zip(found, expected, strict=True)
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs if b is not None)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 Usage: train_cases.py CASES_JSON
 
-CASES_JSON lists objects {config, train_rows, eval_rows, output_dir, gradients_of?}: a case with
-``gradients_of`` (rows) leaves the gradients of one optimizer step in ``gradients.pt``; any other
-trains to the end.
+CASES_JSON lists objects {config, train_rows, eval_rows, output_dir, gradients_of?, gpu?}: a case
+with ``gradients_of`` (rows) leaves the gradients of one optimizer step in ``gradients.pt``; any
+other trains to the end. With ``gpu`` it does so as on a GPU that runs out of memory once, and
+leaves the number of replayed micro-steps in ``num_replays.txt``.
 """
 
 import json
@@ -12,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator
+from pretended_gpu import pretend_a_gpu
 from reference import norm_as_precise_as_its_input
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
@@ -56,7 +59,11 @@ def run_cases(cases: list[dict]) -> None:
         else:
             names = ("config", "train_rows", "eval_rows", "output_dir")
             paths: dict[str, Any] = {name: Path(case[name]) for name in names}
-            train.run(**paths)
+            with pytest.MonkeyPatch.context() as patch:
+                capture = pretend_a_gpu(patch) if case.get("gpu") else None
+                train.run(**paths)
+            if capture is not None and Accelerator().is_main_process:
+                (paths["output_dir"] / "num_replays.txt").write_text(str(capture.num_replays))
 
 
 if __name__ == "__main__":

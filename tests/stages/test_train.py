@@ -57,6 +57,9 @@ SPOKEN: dict[str, Any] = {"sample_steps": 2, "num_samples": 3, "sampling": {"max
 # A rate that rises until it harms.
 HARMFUL: dict[str, Any] = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8}
 HARMFUL |= {"rows_per_step": 3, "eval_steps": 1}
+# As on a large GPU; a step that is logged replays nothing.
+ALL_MODES: dict[str, Any] = ALL_ROWS | {"compile": True, "cuda_graphs": True, "log_steps": 100}
+ALL_MODES |= {"rows_per_step": 5, "preflight": False}
 UNEVEN = [3, 0, 2, 1, 4]
 # As `accelerate config` writes it, but for the numbers.
 OWN_ACCELERATE_CONFIG = """
@@ -134,7 +137,7 @@ def test_the_adapter_is_the_plain_one_however_rows_are_cut_and_shared_out(
 
 
 def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, Any]]:
-    """Gradients of one step in three ways of sharing it out, and two trainings."""
+    """Gradients of one step in ways of sharing it out, and three trainings."""
     settings_by_name = {
         "uneven": ({}, UNEVEN),
         "micro_batches_of_two": ({"rows_per_micro_batch": 2}, UNEVEN),
@@ -142,6 +145,7 @@ def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, Any]]:
         "padded": ({"cuda_graphs": True, "rows_per_micro_batch": 2}, UNEVEN),
         "two_rows": (TWO_ROWS | SPOKEN, None),
         "early_stop": (HARMFUL | {"early_stopping_patience": 2}, None),
+        "all_modes": (ALL_MODES, None),
     }
     found = {}
     for name, (settings, gradients_of) in settings_by_name.items():
@@ -156,15 +160,19 @@ def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, Any]]:
             "output_dir": directory / name,
         }
         written: dict[str, Any] = {key: str(value) for key, value in case.items()}
-        found[name] = written | ({} if gradients_of is None else {"gradients_of": gradients_of})
+        written |= {} if gradients_of is None else {"gradients_of": gradients_of}
+        found[name] = written | {"gpu": name == "all_modes"}
     return found
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
     corpus: PackedCorpus,
     plain_two_rows: tuple[dict[str, torch.Tensor], list[float]],
+    plain_full_batch: tuple[dict[str, torch.Tensor], list[float]],
     harmful: list[float],
     spoken_by_one: Path,
     tmp_path: Path,
@@ -195,6 +203,24 @@ def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
     found = held_out_losses(tmp_path / "early_stop")
     assert found == pytest.approx(harmful[: len(found)], rel=1e-4)
     assert len(found) == steps_until_patience_ends(harmful, patience=2)
+    # Compiled, planned, padded, replayed, and a step repeated after one process ran out of memory.
+    assert_close(adapter(tmp_path / "all_modes"), plain_full_batch[0])
+    assert plans(tmp_path / "all_modes") == PLANS[num_processes]
+    assert int((tmp_path / "all_modes/num_replays.txt").read_text()) > 3  # those of the check
+
+
+# (compiled, padded, rows per micro-batch): of five rows a step, halved after step 1.
+PLANS = {
+    1: [(True, True, 5), (True, True, 2)],
+    2: [(True, True, 3), (True, True, 1)],
+    3: [(True, True, 2), (True, True, 1)],
+}
+
+
+def plans(output: Path) -> list[tuple[bool, bool, int]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    keys = ("is_compiled", "is_padded", "rows_per_micro_batch")
+    return [tuple(line[key] for key in keys) for line in lines if "is_padded" in line]
 
 
 def sample_lines(output: Path) -> list[dict[str, float]]:

@@ -5,7 +5,6 @@ import logging
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from helpers import ROOT, PackedCorpus, train
 from peft.tuners.lora import Linear as LoraLinear
+from pretended_gpu import trace_only
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
@@ -103,9 +103,7 @@ def test_train_compiles_where_it_is_told_to_and_learns_the_same(
 ) -> None:
     settings: dict[str, Any] = {"dtype": "float64", "max_steps": 2, "rows_per_step": 2}
     plain = train(corpus, tmp_path / "plain", **settings)
-    with_backend = partial(torch.compile, backend="eager")  # traces all, compiles nothing
-    monkeypatch.setattr(torch, "compile", with_backend)
-    torch._dynamo.reset()
+    trace_only(monkeypatch)
     logging.getLogger("higgs_pipe").propagate = True
     with caplog.at_level(logging.INFO, logger="higgs_pipe"):
         compiled = train(corpus, tmp_path / "compiled", compile=True, **settings)
@@ -122,8 +120,7 @@ def test_train_compiles_where_it_is_told_to_and_learns_the_same(
 def test_compiled_layers_serve_the_base_without_its_adapter(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    torch._dynamo.reset()
+    trace_only(monkeypatch)
     peft_model = adapted(corpus.base)
     model = DualLossModel(peft_model).eval()
     batch = collate([PackedRows(corpus.eval_rows)[0]], model.native.config)
@@ -141,6 +138,8 @@ def test_compiled_code_gives_the_plain_gradients_and_serves_the_next_process(
     found = [run_compiled(corpus, tmp_path, name) for name in ("first", "second")]
     for result in found:
         assert result["gradient_error"] < 1e-9
+        assert result["gradient_error_padded"] < 1e-9
+        assert result["files_for_padding"] == 0  # as a capture needs: nothing is left to compile
     assert found[0]["files"]
     assert found[1]["files"] == found[0]["files"]
     assert found[1]["seconds"] < found[0]["seconds"]
