@@ -20,6 +20,7 @@ from higgs_pipe.data.containers import (
     wav_with_length,
 )
 from higgs_pipe.data.ffmpeg import Decoded, DecodingError, container_of, decode_container
+from higgs_pipe.planning.bounds import MAX_SEGMENT_SAMPLES
 
 MAX_BLOCK_VALUES = 2**24  # samples of all channels that are read at once: 64 MiB
 PCM_16_STEP = np.float32(2**-15)  # of 16-bit samples whose full scale is 1
@@ -135,6 +136,11 @@ class AudioFile:
             first, end = self.header.segment(start_seconds, end_seconds)
         except SegmentOutsideError as error:
             raise SegmentOutsideError(f"{self.path}: {error}") from None
+        if (end - first) * self.header.num_channels > MAX_SEGMENT_SAMPLES:
+            raise AudioError(
+                f"{self.path} holds {end - first:,} samples in each of {self.header.num_channels} "
+                f"channels, more than {MAX_SEGMENT_SAMPLES:,} in all"
+            )
         if isinstance(self.file, Decoded):
             return self._audio(self.file.samples[first:end].copy())
         if not self.is_fresh:  # reopen: earlier reads change how an MP3 decodes

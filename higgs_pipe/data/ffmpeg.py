@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.bounds import MAX_DECODED_BYTES
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -200,6 +201,9 @@ def _write_frames(
                 raise DecodingError(f"has a gap of {gap_seconds:.1f} s at {seconds:.1f} s")
         num_bytes += samples.write(_samples_of(frame).tobytes())
         num_samples += frame.samples
+        if num_bytes > MAX_DECODED_BYTES:
+            hours = num_samples / first.sample_rate / 3600
+            raise DecodingError(f"takes more than {MAX_DECODED_BYTES:,} bytes in {hours:.1f} h")
     if first is None:
         raise DecodingError("holds no samples")
     return first, num_bytes

@@ -32,6 +32,11 @@ MAX_COLUMN_BYTES = 1024 * MIB
 MAX_FAULTS = 10_000
 # Names of unknown keys that are remembered.
 MAX_IGNORED_KEYS = 100
+# Samples of all channels of one segment, decoded: 1 GiB. 255 channels of silence are a few bytes
+# in a file.
+MAX_SEGMENT_SAMPLES = 2**28
+# A recording that FFmpeg decodes as a whole, to disk: a day of 48,000 Hz.
+MAX_DECODED_BYTES = 2**34
 
 # A config: the shipped one has 20 kB, some 150 values and four levels. Aliases of YAML multiply.
 MAX_CONFIG_BYTES = MIB

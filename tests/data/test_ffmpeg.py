@@ -174,6 +174,15 @@ def test_of_many_long_recordings_the_newest_are_kept(
     assert [key[0].name for key in recent._kept] == ["b.m4a", "c.m4a"]
 
 
+def test_a_recording_that_takes_too_much_disk_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000)
+    monkeypatch.setattr(ffmpeg, "MAX_DECODED_BYTES", 50_000)
+    with pytest.raises(AudioError, match="50,000"):
+        decode(path)
+
+
 def test_a_title_in_another_encoding_than_utf_8_does_no_harm(tmp_path: Path) -> None:
     path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000, title="Größe")
     expected = decode(path).samples

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from higgs_pipe import measure
 from higgs_pipe.config.settings import ManifestEntry, MeasureConfig
+from higgs_pipe.data import audio
 from higgs_pipe.data.audio import AudioError, decode
 from higgs_pipe.data.manifests.formats import READERS
 from higgs_pipe.data.manifests.reading import read_manifests
@@ -172,7 +173,20 @@ def test_any_bytes_are_measured_or_have_a_reason(start: bytes, content: bytes) -
         check(path)
 
 
-def test_a_header_that_declares_terabytes_allocates_no_more_than_a_block(tmp_path: Path) -> None:
+def test_a_segment_of_more_samples_than_memory_takes_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.flac").write_bytes(recording("a.flac"))
+    monkeypatch.setattr(audio, "MAX_SEGMENT_SAMPLES", 1000)
+    with pytest.raises(AudioError, match=r"1,600 .* 1,000"):
+        decode(tmp_path / "a.flac")
+    assert decode(tmp_path / "a.flac", 0.1).duration_seconds == pytest.approx(0.1)
+
+
+def test_a_header_that_declares_terabytes_allocates_no_more_than_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio, "MAX_SEGMENT_SAMPLES", 2**62)
     content = bytearray(recording("a.flac"))
     # STREAMINFO: 20 bits of rate, 3 of channels, 5 of depth, 36 of samples.
     stream_info = int.from_bytes(content[18:26], "big")
