@@ -30,6 +30,7 @@ from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.files import atomic_write, folder_beside, read_json, write_json, write_text
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.results import PackingSummary
+from higgs_pipe.data.results import Result
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.higgs.adapter_files import (
@@ -39,6 +40,7 @@ from higgs_pipe.higgs.adapter_files import (
     AdapterBase,
 )
 from higgs_pipe.higgs.family import family_of_base
+from higgs_pipe.listening.verdict import Verdict
 from higgs_pipe.progress import activity
 from higgs_pipe.publishing.card import CardFacts, CardModel, model_card
 from higgs_pipe.publishing.checking import check_package
@@ -55,7 +57,7 @@ from higgs_pipe.publishing.samples import publish_samples
 from higgs_pipe.publishing.sealing import seal, write_zip
 from higgs_pipe.reporting.charts import draw_loss
 from higgs_pipe.reporting.experiments import read_experiments
-from higgs_pipe.training.results import Proof, RunInfo, TrainedSettings
+from higgs_pipe.training.results import EvalMetrics, Proof, RunInfo, TrainedSettings
 from higgs_pipe.training.run_info import git_commit, package_versions
 
 logger = logging.getLogger("higgs_pipe")
@@ -95,8 +97,10 @@ def run(
         staged = aside / name
         staged.mkdir()
         copy_adapter(experiment_dir / "train" / "adapter", staged)
-        for result in ("metrics.json", "verdict.json"):
-            shutil.copyfile(experiment_dir / "eval" / result, staged / result)
+        results: dict[str, type[Result]] = {"metrics.json": EvalMetrics, "verdict.json": Verdict}
+        for file, kind in results.items():
+            kind.read(experiment_dir / "eval" / file)  # it is there, and whole
+            shutil.copyfile(experiment_dir / "eval" / file, staged / file)
         proof = verify_in_fresh_process(
             staged, config_dir / "eval.json", packed_dir / "eval.parquet", metrics_path
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.listening.spoken import ADAPTER, BASE, GENERATED, temperatures_of
+from higgs_pipe.reporting.audio import read_wav
 
 FOLDER = "samples"
 
@@ -29,6 +30,9 @@ def publish_samples(
         wavs: The folder of its WAVs.
         package_dir: The package, which gets ``samples/``.
         num_samples: Texts to take, the first ones.
+
+    Raises:
+        UserError: A WAV is missing or cut off.
     """
     found, _ = read_table(table, GENERATED)
     rows = found.to_pylist()
@@ -46,6 +50,8 @@ def publish_samples(
             names[voice] = f"{FOLDER}/{number:02d}-{voice}.wav"
             target = package_dir / names[voice]
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(wavs / spoken[clip_id, voice], target)
+            source = wavs / spoken[clip_id, voice]
+            read_wav(source, GENERATED.made_by)  # it is there, and whole
+            shutil.copyfile(source, target)
         published.append(PublishedSample(text, names[BASE], names[ADAPTER]))
     return published

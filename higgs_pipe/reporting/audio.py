@@ -2,6 +2,7 @@
 
 import base64
 import io
+import wave
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +37,35 @@ def read_player(path: Path, longest_seconds: float | None, rule: str) -> Player:
         rule: The rule that makes the file.
 
     Raises:
-        UserError: The file is missing or unreadable.
+        UserError: The file is missing, unreadable or cut off.
+    """
+    return make_player(*read_wav(path, rule), longest_seconds)
+
+
+def read_wav(path: Path, rule: str) -> tuple[npt.NDArray[np.float32], int]:
+    """Return the samples (n,) of a mono WAV that a stage has written, and their rate.
+
+    Args:
+        path: The file.
+        rule: The rule that makes it.
+
+    Raises:
+        UserError: The file is missing, unreadable or cut off.
     """
     try:
         samples, rate_hz = sf.read(path, dtype="float32", always_2d=True)
-    except sf.LibsndfileError as error:
-        raise UserError(f"{path}: {error.error_string} run: snakemake --forcerun {rule}") from None
-    return make_player(samples.mean(axis=1), rate_hz, longest_seconds)
+        with wave.open(str(path)) as file:
+            num_declared = file.getnframes()
+    except (sf.LibsndfileError, wave.Error, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_rerun(rule)}") from None
+    if len(samples) != num_declared:
+        fact = f"{path} is cut off: it declares {num_declared:,} samples and holds {len(samples):,}"
+        raise UserError(f"{fact}; {_rerun(rule)}")
+    return samples.mean(axis=1), rate_hz
+
+
+def _rerun(rule: str) -> str:
+    return f"run: snakemake --forcerun {rule}"
 
 
 def make_player(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ def test_tokens_and_rows_are_near_what_pack_makes(corpus: PackedCorpus, tmp_path
     tokens = found["num_audio_frames"] + found["num_text_tokens"]
     assert tokens == pytest.approx(packed["num_tokens"], rel=0.1)
     assert found["num_packed_rows"] == pytest.approx(packed["num_rows"], abs=1)
+
+
+def test_a_longer_system_message_and_faster_frames_are_counted(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    codec = Path(shutil.copytree(corpus.base / AUDIO_TOKENIZER, tmp_path / "codec"))
+    plain = run(tmp_path, corpus, str(corpus.base), codec=str(codec))
+    edited = json.loads((codec / "config.json").read_text())
+    edited["acoustic_model_config"] |= {"downsampling_ratios": [8, 5, 2, 2, 3], "hop_length": 480}
+    (codec / "config.json").write_text(json.dumps(edited))
+    pack = {"max_tokens": 512, "system_prompt": "Speak slowly. " * 9}
+    found = run(tmp_path, corpus, str(corpus.base), codec=str(codec), pack=pack)
+    assert (plain["frame_rate_hz"], found["frame_rate_hz"]) == (25, 50)
+    before, after = only_base(plain)["train"], only_base(found)["train"]
+    assert after["num_text_tokens"] >= before["num_text_tokens"] + 11 * 8
+    assert after["num_audio_frames"] > 1.5 * before["num_audio_frames"]
 
 
 def test_rows_that_bring_a_reference_are_counted_with_it(

@@ -19,6 +19,9 @@ from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.listening import speaking
+from higgs_pipe.listening.clusters import Clusters
+from higgs_pipe.listening.text_use import OtherTexts
+from higgs_pipe.listening.verdict import HEADLINES, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,59 @@ def test_all_audio_labels_are_counted(corpus: PackedCorpus, adapter: Path, tmp_p
     assert [metrics[m]["num_audio_labels"] for m in ("adapter", "base")] == [expected] * 2
     clips = pq.read_table(found / "clips.parquet").to_pylist()
     assert sum(clip["num_audio_labels"] for clip in clips) == expected
+
+
+class Seen(Exception):
+    """Ends a stage once a test has seen enough of it."""
+
+
+def test_the_folder_of_compiled_code_reaches_evaluation(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(folder: Path) -> None:
+        raise Seen(folder)
+
+    monkeypatch.setattr(evaluate, "keep_compiled_code", look)
+    config = write_stage_config(tmp_path / "eval.json", base_model=str(corpus.base))
+    outputs = tmp_path / "eval", tmp_path / "samples"
+    code = tmp_path / "code"
+    with pytest.raises(Seen) as seen:
+        evaluate.run(config, corpus.clips, corpus.eval_rows, tmp_path, *outputs, compile_cache=code)
+    assert seen.value.args == (code,)
+
+
+def test_clips_are_grouped_and_judged_by_what_they_are(
+    corpus: PackedCorpus, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speakers_of_texts: list[Any] = []
+    grouped: list[Any] = []
+    other_texts, of = OtherTexts, Clusters.of
+
+    def noted_texts(rows: Any, speakers: Any, place: Any) -> Any:
+        speakers_of_texts.append(speakers)
+        return other_texts(rows, speakers, place)
+
+    def noted_groups(*names: Any) -> Any:
+        grouped.append(names)
+        return of(*names)
+
+    monkeypatch.setattr(evaluate, "OtherTexts", noted_texts)
+    monkeypatch.setattr(Clusters, "of", noted_groups)
+    config = write_stage_config(
+        tmp_path / "eval.json",
+        base_model=str(corpus.base),
+        eval={"device": "cpu", "num_prompts": 0},
+    )
+    outputs = tmp_path / "eval", tmp_path / "samples"
+    clips_of = "eval.other_manifest"
+    evaluate.run(config, corpus.clips, corpus.eval_rows, adapter, *outputs, clips_of=clips_of)
+    ids, speakers = ["clip-03", "clip-06", "clip-09"], ["high", "low", "high"]
+    assert speakers_of_texts[0] == dict(zip(ids, speakers, strict=True))
+    found_ids, recordings, found_speakers = grouped[0]
+    assert (found_ids, found_speakers) == (ids, speakers)
+    assert [Path(path).stem for path in recordings] == ids
+    [first, *_] = Verdict.read(tmp_path / "eval/verdict.json").sentences
+    assert first == HEADLINES[clips_of].no_evidence
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,22 @@ def test_every_prompt_has_a_row_and_a_wav_of_each_voice(corpus: PackedCorpus, sp
     assert recorded["clip-06"]["text"] == "Tone number 6, held for a while"
 
 
+def test_the_verdict_is_on_what_was_spoken_at_the_first_temperature(spoken: Path) -> None:
+    at_1, at_half = read_json(spoken / "eval/generation.json")["differences"]
+    assert (at_1["temperature"], at_half["temperature"]) == (1.0, 0.5)
+    judged = {
+        m["name"]: m["difference"] for m in read_json(spoken / "eval/verdict.json")["measures"]
+    }
+    measures = ("code_distance", "duration_error", "silence_error")
+    assert [judged[name] for name in measures] == [at_1["measures"][name] for name in measures]
+    assert judged["code_distance"] != at_half["measures"]["code_distance"]
+
+
+def test_base_and_adapter_speak_each_for_itself(spoken: Path) -> None:
+    base, adapter = (spoken / f"samples/01-{voice}-t1.wav" for voice in ("base", "adapter"))
+    assert base.read_bytes() != adapter.read_bytes()
+
+
 def test_nothing_that_was_not_measured_is_a_number(spoken: Path) -> None:
     generation = read_json(spoken / "eval/generation.json")
     assert generation["speech_models"] == {"asr": None, "speaker": None, "dnsmos": None}

@@ -220,6 +220,14 @@ def test_a_missing_sample_is_named(inputs: Inputs) -> None:
         inputs.run()
 
 
+def test_a_sample_that_is_cut_off_is_named(inputs: Inputs) -> None:
+    inputs.write()
+    sample = inputs.folder / "experiments/default/samples/c1-base.wav"
+    sample.write_bytes(sample.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"samples/c1-base.wav is cut off.*--forcerun eval_adapter"):
+        inputs.run()
+
+
 def test_opus_keeps_length_and_gives_the_same_bytes() -> None:
     samples = 0.3 * np.sin(np.arange(30_000) / 20).astype(np.float32)
     first = opus(samples, 24_000)
@@ -279,6 +287,8 @@ def test_the_length_of_the_training_is_that_of_its_last_line(inputs: Inputs) -> 
     page = inputs.html()
     assert "For 2.5 minutes" in words(page)
     assert rows(page, "default")[-1][:2] == ["40", "2.50"]
+    inputs.experiments["other"] = inputs.experiment()
+    assert "For 4.0 minutes" in words(inputs.html())
 
 
 def test_the_losses_of_the_earlier_adapter_stand_beside_those_of_its_heir(inputs: Inputs) -> None:

@@ -20,6 +20,7 @@ from helpers import ROOT, PackedCorpus, tone, write_stage_config
 
 import higgs_pipe.train
 from higgs_pipe import speak
+from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, Sampling
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.packing.clips import Clips
@@ -29,7 +30,7 @@ from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import decode
-from higgs_pipe.higgs.generation import RecordedSample, recorded_samples
+from higgs_pipe.higgs.generation import RecordedSample, Spoken, recorded_samples
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
@@ -314,6 +315,45 @@ def test_the_command_line_speaks_and_ends_a_mistake_with_code_2(
     assert refused.returncode == 2
     assert "--top-p 2" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_every_option_of_the_command_line_reaches_the_speaker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[Any, ...]] = []
+    load = {"base_revision": "r1", "codec_revision": "r2", "device": "cpu", "dtype": "float64"}
+    sampling = {"temperature": 0.5, "top_p": 0.6, "top_k": 7, "seed": 8, "max_seconds": 9.0}
+    sampling |= {"ras_win_len": 10, "ras_win_max_num_repeat": 11}
+
+    class Spy:
+        def voice(self, audio: Path, text: str) -> tuple[Path, str]:
+            return audio, text
+
+        def speak(self, prompts: list[SpeechPrompt], options: Sampling, *sizes: int) -> list[Any]:
+            drawn = {name: getattr(options, name) for name in sampling}
+            heard.append((prompts, drawn, sizes))
+            return [
+                Spoken(np.zeros(9, np.float32), 24_000, np.zeros((1, 8), np.int16), True)
+                for _ in prompts
+            ]
+
+    def loaded(*models: object, **options: object) -> Spy:
+        heard.append((models, options))
+        return Spy()
+
+    monkeypatch.setattr(Speaker, "load", loaded)
+    others: dict[str, Any] = {"base": "B", "adapter": tmp_path, "codec": "C"}
+    others |= {"system_prompt": "S", "text": "Hi", "scene": "A hall.", "out": tmp_path / "a.wav"}
+    others |= {"reference": tmp_path / "r.wav", "reference_text": "Ho"}
+    sizes = {"batch_size": 12, "max_piece_length": 30}
+    options = {**load, **sampling, **others, **sizes}
+    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
+    main(speak.run, [word for pair in words for word in pair])
+    prompt = SpeechPrompt("Hi", ((tmp_path / "r.wav", "Ho"),), "A hall.")  # type: ignore[arg-type]
+    (models, found), (prompts, drawn, found_sizes) = heard
+    assert (models, found) == (("B", tmp_path, "C"), {**load, "system_prompt": "S"})
+    assert [vars(each) for each in prompts] == [vars(prompt)]
+    assert (drawn, found_sizes) == (sampling, (12, 30))
 
 
 @pytest.fixture(scope="module")

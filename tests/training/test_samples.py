@@ -21,7 +21,7 @@ from higgs_pipe.config.settings import Sampling, TrainConfig
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
-from higgs_pipe.higgs.codec import load_codec, load_codec_of
+from higgs_pipe.higgs.codec import decode, load_codec, load_codec_of
 from higgs_pipe.higgs.generation import Spoken, recorded_samples, speak
 from higgs_pipe.higgs.lora import add_lora, load_adapter
 from higgs_pipe.higgs.loss import named_losses
@@ -79,6 +79,7 @@ def test_base_and_adapter_speak_held_out_prompts_as_speak_does(
     corpus: PackedCorpus, tmp_path: Path, sampling: Any
 ) -> None:
     sampling = SHORT | sampling
+    (tmp_path / "samples/step-00000099").mkdir(parents=True)  # of an earlier run
     metrics = train(corpus, tmp_path, **SETTINGS | SPOKEN | {"sampling": sampling})
     assert (metrics[-1]["step"], metrics[-1]["kept_step"]) == (4, 4)
     table, base = PackedRows(corpus.eval_rows), base_of(corpus)
@@ -87,6 +88,10 @@ def test_base_and_adapter_speak_held_out_prompts_as_speak_does(
     codec, info = load_codec(
         Pretrained("codec", str(corpus.base / "audio_tokenizer")), torch.device("cpu")
     )
+    for index, sample in enumerate(chosen):
+        recorded = wav(tmp_path / f"samples/recorded/{index:02d}.wav")
+        assert np.abs(recorded - decode(codec, sample.codes, info)).max() < 1e-3
+    assert not (tmp_path / "samples/step-00000099").exists()
     prompts = [sample.prompt for sample in chosen]
     num_recorded = sum(len(sample.codes) for sample in chosen)
     adapted = load_adapter(base_of(corpus), tmp_path / "adapter")

@@ -4,16 +4,18 @@ import json
 import logging
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus, train
+from helpers import PackedCorpus, train, write_stage_config
 from reference import base_with_lora
 from safetensors.torch import load_file
 
+import higgs_pipe.train
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
@@ -22,6 +24,7 @@ from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.train import Training
 from higgs_pipe.training import processes
 from higgs_pipe.training.checkpoints import Checkpoints
+from higgs_pipe.training.evaluation import Evaluation
 from higgs_pipe.training.held_out import held_out_sums
 from higgs_pipe.training.state import Progress, TrainingState
 from higgs_pipe.training.step_inputs import PlannedStep, epoch_steps
@@ -84,8 +87,15 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
             # As a workflow does that takes its job for ended.
             (tmp_path / "parts/metrics.jsonl").unlink()
 
+    save = TrainingState.save
+
+    def save_as_of_hours(self: TrainingState, *arguments: Any) -> None:
+        self.progress.seconds = 1000.0
+        save(self, *arguments)
+
     with monkeypatch.context() as patch:
         patch.setattr(TrainingState, "update", update_and_signal)
+        patch.setattr(TrainingState, "save", save_as_of_hours)
         with pytest.raises(SystemExit) as ended:
             train(corpus, tmp_path / "parts", **settings)
     assert ended.value.code == 128 + signal.SIGTERM
@@ -94,9 +104,73 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
     parts, whole = (train(corpus, tmp_path / name, **settings) for name in ("parts", "whole"))
     for key in ("loss", "learning_rate", "grad_norm", "eval_loss"):
         assert [line.get(key) for line in parts] == [line.get(key) for line in whole]
+    assert not [*(tmp_path / "parts/checkpoints").iterdir()]  # complete
+    assert parts[-1]["seconds"] > 1000 > whole[-1]["seconds"]  # of all sessions
     expected = load_file(tmp_path / "whole/adapter/adapter_model.safetensors")
     for name, tensor in load_file(tmp_path / "parts/adapter/adapter_model.safetensors").items():
         assert torch.equal(tensor, expected[name]), name
+
+
+class Seen(Exception):
+    """Ends a stage once a test has seen enough of it."""
+
+
+def test_the_folder_of_compiled_code_reaches_training(
+    tmp_path: Path, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(folder: Path) -> None:
+        raise Seen(folder)
+
+    monkeypatch.setattr(higgs_pipe.train, "keep_compiled_code", look)
+    config = write_stage_config(tmp_path / "train.json", base_model=str(corpus.base), train={})
+    rows = corpus.train_rows, corpus.eval_rows
+    with pytest.raises(Seen) as seen:
+        higgs_pipe.train.run(config, *rows, tmp_path, compile_cache=tmp_path / "code")
+    assert seen.value.args == (tmp_path / "code",)
+
+
+def test_the_adapter_goes_where_the_command_says(tmp_path: Path, corpus: PackedCorpus) -> None:
+    settings = {"device": "cpu", "tracker": "none", **FEW, "max_steps": 1}
+    config = write_stage_config(
+        tmp_path / "train.json", base_model=str(corpus.base), train=settings
+    )
+    rows = corpus.train_rows, corpus.eval_rows
+    (tmp_path / "train/logs").mkdir(parents=True)  # the curves of an earlier run
+    higgs_pipe.train.run(config, *rows, tmp_path / "train", adapter_dir=tmp_path / "finished")
+    assert (tmp_path / "finished/adapter_model.safetensors").is_file()
+    assert not (tmp_path / "train/adapter").exists()
+    assert not (tmp_path / "train/logs").exists()
+
+
+def test_the_base_is_never_kept_also_where_training_harms(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Evaluation._held_out_losses
+
+    def worse_than_the_base(self: Evaluation) -> dict[str, float]:
+        return measured(self) | {"eval_loss": (1.0, 3.0, 2.0)[self.progress.step]}
+
+    monkeypatch.setattr(Evaluation, "_held_out_losses", worse_than_the_base)
+    metrics = train(corpus, tmp_path, **FEW | {"max_steps": 2, "eval_steps": 1})
+    assert metrics[-1]["kept_step"] == 2
+
+
+def test_the_curves_of_a_resumed_run_go_on_after_its_last_step(tmp_path: Path) -> None:
+    begun: list[Any] = []
+    accelerator: Any = SimpleNamespace(
+        is_main_process=True, init_trackers=lambda *names, **options: begun.append(options)
+    )
+    processes.start_tracker(accelerator, TrainConfig(), tmp_path, done=5)
+    assert begun == [{"init_kwargs": {"tensorboard": {"purge_step": 6}}}]
+
+
+def test_alarms_know_the_entropy_of_held_out_codes(corpus: PackedCorpus) -> None:
+    rows = PackedRows(corpus.eval_rows)
+    labels = np.concatenate([rows[i].audio_labels for i in range(len(rows))])
+    first = labels[labels[:, 0] != -100, 0]
+    shares = [np.mean(first == code) for code in set(first.tolist())]
+    by_hand = -sum(share * np.log(share) for share in shares)
+    assert training_of(corpus).alarms.entropies[0] == pytest.approx(by_hand)
 
 
 def test_patience_ends_a_run_after_so_many_losses_without_a_new_lowest(
