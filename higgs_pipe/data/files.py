@@ -38,6 +38,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
+    except OSError as error:  # of a write: it does not say to which file
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -29,6 +29,7 @@ from transformers import HiggsAudioV2TokenizerModel
 from higgs_pipe.config.settings import Sampling
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.specs import CodecInfo
+from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow, first_target, is_placeholder
 from higgs_pipe.higgs.codec import decode
 from higgs_pipe.higgs.codes import Codes, undelay
@@ -66,8 +67,23 @@ class Spoken:
 
     def write(self, path: str | Path) -> None:
         """Write a 16-bit WAV; samples beyond full scale are clipped."""
-        with atomic_write(Path(path)) as aside:
-            sf.write(aside, self.samples, self.sample_rate_hz, "PCM_16", format="WAV")
+        write_wav(Path(path), self.samples, self.sample_rate_hz)
+
+
+def write_wav(path: Path, samples: npt.NDArray[np.float32], sample_rate_hz: int) -> None:
+    """Write mono samples as a WAV of 16 bits, atomically; what is beyond full scale is clipped.
+
+    Raises:
+        UserError: The file cannot be written, such as on a full disk.
+    """
+    try:
+        with atomic_write(path) as aside:
+            sf.write(aside, samples, sample_rate_hz, "PCM_16", format="WAV")
+    except sf.LibsndfileError as error:
+        reason = error.error_string.strip(" .")
+        raise UserError(
+            f"{path} cannot be written ({reason}); free space or give the rights, and run again."
+        ) from None
 
 
 def speak(

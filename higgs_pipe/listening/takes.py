@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile as sf
 from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe.data.audio import AudioError
@@ -17,7 +16,7 @@ from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import decode, to_codec_input
 from higgs_pipe.higgs.codes import Codes, undelay
-from higgs_pipe.higgs.generation import Spoken
+from higgs_pipe.higgs.generation import Spoken, write_wav
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.comparison import Heard, differences, totals
 from higgs_pipe.listening.held_out import HeldOutSample
@@ -239,8 +238,3 @@ def sample_name(number: int, voice: str, temperature: float | None) -> str:
     """Name the WAV of a take: ``01-adapter-t0.8.wav``."""
     suffix = "" if temperature is None else f"-t{temperature:g}"
     return f"{number + 1:02d}-{voice}{suffix}.wav"
-
-
-def write_wav(path: Path, samples: Samples, sample_rate_hz: int) -> None:
-    """Write mono samples as a WAV of 16 bits."""
-    sf.write(path, np.clip(samples, -1, 1), sample_rate_hz, subtype="PCM_16")

@@ -16,6 +16,7 @@ from typing import Any
 
 from helpers import ROOT, PackedCorpus, write_stage_config
 
+from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
 from higgs_pipe.planning.model_types import V2
 
 
@@ -76,6 +77,12 @@ class Stage:
     inputs: dict[str, Path]  # by option
     outputs: dict[str, str]  # by option, below the folder of the results
     others: tuple[str, ...] = ()  # more options
+    compared: str = ""  # beginning of the names of the results that no clock changes
+
+    def results_in(self, folder: Path) -> dict[str, bytes]:
+        """The bytes of all results of a folder that are comparable."""
+        files = results_in(folder)
+        return {name: files[name] for name in files if name.startswith(self.compared)}
 
     def arguments(self, folder: Path, **changed: Path) -> list[str]:
         """The command line for results in a folder, with other inputs."""
@@ -136,6 +143,88 @@ def stages_of(corpus: PackedCorpus, folder: Path) -> list[Stage]:
             ("--num-shards", "2"),
         ),
     ]
+
+
+# Three steps, with a checkpoint after each.
+SHORT: dict[str, Any] = {"rows_per_step": 2, "max_steps": 3, "save_steps": 1, "preflight": False}
+EVAL = {"device": "cpu", "num_prompts": 1, "max_seconds": 1.0}
+
+
+def later_stages_of(corpus: PackedCorpus, folder: Path, zygote: Zygote) -> list[Stage]:
+    """The stages from training on; those before each are run into ``folder``."""
+    base = {"base_model": str(corpus.base)}
+    codec = {"codec": str(corpus.base / AUDIO_TOKENIZER)}
+    sections: dict[str, dict[str, Any]] = {
+        "validate": {"manifest": "manifest.jsonl"},
+        "tokenize": codec,
+        "pack": base,
+        "train": base | {"train": SHORT | {"device": "cpu", "tracker": "none"}},
+        "eval": base | {"eval": EVAL},
+        "package": base | codec,
+        "report": {},
+    }
+    config = {
+        stage: write_stage_config(folder / f"config/{stage}.json", **parts)
+        for stage, parts in sections.items()
+    }
+    data, packed, experiment = (
+        corpus.directory / "data",
+        corpus.directory / "packed",
+        folder / "a/b",
+    )
+    rows = {"train_rows": corpus.train_rows, "eval_rows": corpus.eval_rows}
+    train = Stage(
+        "train",
+        {"config": config["train"], **rows},
+        {"output_dir": "train"},
+        compared="train/adapter/",
+    )
+    adapter = experiment / "train/adapter"
+    evaluate = Stage(
+        "evaluate",
+        {
+            "config": config["eval"],
+            "clips": corpus.clips,
+            "eval_rows": corpus.eval_rows,
+            "adapter_dir": adapter,
+        },
+        {"eval_dir": "eval", "samples_dir": "samples"},
+    )
+    for stage in (train, evaluate):
+        assert zygote.run(stage.module, stage.arguments(experiment), folder / "stderr") == 0
+    package = Stage(
+        "package",
+        {
+            "config": config["package"],
+            "data_dir": data,
+            "packed_dir": packed,
+            "experiment_dir": experiment,
+            "config_dir": folder / "config",
+        },
+        {"package_dir": "b", "archive": "b.zip"},
+        ("--name", "b"),
+    )
+    report = Stage(
+        "report",
+        {
+            "config": config["report"],
+            "clips": corpus.clips,
+            "validation": data / "validation.json",
+            "packing": packed / "packing.json",
+            "experiments_dir": folder / "a",
+            "other_validation": folder / "none",
+            "other_packing": folder / "none",
+        },
+        {"page": "index.html", "figures": "figures"},
+        ("--names", "b", "--bases", str(corpus.base)),
+    )
+    speak = Stage(
+        "speak",
+        {"adapter": adapter, "codec": corpus.base / AUDIO_TOKENIZER},
+        {"out": "spoken.wav"},
+        ("--text", "One.", "--max-seconds", "0.3", "--device", "cpu"),
+    )
+    return [train, evaluate, package, report, speak]
 
 
 def emptied(folder: Path) -> Path:

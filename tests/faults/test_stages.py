@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from faults.conftest import Record
-from faults.stages import Stage, Zygote, emptied, results_in, stages_of
+from faults.stages import Stage, Zygote, emptied, later_stages_of, results_in, stages_of
 from helpers import PackedCorpus, has_line_with
 
 from higgs_pipe.data.hashing import sha256_of_bytes
@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 
 SEED = 17
 NUM_KILLS = 4
-NAMES = ("list_rows", "measure", "validate", "tokenize_audio", "pack")
+NUM_KILLS_OF_MODELS = 2
+OF_MODELS = ("train", "evaluate", "package", "report", "speak")  # seconds per run
+NAMES = ("list_rows", "measure", "validate", "tokenize_audio", "pack", *OF_MODELS)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +38,16 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="module")
-def stages(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
-    folder = tmp_path_factory.mktemp("config")
-    return {stage.module: stage for stage in stages_of(corpus, folder)}
+def stages(
+    corpus: PackedCorpus, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Stage]:
+    folder = tmp_path_factory.mktemp("run")
+    found = [*stages_of(corpus, folder), *later_stages_of(corpus, folder, zygote)]
+    return {stage.module: stage for stage in found}
+
+
+def is_unfinished(file: str) -> bool:
+    return any(part.startswith(".") for part in Path(file).parts)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,22 +58,25 @@ def test_a_stage_that_is_ended_leaves_no_half_file_and_loses_nothing(
     started = time.monotonic()
     assert zygote.run(name, stage.arguments(emptied(tmp_path / "whole")), stderr) == 0
     seconds = time.monotonic() - started
-    whole, folder = results_in(tmp_path / "whole"), emptied(tmp_path / "results")
+    whole, folder = stage.results_in(tmp_path / "whole"), emptied(tmp_path / "results")
     arguments = stage.arguments(folder)
-    for end_by in [signal.SIGKILL] * NUM_KILLS + [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]:
+    is_of_models = name in OF_MODELS
+    kills = [signal.SIGKILL] * (NUM_KILLS_OF_MODELS if is_of_models else NUM_KILLS)
+    signals = [signal.SIGTERM, *([] if is_of_models else [signal.SIGHUP, signal.SIGINT])]
+    for end_by in kills + signals:
         emptied(folder)
         after = draw.uniform(0.1, 1.0) * seconds
         code = zygote.run(name, arguments, stderr, end_by=end_by, after_seconds=after)
-        finished = results_in(folder)
+        finished = stage.results_in(folder)
         if end_by != signal.SIGKILL:
             assert code in (0, 128 + end_by)
-            assert not [file for file in finished if file.rpartition("/")[2].startswith(".")]
-        named = [file for file in finished if not file.rpartition("/")[2].startswith(".")]
+            assert not [file for file in finished if is_unfinished(file)]
+        named = [file for file in finished if not is_unfinished(file)]
         assert all(finished[file] == whole[file] for file in named)
         assert zygote.run(name, arguments, stderr) == 0
-        assert results_in(folder) == whole
-    record("SIGKILL at seeded moments", name, equal=NUM_KILLS)
-    record("SIGTERM, SIGHUP, SIGINT", name, equal=3)
+        assert stage.results_in(folder) == whole
+    record("SIGKILL at seeded moments", name, equal=len(kills))
+    record(", ".join(each.name for each in signals), name, equal=len(signals))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,7 +97,7 @@ def test_a_stage_that_cannot_write_says_so_and_leaves_nothing(
     assert code == 2, said
     assert str(folder) in said
     assert "Traceback" not in said
-    assert [file for file in results_in(folder) if not file.endswith("lock")] == []
+    assert [file for file in stage.results_in(folder) if not file.endswith("lock")] == []
     folder.chmod(0o755)
     assert zygote.run(name, stage.arguments(folder), stderr) == 0
     record({"full": "disk full", "readonly": "read-only results"}[fault], name, refused=1)
@@ -113,6 +125,11 @@ INPUTS = [
     ("tokenize_audio", "shard_clips"),
     ("pack", "clips"),
     ("pack", "codes_dir"),
+    ("train", "train_rows"),
+    ("train", "eval_rows"),
+    ("evaluate", "clips"),
+    ("evaluate", "eval_rows"),
+    ("report", "clips"),
 ]
 
 
@@ -142,7 +159,7 @@ def test_an_input_that_is_not_what_it_should_be_is_named(
     folder = emptied(tmp_path / "results")
     code = zygote.run(name, stage.arguments(folder, **{option: copy}), stderr)
     said = stderr.read_text()
-    assert (code, results_in(folder)) == (2, {}), said
+    assert (code, stage.results_in(folder)) == (2, {}), said
     assert has_line_with(said, table.name, "snakemake --forcerun")
     record(f"an input that is {fault}", f"{name}, its {option}", refused=1)
 
@@ -157,3 +174,61 @@ def test_codes_of_another_codec_are_refused_by_pack(
     code = zygote.run("pack", stages["pack"].arguments(folder, codes_dir=copy), tmp_path / "stderr")
     assert (code, results_in(folder)) == (2, {}), (tmp_path / "stderr").read_text()
     record("codes of another codec", "pack", refused=1)
+
+
+# What train and eval left, by the stage that reads it.
+LEFT = [
+    ("package", "train/adapter/adapter_model.safetensors"),
+    ("package", "train/run.json"),
+    ("package", "eval/metrics.json"),
+    ("package", "eval/generation.parquet"),
+    ("package", "samples/01-adapter-t1.wav"),
+    ("report", "train/metrics.jsonl"),
+    ("report", "eval/verdict.json"),
+    ("report", "samples/01-adapter-t1.wav"),
+]
+
+
+@pytest.mark.parametrize(("name", "file"), LEFT)
+@pytest.mark.parametrize("fault", ["missing", "cut"])
+def test_a_result_of_an_experiment_that_is_missing_or_cut_is_named(
+    name: str,
+    file: str,
+    fault: str,
+    stages: dict[str, Stage],
+    zygote: Zygote,
+    tmp_path: Path,
+    record: Record,
+) -> None:
+    experiment = stages["package"].inputs["experiment_dir"]
+    copy = Path(shutil.copytree(experiment, tmp_path / "a/b"))
+    content = (copy / file).read_bytes()
+    (copy / file).unlink()
+    if fault == "cut":
+        (copy / file).write_bytes(content[: len(content) // 2])
+    option = {"package": {"experiment_dir": copy}, "report": {"experiments_dir": copy.parent}}
+    folder = emptied(tmp_path / "results")
+    stderr = tmp_path / "stderr"
+    code = zygote.run(name, stages[name].arguments(folder, **option[name]), stderr)
+    said = stderr.read_text()
+    assert (code, results_in(folder)) == (2, {}), said
+    assert Path(file).name in said
+    record(f"a result that is {fault}", f"{name}, `{file}`", refused=1)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_rows_that_were_packed_for_another_base_are_refused(
+    name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
+) -> None:
+    copy = Path(shutil.copy(stages[name].inputs["eval_rows"], tmp_path / "eval.parquet"))
+    stamped = json.loads(pq.read_schema(copy).metadata[METADATA_KEY])
+    other = stamped["pinned"]["base_model"] | {"fingerprint": "f" * 64}
+    restamp(copy, pinned=stamped["pinned"] | {"base_model": other})
+    rows = {"train_rows": copy} if name == "train" else {"eval_rows": copy}
+    folder = emptied(tmp_path / "results")
+    code = zygote.run(name, stages[name].arguments(folder, **rows), tmp_path / "stderr")
+    said = (tmp_path / "stderr").read_text()
+    assert code == 2, said
+    assert "base" in said
+    assert stages[name].results_in(folder) == {}
+    record("rows packed for another base", name, refused=1)

@@ -13,10 +13,16 @@ import json
 import os
 import resource
 import struct
+import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-MODULES = ("list_rows", "measure", "validate", "tokenize_audio", "pack", "train")
+MODULES = (
+    *("list_rows", "measure", "validate", "tokenize_audio", "pack"),
+    *("train", "evaluate", "package", "verify", "report", "speak"),
+)
 MAX_BYTES = 1000
 CAPABILITY_VERSION = 0x20080522
 # Root reads and writes whatever the permissions say.
@@ -35,9 +41,49 @@ def heed_permissions() -> None:
             raise OSError(ctypes.get_errno(), "capset")
 
 
-def run(job: dict[str, Any]) -> None:
+start_process = subprocess.run
+
+
+def start_as_fork(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run what ``run_in_fresh_process`` starts as a fork: within 0.1 s in place of 8."""
+    if command[:2] != [sys.executable, "-m"]:
+        return start_process(command, **options)
+    reading, writing = os.pipe()
+    _, _, module, *arguments = command
+    child = os.fork()
+    if child == 0:
+        os.dup2(writing, 2)
+        os.closerange(3, 1000)  # locks among them
+        end_with_code(partial(run_stage, module, arguments))
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        said = stream.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return subprocess.CompletedProcess(command, code, None, said)
+
+
+def run_stage(module: str, arguments: list[str]) -> None:
     from higgs_pipe.cli import main
 
+    main(importlib.import_module(module).run, arguments)
+
+
+def end_with_code(run: Callable[[], None]) -> None:
+    """End this process as the interpreter would after ``run``."""
+    code = 0
+    try:
+        run()
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except BaseException as error:  # noqa: BLE001 - as the interpreter does
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(job: dict[str, Any]) -> None:
     descriptor = os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -46,7 +92,8 @@ def run(job: dict[str, Any]) -> None:
         os.set_blocking(2, True)
     if job["fault"] == "readonly":
         heed_permissions()
-    main(importlib.import_module(f"higgs_pipe.{job['module']}").run, job["arguments"])
+    subprocess.run = start_as_fork  # type: ignore[assignment]
+    run_stage(f"higgs_pipe.{job['module']}", job["arguments"])
 
 
 def serve() -> None:
@@ -56,16 +103,7 @@ def serve() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            code = 0
-            try:
-                run(json.loads(line))
-            except SystemExit as error:
-                code = int(error.code or 0)
-            except BaseException as error:  # noqa: BLE001 - as the interpreter does
-                sys.excepthook(type(error), error, error.__traceback__)
-                code = 1
-            finally:
-                os._exit(code)
+            end_with_code(partial(run, json.loads(line)))
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
