@@ -22,8 +22,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 STAGES = (
-    *("list_rows", "measure", "validate", "estimate", "tokenize_audio", "pack"),
-    *("train", "evaluate", "package", "report"),
+    *("list_rows", "measure", "validate", "estimate", "clips_page", "pin_model", "tokenize_audio"),
+    *("pack", "train", "evaluate", "accept", "package", "report", "higgs/v2/miniature"),
 )
 # Makes the files that its options name; list_rows and validate fill a folder with shards.
 STUB = """
@@ -33,14 +33,15 @@ words = sys.argv[1:]
 options = {word[2:]: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
 folders = [options[name] for name in ("recordings-dir", "shards-dir") if name in options]
 paths = [options[name] for name in ("rows", "measured", "clips", "rejected", "validation",
-                                    "estimate", "codes") if name in options]
+                                    "estimate", "page", "pinned", "codes") if name in options]
+paths += [f"{options['output-dir']}/config.json"] if "output-dir" in options else []
 paths += [f"{folder}/shard-{i:05d}.parquet" for folder in folders for i in range(NUM_SHARDS)]
 for path in map(Path, paths):
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.touch()
 """
-JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):")
+JOB = re.compile(r"^[\d:]{8}  \[\d+/\d+\] (\w+)")
 
 
 def make_checkout(folder: Path, num_shards: int) -> list[str]:
@@ -48,14 +49,17 @@ def make_checkout(folder: Path, num_shards: int) -> list[str]:
     for name in ("Snakefile", "workflow", "profiles", "envs"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    (folder / "examples/demo").mkdir(parents=True)
+    shutil.copy(ROOT / "examples/demo/settings.yaml", folder / "examples/demo")
     package = folder / "higgs_pipe"
-    package.mkdir()
-    for name in ("__init__", "errors", "workflow"):
+    (package / "higgs/v2").mkdir(parents=True)
+    for name in ("__init__", "errors"):
         shutil.copy(ROOT / "higgs_pipe" / f"{name}.py", package)
+    shutil.copytree(ROOT / "higgs_pipe" / "planning", package / "planning")
     for name in STAGES:
         (package / f"{name}.py").write_text(f"NUM_SHARDS = {num_shards}\n{STUB}")
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    config |= {"manifest": "m.jsonl", "base_model": "org/base", "codec": "org/codec"}
+    config["manifest"] = "m.jsonl"
     config["data"]["num_shards"] = num_shards
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (folder / "m.jsonl").write_text('{"audio": "a.wav", "text": "A."}\n', encoding="utf-8")
