@@ -25,6 +25,7 @@ import higgs_pipe.planning.models as models
 import higgs_pipe.planning.recordings as recordings
 import higgs_pipe.planning.results as results
 import higgs_pipe.planning.stages as stages
+import higgs_pipe.planning.storage as object_storage
 import higgs_pipe.planning.targets as targets
 
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
@@ -55,6 +56,7 @@ config_check.or_exit(
         for name in ("results", "resources", "logs", "benchmarks")
     ],
 )
+config_check.or_exit(object_storage.check, config)
 # The config for each base that experiments are trained on, by its folder below the results.
 OF_BASES = config_check.or_exit(bases.configs, config)
 # The folders of the miniatures, which are built when they are needed, and their stages.
@@ -92,6 +94,11 @@ include: "workflow/rules/report.smk"
 if HAS_OTHER:
 
     include: "workflow/rules/other.smk"
+
+
+if RECORDINGS or OTHER_RECORDINGS:
+
+    include: "workflow/rules/storage.smk"
 
 
 # The target report is the rule of that name.

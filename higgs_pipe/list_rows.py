@@ -1,5 +1,6 @@
 """Stage 1a: the manifests' rows in one table, and by shard the recordings that they name."""
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from higgs_pipe.planning.recordings import (
     read_memory,
     state_of,
 )
+from higgs_pipe.planning.storage import fetched_path
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -35,6 +37,7 @@ def run(
     memory: Path | None = None,
     measured_dir: Path | None = None,
     stamp: str = FIRST_STAMP,
+    fetched: str = "{}",
 ) -> None:
     """Read and check the manifests, and list the recordings; these are not opened.
 
@@ -51,14 +54,16 @@ def run(
         measured_dir: The measures of an earlier run, if there was one: by their hashes, a recording
             that was only touched is told from one that changed.
         stamp: Goes into ``memory``.
+        fetched: JSON object, for manifests on object storage: the local path of each folder's URL.
 
     Raises:
         UserError: A manifest is faulty; nothing is written then.
     """
     stage = load_stage(ListRowsStage, config)
-    entries: list[str | ManifestEntry] = (
+    named: list[str | ManifestEntry] = (
         [*stage.manifest] if isinstance(stage.manifest, list) else [stage.manifest]
     )
+    entries = [_local(entry, json.loads(fetched)) for entry in named]
     manifest = read_manifests(entries, extract_to=rows.absolute().with_name("embedded"))
     shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]
     for row in manifest.rows:
@@ -79,7 +84,7 @@ def run(
     if memory is not None:
         touched = {path: state for path, state in first_seen.items() if state != seen[path]}
         write_text(memory, memory_text(Memory(stamp, seen, touched)))
-    names = [entry if isinstance(entry, str) else entry.path for entry in entries]
+    names = [entry if isinstance(entry, str) else entry.path for entry in named]
     num_spans = sum(map(len, shards))
     logger.info(
         "%s: %d rows, %d recordings or segments to measure in %d shards",
@@ -87,6 +92,16 @@ def run(
         len(manifest.rows),
         num_spans,
         len(shards),
+    )
+
+
+def _local(entry: str | ManifestEntry, fetched: Mapping[str, str]) -> str | ManifestEntry:
+    """Return a manifest at the place that it was fetched to."""
+    if isinstance(entry, str):
+        return fetched_path(entry, fetched)
+    paths = {"path": entry.path, "root": entry.root}
+    return entry.model_copy(
+        update={key: path and fetched_path(path, fetched) for key, path in paths.items()}
     )
 
 

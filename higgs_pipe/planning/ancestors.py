@@ -44,22 +44,31 @@ def ancestor_option(config: Mapping[str, Any], experiment: str) -> str:
     return "" if folder is None else f"--ancestor-dir {shlex.quote(folder)}"
 
 
-def check_ancestors_or_exit(config: Mapping[str, Any], results: Path) -> None:
+def check_ancestors_or_exit(
+    config: Mapping[str, Any], results: Path, is_stored: bool = False
+) -> None:
     """End Snakemake with exit code 2 where an experiment cannot start from its adapter.
 
     An adapter that another experiment of the same config is about to train is checked by training.
+
+    Args:
+        config: The complete config.
+        results: The folder of results.
+        is_stored: Whether the results are on object storage, where training cannot look.
     """
     faults = [
         f"{experiment}: {fault}"
         for experiment in config["experiments"]
-        if (fault := _fault(config, experiment, results))
+        if (fault := _fault(config, experiment, results, is_stored))
     ]
     if faults:
         print(f"train.init_adapter is refused:\n{list_offenders(faults)}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR)
 
 
-def _fault(config: Mapping[str, Any], experiment: str, results: Path) -> str | None:
+def _fault(
+    config: Mapping[str, Any], experiment: str, results: Path, is_stored: bool
+) -> str | None:
     """Return why an experiment cannot start from its adapter; None if it can."""
     named = ancestor_of(config, experiment)
     if named is None:
@@ -72,7 +81,8 @@ def _fault(config: Mapping[str, Any], experiment: str, results: Path) -> str | N
     ):
         return f"{named} is its own result, which training replaces; copy it to another folder"
     if folder in [trained / other / "train/adapter" for other in config["experiments"]]:
-        return None
+        there = f"{named} is a result on object storage; copy it to a folder, and name that"
+        return there if is_stored else None
     lora = config["train"]["lora"] | config["experiments"][experiment].get("lora", {})
     try:
         check_lora_settings(Path(named), lora)

@@ -58,11 +58,15 @@ def recordings_in_folders(config: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def manifest_entries(manifest: Any) -> list[Mapping[str, Any]]:
+    """Return the manifests that the config names, each as an object with its ``path``."""
+    entries = manifest if isinstance(manifest, list) else [manifest]
+    return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
 def _paths(config: Mapping[str, Any]) -> list[Path]:
     """Return the paths of all manifests."""
-    manifest = config["manifest"]
-    entries = manifest if isinstance(manifest, list) else [manifest]
-    return [Path(entry if isinstance(entry, str) else entry["path"]) for entry in entries]
+    return [Path(entry["path"]) for entry in manifest_entries(config["manifest"])]
 
 
 def inputs(paths: Sequence[str]) -> list[str]:

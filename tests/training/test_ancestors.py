@@ -272,5 +272,7 @@ def test_the_plan_lets_an_experiment_start_from_another_but_not_from_itself(
 ) -> None:
     first = {"init_adapter": str(tmp_path / "experiments/first/train/adapter")}
     check_ancestors_or_exit(config_of({"first": {}, "second": first}, LORA), tmp_path)
+    with pytest.raises(SystemExit):  # on object storage, training cannot look at it
+        check_ancestors_or_exit(config_of({"first": {}, "second": first}, LORA), tmp_path, True)
     printed = refusal(config_of({"first": first}, LORA), tmp_path, capsys)
     assert has_line_with(printed, "first:", "its own result")

@@ -26,7 +26,10 @@ def write_shards(folder, lines):
         text = "\\n".join(line for line in lines if line.startswith(str(shard)))
         write(Path(folder) / f"shard-{shard:05d}.parquet", text)
 if stage == "list_rows":
-    lines = read(json.loads(read(options["config"]))["manifest"]).splitlines()
+    manifest = json.loads(read(options["config"]))["manifest"]
+    for url, folder in json.loads(options["fetched"]).items():
+        manifest = manifest.replace(url, folder)
+    lines = read(manifest).splitlines()
     write(options["rows"], "\\n".join(lines))
     write_shards(options["recordings-dir"], [line[:3] for line in lines])
 elif stage == "measure":

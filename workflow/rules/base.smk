@@ -6,7 +6,7 @@
 # writes: <resources>/tiny-higgs/, with the codec in audio_tokenizer/
 rule tiny_base:
     output:
-        base=directory("<resources>/tiny-higgs"),
+        base=local(directory("<resources>/tiny-higgs")),
     log:
         "<logs>/tiny_base.log",
     benchmark:
@@ -29,7 +29,7 @@ rule tiny_base:
 # writes: <resources>/tiny-higgs-v3/
 rule tiny_base_v3:
     output:
-        base=directory("<resources>/tiny-higgs-v3"),
+        base=local(directory("<resources>/tiny-higgs-v3")),
     log:
         "<logs>/tiny_base_v3.log",
     benchmark:

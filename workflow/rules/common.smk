@@ -10,6 +10,9 @@ HAS_OTHER = config["eval"]["other_manifest"] is not None
 EVALUATIONS = ["eval", "eval/other"] if HAS_OTHER else ["eval"]
 STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
+# Where Snakemake keeps its copies of results that are on object storage; else the results.
+IS_STORED = workflow.storage_settings.default_storage_provider is not None
+place_of = workflow.modifier.path_modifier.apply_default_storage
 PRODUCTS = targets.products(Path(RESULTS), EXPERIMENTS, list(OF_BASES))
 VERSIONS_BEFORE = targets.versions(PRODUCTS)
 RECORDINGS_MEMORY = f"{RESULTS}/data/recordings.json"
@@ -24,6 +27,30 @@ HASH_CACHE = Path(f"{RESULTS}/models/hashes.json")
 CHECKPOINTS = ancient(["<results>/data/rows.parquet", "<results>/data/clips.parquet"])
 
 
+def stored_folder(url):
+    """Return a folder of recordings on object storage as an input: one file to Snakemake."""
+    return storage(f"{url}/", keep_local=True)
+
+
+# Those that the URLs of manifests lie in.
+RECORDINGS_URLS = object_storage.folders(config["manifest"])
+RECORDINGS = list(map(stored_folder, RECORDINGS_URLS))
+OTHER_RECORDINGS_URLS = object_storage.folders(config["eval"]["other_manifest"] or [])
+OTHER_RECORDINGS = list(map(stored_folder, OTHER_RECORDINGS_URLS))
+
+
+def fetched(folders):
+    """Return what the jobs that read recordings wait for.
+
+    That these were fetched to this machine, or, where each job has a disk of its own, the folders:
+    each of these jobs lists and fetches them then.
+    """
+    usage = workflow.storage_settings.shared_fs_usage
+    is_shared = any(use.name == "STORAGE_LOCAL_COPIES" for use in usage)
+    marker = [local("<resources>/fetched.txt")] if folders else []
+    return ancient(marker if is_shared else folders)
+
+
 def demo_files(*names):
     """Return the demo bases that base models or the codec are of.
 
@@ -31,11 +58,13 @@ def demo_files(*names):
     holds is known by the version of its stage.
     """
     return ancient(
-        [
-            folder
-            for folder in DEMO_BASES
-            if any(targets.is_within(name, folder) for name in names)
-        ]
+        local(
+            [
+                folder
+                for folder in DEMO_BASES
+                if any(targets.is_within(name, folder) for name in names)
+            ]
+        )
     )
 
 
@@ -130,10 +159,16 @@ onstart:
 
 # Printed when this process ends, so that it comes after Snakemake's own lines on each failed job.
 onerror:
-    lines = failures.failure_lines(Path(workflow.pathvars.apply("<logs>")), STARTED)
+    logs = Path(place_of(workflow.pathvars.apply("<logs>")))
+    lines = failures.failure_lines(logs, STARTED)
     atexit.register(print, *lines, sep="\n", file=sys.stderr)
 
 
 onsuccess:
-    for line in targets.closing_lines(PRODUCTS, VERSIONS_BEFORE):
+    lines = targets.closing_lines(PRODUCTS, VERSIONS_BEFORE)
+    if IS_STORED:
+        lines = [
+            f"results  {workflow.storage_settings.default_storage_prefix}/{RESULTS}"
+        ]
+    for line in lines:
         print(line, file=sys.stderr)

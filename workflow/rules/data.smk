@@ -10,7 +10,8 @@ checkpoint list_rows:
     input:
         config="<results>/config/list_rows.json",
         checked=CHECKED_MODELS,
-        manifests=lambda wildcards: targets.inputs(targets.manifests(config)),
+        manifests=lambda wildcards: local(targets.inputs(targets.manifests(config))),
+        fetched=RECORDINGS,
     output:
         rows="<results>/data/rows.parquet",
         recordings=expand("<results>/data/recordings/{shard}.parquet", shard=SHARDS),
@@ -31,6 +32,9 @@ checkpoint list_rows:
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
         measured_dir=lambda wildcards, output: Path(output.rows).with_name("measured"),
         memory=RECORDINGS_MEMORY,
+        fetched=lambda wildcards, input: object_storage.fetched_text(
+            RECORDINGS_URLS, input.fetched
+        ),
         braced=lambda wildcards: targets.stamp_of_braced(targets.manifests(config)),
         # Another one if a recording changed in place. It may not depend on `output`: Snakemake
         # reruns a rule for a changed parameter only if that does not.
@@ -38,7 +42,8 @@ checkpoint list_rows:
     shell:
         "{params.environment} python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"
         " --recordings-dir {params.recordings_dir:q} --measured-dir {params.measured_dir:q}"
-        " --memory {params.memory:q} --stamp {params.stamp:q} --log {log:q}"
+        " --memory {params.memory:q} --stamp {params.stamp:q} --fetched {params.fetched:q}"
+        " --log {log:q}"
 
 
 # Measure the recordings of one shard: length, level, quality and, where asked for, transcripts.
@@ -48,6 +53,7 @@ rule measure_shard:
     input:
         config="<results>/config/measure.json",
         recordings="<results>/data/recordings/{shard}.parquet",
+        fetched=fetched(RECORDINGS),
     output:
         measured="<results>/data/measured/{shard}.parquet",
     log:
@@ -166,6 +172,7 @@ rule clips_page:
         clips="<results>/data/clips.parquet",
         rejected="<results>/data/rejected.parquet",
         validation="<results>/data/validation.json",
+        fetched=fetched(RECORDINGS),
     output:
         page=report(
             "<results>/data/index.html",
@@ -202,6 +209,7 @@ rule tokenize_shard:
         config="<results>/config/tokenize.json",
         clips="<results>/data/shards/{shard}.parquet",
         codec="<results>/models/codec.json",
+        fetched=fetched(RECORDINGS),
     output:
         codes="<results>/codes/{shard}.parquet",
     log:

@@ -17,11 +17,12 @@ rule eval_adapter:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
-        ancestor=lambda wildcards: ancestors.ancestor_files(
-            config, wildcards.experiment
+        ancestor=lambda wildcards: local(
+            ancestors.ancestor_files(config, wildcards.experiment)
         ),
         base_model=demo_base,
         codec=CODEC,
+        fetched=fetched(RECORDINGS),
     output:
         metrics="<results>/experiments/{experiment}/eval/metrics.json",
         clips="<results>/experiments/{experiment}/eval/clips.parquet",

@@ -30,7 +30,10 @@ use rule list_rows as list_rows_other with:
     input:
         config="<results>/other/config/list_rows.json",
         checked=CHECKED_MODELS,
-        manifests=lambda wildcards: targets.inputs(targets.manifests(OTHER_CONFIG)),
+        manifests=lambda wildcards: local(
+            targets.inputs(targets.manifests(OTHER_CONFIG))
+        ),
+        fetched=OTHER_RECORDINGS,
     output:
         rows="<results>/other/data/rows.parquet",
         recordings=expand(
@@ -45,6 +48,9 @@ use rule list_rows as list_rows_other with:
             OTHER_CONFIG
         ),
         memory=OTHER_MEMORY,
+        fetched=lambda wildcards, input: object_storage.fetched_text(
+            OTHER_RECORDINGS_URLS, input.fetched
+        ),
         braced=lambda wildcards: targets.stamp_of_braced(
             targets.manifests(OTHER_CONFIG)
         ),
@@ -58,6 +64,7 @@ use rule measure_shard as measure_shard_other with:
     input:
         config="<results>/config/measure.json",
         recordings="<results>/other/data/recordings/{shard}.parquet",
+        fetched=fetched(OTHER_RECORDINGS),
     output:
         measured="<results>/other/data/measured/{shard}.parquet",
     log:
@@ -102,6 +109,7 @@ use rule tokenize_shard as tokenize_shard_other with:
         config="<results>/config/tokenize.json",
         clips="<results>/other/data/shards/{shard}.parquet",
         codec="<results>/models/codec.json",
+        fetched=fetched(OTHER_RECORDINGS),
     output:
         codes="<results>/other/codes/{shard}.parquet",
     log:
@@ -150,11 +158,12 @@ use rule eval_adapter as eval_adapter_other with:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
         adapter_config="<results>/experiments/{experiment}/train/adapter/adapter_config.json",
         adapter_base="<results>/experiments/{experiment}/train/adapter/base_model.json",
-        ancestor=lambda wildcards: ancestors.ancestor_files(
-            config, wildcards.experiment
+        ancestor=lambda wildcards: local(
+            ancestors.ancestor_files(config, wildcards.experiment)
         ),
         base_model=demo_base,
         codec=CODEC,
+        fetched=fetched(OTHER_RECORDINGS),
     output:
         metrics="<results>/experiments/{experiment}/eval/other/metrics.json",
         clips="<results>/experiments/{experiment}/eval/other/clips.parquet",

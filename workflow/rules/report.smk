@@ -37,14 +37,9 @@ rule report:
                 folder=["samples", "eval/other/samples"] if HAS_OTHER else ["samples"],
             )
         ),
-        other=(
-            expand(
-                "<results>/{file}",
-                file=[
-                    "other/data/validation.json",
-                    *(f"{base}other/packed/packing.json" for base in OF_BASES),
-                ],
-            )
+        other_validation="<results>/other/data/validation.json" if HAS_OTHER else [],
+        other_packing=(
+            expand("<results>/{base}other/packed/packing.json", base=OF_BASES)
             if HAS_OTHER
             else []
         ),
@@ -75,10 +70,9 @@ rule report:
         environment=environment,
         names=EXPERIMENTS,
         bases=[c["base_model"] for c in OF_BASES.values()],
-        other_validation=f"{RESULTS}/other/data/validation.json",
-        other_packing=[
-            f"{RESULTS}/{base}other/packed/packing.json" for base in OF_BASES
-        ],
+        # The stage reads them only if the config has another manifest.
+        other_validation=lambda wildcards, input: input.other_validation or "none",
+        other_packing=lambda wildcards, input: input.other_packing or "none",
         experiments_dir=lambda wildcards, input: Path(input.samples[0]).parents[1],
     shell:
         "{params.environment} python -m higgs_pipe.report --config {input.config:q} --clips {input.clips:q}"

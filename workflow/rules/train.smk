@@ -1,6 +1,6 @@
 # One adapter per experiment.
 config_check.or_exit(launching.check_launches, config)
-ancestors.check_ancestors_or_exit(config, Path(workflow.pathvars.apply("<results>")))
+ancestors.check_ancestors_or_exit(config, Path(RESULTS), IS_STORED)
 
 
 # Train an adapter.
@@ -15,8 +15,8 @@ rule train_adapter:
         config=of_base("config/train.json"),
         train_rows=of_base("packed/train.parquet"),
         eval_rows=of_base("packed/eval.parquet"),
-        ancestor=lambda wildcards: ancestors.ancestor_files(
-            config, wildcards.experiment
+        ancestor=lambda wildcards: local(
+            ancestors.ancestor_files(config, wildcards.experiment)
         ),
         base_model=demo_base,
     output:
@@ -86,8 +86,8 @@ rule publish_adapter:
         config=of_base("config/train.json"),
         train_rows=of_base("packed/train.parquet"),
         eval_rows=of_base("packed/eval.parquet"),
-        ancestor=lambda wildcards: ancestors.ancestor_files(
-            config, wildcards.experiment
+        ancestor=lambda wildcards: local(
+            ancestors.ancestor_files(config, wildcards.experiment)
         ),
     output:
         adapter="<results>/experiments/{experiment}/train/adapter/adapter_model.safetensors",
