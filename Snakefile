@@ -46,6 +46,10 @@ configfile: config_check.config_path_or_exit(Path("config.yaml"), ROOT / "config
 report: "workflow/report/workflow.rst"
 
 
+# For --software-deployment-method apptainer: the image that the Dockerfile makes, in this folder.
+container: "higgs-pipe.sif"
+
+
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 given = workflow.config_settings.overwrite_config  # by --configfile and --config
 config = config_check.or_exit(config_check.load_config, config, SCHEMA_PATH, given)
