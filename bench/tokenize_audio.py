@@ -21,6 +21,7 @@ batch size, and how many codes agree with float32, codebook by codebook.
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -51,7 +52,13 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.higgs.codec import encode, load_codec
 from higgs_pipe.higgs.miniature_codec import calibrate_codebooks
 from higgs_pipe.higgs.v2.miniature import CHAT_TEMPLATE, build_tokenizer
-from higgs_pipe.tokenize_audio import decode_ahead, encode_clips, equal_length_batches
+from higgs_pipe.tokenize_audio import (
+    batch_seconds,
+    decode_ahead,
+    encode_clips,
+    equal_length_batches,
+)
+from higgs_pipe.training.card import card_of
 
 SAMPLE_RATE_HZ = 24_000
 HOP_LENGTH = 960
@@ -191,6 +198,7 @@ def compare_on_cpu(codec: str, clips: list[Clip], num_rounds: int) -> dict[str, 
         "cpu_speed_stage_to_processor": median_ratio(
             cpu_seconds["processor"], cpu_seconds["stage"]
         ),
+        "decoded_seconds_per_cpu_second": decoding_speed(codec, clips),
         "time_stage_to_codec": median_ratio(seconds["stage"], seconds["codec"]),
         "cpu_time_stage_to_codec": median_ratio(cpu_seconds["stage"], cpu_seconds["codec"]),
         "num_codes": sum(c.size for c in codes["stage"].values()),
@@ -198,6 +206,19 @@ def compare_on_cpu(codec: str, clips: list[Clip], num_rounds: int) -> dict[str, 
             int((codes["stage"][i] != codes["processor"][i]).sum()) for i in codes["stage"]
         ),
     }
+
+
+def decoding_speed(codec: str, clips: list[Clip]) -> float:
+    """Seconds of audio that a core reads, decodes, hashes and resamples in a second."""
+    _, info = load_codec(Pretrained("codec", codec), torch.device("cpu"))
+
+    def decode_all() -> None:
+        for _ in decode_ahead(clips, info, float("inf"), num_threads=1):
+            pass
+
+    decode_all()
+    _, cpu_seconds = cpu_timed(decode_all)
+    return float(sum(clip["duration_seconds"] for clip in clips) / cpu_seconds)
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
@@ -269,45 +290,75 @@ def _status_bytes(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def compare_on_gpu(codec: str, clips: list[Clip], num_rounds: int) -> dict[str, Any]:
-    """Speed and memory by number type and batch; codes that agree with float32."""
-    device = torch.device("cuda")
+def compare_on_gpu(
+    codec: str, clips: list[Clip], num_rounds: int, device: torch.device
+) -> dict[str, Any]:
+    """Speed and memory by number type and batch, of the stage, and the codes that agree.
+
+    ``same_codes`` is the share of the stage's codes, float32 in the batches that memory allows,
+    that equal those of encoding one by one. Memory is null on a CPU.
+    """
+    is_cuda = device.type == "cuda"
     model, info = load_codec(Pretrained("codec", codec), device)
     # As many clips of one length as the largest batch takes.
-    num_clips = int(max(GPU_BATCH_SECONDS) / clips[0]["duration_seconds"])
+    longest = max(GPU_BATCH_SECONDS) if is_cuda else 2 * clips[0]["duration_seconds"]
+    num_clips = int(longest / clips[0]["duration_seconds"])
     equal = [clips[0] | {"clip_id": f"{i:03d}"} for i in range(max(1, num_clips))]
     waveforms = torch.stack([w for _, w in decode_ahead(equal, info, float("inf"), 4)])
     audio_seconds = waveforms.numel() / info.sample_rate_hz
     measured = []
     for dtype in ("float32", "bfloat16"):
-        for batch_seconds in GPU_BATCH_SECONDS:
-            size = max(1, int(batch_seconds / clips[0]["duration_seconds"]))
+        for batch in GPU_BATCH_SECONDS if is_cuda else GPU_BATCH_SECONDS[:1]:
+            size = max(1, int(batch / clips[0]["duration_seconds"]))
             batches, dtype_info = torch.split(waveforms, size), replace(info, dtype=dtype)
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            encode(model, batches[0], dtype_info)
-            peak_bytes = torch.cuda.max_memory_allocated() - before
-            times = [
-                timed(lambda b=batches, i=dtype_info: [encode(model, w, i) for w in b])  # type: ignore[misc]
-                for _ in range(num_rounds)
-            ]
+
+            def encode_all(batches: Any = batches, info: Any = dtype_info) -> None:
+                for waveforms in batches:
+                    encode(model, waveforms, info)
+
+            peak_bytes = peak_bytes_of(encode_all, device)
+            times = [timed(encode_all) for _ in range(num_rounds)]
             measured.append(
                 {
                     "dtype": dtype,
-                    "batch_seconds": batch_seconds,
+                    "batch_seconds": batch,
                     "audio_seconds_per_second": audio_seconds / statistics.median(times),
                     "peak_bytes": peak_bytes,
                 }
             )
-    exact, rounded = (
-        np.concatenate([r["codes"] for r in encode_clips(clips, model, replace(info, dtype=d), 0)])
-        for d in ("float32", "bfloat16")
-    )
+
+    def codes(dtype: str, max_batch_seconds: float, chosen: list[Clip]) -> Any:
+        rows = encode_clips(
+            chosen, model, replace(info, dtype=dtype), max_batch_seconds, os.cpu_count() or 1
+        )
+        return np.concatenate([row["codes"] for row in rows])
+
+    allowed = batch_seconds(card_of(device))
+    batched = [*equal, *clips]  # batches as large as memory allows, and clips of all lengths
+    seconds = timed(lambda: codes("float32", allowed, batched))
+    num_seconds = sum(clip["duration_seconds"] for clip in batched)
+    one_by_one = codes("float32", 0, batched)
     return {
-        "gpu": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if is_cuda else "cpu",
         "measured": measured,
-        "share_of_bfloat16_codes_equal_to_float32": (exact == rounded).mean(axis=0).tolist(),
+        "batch_seconds": allowed,
+        "stage": num_seconds / seconds,  # audio seconds a second, files decoded meanwhile
+        "same_codes": float((codes("float32", allowed, batched) == one_by_one).mean()),
+        "share_of_bfloat16_codes_equal_to_float32": (
+            (codes("float32", 0, clips) == codes("bfloat16", 0, clips)).mean(axis=0).tolist()
+        ),
     }
+
+
+def peak_bytes_of(work: Callable[[], Any], device: torch.device) -> int | None:
+    """Memory that ``work`` takes at most above what is in use; None on a CPU."""
+    if device.type != "cuda":
+        work()
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def main() -> None:
@@ -333,7 +384,7 @@ def main() -> None:
         if options.codec is None:
             build_codec(Path(codec))
         if options.device == "cuda":
-            results = compare_on_gpu(codec, clips, options.num_rounds)
+            results = compare_on_gpu(codec, clips, options.num_rounds, torch.device("cuda"))
         else:
             peaks = {name: peak_bytes_above_model(name, codec, clips) for name in VARIANTS}
             results = {

@@ -34,6 +34,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -571,8 +572,8 @@ def cuda_table(result: Sequence[dict[str, Any]], machine: str) -> list[str]:
 
 
 def machine_name(device: str) -> str:
-    """What the measurement ran on."""
-    software = f"PyTorch {torch.__version__}"
+    """What the measurement ran on, and when."""
+    software = f"PyTorch {torch.__version__}, {date.today():%d %B %Y}"
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, {software}"
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

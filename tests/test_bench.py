@@ -1,7 +1,10 @@
-"""The benchmark of the training step, where it can be run without a GPU."""
+"""The benchmarks of training, where they can be run without a GPU."""
 
 import argparse
+import json
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,3 +44,73 @@ def test_the_table_of_the_tutorial_is_what_the_formula_gives(train_step: Any) ->
 
     page = (ROOT / "docs/tutorials/own-voice.md").read_text()
     assert "\n".join(hours.table()) in page
+
+
+@pytest.fixture
+def on_a_gpu(train_step: Any) -> Any:
+    import on_a_gpu
+
+    return on_a_gpu
+
+
+def test_each_section_for_a_gpu_runs_on_a_cpu_and_fills_the_table(on_a_gpu: Any) -> None:
+    sections = {n: s for n, s in on_a_gpu.SECTIONS.items() if n not in ("tests", "variants")}
+    found = {name: section.measure(True) for name, section in sections.items()}
+    assert found["one_row_graphs"]["plans"][0]["is_padded"]
+    assert found["tokenize"]["same_codes"] == 1
+    found["tests"] = {"summary": "9 passed"}
+    table = "\n".join(on_a_gpu.goals_table(found, "a machine"))
+    assert on_a_gpu.NO_CARD not in table
+
+
+def test_the_table_of_goals_of_the_docs_is_the_scripts(on_a_gpu: Any) -> None:
+    """But for its last column, which a GPU fills."""
+    page = (ROOT / "docs/performance.md").read_text()
+    lines = on_a_gpu.goals_table({}, None)
+    assert len(lines) == 14
+    assert all(f"\n{line.removesuffix(f'{on_a_gpu.NO_CARD} |')}" in page for line in lines)
+
+
+def test_a_section_that_fails_or_hangs_leaves_the_others_alone(
+    on_a_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def run(command: list[str], stdout: Any, timeout: float, **_: Any) -> None:
+        name = command[command.index("--section") + 1]
+        if name == "warm":
+            raise subprocess.TimeoutExpired(command, timeout)
+        if name == "native":
+            stdout.write("Traceback\nValueError: no")
+            stdout.flush()
+            raise subprocess.CalledProcessError(1, command)
+        (tmp_path / f"{name}.json").write_text(json.dumps({"positions_per_second": 1}))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    on_a_gpu.run_sections(tmp_path, ["shipped", "warm", "native", "one_row"], True, minutes=1)
+    assert capsys.readouterr().out.splitlines() == [
+        'shipped: {"positions_per_second": 1}',
+        "warm: not finished within 60 s",
+        "native: failed: ValueError: no",
+        'one_row: {"positions_per_second": 1}',
+    ]
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *args: (
+    None if name.partition(".")[0] in ("snakemake", "pyarrow") else find_spec(name, *args)
+)
+sys.path[:0] = ["bench", "."]
+import on_a_gpu
+
+on_a_gpu.main([sys.argv[1], "--tiny", "--section", "shipped"])
+"""
+
+
+def test_training_is_measured_without_snakemake_and_pyarrow(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT, str(tmp_path)], cwd=ROOT, check=True)
+    found = json.loads((tmp_path / "shipped.json").read_text())
+    assert found["positions_per_second"] > 0
+    assert "PyTorch" in found["machine"]

@@ -131,6 +131,31 @@ def test_batches_on_a_gpu_are_as_long_as_its_memory_allows() -> None:
     assert tokenize_audio.batch_seconds(card(80e9)) == 240
 
 
+def test_a_shard_fills_memory_by_itself_and_has_the_codes_of_one_by_one(
+    tones: list[Path],
+    one_by_one: dict[str, list],
+    tmp_path: Path,
+    tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pretended card has memory for 2 s by the stage's estimate, and for 1.8 s in fact."""
+    found: list[int] = []
+
+    def limited(model: Any, batch: torch.Tensor, info: Any) -> Any:
+        if batch.numel() > 1.8 * 24_000 and len(batch) > 1:
+            raise torch.OutOfMemoryError("pretended")
+        found.append(len(batch))
+        return encode(model, batch, info)
+
+    card = SimpleNamespace(available_bytes=lambda: 2.0 * 45e6 / 0.8)
+    monkeypatch.setattr(tokenize_audio, "card_of", lambda _: card)
+    monkeypatch.setattr(tokenize_audio, "encode", limited)
+    rows = encode_paths(tones, tmp_path, tiny_base)
+    assert {clip: row["codes"] for clip, row in rows.items()} == one_by_one
+    # 2.4 s; 1.5 s; 1 s three times: of two at once each alone; 0.8 and 0.64 s twice; 0.6 s.
+    assert found == [1, 1, 1, 1, 1, 2, 2, 3]
+
+
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("tones")

@@ -9,6 +9,16 @@ from higgs_pipe.config.settings import Config
 from higgs_pipe.config.stages import merge
 from higgs_pipe.planning.config_check import load_schema, stage_config_text
 
+BARE: dict[str, Any] = {"manifest": "m", "base_model": "b", "codec": "c"}
+OF_MEMORY = {
+    "rows_per_micro_batch",
+    "gradient_checkpointing",
+    "max_logits_mb",
+    "compile",
+    "cuda_graphs",
+    "quantization",
+    "max_batch_seconds",
+}
 EXAMPLES = sorted((ROOT / "examples/configs").glob("*.yaml"))
 
 
@@ -51,6 +61,16 @@ def test_an_example_measures_no_recording_again(example: Path) -> None:
         assert stage_config_text(shipped, stage, schema) == stage_config_text(
             merge(shipped, overlay), stage, schema
         )
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_leaves_memory_to_the_plan(example: Path) -> None:
+    chosen, all_there_are = (
+        {name.split(".")[-1] for name in names(values)}
+        for values in (yaml.safe_load(example.read_text()), Config(**BARE).model_dump())
+    )
+    assert chosen.isdisjoint(OF_MEMORY)
+    assert all_there_are.issuperset(OF_MEMORY)
 
 
 def test_there_are_examples() -> None:
