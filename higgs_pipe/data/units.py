@@ -9,6 +9,7 @@ UNITS = {
     "_per_second": "per second",
     "_seconds": "s",
 }
+ABBREVIATIONS = ("RMS", "DC", "SNR", "STOI", "PESQ", "SI", "SDR")
 
 
 def number(value: float) -> str:
@@ -21,6 +22,13 @@ def number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return np.format_float_positional(value, precision=4, fractional=False, trim="-")
+
+
+def in_words(measure: str) -> str:
+    """Render the name of a measure without its unit: ``SNR`` of ``snr_db``, ``bandwidth``."""
+    endings = [ending for ending in UNITS if measure.endswith(ending) and ending != "_per_second"]
+    words = measure.removesuffix(endings[0] if endings else "").split("_")
+    return " ".join(word.upper() if word.upper() in ABBREVIATIONS else word for word in words)
 
 
 def with_unit(measure: str, value: float) -> str:

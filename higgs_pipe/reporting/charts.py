@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from higgs_pipe.data.units import in_words
 from higgs_pipe.reporting.experiments import COLOURS, Experiment
 from higgs_pipe.reporting.measures import rounded
 from higgs_pipe.training.results import LoggedLine
@@ -142,10 +143,11 @@ def draw_measure(
     axes.hist(parts, bins=bins, stacked=True, color=[ACCEPTED_COLOUR, REJECTED_COLOUR])
     for bound in bounds:
         axes.axvline(bound, color=INK, linewidth=1.2, linestyle="--")
-    _style(axes, name.replace("_", " "), "rows")
+    _style(axes, name, "rows")
     words = f"{len(accepted):,} accepted rows, median {rounded(np.median(values))} over all"
-    title = name.replace("_", " ").capitalize()
-    return _as_chart(figure, title, f"Histogram of {title}: {words}; {len(rejected):,} rejected.")
+    title = in_words(name)
+    description = f"Histogram of {title}: {words}; {len(rejected):,} rejected."
+    return _as_chart(figure, title[0].upper() + title[1:], description)
 
 
 def draw_hours(title: str, hours: dict[str, float]) -> Chart:

@@ -18,8 +18,8 @@ from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.resampling import resample
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, TRAIN
+from higgs_pipe.data.units import in_words, with_unit
 from higgs_pipe.reporting.audio import Player, make_player
-from higgs_pipe.reporting.measures import rounded
 
 PLAYER_RATE_HZ = 24_000  # Opus has no 44,100 Hz
 MAX_PLAYED_SECONDS = 20.0
@@ -64,7 +64,12 @@ def unlike_their_speaker(
     """
     groups = [
         [
-            (clip_id, measure, f"{rounded(value)}; median of {speaker}: {rounded(found.median)}")
+            (
+                clip_id,
+                in_words(measure),
+                f"{with_unit(measure, value)}; median of {speaker}: "
+                f"{with_unit(measure, found.median)}",
+            )
             for clip_id, value in found.clips.items()
         ]
         for speaker, by_measure in validation.outliers.items()

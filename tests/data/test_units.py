@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from higgs_pipe.data.units import UNITS, number, with_unit
+from higgs_pipe.data.units import UNITS, in_words, number, with_unit
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,12 @@ def test_the_unit_is_the_one_that_the_name_of_a_measure_ends_in() -> None:
     assert with_unit("trailing_silence_seconds", 1.5) == "1.5 s"
     assert with_unit("characters_per_second", 12.25) == "12.25 per second"
     assert with_unit("silence_fraction", 0.25) == "0.25"
+
+
+def test_a_measure_in_words_leaves_its_unit_to_the_value() -> None:
+    names = ("si_sdr_db", "bandwidth_hz", "leading_silence_seconds", "words_per_second", "peak")
+    words = ["SI SDR", "bandwidth", "leading silence", "words per second", "peak"]
+    assert [in_words(name) for name in names] == words
 
 
 def test_no_ending_is_the_end_of_another() -> None:

@@ -61,7 +61,8 @@ def test_a_clip_unlike_its_speakers_others_is_listed_with_both_values(tmp_path: 
     rows[7]["text"] = "A far longer text than that of the other clips of this speaker. " * 4
     unlike = section(clips_page_of(tmp_path, rows), "unlike")
     assert re.search(r'<th scope="row">7<span class="note">ada', unlike)
-    assert re.search(r"characters per second</strong>: [\d.,]+; median of ada: [\d.]+", unlike)
+    fact = r"characters per second</strong>: [\d.,]+ per second; median of ada: [\d.]+ per second"
+    assert re.search(fact, unlike)
 
 
 def test_texts_and_speakers_are_text_whatever_they_hold(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from helpers import REAL_SPEECH, ROOT, needs_real_speech, tone
 
+import higgs_pipe
 from higgs_pipe.config.stages import STAGES
 from higgs_pipe.higgs.v2 import miniature
 
@@ -126,6 +129,50 @@ def test_the_report_shows_what_eval_found(demo: Path) -> None:
     metrics = read_json(demo / "results/experiments/default/eval/metrics.json")
     for model in ("adapter", "base"):
         assert f"{metrics[model]['eval_loss']:.3f}" in page
+
+
+def test_every_artefact_names_the_version(demo: Path) -> None:
+    results = demo / "results"
+    version = higgs_pipe.__version__
+    run = read_json(results / "experiments/default/train/run.json")
+    provenance = read_json(results / "adapters/default/provenance.json")
+    assert run["higgs_pipe"] == provenance["higgs_pipe"]["version"] == version
+    pages = ("report/index.html", "data/index.html", "adapters/default/README.md")
+    for name in pages:
+        text = (results / name).read_text().replace("\\", "")
+        assert re.search(rf"higgs.pipe {re.escape(version)}\b", text), name
+
+
+def test_snakemakes_report_has_pages_charts_and_tables_with_captions(
+    demo: Path, tmp_path: Path
+) -> None:
+    finished = snakemake(demo, "--report", str(tmp_path / "report.zip"))
+    assert finished.returncode == 0, finished.stderr
+    page = ZipFile(tmp_path / "report.zip").read("report/report.html").decode()
+    entry = re.compile(r'"results/([^"]+)": {"name".*?"caption": "(.*?)", "mime_type"')
+    captions = dict(entry.findall(page))
+    drawn = (demo / "results/report/figures").glob("*.svg")
+    figures = [f"report/figures/{path.name}" for path in drawn]
+    others = ["report/index.html", "data/index.html", "data/validation.json"]
+    others += [f"experiments/default/eval/{name}.json" for name in ("metrics", "verdict")]
+    assert sorted(captions) == sorted(figures + others)
+    assert len(set(captions.values()) - {""}) == len(captions)
+
+
+def test_the_notebook_opens_the_demos_results(demo: Path, tmp_path: Path) -> None:
+    notebook = ROOT / "examples/notebook/results.ipynb"
+    assert not any(cell.get("outputs") for cell in read_json(notebook)["cells"])
+    program, output = Path(sys.executable).with_name("jupyter-execute"), tmp_path / "done.ipynb"
+    subprocess.run(
+        [program, notebook, "--output", output],
+        env=os.environ | {"HIGGS_RESULTS": str(demo / "results")},
+        check=True,
+    )
+    executed = output.read_text()
+    metrics = read_json(demo / "results/experiments/default/eval/metrics.json")
+    assert f"{metrics['adapter']['eval_audio_loss']:.3f}" in executed
+    assert executed.count("<audio ") == 2 + 2 * 4  # clips; two prompts by four voices
+    assert executed.count('"image/png"') == 1
 
 
 def test_a_second_run_does_nothing(demo: Path) -> None:

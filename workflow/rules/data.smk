@@ -94,7 +94,11 @@ checkpoint judge_clips:
     output:
         clips="<results>/data/clips.parquet",
         rejected="<results>/data/rejected.parquet",
-        validation="<results>/data/validation.json",
+        validation=report(
+            "<results>/data/validation.json",
+            caption="../report/validation.rst",
+            category="Recordings",
+        ),
         shards=expand("<results>/data/shards/{shard}.parquet", shard=SHARDS),
     log:
         "<logs>/judge_clips.log",

@@ -24,12 +24,22 @@ rule eval_adapter:
         codec=CODEC,
         fetched=fetched(RECORDINGS),
     output:
-        metrics="<results>/experiments/{experiment}/eval/metrics.json",
+        metrics=report(
+            "<results>/experiments/{experiment}/eval/metrics.json",
+            caption="../report/metrics.rst",
+            category="Numbers",
+            labels={"experiment": "{experiment}", "file": "losses"},
+        ),
         clips="<results>/experiments/{experiment}/eval/clips.parquet",
         breakdown="<results>/experiments/{experiment}/eval/breakdown.json",
         generation="<results>/experiments/{experiment}/eval/generation.json",
         generation_table="<results>/experiments/{experiment}/eval/generation.parquet",
-        verdict="<results>/experiments/{experiment}/eval/verdict.json",
+        verdict=report(
+            "<results>/experiments/{experiment}/eval/verdict.json",
+            caption="../report/verdict.rst",
+            category="Numbers",
+            labels={"experiment": "{experiment}", "file": "verdict"},
+        ),
         samples=directory("<results>/experiments/{experiment}/samples"),
     log:
         "<logs>/experiments/{experiment}/eval.log",
