@@ -18,6 +18,8 @@ from higgs_pipe.planning.stages import STAGES
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+# What needs a plugin or program that the lock does not have; its own tests run it.
+NEEDS_MORE = re.compile("--default-storage-provider|--sdm")
 # Runs each line of stdin as a command line of Snakemake, as a dry run, in one process.
 PLAN_ALL = """
 import shlex, sys
@@ -77,7 +79,7 @@ def test_every_command_of_a_page_is_planned(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
     for name, text in named_configs().items():
         (tmp_path / name).write_text(text)
-    lines = commands("snakemake")
+    lines = [line for line in commands("snakemake") if not NEEDS_MORE.search(line)]
     run = subprocess.run(
         [sys.executable, "-c", PLAN_ALL, str(ROOT / "Snakefile")],
         input="\n".join(lines),
