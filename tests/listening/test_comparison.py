@@ -70,9 +70,13 @@ def test_recordings_are_at_no_distance_from_themselves() -> None:
 
 def test_durations_are_compared_in_octaves() -> None:
     adapter = [heard(2.0), heard(4.0), heard(0.0)]  # 0, 1 and at most 3
-    base = [heard(1.0)] * 3  # 1 each
+    base = [heard(1.0), heard(4.0), heard(8.0)]  # 1, 1 and 2
     found = differences(adapter, base, RECORDINGS, CLIPS, 4)
+    assert found["duration_error"].value == pytest.approx(4 / 3 - 4 / 3)
+    found = differences(adapter, [heard(1.0)] * 3, RECORDINGS, CLIPS, 4)
     assert found["duration_error"].value == pytest.approx(4 / 3 - 1)
+    found = differences([heard(1.0)] * 3, [heard(4.0)] * 3, RECORDINGS, CLIPS, 4)
+    assert found["duration_error"].value == 0  # half as long is as wrong as twice as long
 
 
 def test_silence_is_compared_with_the_recordings() -> None:

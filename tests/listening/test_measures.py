@@ -49,6 +49,11 @@ def test_a_pause_filled_by_noise_40_db_below_the_speech_is_silence() -> None:
     assert measure_speech(samples, RATE_HZ).silence_share == 0
 
 
+def test_one_word_makes_the_faint_noise_around_it_silence() -> None:
+    samples = np.concatenate([tone(0.1, 0.5), tone(0.9, 0.003)])  # -50 dBFS
+    assert measure_speech(samples, RATE_HZ).silence_share == pytest.approx(0.9)
+
+
 def test_no_sample_at_all_is_silence_of_no_length() -> None:
     found = measure_speech(silence(0), RATE_HZ, np.zeros((0, 8), np.int16))
     assert (found.duration_seconds, found.silence_share) == (0, 1)

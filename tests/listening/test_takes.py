@@ -1,6 +1,7 @@
 """The recordings of prompts, as the codec got them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from helpers import PackedCorpus
 
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
-from higgs_pipe.listening.takes import recording_of
+from higgs_pipe.higgs.codes import delay
+from higgs_pipe.listening import takes
+from higgs_pipe.listening.takes import Takes, recording_of
 
 RATE = 24_000
 WHOLE = {"start_seconds": None, "end_seconds": None, "channel": None}
@@ -46,3 +49,24 @@ def test_a_recording_that_is_gone_names_the_rule(corpus: PackedCorpus, tmp_path:
     clip = WHOLE | {"audio_path": str(tmp_path / "gone.wav")}
     with pytest.raises(UserError, match=r"gone\.wav does not exist; .*--forcerun list_rows"):
         recording_of([clip], read_codec_info(corpus.eval_rows))
+
+
+def test_a_speakers_other_recordings_are_those_of_other_prompts() -> None:
+    def prompt(speakers: str | None, has_one_voice: bool = True) -> Any:
+        return SimpleNamespace(speakers=speakers, has_one_voice=has_one_voice)
+
+    prompts = [prompt("ada"), prompt("ben"), prompt("ada"), prompt("ada", False), prompt(None)]
+    spoken: Any = Takes(prompts, info=None, takes={}, references=[])  # type: ignore[arg-type]
+    heard: Any = ["0", "1", "2", "3", "4"]
+    assert [spoken._others(number, heard) for number in range(5)] == [["2"], [], ["0"], [], []]
+
+
+def test_each_reference_of_a_prompt_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = [np.full((n, 8), n, np.int16) for n in (3, 5)]
+    delayed = np.concatenate([delay([part], 1024, 1025) for part in codes])
+    sample = SimpleNamespace(prompt=SimpleNamespace(audio_input_ids=delayed))
+    monkeypatch.setattr(takes, "decode", lambda codec, part, info: part)
+    prompt: Any = SimpleNamespace(sample=sample)
+    nothing: Any = None
+    found = takes.references_of(prompt, nothing, nothing)
+    assert [part.tolist() for part in found] == [part.tolist() for part in codes]

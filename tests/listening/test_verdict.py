@@ -135,6 +135,8 @@ def test_what_is_missing_is_not_measured_and_not_zero() -> None:
 def test_a_difference_of_a_loss_within_rounding_is_none() -> None:
     tiny = difference(LOWER, scale=0.004)  # -0.0008 (-0.0012 to -0.0004)
     assert outcomes(verdict_of(stop_loss=tiny))["stop_loss"] == "no evidence"
+    tiny_loss = difference(HIGHER, scale=0.004)
+    assert outcomes(verdict_of(stop_loss=tiny_loss))["stop_loss"] == "no evidence"
     assert outcomes(verdict_of(code_distance=tiny))["code_distance"] == "better"
 
 
@@ -163,6 +165,8 @@ def test_an_adapter_that_ignores_its_text_is_never_better() -> None:
     better: dict[str, Any] = {"stop_loss": difference(LOWER)}
     assert verdict_of(adapter_text_use=difference(EQUAL), **better).overall == "no evidence"
     assert verdict_of(adapter_text_use=difference(LOWER), **better).overall == "no evidence"
+    perhaps = FOLLOWS_TEXT.model_copy(update={"low": -0.01})
+    assert verdict_of(adapter_text_use=perhaps, **better).overall == "no evidence"
     assert verdict_of(adapter_text_use=None, **better).overall == "better"
 
 

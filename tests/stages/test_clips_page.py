@@ -19,6 +19,15 @@ def test_the_sample_has_as_many_players_as_asked_for(
     assert section(page, "sample").count("<audio") == num_heard
 
 
+def test_a_recording_that_is_a_reference_alone_is_not_in_the_sample(tmp_path: Path) -> None:
+    rows = rows_of_tones(tmp_path, 8)
+    voice = tone(tmp_path / "voice.wav", 1.5, 999)
+    rows[0] |= {"ref_audio": voice.name, "ref_text": "A voice."}
+    sample = section(clips_page_of(tmp_path, rows), "sample")
+    assert sample.count("<audio") == 8
+    assert "A voice." not in sample
+
+
 def test_a_rejected_row_stands_with_its_reason_and_its_sound(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 6)
     rows[2]["text"] = " "

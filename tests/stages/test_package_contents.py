@@ -58,7 +58,8 @@ def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
     summary = json.loads((folder / "data/validation.json").read_text())
     for split, hours in HOURS.items():
         summary["splits"][split]["hours"] = hours
-    edit_result(folder / "data/validation.json", splits=summary["splits"])
+    counts = {"splits": summary["splits"], "num_rejected_by_reason": {"too_short": 2}}
+    edit_result(folder / "data/validation.json", **counts)
     outputs = experiment / "eval", experiment / "samples"
     adapter = experiment / "train/adapter"
     evaluate.run(configs["eval"], corpus.clips, corpus.eval_rows, adapter, *outputs)
@@ -122,6 +123,16 @@ def test_each_table_of_the_data_has_its_own_hash(
     paths = (corpus.clips, corpus.train_rows, corpus.eval_rows)
     expected = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert provenance["data"]["sha256"] == expected
+
+
+def test_the_counts_of_the_data_are_those_of_validate_and_pack(
+    corpus: PackedCorpus, provenance: dict[str, Any]
+) -> None:
+    packing = json.loads((corpus.directory / "packed/packing.json").read_text())
+    data = provenance["data"]
+    assert data["packed"] == {split: packing[split] for split in ("train", "eval")}
+    assert packing["train"]["num_samples"] != packing["eval"]["num_samples"]
+    assert data["num_rejected_by_reason"] == {"too_short": 2}
 
 
 def test_the_settings_of_training_are_the_experiments(

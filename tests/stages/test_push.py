@@ -217,6 +217,11 @@ def test_a_public_repository_is_refused_for_a_private_adapter(hub: Hub, package:
     assert on_hub(hub) == {}
 
 
+def test_a_repository_that_is_private_stays_so_and_is_told(hub: Hub, package: Path) -> None:
+    hub.create(REPO, private=True)
+    assert run_push(package, private=False)["private"] is True
+
+
 def test_a_package_that_was_touched_is_not_pushed(hub: Hub, package: Path) -> None:
     (package / "README.md").write_text("# Better\n")
     with pytest.raises(UserError, match=r"README.md: \d+ bytes of \d+"):

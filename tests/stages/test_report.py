@@ -15,6 +15,7 @@ import pytest
 import soundfile as sf
 from report_inputs import ADAPTER, SPEAKERS, Inputs
 
+from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.listening.spoken import GENERATED
@@ -344,6 +345,35 @@ def test_the_recordings_are_summed_up(inputs: Inputs) -> None:
     assert rows(page, "de") == [["40", "32", "8", "0.200"]]
     assert rows(page, "silent") == [["3"]]
     assert rows(page, "held out") == [["24", "0.100"]]
+
+
+def test_measures_are_those_of_clips_in_splits_and_lengths_of_each(inputs: Inputs) -> None:
+    inputs.clip_seconds = np.array([9.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])  # c0 and c5 are held out
+    inputs.write()
+    table = inputs.folder / "clips.parquet"
+    clips = read_table(table, CLIPS)[0].to_pylist()
+    levels = [-20.0, -30.0, -30.0, -30.0, -30.0, -30.0, -90.0]
+    clips = [clip | {"rms_dbfs": level} for clip, level in zip(clips, levels, strict=True)]
+    write_table(table, CLIPS, [*clips[:-1], clips[-1] | {"split": "reference"}])
+    inputs.run()
+    page = inputs.page.read_text()
+    assert "4 train, 2 held out clips" in page
+    low, median, high = np.quantile(levels[:-1], [0.05, 0.5, 0.95])
+    [level] = [
+        cells for cells in TextOfPage(page).rows if cells and cells[0].startswith("Root mean")
+    ]
+    assert level[1:] == [f"{value:.4g}" for value in (low, median, high)]
+
+
+def test_the_takes_of_the_first_temperature_are_heard(inputs: Inputs) -> None:
+    inputs.write()
+    table = inputs.folder / "experiments/default/eval/generation.parquet"
+    spoken = read_table(table, GENERATED)[0].to_pylist()
+    again = [r | {"temperature": 0.3, "duration_seconds": 3.0} for r in spoken if r["temperature"]]
+    write_table(table, GENERATED, [*spoken, *again])
+    inputs.run()
+    [cells] = rows(inputs.page.read_text(), "Who was that? ada · cloning")
+    assert [cells[i].split(" s")[0] for i in (2, 3)] == ["length 4.0", "length 1.5"]
 
 
 def test_speakers_beyond_the_twentieth_are_summed_in_one_row(inputs: Inputs) -> None:

@@ -1,0 +1,33 @@
+"""Losses by clip, worked by hand."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from higgs_pipe.higgs.frame_losses import FrameLosses
+from higgs_pipe.higgs.loss import LossSums
+from higgs_pipe.listening.clip_losses import ClipLosses
+from higgs_pipe.listening.clusters import Clusters
+
+
+def losses_of(audio: float) -> FrameLosses:
+    """Of a clip with a label of each kind, in each of its parts, and two codebooks."""
+    sums = LossSums(torch.tensor([1.0, audio, audio, 1.0]), torch.ones(4))
+    return FrameLosses(sums, np.ones((3, 2)), np.ones((3, 2)), stop_at_end=0.5, stop_before_end=0.1)
+
+
+def test_the_worst_clips_are_those_of_the_adapter() -> None:
+    clips: list[Any] = [
+        {"clip_id": name, "text": name, "speaker": None, "language": None}
+        | {"duration_seconds": 1.0, "task": "speech"}
+        for name in ("a", "b")
+    ]
+    adapter, base = ([losses_of(x) for x in losses] for losses in ((1.0, 2.0), (9.0, 3.0)))
+    alone = Clusters.of(["a", "b"], [None] * 2, [None] * 2)
+    other = [[each.sums for each in model] for model in (adapter, base)]
+    found = ClipLosses(clips, alone, adapter, base, *other).breakdown().worst_clips
+    assert [(clip.clip_id, clip.adapter, clip.base) for clip in found] == [
+        ("b", 2.0, 3.0),
+        ("a", 1.0, 9.0),
+    ]
