@@ -5,6 +5,10 @@
 # make mutants make each of some 300 small mistakes in a copy of the code: do the tests notice?
 #              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=… writes the table
 # make faults  the fault suite; writes docs/faults.md, the table of what became of each fault
+# make bench   each benchmark, small: ratios beside their goals; writes docs/benchmarks.md
+# make soak    2,000 steps, 200,000 rows: what grows? writes docs/benchmarks.md
+# make fuzz SECONDS=60   changed files through every reader, guided by coverage
+# make coverage   the tests once more, with the lines that they do not reach
 # make check   format, types and lints
 # make generated   write the schema and docs/config.md anew, after a change of a setting
 # make docs    build the documentation as a site; open site/index.html
@@ -56,6 +60,32 @@ mutants: $(READY)
 faults: $(READY)
 	$(IN_VENV) FAULTS_PAGE=docs/faults.md OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
 	  pytest tests/faults
+
+.PHONY: bench
+bench: $(READY)
+	$(IN_VENV) PYTHONPATH=. python bench/all.py --output bench/results.json \
+	  --page docs/benchmarks.md
+
+.PHONY: soak
+soak: $(READY)
+	$(IN_VENV) PYTHONPATH=. OMP_NUM_THREADS=1 python bench/soak.py --page docs/benchmarks.md
+
+# Tools that tests do not need: atheris and coverage.
+TOOLS := $(VENV)/tools
+$(TOOLS): requirements-tools.txt | $(READY)
+	$(BIN)/uv pip install --quiet --target $@ --require-hashes -r $<
+	@touch $@
+
+.PHONY: fuzz
+fuzz: $(TOOLS)
+	$(IN_VENV) PYTHONPATH=tests:.:$(TOOLS) OMP_NUM_THREADS=1 python -m fuzz.run \
+	  $(if $(SECONDS),--seconds $(SECONDS))
+
+.PHONY: coverage
+coverage: $(TOOLS)
+	$(IN_VENV) PYTHONPATH=$(TOOLS) OMP_NUM_THREADS=1 python -m coverage run --source=higgs_pipe \
+	  -m pytest -q tests --ignore tests/workflow --ignore tests/slurm --ignore tests/browser
+	$(IN_VENV) PYTHONPATH=$(TOOLS) python -m coverage report --show-missing --skip-covered
 
 .PHONY: check
 check: $(READY)

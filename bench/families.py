@@ -12,13 +12,13 @@ thread, medians over rounds that take the variants in turn.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rows import in_turn
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -128,30 +128,38 @@ def padded_round(adapted: Any, clips: Sequence[Clip]) -> Step:
     return with_optimizer(adapted, backward, batches)
 
 
-def measure(num_clips: int, row_length: int, repetitions: int) -> dict[str, Any]:
-    """Real tokens and seconds of audio per second of each variant, and their ratios."""
+def rounds_of(
+    num_clips: int, row_length: int, num_rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return the CPU seconds of each variant by round, and what each round handles.
+
+    Returns:
+        Seconds by variant; tokens of ``v2`` and ``v3``, and seconds of ``audio``.
+    """
     torch.set_num_threads(1)
     v2, v3 = model_config(HIDDEN_SIZE, NUM_LAYERS, NUM_TEXT_IDS), v3_config()
     clips = draw_clips(v2, num_clips)
     v3_clips = [as_v3(clip, v3) for clip in clips]
-    rounds = {
-        "v2, ours": packed_round(build_model(v2, LoraSettings().dropout), clips, row_length),
-        "v3, ours": packed_round(v3_model(v3), v3_clips, row_length),
-        "v3, padded": padded_round(v3_model(v3), v3_clips),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in rounds}
-    for repetition in range(repetitions + 1):
-        for name, step in rounds.items():
-            started = time.process_time()
-            step()
-            if repetition:  # the first warms up
-                seconds[name].append(time.process_time() - started)
-    median = {name: statistics.median(found) for name, found in seconds.items()}
+    seconds = in_turn(
+        {
+            "v2, ours": packed_round(build_model(v2, LoraSettings().dropout), clips, row_length),
+            "v3, ours": packed_round(v3_model(v3), v3_clips, row_length),
+            "v3, padded": padded_round(v3_model(v3), v3_clips),
+        },
+        num_rounds,
+    )
     audio_seconds = sum(len(undelay(clip.audio_input_ids)) for clip in clips) / 25
     tokens = {"v2": num_real_tokens(clips), "v3": num_real_tokens(v3_clips)}
+    return seconds, {**tokens, "audio": audio_seconds}
+
+
+def measure(num_clips: int, row_length: int, repetitions: int) -> dict[str, Any]:
+    """Real tokens and seconds of audio per second of each variant, and their ratios."""
+    seconds, handled = rounds_of(num_clips, row_length, repetitions)
+    median = {name: statistics.median(found) for name, found in seconds.items()}
     return {
-        "tokens_per_second": {name: tokens[name[:2]] / s for name, s in median.items()},
-        "audio_seconds_per_second": {name: audio_seconds / s for name, s in median.items()},
+        "tokens_per_second": {name: handled[name[:2]] / s for name, s in median.items()},
+        "audio_seconds_per_second": {name: handled["audio"] / s for name, s in median.items()},
         "v3_over_v2": median["v2, ours"] / median["v3, ours"],
         "v3_over_padded": median["v3, padded"] / median["v3, ours"],
     }
