@@ -72,6 +72,15 @@ def test_memory_and_time_are_within_15_percent_of_what_was_measured(
     assert positions / seconds == pytest.approx(rate, rel=0.15)
 
 
+@pytest.mark.parametrize(("is_compiled", "rate"), [(False, 22_900), (True, 34_300)])
+def test_the_time_of_a_graph_is_within_15_percent_of_what_was_measured(
+    is_compiled: bool, rate: float
+) -> None:
+    """Of a captured row, without dropout."""
+    seconds = micro_step_seconds(2048, 0, is_compiled, is_graphed=True)
+    assert 2048 / seconds == pytest.approx(rate, rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("compiled", "expected"),
     [
