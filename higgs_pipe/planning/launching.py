@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +128,27 @@ def check_launches(config: Mapping[str, Any]) -> None:
                 "srun here to start processes on other machines. Run the workflow on a Slurm "
                 "cluster with --workflow-profile profiles/slurm, or set train.num_machines: 1."
             )
+
+
+def check_slurm() -> None:
+    """Check that Slurm answers; it does so within some 10 seconds, or never.
+
+    Raises:
+        UserError: It does not, or its commands are not here.
+    """
+    try:
+        asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(
+            "Slurm's commands are not here (sinfo is missing). Run this on a machine from which "
+            "jobs are submitted, such as a login node."
+        ) from None
+    if asked.returncode != 0:
+        fact = asked.stderr.strip().splitlines()[-1:] or [f"exit code {asked.returncode}"]
+        raise UserError(
+            f"Slurm does not answer: {fact[0]}. Nothing was submitted. When `sinfo` lists "
+            "partitions again, run the same command; what is finished stays."
+        )
 
 
 def launch_command(

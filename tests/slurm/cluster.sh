@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Start or stop a real Slurm of two nodes on this machine, for tests: tests/slurm/cluster.sh up|down DIR
 #
-# Needs root and Debian's slurmctld, slurmd, slurm-client and munge. Each node says it has 4 cores,
-# 64 GB and a GPU, which is /dev/null. There is no accounting database, as on small clusters.
+# Needs root and Debian's slurmctld, slurmd, slurm-client and munge. Each node says it has 6 cores,
+# 160 GB and a GPU, which is /dev/null. There is no accounting database, as on small clusters. Jobs of
+# the partition main send those of the partition spare back to the queue where they need its room.
 # DIR holds its keys, logs and state; `export SLURM_CONF=DIR/etc/slurm.conf` to use it.
 set -euo pipefail
 action=$1 dir=$(realpath -m "$2")
@@ -19,6 +20,7 @@ if [[ $action == down ]]; then
     exit
 fi
 
+# A job that goes back to the queue waits there for cred_expire seconds, by default two minutes.
 mkdir -p "$dir"/{etc,run,log,state,spool/n1,spool/n2}
 for gpu in n1-gpu n2-gpu; do
     [[ -e $dir/run/$gpu ]] || mknod "$dir/run/$gpu" c 1 3
@@ -32,7 +34,7 @@ SlurmctldPort=26817
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$dir/run/munge.socket
+AuthInfo=socket=$dir/run/munge.socket,cred_expire=20
 CredType=cred/munge
 SlurmctldPidFile=$dir/run/slurmctld.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
@@ -54,9 +56,12 @@ KillWait=20
 MinJobAge=3600
 MailProg=/bin/true
 GresTypes=gpu
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=26821 CPUs=4 RealMemory=64000 Gres=gpu:1
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=26822 CPUs=4 RealMemory=64000 Gres=gpu:1
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=26821 CPUs=6 RealMemory=160000 Gres=gpu:1
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=26822 CPUs=6 RealMemory=160000 Gres=gpu:1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
+PartitionName=spare Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=1
 CONF
 cat > "$dir/etc/gres.conf" << CONF
 AutoDetect=off

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from helpers import ROOT, PackedCorpus, jobs_run, launch, marked_environment
 from safetensors.torch import load_file
+from workflow.stub_checkout import make_stub_checkout, snakemake, snakemake_command
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 IS_POSSIBLE = os.geteuid() == 0 and all(map(shutil.which, ("slurmctld", "slurmd", "munged")))
@@ -32,7 +32,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     subprocess.run([CLUSTER, "down", folder], check=True)
 
 
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
 # With the profile, but asking Slurm more often than by default.
 ON_SLURM = [
     *("--workflow-profile", str(ROOT / "profiles/slurm")),
@@ -40,9 +39,11 @@ ON_SLURM = [
 ]
 
 
-def start(folder: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, environment: dict[str, str], *words: str, checkout: Path = ROOT
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*SNAKEMAKE, *words],
+        snakemake_command(checkout, *words),
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -51,8 +52,8 @@ def start(folder: Path, environment: dict[str, str], *words: str) -> subprocess.
     )
 
 
-def jobs_of(environment: dict[str, str]) -> list[dict[str, str]]:
-    """What Slurm knows of every job: its number, rule, nodes and GPUs."""
+def jobs_of(environment: dict[str, str], folder: Path) -> list[dict[str, str]]:
+    """What Slurm knows of the jobs of a folder: number, rule, nodes and GPUs."""
     text = subprocess.run(
         ["scontrol", "show", "job", "--oneliner"],
         env=environment,
@@ -60,11 +61,9 @@ def jobs_of(environment: dict[str, str]) -> list[dict[str, str]]:
         capture_output=True,
         text=True,
     ).stdout
-    return [
-        dict(word.split("=", 1) for word in line.split() if "=" in word)
-        for line in text.splitlines()
-        if line.startswith("JobId=")
-    ]
+    lines = text.replace(f"WorkDir={folder} ", "WorkDir=this ").splitlines()
+    jobs = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+    return [job for job in jobs if job.get("WorkDir") == "this"]
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
@@ -74,6 +73,54 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"{folder / pattern} is not there"
         time.sleep(0.05)
+
+
+# Lasts until Slurm asks it to end, and then takes a while to save; goes on from what it saved.
+TRAINING = """
+import signal, sys, time
+from pathlib import Path
+words = sys.argv[1:]
+options = {w[2:]: words[i + 1] for i, w in enumerate(words) if w.startswith("--")}
+folder = Path(options["output-dir"])
+folder.mkdir(parents=True, exist_ok=True)
+if not (folder / "checkpoint").exists():
+    caught = []
+    signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    (folder / "running").write_text("")
+    while not caught:
+        time.sleep(0.05)
+    time.sleep(3)
+    (folder / "checkpoint").write_text("saved")
+    sys.exit(128 + caught[0])
+for name in ("metrics.jsonl", "preflight.json", "config.json", "run.json",
+             "trainable_parameters.json"):
+    (folder / name).write_text("resumed")
+for name in ("adapter_model.safetensors", "adapter_config.json", "base_model.json"):
+    (Path(options["adapter-dir"]) / name).write_text("resumed")
+"""
+TRAINED = Path("results/experiments/default/train")
+ON_ONE_CPU = ["--set-threads", "train_adapter=1", "--config", "train={device: cpu}"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout of stubs with all results up to packing; its training waits for a signal."""
+    checkout = make_stub_checkout(tmp_path_factory.mktemp("packed") / "check out")
+    run = snakemake(checkout, "--cores", "2", "pack", checkout=checkout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (checkout / "higgs_pipe/train.py").write_text(TRAINING)
+    return checkout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timed(slurm: dict[str, str], packed: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training with the shortest time limit of Slurm, a minute, beside the other tests."""
+    copy = shutil.copytree(packed, packed.with_name("timed"))
+    limit = ["--set-resources", "train_adapter:runtime=1"]
+    process = start(copy, slurm, "train", *ON_SLURM, *limit, *ON_ONE_CPU, checkout=copy)
+    yield process
+    process.kill()
+    process.wait()
 
 
 SETTINGS = {
@@ -107,13 +154,13 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
     running = start(tmp_path, slurm, "train", *ON_SLURM)
     folder = tmp_path / "results/experiments/default/train"
     wait_for(folder, "checkpoints/step-*", running)
-    [killed] = [job for job in jobs_of(slurm) if "train_adapter" in job["Comment"]]
+    [killed] = [job for job in jobs_of(slurm, tmp_path) if "train_adapter" in job["Comment"]]
     subprocess.run(["scancel", killed["JobId"]], env=slurm, check=True)
     output = running.communicate(timeout=600)[0]
     assert running.returncode == 0, output
     assert "resuming after step" in (tmp_path / "logs/experiments/default/train.log").read_text()
 
-    jobs = jobs_of(slurm)
+    jobs = jobs_of(slurm, tmp_path)
     tokenized = [job for job in jobs if "tokenize_shard" in job["Comment"]]
     assert [job["TresPerJob"] for job in tokenized] == ["gres:gpu:1"] * 2
     assert {job["NodeList"] for job in tokenized} == {"n1", "n2"}
@@ -142,3 +189,48 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     steps = [line["step"] for line in map(json.loads, lines) if "loss" in line]
     assert steps == sorted(set(steps))
+
+
+def assert_it_saved_and_went_on(folder: Path, process: subprocess.Popen[str]) -> str:
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    assert (folder / TRAINED / "checkpoint").read_text() == "saved"
+    assert (folder / TRAINED / "adapter/adapter_config.json").read_text() == "resumed"
+    return output
+
+
+def test_a_preempted_training_saves_and_goes_on(slurm: dict[str, str], packed: Path) -> None:
+    """A job of the better partition needs its room; Slurm starts it again."""
+    spare = ["--set-resources", "train_adapter:slurm_partition=spare", "train_adapter:mem_mb=90000"]
+    running = start(packed, slurm, "train", *ON_SLURM, *spare, *ON_ONE_CPU, checkout=packed)
+    wait_for(packed / TRAINED, "running", running)
+    urgent = ["sbatch", "--nodes=2", "--mem=90000", "--output=/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(urgent, env=slurm, check=True)
+    assert_it_saved_and_went_on(packed, running)
+    [job] = jobs_of(slurm, packed)
+    assert job["Restarts"] == "1"
+
+
+def test_a_training_at_its_time_limit_saves_and_goes_on(
+    slurm: dict[str, str], packed: Path, timed: subprocess.Popen[str]
+) -> None:
+    output = assert_it_saved_and_went_on(packed.with_name("timed"), timed)
+    assert jobs_run(output).count("train_adapter default") == 2
+    jobs = jobs_of(slurm, packed.with_name("timed"))
+    assert [job["JobState"] for job in jobs] == ["TIMEOUT", "COMPLETED"]
+
+
+def test_a_scheduler_that_does_not_answer_ends_the_run_before_any_job(
+    packed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slurm.conf").write_text(
+        "ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\n"
+        "NodeName=n1\nPartitionName=main Nodes=n1\n"
+    )
+    environment = marked_environment(SLURM_CONF=str(tmp_path / "slurm.conf"))
+    copy = shutil.copytree(packed, tmp_path / "check out")
+    ended = start(copy, environment, *ON_SLURM, "--forceall", checkout=copy)
+    output = ended.communicate(timeout=120)[0]
+    assert ended.returncode == 2, output
+    assert "Slurm does not answer: " in output
+    assert jobs_run(output) == []

@@ -153,6 +153,8 @@ wildcard_constraints:
 onstart:
     if workflow.local_exec:  # of a cluster's jobs, Snakemake's own way
         interruption.end_as_ctrl_c()
+    elif workflow.is_main_process and workflow.executor_plugin.name == "slurm":
+        config_check.or_exit(launching.check_slurm)
     for line in targets.demo_lines(demo_changes, DEMO_SETTINGS):
         print(line, file=sys.stderr)
 
