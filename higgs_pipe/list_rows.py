@@ -11,6 +11,7 @@ from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.config.stages import ListRowsStage, load_stage
 from higgs_pipe.data.files import write_text
 from higgs_pipe.data.hashing import sha256_of_file, shard_of
+from higgs_pipe.data.manifests.embedded import remove_unused
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row_table import write_rows
 from higgs_pipe.data.spans import Span
@@ -44,7 +45,8 @@ def run(
     Args:
         config: ``results/config/list_rows.json``.
         rows: Table to write: every row of every manifest, in order. Recordings that a Parquet table
-            holds are written to a folder ``embedded`` beside it.
+            holds are written to a folder ``embedded`` beside it; those of earlier runs that no row
+            names any more are removed there.
         recordings_dir: Folder for ``shard-00000.parquet`` ..., what one job measures: the
             recordings that the rows of a shard name. A row's shard is a hash of its id, and no
             row's place is written there: a row that is added, changed or removed, wherever in
@@ -64,7 +66,8 @@ def run(
         [*stage.manifest] if isinstance(stage.manifest, list) else [stage.manifest]
     )
     entries = [_local(entry, json.loads(fetched)) for entry in named]
-    manifest = read_manifests(entries, extract_to=rows.absolute().with_name("embedded"))
+    embedded = rows.absolute().with_name("embedded")
+    manifest = read_manifests(entries, extract_to=embedded)
     shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]
     for row in manifest.rows:
         shards[shard_of(row.clip_id, len(shards))].update(row.all_spans)
@@ -84,6 +87,8 @@ def run(
     if memory is not None:
         touched = {path: state for path, state in first_seen.items() if state != seen[path]}
         write_text(memory, memory_text(Memory(stamp, seen, touched)))
+    if num_removed := remove_unused(embedded, paths):
+        logger.info("%s: removed %d recordings that no row names", embedded, num_removed)
     names = [entry if isinstance(entry, str) else entry.path for entry in named]
     num_spans = sum(map(len, shards))
     logger.info(

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from higgs_pipe.data.manifests.fields import RowFault
 
 NUM_DIGITS = 16  # of the SHA-256 in a file's name
 MAX_NAME_CHARS = 100
+OWN_NAME = re.compile(rf"[0-9a-f]{{{NUM_DIGITS}}}-")
 
 
 def write_embedded(value: Any, folder: Path) -> str | None:
@@ -41,3 +43,24 @@ def write_embedded(value: Any, folder: Path) -> str | None:
     except OSError as error:
         raise RowFault(f"its recording cannot be written to {folder} ({error.strerror})") from None
     return str(file)
+
+
+def remove_unused(folder: Path, used: Iterable[str]) -> int:
+    """Remove the recordings that :func:`write_embedded` wrote and that no row names any more.
+
+    Args:
+        folder: The folder, which need not exist. Files of other names stay.
+        used: Paths of the recordings that rows name.
+
+    Returns:
+        The number of files that were removed.
+    """
+    names = {Path(path).name for path in used}
+    unused = [
+        file
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if OWN_NAME.match(file.name) and file.name not in names
+    ]
+    for file in unused:
+        file.unlink()
+    return len(unused)

@@ -22,7 +22,7 @@ from helpers import ROOT, has_line_with, run_validation, tone, write_stage_confi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from higgs_pipe import tokenize_audio
+from higgs_pipe import list_rows, tokenize_audio
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.audio import decode
 from higgs_pipe.data.manifests.detection import detect
@@ -527,6 +527,17 @@ def test_a_recording_inside_parquet_is_written_once(tmp_path: Path) -> None:
         assert before in ([], found)
         before = found
     assert len(before) == 2
+
+
+def test_a_recording_that_has_left_the_parquet_is_removed(tmp_path: Path) -> None:
+    config = write_stage_config(tmp_path / "c.json", manifest=str(tmp_path / "m.parquet"), data={})
+    rows = tmp_path / "data/rows.parquet"
+    for table in (pa.table(HUB_ROWS), pa.table(HUB_ROWS).slice(1)):
+        pq.write_table(table, tmp_path / "m.parquet")
+        list_rows.run(config, rows, tmp_path / "data/recordings")
+        (rows.parent / "embedded/notes.txt").touch()
+    kept = f"{hashlib.sha256(b'two').hexdigest()[:16]}-audio"
+    assert {path.name for path in (rows.parent / "embedded").iterdir()} == {kept, "notes.txt"}
 
 
 def test_a_recording_inside_parquet_that_cannot_be_written_is_named(tmp_path: Path) -> None:
