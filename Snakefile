@@ -22,13 +22,16 @@ import higgs_pipe.planning.interruption as interruption
 import higgs_pipe.planning.launching as launching
 import higgs_pipe.planning.model_types as model_types
 import higgs_pipe.planning.models as models
+import higgs_pipe.planning.prerequisites as prerequisites
 import higgs_pipe.planning.recordings as recordings
 import higgs_pipe.planning.results as results
 import higgs_pipe.planning.stages as stages
 import higgs_pipe.planning.storage as object_storage
 import higgs_pipe.planning.targets as targets
 
+config_check.or_exit(prerequisites.check_snakemake)
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+config_check.or_exit(prerequisites.check_place, ROOT)
 shown = workflow.output_settings
 IS_MODULE = not workflow.modifier.is_main_snakefile()  # of another workflow
 if (

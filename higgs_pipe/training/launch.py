@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -29,6 +30,7 @@ from typing import Any, cast
 import psutil
 import yaml
 
+from higgs_pipe.cli import EXIT_USER_ERROR
 from higgs_pipe.planning import process_tree
 
 # Torchrun's options, given by the environment because Accelerate does not pass them. Torchrun shall
@@ -58,6 +60,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = launch_command_parser().parse_args(argv)
     if (arguments.num_machines or 1) > 1:
         place_in_slurm_job(arguments, os.environ)
+    if fault := port_fault(arguments.main_process_port, arguments.machine_rank):
+        print(fault, file=sys.stderr)
+        return EXIT_USER_ERROR
     try:
         launch_command(arguments)
     except ChildFailedError as error:
@@ -70,6 +75,27 @@ def main(argv: Sequence[str]) -> int:
             print(_lost(0, -error.returncode), file=sys.stderr)
         return _exit_code(error.returncode)
     return 0
+
+
+def port_fault(port: int | None, machine_rank: int | None) -> str | None:
+    """Return the sentence on a port of this machine that another process has; None if it is free.
+
+    Args:
+        port: The port at which the processes meet; None or 0: any free one.
+        machine_rank: The number of this machine; on others than the first, nothing listens.
+    """
+    if not port or machine_rank:
+        return None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            return (
+                f"train.main_process_port: {port} cannot be used here ({error.strerror}). Set "
+                "another one, or null, which takes a free one."
+            )
+    return None
 
 
 def cause(failures: Mapping[int, Any]) -> tuple[str, int]:

@@ -2,15 +2,19 @@
 
 import json
 import signal
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from helpers import ROOT
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import UserError
-from higgs_pipe.training.launch import cause
+from higgs_pipe.higgs.devices import pick_device
+from higgs_pipe.training.launch import cause, main, port_fault
 from higgs_pipe.training.processes import caught_signals, make_accelerator
 
 
@@ -105,3 +109,36 @@ def test_a_tracker_that_is_not_installed_is_a_sentence(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=f"pip install {tracker}"):
         make_accelerator(TrainConfig(tracker=tracker), tmp_path)
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("higgs_pipe.planning.process_tree.end_with", lambda _: None)
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        words = ["--config_file", str(ROOT / "workflow/accelerate.yaml"), "--multi_gpu"]
+        words += ["--num_processes", "2", "--main_process_port", str(port), "-m", "no.such.module"]
+        assert main(words) == 2
+        assert f"train.main_process_port: {port} " in capsys.readouterr().err
+        assert port_fault(port, machine_rank=1) is None  # that of another machine
+    assert port_fault(port, machine_rank=0) is None
+    assert port_fault(0, machine_rank=0) is None
+
+
+@pytest.mark.parametrize(("num_gpus", "is_refused"), [(1, True), (2, False)])
+def test_more_processes_than_gpus_are_refused(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: int, is_refused: bool
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    assert pick_device("cpu").type == "cpu"
+    if not is_refused:
+        assert pick_device("auto").type == "cuda"
+        return
+    with pytest.raises(UserError, match=r"2 processes .* 1 GPU\."):
+        pick_device("auto")

@@ -34,6 +34,20 @@ def snakemake_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+def test_without_conda_use_conda_ends_before_any_job(snakemake_alone: Path, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        ["snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2", "--use-conda"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{snakemake_alone}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "Is conda installed and accessible?" in ended.stderr
+    assert not (tmp_path / "results").exists()
+
+
 def test_recordings_become_a_package_in_an_environment_of_snakemake_alone(
     snakemake_alone: Path, corpus: PackedCorpus, tmp_path: Path
 ) -> None:

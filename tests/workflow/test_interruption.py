@@ -133,6 +133,15 @@ def test_a_signal_to_snakemake_alone_lets_the_training_save(
     assert not is_locked(workflow)
 
 
+def test_a_second_run_in_the_folder_of_another_ends_with_what_to_do(workflow: Workflow) -> None:
+    workflow.start()
+    second = snakemake(workflow.checkout, "train", checkout=workflow.checkout)
+    assert second.returncode == 1
+    assert "Directory cannot be locked" in second.stderr
+    assert "--unlock" in second.stderr
+    assert workflow.popen.poll() is None
+
+
 def test_the_training_of_a_killed_snakemake_saves_and_ends(workflow: Workflow) -> None:
     workflow.start().kill()
     workflow.wait_for("saved")
