@@ -34,6 +34,7 @@ def test_the_site_has_a_page_for_each_file_of_the_documentation(site: Path) -> N
     built = {path.relative_to(site) for path in site.rglob("*.html")}
     assert expected - {Path("decisions/README.html")} <= built
     assert Path("decisions/index.html") in built
+    assert [*site.rglob("*.py"), *site.rglob("*.pyc")] == []
 
 
 def test_the_site_asks_no_other_host_for_anything(site: Path) -> None:
