@@ -64,8 +64,8 @@ from higgs_pipe.training.telemetry import Telemetry, peak_memory_bytes
 
 ROOT = Path(__file__).parents[1]
 LONG_RUN = 2_000  # steps that the run would have, so that ``auto`` finds that compiling pays
-NUM_STEPS = {False: 12, True: 2}  # taken, tiny or not
-NUM_WARM_UP = {False: 3, True: 1}
+NUM_STEPS, NUM_WARM_UP = 12, 3  # taken, and of them not measured
+NUM_STEPS_OF_GRAPHS, NUM_WARM_UP_OF_GRAPHS = 60, 45  # until every shape has its graph
 NO_CARD = "no card yet"
 SPEED = ("positions_per_second", "{:,.0f}")
 MEMORY = ("mb_per_position", "{:.2f}")
@@ -92,7 +92,7 @@ class SmallerCard(CudaCard):
         super().__init__(device)
         self.num_bytes = num_bytes
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
 
     def available_bytes(self) -> float:
         """Return the bytes that are left of them."""
@@ -137,16 +137,19 @@ def train(is_tiny: bool, memory_gb: int | None = None, **settings: Any) -> Resul
     planning_seconds = time.perf_counter() - planned_at
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    num_steps, num_warm_up = (2, 1) if is_tiny else (NUM_STEPS, NUM_WARM_UP)
+    if run.graphs is not None:
+        num_steps, num_warm_up = NUM_STEPS_OF_GRAPHS, NUM_WARM_UP_OF_GRAPHS
     lines: list[Result] = []
     with closing(inputs.after(0)) as steps:
-        for number in range(1, NUM_STEPS[is_tiny] + 1):
+        for number in range(1, num_steps + 1):
             with telemetry.step():
                 with telemetry.phase("data"):
                     step_input = next(steps)
                 stepper.step(step_input)
             if number == 1:
                 first_step_seconds = time.perf_counter() - planned_at
-            if number in (NUM_WARM_UP[is_tiny], NUM_STEPS[is_tiny]):
+            if number in (num_warm_up, num_steps):
                 lines.append(telemetry.line())
     peak_bytes = peak_memory_bytes(device)
     positions = plans[-1]["rows_per_micro_batch"] * ROW_LENGTH_ON_GPU
@@ -155,6 +158,7 @@ def train(is_tiny: bool, memory_gb: int | None = None, **settings: Any) -> Resul
         "positions_per_second": lines[-1]["tokens_per_second"],
         "audio_seconds_per_second": lines[-1]["audio_seconds_per_second"],
         "data_seconds": lines[-1]["data_seconds"],
+        "num_graphs": 0 if run.graphs is None else len(run.graphs.graphs),
         "peak_gb": peak_bytes / 1e9,
         "mb_per_position": (peak_bytes - base_bytes) / positions / 1e6,
         "planning_seconds": planning_seconds,  # compiling, probe and check of graphs
@@ -178,7 +182,18 @@ def variants(is_tiny: bool, *names: str) -> Result:
 
 def tests(is_tiny: bool) -> Result:
     """The tests that need a GPU; tiny, only how many there are."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "cuda",
+        "-W",
+        "default",
+    ]
     command += ["--collect-only"] if is_tiny else []
     paths = [ROOT / "tests" / name for name in ("higgs", "training")]
     finished = subprocess.run(
