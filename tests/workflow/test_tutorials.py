@@ -119,3 +119,12 @@ def test_the_page_of_symptoms_names_keys_that_there_are() -> None:
     known = "\n".join(path.read_text() for path in sources)
     families = re.compile("eval_audio_loss_codebook_|adapter_stop_|data_seconds")
     assert [word for word in sorted(words) if word not in known and not families.match(word)] == []
+
+
+def test_the_page_of_symptoms_quotes_headings_that_there_are() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    quoted = set(re.findall(r'"([A-Z][^"]+)"', page))
+    templates = [*(ROOT / "higgs_pipe/templates/report").glob("*.j2")]
+    shown = "".join(path.read_text() for path in templates).replace("\u2019", "'")
+    assert len(quoted) >= 4
+    assert [heading for heading in sorted(quoted) if heading not in shown] == []
