@@ -16,12 +16,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -270,23 +271,36 @@ def run_sections(folder: Path, names: Sequence[str], is_tiny: bool, minutes: flo
         command += ["--tiny"] if is_tiny else []
         result = folder / f"{name}.json"
         result.unlink(missing_ok=True)
-        try:
-            with (folder / f"{name}.log").open("w") as log:
-                subprocess.run(
-                    command,
-                    check=True,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    timeout=limit,
-                )
-        except subprocess.TimeoutExpired:
+        code = run_within(limit, command, folder / f"{name}.log", environment)
+        if code == 0:
+            print(f"{name}: {result.read_text(encoding='utf-8')}", flush=True)
+        elif code is None:
             print(f"{name}: not finished within {limit:.0f} s", flush=True)
-        except subprocess.CalledProcessError:
+        else:
             lines = (folder / f"{name}.log").read_text(encoding="utf-8").strip().splitlines()
             print(f"{name}: failed: {lines[-1] if lines else ''}", flush=True)
-        else:
-            print(f"{name}: {result.read_text(encoding='utf-8')}", flush=True)
+
+
+def run_within(
+    seconds: float, command: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> int | None:
+    """Run a program; return its exit code, or None if it took longer. Nothing of it stays."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # with the processes that it starts
+        )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def computed() -> dict[str, str]:
@@ -319,7 +333,7 @@ def computed() -> dict[str, str]:
     }
 
 
-def goals_table(found: dict[str, Result], machine: str | None) -> list[str]:
+def goals_table(found: dict[str, Result], machine: str) -> list[str]:
     """The goals, what the formulas expect and what was measured, as lines of Markdown."""
 
     def cell(name: str, key: str, form: str) -> str:
@@ -345,7 +359,7 @@ def goals_table(found: dict[str, Result], machine: str | None) -> list[str]:
         ("codes of encoding one by one", "99.9 %", "", cell("tokenize", "same_codes", "{:.2%}")),
         ("tests on a GPU", "", "", cell("tests", "summary", "{}")),
     ]
-    lines = [] if machine is None else [machine, ""]
+    lines = [machine, ""] if machine else []
     lines += ["| | goal | computed | measured |", "|---|---|---|---|"]
     return lines + [
         f"| {what} | {goal} | {expected.get(name, '')} | {value} |"
@@ -374,8 +388,8 @@ def main(arguments: Sequence[str]) -> None:
     run_sections(options.folder, options.only, options.tiny, options.minutes)
     paths = {name: options.folder / f"{name}.json" for name in SECTIONS}
     found = {n: json.loads(path.read_text()) for n, path in paths.items() if path.is_file()}
-    machine = next((f"{result['machine']}" for result in found.values()), None)
-    lines = goals_table(found, machine)
+    machines = sorted({result["machine"] for result in found.values()})
+    lines = goals_table(found, "; ".join(machines))
     print("\n".join(lines))
     if options.docs:
         put_table(options.docs, "goals table", lines)

@@ -2,14 +2,16 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, wait_until
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_each_section_for_a_gpu_runs_on_a_cpu_and_fills_the_table(on_a_gpu: Any)
 def test_the_table_of_goals_of_the_docs_is_the_scripts(on_a_gpu: Any) -> None:
     """But for its last column, which a GPU fills."""
     page = (ROOT / "docs/performance.md").read_text()
-    lines = on_a_gpu.goals_table({}, None)
+    lines = on_a_gpu.goals_table({}, "")
     assert len(lines) == 14
     assert all(f"\n{line.removesuffix(f'{on_a_gpu.NO_CARD} |')}" in page for line in lines)
 
@@ -74,17 +76,13 @@ def test_the_table_of_goals_of_the_docs_is_the_scripts(on_a_gpu: Any) -> None:
 def test_a_section_that_fails_or_hangs_leaves_the_others_alone(
     on_a_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def run(command: list[str], stdout: Any, timeout: float, **_: Any) -> None:
+    def run(seconds: float, command: list[str], log: Path, _: Any) -> int | None:
         name = command[command.index("--section") + 1]
-        if name == "warm":
-            raise subprocess.TimeoutExpired(command, timeout)
-        if name == "native":
-            stdout.write("Traceback\nValueError: no")
-            stdout.flush()
-            raise subprocess.CalledProcessError(1, command)
+        log.write_text("Traceback\nValueError: no\n")
         (tmp_path / f"{name}.json").write_text(json.dumps({"positions_per_second": 1}))
+        return {"warm": None, "native": 1}.get(name, 0)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(on_a_gpu, "run_within", run)
     on_a_gpu.run_sections(tmp_path, ["shipped", "warm", "native", "one_row"], True, minutes=1)
     assert capsys.readouterr().out.splitlines() == [
         'shipped: {"positions_per_second": 1}',
@@ -92,6 +90,26 @@ def test_a_section_that_fails_or_hangs_leaves_the_others_alone(
         "native: failed: ValueError: no",
         'one_row: {"positions_per_second": 1}',
     ]
+
+
+def has_ended(pid: int) -> bool:
+    """Also if who adopted the process has not asked for its exit code yet."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_section_that_takes_too_long_leaves_no_process(on_a_gpu: Any, tmp_path: Path) -> None:
+    program = (
+        "import subprocess; sleep = subprocess.Popen(['sleep', '60']); "
+        "print(sleep.pid, flush=True); sleep.wait()"
+    )
+    log = tmp_path / "log"
+    assert on_a_gpu.run_within(3, [sys.executable, "-c", program], log, os.environ) is None
+    pid = int(log.read_text())
+    wait_until(lambda: has_ended(pid), seconds=10)
+    assert on_a_gpu.run_within(60, [sys.executable, "-c", "exit(7)"], log, os.environ) == 7
 
 
 WITHOUT = """
