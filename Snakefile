@@ -37,9 +37,9 @@ IS_MODULE = not workflow.modifier.is_main_snakefile()  # of another workflow
 if (
     workflow.is_main_process
     and not IS_MODULE
-    and not (shown.dryrun or shown.verbose or shown.printshellcmds)
+    and not (shown.verbose or shown.printshellcmds)
 ):
-    console.shorten()
+    console.shorten(shown.dryrun)
 
 
 # The folder's own, or else the checkout's.

@@ -78,7 +78,7 @@ def run(
         clips_of: The setting that names the clips' recordings, manifest or eval.other_manifest; the
             verdict's words depend on it.
         ancestor_dir: The adapter that training started from, if any, whose losses are added.
-        compile_cache: As for :func:`higgs_pipe.train.run`.
+        compile_cache: Folder of compiled code, unless ``TORCHINDUCTOR_CACHE_DIR`` names another.
 
     Raises:
         UserError: Base or codec are not those of the rows or of the adapter, the held-out split is

@@ -55,7 +55,8 @@ def run(
         memory: JSON to read, if it is there, and to write: the state of every recording.
         measured_dir: The measures of an earlier run, if there was one: by their hashes, a recording
             that was only touched is told from one that changed.
-        stamp: Goes into ``memory``.
+        stamp: Text that is written to ``memory``; Snakemake passes another one when a recording
+            has changed.
         fetched: JSON object, for manifests on object storage: the local path of each folder's URL.
 
     Raises:

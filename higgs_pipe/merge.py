@@ -59,7 +59,7 @@ def run(
     Args:
         config: ``results/config/merge.json``.
         form: merged (the names of the base) or original (those of Boson AI's code for v2).
-        name: Of the experiment.
+        name: Name of the experiment.
         adapter_dir: The experiment's adapter.
         config_dir: The stages' settings.
         eval_rows: Packed held-out rows.

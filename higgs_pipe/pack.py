@@ -47,12 +47,12 @@ def run(
         config: ``results/config/pack.json``.
         clips: The accepted clips, from validate.
         codes_dir: The shards of codes, from tokenize.
-        num_shards: Their number; the folder may hold others of an earlier run.
+        num_shards: Number of shards; the folder may hold others of an earlier run.
         train_rows: The packed training rows to write; temporary files stand beside them.
         eval_rows: The packed held-out rows to write.
         packing: :class:`PackingSummary` to write.
         pinned_base: ``models/base_model.json``; without it the base is pinned here.
-        splits: Those that are packed, train and eval by default; the table of another is empty.
+        splits: Splits to pack, by default train and eval; the table of another split is empty.
 
     Raises:
         UserError: The codec does not fit the base model, codes are missing, a split is empty, or

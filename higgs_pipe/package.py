@@ -80,7 +80,7 @@ def run(
 
     Args:
         config: ``results/config/package.json``.
-        name: Of the experiment.
+        name: Name of the experiment.
         data_dir: Results of validate.
         packed_dir: Results of pack.
         experiment_dir: Results of train and eval.

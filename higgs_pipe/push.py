@@ -64,7 +64,7 @@ def run(
     Args:
         config: ``results/config/push.json``.
         form: peft, merged or original.
-        name: Of the experiment.
+        name: Name of the experiment.
         names: All experiments.
         package_dir: The package or the full checkpoint.
         verdict: The verdict of eval.

@@ -1,7 +1,8 @@
 """Lines of Snakemake on the terminal: one for each job; the stages log the rest.
 
-Snakemake's own log, whose path it prints at the end, keeps every line. ``--printshellcmds`` and
-``--verbose`` bring them back to the terminal, and a dry run (``-n``) always shows them.
+A dry run (``-n``) shows how many jobs of which rule would run and why, in a screenful. Snakemake's
+own log, whose path it prints at the end, keeps every line. ``--printshellcmds`` and ``--verbose``
+bring them back to the terminal.
 """
 
 import logging
@@ -36,15 +37,37 @@ HIDDEN_BEGINNINGS = (
     "Using shell",
     "Using workflow specific profile",
 )
+# In the reasons of a dry run, and what stands there.
+DETAILS_ABOVE = "(check individual jobs above for details)"
+DETAILS = "(snakemake -np shows each job, its own reason and its command)"
 # Take no time, and nobody waits for what they make.
 SETTINGS_RULES = ("stage_config", "stage_config_other")
 
 
-def shorten() -> None:
-    """Show a line per job on the terminal in place of Snakemake's blocks."""
+def shorten(is_dry_run: bool = False) -> None:
+    """Show a line per job on the terminal in place of Snakemake's blocks; in a dry run, none."""
     for handler in logging.getLogger(SNAKEMAKE).handlers:
         if handler.get_name() == TERMINAL:
-            handler.addFilter(JobLines(handler))
+            handler.addFilter(PlanLines() if is_dry_run else JobLines(handler))
+
+
+class PlanLines(logging.Filter):
+    """Drops the lines of a dry run but for the jobs of each rule, which come twice, and reasons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_sums = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell if the record is shown."""
+        event = vars(record).get("event")
+        if event == "run_info" and not self._has_sums:
+            self._has_sums = True
+            return True
+        is_hidden = str(record.msg).startswith(HIDDEN_BEGINNINGS) and not event
+        if DETAILS_ABOVE in str(record.msg):
+            record.msg = str(record.msg).replace(DETAILS_ABOVE, DETAILS)
+        return event not in {*HIDDEN_EVENTS, "job_info"} and not is_hidden
 
 
 class JobLines(logging.Filter):

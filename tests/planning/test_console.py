@@ -70,3 +70,19 @@ def test_the_log_file_keeps_every_line(handlers: tuple[Lines, Lines]) -> None:
     log("block", "job_info", rule_name="stage_config", wildcards={"stage": "train"})
     log("Select jobs to execute...")
     assert handlers[1].shown == ["block", "Select jobs to execute..."]
+
+
+def test_a_dry_run_shows_the_jobs_of_each_rule_once_and_the_reasons() -> None:
+    terminal = Lines(TERMINAL)
+    LOGGER.addHandler(terminal)
+    shorten(is_dry_run=True)
+    log("Building DAG of jobs...")
+    for _ in range(2):
+        log("list_rows 1", "run_info", stats={"total": 1})
+        log("block", "job_info", rule_name="list_rows", output=["rows"], wildcards={})
+    log("Reasons:\n    (check individual jobs above for details)\n    list_rows")
+    LOGGER.removeHandler(terminal)
+    assert terminal.shown[0] == "list_rows 1"
+    assert len(terminal.shown) == 2
+    assert "snakemake -np shows each job" in terminal.shown[1]
+    assert terminal.shown[1].endswith("list_rows")

@@ -104,6 +104,16 @@ def test_a_target_plans_what_it_needs_and_no_more(
     assert planned - {target} == set(EVERYTHING) - missing - {target, "all"}
 
 
+def test_a_dry_run_tells_jobs_and_reasons_in_a_screenful(workdir: Path) -> None:
+    run = snakemake(workdir, "--dry-run")
+    lines = (run.stdout + run.stderr).splitlines()
+    assert len(lines) < 50
+    told = "\n".join(lines)
+    assert told.count("Job stats:") == 1
+    assert "output files have to be generated:" in told
+    assert "snakemake -np shows each job" in told
+
+
 def test_everything_is_planned_by_default(workdir: Path) -> None:
     assert jobs(workdir) == EVERYTHING
 
@@ -178,7 +188,7 @@ def test_a_config_file_means_the_same_in_another_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("train: {weight_decay: 0.5}\nexperiments: {small: {}}\n")
     away = settings_of_train(tmp_path, "--configfile", "mine.yaml")
     assert (away["weight_decay"], away["num_epochs"]) == (0.5, 16)
-    planned = snakemake(tmp_path, "--dry-run", "train", "--configfile", "mine.yaml").stdout
+    planned = snakemake(tmp_path, "-np", "train", "--configfile", "mine.yaml").stdout
     assert "experiments/small/train" in planned
     assert "experiments/default/train" not in planned
 
@@ -207,7 +217,7 @@ def test_a_folder_without_config_takes_the_one_given_or_the_checkouts(tmp_path: 
 
 
 def test_results_can_be_moved(workdir: Path) -> None:
-    run = snakemake(workdir, "-n", "--config", "pathvars={results: elsewhere}")
+    run = snakemake(workdir, "-np", "--config", "pathvars={results: elsewhere}")
     planned = run.stdout + run.stderr
     assert "elsewhere/adapters/default.zip" in planned
     assert " results/" not in planned
@@ -215,7 +225,7 @@ def test_results_can_be_moved(workdir: Path) -> None:
 
 def test_cpu_jobs_ask_for_no_gpu_and_others_for_one_a_process(workdir: Path) -> None:
     write_config(workdir, train={"num_processes": 3}, eval={"device": "cpu"})
-    run = snakemake(workdir, "-n", "eval")
+    run = snakemake(workdir, "-np", "eval")
     blocks = (run.stdout + run.stderr).split("\nrule ")
     [training] = [block for block in blocks if block.startswith("train_adapter")]
     [evaluation] = [block for block in blocks if block.startswith("eval_adapter")]

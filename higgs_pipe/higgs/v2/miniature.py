@@ -84,7 +84,7 @@ def run(
         output_dir: Folder to write; the codec lies in its ``audio_tokenizer/``.
         hidden_size: Width of the body.
         num_layers: Layers of the body.
-        initializer_range: Deviation of the weights; LoRA visibly teaches only large ones.
+        initializer_range: Standard deviation of the weights; LoRA visibly changes only large ones.
         seed: Seed of the weights.
     """
     build(output_dir, hidden_size, num_layers, initializer_range, seed)
