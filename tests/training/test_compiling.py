@@ -74,6 +74,17 @@ def test_the_setting_overrides_what_auto_would_choose(tiny_base: Path, on_a_gpu:
     assert not choose_compilation(False, model, GPU, HOUR).is_on
 
 
+def test_a_resumed_run_compiles_if_it_did_before_and_still_can(
+    tiny_base: Path, on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little is left of it: compiled layers round differently."""
+    model = adapted(tiny_base)
+    assert choose_compilation("auto", model, GPU, 0, kept=True).is_on
+    assert not choose_compilation("auto", model, GPU, HOUR, kept=False).is_on
+    monkeypatch.setattr(compilation, "missing_tool", lambda: "no compiler")
+    assert not choose_compilation("auto", model, GPU, HOUR, kept=True).is_on
+
+
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)

@@ -198,6 +198,13 @@ def test_a_run_that_resumes_keeps_its_plan(
 ) -> None:
     settings: dict[str, Any] = {"rows_per_step": 3, "max_steps": 4, "save_steps": 2}
     settings["cuda_graphs"] = is_padded
+    kept: list[bool | None] = []
+
+    def pretend_to_compile(*inputs: Any) -> bool:
+        kept.append(inputs[-1])
+        return True
+
+    monkeypatch.setattr(planner, "compile_where_it_pays", pretend_to_compile)
     cards = [PretendedCard(num_bytes) for num_bytes in (4e9, 0.3e9)]
     monkeypatch.setattr(planner, "card_of", lambda _: cards[0])
     whole = train(corpus, tmp_path / "whole", **settings)
@@ -219,6 +226,7 @@ def test_a_run_that_resumes_keeps_its_plan(
     cut = train(corpus, tmp_path / "cut", **settings)
     assert plan_lines(cut) == plan_lines(whole) == [(0, 3, 0)]
     assert [line["is_padded"] for line in cut if "is_padded" in line] == [is_padded]
+    assert kept == [None, None, True]  # whole, cut, resumed
     whole_adapter = adapter(tmp_path / "whole")
     assert all(torch.equal(t, whole_adapter[n]) for n, t in adapter(tmp_path / "cut").items())
 
