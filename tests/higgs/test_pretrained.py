@@ -120,3 +120,14 @@ def test_planning_hashes_a_file_once_until_it_changes(base: Path, tmp_path: Path
     (base / "README.md").write_text("Other")
     assert checkpoint_hash(str(base), cache) == found
     assert checkpoint_hash("org/model", cache) is None
+
+
+def test_every_file_that_decides_is_in_the_hash_of_a_checkpoint(tmp_path: Path) -> None:
+    names = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.model")
+    for name in names:
+        (tmp_path / name).write_text("1")
+    found = {checkpoint_hash(str(tmp_path), tmp_path / "cache")}
+    for name in names:
+        (tmp_path / name).write_text("22")
+        found.add(checkpoint_hash(str(tmp_path), tmp_path / "cache"))
+    assert len(found) == 1 + len(names)

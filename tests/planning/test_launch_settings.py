@@ -1,7 +1,9 @@
 """The launch settings of training, as words of the command that the rule runs."""
 
+import os
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import (
     Machines,
     check_launches,
+    environment,
     launch_command,
     launch_settings,
     machines,
+    runs_speech_models,
 )
 
 
@@ -48,6 +52,32 @@ def test_several_machines_start_by_srun_with_address_and_port() -> None:
     assert value(words, "--num_machines") == "2"
     assert value(words, "--main_process_ip") == "node 1"
     assert value(words, "--main_process_port") == "3210"
+
+
+def test_each_machine_shares_its_threads_among_its_processes(tmp_path: Path) -> None:
+    words = shlex.split(launch_command(4, 8, tmp_path, num_machines=2))
+    assert "--cpus-per-task=8" in words
+    assert value(words, "--num_cpu_threads_per_process") == "4"
+
+
+def test_nothing_is_left_for_accelerate_to_guess(tmp_path: Path) -> None:
+    words = shlex.split(launch_command(1, 1, tmp_path))
+    given = ("--mixed_precision", "--dynamo_backend", "--num_machines")
+    assert [value(words, option) for option in given] == ["no", "no", "1"]
+
+
+@pytest.mark.parametrize("name", ["asr", "quality", "speaker"])
+def test_one_speech_model_is_enough_to_ask_for_their_memory(name: str) -> None:
+    models = dict.fromkeys(("asr", "quality", "speaker"))
+    assert not runs_speech_models({"validate": {"speech_models": models}})
+    assert runs_speech_models({"validate": {"speech_models": models | {name: "org/model"}}})
+
+
+@pytest.mark.parametrize(("own", "told"), [({}, "1"), ({"HF_HUB_DISABLE_PROGRESS_BARS": "0"}, "0")])
+def test_bars_are_off_in_jobs_unless_the_user_wants_them(own: dict[str, str], told: str) -> None:
+    shown = f'{environment(Path(), in_own_environment=False)} echo "$HF_HUB_DISABLE_PROGRESS_BARS"'
+    plain = {"PATH": os.environ["PATH"]}
+    assert subprocess.check_output(["bash", "-c", shown], env=plain | own, text=True) == f"{told}\n"
 
 
 @pytest.mark.parametrize("name", ["accelerate.yaml", "my 'own' file.yaml"])

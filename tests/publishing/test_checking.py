@@ -16,6 +16,7 @@ import torch
 from helpers import has_line_with
 from safetensors.torch import save_file
 
+from higgs_pipe import package as packaging
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
@@ -233,6 +234,15 @@ def test_the_zip_has_equal_bytes_with_another_umask_and_other_times(
 
 def test_the_adapter_fits_the_base_that_it_was_trained_on(package: Path, tiny_base: Path) -> None:
     verify(package, base=str(tiny_base))
+
+
+def test_the_revision_of_the_base_is_that_of_the_command(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Pretrained] = []
+    monkeypatch.setattr(packaging, "check_fits", lambda _, base: asked.append(base))
+    verify(package, base="org/base", base_revision="v2")
+    assert asked == [Pretrained("base", "org/base", "v2")]
 
 
 def test_an_adapter_of_another_shape_is_refused_by_its_tensors(

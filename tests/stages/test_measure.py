@@ -256,3 +256,11 @@ def test_a_killed_job_leaves_no_half_shard_and_the_rerun_gives_identical_bytes(
     assert not measured.exists()
     measure_segments(tmp_path, segments)
     assert measured.read_bytes() == uninterrupted
+
+
+def test_a_channel_that_clips_is_told_though_their_mean_does_not(tmp_path: Path) -> None:
+    wave = np.clip(1.5 * np.sin(np.arange(24_000) / 20), -1, 1)
+    sf.write(tmp_path / "a.wav", np.stack([wave, 0.1 * wave], axis=1), 24_000)
+    [row] = measure_segments(tmp_path, [Span(str(tmp_path / "a.wav"), None, None)])
+    assert row["peak"] > 0.99
+    assert row["clipping_fraction"] > 0.1

@@ -154,6 +154,25 @@ def test_a_reference_of_any_rate_and_format_is_encoded_in_whole_frames(
     assert speaker.voice(path, "Noise").codes.tolist() == expected.tolist()
 
 
+def test_a_reference_is_heard_by_the_channel_that_training_would_take(
+    speaker: Speaker, tmp_path: Path
+) -> None:
+    sound = 0.2 * np.random.default_rng(0).standard_normal(24_000)
+    sf.write(tmp_path / "right.wav", sound, 24_000, "FLOAT")
+    sf.write(tmp_path / "both.wav", np.stack([-0.9 * sound, sound], axis=1), 24_000, "FLOAT")
+    right, both = (speaker.voice(tmp_path / f"{name}.wav", "Hi") for name in ("right", "both"))
+    assert np.array_equal(both.codes, right.codes)
+
+
+def test_a_short_reference_is_padded_to_what_the_base_takes(
+    speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tone(tmp_path / "short.wav", seconds=0.4)
+    rules = replace(speaker.renderer.rules, min_reference_seconds=1.0)
+    monkeypatch.setattr(speaker.renderer, "rules", rules)
+    assert speaker.voice(tmp_path / "short.wav", "Hi").codes.shape == (25, 8)
+
+
 def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first(speaker: Speaker) -> None:
     text = "The first sentence is here. The second one follows."
     (whole,) = speaker.speak([text], SHORT, max_piece_length=30)
@@ -417,6 +436,24 @@ def test_a_package_names_its_codec_system_message_and_cleaning(
     text = speaker.renderer.tokenizer.decode(prompt.input_ids)
     assert "Speak." in text
     assert "(Hi)" in text
+
+
+def test_the_revision_of_the_command_comes_before_that_of_the_package(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def look(base: Pretrained) -> None:
+        raise Seen(base.revision)
+
+    provenance = json.loads((package / "provenance.json").read_text())
+    provenance["base_model"]["revision"] = "of the package"
+    (package / "provenance.json").write_text(json.dumps(provenance))
+    monkeypatch.setattr("higgs_pipe.higgs.speaker.renderer_of", look)
+    for named, expected in (("mine", "mine"), (None, "of the package")):
+        with pytest.raises(Seen, match=expected):
+            Speaker.load(adapter=package, base_revision=named)
 
 
 def test_a_damaged_provenance_is_refused(package: Path) -> None:
