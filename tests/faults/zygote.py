@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ MODULES = (
     *("train", "evaluate", "package", "verify", "report", "speak"),
 )
 MAX_BYTES = 1000
+PR_SET_PDEATHSIG = 1
 CAPABILITY_VERSION = 0x20080522
 # Root reads and writes whatever the permissions say.
 OVERRIDES = ~(1 << 1 | 1 << 2 | 1 << 3) & 0xFFFFFFFF
@@ -52,6 +54,8 @@ def start_as_fork(command: list[str], **options: Any) -> subprocess.CompletedPro
     _, _, module, *arguments = command
     child = os.fork()
     if child == 0:
+        # It ends with its parent, as jobs of a workflow do by watching their starters.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.dup2(writing, 2)
         os.closerange(3, 1000)  # locks among them
         end_with_code(partial(run_stage, module, arguments))
