@@ -192,7 +192,7 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
 
 
 def assert_it_saved_and_went_on(folder: Path, process: subprocess.Popen[str]) -> str:
-    output = process.communicate(timeout=200)[0]
+    output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output
     assert (folder / TRAINED / "checkpoint").read_text() == "saved"
     assert (folder / TRAINED / "adapter/adapter_config.json").read_text() == "resumed"
