@@ -132,3 +132,31 @@ def test_training_is_measured_without_snakemake_and_pyarrow(tmp_path: Path) -> N
     found = json.loads((tmp_path / "shipped.json").read_text())
     assert found["positions_per_second"] > 0
     assert "PyTorch" in found["machine"]
+
+
+def test_a_ratio_misses_its_goal_only_beyond_its_noise(train_step: Any) -> None:
+    from rows import Row
+
+    rounds = [1.7, 2.0, 2.1]  # a median of 2.0, and a noise of 0.2
+    goals = {2.1: (False, False), 2.3: (True, False), 1.7: (False, True)}
+    for goal, missed in goals.items():
+        found = Row("a", rounds, goal), Row("b", rounds, goal, at_least=False)
+        assert tuple(row.is_missed for row in found) == missed
+
+
+def test_a_missed_goal_ends_the_command_with_1(
+    train_step: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import all as benches
+    from rows import Row
+
+    page, output = tmp_path / "page.md", tmp_path / "results.json"
+    page.write_text("<!-- bench -->\n<!-- end of bench -->\nAnd more.\n")
+    for ratio, status in ((2.0, 0), (0.5, 1)):
+        monkeypatch.setattr(benches, "rows_apart", lambda name, r=ratio: [Row(name, [r], 1.0)])
+        words = ["all.py", "--only", "packing", "--output", str(output), "--page", str(page)]
+        monkeypatch.setattr(sys, "argv", words)
+        assert benches.main() == status
+        assert f"| packing | {ratio:.2f} | 0.00 | at least 1 |" in page.read_text()
+        assert page.read_text().endswith("And more.\n")
+        assert json.loads(output.read_text())["rows"][0]["value"] == ratio

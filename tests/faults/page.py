@@ -29,6 +29,11 @@ result of an undisturbed run: tables byte for byte, an adapter to 1e-6, after a 
 fault ended the stage. *Lost* is anything else: a wrong result in silence, a traceback, half a
 file. A fault that ends so fails its test, and then this page is not written.
 
+One fault is not ours to refuse: Snakemake reads a file of `--configfile` before any code of this
+project. One that nests too deeply, or in which an alias stands in itself, ends within seconds by a
+traceback of Snakemake. Aliases that multiply to billions of values are refused by a sentence, and
+each of these in the folder's own `config.yaml`.
+
 """
 
 
