@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT, PackedCorpus, jobs_run, launch, marked_environment
+from helpers import MARK, ROOT, PackedCorpus, jobs_run, launch, marked_environment
 from safetensors.torch import load_file
 from workflow.stub_checkout import make_stub_checkout, snakemake, snakemake_command
 
@@ -114,13 +114,18 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def timed(slurm: dict[str, str], packed: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training with the shortest time limit of Slurm, a minute, beside the other tests."""
+    """A training with the shortest time limit of Slurm, a minute, beside the other tests.
+
+    It has no mark, by which the end of the first test would kill it.
+    """
+    environment = {name: value for name, value in slurm.items() if name != MARK}
     copy = shutil.copytree(packed, packed.with_name("timed"))
     limit = ["--set-resources", "train_adapter:runtime=1"]
-    process = start(copy, slurm, "train", *ON_SLURM, *limit, *ON_ONE_CPU, checkout=copy)
+    process = start(copy, environment, "train", *ON_SLURM, *limit, *ON_ONE_CPU, checkout=copy)
     yield process
     process.kill()
-    process.wait()
+    process.communicate()
+    subprocess.run(["scancel", "--user=root"], env=slurm, check=True)
 
 
 SETTINGS = {

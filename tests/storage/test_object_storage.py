@@ -100,8 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         serving = subprocess.Popen(
             [python.with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
             stdout=stream,
-            stderr=stream,
-            env=marked_environment(),
+            stderr=stream,  # without the mark of a test: the end of the first one would kill it
         )
     found = Server(f"http://127.0.0.1:{port}", log, python)
     wait_until(lambda: "Running on" in log.read_text())
