@@ -66,11 +66,13 @@ config_check.or_exit(
 config_check.or_exit(object_storage.check, config)
 # The config for each base that experiments are trained on, by its folder below the results.
 OF_BASES = config_check.or_exit(bases.configs, config)
-# The folders of the miniatures, which are built when they are needed, and their stages.
-DEMO_BASES = {
-    workflow.pathvars.apply("<resources>/tiny-higgs"): "tiny",
-    workflow.pathvars.apply("<resources>/tiny-higgs-v3"): "tiny_v3",
-}
+# The folders of the miniatures, which are built when they are needed: their stages, their families.
+TINY, TINY_V3 = (
+    workflow.pathvars.apply(f"<resources>/{name}")
+    for name in ("tiny-higgs", "tiny-higgs-v3")
+)
+DEMO_BASES = {TINY: "tiny", TINY_V3: "tiny_v3"}
+DEMO_FAMILIES = {TINY: model_types.V2, TINY_V3: model_types.V3}
 config_check.or_exit(models.check_folders, config, DEMO_BASES)
 DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
 demo_changes = {}
@@ -84,8 +86,13 @@ if any(
         config, DEMO_SETTINGS, SCHEMA_PATH, typed
     )
     OF_BASES = bases.configs(config)
+# By experiment: what its base is.
+FAMILY_OF = {
+    name: families.family_of(*bases.base_of(config, name), DEMO_FAMILIES)
+    for name in config["experiments"]
+}
 if workflow.is_main_process:  # while a job runs, what it has written fills the disk
-    forms.check_or_exit(config, Path(workflow.pathvars.apply("<results>")))
+    forms.check_or_exit(config, Path(workflow.pathvars.apply("<results>")), FAMILY_OF)
 
 
 include: "workflow/rules/common.smk"
@@ -175,8 +182,4 @@ rule package:
 
 rule push:
     input:
-        expand(
-            "<results>/pushed/{form}/{experiment}.json",
-            form=config["push"]["forms"],
-            experiment=EXPERIMENTS,
-        ),
+        forms.pushed(config, FAMILY_OF),

@@ -1,9 +1,9 @@
-"""Families of the base models in use, which ``validate`` judges texts by.
+"""Families of the base models, told while planning.
 
-They are told while planning, so that another base of a family that is in use reruns nothing.
+``validate`` judges texts by them, so that another base of a family that is in use reruns nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from higgs_pipe.planning.checkpoint_files import read_object
@@ -18,22 +18,17 @@ PUBLISHED = {
 }
 
 
-def families_of(
-    bases: Iterable[tuple[str, str | None]], demo_bases: Mapping[str, str]
-) -> list[str]:
-    """Return the ``model_type`` of each base model, once each.
+def family_of(name: str, revision: str | None, demo_bases: Mapping[str, str]) -> str:
+    """Return the ``model_type`` of a base model.
 
     Args:
-        bases: Names and revisions; a folder that is not the demo's has a sound ``config.json``.
+        name: A Hub id or a folder; one that is not the demo's has a sound ``config.json``.
+        revision: Of the Hub.
         demo_bases: The ``model_type`` of the demo's folders, which may be yet to be built.
 
     Returns:
         Of another model of the Hub, ``name`` or ``name@revision``: its family is not known here.
     """
-    return sorted({_family(name, revision, demo_bases) for name, revision in bases})
-
-
-def _family(name: str, revision: str | None, demo_bases: Mapping[str, str]) -> str:
     if demo := next((f for f in demo_bases if is_within(name, f)), None):
         return demo_bases[demo]
     if Path(name).is_dir():

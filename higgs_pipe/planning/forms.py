@@ -11,7 +11,7 @@ from typing import Any
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import bases
-from higgs_pipe.planning.model_types import V3
+from higgs_pipe.planning.model_types import BUNDLED_CODECS, V3
 
 EXIT_USER_ERROR = 2
 PEFT, FULL_FORMS = "peft", ("merged", "original")
@@ -19,13 +19,35 @@ IMPOSSIBLE = ((V3, "original"),)  # model_type and form
 NUM_BYTES = {"bfloat16": 2, "float32": 4}
 
 
-def outputs(config: Mapping[str, Any]) -> list[str]:
-    """Return what the target ``package`` makes: the archive or the folder of each form."""
-    chosen = dict.fromkeys(config["package"]["forms"])
+def outputs(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]:
+    """Return what the target ``package`` makes: the archive or the folder of each form.
+
+    Args:
+        config: The complete config.
+        families: By experiment, the ``model_type`` of its base, or a model of the Hub whose family
+            is not known here.
+    """
     return [
         f"<results>/adapters/{name}.zip" if form == PEFT else f"<results>/{form}/{name}"
-        for form in chosen
+        for form, name in _made(config, families, "package")
+    ]
+
+
+def pushed(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]:
+    """Return what the target ``push`` writes; arguments as of :func:`outputs`."""
+    made = _made(config, families, "push")
+    return [f"<results>/pushed/{form}/{name}.json" for form, name in made]
+
+
+def _made(
+    config: Mapping[str, Any], families: Mapping[str, str], section: str
+) -> list[tuple[str, str]]:
+    """Return the forms of a section with the experiments whose family has them."""
+    return [
+        (form, name)
+        for form in dict.fromkeys(config[section]["forms"])
         for name in config["experiments"]
+        if (families[name], form) not in IMPOSSIBLE
     ]
 
 
@@ -34,16 +56,31 @@ def folder_of(form: str, experiment: str) -> str:
     return f"<results>/{'adapters' if form == PEFT else form}/{experiment}"
 
 
-def check_or_exit(config: Mapping[str, Any], results_dir: Path) -> None:
+def left_out(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each form that is made for some experiments and not for all."""
+    made = _made(config, families, "package")
+    lines = []
+    for form in dict.fromkeys(config["package"]["forms"]):
+        if others := [name for name in config["experiments"] if (form, name) not in made]:
+            lines.append(
+                f"package.forms: {form} is a form of Higgs Audio v2 and not made for "
+                f"{', '.join(others)}, whose merged form has the published names already"
+            )
+    return lines
+
+
+def check_or_exit(
+    config: Mapping[str, Any], results_dir: Path, families: Mapping[str, str]
+) -> None:
     """Call :func:`check`; a form that cannot be made ends Snakemake with exit code 2."""
     try:
-        check(config, results_dir)
+        check(config, results_dir, families)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
 
 
-def check(config: Mapping[str, Any], results_dir: Path) -> None:
+def check(config: Mapping[str, Any], results_dir: Path, families: Mapping[str, str]) -> None:
     """Check that what is to be published is made, and that the full checkpoints can be made.
 
     A base that is on the Hub and not yet on this machine is checked by the merge itself.
@@ -51,10 +88,12 @@ def check(config: Mapping[str, Any], results_dir: Path) -> None:
     Args:
         config: The complete config.
         results_dir: Where they go.
+        families: As of :func:`outputs`.
 
     Raises:
-        UserError: ``push.forms`` has a form that ``package.forms`` does not make, a base is
-            quantized or not in safetensors files, or the disk has no room.
+        UserError: ``push.forms`` has a form that ``package.forms`` does not make, no experiment's
+            family has a form, a base is quantized or not in safetensors files, or the disk has no
+            room.
     """
     unmade = [f for f in config["push"]["forms"] if f not in (PEFT, *config["package"]["forms"])]
     if unmade:
@@ -62,22 +101,29 @@ def check(config: Mapping[str, Any], results_dir: Path) -> None:
             f"push.forms: {', '.join(unmade)} cannot be published, because package.forms "
             f"({', '.join(config['package']['forms'])}) does not make it. Add it there."
         )
+    possible = _made(config, families, "package")
+    if impossible := [f for f in config["package"]["forms"] if f not in dict(possible)]:
+        form = impossible[0]
+        raise UserError(
+            f"package.forms: {form} is a form of Higgs Audio v2, and no experiment has such a "
+            "base; the merged form of Higgs TTS 3 has the published names already. Leave it out."
+        )
     missing = [
         (form, name)
-        for form in dict.fromkeys(config["package"]["forms"])
-        for name in config["experiments"]
+        for form, name in possible
         if form != PEFT and not (results_dir / form / name).exists()
     ]
     forms_of: dict[tuple[str, str | None], list[str]] = {}
     for form, name in missing:
         forms_of.setdefault(bases.base_of(config, name), []).append(form)
     codec = checkpoint_folder(config["codec"], config["codec_revision"])
-    codec_size = sum(p.stat().st_size for p in codec.glob("*.safetensors")) if codec else 0
+    codec_size = _codec_size(codec) if codec else 0
     needed = 0
     for (base, revision), made in forms_of.items():
         if folder := checkpoint_folder(base, revision):
             size = _num_weights_of(base, folder, made) * NUM_BYTES[config["package"]["dtype"]]
-            needed += len(made) * size + made.count("merged") * codec_size
+            copies = 0 if _model_type(folder) in BUNDLED_CODECS else made.count("merged")
+            needed += len(made) * size + copies * codec_size
     place = next(path for path in (results_dir, *results_dir.resolve().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -96,13 +142,6 @@ def _num_weights_of(base: str, folder: Path, made: Sequence[str]) -> int:
         UserError: It is quantized or not in safetensors files.
     """
     listed = ", ".join(dict.fromkeys(made))
-    for model_type, form in IMPOSSIBLE:
-        if form in made and _config_of(folder).get("model_type") == model_type:
-            raise UserError(
-                f"package.forms: {form} is a form of Higgs Audio v2, and {base} is a "
-                f"{model_type}; its merged form has the published names already. Leave {form} out, "
-                "or train on the other base in a run of its own."
-            )
     if _is_quantized(folder):
         raise UserError(
             f"package.forms: {listed} of a quantized base_model ({base}) cannot be made: its "
@@ -131,12 +170,30 @@ def checkpoint_folder(name: str, revision: str | None) -> Path | None:
     return snapshot if commit and snapshot.is_dir() else None
 
 
-def num_weights(path: Path) -> int:
-    """Return the number of values in a safetensors file, by its header."""
+def num_weights(path: Path, prefix: str = "") -> int:
+    """Return the number of values in a safetensors file, by its header.
+
+    Args:
+        path: The file.
+        prefix: Only tensors whose names begin with it count.
+    """
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    header.pop("__metadata__", None)
+    return sum(math.prod(e["shape"]) for name, e in header.items() if name.startswith(prefix))
+
+
+def _codec_size(folder: Path) -> int:
+    """Return the bytes of the codec beside a merged checkpoint; one of a bundle is in float32."""
+    files = list(folder.glob("*.safetensors"))
+    if prefix := BUNDLED_CODECS.get(_model_type(folder)):
+        return sum(num_weights(file, prefix) for file in files) * NUM_BYTES["float32"]
+    return sum(file.stat().st_size for file in files)
+
+
+def _model_type(folder: Path) -> str:
+    return str(_config_of(folder).get("model_type"))
 
 
 def _is_quantized(folder: Path) -> bool:

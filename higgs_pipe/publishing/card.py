@@ -93,7 +93,7 @@ def model_card(facts: CardFacts) -> str:
         front_matter=metadata(facts).to_yaml(line_break="\n").strip(),
         name=provenance.name,
         family=facts.family,
-        forms=[form for form in dict.fromkeys(facts.settings.forms) if form != "peft"],
+        forms=[form for form in dict.fromkeys(facts.settings.forms) if form in facts.family.forms],
         description=facts.settings.description,
         base=facts.base,
         base_options="" if facts.base.is_on_hub else f"--base {shlex.quote(facts.base.name)} ",

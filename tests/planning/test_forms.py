@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.family import FAMILIES
 from higgs_pipe.planning import forms
+from higgs_pipe.planning.model_types import BUNDLED_CODECS, V2, V3
+
+BOTH = dict.fromkeys("ab", V2)  # experiments
 
 
 def config_of(base: Path | str, *chosen: str, **package: Any) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 
 
 def test_each_form_of_each_experiment_is_made_once() -> None:
-    assert forms.outputs(config_of("x", "merged", "peft", "merged")) == [
+    assert forms.outputs(config_of("x", "merged", "peft", "merged"), BOTH) == [
         *("<results>/merged/a", "<results>/merged/b"),
         *("<results>/adapters/a.zip", "<results>/adapters/b.zip"),
     ]
@@ -54,34 +57,34 @@ def test_room_is_needed_for_every_checkpoint_that_is_not_made_yet(
     config = config_of(base, "peft", "merged", "original")
     results = tmp_path / "results"
     with_free(monkeypatch, 4 * 2000)
-    forms.check(config, results)
+    forms.check(config, results, BOTH)
     with_free(monkeypatch, 4 * 2000 - 1)
     with pytest.raises(UserError, match=r"4 full checkpoints .merged, original. take 0\.0 GB"):
-        forms.check(config, results)
+        forms.check(config, results, BOTH)
     (results / "merged/b").mkdir(parents=True)
-    forms.check(config, results)
+    forms.check(config, results, BOTH)
     with pytest.raises(UserError, match="3 full"):
-        forms.check(config_of(base, "merged", "original", dtype="float32"), results)
-    forms.check(config_of(base, "peft"), results)
+        forms.check(config_of(base, "merged", "original", dtype="float32"), results, BOTH)
+    forms.check(config_of(base, "peft"), results, BOTH)
 
 
 def test_only_a_form_that_is_made_can_be_published(base: Path, tmp_path: Path) -> None:
     config = config_of(base, "merged")
-    forms.check(config | {"push": {"forms": ["peft", "merged"]}}, tmp_path)
+    forms.check(config | {"push": {"forms": ["peft", "merged"]}}, tmp_path, BOTH)
     with pytest.raises(UserError, match=r"push.forms: original .*package.forms .merged."):
-        forms.check(config | {"push": {"forms": ["original", "merged"]}}, tmp_path)
+        forms.check(config | {"push": {"forms": ["original", "merged"]}}, tmp_path, BOTH)
 
 
 def test_a_quantized_base_is_refused(base: Path, tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps({"quantization_config": {"bits": 4}}))
     with pytest.raises(UserError, match=r"package.forms: original .*quantized"):
-        forms.check(config_of(base, "original"), tmp_path)
+        forms.check(config_of(base, "original"), tmp_path, BOTH)
 
 
 def test_a_base_without_safetensors_files_is_refused(base: Path, tmp_path: Path) -> None:
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"package.forms: merged need .*safetensors"):
-        forms.check(config_of(base, "merged"), tmp_path)
+        forms.check(config_of(base, "merged"), tmp_path, BOTH)
 
 
 def test_a_base_of_the_hub_is_looked_up_in_its_cache(
@@ -100,11 +103,42 @@ def test_a_base_of_the_hub_is_looked_up_in_its_cache(
     assert forms.num_weights(found / "model.safetensors") == 1000
 
 
-def test_the_original_form_of_a_family_that_has_none_is_refused(base: Path, tmp_path: Path) -> None:
-    (base / "config.json").write_text('{"model_type": "higgs_multimodal_qwen3"}')
-    forms.check(config_of(base, "merged"), tmp_path)
+def test_a_form_is_made_for_the_experiments_whose_family_has_it() -> None:
+    config = config_of("x", "original", "merged") | {"push": {"forms": ["original"]}}
+    mixed = {"a": V2, "b": V3}
+    made = ["<results>/original/a", "<results>/merged/a", "<results>/merged/b"]
+    assert forms.outputs(config, mixed) == made
+    assert forms.pushed(config, mixed) == ["<results>/pushed/original/a.json"]
+    [line] = forms.left_out(config, mixed)
+    assert "original is a form of Higgs Audio v2 and not made for b" in line
+    assert forms.left_out(config, BOTH) == forms.left_out(config_of("x", "merged"), mixed) == []
+
+
+def test_a_form_that_no_experiments_family_has_is_refused_before_the_base_is_there(
+    tmp_path: Path,
+) -> None:
+    both = dict.fromkeys("ab", V3)
+    forms.check(config_of("x", "merged"), tmp_path, both)
     with pytest.raises(UserError, match="original is a form of Higgs Audio v2"):
-        forms.check(config_of(base, "merged", "original"), tmp_path)
+        forms.check(config_of("x", "merged", "original"), tmp_path, both)
+    forms.check(config_of("x", "original"), tmp_path, both | {"a": "acme/base"})  # not known yet
+
+
+def test_room_is_needed_for_the_codec_of_a_bundle_in_float32_beside_v2_alone(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bases of 1,000 values, merged; 100 of the second's are the codec of both."""
+    bundle = shutil.copytree(base, tmp_path / "bundle")
+    (bundle / "config.json").write_text(json.dumps({"model_type": V3}))
+    weights = {BUNDLED_CODECS[V3] + "w": torch.zeros(100), "v": torch.zeros(900)}
+    save_file(weights, bundle / "model.safetensors")
+    beside = {"b": {"base_model": str(bundle)}, "a": {}}
+    config = config_of(base, "merged") | {"codec": str(bundle), "experiments": beside}
+    with_free(monkeypatch, 2 * 2000 + 400)
+    forms.check(config, tmp_path, {"a": V2, "b": V3})
+    with_free(monkeypatch, 2 * 2000 + 399)
+    with pytest.raises(UserError, match="2 full checkpoints"):
+        forms.check(config, tmp_path, {"a": V2, "b": V3})
 
 
 def test_what_is_refused_is_what_no_family_can_make() -> None:

@@ -10,7 +10,7 @@ from helpers import run_validation, tone
 from higgs_pipe.data.specs import CLIPS, REJECTED
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
-from higgs_pipe.planning.families import PUBLISHED, families_of
+from higgs_pipe.planning.families import PUBLISHED, family_of
 from higgs_pipe.planning.model_types import V2, V3
 
 BOTH = (V2, V3)
@@ -83,13 +83,12 @@ def test_a_base_of_no_known_family_is_an_error_with_the_known_ones(tmp_path: Pat
 
 def test_families_are_known_before_anything_is_downloaded_or_built(tmp_path: Path) -> None:
     demos = {"resources/tiny": V2, "resources/tiny-v3": V3}
-    mine, demo = (str(base_of(tmp_path / "mine", V3)), None), ("resources/tiny-v3", None)
-    assert families_of([mine, demo], demos) == [V3]
-    assert families_of([("resources/tiny/", None), *((n, None) for n in PUBLISHED)], demos) == (
-        [V2, V3]
-    )
-    others = [("acme/base", None), ("acme/base", "v1.0")]
-    assert families_of(others, demos) == ["acme/base", "acme/base@v1.0"]
+    for name in (str(base_of(tmp_path / "mine", V3)), "resources/tiny-v3"):
+        assert family_of(name, None, demos) == V3
+    assert family_of("resources/tiny/", None, demos) == V2
+    assert {name: family_of(name, None, demos) for name in PUBLISHED} == PUBLISHED
+    assert family_of("acme/base", None, demos) == "acme/base"
+    assert family_of("acme/base", "v1.0", demos) == "acme/base@v1.0"
 
 
 def test_tags_are_no_words_to_the_measures_of_a_text(tmp_path: Path) -> None:

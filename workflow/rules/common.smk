@@ -3,7 +3,7 @@ STARTED = time.time()
 EXPERIMENTS = list(config["experiments"])
 RESULTS = workflow.pathvars.apply("<results>")
 # What `snakemake package` makes.
-PACKAGES = forms.outputs(config)
+PACKAGES = forms.outputs(config, FAMILY_OF)
 SHARDS = file_names.shard_names(config["data"]["num_shards"])
 # The recordings that adapters are evaluated on: those held out, and others to see what was forgotten.
 HAS_OTHER = config["eval"]["other_manifest"] is not None
@@ -82,13 +82,7 @@ def checked_models(base):
 
 
 # What texts may hold depends on them.
-FAMILIES = families.families_of(
-    [(c["base_model"], c["base_model_revision"]) for c in OF_BASES.values()],
-    {
-        workflow.pathvars.apply("<resources>/tiny-higgs"): model_types.V2,
-        workflow.pathvars.apply("<resources>/tiny-higgs-v3"): model_types.V3,
-    },
-)
+FAMILIES = sorted(set(FAMILY_OF.values()))
 
 # Waited for before anything is listed and measured, too.
 CHECKED_MODELS = checked_models(bases.OWN)
@@ -155,7 +149,8 @@ onstart:
         interruption.end_as_ctrl_c()
     elif workflow.is_main_process and workflow.executor_plugin.name == "slurm":
         config_check.or_exit(launching.check_slurm)
-    for line in targets.demo_lines(demo_changes, DEMO_SETTINGS):
+    notes = targets.demo_lines(demo_changes, DEMO_SETTINGS)
+    for line in [*notes, *forms.left_out(config, FAMILY_OF)]:
         print(line, file=sys.stderr)
 
 
