@@ -25,17 +25,33 @@ def codec(tiny_base: Path) -> Path:
 
 
 def test_every_check_is_a_line_and_speech_is_written(
-    v3_base: Path, codec: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    v3_base: Path,
+    codec: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Random weights predict nothing, so that only these checks can fail."""
+    """Random weights predict nothing and stop by chance: no evidence, and no failure."""
     recording = tone(tmp_path / "tone.wav", seconds=1.2)
     caplog.set_level("INFO", logger="higgs_pipe")
-    with pytest.raises(UserError, match="loss by offset"):
-        check_v3.run(str(v3_base), str(codec), recording, "A tone.", tmp_path / "out.wav")
+    monkeypatch.setattr(check_v3, "MAX_SECONDS", 1.0)
+    check_v3.run(str(v3_base), str(codec), recording, "A tone.", tmp_path / "out.wav")
     for name in ("tensors", "codec", "token ids"):
         assert has_line_with(caplog.text, f"passed: {name}: ")
-    assert has_line_with(caplog.text, "failed: loss by offset: ", "at 0", "at 1", "at 2")
+    assert has_line_with(caplog.text, "no evidence: loss by offset: ", "at 0", "at 1", "at 2")
+    assert has_line_with(caplog.text, "no evidence: speech: ", "ran to the cap of 1 s")
     assert sf.info(tmp_path / "out.wav").samplerate == 24_000
+
+
+def test_published_weights_must_meet_every_check(
+    v3_base: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The miniature taken for the published checkpoint: its marks have other ids."""
+    recording = tone(tmp_path / "tone.wav", seconds=1.2)
+    monkeypatch.setattr(check_v3, "PUBLISHED_NUM_TOKENS", len(build_tokenizer()))
+    monkeypatch.setattr(check_v3, "MAX_SECONDS", 1.0)
+    with pytest.raises(UserError, match="token ids, loss by offset, speech failed"):
+        check_v3.run(str(v3_base), str(codec), recording, "A tone.", tmp_path / "out.wav")
 
 
 def test_another_codec_is_named_by_its_tensor(v3_base: Path, codec: Path, tmp_path: Path) -> None:
