@@ -7,11 +7,14 @@ Without the path they are printed.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from train_step import LAYERS_3B, WIDTH_3B, model_config, put_table
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs.memory import count_parameters, memory_formula
+from higgs_pipe.higgs.v3.miniature import raw_config
+from higgs_pipe.higgs.v3.native import HiggsV3Config
 from higgs_pipe.training.forecast import KINDS, CardForecast, forecast
 
 POSITIONS_PER_SECOND_OF_SPEECH = 32  # 25 frames, and the text of clips of about 10 s
@@ -19,9 +22,25 @@ ROW_POSITIONS = 2048
 HOURS = (1, 10, 100)
 
 
-def tables() -> list[str]:
+def v2_config() -> Any:
+    """The published shape of Higgs Audio v2."""
+    return model_config(WIDTH_3B, LAYERS_3B, 128_256, head_dim=128, num_key_heads=8)
+
+
+def v3_config() -> HiggsV3Config:
+    """The published shape of Higgs TTS 3."""
+    config = raw_config(num_ids=151_936, hidden_size=2560, num_layers=36)
+    config["text_config"] |= {
+        "intermediate_size": 9728,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
+    return HiggsV3Config(**config)
+
+
+def tables(config: Any) -> list[str]:
     """Two tables as lines of Markdown: the plan by card, and time and cost by hours of speech."""
-    config = model_config(WIDTH_3B, LAYERS_3B, 128_256, head_dim=128, num_key_heads=8)
     settings = TrainConfig()
     num_trained = count_parameters(config, settings).trainable
     formulas = {c: memory_formula(config, settings, num_trained, c) for c in (False, True)}
@@ -62,7 +81,8 @@ def time_and_cost(card: CardForecast) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        put_table(Path(sys.argv[1]), "card table", tables())
-    else:
-        print("\n".join(tables()))
+    for name, config in (("card table", v2_config()), ("card table of v3", v3_config())):
+        if len(sys.argv) > 1:
+            put_table(Path(sys.argv[1]), name, tables(config))
+        else:
+            print(name, *tables(config), sep="\n")

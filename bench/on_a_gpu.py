@@ -317,7 +317,9 @@ def computed() -> dict[str, str]:
     def of_one_row(is_graphed: bool) -> float:
         padding = PADDING_SHARE if is_graphed else 0
         num_positions = ROW_LENGTH_ON_GPU * (1 + padding)
-        seconds = micro_step_seconds(num_positions, 0, is_compiled=True, is_graphed=is_graphed)
+        seconds = micro_step_seconds(
+            formulas[True], num_positions, 0, is_compiled=True, is_graphed=is_graphed
+        )
         return ROW_LENGTH_ON_GPU / seconds
 
     speeds = {

@@ -23,6 +23,8 @@ BYTES_PER_TRAINED_VALUE = 16
 KEPT_SHARE = {False: 1.60, True: 0.32}
 WORKING_SHARE = {False: 0.42, True: 0.77}
 WORKSPACE_BYTES = 0.19e9  # of matrix products, and what is allocated once per step
+# Of the 3B model of Higgs Audio v2, on which memory and time were measured.
+LAYERS_3B, PRODUCTS_3B = 28, 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192)
 
 
 class Parameters(ResultPart):
@@ -61,6 +63,7 @@ class MemoryFormula:
     layer_input: float  # bytes per position that a recomputed layer keeps
     layer_kept: float  # bytes per position that another layer keeps
     working: float  # bytes per position while one layer is computed
+    relative_work: float = 1.0  # of a position, to the 3B model's
 
     def activations(self, num_positions: float, num_recomputed: int) -> float:
         """Return the bytes that a micro-batch needs above weights, adapter and optimizer."""
@@ -104,12 +107,20 @@ def layer_values(base: BaseShape, rank: int) -> int:
 
     Counted as Korthikanti et al. do (Reducing Activation Recomputation in Large Transformer Models,
     2022, section 4.1), for a layer with a frozen base and without a stored matrix of attention
-    scores. With hidden size H, key and value size D and FFN size I: two norms, their outputs,
-    queries and attention outputs (6 H), keys and values (2 D), the FFN's gate, its activation, its
-    other branch and their product (4 I), and LoRA's projections (7 ranks).
+    scores. With hidden size H, query size Q, key and value size D and FFN size I: two norms and
+    their outputs (4 H), queries and attention outputs (2 Q), keys and values (2 D), the FFN's gate,
+    its activation, its other branch and their product (4 I), and LoRA's projections (7 ranks).
+    Where queries and keys are normalized, also what they were before (Q + D).
     """
-    key_value_size = base.num_key_value_heads * base.head_dim
-    return int(6 * base.hidden_size + 2 * key_value_size + 4 * base.intermediate_size + 7 * rank)
+    queries, keys = base.query_size, base.key_value_size
+    normalized = queries + keys if base.normalizes_heads else 0
+    attention = 4 * base.hidden_size + 2 * queries + 2 * keys + normalized
+    return int(attention + 4 * base.intermediate_size + 7 * rank)
+
+
+def relative_work(base: BaseShape) -> float:
+    """Return the matrix products of a position in a base's layers, relative to the 3B model's."""
+    return base.num_layers * base.products_per_layer / (LAYERS_3B * PRODUCTS_3B)
 
 
 def memory_formula(
@@ -142,6 +153,7 @@ def memory_formula(
         layer_input=shape.hidden_size * num_bytes,
         layer_kept=KEPT_SHARE[is_compiled] * layer,
         working=WORKING_SHARE[is_compiled] * layer,
+        relative_work=relative_work(shape),
     )
 
 

@@ -10,6 +10,7 @@ class BaseShape:
     hidden_size: int  # H
     intermediate_size: int
     num_layers: int
+    num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     vocab_size: int
@@ -22,6 +23,23 @@ class BaseShape:
     num_margin_frames: int  # of stream BOS before codebook 0, and of EOS after codebook K - 1
     num_eos_labels: int  # the most stream EOS of a codebook that are labels of a target
     has_text_loss: bool
+    normalizes_heads: bool = False  # queries and keys, each head by itself
+
+    @property
+    def query_size(self) -> int:
+        """Width of the queries and of what attention gives, all heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Width of the keys, and of the values, all heads together."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def products_per_layer(self) -> int:
+        """Multiplications by which a position passes the matrices of a layer, of one FFN."""
+        attention = 2 * self.query_size + 2 * self.key_value_size
+        return self.hidden_size * (attention + 3 * self.intermediate_size)
 
     @property
     def num_end_frames(self) -> int:

@@ -31,7 +31,7 @@ STAGES = {
     "measure": Stage("validate", "measure_shard", "measure", 7),
     "validate": Stage("validate", "judge_clips", "validate", 10),
     "clips_page": Stage("validate", "clips_page", "clips_page", 2),
-    "estimate": Stage("validate", "estimate", "estimate", 3),
+    "estimate": Stage("validate", "estimate", "estimate", 4),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),
     "pack": Stage("pack", "pack_rows", "pack", 7),
     "train": Stage("train", "train_adapter", "train", 9),

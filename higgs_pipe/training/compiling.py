@@ -16,6 +16,7 @@ from higgs_pipe.higgs.compilation import (
     folder_of_compiled_code,
 )
 from higgs_pipe.higgs.loss import label_weights
+from higgs_pipe.higgs.memory import relative_work
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.training.card import card_of
 
@@ -51,7 +52,7 @@ def compile_where_it_pays(
         num_positions / accelerator.num_processes,
         folder_of_compiled_code(),
         kept,
-        speed=1.0 if card is None else card.flops() / H200_FLOPS,
+        speed=(1.0 if card is None else card.flops() / H200_FLOPS) / relative_work(model.shape),
     )
     choices = gather_object([choice])
     is_on = all(each.is_on for each in choices)

@@ -140,7 +140,8 @@ def forecast(
         num_positions: Of the whole training, over all epochs and processes.
     """
     flops = kind.flops * REACHED_SHARE
-    is_compiled = will_compile(train, num_positions / train.num_processes, flops / H200_FLOPS)
+    speed = flops / H200_FLOPS / formulas[True].relative_work
+    is_compiled = will_compile(train, num_positions / train.num_processes, speed)
     formula = formulas[is_compiled]
     adapter = BYTES_PER_TRAINED_VALUE * formula.num_trained
     free = kind.memory_gb * GIB - CONTEXT_BYTES - formula.weights
@@ -184,8 +185,9 @@ def positions_per_second(
     rows = math.ceil(train.rows_per_step / train.num_processes)
     rows_at_once = min(plan.rows_per_micro_batch, rows)
     seconds = micro_step_seconds(
+        formula,
         rows_at_once * row_positions,
-        plan.recomputed_layers / formula.num_layers,
+        plan.recomputed_layers,
         plan.is_compiled,
         flops,
     )

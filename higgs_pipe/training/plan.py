@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs.compilation import H200_FLOPS
-from higgs_pipe.higgs.memory import MemoryFormula
+from higgs_pipe.higgs.memory import LAYERS_3B, MemoryFormula
 
 MAX_ROWS = 64
 NEARLY_AS_FAST = 1.03  # of the shortest time
@@ -58,25 +58,32 @@ class Choice(NamedTuple):
 
 
 def micro_step_seconds(
+    formula: MemoryFormula,
     num_positions: float,
-    recomputed_share: float,
+    num_recomputed: int,
     is_compiled: bool,
     flops: float = H200_FLOPS,
     is_graphed: bool = False,
 ) -> float:
-    """Estimate the seconds of forward and backward of the 3B model.
+    """Estimate the seconds of forward and backward, from those of the 3B model.
+
+    The host's time grows with the layers, the device's with their matrix products.
 
     Args:
+        formula: Of the model.
         num_positions: Of the micro-batch.
-        recomputed_share: Of the layers.
+        num_recomputed: Layers that are recomputed.
         is_compiled: Whether the layers are compiled.
         flops: Operations per second of the GPU in a large matrix product.
         is_graphed: Whether a CUDA graph takes the place of the host.
     """
+    recomputed_share = num_recomputed / formula.num_layers
     host = HOST_SECONDS[is_compiled] + HOST_SECONDS_RECOMPUTED[is_compiled] * recomputed_share
+    host *= formula.num_layers / LAYERS_3B
     host = HOST_SECONDS_GRAPHED if is_graphed else host
     per_position = DEVICE_SECONDS_PER_POSITION[is_compiled]
     per_position += DEVICE_SECONDS_PER_POSITION_RECOMPUTED[is_compiled] * recomputed_share
+    per_position *= formula.relative_work
     device = (DEVICE_SECONDS + per_position * num_positions) * H200_FLOPS / flops
     return max(host, device)
 
@@ -140,8 +147,9 @@ def choose_plan(
         if fewest is None or (layers is not None and layers < fewest):
             continue
         plan = Plan(num_rows, fewest if layers is None else layers, is_compiled, is_graphed)
-        share = plan.recomputed_layers / formula.num_layers
-        seconds = micro_step_seconds(num_positions, share, is_compiled, flops, is_graphed)
+        seconds = micro_step_seconds(
+            formula, num_positions, plan.recomputed_layers, is_compiled, flops, is_graphed
+        )
         found.append(Choice(plan, math.ceil(rows_per_process / num_rows) * seconds, fits=True))
     if found:
         enough = NEARLY_AS_FAST * min(choice.seconds for choice in found)

@@ -37,6 +37,7 @@ from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.memory import count_parameters, memory_formula
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.v3.native import HiggsV3Config, HiggsV3Model
+from higgs_pipe.training.plan import micro_step_seconds
 from higgs_pipe.training.preflight import model_checks, offset_checks
 from higgs_pipe.training.step import Stepper
 
@@ -310,3 +311,14 @@ def test_the_published_shape_has_its_published_size(v3_base: Path) -> None:
     formula = memory_formula(native, TrainConfig(), parameters.trainable, is_compiled=True)
     assert formula.weights == 2 * parameters.base
     assert formula.num_layers == 36
+    # Two norms and their outputs, queries and attention, keys and values, both before their norms,
+    # the FFN, LoRA.
+    kept = 4 * 2560 + 2 * 4096 + 2 * 1024 + (4096 + 1024) + 4 * 9728 + 7 * 16
+    assert formula.layer_kept == 0.32 * kept * 2
+    # q and o of 4096, k and v of 1024, three matrices of the FFN; v2 has 3072, 1024 and 8192.
+    products = 36 * 2560 * (2 * 4096 + 2 * 1024 + 3 * 9728)
+    of_v2 = 28 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192)
+    assert formula.relative_work == pytest.approx(products / of_v2)
+    plain = micro_step_seconds(formula, 16_384, 0, is_compiled=True)
+    assert plain == pytest.approx(0.012 + 16_384 * 23.9e-6 * products / of_v2)
+    assert micro_step_seconds(formula, 1, 36, is_compiled=True) == pytest.approx(0.28 * 36 / 28)

@@ -171,6 +171,7 @@ def shape_of(config: HiggsV3Config) -> BaseShape:
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
         num_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
         num_key_value_heads=text.num_key_value_heads,
         head_dim=text.head_dim,
         vocab_size=text.vocab_size,
@@ -183,6 +184,7 @@ def shape_of(config: HiggsV3Config) -> BaseShape:
         num_margin_frames=0,
         num_eos_labels=audio["num_codebooks"],  # all: docs/decisions/0023
         has_text_loss=False,
+        normalizes_heads=True,
     )
 
 
