@@ -20,6 +20,7 @@ from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.quality import AudioMeasures, TextMeasures
 from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN
 from higgs_pipe.data.tables import read_table
+from higgs_pipe.higgs.rules import rules_of
 from higgs_pipe.reporting.charts import draw_durations, draw_hours, draw_loss
 from higgs_pipe.reporting.experiments import (
     Experiment,
@@ -59,6 +60,7 @@ def run(
     other_validation: Path,
     other_packing: list[Path],
     names: list[str],
+    families: list[str],
     page: Path,
     figures: Path,
 ) -> None:
@@ -75,6 +77,7 @@ def run(
         other_validation: ``validation.json`` of ``eval.other_manifest``, if there is one.
         other_packing: Its ``packing.json`` for each base.
         names: The experiments.
+        families: Of their bases, as :func:`higgs_pipe.higgs.rules.rules_of` takes them.
         page: The HTML file to write.
         figures: Directory for the page's charts as SVG files, for ``snakemake --report``.
 
@@ -95,7 +98,11 @@ def run(
     validated = ValidationSummary.read(validation)
     packings = {base: PackingSummary.read(at) for base, at in zip(bases, packing, strict=True)}
     table, _ = read_table(clips, CLIPS)
-    loss_charts = [draw_loss(title, key, experiments) for title, key in CHARTS.items()]
+    loss_charts = [
+        draw_loss(title, key, experiments)
+        for title, key in CHARTS.items()
+        if any(getattr(line, key) is not None for e in experiments for line in e.log.training)
+    ]
     speakers, languages = largest(validated.speakers), largest(validated.languages)
     data_charts = [draw_durations(_seconds_by_split(table))]
     data_charts += [
@@ -105,7 +112,7 @@ def run(
     ]
     html = render_page(
         "page.html.j2",
-        title=stage.report.title,
+        title=stage.report.title or default_title(families, len(names)),
         facts=_facts(experiments),
         experiments=experiments,
         listening=listening,
@@ -124,6 +131,12 @@ def run(
     for chart in (*loss_charts, *data_charts):
         write_text(figures / f"{chart.file_name}.svg", chart.file)
     write_text(page, html)
+
+
+def default_title(families: Sequence[str], num_experiments: int) -> str:
+    """Return the page's title, of the families of the base models."""
+    models = " and ".join(sorted({rules_of(family).model for family in families}))
+    return f"{models} adapter{'s' if num_experiments > 1 else ''}"
 
 
 def _facts(experiments: Sequence[Experiment]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from higgs_pipe import report
 from higgs_pipe.data.specs import CLIPS, Column, TableSpec
 from higgs_pipe.data.tables import write_table
 from higgs_pipe.listening.spoken import GENERATED
+from higgs_pipe.planning.model_types import V2
 
 BASE = {
     "eval_loss": 10.9,
@@ -185,7 +187,8 @@ class Inputs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.title = "A voice"
+        self.title: str | None = "A voice"
+        self.families = [V2]
         self.validation: dict[str, Any] = {
             "num_rows": 125,
             "num_clips": 120,
@@ -355,6 +358,7 @@ class Inputs:
             other_validation=self.folder / "other/data/validation.json",
             other_packing=[self.folder / "other/packed/packing.json"],
             names=list(self.experiments),
+            families=self.families,
             page=self.page,
             figures=self.page.parent / "figures",
         )
@@ -363,3 +367,42 @@ class Inputs:
         self.write()
         self.run()
         return self.page.read_text(encoding="utf-8")
+
+
+class TextOfPage(HTMLParser):
+    """The page as a reader sees it, and the cells of its tables' rows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self._in_cell = self._is_hidden = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self._is_hidden |= tag in ("style", "script")
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_hidden &= tag not in ("style", "script")
+        self._in_cell &= tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if not self._is_hidden and (text := " ".join(data.split())):
+            self.words.append(text)
+            if self._in_cell:
+                self.rows[-1][-1] = f"{self.rows[-1][-1]} {text}".strip()
+
+
+def words(page: str) -> str:
+    """The page without styles and tags, spaces made one."""
+    return " ".join(TextOfPage(page).words)
+
+
+def rows(page: str, label: str) -> list[list[str]]:
+    """The other cells of each table row that starts with ``label``."""
+    return [cells[1:] for cells in TextOfPage(page).rows if cells and cells[0] == label]

@@ -635,7 +635,11 @@ class PushConfig(Section):
 class ReportPageConfig(Section):
     """The report page."""
 
-    title: str = Field("Higgs Audio v2 adapter", min_length=1, description="Title of the page.")
+    title: str | None = Field(
+        None,
+        min_length=1,
+        description="Title of the page; null: the families of the base models.",
+    )
 
 
 class ClipsPageConfig(Section):

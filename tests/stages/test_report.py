@@ -5,7 +5,6 @@ import hashlib
 import io
 import re
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import soundfile as sf
-from report_inputs import ADAPTER, SPEAKERS, Inputs
+from report_inputs import ADAPTER, SPEAKERS, Inputs, TextOfPage, rows, words
 
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, write_table
@@ -27,45 +26,6 @@ from higgs_pipe.reporting.experiments import COLOURS
 @pytest.fixture
 def inputs(tmp_path: Path) -> Inputs:
     return Inputs(tmp_path)
-
-
-class TextOfPage(HTMLParser):
-    """The page as a reader sees it, and the cells of its tables' rows."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.rows: list[list[str]] = []
-        self._in_cell = self._is_hidden = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self._is_hidden |= tag in ("style", "script")
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-            self._in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._is_hidden &= tag not in ("style", "script")
-        self._in_cell &= tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if not self._is_hidden and (text := " ".join(data.split())):
-            self.words.append(text)
-            if self._in_cell:
-                self.rows[-1][-1] = f"{self.rows[-1][-1]} {text}".strip()
-
-
-def words(page: str) -> str:
-    """The page without styles and tags, spaces made one."""
-    return " ".join(TextOfPage(page).words)
-
-
-def rows(page: str, label: str) -> list[list[str]]:
-    """The other cells of each table row that starts with ``label``."""
-    return [cells[1:] for cells in TextOfPage(page).rows if cells and cells[0] == label]
 
 
 @pytest.mark.parametrize("overall", ["better", "worse", "no evidence"])

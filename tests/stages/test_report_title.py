@@ -1,8 +1,11 @@
-"""The page's title is that of the settings, as text."""
+"""The page's title is that of the settings, as text, or names the families of the bases."""
 
 from pathlib import Path
 
+import pytest
 from report_inputs import Inputs
+
+from higgs_pipe.planning.model_types import V2, V3
 
 
 def test_the_title_of_the_page_is_that_of_the_settings(tmp_path: Path) -> None:
@@ -11,3 +14,22 @@ def test_the_title_of_the_page_is_that_of_the_settings(tmp_path: Path) -> None:
     html = inputs.html()
     assert "<title>Ada &amp; Ben</title>" in html
     assert "<h1>Ada &amp; Ben</h1>" in html
+
+
+@pytest.mark.parametrize(
+    ("families", "title"),
+    [
+        ([V2], "Higgs Audio v2 adapter"),
+        ([V3], "Higgs TTS 3 adapter"),
+        ([V2, V3], "Higgs Audio v2 and Higgs TTS 3 adapters"),
+    ],
+)
+def test_without_one_the_title_names_the_families_of_the_bases(
+    tmp_path: Path, families: list[str], title: str
+) -> None:
+    inputs = Inputs(tmp_path)
+    inputs.title, inputs.families = None, families
+    for number, _ in enumerate(families):
+        inputs.experiments[f"{number}"] = inputs.experiments["default"]
+    del inputs.experiments["default"]
+    assert f"<h1>{title}</h1>" in inputs.html()

@@ -69,6 +69,7 @@ rule report:
         version=stages.STAGES["report"].version,
         environment=environment,
         names=EXPERIMENTS,
+        families=FAMILIES,
         bases=[c["base_model"] for c in OF_BASES.values()],
         # The stage reads them only if the config has another manifest.
         other_validation=lambda wildcards, input: input.other_validation or "none",
@@ -79,5 +80,5 @@ rule report:
         " --validation {input.validation:q} --packing {input.packing:q}"
         " --bases {params.bases:q} --experiments-dir {params.experiments_dir:q}"
         " --other-validation {params.other_validation:q} --other-packing {params.other_packing:q}"
-        " --names {params.names:q} --page {output.page:q} --figures {output.figures:q}"
-        " --log {log:q}"
+        " --names {params.names:q} --families {params.families:q} --page {output.page:q}"
+        " --figures {output.figures:q} --log {log:q}"
