@@ -59,6 +59,7 @@ def generate_batch(
     cache = DynamicCache()
     delayed = mask.new_empty(len(prompts), num_steps, num_codebooks)  # (B, G, K)
     eos, num_drawn = shape.audio_stream_eos_id, 0
+    lengths: list[int | None] = [None] * len(prompts)  # codec frames of what has ended
     seeds = [prompt.seed(sampling.seed) for prompt in prompts]
     # All may stop before the last frame, so the time left is an upper bound.
     with activity(description, num_steps, "frames at most") as speaking:
@@ -76,7 +77,11 @@ def generate_batch(
             drawn = sampler(scores, scores).argmax(dim=-1).view(-1, num_codebooks)  # (B, K)
             delayed[:, frame] = drawn
             num_drawn = frame + 1
-            lengths = [num_codec_frames(g, eos) for g in _host(delayed[:, :num_drawn])]
+            if frame >= num_codebooks:  # as num_codec_frames has it, of the new frame alone
+                lengths = [
+                    frame if length is None and code == eos else length
+                    for length, code in zip(lengths, drawn[:, 0].tolist(), strict=True)
+                ]
             if all(n is not None and num_drawn >= n + num_codebooks - 1 for n in lengths):
                 break
             embedded = parts.embed_audio(drawn)[:, None]  # (B, 1, H)
