@@ -44,10 +44,11 @@ DEFAULT_BATCH_SIZE = 8
 
 @dataclass(frozen=True, eq=False)
 class RecordedSample:
-    """A packed sample as a prompt, and the recording that follows it."""
+    """A packed sample as a prompt, the recordings in it, and the one that follows it."""
 
     sample_id: str
     prompt: ModelPrompt
+    references: tuple[Codes, ...]  # (T, K) each
     codes: Codes  # (T, K)
 
 
@@ -188,9 +189,12 @@ def recorded_samples(row: PackedRow, config: BaseShape) -> list[RecordedSample]:
         target = first_target(row, slice(start, end), config)
         first_frame, target_frame = frames_before[start], frames_before[target.start]
         frames = row.audio_input_ids[target_frame : target_frame + target.stop - target.start]
-        prompt = ModelPrompt(
-            row.input_ids[start : target.start], row.audio_input_ids[first_frame:target_frame]
-        )
-        codes = undelay(frames, config.num_margin_frames)
-        samples.append(RecordedSample(sample_id, prompt, codes))
+        before = row.audio_input_ids[first_frame:target_frame]
+        prompt = ModelPrompt(row.input_ids[start : target.start], before)
+        places = np.flatnonzero(is_audio[start : target.start])
+        breaks = np.flatnonzero(np.diff(places) > 1) + 1  # text stands between recordings
+        margin = config.num_margin_frames
+        references = [undelay(part, margin) for part in np.split(before, breaks) if len(part)]
+        codes = undelay(frames, margin)
+        samples.append(RecordedSample(sample_id, prompt, tuple(references), codes))
     return samples

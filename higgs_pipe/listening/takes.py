@@ -15,7 +15,7 @@ from higgs_pipe.data.channels import to_mono
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import decode, to_codec_input
-from higgs_pipe.higgs.codes import Codes, undelay
+from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.generation import Spoken, write_wav
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.comparison import Heard, differences, totals
@@ -226,12 +226,7 @@ def references_of(
     prompt: HeldOutSample, codec: HiggsAudioV2TokenizerModel, info: CodecInfo
 ) -> list[Samples]:
     """Decode the recordings in a prompt."""
-    delayed = prompt.sample.prompt.audio_input_ids  # (F, K)
-    if not len(delayed):
-        return []
-    # Each recording begins with a frame of stream BOS, and no other frame is one.
-    starts = np.flatnonzero((delayed == delayed[0, 0]).all(axis=1))
-    return [decode(codec, undelay(part), info) for part in np.split(delayed, starts[1:])]
+    return [decode(codec, codes, info) for codes in prompt.sample.references]
 
 
 def sample_name(number: int, voice: str, temperature: float | None) -> str:

@@ -35,7 +35,7 @@ STAGES = {
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),
     "pack": Stage("pack", "pack_rows", "pack", 7),
     "train": Stage("train", "train_adapter", "train", 9),
-    "eval": Stage("eval", "eval_adapter", "evaluate", 6),
+    "eval": Stage("eval", "eval_adapter", "evaluate", 7),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
     "package": Stage("package", "package_adapter", "package", 7),
     "push": Stage("push", "push_adapter", "push", 2),

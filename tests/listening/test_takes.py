@@ -9,9 +9,13 @@ import pytest
 import soundfile as sf
 from helpers import PackedCorpus
 
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.batch import PackedRow
 from higgs_pipe.higgs.codes import delay
+from higgs_pipe.higgs.family import renderer_of
+from higgs_pipe.higgs.generation import recorded_samples
 from higgs_pipe.listening import takes
 from higgs_pipe.listening.takes import Takes, recording_of
 
@@ -61,12 +65,27 @@ def test_a_speakers_other_recordings_are_those_of_other_prompts() -> None:
     assert [spoken._others(number, heard) for number in range(5)] == [["2"], [], ["0"], [], []]
 
 
-def test_each_reference_of_a_prompt_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes = [np.full((n, 8), n, np.int16) for n in (3, 5)]
-    delayed = np.concatenate([delay([part], 1024, 1025) for part in codes])
-    sample = SimpleNamespace(prompt=SimpleNamespace(audio_input_ids=delayed))
+@pytest.mark.parametrize("base", ["tiny_base", "v3_base"])
+def test_each_reference_of_a_prompt_is_decoded(
+    request: pytest.FixtureRequest, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = renderer_of(Pretrained("base", str(request.getfixturevalue(base)))).shape
+    codes = [np.full((n, 8), n, np.int16) for n in (3, 5, 4)]
+    parts = [delay([part], 1024, 1025, shape.num_margin_frames) for part in codes]
+    ids = [[9, *[shape.audio_token_id] * len(part)] for part in parts]
+    labels = [np.full_like(part, -100) for part in parts[:2]]
+    row = PackedRow(
+        np.concatenate(ids).astype(np.int32),
+        np.full(sum(map(len, ids)), -100, np.int32),
+        np.concatenate(parts),
+        np.concatenate([*labels, parts[2]]),
+        ("a",),
+        np.array([sum(map(len, ids))], np.int32),
+    )
+    [sample] = recorded_samples(row, shape)
     monkeypatch.setattr(takes, "decode", lambda codec, part, info: part)
     prompt: Any = SimpleNamespace(sample=sample)
     nothing: Any = None
     found = takes.references_of(prompt, nothing, nothing)
-    assert [part.tolist() for part in found] == [part.tolist() for part in codes]
+    assert [part.tolist() for part in found] == [part.tolist() for part in codes[:2]]
+    assert sample.codes.tolist() == codes[2].tolist()

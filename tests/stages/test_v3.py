@@ -33,6 +33,8 @@ from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows, collate
+from higgs_pipe.higgs.family import renderer_of
+from higgs_pipe.higgs.generation import recorded_samples
 from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.memory import count_parameters, memory_formula
 from higgs_pipe.higgs.model import DualLossModel, load_base
@@ -86,6 +88,22 @@ def test_packed_samples_are_those_of_the_plain_loops(v3_corpus: PackedCorpus) ->
         assert (row.labels == IGNORED).all()
     assert len(found) == 11
     assert 0 < sum(found) < 11
+
+
+@pytest.mark.parametrize("family", ["v2", "v3"])
+def test_samples_give_back_the_codes_of_their_target_and_references(
+    corpus: PackedCorpus, v3_corpus: PackedCorpus, family: str
+) -> None:
+    packed = {"v2": corpus, "v3": v3_corpus}[family]
+    shape = renderer_of(Pretrained("base_model", str(packed.base))).shape
+    rows = [row for p in packed.codes_dir.glob("*.parquet") for row in pq.read_table(p).to_pylist()]
+    codes = {row["clip_id"]: row["codes"] for row in rows}
+    table, num_references = PackedRows(packed.train_rows), 0
+    for sample in (s for i in range(len(table)) for s in recorded_samples(table[i], shape)):
+        assert sample.codes.tolist() == codes[sample.sample_id]
+        assert all(reference.tolist() in codes.values() for reference in sample.references)
+        num_references += len(sample.references)
+    assert num_references > 1
 
 
 def test_training_lowers_the_audio_loss_and_names_no_text(
@@ -270,7 +288,9 @@ def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
     assert offset_checks.check_offsets(losses, repeated, 1026).status == status
 
 
-def test_an_alarm_stops_a_run_that_learns_nothing(v3_corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_an_alarm_stops_a_run_that_learns_nothing_after_its_licence_was_named(
+    v3_corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings: dict[str, Any] = {
         "rows_per_step": 1,
         "max_steps": 60,
@@ -279,6 +299,7 @@ def test_an_alarm_stops_a_run_that_learns_nothing(v3_corpus: PackedCorpus, tmp_p
     }
     with pytest.raises(UserError, match=r"adapter_unchanged|stop_loss_not_falling"):
         train(v3_corpus, tmp_path, **settings, stop_on_alarm=True)
+    assert "licensed for research and non-commercial use" in caplog.messages[0]
 
 
 def test_the_estimate_is_near_what_pack_makes(v3_corpus: PackedCorpus, tmp_path: Path) -> None:
