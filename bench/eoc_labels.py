@@ -10,7 +10,9 @@ that EOC, 28 of each recording.
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,16 +29,16 @@ NUM_FRAMES = (9, 14, 20, 28, 37, 50)
 K, BOC, EOC = 8, 1024, 1025
 # EOC labels of codebook k of 7 - k that fill its frames.
 KINDS = {
+    "first of codebook 0": lambda k: int(k == 0),
     "first of each codebook": lambda k: 1,
     "all": lambda k: K,
-    "first of codebook 0": lambda k: int(k == 0),
 }
 DRAWS = {
     "greedy": Sampling(temperature=0, max_seconds=4),
     "top-k 50, top-p 0.95": Sampling(ras_win_len=0, max_seconds=4),
-    "plain": Sampling(top_k=0, top_p=1, ras_win_len=0, max_seconds=4),
+    "temperature 1 alone": Sampling(top_k=0, top_p=1, ras_win_len=0, max_seconds=4),
 }
-NUM_TAKES = {"greedy": 1, "top-k 50, top-p 0.95": 5, "plain": 5}
+NUM_TAKES = {"greedy": 1, "top-k 50, top-p 0.95": 5, "temperature 1 alone": 5}
 
 
 def labels_of(codes: Codes, kind: str) -> torch.Tensor:
@@ -48,7 +50,7 @@ def labels_of(codes: Codes, kind: str) -> torch.Tensor:
     return torch.from_numpy(frames)
 
 
-def measure(kind: str, seed: int, num_steps: int) -> dict[str, object]:
+def measure(kind: str, seed: int, num_steps: int) -> dict[str, Any]:
     """Train with a kind of labels, and count what is spoken wrong."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -102,20 +104,38 @@ def spoken_wrong(
     return counts
 
 
+def table(found: list[dict[str, Any]]) -> list[str]:
+    """The table of docs/decisions/0023, as lines of Markdown: all seeds of a kind together."""
+    lines = ["| labels | draw | wrong stops | wrong end codes |", "|---|---|---|---|"]
+    for kind in KINDS:
+        for draw in DRAWS:
+            counts: Counter[str] = Counter()
+            for measured in found:
+                if measured["kind"] == kind:
+                    counts.update(measured[draw])
+            wrong = counts["early"] + counts["late"] + counts["never"]
+            share = counts["wrong_end_codes"] / max(counts["end_codes"], 1)
+            lines.append(
+                f"| {kind} | {draw} | {wrong} of {counts['takes']} | {100 * share:.1f} % |"
+            )
+    return lines
+
+
 def main() -> None:
-    """Measure each kind with some seeds, and write a JSON with a line of each."""
+    """Measure each kind with some seeds, write a JSON with a line of each, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    found = []
+    found: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for kind in KINDS:
             found.append(measure(kind, seed, options.steps))
             print(json.dumps(found[-1]), flush=True)
             options.output.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    print("\n".join(table(found)))
 
 
 if __name__ == "__main__":
