@@ -114,7 +114,7 @@ def test_a_form_is_made_for_the_experiments_whose_family_has_it() -> None:
     assert forms.left_out(config, BOTH) == forms.left_out(config_of("x", "merged"), mixed) == []
 
 
-def test_a_form_that_no_experiments_family_has_is_refused_before_the_base_is_there(
+def test_a_form_that_no_family_in_use_has_is_refused_before_a_base_is_there(
     tmp_path: Path,
 ) -> None:
     both = dict.fromkeys("ab", V3)

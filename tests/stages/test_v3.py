@@ -288,7 +288,7 @@ def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
     assert offset_checks.check_offsets(losses, repeated, 1026).status == status
 
 
-def test_an_alarm_stops_a_run_that_learns_nothing_after_its_licence_was_named(
+def test_an_alarm_stops_a_run_that_learns_nothing_and_named_its_licence(
     v3_corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: dict[str, Any] = {
