@@ -383,6 +383,20 @@ def test_the_table_is_stamped_with_its_codec(corpus: PackedCorpus, tiny_base: Pa
     assert len(info.fingerprint) == 64
 
 
+def test_a_segment_has_the_codes_of_its_own_frames_alone(tmp_path: Path, tiny_base: Path) -> None:
+    whole = tone(tmp_path / "whole.wav", seconds=2.0)
+    samples, rate_hz = sf.read(whole)
+    sf.write(tmp_path / "cut.wav", samples[rate_hz // 2 : rate_hz * 13 // 10], rate_hz)
+    part = clip_of(whole) | {"start_seconds": 0.5, "end_seconds": 1.3, "duration_seconds": 0.8}
+    clips = [part | {"clip_id": "part"}, clip_of(tmp_path / "cut.wav") | {"clip_id": "cut"}]
+    config, shard = write_inputs([], tmp_path, tiny_base)
+    write_table(shard, SHARD_CLIPS, clips)
+    tokenize_audio.run(config, shard, tmp_path / "codes.parquet")
+    cut, of_part = read_table(tmp_path / "codes.parquet", codes_spec(8))[0].to_pylist()
+    assert of_part["num_frames"] == 20
+    assert of_part["codes"] == cut["codes"]
+
+
 def test_an_empty_shard_gives_an_empty_table(tmp_path: Path, tiny_base: Path) -> None:
     assert encode_paths([], tmp_path, tiny_base) == {}
     assert pq.read_metadata(tmp_path / "codes.parquet").num_rows == 0

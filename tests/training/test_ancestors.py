@@ -1,6 +1,7 @@
 """Training that goes on from an earlier adapter: from its very weights, or a sentence."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from higgs_pipe.higgs.adapter_files import BASE_FILE
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.higgs.packed_for import base_of_rows
-from higgs_pipe.planning.ancestors import check_ancestors_or_exit
+from higgs_pipe.planning.ancestors import ancestor_option, check_ancestors_or_exit
 from higgs_pipe.train import Training
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity
 from higgs_pipe.training.results import RunInfo
@@ -265,6 +266,13 @@ def test_the_plan_finds_what_is_missing_or_differs(
     assert has_line_with(printed, "wider:", "r: 4", "r: 8")
     assert has_line_with(printed, "gone:", "has no")
     assert len(printed.splitlines()) == 3
+
+
+def test_eval_gets_the_folder_of_the_earlier_adapter_as_one_word() -> None:
+    config = config_of({"heir": {"init_adapter": "my 'own' voice"}, "fresh": {}}, LORA)
+    words = shlex.split(ancestor_option(config, "heir"))
+    assert words == ["--ancestor-dir", "my 'own' voice"]
+    assert ancestor_option(config, "fresh") == ""
 
 
 def test_the_plan_lets_an_experiment_start_from_another_but_not_from_itself(
