@@ -41,6 +41,16 @@ if (
 ):
     console.shorten(shown.dryrun)
 
+# Jobs that use a GPU take turns, unless --resources says how many there are.
+if (
+    workflow.is_main_process
+    and not IS_MODULE
+    and workflow.local_exec
+    and "gpu" not in workflow.resource_settings.resources
+):
+    if num_gpus := launching.num_gpus_here():
+        workflow.register_resource("gpu", num_gpus)
+
 
 # The folder's own, or else the checkout's.
 configfile: config_check.config_path_or_exit(Path("config.yaml"), ROOT / "config.yaml")

@@ -1,6 +1,8 @@
 """Launch of jobs: processes, GPUs, the command and its environment."""
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +15,8 @@ import yaml
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import bases, process_tree
+
+DEVICES = Path("/dev")
 
 
 class Machines(NamedTuple):
@@ -53,6 +57,21 @@ def num_gpus(device: str, num_processes: int = 1) -> int | None:
     some of its executors.
     """
     return None if device == "cpu" or num_processes == 0 else num_processes
+
+
+def num_gpus_here(devices: Path = DEVICES, variables: Mapping[str, str] = os.environ) -> int:
+    """Return the GPUs of this machine that jobs may use; 0 if it has none.
+
+    Args:
+        devices: The folder in which Nvidia's driver shows each GPU as a file, ``nvidia0`` ....
+        variables: Environment variables, of which ``CUDA_VISIBLE_DEVICES`` may name fewer.
+    """
+    found = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.iterdir())
+    visible = variables.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    names = [name.strip() for name in visible.split(",")]
+    return min(found, len([name for name in names if name not in ("", "-1")]))
 
 
 def machines(device: str, num_processes: int, num_machines: int) -> Machines:

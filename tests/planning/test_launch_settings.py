@@ -18,6 +18,7 @@ from higgs_pipe.planning.launching import (
     launch_command,
     launch_settings,
     machines,
+    num_gpus_here,
     runs_speech_models,
 )
 
@@ -117,3 +118,16 @@ def test_several_machines_need_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     checked(monkeypatch, None, num_processes=4)
     with pytest.raises(UserError, match="srun"):
         checked(monkeypatch, None, num_processes=4, num_machines=2)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, 3), ("", 0), ("-1", 0), ("1", 1), ("0, 2", 2), ("GPU-aa,GPU-bb,GPU-cc,GPU-dd", 3)],
+)
+def test_gpus_are_those_of_the_driver_that_are_visible(
+    tmp_path: Path, visible: str | None, expected: int
+) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert num_gpus_here(tmp_path, variables) == expected

@@ -233,6 +233,19 @@ def test_cpu_jobs_ask_for_no_gpu_and_others_for_one_a_process(workdir: Path) -> 
     assert "gpu=" not in evaluation
 
 
+def test_jobs_share_the_gpus_of_this_machine_or_those_that_are_given(tmp_path: Path) -> None:
+    checkout = make_stub_checkout(tmp_path / "checkout")
+    (tmp_path / "dev").mkdir()
+    for name in ("nvidia0", "nvidia1"):
+        (tmp_path / "dev" / name).touch()
+    launching = checkout / "higgs_pipe/planning/launching.py"
+    launching.write_text(launching.read_text().replace('"/dev"', repr(str(tmp_path / "dev"))))
+    planned = snakemake(checkout, "-p", "validate", checkout=checkout)
+    assert re.search(r"Provided resources: gpu=\D*2\b", planned.stderr)
+    planned = snakemake(checkout, "-p", "--resources", "gpu=1", "--", "pack", checkout=checkout)
+    assert re.search(r"Provided resources: gpu=\D*1\b", planned.stderr)
+
+
 def test_the_catalogs_snakefile_is_the_same_workflow(workdir: Path) -> None:
     planned = jobs(workdir, "--snakefile", str(ROOT / "workflow/Snakefile"))
     assert planned.pop("everything") == 1
