@@ -1,9 +1,10 @@
 """Fixtures that several test files share: a tiny base, and stages run on a small corpus."""
 
 import json
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,19 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
         with suppress(OSError):
             if pid != os.getpid() and marked in environment.read_bytes():
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """Undo what a stage's command line, run in this process, sets up of the log."""
+    logger = logging.getLogger("higgs_pipe")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    for handler in set(logger.handlers) - set(handlers):
+        handler.close()
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    logger.propagate = propagate
 
 
 @pytest.fixture(scope="session")

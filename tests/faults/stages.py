@@ -216,7 +216,7 @@ def later_stages_of(corpus: PackedCorpus, folder: Path, zygote: Zygote) -> list[
             "other_packing": folder / "none",
         },
         {"page": "index.html", "figures": "figures"},
-        ("--names", "b", "--bases", str(corpus.base)),
+        ("--families", V2, "--names", "b", "--bases", str(corpus.base)),
     )
     speak = Stage(
         "speak",

@@ -1,6 +1,7 @@
 """How a launch ends: which sentence comes last, and with which exit code."""
 
 import json
+import os
 import signal
 import socket
 from pathlib import Path
@@ -114,6 +115,7 @@ def test_a_tracker_that_is_not_installed_is_a_sentence(
 def test_a_port_that_is_taken_is_named_before_anything_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("os.environ", dict(os.environ))  # the launcher marks its own
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr("higgs_pipe.planning.process_tree.end_with", lambda _: None)
     with socket.socket() as other:
