@@ -372,6 +372,17 @@ def test_a_run_ends_by_saying_where_things_are(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_project_may_have_any_name_that_a_folder_can_have(tmp_path: Path) -> None:
+    checkout = make_stub_checkout(tmp_path / "Stimme für 'mich'")
+    project = tmp_path / '声 {mine} $HOME; "x" & é'
+    project.mkdir()
+    (project / "список.jsonl").write_text("0 a\n1 a\n")
+    write_config(project, manifest="список.jsonl")
+    run = snakemake(project, "--cores", "2", checkout=checkout)
+    assert run.returncode == 0, run.stderr
+    assert (project / "results/adapters/default/README.md").read_text() == "default"
+
+
 def test_a_second_run_does_nothing(finished: Path) -> None:
     assert reruns(finished) == {}
     assert reruns(finished, "--cores", "1") == {}
