@@ -156,14 +156,13 @@ def pretend_to_measure(folder: Path) -> None:
 
 def run_stage(stage: str, folder: Path) -> None:
     """Run a stage in this process, and print seconds and peak memory as JSON."""
-    manifest = {"manifest": str(folder / "m.jsonl"), "data": {"num_shards": NUM_SHARDS}}
+    config = {"manifest": str(folder / "m.jsonl"), "data": {"num_shards": NUM_SHARDS}}
     started = time.perf_counter()
     if stage == "list_rows":
-        config = {"manifest": manifest["manifest"], "data": manifest["data"]}
         listed = written(folder / "list.json", config)
         list_rows.run(listed, folder / "rows.parquet", folder / "recordings")
     else:
-        judged = written(folder / "validate.json", manifest)
+        judged = written(folder / "validate.json", config)
         validate.run(
             judged,
             folder / "rows.parquet",

@@ -61,6 +61,10 @@ def marked_environment(**variables: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), MARK: str(os.getpid())} | variables
 
 
+class Seen(Exception):
+    """Ends a stage once a test has seen enough of it."""
+
+
 def write_stage_config(path: Path, **sections: Any) -> Path:
     """A ``results/config/<stage>.json`` as the workflow writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,10 +104,18 @@ def run_validation(
     for shard in range(config["data"]["num_shards"]):
         source, target = (shard_path(shards, shard) for shards in (recordings, measured))
         measure.run(stages["measure"], source, target, num_threads=num_threads)
+    judge_rows(stages["validate"], data, families, trained_clips)
+    return data
+
+
+def judge_rows(
+    stage: Path, data: Path, families: Sequence[str] = (V2,), trained_clips: Path | None = None
+) -> None:
+    """Run validate on the rows and measures in ``data``, where its results go too."""
     validate.run(
-        stages["validate"],
-        rows,
-        measured,
+        stage,
+        data / "rows.parquet",
+        data / "measured",
         clips=data / "clips.parquet",
         rejected=data / "rejected.parquet",
         validation=data / "validation.json",
@@ -111,7 +123,6 @@ def run_validation(
         families=list(families),
         trained_clips=trained_clips,
     )
-    return data
 
 
 def clips_page_of(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> str:

@@ -22,19 +22,22 @@ def pick_device(setting: Device) -> torch.device:
         UserError: The setting is ``cuda`` and PyTorch sees no GPU, or there are fewer GPUs than
             processes on this machine.
     """
-    if setting == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is 'cuda' but PyTorch sees no GPU here; set it to auto or cpu.")
+    if setting == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if setting == "cuda":
+            raise UserError("device is 'cuda' but PyTorch sees no GPU here; set it to auto or cpu.")
+        return torch.device("cpu")
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-    if setting != "cpu" and torch.cuda.is_available():
-        num_gpus = torch.cuda.device_count()
-        if num_processes > num_gpus:
-            plural = "" if num_gpus == 1 else "s"
-            raise UserError(
-                f"{num_processes} processes were started on this machine, and PyTorch sees "
-                f"{num_gpus} GPU{plural}. Set num_processes of train or eval to the number of "
-                "GPUs; it changes the speed, not the result."
-            )
-    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+    num_gpus = torch.cuda.device_count()
+    if num_processes > num_gpus:
+        plural = "" if num_gpus == 1 else "s"
+        raise UserError(
+            f"{num_processes} processes were started on this machine, and PyTorch sees "
+            f"{num_gpus} GPU{plural}. Set num_processes of train or eval to the number of "
+            "GPUs; it changes the speed, not the result."
+        )
+    return torch.device("cuda")
 
 
 def pick_dtype(setting: Dtype, device: torch.device) -> torch.dtype:

@@ -24,7 +24,7 @@ LARGEST = {
 }
 # By model_type. Without these, a default would be taken that is another model's.
 SIZES_OF_BASE = {
-    V2: (*("vocab_size", "num_codebooks", "codebook_size", "hidden_size", "num_hidden_layers"),),
+    V2: ("vocab_size", "num_codebooks", "codebook_size", "hidden_size", "num_hidden_layers"),
     V3: (
         *("text_config.vocab_size", "text_config.hidden_size", "text_config.num_hidden_layers"),
         *("text_config.head_dim", "audio_encoder_config.num_codebooks"),

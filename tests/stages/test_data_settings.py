@@ -10,15 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from helpers import run_validation, tone, write_stage_config
+from helpers import judge_rows, run_validation, tone, write_stage_config
 
-from higgs_pipe import validate
 from higgs_pipe.config.settings import FilterConfig
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.specs import MEASURED
 from higgs_pipe.data.tables import write_table
 from higgs_pipe.errors import UserError
-from higgs_pipe.planning.model_types import V2
 
 Clips = dict[str, dict[str, Any]]
 Judge = Callable[..., tuple[Clips, Clips]]
@@ -123,16 +121,7 @@ def judge_again(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         models = {"asr": "a", "quality": "b"}
         limits = config["validate"] | {"speech_models": models, "filters": filters}
         stage = write_stage_config(folder / "filtered.json", **config | {"validate": limits})
-        validate.run(
-            stage,
-            data / "rows.parquet",
-            data / "measured",
-            clips=data / "clips.parquet",
-            rejected=data / "rejected.parquet",
-            validation=data / "validation.json",
-            shards_dir=data / "shards",
-            families=[V2],
-        )
+        judge_rows(stage, data)
         return rows_by_id(data / "clips.parquet"), rows_by_id(data / "rejected.parquet")
 
     return judge

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import PackedCorpus, write_stage_config
+from helpers import PackedCorpus, Seen, write_stage_config
 
 from higgs_pipe import accept, evaluate
 from higgs_pipe.config.settings import LoraSettings, Sampling
@@ -100,10 +100,6 @@ def test_all_audio_labels_are_counted(corpus: PackedCorpus, adapter: Path, tmp_p
     assert [metrics[m]["num_audio_labels"] for m in ("adapter", "base")] == [expected] * 2
     clips = pq.read_table(found / "clips.parquet").to_pylist()
     assert sum(clip["num_audio_labels"] for clip in clips) == expected
-
-
-class Seen(Exception):
-    """Ends a stage once a test has seen enough of it."""
 
 
 def test_the_folder_of_compiled_code_reaches_evaluation(

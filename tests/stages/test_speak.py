@@ -16,7 +16,7 @@ import pytest
 import soundfile as sf
 import torch
 import torchaudio
-from helpers import ROOT, PackedCorpus, tone, write_stage_config
+from helpers import ROOT, PackedCorpus, Seen, tone, write_stage_config
 
 import higgs_pipe.train
 from higgs_pipe import speak
@@ -441,9 +441,6 @@ def test_a_package_names_its_codec_system_message_and_cleaning(
 def test_the_revision_of_the_command_comes_before_that_of_the_package(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Seen(Exception):
-        pass
-
     def look(base: Pretrained) -> None:
         raise Seen(base.revision)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus, train, write_stage_config
+from helpers import PackedCorpus, Seen, train, write_stage_config
 from reference import base_with_lora
 from safetensors.torch import load_file
 
@@ -109,10 +109,6 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
     expected = load_file(tmp_path / "whole/adapter/adapter_model.safetensors")
     for name, tensor in load_file(tmp_path / "parts/adapter/adapter_model.safetensors").items():
         assert torch.equal(tensor, expected[name]), name
-
-
-class Seen(Exception):
-    """Ends a stage once a test has seen enough of it."""
 
 
 def test_the_folder_of_compiled_code_reaches_training(
