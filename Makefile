@@ -3,12 +3,13 @@
 # make check-v3 BASE=… CODEC=…   look at a checkpoint of Higgs TTS 3: docs/v3.md
 # make test    all tests
 # make mutants make each of some 300 small mistakes in a copy of the code: do the tests notice?
-#              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=… writes the table
-# make faults  the fault suite; writes docs/faults.md, the table of what became of each fault
-# make bench   each benchmark, small: ratios beside their goals; writes docs/benchmarks.md
-# make soak    2,000 steps, 200,000 rows: what grows? writes docs/benchmarks.md
+#              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=docs/proof.md writes the table there
+# make faults  the fault suite: what became of each fault
+# make bench   each benchmark, small: ratios beside their goals
+# make soak    2,000 steps, 200,000 rows: what grows?
 # make fuzz SECONDS=60   changed files through every reader, guided by coverage
-# make coverage   the tests once more, with the lines that they do not reach
+# make coverage   the tests once more: which lines do they not reach?
+#              The tables of the last five are in docs/proof.md
 # make check   format, types and lints
 # make generated   write the schema and docs/config.md anew, after a change of a setting
 # make docs    build the documentation as a site; open site/index.html
@@ -52,23 +53,23 @@ test: $(READY)
 
 .PHONY: mutants
 mutants: $(READY)
-	$(IN_VENV) PYTHONPATH=tests OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m mutants.run \
+	$(IN_VENV) PYTHONPATH=tests:bench OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m mutants.run \
 	  $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--page $(PAGE))
 
 .PHONY: faults
 faults: $(READY)
-	$(IN_VENV) FAULTS_PAGE=docs/faults.md OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+	$(IN_VENV) FAULTS_PAGE=docs/proof.md OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
 	  pytest tests/faults
 
 .PHONY: bench
 bench: $(READY)
 	$(IN_VENV) PYTHONPATH=. python bench/all.py --output bench/results.json \
-	  --page docs/benchmarks.md
+	  --page docs/proof.md
 
 .PHONY: soak
 soak: $(READY)
-	$(IN_VENV) PYTHONPATH=. OMP_NUM_THREADS=1 python bench/soak.py --page docs/benchmarks.md
+	$(IN_VENV) PYTHONPATH=. OMP_NUM_THREADS=1 python bench/soak.py --page docs/proof.md
 
 # Tools that tests do not need: atheris and coverage.
 TOOLS := $(VENV)/tools
@@ -78,7 +79,7 @@ $(TOOLS): requirements-tools.txt | $(READY)
 
 .PHONY: fuzz
 fuzz: $(TOOLS)
-	$(IN_VENV) PYTHONPATH=tests:.:$(TOOLS) OMP_NUM_THREADS=1 python -m fuzz.run \
+	$(IN_VENV) PYTHONPATH=tests:bench:.:$(TOOLS) OMP_NUM_THREADS=1 python -m fuzz.run \
 	  $(if $(SECONDS),--seconds $(SECONDS))
 
 .PHONY: coverage

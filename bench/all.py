@@ -1,6 +1,6 @@
 """Every benchmark, small, as one table of ratios beside their goals: ``make bench``.
 
-    PYTHONPATH=. python bench/all.py --output bench/results.json --page docs/benchmarks.md
+    PYTHONPATH=. python bench/all.py --output bench/results.json --page docs/proof.md
 
 Each benchmark runs in a process of its own with one thread, in rounds that take the variants in
 turn; a ratio is the median over the rounds, its noise half of their range. Ends with 1 if a ratio
@@ -27,11 +27,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pages import put_table
 from rows import Row, in_turn, ratios
 
 NUM_ROUNDS = 3
 PACKAGES = ("torch", "transformers", "peft", "pyarrow", "soundfile", "snakemake")
-TABLE = re.compile(r"<!-- bench -->.*<!-- end of bench -->", re.DOTALL)
 
 
 def training_rows() -> list[Row]:
@@ -253,10 +253,7 @@ def main() -> int:
         content = {**about, "minutes": round(minutes, 1), "rows": rows_as_json}
         options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if options.page:
-        parts = ["<!-- bench -->", sentence, "", *table_of(found), "<!-- end of bench -->"]
-        page = options.page.read_text(encoding="utf-8")
-        written = TABLE.sub(lambda _: "\n".join(parts), page)
-        options.page.write_text(written, encoding="utf-8")
+        put_table(options.page, "bench", [sentence, "", *table_of(found)])
     return int(any(row.is_missed for row in found))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forecast import POSITIONS_PER_SECOND_OF_SPEECH, ROW_POSITIONS
-from train_step import LAYERS_3B, WIDTH_3B, model_config, put_table
+from pages import put_table
+from train_step import LAYERS_3B, WIDTH_3B, model_config
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs.memory import count_parameters, memory_formula

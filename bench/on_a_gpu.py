@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from pages import put_table
 from train_step import (
     FRAME_RATE_HZ,
     GPU_VARIANTS,
@@ -42,7 +43,6 @@ from train_step import (
     measure_variants,
     model_config,
     packed_rows,
-    put_table,
     size_of,
 )
 

@@ -1,6 +1,6 @@
 """What grows: a long training, and many rows through list_rows, validate and pack.
 
-    PYTHONPATH=. python bench/soak.py --page docs/benchmarks.md
+    PYTHONPATH=. python bench/soak.py --page docs/proof.md
 
 Training: a miniature takes ``--num-steps`` optimizer steps, with held-out losses and checkpoints on
 the way; resident memory, open files and threads are read every second, and the last quarter is set
@@ -12,7 +12,6 @@ decoded: the measures of one stand for all, and codes are random.
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile as sf
 from pack import peak_bytes, write_corpus
+from pages import put_table
 
 from higgs_pipe import list_rows, measure, validate
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
@@ -35,7 +35,6 @@ from higgs_pipe.planning.model_types import V2
 SEGMENT_SECONDS = 2.0
 SEGMENTS_PER_FILE = 1000
 NUM_SHARDS = 8
-TABLE = re.compile(r"<!-- soak -->.*<!-- end of soak -->", re.DOTALL)
 
 
 class Held(NamedTuple):
@@ -241,9 +240,7 @@ def main() -> None:
         trained = train_long(Path(name), options.num_steps)
     print("\n".join(trained))
     if options.page:
-        text = "\n".join(["<!-- soak -->", *lines, *trained, "<!-- end of soak -->"])
-        page = options.page.read_text(encoding="utf-8")
-        options.page.write_text(TABLE.sub(lambda _: text, page), encoding="utf-8")
+        put_table(options.page, "soak", [*lines, *trained])
 
 
 if __name__ == "__main__":

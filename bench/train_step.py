@@ -41,6 +41,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from pages import put_table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
@@ -580,15 +581,6 @@ def machine_name(device: str) -> str:
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor()
     return f"{name}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}, {software}"
-
-
-def put_table(path: Path, name: str, lines: Sequence[str]) -> None:
-    """Replace what stands between the marks of the table."""
-    opening, closing = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    before, rest = path.read_text(encoding="utf-8").split(opening)
-    after = rest.split(closing)[1]
-    text = "\n".join(lines)
-    path.write_text(f"{before}{opening}{text}\n{closing}{after}", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> None:

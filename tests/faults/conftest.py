@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults.page import Happened, page
+from faults.page import Happened, table
+from pages import put_table
 
 Record = Callable[..., None]
 
@@ -16,7 +17,7 @@ Record = Callable[..., None]
 def record(request: pytest.FixtureRequest) -> Iterator[Record]:
     """Note a fault and how it ended.
 
-    The page is written if FAULTS_PAGE names it and no test failed.
+    The table is written into the page that FAULTS_PAGE names if it names one and no test failed.
     """
     noted: list[Happened] = []
 
@@ -26,4 +27,4 @@ def record(request: pytest.FixtureRequest) -> Iterator[Record]:
     yield note
     name = os.environ.get("FAULTS_PAGE")
     if name and request.session.testsfailed == 0:
-        Path(name).write_text(page(noted), encoding="utf-8")
+        put_table(Path(name), "faults", table(noted))

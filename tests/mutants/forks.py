@@ -120,7 +120,8 @@ class Run:
                 os.dup2(output.fileno(), 2)
             sys.dont_write_bytecode = True
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-            sys.path = [entry for entry in sys.path if entry != str(ROOT / "tests")]
+            ours = {str(ROOT / "tests"), str(ROOT / "bench")}
+            sys.path = [entry for entry in sys.path if entry not in ours]
             failures = Failures()
             options = ["-q", "--no-header", "-p", "no:cacheprovider"]
             # Plugins whose libraries were imported before the fork.

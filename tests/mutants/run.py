@@ -9,7 +9,6 @@ Exits with 1 if a mistake survives or cannot be made any more, or a test fails w
 import argparse
 import math
 import os
-import platform
 import random
 import resource
 import signal
@@ -17,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
 from mutants.forks import ROOT, Job, Outcome, copy_tree, import_what_is_slow, run_all
 from mutants.mistakes import Mistake, read_mistakes
+from pages import machine_now, put_table
 
 MAX_SECONDS = 240.0  # per mistake
 MAX_SECONDS_UNCHANGED = 1200.0
@@ -57,7 +56,7 @@ def main() -> int:
     summary = summarize(len(chosen), len(everything), time.monotonic() - started)
     print(f"{summary}: {f'{len(faulty)} FAULTS' if faulty else 'each was noticed'}")
     if arguments.page and not faulty:
-        arguments.page.write_text(page(outcomes, summary), encoding="utf-8")
+        put_table(arguments.page, "mutants", table(outcomes, summary))
     return 1 if faulty else 0
 
 
@@ -68,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", default="0", help="decides which")
     parser.add_argument("--only", nargs="+", default=[], help="try those with a part of a title")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--page", type=Path, help="write the table to this page")
+    parser.add_argument("--page", type=Path, help="write the table into this page")
     return parser.parse_args()
 
 
@@ -118,28 +117,19 @@ def summarize(num_tried: int, num_mistakes: int, seconds: float) -> str:
     )
 
 
-def page(outcomes: Sequence[Outcome], summary: str) -> str:
-    """Return the table of all outcomes in Markdown."""
+def table(outcomes: Sequence[Outcome], summary: str) -> list[str]:
+    """Return the table of all outcomes as lines of Markdown."""
     noticed = [(o.job.mistake, o.failed[0]) for o in outcomes if o.job.mistake]
-    rows = [
-        f"| `{mistake.title}` | {mistake.promise} | `{mistake.file}` | `{name_of(test)}` |"
-        for mistake, test in sorted(noticed, key=lambda pair: pair[0].title)
-    ]
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    lines = [
-        "# Proof: small mistakes that the tests notice",
-        "",
-        "Written by `make mutants PAGE=docs/proof.md`. Each mistake of `tests/mutants/*.toml` was",
-        "made alone, in a copy of the code. The test in the last column failed then; without the",
-        "mistake it passes.",
-        "",
-        f"{date.today()}: {summary}, on {machine}, Python {platform.python_version()}.",
+    return [
+        f"{machine_now()}: {summary}.",
         "",
         "| mistake | promise that it breaks | file | noticed by |",
         "|---|---|---|---|",
-        *rows,
+        *(
+            f"| `{mistake.title}` | {mistake.promise} | `{mistake.file}` | `{name_of(test)}` |"
+            for mistake, test in sorted(noticed, key=lambda pair: pair[0].title)
+        ),
     ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
