@@ -13,11 +13,20 @@ stop() {
     for name in slurmd-n1 slurmd-n2 slurmctld munged; do
         if [[ -s $dir/run/$name.pid ]]; then kill "$(cat "$dir/run/$name.pid")" 2> /dev/null || true; fi
     done
+    # With them, Snakemake's plugin would ask this Slurm at each start, and wait ten seconds.
+    for name in slurm.conf gres.conf; do
+        if [[ $(readlink "/etc/slurm/$name") == "$dir/etc/$name" ]]; then rm "/etc/slurm/$name"; fi
+    done
 }
 
 if [[ $action == down ]]; then
     stop
     exit
+fi
+
+if [[ -f /etc/slurm/slurm.conf && ! -L /etc/slurm/slurm.conf ]]; then
+    echo "this machine has a Slurm of its own: /etc/slurm/slurm.conf" >&2
+    exit 1
 fi
 
 # A job that goes back to the queue waits there for cred_expire seconds, by default two minutes.
