@@ -21,7 +21,7 @@ from higgs_pipe.errors import UserError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # .NAME.PID@HOST.tmp, locked by its process; a folder by the file LOCK in it.
-TEMPORARY = re.compile(r"\..+\.\d+(?:@(?P<host>.+))?\.tmp")
+TEMPORARY = re.compile(r"\..+\.(?P<process>\d+)(?:@(?P<host>.+))?\.tmp")
 LOCK = ".lock"
 # Where locks of other machines do not show, their files are left alone for so long.
 OTHER_HOST_SECONDS = 24 * 3600.0
@@ -69,22 +69,36 @@ def clear_left_behind(folder: Path) -> None:
     """Remove what killed processes have not finished writing into a folder, once per process."""
     for path in folder.glob(".*.tmp"):
         match = TEMPORARY.fullmatch(path.name)
-        if match and _is_left_behind(path, match["host"]):
+        if match and _is_left_behind(path, int(match["process"]), match["host"]):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
-def _is_left_behind(path: Path, host: str | None) -> bool:
+def _is_left_behind(path: Path, process: int, host: str | None) -> bool:
     """Return whether the process that wrote a temporary file or folder has ended."""
+    is_of_this_host = host == socket.gethostname()
+    if is_of_this_host and _is_running(process):  # it may not have locked yet what it has made
+        return False
     try:
         with (path / LOCK if path.is_dir() else path).open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             age_seconds = time.time() - os.fstat(stream.fileno()).st_mtime
     except OSError:  # it lives, has just finished, or the file system has no locks
         return False
-    return host == socket.gethostname() or age_seconds > OTHER_HOST_SECONDS
+    return is_of_this_host or age_seconds > OTHER_HOST_SECONDS
+
+
+def _is_running(process: int) -> bool:
+    """Return whether there is a process of this number on this host."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 @contextmanager

@@ -53,6 +53,14 @@ def test_what_a_killed_process_left_is_removed_and_of_a_living_one_stays(
     assert write_another(tmp_path) == ["another"]
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_living_process_has_made_and_not_locked_yet_stays(tmp_path: Path, kind: str) -> None:
+    made = tmp_path / f".table.{os.getppid()}@{socket.gethostname()}.tmp"
+    made.touch() if kind == "file" else made.mkdir()
+    assert write_another(tmp_path) == [made.name, "another"]
+    assert kind == "file" or list(made.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "age_seconds", "is_kept"),
     [
