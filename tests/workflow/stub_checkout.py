@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 from helpers import ROOT
+from workflow.forked_snakemake import run_snakemake
 
 # Writes every output that its options name. A shard holds the manifest's lines of its digit (of
 # what is measured: their first letters); what is made from files holds their text, what is trained
@@ -117,17 +118,13 @@ def write_config(folder: Path, **settings: object) -> None:
 
 def snakemake_command(checkout: Path, *words: str) -> list[str]:
     """Snakemake of a checkout, to be run in any folder."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(checkout / "Snakefile")]
-    return [*command, *words]
+    return [sys.executable, "-m", "snakemake", *words_of_snakemake(checkout, *words)]
+
+
+def words_of_snakemake(checkout: Path, *words: str) -> list[str]:
+    return ["--snakefile", str(checkout / "Snakefile"), *words]
 
 
 def snakemake(cwd: Path, *words: str, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run Snakemake to its end."""
-    return subprocess.run(
-        snakemake_command(checkout, *words),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    return run_snakemake(words_of_snakemake(checkout, *words), cwd)
