@@ -1,0 +1,48 @@
+"""What every rule reads, writes, asks for and runs, in one plan of everything."""
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+WRITTEN_DOWN = ROOT / "tests/workflow/rules.txt"
+# Options that the rules leave at their defaults.
+LEFT_OUT = {"higgs_pipe.evaluate": {"ancestor_dir"}, "higgs_pipe.validate": {"trained_clips"}}
+
+
+@pytest.fixture(scope="module")
+def planned() -> str:
+    """The table of all rules, as planned now."""
+    run = subprocess.run(
+        [sys.executable, "-m", "workflow.rules_table"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_every_rule_reads_writes_and_runs_what_is_written_down(planned: str) -> None:
+    """A change shows in the diff of the table; ``workflow/rules_table.py`` says how to write it."""
+    written = WRITTEN_DOWN.read_text()
+    lines = difflib.unified_diff(written.splitlines(), planned.splitlines(), lineterm="", n=2)
+    assert "\n".join(lines) == ""
+
+
+def test_every_setting_of_a_stage_is_passed_by_its_rule(planned: str) -> None:
+    commands = re.findall(r" -m (higgs_pipe\.[\w.]+) (--config .*)$", planned, re.MULTILINE)
+    assert len(commands) > 20
+    for module, options in commands:
+        given = {word[2:].replace("-", "_") for word in shlex.split(options) if word[:2] == "--"}
+        expected = inspect.signature(importlib.import_module(module).run).parameters.keys()
+        lacking = expected - given - LEFT_OUT.get(module, set())
+        assert (module, lacking) == (module, set())
