@@ -50,11 +50,14 @@ def test_a_user_error_is_its_sentence_alone_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "logs" / "run.log"
+    log.parent.mkdir()
+    log.write_text("of an earlier run\n")
     with pytest.raises(SystemExit) as exit_:
         main(run, ["--table", "t", "--names", "bad", "--log", str(log)])
     assert exit_.value.code == EXIT_USER_ERROR == 2
     assert capsys.readouterr().err == "names: 'bad' is not a name; choose another\n"
     assert log.read_text().endswith("ERROR names: 'bad' is not a name; choose another\n")
+    assert "of an earlier run" not in log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

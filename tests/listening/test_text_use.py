@@ -68,6 +68,16 @@ def test_the_reference_and_its_text_stay(corpus: PackedCorpus) -> None:
         assert own[clip_id][0] != other[clip_id][0]
 
 
+def test_an_equal_text_of_the_speaker_is_passed_over(corpus: PackedCorpus, tmp_path: Path) -> None:
+    same = corpus.changed(
+        tmp_path, {name: {"text": "The same."} for name in ("clip-03", "clip-09")}
+    )
+    same.pack(tmp_path / "packed", **NO_REFERENCE)
+    rows = PackedRows(same.eval_rows)
+    own, other = samples(rows), samples(OtherTexts(rows, SPEAKERS, place_of))
+    assert [name for name in own if own[name] == other[name]] == []
+
+
 def test_a_clip_without_another_text_keeps_its_own(corpus: PackedCorpus, tmp_path: Path) -> None:
     same = corpus.changed(tmp_path, {name: {"text": "The same."} for name in SPEAKERS})
     same.pack(tmp_path / "packed", max_tokens=512)

@@ -154,6 +154,14 @@ def test_a_chance_among_many_measures_decides_nothing_but_forbids_better() -> No
     assert verdict_of(word_error_rate=by_chance).overall == "worse"
 
 
+def test_a_second_measure_is_held_to_what_the_first_has_left() -> None:
+    """Holm: of two, 0.025 for the smaller probability and 0.05 for the other."""
+    surely_better = difference(LOWER, p_value=0.001)
+    for p_value, overall in ((0.04, "worse"), (0.06, "no evidence")):
+        worse = difference(LOWER, p_value=p_value)
+        assert verdict_of(audio_loss=surely_better, stop_rate=worse).overall == overall
+
+
 def test_above_a_blind_guess_is_never_better_and_said_in_words() -> None:
     blind = verdict_of(adapter_audio_loss=6.94, stop_loss=difference(LOWER))
     assert blind.overall == "no evidence"

@@ -52,6 +52,19 @@ def test_any_change_of_a_recording_gives_another_stamp(memory: Path, change: str
     assert stamp_of(memory) == stamp
 
 
+def test_a_state_that_comes_back_gives_a_stamp_of_its_own(memory: Path) -> None:
+    """Listed in another state meanwhile, it would pass for listed in this one."""
+    path = memory.with_name("a.wav")
+    os.utime(path, ns=(0, 0))
+    planned = stamp_of(memory)
+    os.utime(path, ns=(1, 1))
+    listed = read_memory(memory)
+    seen = {**listed.seen, str(path): state_of(str(path))}
+    memory.write_text(memory_text(Memory(planned, seen)))
+    os.utime(path, ns=(0, 0))
+    assert stamp_of(memory) not in (planned, "stamp")
+
+
 @pytest.mark.parametrize("text", [None, "", "[]", '{"stamp": 1}', '{"stamp": "s", "seen": [1]}'])
 def test_a_memory_that_cannot_be_read_is_empty(tmp_path: Path, text: str | None) -> None:
     if text is not None:

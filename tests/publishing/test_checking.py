@@ -26,6 +26,7 @@ from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.package import verify
+from higgs_pipe.publishing import contents
 from higgs_pipe.publishing.checking import check_package
 from higgs_pipe.publishing.contents import open_contents
 from higgs_pipe.publishing.sealing import seal, write_zip
@@ -81,6 +82,10 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def lengthen(path: Path) -> None:
+    os.truncate(path, 100_000_001)
+
+
 def link(path: Path) -> None:
     path.rename(path.with_name("kept"))
     path.symlink_to("kept")
@@ -98,6 +103,7 @@ def link(path: Path) -> None:
         (Path.unlink, "files.json", ("files.json", "missing")),
         (link, "README.md", ("README.md", "a link")),
         (flip, "samples/01-base.wav", ("samples/01-base.wav", "not a WAV")),
+        (lengthen, "samples/01-base.wav", ("samples/01-base.wav", "too long a one")),
     ],
 )
 def test_a_file_that_was_touched_is_named(
@@ -134,10 +140,17 @@ def test_a_pipe_in_the_folder_is_named_and_not_read(copy: Path) -> None:
     assert has_line_with(faults(copy), "notes.md", "not a regular file")
 
 
-def test_tensors_that_overlap_are_refused_though_listed(copy: Path) -> None:
-    tensor = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
-    header = json.dumps({"a": tensor, "b": tensor}).encode()
-    (copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+@pytest.mark.parametrize("second", [(0, 16), (32, 48)])
+def test_tensors_that_overlap_or_leave_a_gap_are_refused_though_listed(
+    copy: Path, second: tuple[int, int]
+) -> None:
+    header = json.dumps(
+        {
+            name: {"dtype": "F32", "shape": [4], "data_offsets": place}
+            for name, place in (("a", (0, 16)), ("b", second))
+        }
+    ).encode()
+    (copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(second[1]))
     for name in ("files.json", "SHA256SUMS"):
         (copy / name).unlink()
     seal(copy)
@@ -183,6 +196,24 @@ def test_a_zip_with_links_other_paths_or_bombs_is_refused(
     assert not (tmp_path / "evil.md").exists()
 
 
+def test_an_encrypted_file_in_a_zip_is_refused(package: Path, tmp_path: Path) -> None:
+    write_zip(package, tmp_path / "ada.zip")
+    with zipfile.ZipFile(tmp_path / "ada.zip", "a") as archive:
+        archive.writestr("ada/locked.md", "0")
+        archive.infolist()[-1].flag_bits |= 1
+    assert has_line_with(faults(tmp_path / "ada.zip"), "locked.md", "encrypted")
+
+
+def test_a_zip_of_too_many_files_is_refused(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zip(package, tmp_path / "ada.zip")
+    with zipfile.ZipFile(tmp_path / "ada.zip") as archive:
+        number = len(archive.infolist())
+    monkeypatch.setattr(contents, "MAX_ENTRIES", number - 1)
+    assert f"{number} entries, more than {number - 1}" in faults(tmp_path / "ada.zip")
+
+
 def test_no_damage_to_a_zip_is_a_traceback_or_passes_for_the_package(
     package: Path, tmp_path: Path
 ) -> None:
@@ -201,9 +232,9 @@ def test_no_damage_to_a_zip_is_a_traceback_or_passes_for_the_package(
             checked = check_package(archive)
         except UserError:
             continue
-        with open_contents(archive) as contents:  # such as a date
+        with open_contents(archive) as found:  # such as a date
             for name, file in checked.files.files.items():
-                content = contents.entries[name].open().read()
+                content = found.entries[name].open().read()
                 assert hashlib.sha256(content).hexdigest() == file.sha256
 
 

@@ -1,11 +1,13 @@
 """Full checkpoints: complete, proved, and usable by Transformers alone, wherever they lie."""
 
+import hashlib
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from transformers import AutoTokenizer
 
 from higgs_pipe import evaluate, merge, prove_form
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.form_weights import load_form
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.v2.original_form import native_name
 from higgs_pipe.training.form_results import FormProof, MergeRecord
@@ -119,6 +123,43 @@ def test_the_proof_bounds_what_rounding_does(merged: Path, original: Path) -> No
         assert proof.eval_loss != proof.eval_loss_of_adapter
         assert proof.largest_share_rounded_otherwise < 1e-3
         assert all(second.num_frames <= 33 for second in proof.first_seconds)
+
+
+def test_the_card_of_a_checkpoint_has_the_figures_of_its_files(merged: Path, trained: Path) -> None:
+    record = MergeRecord.read(merged / "merge.json")
+    proof = FormProof.read(merged / "proof.json")
+    card = (merged / "README.md").read_text()
+    adapter = (trained / "train/adapter/adapter_model.safetensors").read_bytes()
+    assert record.adapter_sha256 == hashlib.sha256(adapter).hexdigest()
+    difference, bound, change = (
+        f"{value:.2g}"
+        for value in (proof.logit_difference, proof.logit_difference_bound, proof.logit_change)
+    )
+    of_weights, of_change = record.relative_rounding_error, record.rounding_error_of_change
+    assert of_weights < of_change
+    for words in (
+        "# default: Higgs Audio v2 with a LoRA adapter merged in",
+        "9 of 33 weights of `base` were changed by the\nadapter `default`, computed in float32 and",
+        f"| {difference}; rounding explains {bound}, the adapter changes {change} |",
+        f"| {proof.eval_loss:.5f}; the adapter's is {proof.eval_loss_of_adapter:.5f} |",
+        f"| {of_weights:.2g} of the weights, {of_change:.2g} of the adapter's changes |",
+    ):
+        assert words in card
+
+
+def test_a_checkpoint_names_the_commits_of_base_and_codec(
+    trained: Path, corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    pinned = PinnedModel.of(Pretrained("base_model", str(trained / "base")))
+    record = merge.write_form(
+        "merged",
+        tmp_path,
+        pinned.model_copy(update={"revision": "1" * 40}),
+        replace(read_codec_info(corpus.eval_rows), revision="2" * 40),
+        trained / "train/adapter",
+        torch.bfloat16,
+    )
+    assert (record.base_revision, record.codec_revision) == ("1" * 40, "2" * 40)
 
 
 def test_without_rounding_all_greedy_codes_are_the_adapters(trained: Path, tmp_path: Path) -> None:

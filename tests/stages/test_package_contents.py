@@ -3,18 +3,23 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from helpers import PackedCorpus, edit_result, write_stage_config
 
 from higgs_pipe import evaluate, package, verify
 from higgs_pipe import train as train_stage
+from higgs_pipe.data.specs import CodecInfo
+from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.training.results import Proof
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CODEC_COMMIT = COMMIT[::-1]
 SETTINGS = {"device": "cpu", "tracker": "none", "preflight": False, "learning_rate": 5e-3}
 HOURS = {"train": 12.5, "eval": 1.25}  # in place of a few seconds
 PACKAGE = {
@@ -30,7 +35,11 @@ def verified(adapter_dir: Path, config: Path, eval_rows: Path, metrics: Path) ->
     """The proof, in this process, as of a base from the Hub."""
     verify.run(config, adapter_dir, eval_rows, metrics, adapter_dir.parent / "proof.json")
     proof = Proof.read(adapter_dir.parent / "proof.json")
-    return proof.model_copy(update={"base_revision": COMMIT})
+    return proof.model_copy(update={"base_revision": COMMIT, "max_logit_change": 0.125})
+
+
+def codec_info_of_the_hub(table: Path) -> CodecInfo:
+    return replace(read_codec_info(table), revision=CODEC_COMMIT)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +68,14 @@ def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
     for split, hours in HOURS.items():
         summary["splits"][split]["hours"] = hours
     counts = {"splits": summary["splits"], "num_rejected_by_reason": {"too_short": 2}}
+    counts["num_rejected"] = 41
     edit_result(folder / "data/validation.json", **counts)
     outputs = experiment / "eval", experiment / "samples"
     adapter = experiment / "train/adapter"
     evaluate.run(configs["eval"], corpus.clips, corpus.eval_rows, adapter, *outputs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "verify_in_fresh_process", verified)
+        patch.setattr(package, "read_codec_info", codec_info_of_the_hub)
         package.run(
             config=configs["package"],
             name="voice",
@@ -153,6 +164,36 @@ def test_the_commit_of_the_base_is_in_provenance_and_card(
     assert (base["name"], base["revision"]) == ("tiny-higgs", COMMIT)
     assert any(line.startswith(f'revision = "{COMMIT}"') for line in card)
     assert "base_model: tiny-higgs" in card
+
+
+def test_each_model_of_the_card_has_its_name_commit_and_weights(
+    provenance: dict[str, Any], card: list[str]
+) -> None:
+    base, codec = (provenance[model] for model in ("base_model", "codec"))
+    assert (codec["codec"], codec["revision"]) == ("audio_tokenizer", CODEC_COMMIT)
+    words = "not stated in its files"
+    for label, name, model in (("base", "tiny-higgs", base), ("codec", codec["codec"], codec)):
+        line = f"| {label} | {name} | {model['revision']} | {words} | {model['fingerprint'][:16]} |"
+        assert line in [shown.replace("\\", "") for shown in card]
+
+
+def test_the_counts_of_the_card_are_those_of_their_files(results: Path, card: list[str]) -> None:
+    text, metrics = " ".join(card), evaluated(results)["adapter"]
+    packing = json.loads((results / "adapters/voice/provenance.json").read_text())["data"]["packed"]
+    for sentence in (
+        "Held-out loss on 3 clips that were not trained on",
+        f"{metrics['num_text_labels']} text labels and {metrics['num_audio_labels']} audio labels",
+        "41 rows of the manifest were rejected",
+        "the logits differ from the base's by up to 0.125,",
+        ", ".join(f"{task} {number}" for task, number in packing["train"]["tasks"].items()) + ".",
+    ):
+        assert sentence in text
+    metadata = yaml.safe_load("\n".join(card[1 : card.index("---", 1)]))
+    [of_model] = metadata["model-index"]
+    for result in of_model["results"]:
+        assert result["dataset"]["name"] == "3 held-out clips"
+        for metric in result["metrics"]:
+            assert metric["value"] == metrics[metric["type"]]
 
 
 def test_hours_and_clips_of_the_card_are_those_of_the_training_split(

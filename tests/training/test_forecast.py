@@ -1,0 +1,118 @@
+"""The estimate of steps, hours and dollars, worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_shape import real_shape
+from transformers import AutoConfig
+
+from higgs_pipe.config.settings import PackConfig, TrainConfig
+from higgs_pipe.data.clips.results import Share, ValidationSummary
+from higgs_pipe.estimate import Amount, TextTokens, amount_of
+from higgs_pipe.higgs.compilation import COLD_SECONDS
+from higgs_pipe.higgs.memory import count_parameters, memory_formula
+from higgs_pipe.training.forecast import (
+    CardForecast,
+    ExperimentEstimate,
+    GpuKind,
+    estimate_experiment,
+    forecast,
+    will_compile,
+)
+from higgs_pipe.training.plan import micro_step_seconds
+
+H100 = 4  # of the cards that are listed
+
+
+@pytest.fixture(scope="module")
+def miniature(tiny_base: Path) -> Any:
+    return AutoConfig.from_pretrained(tiny_base)
+
+
+def estimated(base: Any, **settings: Any) -> tuple[ExperimentEstimate, CardForecast]:
+    """A thousand rows of 2048 positions, in steps of eight."""
+    train = TrainConfig(**{"rows_per_step": 8, "compile": True, **settings})
+    found = estimate_experiment(train, 1000, 2048, base, None)
+    return found, found.cards[H100]
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_steps", "num_processes"),
+    [({"num_epochs": 2}, 250, 1), ({"max_steps": 5}, 5, 1), ({"num_processes": 4}, 250, 4)],
+)
+def test_hours_and_dollars_are_those_of_all_steps_and_processes(
+    miniature: Any, settings: dict[str, Any], num_steps: int, num_processes: int
+) -> None:
+    found, card = estimated(miniature, **settings)
+    assert found.num_steps == num_steps
+    num_positions = num_steps * 8 * 2048 * 0.99
+    seconds = num_positions / num_processes / card.positions_per_second + 60 + COLD_SECONDS
+    assert card.hours == pytest.approx(seconds / 3600, rel=1e-6)
+    assert card.dollars == pytest.approx(2.5 * card.hours * num_processes)
+
+
+@pytest.mark.parametrize("num_processes", [1, 4])
+@pytest.mark.parametrize("rows_at_once", [1, 8])
+def test_the_speed_is_that_of_the_rows_of_one_process(
+    miniature: Any, num_processes: int, rows_at_once: int
+) -> None:
+    settings = {"num_processes": num_processes, "rows_per_micro_batch": rows_at_once}
+    _, card = estimated(miniature, **settings)
+    num_positions = min(rows_at_once, 8 // num_processes) * 2048
+    formula = memory_formula(miniature, TrainConfig(), 10**5, is_compiled=True)
+    seconds = micro_step_seconds(formula, num_positions, card.recomputed_layers, True, 780e12)
+    assert card.positions_per_second == pytest.approx(num_positions / seconds, rel=0.02)
+
+
+def test_a_card_fits_from_the_gibibyte_on_that_is_needed(tiny_base: Path) -> None:
+    """A row of 2048, every layer recomputed: PyTorch can use 95 % of what CUDA leaves."""
+    formula = memory_formula(real_shape(tiny_base), TrainConfig(), 10**7, is_compiled=True)
+    held = 16 * 10**7 + 64e6 + 0.19e9 + formula.activations(2048, 28)
+    needed = math.ceil((formula.weights + 0.6e9 + held / 0.95) / 2**30)
+    train = TrainConfig(compile=True)
+    for memory_gb, fits in ((needed - 1, False), (needed, True)):
+        kind = GpuKind("a card", memory_gb, 989e12, 1.0)
+        assert forecast(kind, {True: formula}, train, 2048, 10**6).fits == fits
+
+
+def test_what_cannot_be_compiled_is_not_forecast_so() -> None:
+    assert will_compile(TrainConfig(), 1e12, 1.0)
+    assert not will_compile(TrainConfig(), 1e3, 1.0)  # it would not pay
+    for settings in ({"quantization": "4bit"}, {"lora": {"use_dora": True}}):
+        assert not will_compile(TrainConfig.model_validate(settings), 1e12, 1.0)
+
+
+def test_a_token_trained_on_its_own_is_a_row_of_the_embeddings(miniature: Any) -> None:
+    plain, more = (
+        count_parameters(miniature, TrainConfig.model_validate({"lora": settings}))
+        for settings in ({}, {"trainable_tokens": ["<a>", "<b>"]})
+    )
+    assert more.trainable - plain.trainable == 2 * 64
+
+
+def test_the_amount_is_that_of_the_training_split_and_its_references() -> None:
+    """Two of ten clips bring a reference; of the eight others, a quarter draws one."""
+    splits = {
+        "train": Share(num_clips=10, seconds=40.0, hours=40 / 3600),
+        "eval": Share(num_clips=7, seconds=700.0, hours=700 / 3600),
+    }
+    parts: dict[str, Any] = {"splits": splits}
+    summary = ValidationSummary.model_construct(**parts)
+    pack = PackConfig.model_validate({"max_tokens": 135, "tasks": {"speech": 3, "cloning": 1}})
+    tokens = TextTokens(texts=100, per_sample=30, per_reference=13)
+    found = amount_of(summary, tokens, pack, 25.0, frames_around=9, num_references=2)
+    # Half a frame is the mean of what rounding up to whole frames adds.
+    num_audio_frames = round(1.4 * (40 * 25 + 10 * (0.5 + 9)))
+    num_text_tokens = round(1.4 * 100 + 10 * (30 + 0.4 * 13))
+    num_rows = math.ceil((num_audio_frames + num_text_tokens) / (0.99 * 135))
+    assert found == Amount(
+        num_clips=10,
+        num_audio_frames=num_audio_frames,
+        num_text_tokens=num_text_tokens,
+        num_packed_rows=num_rows,
+    )
+    assert num_rows == 16
