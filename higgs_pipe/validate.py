@@ -23,6 +23,7 @@ from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.manifests.row_table import read_rows
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS, EVAL, MEASURED, REJECTED, SHARD_CLIPS, TRAIN
+from higgs_pipe.data.table_rows import TableRow, rows_of
 from higgs_pipe.data.tables import read_table, shard_path, write_shards, write_table
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.rules import rules_of
@@ -91,10 +92,10 @@ def run(
 
 def _read_measured(measured_dir: Path, num_shards: int, rows: Sequence[Row]) -> Measured:
     """Read the rows of MEASURED of every span that the rows name."""
-    measured: dict[Span, Any] = {}
+    measured: dict[Span, TableRow] = {}
     for index in range(num_shards):
-        shard = read_table(shard_path(measured_dir, index), MEASURED)[0]
-        measured |= {Span.of(columns): columns for columns in shard.to_pylist()}
+        shard = rows_of(read_table(shard_path(measured_dir, index), MEASURED)[0])
+        measured |= {Span.of(columns): columns for columns in shard}
     for row in rows:
         for span in row.all_spans:
             if span not in measured:

@@ -23,6 +23,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.planning.file_names import shard_name
 
 METADATA_KEY = b"higgs_pipe"
+ROWS_AT_ONCE = 50_000  # while a table is written
 CHECKSUM_KEY = b"higgs_pipe_sha256"  # of the metadata; each page of the table has its own
 
 # What pyarrow raises where bytes of a file changed.
@@ -149,7 +150,9 @@ def write_table(
         pyarrow.ArrowInvalid, KeyError: A value does not fit its column, or a key is missing.
     """
     with table_writer(path, spec, metadata) as writer:
-        writer.write_table(to_arrow(spec, rows, writer.schema))
+        for first in range(0, max(len(rows), 1), ROWS_AT_ONCE):
+            part = rows[first : first + ROWS_AT_ONCE]
+            writer.write_table(to_arrow(spec, part, writer.schema))
 
 
 def write_shards(

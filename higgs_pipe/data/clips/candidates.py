@@ -1,24 +1,60 @@
 """Rows that passed their own checks, as clips."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 from higgs_pipe.data.clips.splits import OtherRecording
 from higgs_pipe.data.manifests.row import Row
-from higgs_pipe.data.quality import measure_text
+from higgs_pipe.data.quality import TextMeasures, measure_text
 from higgs_pipe.data.spans import Span
-from higgs_pipe.data.specs import AUDIO_MEASURE_COLUMNS, FILE_COLUMNS, SPEECH_COLUMNS
+from higgs_pipe.data.specs import CLIPS, ROW_COLUMNS
 from higgs_pipe.data.speech import word_error_rate
 
-MEASURED_NAMES = [
-    column.name for column in (*FILE_COLUMNS, *AUDIO_MEASURE_COLUMNS, *SPEECH_COLUMNS)
-]
+# Which part of a ClippedRow has a column of CLIPS; its recording has those that are not here.
+PART_OF_COLUMN = {
+    "clip_id": "row",
+    **dict.fromkeys((column.name for column in ROW_COLUMNS), "row"),
+    **dict.fromkeys((measure.name for measure in fields(TextMeasures)), "text_measures"),
+}
 
 # A row of MEASURED for each span.
 Measured: TypeAlias = Mapping[Span, Mapping[str, Any]]
 # A row of CLIPS.
 Clip: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClippedRow(Mapping[str, Any]):
+    """A row of CLIPS that copies nothing of the row and the recording that it is made of.
+
+    ``text_source`` is manifest or transcript; the last three are None until they are known.
+    """
+
+    row: Row
+    recording: Mapping[str, Any]  # its row of MEASURED
+    text_measures: TextMeasures
+    word_error_rate: float | None
+    text_source: str
+    split: str | None = None
+    reference_id: str | None = None
+    conversation: str | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        if name in OWN_COLUMNS:
+            return getattr(self, name)
+        if part := PART_OF_COLUMN.get(name):
+            return getattr(getattr(self, part), name)
+        return self.recording[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (column.name for column in CLIPS.columns)
+
+    def __len__(self) -> int:
+        return len(CLIPS.columns)
+
+
+OWN_COLUMNS = {"word_error_rate", "text_source", "split", "reference_id", "conversation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +65,7 @@ class Candidate:
     """
 
     row: Row
-    clip: Clip
+    clip: ClippedRow
     others: tuple[OtherRecording, ...]
 
 
@@ -56,7 +92,7 @@ def alone(row: Row, text: str) -> Row:
     return replace(row, text=text, scene=None, dialogue_id=None, turn=None, conversation=None)
 
 
-def clip_of(row: Row, recording: Mapping[str, Any], is_transcript: bool = False) -> Clip:
+def clip_of(row: Row, recording: Mapping[str, Any], is_transcript: bool = False) -> ClippedRow:
     """Return a row of CLIPS; its split, reference_id and conversation are None.
 
     Args:
@@ -66,22 +102,10 @@ def clip_of(row: Row, recording: Mapping[str, Any], is_transcript: bool = False)
     """
     transcript = recording["transcript"]
     compares = transcript is not None and not is_transcript
-    return {
-        "clip_id": row.clip_id,
-        **Span.of(recording)._asdict(),
-        "manifest": row.manifest,
-        "line": row.line,
-        "text": row.text,
-        "speaker": row.speaker,
-        "language": row.language,
-        "scene": row.scene,
-        "dialogue_id": row.dialogue_id,
-        "turn": row.turn,
-        "conversation": None,
-        "reference_id": None,
-        "split": None,
-        **{name: recording[name] for name in MEASURED_NAMES},
-        **vars(measure_text(row.text, row.language, recording["duration_seconds"])),
-        "word_error_rate": word_error_rate(row.text, transcript) if compares else None,
-        "text_source": "transcript" if is_transcript else "manifest",
-    }
+    return ClippedRow(
+        row,
+        recording,
+        measure_text(row.text, row.language, recording["duration_seconds"]),
+        word_error_rate(row.text, transcript) if compares else None,
+        "transcript" if is_transcript else "manifest",
+    )

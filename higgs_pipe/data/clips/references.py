@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 
 from higgs_pipe.data.clips.candidates import Candidate, Clip, Measured, alone, clip_of
 from higgs_pipe.data.conversation import ClipId
@@ -36,12 +37,9 @@ class References:
             )
             named = row.conversation.map_recordings(lambda _: ClipId(next(ids)))
             conversation = named.to_json()
-        return {
-            **candidate.clip,
-            "split": split,
-            "reference_id": reference_id,
-            "conversation": conversation,
-        }
+        return replace(
+            candidate.clip, split=split, reference_id=reference_id, conversation=conversation
+        )
 
     def _id_of(self, row: Row, span: Span, text: str) -> str:
         recording = self._measured[span]
@@ -52,9 +50,6 @@ class References:
             # Another text for the same audio gives another id.
             other = hashlib.sha256(f"{pcm_sha256} {text}".encode()).hexdigest()
             name = pcm_sha256 if self._num_texts[pcm_sha256] == 1 else other
-            self._clips[key] = {
-                **clip_of(alone(row, text), recording),
-                "clip_id": f"ref-{name[:16]}",
-                "split": REFERENCE,
-            }
+            own = replace(alone(row, text), clip_id=f"ref-{name[:16]}")
+            self._clips[key] = replace(clip_of(own, recording), split=REFERENCE)
         return str(self._clips[key]["clip_id"])

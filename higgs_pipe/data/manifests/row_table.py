@@ -15,6 +15,9 @@ from higgs_pipe.data.specs import ROWS
 from higgs_pipe.data.tables import read_table, write_table
 
 PATHS = ("audio_path", "ref_audio_path")
+# What many rows say alike.
+SHARED = ("manifest", "audio", "speaker", "language", "scene", "dialogue_id", "split")
+ROWS_AT_ONCE = 10_000
 
 
 def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -> None:
@@ -50,7 +53,9 @@ def read_rows(path: Path, clip_ids: Collection[str] | None = None) -> ManifestRo
     table, stamp = read_table(path, ROWS)
     if clip_ids is not None:
         table = table.filter(pc.is_in(table["clip_id"], pa.array(sorted(clip_ids), pa.string())))
-    rows = tuple(_row(columns) for columns in table.to_pylist())
+    known: dict[str, Any] = {}
+    batches = table.to_batches(max_chunksize=ROWS_AT_ONCE)
+    rows = tuple(_row(columns, known) for batch in batches for columns in batch.to_pylist())
     return ManifestRows(rows, stamp["ignored_keys"], tuple(stamp["notes"]), stamp["left_out"])
 
 
@@ -63,7 +68,11 @@ def _columns(row: Row) -> dict[str, Any]:
     return columns
 
 
-def _row(columns: dict[str, Any]) -> Row:
+def _row(columns: dict[str, Any], known: dict[str, Any]) -> Row:
+    """Return the row; equal values of many rows are one object in memory, kept in ``known``."""
     text = columns.pop("file_conversation")
+    shared = {name: known.setdefault(value, value) for name in SHARED if (value := columns[name])}
     paths = {name: None if columns[name] is None else Path(columns[name]) for name in PATHS}
-    return Row(**columns | paths, conversation=text and Conversation.from_json(text, Span.of))
+    return Row(
+        **columns | shared | paths, conversation=text and Conversation.from_json(text, Span.of)
+    )
