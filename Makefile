@@ -69,7 +69,8 @@ bench: $(READY)
 
 .PHONY: soak
 soak: $(READY)
-	$(IN_VENV) PYTHONPATH=. OMP_NUM_THREADS=1 python bench/soak.py --page docs/proof.md
+	$(IN_VENV) PYTHONPATH=. OMP_NUM_THREADS=1 python bench/soak.py --page docs/proof.md \
+	  --output bench/soak.json
 
 # Tools that tests do not need: atheris and coverage.
 TOOLS := $(VENV)/tools

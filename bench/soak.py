@@ -1,12 +1,13 @@
-"""What grows: a long training, and many rows through list_rows, validate and pack.
+"""What grows: a long training, and many rows through each stage before it.
 
-    PYTHONPATH=. python bench/soak.py --page docs/proof.md
+    PYTHONPATH=. python bench/soak.py --page docs/proof.md --output bench/soak.json
 
 Training: a miniature takes ``--num-steps`` optimizer steps, with held-out losses and checkpoints on
-the way; resident memory, open files and threads are read every second, and the last quarter is set
-beside the second. Rows: a manifest of ``--num-rows`` segments is listed, judged and packed, each
-stage in a process of its own, at a tenth of the rows and at all of them. Recordings are not
-decoded: the measures of one stand for all, and codes are random.
+the way; resident memory, open files and threads are read five times a second, and the last quarter
+is set beside the second. Rows: each stage runs in a process of its own, at a tenth of the rows and
+at all of them. list_rows, validate and pack take ``--num-rows`` segments: the measures of one stand
+for all, and codes are random. measure and tokenize decode ``--num-clips`` FLAC files of a second,
+and encode them by a tiny codec. Ends with 1 if the training grows.
 """
 
 import argparse
@@ -25,16 +26,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile as sf
 from pack import peak_bytes, write_corpus
-from pages import put_table
+from pages import machine_now, put_table
 
 from higgs_pipe import list_rows, measure, validate
-from higgs_pipe.data.specs import MEASURED, RECORDINGS
+from higgs_pipe.data.hashing import sha256_of_file
+from higgs_pipe.data.specs import MEASURED, RECORDINGS, SHARD_CLIPS
 from higgs_pipe.data.tables import read_table, shard_path, write_table
 from higgs_pipe.planning.model_types import V2
 
 SEGMENT_SECONDS = 2.0
 SEGMENTS_PER_FILE = 1000
 NUM_SHARDS = 8
+CLIP_SECONDS = 1.0
+DISTINCT_CLIPS = 200  # the other files are links to these
+SECONDS_BETWEEN_READINGS = 0.2
+MIN_STEPS, MIN_ROWS, MIN_CLIPS = 400, 1000, 1000  # fewer tell nothing
+MAX_GROWTH = 1.05  # of memory, from the second quarter to the last
+MANY = 1_000_000
 
 
 class Held(NamedTuple):
@@ -54,12 +62,12 @@ class Held(NamedTuple):
 
 
 def watched(run: Callable[[], None]) -> tuple[list[Held], float]:
-    """Run something; return what the process held each second, and how long it took."""
+    """Run something; return what the process held on the way, and how long it took."""
     held: list[Held] = []
     is_over = threading.Event()
 
     def watch() -> None:
-        while not is_over.wait(1.0):
+        while not is_over.wait(SECONDS_BETWEEN_READINGS):
             held.append(Held.now())
 
     watcher = threading.Thread(target=watch)
@@ -79,8 +87,26 @@ def medians(held: list[Held]) -> Held:
     return Held(memory, round(files), round(threads))
 
 
-def train_long(folder: Path, num_steps: int) -> list[str]:
-    """Train, and return lines of Markdown."""
+class Quarters(NamedTuple):
+    """A training: what its process held in the second quarter and in the last."""
+
+    num_steps: int
+    seconds: float
+    early: Held
+    late: Held
+
+    @property
+    def grows(self) -> bool:
+        """Return whether the process held more at the end."""
+        return (
+            self.late.memory_mb > MAX_GROWTH * self.early.memory_mb
+            or self.late.num_files > self.early.num_files
+            or self.late.num_threads > self.early.num_threads
+        )
+
+
+def train_long(folder: Path, num_steps: int) -> Quarters:
+    """Train."""
     from higgs_pipe import pack, train  # which import PyTorch
     from higgs_pipe.higgs.v2 import miniature
 
@@ -96,9 +122,16 @@ def train_long(folder: Path, num_steps: int) -> list[str]:
     config = written(folder / "train.json", settings | {"train": training})
     held, seconds = watched(lambda: train.run(config, *rows, folder / "train"))
     quarter = len(held) // 4
-    early, late = medians(held[quarter : 2 * quarter]), medians(held[3 * quarter :])
+    early, late = held[quarter : 2 * quarter], held[3 * quarter :]
+    return Quarters(num_steps, seconds, medians(early), medians(late))
+
+
+def training_table(found: Quarters) -> list[str]:
+    """Return lines of Markdown."""
+    early, late = found.early, found.late
     return [
-        f"A training of {num_steps:,} steps of the miniature, {seconds / 60:.0f} minutes:",
+        f"A training of {found.num_steps:,} steps of the miniature, "
+        f"{found.seconds / 60:.0f} minutes:",
         "",
         "| | second quarter | last quarter |",
         "|---|---|---|",
@@ -153,18 +186,53 @@ def pretend_to_measure(folder: Path) -> None:
         write_table(shard_path(folder / "measured", shard), MEASURED, rows)
 
 
+def write_recordings(folder: Path, num_clips: int) -> None:
+    """Write FLAC files of a second, their tables for measure and tokenize, and a tiny codec."""
+    from higgs_pipe.higgs.v2 import miniature
+
+    for number in range(num_clips):
+        path, first = (folder / f"{n:06d}.flac" for n in (number, number % DISTINCT_CLIPS))
+        if number < DISTINCT_CLIPS:
+            noise = 0.1 * np.random.default_rng(number).standard_normal(round(CLIP_SECONDS * 24e3))
+            sf.write(path, noise, 24_000)
+        else:
+            path.hardlink_to(first)
+    hashes = [sha256_of_file(folder / f"{n:06d}.flac") for n in range(DISTINCT_CLIPS)]
+    files = [
+        {
+            **dict.fromkeys(column.name for column in (*RECORDINGS.columns, *SHARD_CLIPS.columns)),
+            "audio_path": str(folder / f"{number:06d}.flac"),
+            "clip_id": f"clip-{number:06d}",
+            "audio_sha256": hashes[number % DISTINCT_CLIPS],
+            "duration_seconds": CLIP_SECONDS,
+        }
+        for number in range(num_clips)
+    ]
+    write_table(folder / "recordings.parquet", RECORDINGS, files)
+    write_table(folder / "shard.parquet", SHARD_CLIPS, files)
+    miniature.build(folder / "tiny-higgs")
+
+
 def run_stage(stage: str, folder: Path) -> None:
     """Run a stage in this process, and print seconds and peak memory as JSON."""
     config = {"manifest": str(folder / "m.jsonl"), "data": {"num_shards": NUM_SHARDS}}
+    codec = {"codec": str(folder / "tiny-higgs/audio_tokenizer"), "tokenize": {"device": "cpu"}}
+    contents = {"list_rows": config, "measure": {}, "validate": config, "tokenize": codec}
+    path = written(folder / f"{stage}.json", contents[stage])
+    rows = folder / "rows.parquet"
+    if stage == "tokenize":
+        from higgs_pipe import tokenize_audio  # which imports PyTorch
     started = time.perf_counter()
     if stage == "list_rows":
-        listed = written(folder / "list.json", config)
-        list_rows.run(listed, folder / "rows.parquet", folder / "recordings")
+        list_rows.run(path, rows, folder / "recordings")
+    elif stage == "measure":
+        measure.run(path, folder / "recordings.parquet", folder / "measured.parquet")
+    elif stage == "tokenize":
+        tokenize_audio.run(path, folder / "shard.parquet", folder / "codes.parquet")
     else:
-        judged = written(folder / "validate.json", config)
         validate.run(
-            judged,
-            folder / "rows.parquet",
+            path,
+            rows,
             folder / "measured",
             clips=folder / "clips.parquet",
             rejected=folder / "rejected.parquet",
@@ -184,64 +252,102 @@ def in_child(*words: str) -> dict[str, Any]:
     return found
 
 
-def stages_at(num_rows: int) -> dict[str, dict[str, Any]]:
-    """Measure each stage on so many rows."""
+class Cost(NamedTuple):
+    """What a stage took for so many rows."""
+
+    num_rows: int
+    seconds: float
+    peak_bytes: int
+
+
+def costs_at(num_rows: int, num_clips: int) -> dict[str, Cost]:
+    """Measure each stage on so many rows, or clips that are decoded."""
     from higgs_pipe.higgs.v2 import miniature
+
+    def run(stage: str, number: int, *words: str) -> Cost:
+        found = in_child(*(words or (__file__, "--stage", stage, name)))
+        return Cost(number, found["seconds"], found["peak_bytes"])
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_manifest(folder, num_rows)
-        found = {"list_rows": in_child(__file__, "--stage", "list_rows", name)}
+        costs = {"list_rows": run("list_rows", num_rows)}
         pretend_to_measure(folder)
-        found["validate"] = in_child(__file__, "--stage", "validate", name)
+        costs["validate"] = run("validate", num_rows)
     with tempfile.TemporaryDirectory() as name:
         base = Path(name) / "tiny-higgs"
         miniature.build(base, hidden_size=64)
         num_shards = str(write_corpus(Path(name), num_rows, 1.0, 3.0))
         options = ("--in-child", "pack", name, num_shards, "--base-model", str(base))
-        found["pack"] = in_child(str(Path(__file__).with_name("pack.py")), *options)
-    return found
+        costs["pack"] = run("pack", num_rows, str(Path(__file__).with_name("pack.py")), *options)
+    with tempfile.TemporaryDirectory() as name:
+        write_recordings(Path(name), num_clips)
+        costs["measure"] = run("measure", num_clips)
+        costs["tokenize"] = run("tokenize", num_clips)
+    return {name: costs[name] for name in STAGES}
 
 
-def grow(num_rows: int) -> list[str]:
+STAGES = ("list_rows", "measure", "validate", "tokenize", "pack")
+
+
+def growth_table(few: dict[str, Cost], many: dict[str, Cost]) -> list[str]:
     """Set a tenth of the rows beside all; return lines of Markdown."""
-    few, many = stages_at(num_rows // 10), stages_at(num_rows)
     lines = [
-        f"{num_rows:,} generated rows, and a tenth of them:",
+        "Generated rows, a tenth of them and all. The last column is the peak memory of one job if "
+        "it grows on as it did.",
         "",
-        f"| stage | {num_rows // 10:,} rows | {num_rows:,} rows | rows/s | growth of the time |",
-        "|---|---|---|---|---|",
+        "| stage | rows | a tenth | all | rows/s | growth of the time | bytes per row "
+        f"| at {MANY:,} |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for stage, found in many.items():
+    for stage, cost in many.items():
+        less = few[stage]
+        per_row = (cost.peak_bytes - less.peak_bytes) / (cost.num_rows - less.num_rows)
         cells = [
-            f"{each['seconds']:.1f} s, {each['peak_bytes'] / 1e6:,.0f} MB"
-            for each in (few[stage], found)
+            stage,
+            f"{cost.num_rows:,}",
+            *(f"{each.seconds:.1f} s, {each.peak_bytes / 1e6:,.0f} MB" for each in (less, cost)),
+            f"{cost.num_rows / cost.seconds:,.0f}",
+            f"{cost.seconds / less.seconds:.1f}x",
+            f"{per_row:,.0f}",
+            f"{(cost.peak_bytes + per_row * (MANY - cost.num_rows)) / 1e9:.1f} GB",
         ]
-        growth = found["seconds"] / few[stage]["seconds"]
-        speed = num_rows / found["seconds"]
-        lines.append(f"| {stage} | {cells[0]} | {cells[1]} | {speed:,.0f} | {growth:.1f}x |")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def main() -> None:
-    """Measure, print, and write the page's part."""
+def main() -> int:
+    """Measure, print and write; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--num-steps", type=int, default=2_000)
     parser.add_argument("--num-rows", type=int, default=200_000)
+    parser.add_argument("--num-clips", type=int, default=20_000)
     parser.add_argument("--page", type=Path, help="page whose part is replaced")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
         run_stage(options.stage[0], Path(options.stage[1]))
-        return
-    lines = [*grow(options.num_rows), ""]
+        return 0
+    for name, least in (("steps", MIN_STEPS), ("rows", MIN_ROWS), ("clips", MIN_CLIPS)):
+        if getattr(options, f"num_{name}") < least:
+            parser.error(f"--num-{name}: at least {least:,}, or nothing can be seen to grow")
+    few, many = (costs_at(options.num_rows // n, options.num_clips // n) for n in (10, 1))
+    lines = growth_table(few, many)
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as name:
         trained = train_long(Path(name), options.num_steps)
-    print("\n".join(trained))
+    print("\n".join(training_table(trained)))
+    if options.output:
+        found = {stage: [cost._asdict() for cost in (few[stage], many[stage])] for stage in STAGES}
+        options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if options.page:
-        put_table(options.page, "soak", [*lines, *trained])
+        load = os.getloadavg()[2]
+        about = f"{machine_now()}, on which {load:.1f} processes ran at a time."
+        table = [about, "", *lines, "", *training_table(trained)]
+        put_table(options.page, "soak", table)
+    return int(trained.grows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
