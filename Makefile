@@ -7,9 +7,11 @@
 # make faults  the fault suite: what became of each fault
 # make bench   each benchmark, small: ratios beside their goals
 # make soak    2,000 steps, 200,000 rows: what grows?
-# make fuzz SECONDS=60   changed files through every reader, guided by coverage
+# make fuzz SECONDS=60   changed files through every reader, guided by coverage; PAGE=… as above
 # make coverage   the tests once more: which lines do they not reach?
 #              The tables of the last five are in docs/proof.md
+# make audit   known vulnerabilities of what requirements*.txt install, as PyPI lists them
+# make sbom    what requirements.txt installs, with hashes, as CycloneDX: writes sbom.cdx.json
 # make check   format, types and lints
 # make generated   write the schema and docs/config.md anew, after a change of a setting
 # make docs    build the documentation as a site; open site/index.html
@@ -80,8 +82,25 @@ $(TOOLS): requirements-tools.txt | $(READY)
 
 .PHONY: fuzz
 fuzz: $(TOOLS)
-	$(IN_VENV) PYTHONPATH=tests:bench:.:$(TOOLS) OMP_NUM_THREADS=1 python -m fuzz.run \
-	  $(if $(SECONDS),--seconds $(SECONDS))
+	$(IN_VENV) PYTHONPATH=tests:bench:.:$(TOOLS) OMP_NUM_THREADS=1 python -m fuzz.page \
+	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PAGE),--page $(PAGE))
+
+# Apart from the tools above: theirs would hide packages of the environment.
+AUDIT := $(VENV)/audit
+$(AUDIT): requirements-audit.txt | $(READY)
+	$(BIN)/uv pip install --quiet --target $@ --require-hashes -r $<
+	@touch $@
+
+.PHONY: audit
+audit: $(AUDIT)
+	PYTHONPATH=$(AUDIT) $(BIN)/python -m pip_audit --strict --disable-pip --require-hashes \
+	  --progress-spinner off $(foreach file,$(wildcard requirements*.txt),--requirement $(file))
+
+SBOM := sbom.cdx.json
+.PHONY: sbom
+sbom: $(AUDIT)
+	PYTHONPATH=$(AUDIT) $(BIN)/python -m cyclonedx_py requirements requirements.txt \
+	  --pyproject pyproject.toml --no-validate --output-reproducible --of JSON -o $(SBOM)
 
 .PHONY: coverage
 coverage: $(TOOLS)

@@ -7,7 +7,6 @@
 import atexit
 import re
 import sys
-import time
 from pathlib import Path
 
 import higgs_pipe.planning.ancestors as ancestors

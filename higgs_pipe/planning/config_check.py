@@ -21,6 +21,8 @@ EXIT_USER_ERROR = 2
 Result = TypeVar("Result")
 # The one in C is ten times as fast; not every PyYAML has it.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# What PyYAML raises of a control character, a date such as 2026-99-99, or `!!bool x`.
+NOT_OF_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError)
 SNAKEMAKE_KEYS = ("pathvars",)  # Snakemake reads and checks these parts of the config itself.
 
 
@@ -97,6 +99,9 @@ def config_path_or_exit(own: Path, shipped: Path) -> str:
     except (UnfitFileError, RecursionError) as error:
         why = "nests too deeply" if isinstance(error, RecursionError) else error
         print(f"{path} {why}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    except NOT_OF_YAML as error:
+        print(f"{path} has a value that YAML cannot read: {error}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
     if fault := _amount_fault(found):
         print(f"{path}: {fault}", file=sys.stderr)

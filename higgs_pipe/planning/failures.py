@@ -1,8 +1,10 @@
 """The last words of a run that failed: what each failed stage said, its log and the next step."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from higgs_pipe.planning.recordings import FileState, state_of
 
 NUM_CAUSES_SHOWN = 5
 NUM_LINES_SHOWN = 30
@@ -10,19 +12,27 @@ NUM_LINES_SHOWN = 30
 FAILURE = re.compile(r"^[\d-]+ [\d:,]+ (ERROR|CRITICAL) ", re.MULTILINE)
 
 
-def failure_lines(logs_dir: Path, since: float) -> list[str]:
+def log_states(logs_dir: Path) -> dict[Path, FileState]:
+    """Return the size and time of each log, to know those that a run writes.
+
+    Their times alone would not say it: the clock may be set back, or be another machine's.
+    """
+    return {log: state_of(str(log)) for log in logs_dir.rglob("*.log")}
+
+
+def failure_lines(logs_dir: Path, before: Mapping[Path, FileState]) -> list[str]:
     """Return the errors in the logs of a run, equal ones once, and the next step.
 
     Args:
         logs_dir: Folder of the jobs' logs.
-        since: Time (in seconds since the epoch) at which the run started; older logs are not read.
+        before: :func:`log_states` before the run; a log that is as it was then is not read.
 
     Returns:
         Lines to print last; none if no log has an error, as after Ctrl-C.
     """
     logs_by_cause: dict[str, list[Path]] = {}
-    for log in sorted(logs_dir.rglob("*.log")):
-        if log.stat().st_mtime >= since:
+    for log, state in sorted(log_states(logs_dir).items()):
+        if state != before.get(log):
             text = log.read_text(encoding="utf-8", errors="replace")
             if found := FAILURE.search(text):
                 logs_by_cause.setdefault(text[found.end() :].rstrip(), []).append(log)

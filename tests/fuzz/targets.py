@@ -5,14 +5,18 @@ A reader may refuse bytes with its own error; anything else is a bug.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 from data.test_fuzz import ENCODINGS, check, examples, read, recording
-from safetensors.numpy import save_file
+from helpers import ROOT, config_of_base
+from safetensors.numpy import save, save_file
 
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.manifests.formats import READERS
@@ -21,10 +25,23 @@ from higgs_pipe.data.tables import open_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.planning.config_check import config_path_or_exit
+from higgs_pipe.planning.model_types import V2
+from higgs_pipe.planning.models import folder_fault
 from higgs_pipe.publishing.checking import check_package
 from higgs_pipe.publishing.sealing import seal, write_zip
 
+TENSORS = ("model.embed_tokens.weight", "text_lm_head.weight")
 Target = Callable[[Path, bytes], None]
+
+# The files of a base model that the plan of a run looks at.
+CHECKPOINT = {
+    "config.json": json.dumps(config_of_base(V2)).encode(),
+    "model.safetensors": save({name: np.zeros(1, np.float32) for name in TENSORS}),
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": dict.fromkeys(TENSORS, "model.safetensors")}
+    ).encode(),
+}
 
 
 def read_manifest(name: str, folder: Path, content: bytes) -> None:
@@ -58,6 +75,21 @@ def read_package(folder: Path, content: bytes) -> None:
     refused(lambda: check_package(folder / "p.zip"))
 
 
+def read_checkpoint(name: str, folder: Path, content: bytes) -> None:
+    """Look at bytes as a file of a base model, as the plan of a run does."""
+    for file, whole in CHECKPOINT.items():
+        (folder / file).write_bytes(content if file == name else whole)
+    folder_fault("base_model", str(folder))
+
+
+def read_config(folder: Path, content: bytes) -> None:
+    """Read bytes as a ``config.yaml``."""
+    own, shipped = folder / "config.yaml", ROOT / "config.yaml"
+    own.write_bytes(content)
+    with suppress(SystemExit), redirect_stderr(StringIO()):
+        config_path_or_exit(own, shipped)
+
+
 def refused(reading: Callable[[], object]) -> None:
     """Let a reader refuse what it reads."""
     try:
@@ -72,7 +104,10 @@ TARGETS: list[Target] = [
     read_table,
     read_result,
     read_package,
+    *(partial(read_checkpoint, name) for name in CHECKPOINT),
+    read_config,
 ]
+NAMES = [*READERS, *ENCODINGS, "table", "result", "package", *CHECKPOINT, "config.yaml"]
 
 
 def seeds() -> Iterator[bytes]:
@@ -85,6 +120,7 @@ def seeds() -> Iterator[bytes]:
     with tempfile.TemporaryDirectory() as name:
         write_table(Path(name) / "t.parquet", MEASURED, [])
         files = [(Path(name) / "t.parquet").read_bytes(), b"{}", package(Path(name))]
+    files += [*CHECKPOINT.values(), (ROOT / "examples/demo/settings.yaml").read_bytes()]
     for number, content in enumerate(files, start=len(TARGETS) - len(files)):
         yield bytes([number]) + content
 

@@ -1,4 +1,4 @@
-"""Each target of ``make fuzz`` takes its seeds, what was found before, and seeded damage."""
+"""Each target of ``make fuzz`` takes its seeds, what was found or kept before, seeded damage."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
-from fuzz import targets
+from fuzz import page, targets
 
 SEEDS = list(targets.seeds())
+KEPT = page.kept()
 FOUND = sorted((Path(__file__).parent / "found").glob("*"))
 NUM_DAMAGED = 20
 
@@ -25,6 +26,12 @@ def test_a_target_takes_its_seeds_whole_and_damaged(number: int) -> None:
         place = draw.randrange(1, len(damaged))
         damaged[place : place + draw.choice((0, 1, 4))] = draw.randbytes(draw.choice((0, 1, 4)))
         targets.run(bytes(damaged))
+
+
+def test_a_target_takes_the_inputs_that_were_kept() -> None:
+    assert len(KEPT) > 300
+    for content in KEPT[::4]:
+        targets.run(content)
 
 
 @pytest.mark.parametrize("found", FOUND, ids=lambda path: path.name)

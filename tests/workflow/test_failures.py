@@ -7,16 +7,13 @@ import pytest
 from helpers import ROOT
 
 from higgs_pipe.planning.config_check import config_path_or_exit
-from higgs_pipe.planning.failures import failure_lines
-
-STARTED = 1000.0
+from higgs_pipe.planning.failures import failure_lines, log_states
 
 
-def write_log(folder: Path, name: str, text: str, written: float = STARTED + 1) -> Path:
+def write_log(folder: Path, name: str, text: str) -> Path:
     path = folder / "logs" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    os.utime(path, (written, written))
     return path
 
 
@@ -29,34 +26,40 @@ def test_an_error_is_told_with_its_log_and_once_for_all_shards(tmp_path: Path) -
     log = write_log(tmp_path, "measure/shard-00000.log", said("the disk is full:\n  /data"))
     write_log(tmp_path, "measure/shard-00001.log", said("the disk is full:\n  /data"))
     write_log(tmp_path, "pack.log", "2026-01-02 03:04:05,678 INFO packed\n")
-    lines = failure_lines(tmp_path / "logs", STARTED)
+    lines = failure_lines(tmp_path / "logs", {})
     assert lines[:4] == ["", "the disk is full:", "  /data", f"log: {log} (and 1 more)"]
     assert lines.count("the disk is full:") == 1
     assert "same command" in lines[-1]
 
 
-def test_an_error_of_an_earlier_run_is_not_told_again(tmp_path: Path) -> None:
-    write_log(tmp_path, "pack.log", said("old"), written=STARTED - 1)
-    assert failure_lines(tmp_path / "logs", STARTED) == []
+@pytest.mark.parametrize("seconds", [0, 4_102_444_800])
+def test_an_error_of_an_earlier_run_is_not_told_again_whatever_its_date(
+    tmp_path: Path, seconds: int
+) -> None:
+    os.utime(write_log(tmp_path, "pack.log", said("old")), (seconds, seconds))
+    before = log_states(tmp_path / "logs")
+    assert failure_lines(tmp_path / "logs", before) == []
+    os.utime(write_log(tmp_path, "train.log", said("new")), (seconds, seconds))
+    assert failure_lines(tmp_path / "logs", before)[1] == "new"
 
 
 def test_a_run_that_was_stopped_has_no_last_words(tmp_path: Path) -> None:
     write_log(tmp_path, "pack.log", "2026-01-02 03:04:05,678 INFO packed\n")
-    assert failure_lines(tmp_path / "logs", STARTED) == []
-    assert failure_lines(tmp_path / "missing", STARTED) == []
+    assert failure_lines(tmp_path / "logs", {}) == []
+    assert failure_lines(tmp_path / "missing", {}) == []
 
 
 def test_of_many_errors_five_are_told_and_the_others_counted(tmp_path: Path) -> None:
     for i in range(8):
         write_log(tmp_path, f"{i}.log", said(f"error {i}"))
-    lines = failure_lines(tmp_path / "logs", STARTED)
+    lines = failure_lines(tmp_path / "logs", {})
     assert [line for line in lines if line.startswith("error")] == [f"error {i}" for i in range(5)]
     assert "... and 3 other errors" in lines
 
 
 def test_a_traceback_is_cut_to_its_end(tmp_path: Path) -> None:
     write_log(tmp_path, "a.log", said("\n".join(f"frame {i}" for i in range(100))))
-    lines = failure_lines(tmp_path / "logs", STARTED)
+    lines = failure_lines(tmp_path / "logs", {})
     assert "frame 99" in lines
     assert "frame 69" not in lines
 
@@ -98,6 +101,17 @@ def test_a_config_without_end_is_named(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        config_path_or_exit(tmp_path / "config.yaml", ROOT / "config.yaml")
+    assert exit_.value.code == 2
+    assert str(tmp_path / "config.yaml") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["\x18", "2026-99-99", "!!bool x", "!!timestamp x", "9" * 5000])
+def test_a_config_with_a_value_that_yaml_cannot_read_is_named(
+    tmp_path: Path, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"manifest: {value}\n")
     with pytest.raises(SystemExit) as exit_:
         config_path_or_exit(tmp_path / "config.yaml", ROOT / "config.yaml")
     assert exit_.value.code == 2

@@ -1,5 +1,4 @@
 # What the rules share; no rule of its own.
-STARTED = time.time()
 EXPERIMENTS = list(config["experiments"])
 RESULTS = workflow.pathvars.apply("<results>")
 # What `snakemake package` makes.
@@ -15,6 +14,8 @@ IS_STORED = workflow.storage_settings.default_storage_provider is not None
 place_of = workflow.modifier.path_modifier.apply_default_storage
 PRODUCTS = targets.products(Path(RESULTS), EXPERIMENTS, list(OF_BASES))
 VERSIONS_BEFORE = targets.versions(PRODUCTS)
+LOGS = Path(place_of(workflow.pathvars.apply("<logs>")))
+LOGS_BEFORE = {}
 RECORDINGS_MEMORY = f"{RESULTS}/data/recordings.json"
 
 OF_ALL_BASES = {**OF_BASES, bases.OWN: config}
@@ -145,6 +146,7 @@ wildcard_constraints:
 
 
 onstart:
+    LOGS_BEFORE.update(failures.log_states(LOGS))
     if workflow.local_exec:  # of a cluster's jobs, Snakemake's own way
         interruption.end_as_ctrl_c()
     elif workflow.is_main_process and workflow.executor_plugin.name == "slurm":
@@ -156,8 +158,7 @@ onstart:
 
 # Printed when this process ends, so that it comes after Snakemake's own lines on each failed job.
 onerror:
-    logs = Path(place_of(workflow.pathvars.apply("<logs>")))
-    lines = failures.failure_lines(logs, STARTED)
+    lines = failures.failure_lines(LOGS, LOGS_BEFORE)
     atexit.register(print, *lines, sep="\n", file=sys.stderr)
 
 
