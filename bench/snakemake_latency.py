@@ -115,7 +115,7 @@ def measure(num_shards: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--num-shards", type=int, nargs="+", default=[10, 1_000, 10_000])
+    parser.add_argument("--num-shards", type=int, nargs="+", default=[10, 1_000, 2_000])
     parser.add_argument("--output", type=Path, default=Path("results/bench/snakemake_latency.json"))
     arguments = parser.parse_args()
     rows = []

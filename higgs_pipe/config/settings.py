@@ -67,7 +67,7 @@ class ShardConfig(Section):
     num_shards: int = Field(
         8,
         ge=1,
-        le=100_000,
+        le=2_000,
         description="Jobs that measure, and as many that tokenize; a hash of its id places a row.",
     )
 

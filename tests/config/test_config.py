@@ -237,7 +237,7 @@ def test_the_path_variables_of_snakemake_pass() -> None:
         ("train.seed", "one"),
         ("train.lora.target_modules", []),
         ("eval.device", "gpu"),
-        ("data.num_shards", 100_001),
+        ("data.num_shards", 2_001),
         ("data.eval_fraction", 1),
         ("pack.tasks", {"speech": 0, "cloning": 0, "dialogue": 0, "dialogue_cloning": 0}),
         ("package.license", ""),
