@@ -34,6 +34,11 @@ def write_hashed(path: Path, values: Mapping[str, Any], beside: Sequence[str] = 
     write_json(path, {**values, HASH_KEY: _hash_of(values)})
 
 
+def _is_plain(name: str) -> bool:
+    """Return whether a name is that of a file beside, not a path to another place."""
+    return name != "" and Path(name).name == name
+
+
 def _hash_of(values: Mapping[str, Any]) -> str:
     return sha256_of_bytes(json.dumps(values).encode())
 
@@ -86,7 +91,10 @@ class Result(ResultPart):
         if has_changed(path):
             raise UserError(f"{path}: changed since it was written; {cls.rerun()}")
         result = cls.parse(text, str(path))
-        for name, expected in json.loads(text).get(BESIDE_KEY, {}).items():
+        beside = json.loads(text).get(BESIDE_KEY, {})
+        if not isinstance(beside, dict) or not all(map(_is_plain, beside)):
+            raise UserError(f"{path}: damaged, {BESIDE_KEY} names files elsewhere; {cls.rerun()}")
+        for name, expected in beside.items():
             file = path.with_name(name)
             if not file.is_file():
                 raise UserError(f"{file}: the file is missing; {cls.rerun()}")

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from higgs_pipe.config.settings import TrainConfig
-from higgs_pipe.data.files import read_json
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.results import ResultPart
 from higgs_pipe.errors import UserError, list_offenders
@@ -19,6 +18,8 @@ from higgs_pipe.higgs.adapter_files import BASE_FILE, AdapterBase
 from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.planning.ancestors import check_lora_settings
+from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.user_files import UnfitFileError
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -107,7 +108,12 @@ def name_of(adapter_dir: Path) -> str:
     """Name an adapter as its package does, or by the experiment or folder that it lies in."""
     provenance = adapter_dir / "provenance.json"
     if provenance.is_file():
-        return str(read_json(provenance)["name"])
+        try:
+            return str(read_object(provenance)["name"])
+        except (OSError, UnfitFileError, KeyError) as error:
+            raise UserError(
+                f"{provenance} is damaged ({error!r}); get the package again."
+            ) from None
     folder = adapter_dir.resolve()
     is_of_training = folder.name == "adapter" and folder.parent.name == "train"
     return folder.parents[1].name if is_of_training else folder.name

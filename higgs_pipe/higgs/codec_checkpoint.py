@@ -11,7 +11,6 @@ import torch
 from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.data.files import read_json
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.forms import side_files
 from higgs_pipe.higgs.pretrained import (
@@ -26,6 +25,8 @@ from higgs_pipe.higgs.rules import config_json
 from higgs_pipe.higgs.shards import Shards
 from higgs_pipe.higgs.v3 import codec as v3_codec
 from higgs_pipe.planning import model_types
+from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.user_files import UnfitFileError
 
 CODEC_FOLDER = "audio_tokenizer"  # of a base that has its codec beside its weights
 
@@ -100,8 +101,10 @@ def codec_of_base(base: Pretrained, codec_revision: str | None = None) -> Pretra
         return Pretrained("codec", str(beside))
     try:
         path = small_files(base) / "processor_config.json"
-        codec: str = read_json(path)["audio_tokenizer"]["audio_tokenizer_name_or_path"]
-    except (OSError, KeyError, TypeError):
+        codec = read_object(path)["audio_tokenizer"]["audio_tokenizer_name_or_path"]
+        if not isinstance(codec, str):
+            raise TypeError(type(codec))
+    except (OSError, UnfitFileError, KeyError, TypeError):
         raise UserError(
             f"{base.setting} {base.name!r} names no codec (audio_tokenizer in "
             "processor_config.json); name one."

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.data.files import read_json, write_json
+from higgs_pipe.data.files import write_json
+from higgs_pipe.higgs.loading_errors import checkpoint_json
 from higgs_pipe.higgs.pretrained import CONFIG_SUFFIXES, checkpoint_dir
 from higgs_pipe.higgs.shards import INDEX
 
@@ -57,7 +58,7 @@ def copy_side_files(
     source = checkpoint_dir(base)
     for path in side_files(source, (*NOT_COPIED, *left_out)):
         shutil.copyfile(path, folder / path.name)
-    config = read_json(source / CONFIG)
+    config = checkpoint_json(source / CONFIG)
     config.pop("torch_dtype", None)  # the key of older versions
     write_json(folder / CONFIG, config | {"dtype": name_of(dtype)})
 

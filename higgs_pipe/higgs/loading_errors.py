@@ -1,6 +1,7 @@
 """Why a checkpoint cannot be loaded, and what to do, from what the libraries raise."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -14,12 +15,29 @@ from safetensors import SafetensorError
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.user_files import UnfitFileError
 
 # What Transformers raises, beside OSError and ValueError, where a file holds something unexpected.
 CONTENT_FAULTS = (
     *(AttributeError, LookupError, RecursionError, TypeError),
     *(StrictDataclassError, SafetensorError),
 )
+
+
+def checkpoint_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a checkpoint.
+
+    Raises:
+        UserError: It cannot be read, is too large, or holds no JSON object.
+    """
+    try:
+        return read_object(path)
+    except OSError as error:
+        fact = f"cannot be read ({error.strerror})"
+    except UnfitFileError as error:
+        fact = str(error)
+    raise UserError(f"{path} {fact}; copy or download the checkpoint again")
 
 
 def not_loaded(pretrained: Pretrained, error: Exception) -> UserError:

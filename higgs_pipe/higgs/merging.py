@@ -23,6 +23,7 @@ from torch import Tensor
 
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.adapter_files import check_adapter
+from higgs_pipe.higgs.loading_errors import CONTENT_FAULTS
 from higgs_pipe.higgs.shards import Shards
 
 PEFT_PREFIX = "base_model.model."
@@ -113,15 +114,20 @@ def read_changes(adapter_dir: Path) -> dict[str, list[Change]]:
             is not known here.
     """
     check_adapter(adapter_dir)
-    config = LoraConfig.from_pretrained(str(adapter_dir))
+    try:
+        config = LoraConfig.from_pretrained(str(adapter_dir))
+        found = load_file(adapter_dir / "adapter_model.safetensors")
+        scale = _scale(config)
+    except (OSError, ValueError, ZeroDivisionError, *CONTENT_FAULTS) as error:
+        raise UserError(f"{adapter_dir} is damaged ({error!r:.200}); train it again.") from None
     unknown = [key for key in UNKNOWN_FORMULAS if getattr(config, key, None)]
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(adapter_dir / "adapter_model.safetensors").items():
+    for key, tensor in found.items():
         module, _, part = _split(key.removeprefix(PEFT_PREFIX))
         parts.setdefault(f"{module}.weight", {})[part] = tensor
     changes: dict[str, list[Change]] = {}
     for name, tensors in parts.items():
-        known = list(_changes(tensors, config))
+        known = list(_changes(tensors, config, scale))
         unknown += [f"{name}: {part}" for part in tensors]
         changes[name] = known
     if unknown:
@@ -144,9 +150,14 @@ def _split(key: str) -> tuple[str, str, str]:
     return key.rpartition(".")
 
 
-def _changes(tensors: dict[str, Tensor], config: LoraConfig) -> Iterator[Change]:
+def _scale(config: LoraConfig) -> float:
+    """Return what the product of LoRA's matrices is multiplied by."""
+    scale: float = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+    return scale
+
+
+def _changes(tensors: dict[str, Tensor], config: LoraConfig, scale: float) -> Iterator[Change]:
     """Yield the changes that the tensors of one module make; they are taken out of ``tensors``."""
-    scale = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
     tensors.pop("base_layer.weight", None)  # the base's, which PEFT saves beside LoRA on it
     if "weight" in tensors:
         yield InFull(tensors.pop("weight"))

@@ -1,16 +1,16 @@
 """Facts on a model's training from its files: base, codec, system message, cleaning."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT
-from higgs_pipe.data.files import read_json
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.planning.checkpoint_files import read_object
+from higgs_pipe.planning.user_files import UnfitFileError
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,22 @@ def adapter_origin(adapter_dir: Path) -> AdapterOrigin:
     """
     config_path = adapter_dir / "adapter_config.json"
     try:
-        base = read_json(config_path)["base_model_name_or_path"]
+        base = read_object(config_path)["base_model_name_or_path"]
+        if not isinstance(base, str):
+            raise UnfitFileError(f"names the base {base!r:.30}")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{adapter_dir} holds no adapter_config.json; name the directory of a PEFT adapter, "
             "for example results/adapters/default."
         ) from None
-    except (json.JSONDecodeError, KeyError) as error:
+    except (UnfitFileError, KeyError) as error:
         raise UserError(f"{config_path} is damaged ({error!r}); train the adapter again.") from None
     path = adapter_dir / "provenance.json"
     if not path.is_file():
         return AdapterOrigin(base)
     try:
         provenance = _Provenance.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
+    except ValueError as error:  # not UTF-8, or not such an object
         raise UserError(
             f"{path} is damaged: {error}\nrun: snakemake --forcerun package_adapter"
         ) from None

@@ -19,8 +19,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from higgs_pipe.data.files import read_json, write_json
+from higgs_pipe.data.files import write_json
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.loading_errors import checkpoint_json
 from higgs_pipe.higgs.pretrained import weight_files
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -36,7 +37,10 @@ class Shards:
         if paths[0].suffix != ".safetensors":
             raise UserError(f"{folder}: weights are not in safetensors files; convert them.")
         if (folder / INDEX).is_file():  # other files in the folder are not the checkpoint's
-            indexed = set(read_json(folder / INDEX)["weight_map"].values())
+            places = checkpoint_json(folder / INDEX).get("weight_map")
+            if not isinstance(places, dict):
+                raise UserError(f"{folder / INDEX} has no weight_map; copy the checkpoint again")
+            indexed = set(map(str, places.values()))
             paths = [path for path in paths if path.name in indexed]
         self._files: list[Any] = [safe_open(path, framework="pt") for path in paths]
         self._file_of: dict[str, Any] = {name: f for f in self._files for name in f.offset_keys()}

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.checkpoint_files import read_object
 from higgs_pipe.planning.config_check import EXIT_USER_ERROR
 from higgs_pipe.planning.launching import train_setting
+from higgs_pipe.planning.user_files import UnfitFileError
 
 FILES = ("adapter_model.safetensors", "adapter_config.json", "base_model.json")
 # Settings of train.lora, and PEFT's names of them.
@@ -106,9 +108,9 @@ def check_lora_settings(folder: Path, lora: Mapping[str, Any]) -> None:
         advice = "unpack the ZIP" if folder.is_file() else "name the folder of an adapter"
         raise UserError(f"{folder} has no {missing[0]}; {advice}")
     try:
-        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        saved = read_object(folder / "adapter_config.json")
         found = {key: saved[name] for key, name in MUST_AGREE.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, UnfitFileError, KeyError) as error:
         raise UserError(f"{folder / 'adapter_config.json'} is damaged ({error!r})") from None
     differing = [key for key, value in found.items() if value != lora[key]]
     if differing:

@@ -9,6 +9,7 @@ from higgs_pipe.planning.bounds import MAX_CHECKPOINT_JSON_BYTES
 from higgs_pipe.planning.model_types import V2, V3
 from higgs_pipe.planning.user_files import UnfitFileError, read_file
 
+MAX_HEADER_BYTES = 2**26  # of a safetensors file
 # The most that a number of a config may be: far above all published models. Beyond, the estimate
 # would be nonsense, and memory would run out before anything is said.
 LARGEST = {
@@ -48,6 +49,27 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnfitFileError("is not a JSON object")
     return value
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return what the header of a safetensors file says of each tensor, by name.
+
+    Raises:
+        UnfitFileError: It has no such header, or one that is too long.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        num_bytes = int.from_bytes(stream.read(8), "little")
+        if num_bytes > MAX_HEADER_BYTES:
+            raise UnfitFileError("has a header that is too long")
+        try:
+            header = json.loads(stream.read(num_bytes))
+        except (ValueError, RecursionError):
+            raise UnfitFileError("has a header that is not JSON") from None
+    if not isinstance(header, dict):
+        raise UnfitFileError("has a header that is not a JSON object")
+    header.pop("__metadata__", None)
+    return header
 
 
 def size_fault(config: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import bases
+from higgs_pipe.planning.checkpoint_files import read_header
 from higgs_pipe.planning.model_types import BUNDLED_CODECS, V3
+from higgs_pipe.planning.user_files import UnfitFileError
 
 EXIT_USER_ERROR = 2
 PEFT, FULL_FORMS = "peft", ("merged", "original")
@@ -177,10 +179,10 @@ def num_weights(path: Path, prefix: str = "") -> int:
         path: The file.
         prefix: Only tensors whose names begin with it count.
     """
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
+    try:
+        header = read_header(path)
+    except UnfitFileError as error:
+        raise UserError(f"{path} {error}; copy the checkpoint again") from None
     return sum(math.prod(e["shape"]) for name, e in header.items() if name.startswith(prefix))
 
 

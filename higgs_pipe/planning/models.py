@@ -3,16 +3,19 @@
 The Snakefile looks at folders while it plans; ``check_models`` looks at what the Hub has.
 """
 
-import json
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.planning.checkpoint_files import missing_size, read_object, size_fault
+from higgs_pipe.planning.checkpoint_files import (
+    missing_size,
+    read_header,
+    read_object,
+    size_fault,
+)
 from higgs_pipe.planning.model_types import BUNDLED_CODECS, CODEC, V2, V3
 from higgs_pipe.planning.targets import is_within
 from higgs_pipe.planning.user_files import UnfitFileError
@@ -28,7 +31,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 TEXT_HEADS = {V2: "text_lm_head.weight"}
 WEIGHT_ENDINGS = (".safetensors", ".bin")
 NUM_NAMES_SHOWN = 10
-MAX_HEADER_BYTES = 2**26  # of a safetensors file
 
 
 def check_folders(config: Mapping[str, Any], demo_bases: Iterable[str]) -> None:
@@ -137,6 +139,8 @@ def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | N
             places = read_object(index)["weight_map"]
             names |= set(places)
             lacking = sorted(name for name in set(places.values()) if not (folder / name).exists())
+            if any(Path(name).name != name for name in places.values()):
+                return f"has an {index.name} that names files elsewhere; copy the checkpoint again"
         except (OSError, UnfitFileError, KeyError, AttributeError, TypeError):
             return f"has a damaged {index.name}; copy the checkpoint again"
         if lacking and has_files:
@@ -149,8 +153,8 @@ def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | N
         for file in files:
             if file.suffix == ".safetensors":
                 try:
-                    names |= set(_names_in(file))
-                except (OSError, ValueError, RecursionError, struct.error):
+                    names |= set(read_header(file))
+                except (OSError, UnfitFileError):
                     return f"has a damaged {file.name}; copy or download it again"
     model_type = read_object(folder / "config.json")["model_type"]
     prefix = BUNDLED_CODECS.get(model_type) if setting == "codec" else None
@@ -163,16 +167,3 @@ def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | N
             "must load the base with use_text_head=True"
         )
     return None
-
-
-def _names_in(file: Path) -> list[str]:
-    """Return the names of the tensors in a safetensors file, from its header.
-
-    Raises:
-        ValueError: It has no such header.
-    """
-    with file.open("rb") as stream:
-        (num_bytes,) = struct.unpack("<Q", stream.read(8))
-        if num_bytes > MAX_HEADER_BYTES:
-            raise ValueError("the header is too long")
-        return list(json.loads(stream.read(num_bytes)))

@@ -14,7 +14,9 @@ import pytest
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import rendering
+from higgs_pipe.higgs.codec_checkpoint import codec_of_base
 from higgs_pipe.higgs.family import renderer_of
+from higgs_pipe.higgs.shards import Shards
 from higgs_pipe.planning.models import folder_fault
 
 # Prints by how much memory grew at its peak, in MiB, and the sentence.
@@ -128,3 +130,18 @@ def test_a_config_without_sizes_is_not_taken_for_the_default_model(base: Path) -
 def test_a_tokenizer_of_another_base_is_refused(base: Path) -> None:
     change(base / "config.json", {"vocab_size": 300})
     assert "300" in refusal(base)
+
+
+@pytest.mark.parametrize("content", ["garbage", "[]", "[" * 100_000, '{"audio_tokenizer": {}}'])
+def test_a_processor_that_names_no_codec_is_a_sentence(base: Path, content: str) -> None:
+    shutil.rmtree(base / "audio_tokenizer")
+    (base / "processor_config.json").write_text(content)
+    with pytest.raises(UserError, match="names no codec"):
+        codec_of_base(Pretrained("base_model", str(base), None))
+
+
+@pytest.mark.parametrize("content", ["garbage", "[]", "{}", "[" * 100_000, '{"weight_map": 1}'])
+def test_an_index_that_is_none_is_named_by_the_merge(base: Path, content: str) -> None:
+    (base / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json"):
+        Shards(base)

@@ -92,6 +92,19 @@ def test_a_part_of_the_weights_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "lacks the weights model-1.safetensors" in str(folder_fault("base_model", str(folder)))
 
 
+@pytest.mark.parametrize("place", ["../other.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_an_index_of_weights_that_names_files_elsewhere_is_refused(
+    tmp_path: Path, place: str
+) -> None:
+    folder = sharded(tmp_path / "base", BODY, HEAD)
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    index = json.dumps({"weight_map": {BODY: place}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    fault = str(folder_fault("base_model", str(folder)))
+    assert "elsewhere" in fault
+    assert "copy" in fault
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0ab"])
 def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
     folder = checkpoint(tmp_path / "base", BODY)

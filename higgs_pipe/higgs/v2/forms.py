@@ -19,7 +19,7 @@ import torch
 from transformers import AutoTokenizer, HiggsAudioV2Config, HiggsAudioV2TokenizerModel
 
 from higgs_pipe.config.stages import Pretrained
-from higgs_pipe.data.files import read_json, write_json
+from higgs_pipe.data.files import write_json
 from higgs_pipe.higgs.codec_checkpoint import CODEC_FOLDER, bundle_of, write_codec
 from higgs_pipe.higgs.forms import (
     CONFIG,
@@ -30,6 +30,7 @@ from higgs_pipe.higgs.forms import (
     name_of,
     side_files,
 )
+from higgs_pipe.higgs.loading_errors import checkpoint_json
 from higgs_pipe.higgs.pretrained import checkpoint_dir, load_pretrained
 from higgs_pipe.higgs.v2.original_form import original_config, original_name
 
@@ -55,7 +56,7 @@ def write_merged_files(
     """
     copy_side_files(folder, base, dtype, left_out=[PROCESSOR])
     write_codec(codec, folder / CODEC_FOLDER)
-    processor = read_json(checkpoint_dir(base) / PROCESSOR)
+    processor = checkpoint_json(checkpoint_dir(base) / PROCESSOR)
     processor.pop("audio_tokenizer", None)
     if not Path(codec.name).is_dir() and bundle_of(codec) is None:
         processor["audio_tokenizer"] = {

@@ -1,0 +1,104 @@
+"""Adapters and packages that anybody may have made: a sentence, whatever is in their files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.results import BESIDE_KEY, write_hashed
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE, AdapterBase
+from higgs_pipe.higgs.ancestor import name_of
+from higgs_pipe.higgs.lora import adapter_state, add_lora, save_adapter
+from higgs_pipe.higgs.merging import read_changes
+from higgs_pipe.higgs.model import load_base
+from higgs_pipe.higgs.origin import adapter_origin
+from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.planning.ancestors import check_lora_settings
+from higgs_pipe.planning.forms import num_weights
+
+DEEP = [b"[" * 100_000, b'{"a":' * 100_000]
+NOT_AN_OBJECT = [*DEEP, b"[]", b"null", b"\xed\xa0\x80", b"\x00"]
+HEADERS = [
+    b"",
+    b"x" * 7,
+    (10**12).to_bytes(8, "little") + b"{}",
+    (8).to_bytes(8, "little") + b"[[[[",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "adapter"
+    base = Pretrained("base_model", str(tiny_base))
+    model = add_lora(load_base(base, torch.float32), LoraSettings(r=2), seed=0)
+    save_adapter(model, adapter_state(model), {}, folder, PinnedModel.of(base))
+    return folder
+
+
+@pytest.fixture
+def adapter(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "adapter"))
+
+
+def seal(adapter: Path) -> None:
+    """Hash the files anew, as whoever changed them could."""
+    values = json.loads((adapter / BASE_FILE).read_text())
+    kept = {key: values[key] for key in values if key not in (BESIDE_KEY, "sha256")}
+    write_hashed(adapter / BASE_FILE, kept, beside=(ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+
+
+@pytest.mark.parametrize("content", NOT_AN_OBJECT, ids=range(len(NOT_AN_OBJECT)))
+def test_a_config_that_is_no_object_is_named_by_each_reader(adapter: Path, content: bytes) -> None:
+    (adapter / ADAPTER_CONFIG).write_bytes(content)
+    seal(adapter)
+    with pytest.raises(UserError, match=ADAPTER_CONFIG):
+        adapter_origin(adapter)
+    with pytest.raises(UserError, match=ADAPTER_CONFIG):
+        check_lora_settings(adapter, LoraSettings(r=2).model_dump())
+    with pytest.raises(UserError, match="is damaged"):
+        read_changes(adapter)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"r": "x"}, {"r": 0}, {"peft_type": "../x"}, {"lora_alpha": [1]}]
+)
+def test_a_config_that_no_merge_can_use_is_refused(adapter: Path, changed: dict) -> None:
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | changed))
+    seal(adapter)
+    with pytest.raises(UserError, match="is damaged"):
+        read_changes(adapter)
+
+
+@pytest.mark.parametrize("content", HEADERS, ids=range(len(HEADERS)))
+def test_weights_whose_header_lies_are_refused(adapter: Path, content: bytes) -> None:
+    (adapter / ADAPTER_WEIGHTS).write_bytes(content)
+    seal(adapter)
+    with pytest.raises(UserError, match="is damaged"):
+        read_changes(adapter)
+    with pytest.raises(UserError, match=ADAPTER_WEIGHTS):
+        num_weights(adapter / ADAPTER_WEIGHTS)
+
+
+@pytest.mark.parametrize("content", NOT_AN_OBJECT, ids=range(len(NOT_AN_OBJECT)))
+def test_a_provenance_that_is_no_object_is_named(adapter: Path, content: bytes) -> None:
+    (adapter / "provenance.json").write_bytes(content)
+    for read in (adapter_origin, name_of):
+        with pytest.raises(UserError, match=r"provenance\.json is damaged"):
+            read(adapter)
+
+
+@pytest.mark.parametrize("beside", [["x"], {"../adapter_config.json": "0"}, {"": "0"}, {"/x": "0"}])
+def test_hashes_of_files_elsewhere_are_refused(adapter: Path, beside: object) -> None:
+    values = json.loads((adapter / BASE_FILE).read_text())
+    kept = {key: values[key] for key in values if key != "sha256"}
+    write_hashed(adapter / BASE_FILE, kept | {BESIDE_KEY: beside})
+    with pytest.raises(UserError, match="files elsewhere"):
+        AdapterBase.read(adapter / BASE_FILE)
