@@ -13,7 +13,7 @@ from pages import put_table
 from train_step import LAYERS_3B, WIDTH_3B, model_config
 
 from higgs_pipe.config.settings import TrainConfig
-from higgs_pipe.higgs.memory import count_parameters, memory_formula
+from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.higgs.v3.miniature import raw_config
 from higgs_pipe.higgs.v3.native import HiggsV3Config
 from higgs_pipe.training.forecast import KINDS, CardForecast, forecast

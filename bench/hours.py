@@ -15,7 +15,7 @@ from pages import put_table
 from train_step import LAYERS_3B, WIDTH_3B, model_config
 
 from higgs_pipe.config.settings import TrainConfig
-from higgs_pipe.higgs.memory import count_parameters, memory_formula
+from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.training.forecast import KINDS, forecast
 
 CARD = next(kind for kind in KINDS if kind.memory_gb == 24)

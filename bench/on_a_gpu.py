@@ -48,9 +48,10 @@ from train_step import (
 
 from higgs_pipe.config.settings import LoraSettings, TrainConfig
 from higgs_pipe.higgs.batch import PackedRow, RowSize
-from higgs_pipe.higgs.compilation import COLD_SECONDS, WARM_SECONDS
-from higgs_pipe.higgs.memory import GIB, count_parameters, memory_formula
+from higgs_pipe.higgs.compilation_costs import COLD_SECONDS, WARM_SECONDS
+from higgs_pipe.higgs.memory import GIB
 from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.training import planner
 from higgs_pipe.training.card import CudaCard

@@ -23,7 +23,7 @@ from higgs_pipe.higgs.shards import Shards
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt
 from higgs_pipe.higgs.v3.checkpoint import check_tensors
-from higgs_pipe.higgs.v3.native import CODEC_PREFIX
+from higgs_pipe.higgs.v3.codec import CODEC_PREFIX
 from higgs_pipe.training.preflight.data_checks import Check
 
 logger = logging.getLogger("higgs_pipe")

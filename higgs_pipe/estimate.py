@@ -20,11 +20,10 @@ from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.codec_checkpoint import codec_config
 from higgs_pipe.higgs.codes import num_delayed_frames
-from higgs_pipe.higgs.family import config_of, renderer_of
 from higgs_pipe.higgs.pretrained import small_files
 from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, RenderError
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.planning import bases
 from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
 
@@ -88,7 +87,7 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
     """
     stage = load_stage(EstimateStage, config)
     summary = ValidationSummary.read(validation)
-    codec, codec_fault = _read(codec_config, stage.pretrained_codec)
+    codec, codec_fault = _read(_codec_config, stage.pretrained_codec)
     frame_rate_hz = codec.sample_rate / codec.hop_length if codec else PUBLISHED_FRAME_RATE_HZ
     table = Clips.read(clips)
     found = Estimate(
@@ -123,7 +122,7 @@ def estimate_base(
         summary: The contents of ``validation.json``.
         frame_rate_hz: Frame rate of the codec.
     """
-    base, base_fault = _read(config_of, stage.pretrained_base)
+    base, base_fault = _read(_native_config, stage.pretrained_base)
     renderer, _ = _read(renderer_of, stage.pretrained_base)
     members = table.in_split(TRAIN)
     text_tokens = count_text_tokens(table.texts(members), stage.pack.system_prompt, renderer)
@@ -171,6 +170,18 @@ def refused_conversations(
             if isinstance(prompt, NotRendered)
         ]
     return refused
+
+
+def _codec_config(codec: Pretrained) -> Any:
+    from higgs_pipe.higgs.codec_checkpoint import codec_config  # imports the models
+
+    return codec_config(codec)
+
+
+def _native_config(base: Pretrained) -> Any:
+    from higgs_pipe.higgs.family import config_of  # imports the models
+
+    return config_of(base)
 
 
 def _read(read: Callable[[Pretrained], Any], pretrained: Pretrained) -> tuple[Any, str | None]:

@@ -28,7 +28,8 @@ from higgs_pipe.data.tables import write_table
 from higgs_pipe.higgs.ancestor import take_weights
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import load_codec_of
-from higgs_pipe.higgs.compilation import FORWARD_SHARE, keep_compiled_code
+from higgs_pipe.higgs.compilation import keep_compiled_code
+from higgs_pipe.higgs.compilation_costs import FORWARD_SHARE
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
 from higgs_pipe.higgs.lora import check_base, load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses

@@ -20,11 +20,11 @@ from higgs_pipe.data.packing.spool import Spool
 from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
 from higgs_pipe.data.tables import shard_path, write_table
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.family import renderer_of
 from higgs_pipe.higgs.packed_for import rows_metadata
 from higgs_pipe.higgs.packer import Packer
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.prompts import PromptRenderer
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.progress import activity
 
 logger = logging.getLogger("higgs_pipe")

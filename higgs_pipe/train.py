@@ -31,7 +31,7 @@ from higgs_pipe.higgs.ancestor import start_from
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.compilation import keep_compiled_code
 from higgs_pipe.higgs.devices import pick_dtype
-from higgs_pipe.higgs.family import family_of_base, family_of_model, renderer_of
+from higgs_pipe.higgs.family import family_of_base, family_of_model
 from higgs_pipe.higgs.lora import (
     MUTATING,
     adapter_state,
@@ -42,6 +42,7 @@ from higgs_pipe.higgs.lora import (
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.progress import activity
 from higgs_pipe.training.alarms import Alarms, code_entropies
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity, write_errors_named

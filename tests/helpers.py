@@ -33,7 +33,7 @@ from higgs_pipe.data.tables import read_table, shard_path, write_table
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.planning import config_check
-from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
+from higgs_pipe.planning.checkpoint_files import NUMBERS_OF_BASE
 from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.planning.model_types import V2
 from higgs_pipe.planning.recordings import state_of
@@ -338,7 +338,7 @@ def has_line_with(message: str, *tokens: str) -> bool:
 def config_of_base(model_type: str = "higgs_audio_v2") -> dict[str, Any]:
     """The ``config.json`` of a base as planning looks at it: each size is 8."""
     config: dict[str, Any] = {"model_type": model_type}
-    for dotted in SIZES_OF_BASE.get(model_type, ()):
+    for dotted in NUMBERS_OF_BASE.get(model_type, ()):
         *sections, key = dotted.split(".")
         section = config
         for name in sections:

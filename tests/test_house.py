@@ -100,6 +100,31 @@ def test_an_import_against_the_flow_is_noticed() -> None:
     assert upward_imports("pack", "from higgs_pipe.config import PackStage") == []
 
 
+# Packages that take seconds or hundreds of megabytes to import, and their parts that do.
+HEAVY = (
+    *("torch", "torch._dynamo", "torchaudio", "transformers", "transformers.modeling_utils"),
+    *("peft", "accelerate", "scipy", "matplotlib", "onnxruntime"),
+)
+CODEC = {*HEAVY} - {"peft", "matplotlib", "onnxruntime"}
+# By stages that start a process per shard, or need no model: what their imports may bring.
+MAY_BRING: list[tuple[str, set[str]]] = [
+    ("list_rows measure validate check_models pin_model", set()),
+    ("accept push", {"scipy"}),
+    ("report clips_page", {"scipy", "matplotlib"}),
+    ("pack estimate", {"transformers"}),
+    ("tokenize_audio", CODEC),
+]
+
+
+@pytest.mark.parametrize(("stages", "allowed"), MAY_BRING)
+def test_a_stage_without_a_model_imports_none(stages: str, allowed: set[str]) -> None:
+    names = ", ".join(f"higgs_pipe.{stage}" for stage in stages.split())
+    program = f"import sys, {names}; print(*({set(HEAVY)} & set(sys.modules)))"
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert set(ended.stdout.split()) <= allowed
+
+
 def test_the_workflow_needs_only_what_every_snakemake_installation_has() -> None:
     allowed = sys.stdlib_module_names | {"yaml", "jsonschema"}
     paths = [PACKAGE / "errors.py", PACKAGE / "__init__.py", *(PACKAGE / "planning").glob("*.py")]

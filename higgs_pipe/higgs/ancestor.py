@@ -12,9 +12,8 @@ from torch import Tensor
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.data.hashing import sha256_of_file
-from higgs_pipe.data.results import ResultPart
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.higgs.adapter_files import BASE_FILE, AdapterBase
+from higgs_pipe.higgs.adapter_files import BASE_FILE, AdapterBase, Ancestor
 from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.planning.ancestors import check_lora_settings
@@ -24,13 +23,6 @@ from higgs_pipe.planning.user_files import UnfitFileError
 logger = logging.getLogger("higgs_pipe")
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-class Ancestor(ResultPart):
-    """The adapter that a training started from: its name, and the SHA-256 of its weights."""
-
-    name: str
-    fingerprint: str
 
 
 def start_from(model: PeftModel, settings: TrainConfig, base: PinnedModel) -> Ancestor | None:

@@ -13,18 +13,16 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from higgs_pipe.config.settings import AutoOrBool
+from higgs_pipe.higgs.compilation_costs import (
+    COLD_SECONDS,
+    SAVED_SECONDS_PER_POSITION,
+    WARM_SECONDS,
+)
 from higgs_pipe.higgs.fused_lora import is_fused
 
 logger = logging.getLogger("higgs_pipe")
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # Triton's kernels are kept below it
-# docs/performance.md: 90 s for the first compilation of the 3B model; on one H200 a position takes
-# 41 us without compiled layers and 25 us with them.
-COLD_SECONDS = 90.0
-WARM_SECONDS = 15.0
-SAVED_SECONDS_PER_POSITION = 16e-6
-H200_FLOPS = 790e12  # of a large bfloat16 matrix product
-FORWARD_SHARE = 1 / 3  # of a training step's work, where nothing is learnt
 
 
 class Compilation(NamedTuple):

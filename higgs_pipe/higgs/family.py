@@ -24,8 +24,8 @@ from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.forms import FullForm
 from higgs_pipe.higgs.packed_body import NativeParts, PackedForward
 from higgs_pipe.higgs.pretrained import load_pretrained
-from higgs_pipe.higgs.prompts import GeneratedCodes, ModelPrompt, PromptRenderer
-from higgs_pipe.higgs.rules import config_json, unknown_model_type
+from higgs_pipe.higgs.prompts import GeneratedCodes, ModelPrompt
+from higgs_pipe.higgs.rules import RULES, config_json, unknown_model_type
 from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.higgs.v2 import forms as v2_forms
 from higgs_pipe.higgs.v2 import generation as v2_generation
@@ -33,7 +33,6 @@ from higgs_pipe.higgs.v2 import lora as v2_lora
 from higgs_pipe.higgs.v2 import native as v2_native
 from higgs_pipe.higgs.v2 import rows as v2_rows
 from higgs_pipe.higgs.v2.body import PACKED_FORWARD as V2_PACKED_FORWARD
-from higgs_pipe.higgs.v2.renderer import ChatRenderer
 from higgs_pipe.higgs.v3 import forms as v3_forms
 from higgs_pipe.higgs.v3 import generation as v3_generation
 from higgs_pipe.higgs.v3 import lora as v3_lora
@@ -41,7 +40,6 @@ from higgs_pipe.higgs.v3 import native as v3_native
 from higgs_pipe.higgs.v3 import rows as v3_rows
 from higgs_pipe.higgs.v3.body import PACKED_FORWARD as V3_PACKED_FORWARD
 from higgs_pipe.higgs.v3.checkpoint import check_tensors
-from higgs_pipe.higgs.v3.renderer import Renderer
 from higgs_pipe.planning import model_types
 
 
@@ -88,7 +86,6 @@ class Family:
     place_of_text: Callable[[PackedRow, slice, BaseShape], slice]  # the first that a sample speaks
     num_ids: Callable[[Any], tuple[int, int]]  # of a native model: of text, of a codebook
     packed_forward: PackedForward
-    renderer: type[PromptRenderer]
     generate_batch: Callable[..., Sequence[Codes]]  # (G, K) delayed frames of each prompt
     generated_codes: Callable[[Codes, int, int], GeneratedCodes]  # of frames; cap, stream EOS
     next_frame_logits: Callable[[Any, ModelPrompt], Tensor]  # (K, V)
@@ -102,7 +99,7 @@ class Family:
 
 
 V2 = Family(
-    name="Higgs Audio v2",
+    name=RULES[model_types.V2].model,
     hub_tag="higgs-audio-v2",
     model_type=model_types.V2,
     config_class=HiggsAudioV2Config,
@@ -113,7 +110,6 @@ V2 = Family(
     place_of_text=v2_rows.place_of_text,
     num_ids=v2_native.num_ids,
     packed_forward=V2_PACKED_FORWARD,
-    renderer=ChatRenderer,
     generate_batch=v2_generation.generate_batch,
     generated_codes=v2_generation.generated_codes,
     next_frame_logits=v2_generation.next_frame_logits,
@@ -127,7 +123,7 @@ V2 = Family(
 
 
 V3 = Family(
-    name="Higgs TTS 3",
+    name=RULES[model_types.V3].model,
     hub_tag="higgs-tts-3",
     model_type=model_types.V3,
     config_class=v3_native.HiggsV3Config,
@@ -138,7 +134,6 @@ V3 = Family(
     place_of_text=v3_rows.place_of_text,
     num_ids=v3_native.num_ids,
     packed_forward=V3_PACKED_FORWARD,
-    renderer=Renderer,
     generate_batch=v3_generation.generate_batch,
     generated_codes=v3_generation.generated_codes,
     next_frame_logits=v3_native.next_frame_logits,
@@ -223,15 +218,6 @@ def family_of_model(native: Any) -> Family:
 def family_of_config(config: Any) -> Family:
     """Return the family of a native config."""
     return family_of({"model_type": config.model_type}, type(config).__name__)
-
-
-def renderer_of(base: Pretrained) -> PromptRenderer:
-    """Return the prompt renderer of a checkpoint.
-
-    Raises:
-        UserError: As :func:`family_of_base`, or the checkpoint lacks what prompts need.
-    """
-    return family_of_base(base).renderer(base)
 
 
 def config_of(base: Pretrained) -> Any:

@@ -8,15 +8,15 @@ from pydantic import ValidationError
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.tables import TableFile
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.family import family_of_base
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.higgs.rules import RULES, model_type_of
 
 REPACK = "run: snakemake --forcerun pack_rows"
 
 
 def rows_metadata(base: PinnedModel) -> dict[str, Any]:
     """Return the metadata of a table of rows that are packed for a base."""
-    return base.as_metadata() | {"family": family_of_base(base.pretrained).name}
+    return base.as_metadata() | {"family": RULES[model_type_of(base.pretrained)].model}
 
 
 def base_of_rows(rows: Path, configured: Pretrained) -> PinnedModel:
@@ -45,11 +45,11 @@ def base_of_rows(rows: Path, configured: Pretrained) -> PinnedModel:
             f"{rows} was packed for base_model {base.name!r} of the family {packed_for}, but the "
             f"config names {configured.name!r}; {REPACK}"
         )
-    family = family_of_base(configured)
-    if packed_for != family.name:
+    family = RULES[model_type_of(configured)].model
+    if packed_for != family:
         raise UserError(
             f"{rows} was packed for {packed_for}, but base_model {configured.name!r} is now "
-            f"{family.name}; {REPACK}"
+            f"{family}; {REPACK}"
         )
     base.check_unchanged()
     return base

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Self
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers.utils import logging as transformers_logging
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.hashing import sha256_of_file
@@ -28,9 +27,6 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.hub import hub_answers
 from higgs_pipe.higgs.loading_errors import CONTENT_FAULTS, not_loaded
 from higgs_pipe.progress import activity
-
-if not sys.stderr.isatty():  # a progress bar would fill a log file
-    transformers_logging.disable_progress_bar()
 
 CONFIG_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 CONFIG_PATTERNS = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
@@ -48,6 +44,10 @@ def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> 
         UserError: The checkpoint cannot be found, reached or read.
     """
     small_files(pretrained)
+    if not sys.stderr.isatty():  # a progress bar would fill a log file
+        from transformers.utils import logging as transformers_logging  # whoever calls has it
+
+        transformers_logging.disable_progress_bar()
     name = None if "state_dict" in options else pretrained.name  # Transformers takes one of them
     try:
         # What is wanted is here. Transformers would ask the Hub for each file that a checkpoint may

@@ -31,13 +31,13 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
 from higgs_pipe.higgs.codec_checkpoint import codec_of_base
 from higgs_pipe.higgs.devices import pick_device, pick_dtype
-from higgs_pipe.higgs.family import renderer_of
 from higgs_pipe.higgs.generation import DEFAULT_BATCH_SIZE, Spoken, speak
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.origin import adapter_origin
 from higgs_pipe.higgs.pretrained import weight_fingerprint
 from higgs_pipe.higgs.prompts import ModelPrompt, PromptRenderer
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.higgs.speech_prompts import (
     SpeechPrompt,
     Voice,

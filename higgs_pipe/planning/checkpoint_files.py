@@ -23,13 +23,20 @@ LARGEST = {
     "num_key_value_heads": 2**12,
     "head_dim": 2**12,
 }
+SIZES_OF_BODY = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
 # By model_type. Without these, a default would be taken that is another model's.
-SIZES_OF_BASE = {
-    V2: ("vocab_size", "num_codebooks", "codebook_size", "hidden_size", "num_hidden_layers"),
+NUMBERS_OF_BASE = {
+    V2: (
+        *(*SIZES_OF_BODY, "num_codebooks", "codebook_size"),
+        *("audio_token_id", "audio_bos_token_id", "audio_delay_token_id"),
+        *("audio_stream_bos_id", "audio_stream_eos_id"),
+    ),
     V3: (
-        *("text_config.vocab_size", "text_config.hidden_size", "text_config.num_hidden_layers"),
-        *("text_config.head_dim", "audio_encoder_config.num_codebooks"),
-        "audio_encoder_config.vocab_size",
+        *(f"text_config.{key}" for key in SIZES_OF_BODY),
+        *("audio_encoder_config.num_codebooks", "audio_encoder_config.vocab_size"),
     ),
 }
 SECTIONS = ("text_config", "audio_encoder_config")
@@ -84,12 +91,14 @@ def size_fault(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def missing_size(config: Mapping[str, Any]) -> str | None:
-    """Return which size the ``config.json`` of a base lacks, as a predicate, or None."""
-    for dotted in SIZES_OF_BASE[config["model_type"]]:
+def missing_number(config: Mapping[str, Any]) -> str | None:
+    """Return which number the ``config.json`` of a base lacks, as a predicate, or None."""
+    for dotted in NUMBERS_OF_BASE[config["model_type"]]:
         section, _, key = dotted.rpartition(".")
-        if key not in _section(config, section):
-            return f"has no {dotted} in its config.json"
+        number = _section(config, section).get(key)
+        if not isinstance(number, int):
+            found = "no" if number is None else "no whole number as"
+            return f"has {found} {dotted} in its config.json"
     return None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.planning.checkpoint_files import (
-    missing_size,
+    missing_number,
     read_header,
     read_object,
     size_fault,
@@ -97,8 +97,9 @@ def config_fault(setting: str, folder: Path) -> str | None:
         it_is = f"is that of {others[0]}" if others else f"is a {found!r}"
         listed = " or ".join(map(repr, model_types))
         return f"{it_is}; {kind} must have the model_type {listed} (in the published config.json)"
-    lacking = missing_size(config) if setting == "base_model" else None
-    fault = lacking or size_fault(config)
+    fault = size_fault(config)
+    if setting == "base_model":
+        fault = fault or missing_number(config)
     return f"{fault}; copy the checkpoint again" if fault else None
 
 

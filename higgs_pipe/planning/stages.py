@@ -30,7 +30,7 @@ STAGES = {
     "list_rows": Stage("validate", "list_rows", "list_rows", 7),
     "measure": Stage("validate", "measure_shard", "measure", 7),
     "validate": Stage("validate", "judge_clips", "validate", 10),
-    "clips_page": Stage("validate", "clips_page", "clips_page", 2),
+    "clips_page": Stage("validate", "clips_page", "clips_page", 3),
     "estimate": Stage("validate", "estimate", "estimate", 4),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 5),
     "pack": Stage("pack", "pack_rows", "pack", 7),

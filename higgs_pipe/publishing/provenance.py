@@ -8,7 +8,7 @@ from higgs_pipe.data.clips.results import NamedShare, Share, ValidationSummary
 from higgs_pipe.data.packing.results import PackedSplit, PackingSummary
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import CodecInfo
-from higgs_pipe.higgs.ancestor import Ancestor
+from higgs_pipe.higgs.adapter_files import Ancestor
 from higgs_pipe.training.results import Proof
 
 PROVENANCE = "provenance.json"

@@ -8,14 +8,13 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
+import soxr
 
 from higgs_pipe.data.audio import AudioError, decode
 from higgs_pipe.data.channels import to_mono
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.manifests.row import Row
-from higgs_pipe.data.resampling import resample
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, TRAIN
 from higgs_pipe.data.units import in_words, with_unit
@@ -139,7 +138,7 @@ def _player(span: Span, channel: int | None) -> Player | None:
             audio = decode(path, span.start_seconds, span.end_seconds)
         except AudioError:
             return None  # the reason stands beside it
-    mono = torch.from_numpy(to_mono(audio.samples, channel)[:, 0])
-    heard = resample(mono, audio.sample_rate_hz, PLAYER_RATE_HZ)
+    mono = to_mono(audio.samples, channel)[:, 0]
+    heard = soxr.resample(mono, audio.sample_rate_hz, PLAYER_RATE_HZ)
     num_samples = round(MAX_PLAYED_SECONDS * PLAYER_RATE_HZ)
-    return make_player(heard[:num_samples].numpy(), PLAYER_RATE_HZ, None)
+    return make_player(heard[:num_samples], PLAYER_RATE_HZ, None)

@@ -19,7 +19,7 @@ from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.ancestor import Ancestor
+from higgs_pipe.higgs.adapter_files import Ancestor
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.training.processes import from_main_process
 

@@ -11,10 +11,10 @@ from accelerate.utils import gather_object
 from higgs_pipe.config.settings import AutoOrBool
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
 from higgs_pipe.higgs.compilation import (
-    H200_FLOPS,
     choose_compilation,
     folder_of_compiled_code,
 )
+from higgs_pipe.higgs.compilation_costs import H200_FLOPS
 from higgs_pipe.higgs.loss import label_weights
 from higgs_pipe.higgs.memory import relative_work
 from higgs_pipe.higgs.model import DualLossModel

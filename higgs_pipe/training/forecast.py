@@ -6,7 +6,7 @@ from typing import Any
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.data.results import ResultPart
-from higgs_pipe.higgs.compilation import (
+from higgs_pipe.higgs.compilation_costs import (
     COLD_SECONDS,
     H200_FLOPS,
     SAVED_SECONDS_PER_POSITION,
@@ -18,11 +18,8 @@ from higgs_pipe.higgs.memory import (
     Memory,
     MemoryFormula,
     Parameters,
-    count_parameters,
-    memory_formula,
 )
-from higgs_pipe.training.plan import Plan, choose_plan, micro_step_seconds
-from higgs_pipe.training.planner import USABLE_SHARE
+from higgs_pipe.training.plan import USABLE_SHARE, Plan, choose_plan, micro_step_seconds
 
 CONTEXT_BYTES = 0.6e9  # of CUDA itself
 REACHED_SHARE = H200_FLOPS / 989e12  # of the data sheet's rate, in a large matrix product
@@ -109,6 +106,9 @@ def estimate_experiment(
         return ExperimentEstimate(
             num_steps=num_steps, parameters=None, cards=[], unknown_because=base_fault
         )
+    # The models, with which the stage would start seconds later.
+    from higgs_pipe.higgs.parameters import count_parameters, memory_formula
+
     parameters = count_parameters(base, train)
     formulas = {
         is_compiled: memory_formula(base, train, parameters.trainable, is_compiled)

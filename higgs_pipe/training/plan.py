@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
 from higgs_pipe.config.settings import TrainConfig
-from higgs_pipe.higgs.compilation import H200_FLOPS
+from higgs_pipe.higgs.compilation_costs import H200_FLOPS
 from higgs_pipe.higgs.memory import LAYERS_3B, MemoryFormula
 
+USABLE_SHARE = 0.95  # of free memory; the allocator cannot use every byte
 MAX_ROWS = 64
 NEARLY_AS_FAST = 1.03  # of the shortest time
 PADDING_SHARE = 0.02  # of the positions of a micro-batch (higgs/padding.py)

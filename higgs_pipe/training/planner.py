@@ -14,8 +14,9 @@ from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, collate
 from higgs_pipe.higgs.loss import label_weights
-from higgs_pipe.higgs.memory import WORKSPACE_BYTES, memory_formula
+from higgs_pipe.higgs.memory import WORKSPACE_BYTES
 from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.higgs.parameters import memory_formula
 from higgs_pipe.training.card import Card, card_of, free_memory
 from higgs_pipe.training.compiling import compile_where_it_pays, learn_nothing
 from higgs_pipe.training.graphs import (
@@ -24,13 +25,18 @@ from higgs_pipe.training.graphs import (
     make_capture,
     obstacle_to_graphs,
 )
-from higgs_pipe.training.plan import Choice, Plan, choose_plan, plan_without_card
+from higgs_pipe.training.plan import (
+    USABLE_SHARE,
+    Choice,
+    Plan,
+    choose_plan,
+    plan_without_card,
+)
 from higgs_pipe.training.state import TrainingState
 from higgs_pipe.training.step_inputs import StepInputs
 
 logger = logging.getLogger("higgs_pipe")
 
-USABLE_SHARE = 0.95  # the allocator cannot use every byte
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained parameter
 LEAST_FACTOR = 0.5
 GRAPHS_PAY = 0.95  # of the time without them

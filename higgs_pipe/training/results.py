@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.ancestor import Ancestor
+from higgs_pipe.higgs.adapter_files import Ancestor
 from higgs_pipe.training.hashed_lines import LINES_HASH, with_hash
 
 CODEBOOK_LOSS = "eval_audio_loss_codebook_"

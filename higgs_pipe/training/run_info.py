@@ -14,7 +14,7 @@ import higgs_pipe
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.results import write_hashed
-from higgs_pipe.higgs.ancestor import Ancestor
+from higgs_pipe.higgs.adapter_files import Ancestor
 from higgs_pipe.training.results import RunInfo
 
 PACKAGES = ("torch", "torchaudio", "transformers", "peft", "accelerate", "pyarrow", "soundfile")

@@ -15,7 +15,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import rendering
 from higgs_pipe.higgs.codec_checkpoint import codec_of_base
-from higgs_pipe.higgs.family import renderer_of
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.higgs.shards import Shards
 from higgs_pipe.planning.models import folder_fault
 
@@ -24,7 +24,7 @@ LOAD = """
 import resource, sys
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.family import renderer_of
+from higgs_pipe.higgs.renderers import renderer_of
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 try:

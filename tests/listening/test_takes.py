@@ -14,8 +14,8 @@ from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRow
 from higgs_pipe.higgs.codes import delay
-from higgs_pipe.higgs.family import renderer_of
 from higgs_pipe.higgs.generation import recorded_samples
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.listening import takes
 from higgs_pipe.listening.takes import Takes, recording_of
 

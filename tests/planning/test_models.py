@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.family import FAMILIES
-from higgs_pipe.planning.checkpoint_files import SIZES_OF_BASE
+from higgs_pipe.planning.checkpoint_files import NUMBERS_OF_BASE
 from higgs_pipe.planning.models import KINDS, check_folders, folder_fault, is_hub_id
 
 BODY, HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
@@ -128,7 +128,7 @@ def test_a_base_may_be_of_each_family(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", [family.model_type for family in FAMILIES])
 def test_a_base_without_one_of_its_sizes_is_refused(tmp_path: Path, family: str) -> None:
     base = checkpoint(tmp_path / "base", BODY, HEAD, model_type=family)
-    for dotted in SIZES_OF_BASE[family]:
+    for dotted in NUMBERS_OF_BASE[family]:
         config = config_of_base(family)
         section, _, key = dotted.rpartition(".")
         del (config[section] if section else config)[key]

@@ -14,7 +14,7 @@ from real_shape import real_shape
 
 from higgs_pipe import estimate
 from higgs_pipe.config.settings import TrainConfig
-from higgs_pipe.higgs.memory import count_parameters, memory_formula
+from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
 

@@ -33,11 +33,11 @@ from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows, collate
-from higgs_pipe.higgs.family import renderer_of
 from higgs_pipe.higgs.generation import recorded_samples
 from higgs_pipe.higgs.loss import objective
-from higgs_pipe.higgs.memory import count_parameters, memory_formula
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.parameters import count_parameters, memory_formula
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.higgs.v3.native import HiggsV3Config, HiggsV3Model
 from higgs_pipe.training.plan import micro_step_seconds
 from higgs_pipe.training.preflight import model_checks, offset_checks

@@ -914,12 +914,3 @@ def test_a_whole_corpus_is_accepted(
     assert {name: part["num_clips"] for name, part in summary["speakers"].items()} == speakers
     assert all(part["num_clips"] > 0 for part in summary["splits"].values())
     assert summary["num_audio_shared_by_splits"] == 0
-
-
-def test_the_stages_start_without_torch() -> None:
-    stages = "higgs_pipe.list_rows, higgs_pipe.measure, higgs_pipe.validate"
-    code = f"import sys, {stages}; print({{'torch', 'transformers'}} & set(sys.modules))"
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert process.stdout == "set()\n"

@@ -25,11 +25,12 @@ from higgs_pipe.higgs.compilation import (
     keep_compiled_code,
     missing_tool,
 )
+from higgs_pipe.higgs.compilation_costs import SAVED_SECONDS_PER_POSITION
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-HOUR = 3600 / compilation.SAVED_SECONDS_PER_POSITION  # positions that save an hour
+HOUR = 3600 / SAVED_SECONDS_PER_POSITION  # positions that save an hour
 
 
 @pytest.fixture

@@ -16,13 +16,9 @@ from safetensors.torch import load_file
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch
-from higgs_pipe.higgs.memory import (
-    WORKSPACE_BYTES,
-    MemoryFormula,
-    count_parameters,
-    memory_formula,
-)
+from higgs_pipe.higgs.memory import WORKSPACE_BYTES, MemoryFormula
 from higgs_pipe.higgs.model import DualLossModel
+from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.training import planner
 from higgs_pipe.training.card import card_of
 from higgs_pipe.training.forecast import KINDS, forecast

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import ASSISTANT, SYSTEM, USER, Conversation, Turn
 from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import IGNORED
-from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import Prompt, PromptRenderer, RenderError, TokenIds
 from higgs_pipe.higgs.rendering import check_template, render
-from higgs_pipe.higgs.v2.native import shape_of
+from higgs_pipe.higgs.rules import sizes_json
+from higgs_pipe.higgs.tokenizer import load_tokenizer
 from higgs_pipe.higgs.v2.rules import RULES
+from higgs_pipe.higgs.v2.shape import shape_of
 
 Message = dict[str, Any]
 
@@ -68,22 +68,22 @@ class ChatTemplate(PromptRenderer):
     rules = RULES
 
     def __init__(self, base: Pretrained) -> None:
-        config = load_pretrained(AutoConfig, base)
+        config = sizes_json(base)
         self.shape = shape_of(config)
-        self.tokenizer = load_pretrained(AutoTokenizer, base)
+        self.tokenizer = load_tokenizer(base)
         check_template(self.tokenizer.chat_template, base.name)
         self.tokens = HiggsTokens(
-            audio=config.audio_token_id,
-            audio_bos=config.audio_bos_token_id,
+            audio=config["audio_token_id"],
+            audio_bos=config["audio_bos_token_id"],
             audio_eos=self._token_id("<|audio_eos|>"),
-            audio_delay=config.audio_delay_token_id,
+            audio_delay=config["audio_delay_token_id"],
             end_of_turn=self._token_id("<|eot_id|>"),
-            stream_bos=config.audio_stream_bos_id,
-            stream_eos=config.audio_stream_eos_id,
-            num_codebooks=config.num_codebooks,
+            stream_bos=config["audio_stream_bos_id"],
+            stream_eos=config["audio_stream_eos_id"],
+            num_codebooks=config["num_codebooks"],
         )
         self._assistant_header = self.tokenized(ASSISTANT_HEADER)
-        self._check(base.name, config.vocab_size)
+        self._check(base.name, config["vocab_size"])
 
     def _check(self, name: str, vocab_size: int) -> None:
         """Check that template, tokenizer and model are those of one checkpoint.

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, HiggsAudioV2Config, HiggsAudioV2TokenizerModel
+from transformers import HiggsAudioV2Config, HiggsAudioV2TokenizerModel
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import write_json
@@ -32,6 +32,7 @@ from higgs_pipe.higgs.forms import (
 )
 from higgs_pipe.higgs.loading_errors import checkpoint_json
 from higgs_pipe.higgs.pretrained import checkpoint_dir, load_pretrained
+from higgs_pipe.higgs.tokenizer import load_tokenizer
 from higgs_pipe.higgs.v2.original_form import original_config, original_name
 
 GENERATION, PROCESSOR = "generation_config.json", "processor_config.json"
@@ -78,7 +79,7 @@ def write_original_files(folder: Path, base: Pretrained, _: Pretrained, dtype: t
         if path.name.startswith((*TOKENIZER_FILES, *LICENCES)):
             shutil.copyfile(path, folder / path.name)
     config = load_pretrained(HiggsAudioV2Config, base)
-    tokenizer = load_pretrained(AutoTokenizer, base)
+    tokenizer = load_tokenizer(base)
     write_json(folder / CONFIG, original_config(config, tokenizer, name_of(dtype)))
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     write_json(folder / GENERATION, {**ends, "pad_token_id": config.pad_token_id})

@@ -6,31 +6,14 @@ import torch
 from torch import nn
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
-from higgs_pipe.higgs.codes import MARGIN_FRAMES
 from higgs_pipe.higgs.packed_body import NativeParts
 from higgs_pipe.higgs.shape import BaseShape
+from higgs_pipe.higgs.v2.shape import shape_of as shape_of_json
 
 
 def shape_of(config: HiggsAudioV2Config) -> BaseShape:
-    """Return the sizes and token ids of a base; class defaults are traps, so all are its own."""
-    return BaseShape(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        vocab_size=config.vocab_size,
-        num_codebooks=config.num_codebooks,
-        codebook_size=config.codebook_size,
-        audio_token_id=config.audio_token_id,
-        audio_delay_token_id=config.audio_delay_token_id,
-        audio_stream_bos_id=config.audio_stream_bos_id,
-        audio_stream_eos_id=config.audio_stream_eos_id,
-        num_margin_frames=MARGIN_FRAMES,
-        num_eos_labels=1,
-        has_text_loss=True,
-    )
+    """Return the sizes and token ids of a native config."""
+    return shape_of_json(config.to_dict())
 
 
 def parts_of(native: HiggsAudioV2ForConditionalGeneration) -> NativeParts:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
-from higgs_pipe.higgs.v3.native import CODEC_PREFIX
+from higgs_pipe.planning import model_types
 
+CODEC_PREFIX = model_types.BUNDLED_CODECS[model_types.V3]
 CONFIG_KEY = "codec_config"
 RATIOS = [8, 5, 4, 2, 3]  # their product, 960 samples, is a frame
 # What differs from the defaults of Transformers: 527 tensors with 201,400,553 values.

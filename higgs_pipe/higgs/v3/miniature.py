@@ -20,10 +20,9 @@ from higgs_pipe.data.files import write_json
 from higgs_pipe.higgs.miniature_codec import build_codec
 from higgs_pipe.higgs.miniature_parts import byte_level_tokenizer, for_transformers, vary_norms
 from higgs_pipe.higgs.shards import INDEX
-from higgs_pipe.higgs.v3.codec import CONFIG_KEY, UNUSED
+from higgs_pipe.higgs.v3.codec import CODEC_PREFIX, CONFIG_KEY, UNUSED
 from higgs_pipe.higgs.v3.native import (
     AUDIO_HEAD,
-    CODEC_PREFIX,
     TEXT_HEAD,
     HiggsV3Config,
     HiggsV3Model,

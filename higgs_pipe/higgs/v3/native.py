@@ -23,9 +23,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3Mo
 from higgs_pipe.higgs.packed_body import NativeParts
 from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.shape import BaseShape
+from higgs_pipe.higgs.v3.shape import AUDIO_TOKEN_ID
+from higgs_pipe.higgs.v3.shape import shape_of as shape_of_json
 from higgs_pipe.planning import model_types
 
-CODEC_PREFIX = model_types.BUNDLED_CODECS[model_types.V3]
 TEXT_EMBEDDING = "tied.embedding.text_embedding.weight"
 AUDIO_EMBEDDING = "tied.embedding.modality_embeddings.0.embedding.weight"
 # Copies of the embeddings, which the checkpoint stores outside its index.
@@ -41,7 +42,7 @@ class HiggsV3Config(PreTrainedConfig):  # type: ignore[misc]  # Transformers has
 
     text_config: Any = None  # as in config.json, then a Qwen3Config
     audio_encoder_config: Any = None  # as in config.json
-    audio_token_id: int = -100
+    audio_token_id: int = AUDIO_TOKEN_ID
     tie_word_embeddings: bool = False  # the tied matrix is one parameter here
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -117,7 +118,7 @@ class HiggsV3Model(PreTrainedModel):  # type: ignore[misc]  # Transformers has n
     _no_split_modules = ("Qwen3DecoderLayer",)
     _supports_sdpa = True
     _keys_to_ignore_on_load_unexpected = (
-        rf"^{CODEC_PREFIX}".replace(".", r"\."),
+        rf"^{model_types.BUNDLED_CODECS[model_types.V3]}".replace(".", r"\."),
         *(rf"^{name}$".replace(".", r"\.") for name in (TEXT_HEAD, AUDIO_HEAD)),
     )
 
@@ -165,27 +166,8 @@ def next_frame_logits(native: HiggsV3Model, prompt: ModelPrompt) -> Tensor:
 
 
 def shape_of(config: HiggsV3Config) -> BaseShape:
-    """Return the sizes and token ids of a base; BOC and EOC are a codebook's last two entries."""
-    text, audio = config.text_config, config.audio_encoder_config
-    return BaseShape(
-        hidden_size=text.hidden_size,
-        intermediate_size=text.intermediate_size,
-        num_layers=text.num_hidden_layers,
-        num_attention_heads=text.num_attention_heads,
-        num_key_value_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        vocab_size=text.vocab_size,
-        num_codebooks=audio["num_codebooks"],
-        codebook_size=audio["vocab_size"],
-        audio_token_id=config.audio_token_id,
-        audio_delay_token_id=config.audio_token_id,
-        audio_stream_bos_id=audio["vocab_size"] - 2,
-        audio_stream_eos_id=audio["vocab_size"] - 1,
-        num_margin_frames=0,
-        num_eos_labels=audio["num_codebooks"],  # all: docs/decisions/0023
-        has_text_loss=False,
-        normalizes_heads=True,
-    )
+    """Return the sizes and token ids of a native config."""
+    return shape_of_json(config.to_dict())
 
 
 def parts_of(native: HiggsV3Model) -> NativeParts:

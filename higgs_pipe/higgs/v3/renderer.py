@@ -23,9 +23,10 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.pretrained import load_pretrained
 from higgs_pipe.higgs.prompts import NotRendered, Prompt, PromptRenderer, RenderError, TokenIds
+from higgs_pipe.higgs.rules import sizes_json
 from higgs_pipe.higgs.v2.marks import SPEAKER_MARK
-from higgs_pipe.higgs.v3.native import HiggsV3Config, shape_of
 from higgs_pipe.higgs.v3.rules import RULES
+from higgs_pipe.higgs.v3.shape import shape_of
 from higgs_pipe.higgs.v3.tags import TAGS
 
 TTS, REF_TEXT, REF_AUDIO = "<|tts|>", "<|ref_text|>", "<|ref_audio|>"
@@ -93,7 +94,7 @@ class Renderer(PromptRenderer):
     def __init__(self, base: Pretrained) -> None:
         # Of tokenizer.json as it is; a class by name would build another one.
         self.tokenizer = load_pretrained(PreTrainedTokenizerFast, base)
-        self.shape = shape_of(load_pretrained(HiggsV3Config, base))
+        self.shape = shape_of(sizes_json(base))
         vocabulary = self.tokenizer.get_vocab()
         if lacking := sorted({*NEEDED, *TAGS} - set(vocabulary)):
             raise UserError(

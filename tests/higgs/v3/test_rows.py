@@ -10,7 +10,7 @@ from reference_v3 import BOC, EOC, IGNORED, delayed_rows, row_labels
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.codes import delay, num_delayed_frames, target_labels, undelay
-from higgs_pipe.higgs.family import renderer_of
+from higgs_pipe.higgs.renderers import renderer_of
 
 
 @st.composite

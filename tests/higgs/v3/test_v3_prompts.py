@@ -11,8 +11,9 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.family import FAMILIES, renderer_of
+from higgs_pipe.higgs.family import FAMILIES
 from higgs_pipe.higgs.prompts import NotRendered, Prompt, PromptRenderer, RenderError
+from higgs_pipe.higgs.renderers import RENDERERS, renderer_of
 from higgs_pipe.higgs.rules import RULES
 
 AUDIO = Recording((0,))
@@ -158,5 +159,5 @@ def test_a_tokenizer_without_a_tag_is_refused(
 
 
 def test_validation_knows_the_rules_of_each_family() -> None:
-    assert {family.model_type: family.renderer.rules for family in FAMILIES} == RULES
+    assert {model_type: renderer.rules for model_type, renderer in RENDERERS.items()} == RULES
     assert [family.name for family in FAMILIES] == [rules.model for rules in RULES.values()]
