@@ -67,7 +67,7 @@ faults: $(READY)
 .PHONY: bench
 bench: $(READY)
 	$(IN_VENV) PYTHONPATH=. python bench/all.py --output bench/results.json \
-	  --page docs/proof.md
+	  --page docs/proof.md --performance docs/performance.md
 
 .PHONY: soak
 soak: $(READY)

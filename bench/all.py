@@ -1,11 +1,12 @@
 """Every benchmark, small, as one table of ratios beside their goals: ``make bench``.
 
-    PYTHONPATH=. python bench/all.py --output bench/results.json --page docs/proof.md
+    PYTHONPATH=. python bench/all.py --output bench/results.json --page docs/proof.md \
+        --performance docs/performance.md
 
 Each benchmark runs in a process of its own with one thread, in rounds that take the variants in
 turn; a ratio is the median over the rounds, its noise half of their range. Ends with 1 if a ratio
 misses its goal by more than its noise. Rows of a GPU are added where there is one. ``--only NAME``
-runs one benchmark.
+runs one benchmark. ``--performance`` names the page that shows the ratios of training.
 """
 
 import argparse
@@ -145,10 +146,9 @@ def planning_rows() -> list[Row]:
     def cpu_seconds(num_shards: int) -> float:
         with tempfile.TemporaryDirectory() as name:
             command = make_checkout(Path(name), num_shards)
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            before = children_seconds()
             dry_run_seconds(command, Path(name))
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            return children_seconds() - before
 
     few, many = ([cpu_seconds(n) for _ in range(NUM_ROUNDS)] for n in (10, 1_000))
     growth = Row("planning: time of 1,000 shards over 10", ratios(many, few), 3.0, at_least=False)
@@ -191,13 +191,24 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "gpu": gpu_rows,
 }
 
+# Shown by docs/performance.md too.
+OF_TRAINING = ("training", "families", "gpu")
 
-def rows_apart(name: str) -> list[Row]:
-    """Run one benchmark in a process of its own."""
+
+def rows_apart(name: str) -> tuple[list[Row], float]:
+    """Run one benchmark in a process of its own; return its rows and its processor minutes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, __file__, "--rows-of", name]
+    before = children_seconds()
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-    return [Row(**row) for row in json.loads(finished.stdout.splitlines()[-1])]
+    rows = [Row(**row) for row in json.loads(finished.stdout.splitlines()[-1])]
+    return rows, (children_seconds() - before) / 60
+
+
+def children_seconds() -> float:
+    """Return the processor time of the processes that this one started and that ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def table_of(found: Sequence[Row]) -> list[str]:
@@ -227,22 +238,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--page", type=Path, help="page whose table is replaced")
+    parser.add_argument("--performance", type=Path, help="page that shows those of training")
     parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
     parser.add_argument("--rows-of", choices=BENCHES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rows_of:
         print(json.dumps([asdict(row) for row in BENCHES[options.rows_of]()]))
         return 0
-    started, found = time.perf_counter(), []
+    started = time.perf_counter()
+    by_bench: dict[str, list[Row]] = {}
+    cpu_minutes: dict[str, float] = {}
     for name in options.only:
-        rows = rows_apart(name)
-        found += rows
-        print("\n".join(table_of(rows)[2:]), flush=True)
+        by_bench[name], cpu_minutes[name] = rows_apart(name)
+        print("\n".join(table_of(by_bench[name])[2:]), flush=True)
+    found = [row for rows in by_bench.values() for row in rows]
     about = machine()
     minutes = (time.perf_counter() - started) / 60
-    sentence = (
+    place = (
         f"{about['date']}, {about['processor']}, {about['num_cores']} cores, PyTorch "
-        f"{about['packages']['torch']}: {len(found)} ratios in {minutes:.0f} minutes."
+        f"{about['packages']['torch']}"
+    )
+    sentence = (
+        f"{place}: {len(found)} ratios in {minutes:.0f} minutes, "
+        f"{sum(cpu_minutes.values()):.0f} of them of one processor."
     )
     print(sentence)
     if options.output:
@@ -250,10 +268,14 @@ def main() -> int:
             {**asdict(row), "value": row.value, "noise": row.noise, "is_missed": row.is_missed}
             for row in found
         ]
-        content = {**about, "minutes": round(minutes, 1), "rows": rows_as_json}
+        spent = {name: round(spent, 2) for name, spent in cpu_minutes.items()}
+        content = {**about, "minutes": minutes, "cpu_minutes": spent, "rows": rows_as_json}
         options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if options.page:
         put_table(options.page, "bench", [sentence, "", *table_of(found)])
+    if options.performance:
+        shown = [row for name in OF_TRAINING for row in by_bench.get(name, [])]
+        put_table(options.performance, "ratios", [f"{place}.", "", *table_of(shown)])
     return int(any(row.is_missed for row in found))
 
 

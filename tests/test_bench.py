@@ -151,13 +151,21 @@ def test_a_missed_goal_ends_the_command_with_1(
     import all as benches
     from rows import Row
 
-    page, output = tmp_path / "page.md", tmp_path / "results.json"
+    page, shown, output = (tmp_path / name for name in ("page.md", "shown.md", "results.json"))
     page.write_text("<!-- bench -->\n<!-- end of bench -->\nAnd more.\n")
+    shown.write_text("<!-- ratios -->\n<!-- end of ratios -->\n")
     for ratio, status in ((2.0, 0), (0.5, 1)):
-        monkeypatch.setattr(benches, "rows_apart", lambda name, r=ratio: [Row(name, [r], 1.0)])
-        words = ["all.py", "--only", "packing", "--output", str(output), "--page", str(page)]
+        monkeypatch.setattr(
+            benches, "rows_apart", lambda name, r=ratio: ([Row(name, [r], 1.0)], 0.5)
+        )
+        words = ["all.py", "--only", "packing", "gpu", "--output", str(output)]
+        words += ["--page", str(page), "--performance", str(shown)]
         monkeypatch.setattr(sys, "argv", words)
         assert benches.main() == status
         assert f"| packing | {ratio:.2f} | 0.00 | at least 1 |" in page.read_text()
         assert page.read_text().endswith("And more.\n")
-        assert json.loads(output.read_text())["rows"][0]["value"] == ratio
+        assert "| gpu |" in shown.read_text()
+        assert "| packing |" not in shown.read_text()
+        found = json.loads(output.read_text())
+        assert found["rows"][0]["value"] == ratio
+        assert found["cpu_minutes"] == {"packing": 0.5, "gpu": 0.5}
