@@ -2,31 +2,28 @@
 
 import json
 import logging
-import os
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import MARK, PackedCorpus, run_validation, tone, write_stage_config
+from helpers import PackedCorpus, run_validation, tone, write_stage_config
 
 from higgs_pipe import tokenize_audio
 from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.higgs.v3 import miniature as v3_miniature
 
+pytest_plugins = ["leftovers"]
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
-    """End what a test has left running, also if it failed; a test that passes leaves nothing."""
-    marked = f"{MARK}={os.getpid()}\0".encode()  # by helpers.marked_environment
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        pid = int(environment.parent.name)
-        with suppress(OSError):
-            if pid != os.getpid() and marked in environment.read_bytes():
-                os.kill(pid, signal.SIGKILL)
+
+@pytest.hookimpl(trylast=True)  # when they are in random order
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: at the end, one of them would keep one worker alone."""
+    is_slow = {item.path: False for item in items}
+    for item in items:
+        is_slow[item.path] |= item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: not is_slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -52,13 +52,9 @@ def jobs_run(terminal: str) -> list[str]:
     return re.findall(r"^[\d:]{8}  \[\d+/\d+\] (.*)$", terminal, re.MULTILINE)
 
 
-# In the environment of every process that a test leaves running for a while.
-MARK = "HIGGS_PIPE_TEST"
-
-
-def marked_environment(**variables: str) -> dict[str, str]:
-    """An environment by which the end of a test finds what it has left running, and kills it."""
-    return os.environ | {"PYTHONPATH": str(ROOT), MARK: str(os.getpid())} | variables
+def environment_with(**variables: str) -> dict[str, str]:
+    """The environment, from which this checkout is imported."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | variables
 
 
 class Seen(Exception):
@@ -249,7 +245,7 @@ def launch(
         ROOT / "workflow/accelerate.yaml",
         accelerate_config=None if accelerate_config is None else str(accelerate_config),
     )
-    environment = marked_environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    environment = environment_with(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     return subprocess.run(
         f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
         shell=True,
@@ -309,8 +305,8 @@ def evaluate_in(
     return output / "eval"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Return as soon as a condition holds.
+def wait_until(condition: Callable[[], bool], seconds: float = 200.0) -> None:
+    """Return as soon as a condition holds; a busy machine may need long for it.
 
     Raises:
         TimeoutError: It does not hold in time.

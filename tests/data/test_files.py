@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import marked_environment, wait_until
+from helpers import environment_with, wait_until
 
 from higgs_pipe.data.files import OTHER_HOST_SECONDS, clear_left_behind, write_text
 
@@ -29,7 +29,7 @@ with getattr(files, sys.argv[1])(Path(sys.argv[2])) as temporary:
 
 def start_to_write(path: Path, kind: str = "atomic_write") -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", WRITER, kind, str(path)]
-    writer = subprocess.Popen(command, env=marked_environment())
+    writer = subprocess.Popen(command, env=environment_with())
     wait_until(lambda: any(entry.stat().st_size for entry in path.parent.glob(".*.tmp")))
     return writer
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import ROOT, PackedCorpus, write_stage_config
+from leftovers import unmarked_environment
 
 from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
 from higgs_pipe.planning.model_types import V2
@@ -27,9 +28,8 @@ class Zygote:
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        # Without the mark by which what a test has left is ended; it ends with its input.
         environment = {
-            **os.environ,
+            **unmarked_environment(),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "0",

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import has_ended, marked_environment, wait_until
+from helpers import environment_with, has_ended, wait_until
+from leftovers import kill, left_running
 
 from higgs_pipe.planning import process_tree
 from higgs_pipe.planning.process_tree import VARIABLE, Process
@@ -45,7 +46,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         note = tmp_path / "pid"
         starter = subprocess.Popen(
             [*command, sys.executable, "-c", JOB, str(note)],
-            env=marked_environment(**variables),
+            env=environment_with(**variables),
             start_new_session=True,
         )
         started.append(starter)
@@ -56,6 +57,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for starter in started:
         starter.kill()
         starter.wait()
+    kill(left_running().keys())  # jobs that have outlived it
 
 
 def test_a_job_ends_when_its_starter_is_killed(start: Start) -> None:

@@ -43,7 +43,7 @@ SlurmctldPort=26817
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$dir/run/munge.socket,cred_expire=20
+AuthInfo=socket=$dir/run/munge.socket,cred_expire=10
 CredType=cred/munge
 SlurmctldPidFile=$dir/run/slurmctld.pid
 SlurmctldLogFile=$dir/log/slurmctld.log

@@ -10,9 +10,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import MARK, ROOT, PackedCorpus, jobs_run, launch, marked_environment
+from helpers import ROOT, PackedCorpus, environment_with, jobs_run, launch
+from leftovers import unmarked_environment
 from safetensors.torch import load_file
-from workflow.stub_checkout import make_stub_checkout, snakemake, snakemake_command
+from workflow.forked_snakemake import run_snakemake
+from workflow.forked_stages import forking_python
+from workflow.stub_checkout import (
+    make_stub_checkout,
+    snakemake,
+    snakemake_command,
+    words_of_snakemake,
+)
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 IS_INSTALLED = all(map(shutil.which, ("slurmctld", "slurmd", "munged")))
@@ -30,15 +38,15 @@ pytestmark = [
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Two nodes with a fake GPU each; the environment in which Slurm's commands find them."""
     folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run([CLUSTER, "up", folder], check=True)
-    yield marked_environment(SLURM_CONF=str(folder / "etc/slurm.conf"))
+    subprocess.run([CLUSTER, "up", folder], env=unmarked_environment(), check=True)
+    yield environment_with(SLURM_CONF=str(folder / "etc/slurm.conf"))
     subprocess.run([CLUSTER, "down", folder], check=True)
 
 
 # With the profile, but asking Slurm more often than by default.
 ON_SLURM = [
     *("--workflow-profile", str(ROOT / "profiles/slurm")),
-    *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "2"),
+    *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"),
 ]
 
 
@@ -117,11 +125,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def timed(slurm: dict[str, str], packed: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training with the shortest time limit of Slurm, a minute, beside the other tests.
-
-    It has no mark, by which the end of the first test would kill it.
-    """
-    environment = {name: value for name, value in slurm.items() if name != MARK}
+    """A training with the shortest time limit of Slurm, a minute, beside the other tests."""
+    environment = unmarked_environment() | {"SLURM_CONF": slurm["SLURM_CONF"]}
     copy = shutil.copytree(packed, packed.with_name("timed"))
     limit = ["--set-resources", "train_adapter:runtime=1"]
     process = start(copy, environment, "train", *ON_SLURM, *limit, *ON_ONE_CPU, checkout=copy)
@@ -134,9 +139,9 @@ def timed(slurm: dict[str, str], packed: Path) -> Iterator[subprocess.Popen[str]
 SETTINGS = {
     "num_processes": 2,
     "num_machines": 2,
-    "num_epochs": 60,
+    "num_epochs": 40,
     "rows_per_step": 2,
-    "save_steps": 20,
+    "save_steps": 10,
     "eval_steps": 1000,
     "learning_rate": 0.001,
     "sample_steps": None,
@@ -144,9 +149,10 @@ SETTINGS = {
 }
 
 
-def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
-    slurm: dict[str, str], corpus: PackedCorpus, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def judged(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that trains on two machines, with its clips in two shards."""
+    folder = tmp_path_factory.mktemp("judged")
     settings = {
         "manifest": str(corpus.directory / "manifest.jsonl"),
         "base_model": str(corpus.base),
@@ -155,41 +161,52 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
         "pack": {"max_tokens": 512},
         "train": SETTINGS,
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    clips = start(tmp_path, slurm, "--cores", "2", "results/data/validation.json")
-    output = clips.communicate(timeout=300)[0]
-    assert clips.returncode == 0, output
-    running = start(tmp_path, slurm, "train", *ON_SLURM)
-    folder = tmp_path / "results/experiments/default/train"
-    wait_for(folder, "checkpoints/step-*", running)
-    [killed] = [job for job in jobs_of(slurm, tmp_path) if "train_adapter" in job["Comment"]]
-    subprocess.run(["scancel", killed["JobId"]], env=slurm, check=True)
-    output = running.communicate(timeout=600)[0]
-    assert running.returncode == 0, output
-    assert "resuming after step" in (tmp_path / "logs/experiments/default/train.log").read_text()
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    run_with_forks(folder, "results/data/validation.json")
+    return folder
 
-    jobs = jobs_of(slurm, tmp_path)
-    tokenized = [job for job in jobs if "tokenize_shard" in job["Comment"]]
+
+def run_with_forks(folder: Path, *words: str) -> None:
+    """Run part of the workflow on this machine."""
+    words = (*words_of_snakemake(ROOT, "--cores", "2"), *words)
+    run = run_snakemake([*words], folder, python=str(forking_python()))
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_shard_is_a_job_with_a_gpu_of_its_own(
+    slurm: dict[str, str], judged: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(judged, tmp_path / "copy")
+    running = start(folder, slurm, "tokenize", *ON_SLURM)
+    output = running.communicate(timeout=400)[0]
+    assert running.returncode == 0, output
+    tokenized = [job for job in jobs_of(slurm, folder) if "tokenize_shard" in job["Comment"]]
     assert [job["TresPerJob"] for job in tokenized] == ["gres:gpu:1"] * 2
     assert {job["NodeList"] for job in tokenized} == {"n1", "n2"}
-    trained = [job for job in jobs if "train_adapter" in job["Comment"]]
+
+
+def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
+    slurm: dict[str, str], judged: Path, tmp_path: Path
+) -> None:
+    project = shutil.copytree(judged, tmp_path / "copy")
+    run_with_forks(project, "pack")
+    running = start(project, slurm, "train", *ON_SLURM)
+    folder = project / "results/experiments/default/train"
+    wait_for(folder, "checkpoints/step-*", running)
+    [killed] = [job for job in jobs_of(slurm, project) if "train_adapter" in job["Comment"]]
+    subprocess.run(["scancel", killed["JobId"]], env=slurm, check=True)
+    alone = train_alone(project, tmp_path / "alone")
+    output = running.communicate(timeout=600)[0]
+    assert running.returncode == 0, output
+    assert "resuming after step" in (project / "logs/experiments/default/train.log").read_text()
+
+    trained = [job for job in jobs_of(slurm, project) if "train_adapter" in job["Comment"]]
     assert [job["NodeList"] for job in trained] == ["n[1-2]"] * 2
     assert [job["TresPerNode"] for job in trained] == ["gres:gpu:1"] * 2
     assert jobs_run(output).count("train_adapter default") == 2
-    first = tmp_path / ".snakemake/slurm_logs/rule_train_adapter/default" / f"{killed['JobId']}.log"
+    first = project / ".snakemake/slurm_logs/rule_train_adapter/default" / f"{killed['JobId']}.log"
     assert "Traceback" not in first.read_text()
 
-    alone = tmp_path / "alone"
-    finished = launch(
-        2,
-        *("-m", "higgs_pipe.train", "--config", str(tmp_path / "results/config/train.json")),
-        *("--overrides", "{}", "--output-dir", str(alone)),
-        *("--train-rows", str(tmp_path / "results/packed/train.parquet")),
-        *("--eval-rows", str(tmp_path / "results/packed/eval.parquet")),
-        *("--adapter-dir", str(alone / "adapter"), "--compile-cache", str(alone / "compiled")),
-        *("--log", str(alone / "train.log")),
-    )
-    assert finished.returncode == 0, finished.stderr
     expected = load_file(alone / "adapter/adapter_model.safetensors")
     found = load_file(folder / "adapter/adapter_model.safetensors")
     assert found.keys() == expected.keys()
@@ -197,6 +214,21 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     steps = [line["step"] for line in map(json.loads, lines) if "loss" in line]
     assert steps == sorted(set(steps))
+
+
+def train_alone(project: Path, output: Path) -> Path:
+    """Train on the rows of a project by two processes of this machine."""
+    finished = launch(
+        2,
+        *("-m", "higgs_pipe.train", "--config", str(project / "results/config/train.json")),
+        *("--overrides", "{}", "--output-dir", str(output)),
+        *("--train-rows", str(project / "results/packed/train.parquet")),
+        *("--eval-rows", str(project / "results/packed/eval.parquet")),
+        *("--adapter-dir", str(output / "adapter"), "--compile-cache", str(output / "compiled")),
+        *("--log", str(output / "train.log")),
+    )
+    assert finished.returncode == 0, finished.stderr
+    return output
 
 
 def assert_it_saved_and_went_on(folder: Path, process: subprocess.Popen[str]) -> str:
@@ -233,12 +265,12 @@ def test_a_scheduler_that_does_not_answer_ends_the_run_before_any_job(
 ) -> None:
     (tmp_path / "slurm.conf").write_text(
         "ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\n"
-        "NodeName=n1\nPartitionName=main Nodes=n1\n"
+        "NodeName=n1\nPartitionName=main Nodes=n1\nMessageTimeout=2\n"
     )
-    environment = marked_environment(SLURM_CONF=str(tmp_path / "slurm.conf"))
+    environment = environment_with(SLURM_CONF=str(tmp_path / "slurm.conf"))
     copy = shutil.copytree(packed, tmp_path / "check out")
     ended = start(copy, environment, *ON_SLURM, "--forceall", checkout=copy)
-    output = ended.communicate(timeout=120)[0]
+    output = ended.communicate(timeout=400)[0]
     assert ended.returncode == 2, output
     assert "Slurm does not answer: " in output
     assert jobs_run(output) == []

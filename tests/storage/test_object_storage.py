@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT, marked_environment, rows_of_tones, wait_until
+from helpers import ROOT, environment_with, rows_of_tones, wait_until
 from safetensors.numpy import load
 from workflow.stub_checkout import make_stub_checkout, write_config
 
@@ -61,7 +61,7 @@ class Server:
     def snakemake(self, folder: Path, *words: str) -> str:
         """Run Snakemake with credentials in its environment; return what it shows."""
         folder.mkdir(exist_ok=True)
-        environment = marked_environment(
+        environment = environment_with(
             SNAKEMAKE_STORAGE_S3_ENDPOINT_URL=self.url,
             SNAKEMAKE_STORAGE_S3_ACCESS_KEY=KEY_ID,
             SNAKEMAKE_STORAGE_S3_SECRET_KEY=SECRET,
@@ -100,7 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         serving = subprocess.Popen(
             [python.with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
             stdout=stream,
-            stderr=stream,  # without the mark of a test: the end of the first one would kill it
+            stderr=stream,
         )
     found = Server(f"http://127.0.0.1:{port}", log, python)
     wait_until(lambda: "Running on" in log.read_text())

@@ -22,9 +22,9 @@ import torch
 from helpers import (
     ROOT,
     PackedCorpus,
+    environment_with,
     files_of_at_most,
     has_ended,
-    marked_environment,
     wait_until,
     write_stage_config,
 )
@@ -69,7 +69,7 @@ def start(
     command += [*program, "--config", str(config)]
     command += ["--train-rows", str(corpus.train_rows), "--eval-rows", str(corpus.eval_rows)]
     command += ["--output-dir", str(output), "--log", str(output / "train.log")]
-    environment = marked_environment(OMP_NUM_THREADS="1")
+    environment = environment_with(OMP_NUM_THREADS="1")
     return subprocess.Popen(
         command,
         env=environment,
@@ -127,18 +127,18 @@ def assert_same_run(output: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
-    corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path, number: Any
+    corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    process = start(corpus, tmp_path)
-    wait_for_step(tmp_path, 6)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
-    assert "checkpoint saved" in stderr
-    assert not (tmp_path / "adapter").exists()
-    (tmp_path / "metrics.jsonl").unlink()  # as Snakemake does with a declared output
+    for step, number in ((3, signal.SIGTERM), (7, signal.SIGINT), (11, signal.SIGHUP)):
+        process = start(corpus, tmp_path)
+        wait_for_step(tmp_path, step)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 128 + number
+        assert "checkpoint saved" in stderr
+        assert not (tmp_path / "adapter").exists()
+        (tmp_path / "metrics.jsonl").unlink()  # as Snakemake does with a declared output
 
     stderr = finish(start(corpus, tmp_path))
     assert "resuming after step" in stderr
@@ -165,21 +165,6 @@ def test_kill_9_while_saving_falls_back_to_the_checkpoint_before(
     assert_same_run(tmp_path, uninterrupted)
 
 
-@pytest.mark.slow
-def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_anew(
-    corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
-) -> None:
-    process = start(corpus, tmp_path, learning_rate=1e-4)
-    wait_for_step(tmp_path, 9)
-    process.kill()
-    process.communicate(timeout=60)
-    stderr = finish(start(corpus, tmp_path))
-    assert "other settings" in stderr
-    assert "resuming" not in stderr
-    assert list((tmp_path / "checkpoints/set-aside").glob("*.pt"))
-    assert_same_run(tmp_path, uninterrupted)
-
-
 def process_of_rank(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
     found = psutil.Process(launcher.pid).children()
     return next(process for process in found if process.environ().get("RANK") == str(rank))
@@ -199,33 +184,62 @@ def uninterrupted_on_two(corpus: PackedCorpus, tmp_path_factory: pytest.TempPath
     return output
 
 
-@pytest.mark.slow
-def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
-    corpus: PackedCorpus, uninterrupted_on_two: Path, tmp_path: Path
-) -> None:
-    """Stopped twice, killed, and hung: five sessions, one training."""
+@pytest.fixture
+def session(corpus: PackedCorpus, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Goes on with one training by two processes, and returns once a step is done."""
 
-    def session(step: int, **settings: Any) -> subprocess.Popen[str]:
+    def go_on(step: int, **settings: Any) -> subprocess.Popen[str]:
         launcher = start(corpus, tmp_path, 2, num_epochs=20, **settings)
         wait_for_step(tmp_path, step)
         return launcher
 
-    launcher = session(5)  # SIGTERM to one process alone
+    return go_on
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_end_as_if_nothing_had(
+    session: Callable[..., subprocess.Popen[str]],
+    corpus: PackedCorpus,
+    uninterrupted_on_two: Path,
+    tmp_path: Path,
+) -> None:
+    """The launcher killed, and a SIGTERM to one process alone: three sessions, one training."""
+    launcher = session(5, save_steps=1000)
+    processes = [process_of_rank(launcher, rank) for rank in (0, 1)]
+    launcher.kill()
+    wait_until(lambda: all(map(has_ended, processes)))
+    launcher.communicate()
+    [saved] = (tmp_path / "checkpoints").iterdir()
+    assert 5 <= int(saved.stem.removeprefix("step-")) < 20
+
+    launcher = session(25)
     process_of_rank(launcher, 1).terminate()
     assert "checkpoint saved" in last_words(launcher)
     assert launcher.returncode == 128 + signal.SIGTERM
 
-    launcher = session(15)  # Ctrl-C: to the launcher and to every process
-    os.killpg(launcher.pid, signal.SIGINT)
+    assert "resuming after step" in finish(start(corpus, tmp_path, 2, num_epochs=20))
+    assert_same_run(tmp_path, uninterrupted_on_two)
+
+
+@pytest.mark.slow
+def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
+    session: Callable[..., subprocess.Popen[str]],
+    corpus: PackedCorpus,
+    uninterrupted_on_two: Path,
+    tmp_path: Path,
+) -> None:
+    """Stopped, killed, and hung: four sessions, one training."""
+    launcher = session(5)
+    os.killpg(launcher.pid, signal.SIGINT)  # Ctrl-C: to the launcher and to every process
     assert "checkpoint saved" in last_words(launcher)
     assert launcher.returncode == 128 + signal.SIGINT
 
-    launcher = session(25)
+    launcher = session(15)
     process_of_rank(launcher, 1).kill()
     assert last_words(launcher).startswith("SIGKILL ended process 1.")
     assert launcher.returncode == 128 + signal.SIGKILL
 
-    launcher = session(35, timeout_seconds=10)
+    launcher = session(25, timeout_seconds=10)
     hung = process_of_rank(launcher, 1)
     hung.suspend()
     answer = last_words(launcher)
@@ -235,22 +249,6 @@ def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
 
     launcher = start(corpus, tmp_path, 2, num_epochs=20)
     assert "resuming after step" in finish(launcher)
-    assert_same_run(tmp_path, uninterrupted_on_two)
-
-
-@pytest.mark.slow
-def test_a_killed_launcher_ends_its_processes_which_save_a_checkpoint(
-    corpus: PackedCorpus, uninterrupted_on_two: Path, tmp_path: Path
-) -> None:
-    launcher = start(corpus, tmp_path, 2, num_epochs=20, save_steps=1000)
-    wait_for_step(tmp_path, 5)
-    processes = [process_of_rank(launcher, rank) for rank in (0, 1)]
-    launcher.kill()
-    wait_until(lambda: all(map(has_ended, processes)))
-    launcher.communicate()
-    [saved] = (tmp_path / "checkpoints").iterdir()
-    assert 5 <= int(saved.stem.removeprefix("step-")) < 20
-    assert "resuming after step" in finish(start(corpus, tmp_path, 2, num_epochs=20))
     assert_same_run(tmp_path, uninterrupted_on_two)
 
 
@@ -306,6 +304,22 @@ def uninterrupted_here(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFa
     output = tmp_path_factory.mktemp("uninterrupted-here")
     train(corpus, output)
     return output
+
+
+def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_anew(
+    corpus: PackedCorpus,
+    uninterrupted_here: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with signals_in_the_first_step(), pytest.raises(SystemExit):
+        train(corpus, tmp_path, learning_rate=1e-4)
+    with caplog.at_level(logging.INFO, "higgs_pipe"):
+        train(corpus, tmp_path)
+    assert "other settings" in caplog.text
+    assert "resuming" not in caplog.text
+    assert list((tmp_path / "checkpoints/set-aside").glob("*.pt"))
+    assert_same_run(tmp_path, uninterrupted_here)
 
 
 def adapter_bytes(output: Path) -> int:

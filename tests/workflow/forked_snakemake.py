@@ -1,7 +1,7 @@
 """Snakemake in forks of a process that has imported it: started within 0.05 s in place of 1.5.
 
-As a program, reads a JSON object per line (``words``, ``cwd``, ``environment``, ``stdout`` and
-``stderr``, which are paths) and answers with the exit code.
+As a program, reads a JSON object per line (``words``, ``cwd``, ``environment``, ``python``,
+``stdout`` and ``stderr``, which are paths) and answers with the exit code.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ LATER = (
 @cache
 def parent() -> subprocess.Popen[str]:
     """The process that forks; it ends with this one."""
+    from leftovers import unmarked_environment  # which the program below does not find
+
     process = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__],
+        env=unmarked_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     atexit.register(end, process)
     return process
@@ -42,24 +48,30 @@ def parent() -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> None:
     """Kill the process that forks and the run that it may be waiting for."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
     process.kill()
     process.communicate()
 
 
 def run_snakemake(
-    words: list[str], cwd: Path, environment: Mapping[str, str] = os.environ
+    words: list[str],
+    cwd: Path,
+    environment: Mapping[str, str] = os.environ,
+    python: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake to its end, as ``python -m snakemake`` in a folder would."""
+    """Run Snakemake to its end, as ``python -m snakemake`` in a folder would.
+
+    Jobs find its ``python`` first.
+    """
     process = parent()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stack.callback(parent.cache_clear)
         stack.callback(end, process)
         streams = [Path(folder, name) for name in ("stdout", "stderr")]
         job: dict[str, Any] = {"words": words, "cwd": str(cwd), "environment": dict(environment)}
-        job |= {stream.name: str(stream) for stream in streams}
+        job |= {stream.name: str(stream) for stream in streams} | {"python": python}
         process.stdin.write(f"{json.dumps(job)}\n")
         process.stdin.flush()
         code = int(process.stdout.readline())
@@ -88,6 +100,7 @@ def become(job: dict[str, Any]) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    sys.executable = job["python"]
     sys.path[0] = job["cwd"]
     sys.argv = [snakemake.cli.__file__, *job["words"]]
 

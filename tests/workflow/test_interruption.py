@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import MARK, marked_environment, wait_until
+from helpers import environment_with, wait_until
+from leftovers import kill, left_running
 from workflow.stub_checkout import make_stub_checkout, snakemake, snakemake_command
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ class Workflow:
         self.popen = subprocess.Popen(
             self.command,
             cwd=self.checkout,
-            env=marked_environment(),
+            env=environment_with(),
             start_new_session=True,
             stderr=subprocess.DEVNULL,
         )
@@ -63,7 +64,7 @@ class Workflow:
 
     def start_in_terminal(self) -> int:
         """Start it as a shell does in a terminal; return the terminal."""
-        environment = marked_environment()
+        environment = environment_with()
         pid, terminal = pty.fork()
         if pid == 0:
             os.chdir(self.checkout)
@@ -76,22 +77,11 @@ class Workflow:
         wait_until(lambda: all((self.folder / f"{state}-{i}").is_file() for i in (0, 1)))
 
     def job(self, module: str) -> psutil.Process:
-        return next(p for p in self.processes() if f"higgs_pipe.{module}" in p.cmdline())
-
-    def processes(self) -> list[psutil.Process]:
-        """Those of this run that have not ended."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                is_ours = process.environ().get(MARK) == str(os.getpid())
-                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        found = left_running().items()
+        return psutil.Process(next(number for number, c in found if f"higgs_pipe.{module} " in c))
 
     def wait_for_end(self) -> None:
-        wait_until(lambda: self.processes() == [])
+        wait_until(lambda: left_running() == {})
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +98,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workflow(packed: Path) -> Iterator[Workflow]:
     workflow = Workflow(packed)
     yield workflow
-    for process in workflow.processes():
-        process.kill()
+    kill(left_running().keys())
     if workflow.popen is not None:
         workflow.popen.wait()
     for path in workflow.folder.glob("*-[01]"):
@@ -128,7 +117,7 @@ def test_a_signal_to_snakemake_alone_lets_the_training_save(
 ) -> None:
     workflow.start().send_signal(number)
     workflow.wait_for("saved")
-    assert workflow.popen.wait(60) == 1
+    assert workflow.popen.wait(200) == 1
     workflow.wait_for_end()
     assert not is_locked(workflow)
 
@@ -145,7 +134,7 @@ def test_a_second_run_in_the_folder_of_another_ends_with_what_to_do(workflow: Wo
 def test_the_training_of_a_killed_snakemake_saves_and_ends(workflow: Workflow) -> None:
     workflow.start().kill()
     workflow.wait_for("saved")
-    workflow.popen.wait(60)
+    workflow.popen.wait(200)
     workflow.wait_for_end()
 
 
@@ -153,7 +142,7 @@ def test_the_training_of_a_killed_launcher_saves_and_ends(workflow: Workflow) ->
     workflow.start()
     workflow.job("training.launch").kill()
     workflow.wait_for("saved")
-    assert workflow.popen.wait(60) == 1
+    assert workflow.popen.wait(200) == 1
     workflow.wait_for_end()
 
 
@@ -187,7 +176,7 @@ def test_a_stage_on_data_ends_with_its_snakemake(workflow: Workflow) -> None:
     )
     workflow.command = snakemake_command(workflow.checkout, "--cores", "2", "validate")
     popen = subprocess.Popen(
-        workflow.command, cwd=workflow.checkout, env=marked_environment(), stderr=subprocess.DEVNULL
+        workflow.command, cwd=workflow.checkout, env=environment_with(), stderr=subprocess.DEVNULL
     )
     wait_until((workflow.checkout / "running").is_file)
     popen.kill()

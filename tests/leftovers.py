@@ -1,0 +1,74 @@
+"""A plugin of pytest: a test that leaves a process running fails, and the process is killed.
+
+Processes that tests start are known by a variable in their environment, which they inherit however
+they are started and whoever has adopted them. What fixtures of wider scope start before a test may
+live on; what starts later and shall live on is started with ``unmarked_environment()``.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Set
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+MARK = "HIGGS_PIPE_TEST"
+# So long a process may take to end of which a test has seen that it ends.
+GRACE_SECONDS = 10.0
+# Libraries start these once and use them until the end.
+OF_LIBRARIES = (b"multiprocessing.resource_tracker", b"compile_worker")
+
+os.environ[MARK] = str(os.getpid())  # of this worker
+
+
+def unmarked_environment() -> dict[str, str]:
+    """The environment for a process that outlives the test that starts it."""
+    return {name: value for name, value in os.environ.items() if name != MARK}
+
+
+def running() -> set[int]:
+    """The numbers of all processes."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208 - quicker
+
+
+def left_running(before: Set[int] = frozenset()) -> dict[int, str]:
+    """The command lines of processes that this worker's tests have started, by number."""
+    marked = f"{MARK}={os.getpid()}".encode()
+    found = {}
+    for process in running() - before - {os.getpid()}:
+        with suppress(OSError):  # it has ended
+            folder = Path(f"/proc/{process}")
+            command = (folder / "cmdline").read_bytes()
+            is_of_library = any(name in command for name in OF_LIBRARIES)
+            if marked in (folder / "environ").read_bytes().split(b"\0") and not is_of_library:
+                found[process] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+def kill(processes: Set[int]) -> None:
+    """Kill processes that may have ended by themselves."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Fail a test, also one that has failed, if what it started is still running."""
+    before = running()
+    yield
+    deadline = time.monotonic() + GRACE_SECONDS
+    while left := left_running(before):
+        if time.monotonic() > deadline:
+            kill(left.keys())
+            lines = "\n".join(f"{process}: {command}" for process, command in left.items())
+            pytest.fail(f"The test has left processes running:\n{lines}", pytrace=False)
+        time.sleep(0.02)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Kill what fixtures of wider scope have left."""
+    if not session.config.getoption("numprocesses", default=None):  # else its workers, marked, too
+        kill(left_running().keys())
