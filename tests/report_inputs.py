@@ -228,6 +228,7 @@ class Inputs:
             "fallbacks": [],
             "rejected": [],
         }
+        self.more_packing: dict[str, Any] = {}  # by base model, beside the first
         # With other recordings each experiment has the results of eval/other/ too: `add_other`.
         self.other: dict[str, dict[str, Any]] = {}
         self.clip_seconds = np.linspace(1.0, 29.5, 120)
@@ -281,6 +282,9 @@ class Inputs:
                 experiment[f"eval/other/{name}.json"] = value
             sentences = ["It has forgotten.", "Audio loss there: worse."]
             experiment["eval/other/verdict.json"] |= {"overall": overall, "sentences": sentences}
+            experiment["eval/other/metrics.json"]["adapter"]["eval_loss"] = 11.9
+            [worst] = experiment["eval/other/breakdown.json"]["worst_clips"]
+            worst["clip_id"] = "o7"
 
     def add_temperature(self, temperature: float) -> None:
         """Speak at one more temperature: the base stops in 25 %, the adapter in 75 %."""
@@ -308,6 +312,7 @@ class Inputs:
         for name, experiment in self.experiments.items():
             files |= {f"experiments/{name}/{path}": value for path, value in experiment.items()}
         files |= {f"other/{path}": value for path, value in self.other.items()}
+        files |= {f"{base}/packing.json": value for base, value in self.more_packing.items()}
         for path, value in files.items():
             values = value if path.endswith(".jsonl") else [value]
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -315,9 +320,10 @@ class Inputs:
         self.write_clips()
         for name in self.experiments:
             folder = self.folder / "experiments" / name
-            self.write_speech(folder / "eval", folder / "samples")
+            self.write_speech(folder / "eval", folder / "samples", self.adapter_seconds)
             if self.other:
-                self.write_speech(folder / "eval/other", folder / "eval/other/samples")
+                other = folder / "eval/other"
+                self.write_speech(other, other / "samples", (3.0, 3.25, 3.5))
 
     def write_clips(self) -> None:
         splits = ["eval" if i % 5 == 0 else "train" for i in range(len(self.clip_seconds))]
@@ -327,12 +333,14 @@ class Inputs:
         ]
         write_table(self.folder / "clips.parquet", CLIPS, rows)
 
-    def write_speech(self, eval_dir: Path, samples: Path) -> None:
+    def write_speech(
+        self, eval_dir: Path, samples: Path, adapter_seconds: tuple[float, ...]
+    ) -> None:
         rows = []
         for i, text in enumerate(self.texts):
             reference = None if i else "c0-reference.wav"
             lengths = {"recording": 1.0, "codec": 1.0, "base": 4.0}
-            lengths["adapter"] = self.adapter_seconds[i]
+            lengths["adapter"] = adapter_seconds[i]
             for voice, seconds in lengths.items():
                 is_drawn = voice in ("base", "adapter")
                 row = blank_row(GENERATED) | {
@@ -352,8 +360,8 @@ class Inputs:
             config=self.folder / "report.json",
             clips=self.folder / "clips.parquet",
             validation=self.folder / "validation.json",
-            packing=[self.folder / "packing.json"],
-            bases=["tiny"],
+            packing=[self.folder / base / "packing.json" for base in ("", *self.more_packing)],
+            bases=["tiny", *self.more_packing],
             experiments_dir=self.folder / "experiments",
             other_validation=self.folder / "other/data/validation.json",
             other_packing=[self.folder / "other/packed/packing.json"],

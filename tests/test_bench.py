@@ -143,6 +143,19 @@ def test_a_ratio_misses_its_goal_only_beyond_its_noise(train_step: Any) -> None:
     for goal, missed in goals.items():
         found = Row("a", rounds, goal), Row("b", rounds, goal, at_least=False)
         assert tuple(row.is_missed for row in found) == missed
+        assert [row.value for row in found] == [2.0, 2.0]
+
+
+def test_a_speed_is_the_others_time_over_ours(
+    train_step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import all as benches
+
+    seconds = {"native": [4.0], "ours": [1.0], "body": [0.8]}
+    monkeypatch.setattr(benches, "build_round", lambda *_: None)
+    monkeypatch.setattr(benches, "in_turn", lambda *_: seconds)
+    speed, time_over_body, other_speed = benches.training_rows()
+    assert (speed.value, time_over_body.value, other_speed.value) == (4.0, 1.25, 4.0)
 
 
 def test_a_missed_goal_ends_the_command_with_1(
@@ -162,7 +175,8 @@ def test_a_missed_goal_ends_the_command_with_1(
         words += ["--page", str(page), "--performance", str(shown)]
         monkeypatch.setattr(sys, "argv", words)
         assert benches.main() == status
-        assert f"| packing | {ratio:.2f} | 0.00 | at least 1 |" in page.read_text()
+        judged = "**missed**" if status else "reached"
+        assert f"| packing | {ratio:.2f} | 0.00 | at least 1 | {judged} |" in page.read_text()
         assert page.read_text().endswith("And more.\n")
         assert "| gpu |" in shown.read_text()
         assert "| packing |" not in shown.read_text()

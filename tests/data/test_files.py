@@ -41,6 +41,16 @@ def write_another(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_name = []
+    monkeypatch.setattr(os, "fsync", lambda _: has_name.append((tmp_path / "a").exists()))
+    write_text(tmp_path / "a", "whole")
+    assert has_name == [False]
+    assert (tmp_path / "a").read_text() == "whole"
+
+
 @pytest.mark.parametrize("kind", ["atomic_write", "folder_beside"])
 def test_what_a_killed_process_left_is_removed_and_of_a_living_one_stays(
     tmp_path: Path, kind: str

@@ -183,6 +183,21 @@ def test_real_recordings_have_the_measures_of_clean_speech() -> None:
         assert text.fits_language
 
 
+def test_what_is_50_db_below_the_peak_is_in_the_band_and_no_less() -> None:
+    for below_db, expected_hz in ((40, 8_000), (60, 1_000)):
+        overtone = sine(8_000, 0.5 * 10 ** (-below_db / 20))
+        assert measured(sine(1_000, 0.5) + overtone).bandwidth_hz == pytest.approx(
+            expected_hz, abs=100
+        )
+
+
+def test_one_loud_frame_in_ten_makes_the_others_silent() -> None:
+    """Loud is the 95th percentile, which of ten frames is the loudest."""
+    levels = [0.5 * 10 ** (-45 / 20)] * 9 + [0.5]
+    frames = [sine(500, level, seconds=0.02) for level in levels]
+    assert measured(np.concatenate(frames)).silence_fraction == pytest.approx(0.9)
+
+
 # --- Text -----------------------------------------------------------------------------------------
 
 
@@ -273,6 +288,10 @@ def test_few_or_equal_values_have_no_outliers() -> None:
     assert outliers([1, 1, 1, 1, 1, 1, 100]) == []
     assert outliers([3.0] * 20) == []
     assert outliers([]) == []
+
+
+def test_a_measure_of_two_common_values_has_no_outliers() -> None:
+    assert outliers([0.0] * 6 + [1.0] * 4) == []
 
 
 def test_a_value_apart_from_equal_ones_is_an_outlier() -> None:

@@ -26,6 +26,7 @@ def test_a_number_has_plain_digits(value: float, text: str) -> None:
 def test_the_unit_is_the_one_that_the_name_of_a_measure_ends_in() -> None:
     assert with_unit("bandwidth_hz", 7450.0) == "7,450 Hz"
     assert with_unit("rms_dbfs", -23.0) == "-23 dBFS"
+    assert with_unit("snr_db", 31.5) == "31.5 dB"
     assert with_unit("trailing_silence_seconds", 1.5) == "1.5 s"
     assert with_unit("characters_per_second", 12.25) == "12.25 per second"
     assert with_unit("silence_fraction", 0.25) == "0.25"

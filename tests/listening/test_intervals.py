@@ -33,6 +33,12 @@ def test_a_mean_is_the_sum_over_the_count_not_the_mean_of_means() -> None:
     assert found.value == pytest.approx(12 / 11)
 
 
+def test_a_clip_of_several_rows_is_counted_once() -> None:
+    clusters = Clusters.of(list("aabc"), [None] * 4, [None] * 4)
+    found = mean_estimate([1, 2, 3, 4], [1, 1, 1, 1], clusters)
+    assert (found.num_clips, found.num_clusters) == (3, 3)
+
+
 def test_columns_are_divided_each_by_its_own_count_then_weighed() -> None:
     # Text 6 / 3, codebook 8 / 4, codebook 3 / 1: 2 + (2 + 3) / 2.
     found = mean_estimate(

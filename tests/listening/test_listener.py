@@ -181,6 +181,7 @@ def test_likeness_is_the_cosine_of_voices_and_of_their_mean() -> None:
     [
         ("The cat sat.", "the CAT sat", "en", (0, 3, 0, 9)),
         ("The cat sat.", "The bat", "en-GB", (2, 3, 4, 9)),
+        ("The cat.", "The great cat", "en", (1, 2, 5, 6)),
         # English: numbers, contractions and hesitations.
         ("In eighteen thirteen", "um, in 1813", "en", (0, 2, 0, 6)),
         ("It's late", "it is late", "en", (0, 3, 0, 8)),

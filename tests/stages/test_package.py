@@ -177,6 +177,9 @@ def test_the_card_says_what_was_forgotten_and_not_where_it_lies(
     part = page[page.index("<h2>What was there before</h2>") :]
     assert "On 3 recordings that the adapter is not for" in part
     assert "<li>It has forgotten.</li>" in part
+    losses = json.loads((other / "metrics.json").read_text())
+    base, adapter = (losses[model]["eval_audio_loss"] for model in ("base", "adapter"))
+    assert f"audio loss is {base:.4f} with the base and {adapter:.4f} with the adapter" in part
     assert not any(b"secret" in content for content in files_of(folder).values())
 
 
@@ -204,6 +207,10 @@ def test_samples_are_what_eval_spoke_at_the_first_temperature(
         for voice in ("adapter", "base"):
             published = packaged / f"samples/{number}-{voice}.wav"
             assert published.read_bytes() == (spoken / f"{number}-{voice}-t1.wav").read_bytes()
+    card = (packaged / "README.md").read_text()
+    links = re.findall(r"\[listen\]\((.*?)\) \| \[listen\]\((.*?)\)", card)
+    assert links == [(f"samples/0{n}-base.wav", f"samples/0{n}-adapter.wav") for n in (1, 2, 3)]
+    assert "| text | base | adapter |" in card
 
 
 def test_no_file_of_the_package_tells_a_folder_a_person_or_a_clip(

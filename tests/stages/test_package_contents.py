@@ -126,6 +126,11 @@ def test_the_package_has_evals_files_and_trains_adapter(results: Path) -> None:
         assert (packaged / name).read_bytes() == (experiment / "eval" / name).read_bytes()
     adapter = experiment / "train/adapter/adapter_model.safetensors"
     assert (packaged / adapter.name).read_bytes() == adapter.read_bytes()
+    beside = json.loads((packaged / "base_model.json").read_text())["sha256_beside"]
+    assert beside == {
+        name: hashlib.sha256((packaged / name).read_bytes()).hexdigest()
+        for name in ("adapter_config.json", adapter.name)
+    }
 
 
 def test_each_table_of_the_data_has_its_own_hash(
@@ -152,9 +157,12 @@ def test_the_settings_of_training_are_the_experiments(
     train = provenance["config"]["train"]["train"]
     assert (train["max_steps"], train["warmup_fraction"], train["lora"]["r"]) == (1, 0.0, 4)
     assert (train["learning_rate"], train["lora"]["alpha"]) == (5e-3, 32)  # of `train`, a default
-    for line in ("| max_steps | 1 |", "| lora r | 4 |", "| lora alpha | 32 |"):
+    lines = ("| max_steps | 1 |", "| lora r | 4 |", "| lora alpha | 32 |", "| preflight | False |")
+    for line in lines:
         assert line in [shown.replace("\\", "") for shown in card]
     assert provenance["config"]["pack"]["pack"]["system_prompt"] == "Say it."
+    stages = {"validate", "tokenize", "pack", "train", "eval", "package"}
+    assert provenance["config"].keys() == stages
 
 
 def test_the_commit_of_the_base_is_in_provenance_and_card(

@@ -49,6 +49,7 @@ def test_the_measures_stand_beside_recording_codec_and_base(inputs: Inputs) -> N
         ["", "", "0.2", "0.2", "0.0", ""],
     ]
     assert rows(page, "codebook 2") == []
+    assert rows(page, "Text")[1] == ["", "", "33.3", "90.0", "+56.7", ""]  # accuracy
     assert rows(page, "Clips") == [["", "", "24", "24", "", ""]]
     note = "difference: in the error of the length, in octaves"
     assert rows(page, f"Length, of the recording's {note} ●") == [
@@ -98,8 +99,14 @@ def test_what_was_forgotten_is_in_the_verdict_and_has_its_own_part(inputs: Input
     assert "33 clips" in part
     assert "Left out: also in training 4." in part
     assert "default: It has forgotten. Audio loss there: worse." in part
-    assert len(rows(page, "Total")) == 2
+    assert [cells[2:5] for cells in rows(page, "Total")] == [
+        ["10.900", "8.650", "−2.250"],
+        ["10.900", "11.900", "+1.000"],
+    ]
+    assert len(rows(page, "c7")) == len(rows(page, "o7")) == 1
     assert page.count("<audio") == 2 * (3 * 4 + 1)
+    lengths = [cells[3].split(" s")[0] for cells in rows(page, "Who was that? ada · cloning")]
+    assert lengths == ["length 1.5", "length 3.2"]
 
 
 def test_a_result_on_other_recordings_that_is_missing_is_named(inputs: Inputs) -> None:
@@ -169,7 +176,7 @@ def test_experiments_that_spoke_other_prompts_are_refused(inputs: Inputs) -> Non
     inputs.write()
     inputs.texts = inputs.texts[:2]
     folder = inputs.folder / "experiments/other"
-    inputs.write_speech(folder / "eval", folder / "samples")
+    inputs.write_speech(folder / "eval", folder / "samples", inputs.adapter_seconds)
     with pytest.raises(UserError, match=r"other/eval/generation.parquet.*forcerun eval_adapter"):
         inputs.run()
 
@@ -215,6 +222,7 @@ def test_where_the_loss_is_has_groups_stopping_and_worst_clips(inputs: Inputs) -
     assert rows(page, "ada")[0] == ["12", "8.900", "7.100", "−1.800 −1.900 to −1.700"]
     assert rows(page, "start") == [["12", "8.900", "7.900", "−1.000 −1.100 to −0.900"]]
     assert rows(page, "of stopping at the true end") == [["0.1 %", "93.0 %"]]
+    assert rows(page, "of stopping before it") == [["2.0 %", "4.0 %"]]
     assert rows(page, "c7") == [["A hard one.", "9.900", "9.500"]]
 
 
@@ -227,11 +235,19 @@ def test_settings_that_differ_between_experiments_are_marked(inputs: Inputs) -> 
 
 
 def test_the_words_of_a_curve_give_its_ends(inputs: Inputs) -> None:
-    assert (
-        'aria-label="Total loss in nats per label over optimizer steps. '
-        "default: training from 10.000 at step 10 to 8.500 at step 40, "
-        'held-out from 10.900 at step 0 to 8.650 at step 40."' in inputs.html()
-    )
+    page = inputs.html()
+    for title, ends in (
+        ("Total", ("10.000", "8.500", "10.900", "8.650")),
+        ("Text", ("2.000", "2.000", "2.000", "2.000")),
+        ("Audio", ("8.000", "6.500", "8.900", "6.650")),
+        ("Stop", ("7.000", "7.000", "7.000", "7.000")),
+    ):
+        assert (
+            f'aria-label="{title} loss in nats per label over optimizer steps. '
+            "default: training from {} at step 10 to {} at step 40, "
+            'held-out from {} at step 0 to {} at step 40."'.format(*ends)
+            in page
+        )
 
 
 def test_the_adapter_kept_is_the_one_with_the_lowest_loss_after_step_0(inputs: Inputs) -> None:
@@ -247,7 +263,7 @@ def test_the_length_of_the_training_is_that_of_its_last_line(inputs: Inputs) -> 
     metrics.append({"step": 40, "kept_step": 20, "seconds": 150.0})
     page = inputs.html()
     assert "For 2.5 minutes" in words(page)
-    assert rows(page, "default")[-1][:2] == ["40", "2.50"]
+    assert rows(page, "default")[-1] == ["40", "2.50", "15,789", "160", "1.2"]
     inputs.experiments["other"] = inputs.experiment()
     assert "For 4.0 minutes" in words(inputs.html())
 
@@ -360,6 +376,17 @@ def test_what_packing_lost_is_told(inputs: Inputs) -> None:
     assert not rows(page, "c20")
     assert "And 1 more, in packing.json" in words(page)
     assert rows(page, "Fill, % of positions") == [["96.8", "65.4"]]
+    assert rows(page, "Audio to learn, hours") == [["0.500", "0.500"]]
+    assert rows(page, "Text labels")[1] == ["288", "288"]
+    assert rows(page, "Audio labels")[1] == ["70,000", "70,000"]
+
+
+def test_each_base_has_what_was_packed_for_it(inputs: Inputs) -> None:
+    inputs.more_packing = {"another": inputs.packing | {"max_tokens": 4096}}
+    page = words(inputs.html())
+    for base, max_tokens in (("tiny", "2,048"), ("another", "4,096")):
+        part = page[page.index(f"Packing for {base}") :]
+        assert part.index(f"at most {max_tokens} positions") < 200
 
 
 def test_recordings_in_both_splits_bring_a_caution(inputs: Inputs) -> None:

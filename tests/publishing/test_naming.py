@@ -1,0 +1,32 @@
+"""What a package tells of the machine that made it: no folder, no manifest, no address."""
+
+from pathlib import Path
+
+import pytest
+
+from higgs_pipe.publishing.naming import public_name, public_settings
+
+OF_THIS_MACHINE = (
+    *("base_model", "codec", "asr", "quality", "speaker", "dnsmos"),
+    *("accelerate_config", "init_adapter"),
+)
+
+
+@pytest.mark.parametrize("key", OF_THIS_MACHINE)
+def test_a_folder_is_published_by_its_last_name(key: str) -> None:
+    settings = {"section": {"deeper": {key: "/home/ada/models/voice"}}}
+    assert public_settings(settings) == {"section": {"deeper": {key: "voice"}}}
+
+
+@pytest.mark.parametrize("key", ["manifest", "other_manifest", "main_process_ip"])
+def test_where_recordings_and_machines_are_is_left_out(key: str) -> None:
+    assert public_settings({"section": {key: "10.0.0.7", "seed": 0}}) == {"section": {"seed": 0}}
+
+
+def test_a_hub_id_keeps_its_owner_and_a_folder_of_the_same_look_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert public_name("ada/voice") == "ada/voice"
+    (tmp_path / "ada/voice").mkdir(parents=True)
+    assert public_name("ada/voice") == "voice"
