@@ -152,7 +152,7 @@ def test_a_speed_is_the_others_time_over_ours(
     import all as benches
 
     seconds = {"native": [4.0], "ours": [1.0], "body": [0.8]}
-    monkeypatch.setattr(benches, "build_round", lambda *_: None)
+    monkeypatch.setattr(train_step, "build_round", lambda *_: None)
     monkeypatch.setattr(benches, "in_turn", lambda *_: seconds)
     speed, time_over_body, other_speed = benches.training_rows()
     assert (speed.value, time_over_body.value, other_speed.value) == (4.0, 1.25, 4.0)

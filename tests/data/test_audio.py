@@ -12,7 +12,15 @@ import numpy.typing as npt
 import pytest
 import soundfile as sf
 
-from higgs_pipe.data.audio import AudioError, AudioMissingError, decode, pcm_sha256, read_header
+from higgs_pipe.data.audio import (
+    AudioError,
+    AudioMissingError,
+    Header,
+    SegmentOutsideError,
+    decode,
+    pcm_sha256,
+    read_header,
+)
 
 Samples = npt.NDArray[np.float32]
 
@@ -99,6 +107,14 @@ def test_another_sample_rate_or_shape_has_another_pcm_hash() -> None:
     hashes = [pcm_sha256(samples, 16_000), pcm_sha256(samples, 8000)]
     hashes += [pcm_sha256(samples.reshape(50, 2), 16_000), pcm_sha256(samples[:-1], 16_000)]
     assert len(set(hashes)) == 4
+
+
+def test_a_segment_ends_at_the_nearest_sample_or_10_ms_beyond_the_file() -> None:
+    header = Header(24_000, sample_rate_hz=24_000, num_channels=1, encoding="WAV PCM_16")
+    assert header.segment(0.29, 0.57) == (6960, 13_680)  # both products are a little less
+    assert header.segment(0.5, 1.01) == (12_000, 24_000)
+    with pytest.raises(SegmentOutsideError):
+        header.segment(0.5, 1.011)
 
 
 @pytest.mark.parametrize("read", [read_header, decode])

@@ -33,6 +33,8 @@ SLOW_IMPORTS = (
     "transformers.models.higgs_audio_v2.modeling_higgs_audio_v2",
     "transformers.models.higgs_audio_v2.processing_higgs_audio_v2",
     "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer",
+    *("transformers.models.qwen3.modeling_qwen3", "transformers.pipelines"),
+    *("matplotlib.figure", "matplotlib.backends.backend_svg", "onnxruntime"),
     *("hypothesis", "jinja2", "jiwer", "jsonschema", "pandas", "psutil", "pyarrow.parquet"),
     *("pydantic.main", "safetensors.torch", "scipy.signal", "soundfile", "soxr", "yaml"),
 )

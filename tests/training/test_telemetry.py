@@ -51,6 +51,20 @@ def test_rates_and_shares_are_those_of_the_steps_since_the_last_line(clock: Any)
     }
 
 
+def test_the_milliseconds_of_a_gpu_are_seconds_in_the_log(
+    clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Event:
+        def elapsed_time(self, _: "Event") -> float:
+            return 1500.0
+
+    measured = Telemetry(torch.device("cpu"), longest_row=512, frame_rate_hz=25)
+    monkeypatch.setattr(measured, "_mark", lambda on_device: Event())
+    step(measured, clock, forward=2)
+    measured.count(num_rows=1, num_tokens=512, num_frames=100)
+    assert measured.line()["forward_seconds"] == 1.5
+
+
 def test_micro_batches_add_up_within_a_step(clock: Any) -> None:
     measured = Telemetry(torch.device("cpu"), longest_row=1, frame_rate_hz=25)
     with measured.step():
