@@ -1,7 +1,9 @@
 # make demo    recordings to an adapter, on the shipped demo
 # make demo-v3 the same on a miniature of Higgs TTS 3, with the recordings and codes of the demo
 # make check-v3 BASE=… CODEC=…   look at a checkpoint of Higgs TTS 3: docs/v3.md
-# make test    all tests
+# make test    all tests, in random order; SEED=… repeats one that was shown
+# make quick   the tests that are not slow
+# make repeats TIMES=50   the slow tests again and again on a busy machine; TESTS="…" others
 # make mutants make each of some 300 small mistakes in a copy of the code: do the tests notice?
 #              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=docs/proof.md writes the table there
 # make faults  the fault suite: what became of each fault
@@ -49,9 +51,22 @@ check-v3: $(READY)
 	@test -n "$(BASE)" || { echo "name the checkpoint: make check-v3 BASE=FOLDER" >&2; exit 2; }
 	$(IN_VENV) python -m higgs_pipe.check_v3 --base "$(BASE)" $(if $(CODEC),--codec "$(CODEC)")
 
+# Two workers, each with files of its own; conftest.py puts the slow files first.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE pytest -n 2 --dist loadfile \
+  --no-loadscope-reorder $(if $(SEED),--randomly-seed=$(SEED))
+
 .PHONY: test
 test: $(READY)
-	$(IN_VENV) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE pytest -n 2 --dist loadfile
+	$(IN_VENV) $(PYTEST)
+
+.PHONY: quick
+quick: $(READY)
+	$(IN_VENV) $(PYTEST) -m "not slow"
+
+.PHONY: repeats
+repeats: $(READY)
+	$(IN_VENV) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python bench/repeats.py \
+	  --times $(or $(TIMES),50) --page docs/proof.md $(TESTS)
 
 .PHONY: mutants
 mutants: $(READY)

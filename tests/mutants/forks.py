@@ -125,7 +125,7 @@ class Run:
             ours = {str(ROOT / "tests"), str(ROOT / "bench")}
             sys.path = [entry for entry in sys.path if entry not in ours]
             failures = Failures()
-            options = ["-q", "--no-header", "-p", "no:cacheprovider"]
+            options = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly"]
             # Plugins whose libraries were imported before the fork.
             options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
             options += [f"--basetemp={self.scratch}/tmp", *(["-x"] if self.job.mistake else [])]
