@@ -5,28 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from helpers import ROOT, jobs_run, tone
+from workflow.forked_snakemake import run_snakemake
+from workflow.forked_stages import forking_python
 
 pytestmark = pytest.mark.slow
 
 
 def snakemake(folder: Path, *words: str) -> list[tuple[str, str]]:
     """Run `snakemake tokenize`; return the rules that ran, each with its shard if it has one."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    finished = subprocess.run(
-        [*command, "--cores", "2", *words, "tokenize"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ("--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *words, "tokenize")
+    finished = run_snakemake([*words], folder, python=str(forking_python()))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     ran = [job.partition(" ") for job in jobs_run(finished.stderr)]
     return sorted((name, shard) for name, _, shard in ran)

@@ -364,7 +364,6 @@ def reruns(checkout: Path, *words: str) -> Counter[str]:
     return jobs(checkout, *words, checkout=checkout)
 
 
-@pytest.mark.slow
 def test_a_run_ends_by_saying_where_things_are(finished: Path) -> None:
     closing = (finished / "closing.txt").read_text()
     for path in ("adapters/default", "experiments/default/eval/metrics.json", "report/index.html"):
@@ -388,7 +387,6 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert reruns(finished, "--cores", "1") == {}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_copy_of_a_project_runs_nothing_whatever_the_ages_of_its_files(
     finished: Path, tmp_path: Path, order: int
@@ -400,7 +398,6 @@ def test_a_copy_of_a_project_runs_nothing_whatever_the_ages_of_its_files(
     assert reruns(copy) == {}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_by_experiment", [True, False])
 def test_a_finished_adapter_stays_until_its_successor_is_complete(
     checkout: Path, is_by_experiment: bool
@@ -429,7 +426,6 @@ def lines_of_the_page() -> list[Any]:
     return [pytest.param(change, re.findall(r"\w+", rules), id=change) for change, rules in lines]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("change", "expected"), lines_of_the_page())
 def test_a_changed_setting_reruns_its_stage_and_what_follows(
     checkout: Path, change: str, expected: list[str]
@@ -448,7 +444,6 @@ def test_the_page_on_reruns_has_a_line_for_every_data_stage_and_beyond() -> None
     assert changed == sections
 
 
-@pytest.mark.slow
 def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
     planned = reruns(checkout, "--config", "experiments={default: {}, small: {lora: {r: 4}}}")
     assert planned == dict.fromkeys(["stage_config", "estimate", *TRAINING_ON], 1)
@@ -510,7 +505,6 @@ def test_an_edit_of_the_manifest_that_changes_no_row_runs_nothing_of_the_other(
     assert jobs_run(run.stderr) == ["list_rows"]
 
 
-@pytest.mark.slow
 def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
     source = checkout / "higgs_pipe" / "planning" / "stages.py"
     text = source.read_text()
@@ -520,7 +514,6 @@ def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
     assert reruns(checkout) == dict.fromkeys(TRAINING_ON[2:], 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("manifest", "shards"),
     [
@@ -546,7 +539,6 @@ def test_a_changed_row_redoes_its_own_shard_alone(
     assert reruns(checkout, "pack") == {}
 
 
-@pytest.mark.slow
 def test_an_edit_of_the_manifest_that_changes_no_row_redoes_nothing(checkout: Path) -> None:
     (checkout / "m.jsonl").write_text("0 a\n1 a")  # without the last line break
     run = snakemake(checkout, checkout=checkout)
@@ -590,7 +582,6 @@ def test_the_remedy_that_a_message_gives_reruns_that_rule(checkout: Path, rule: 
     assert rule in reruns(checkout, "--forcerun", rule)
 
 
-@pytest.mark.slow
 def test_the_stage_config_holds_the_settings_whatever_their_characters(checkout: Path) -> None:
     prompt = 'It\'s {wildcards} "quoted" $HOME `x` é\n'
     write_config(checkout, manifest="m.jsonl", pack={"system_prompt": prompt})
