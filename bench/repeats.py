@@ -172,7 +172,7 @@ def table(counts: dict[str, Count], beside: str) -> list[str]:
     total = sum(count.runs for _, count in rows)
     failures = sum(count.failures for _, count in rows)
     return [
-        f"{machine_now()}, beside {beside}: {len(rows)} tests, {total} runs, {failures} failures.",
+        f"{machine_now()}, beside {beside}: tests {len(rows)}, runs {total}, failures {failures}.",
         "",
         "| test | runs | failures | slowest, s |",
         "|---|---|---|---|",
