@@ -10,7 +10,8 @@
 # make bench   each benchmark, small: ratios beside their goals
 # make soak    2,000 steps, 200,000 rows: what grows?
 # make fuzz SECONDS=60   changed files through every reader, guided by coverage; PAGE=… as above
-# make coverage   the tests once more: which lines do they not reach?
+# make coverage   the tests once more: which lines do they not reach, and why?
+#              PAGE=… writes the table
 #              The tables of the last five are in docs/proof.md
 # make audit   known vulnerabilities of what requirements*.txt install, as PyPI lists them
 # make sbom    what requirements.txt installs, with hashes, as CycloneDX: writes sbom.cdx.json
@@ -119,9 +120,8 @@ sbom: $(AUDIT)
 
 .PHONY: coverage
 coverage: $(TOOLS)
-	$(IN_VENV) PYTHONPATH=$(TOOLS) OMP_NUM_THREADS=1 python -m coverage run --source=higgs_pipe \
-	  -m pytest -q tests --ignore tests/workflow --ignore tests/slurm --ignore tests/browser
-	$(IN_VENV) PYTHONPATH=$(TOOLS) python -m coverage report --show-missing --skip-covered
+	$(IN_VENV) PYTHONPATH=tests:bench:$(TOOLS) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+	  python -m uncovered.run $(if $(PAGE),--page $(PAGE))
 
 .PHONY: check
 check: $(READY)
