@@ -4,7 +4,7 @@
 # make test    all tests, in random order; SEED=… repeats one that was shown
 # make quick   the tests that are not slow
 # make repeats TIMES=50   the slow tests again and again on a busy machine; TESTS="…" others
-# make mutants make each of some 300 small mistakes in a copy of the code: do the tests notice?
+# make mutants make each of some 500 small mistakes in a copy of the code: do the tests notice?
 #              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=docs/proof.md writes the table there
 # make faults  the fault suite: what became of each fault
 # make bench   each benchmark, small: ratios beside their goals

@@ -193,12 +193,13 @@ def test_summary_counts_by_hand(tmp_path: Path, rows: list[Fields]) -> None:
     rows[0]["split"] = rows[1]["split"] = "train"
     rows[2]["split"] = "eval"
     rows += [
-        {"audio": "d.wav", "text": "D.", "split": "train", "gain": 4},
+        {"audio": "d.wav", "text": rows[0]["text"], "split": "train", "gain": 4},
         {"audio": "none.wav", "text": "N.", "split": "train"},
     ]
     summary = run(tmp_path, rows).summary
     assert (summary["num_rows"], summary["num_clips"], summary["num_rejected"]) == (5, 4, 1)
     assert summary["num_rejected_by_reason"] == {"audio_missing": 1}
+    assert summary["largest_group_num_clips"] == 2  # of three; a and d say the same
     assert summary["hours"] == pytest.approx(7 / 3600)
     assert summary["splits"] == {
         "train": {"num_clips": 3, "seconds": 6, "hours": pytest.approx(6 / 3600)},

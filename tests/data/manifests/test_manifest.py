@@ -87,6 +87,16 @@ def test_null_and_blank_optional_values_are_as_good_as_none(tmp_path: Path) -> N
         assert [row.ref_audio_path, row.ref_text] == [None] * 2
 
 
+@pytest.mark.parametrize(
+    ("declared", "hz"), [(44.1, 44_100), ("16", 16_000), (8000, 8000), (0, None), ("high", None)]
+)
+def test_a_declared_sample_rate_below_a_thousand_is_in_kilohertz(
+    tmp_path: Path, declared: object, hz: float | None
+) -> None:
+    (row,) = rows_of(tmp_path, {"audio": "a.wav", "text": "A.", "sample_rate": declared})
+    assert row.declared_sample_rate_hz == hz
+
+
 def test_byte_order_mark_blank_lines_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_bytes(
