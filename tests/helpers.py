@@ -77,6 +77,8 @@ def run_validation(
 ) -> Path:
     """Run list_rows, measure and validate with the settings that the workflow would give them.
 
+    With 2 shards, unless the sections say otherwise: each has three tables.
+
     Args:
         folder: Where they write.
         num_threads: Of measure.
@@ -87,6 +89,7 @@ def run_validation(
     Returns:
         ``folder / "data"``, where their results are.
     """
+    sections["data"] = {"num_shards": 2} | sections.get("data", {})
     config = Config(base_model="b", codec="c", **sections).model_dump(by_alias=True)
     stages = {}
     for stage in ("list_rows", "measure", "validate"):

@@ -178,8 +178,10 @@ def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
     tmp_path: Path,
     num_processes: int,
 ) -> None:
-    """Three are launched by the user's own file of `accelerate config`."""
+    """Three are launched by the user's own file of `accelerate config`, for what is cheap."""
     to_do = cases(corpus, tmp_path)
+    if num_processes == 3:
+        del to_do["early_stop"], to_do["all_modes"]
     if num_processes == 1:
         run_cases(list(to_do.values()))
     else:
@@ -200,6 +202,8 @@ def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
         assert_close(torch.load(tmp_path / name / "gradients.pt"), expected)
     assert_close(adapter(tmp_path / "two_rows"), plain_two_rows[0])
     assert sample_lines(tmp_path / "two_rows") == sample_lines(spoken_by_one)
+    if num_processes == 3:
+        return
     found = held_out_losses(tmp_path / "early_stop")
     assert found == pytest.approx(harmful[: len(found)], rel=1e-4)
     assert len(found) == steps_until_patience_ends(harmful, patience=2)
@@ -213,7 +217,6 @@ def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
 PLANS = {
     1: [(True, True, 5), (True, True, 2)],
     2: [(True, True, 3), (True, True, 1)],
-    3: [(True, True, 2), (True, True, 1)],
 }
 
 
