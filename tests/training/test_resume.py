@@ -228,7 +228,7 @@ def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
     uninterrupted_on_two: Path,
     tmp_path: Path,
 ) -> None:
-    """Stopped, killed, and hung: four sessions, one training."""
+    """Stopped, and one of them killed: three sessions, one training."""
     launcher = session(5)
     os.killpg(launcher.pid, signal.SIGINT)  # Ctrl-C: to the launcher and to every process
     assert "checkpoint saved" in last_words(launcher)
@@ -239,7 +239,18 @@ def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
     assert last_words(launcher).startswith("SIGKILL ended process 1.")
     assert launcher.returncode == 128 + signal.SIGKILL
 
-    launcher = session(25, timeout_seconds=10)
+    assert "resuming after step" in finish(start(corpus, tmp_path, 2, num_epochs=20))
+    assert_same_run(tmp_path, uninterrupted_on_two)
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_hangs_end_and_go_on_exactly(
+    session: Callable[..., subprocess.Popen[str]],
+    corpus: PackedCorpus,
+    uninterrupted_on_two: Path,
+    tmp_path: Path,
+) -> None:
+    launcher = session(5, timeout_seconds=10)
     hung = process_of_rank(launcher, 1)
     hung.suspend()
     answer = last_words(launcher)
@@ -247,8 +258,7 @@ def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
     assert launcher.returncode == 2
     assert not hung.is_running()
 
-    launcher = start(corpus, tmp_path, 2, num_epochs=20)
-    assert "resuming after step" in finish(launcher)
+    assert "resuming after step" in finish(start(corpus, tmp_path, 2, num_epochs=20))
     assert_same_run(tmp_path, uninterrupted_on_two)
 
 
