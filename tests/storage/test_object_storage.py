@@ -15,10 +15,12 @@ import pytest
 import yaml
 from helpers import ROOT, environment_with, rows_of_tones, wait_until
 from safetensors.numpy import load
+from workflow.forked_stages import forking_python
 from workflow.stub_checkout import make_stub_checkout, write_config
 
 pytestmark = pytest.mark.slow
 
+PROGRAM = "import sys, snakemake.cli; sys.executable = sys.argv.pop(1); snakemake.cli.main()"
 KEY_ID, SECRET = "PLANTEDKEYID", "plantedSecretOfNobody"
 
 
@@ -58,8 +60,11 @@ class Server:
         plain = re.sub("\x1b\\[[0-9;]*m", "", self.log.read_text())
         return re.findall('"([A-Z]+ \\S+) HTTP', plain)
 
-    def snakemake(self, folder: Path, *words: str) -> str:
-        """Run Snakemake with credentials in its environment; return what it shows."""
+    def snakemake(self, folder: Path, *words: str, python: Path | None = None) -> str:
+        """Run Snakemake with credentials in its environment; return what it shows.
+
+        Jobs find its own Python first, or else the one given.
+        """
         folder.mkdir(exist_ok=True)
         environment = environment_with(
             SNAKEMAKE_STORAGE_S3_ENDPOINT_URL=self.url,
@@ -68,7 +73,7 @@ class Server:
             AWS_SESSION_TOKEN=SECRET,
         )
         finished = subprocess.run(
-            [self.python, "-m", "snakemake", "--cores", "2", *words],
+            [self.python, "-c", PROGRAM, str(python or self.python), "--cores", "2", *words],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -131,7 +136,8 @@ def test_recordings_on_s3_become_an_adapter_on_s3(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    shown = server.snakemake(folder, "--snakefile", str(ROOT / "Snakefile"), *on_s3("run"), "train")
+    words = ["--snakefile", str(ROOT / "Snakefile"), *on_s3("run"), "train"]
+    shown = server.snakemake(folder, *words, python=forking_python())
     adapter = "run/results/experiments/default/train/adapter/adapter_model.safetensors"
     weights = load(server.get(f"voices/{adapter}"))
     assert any(array.any() for name, array in weights.items() if "lora_B" in name)
