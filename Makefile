@@ -77,8 +77,8 @@ mutants: $(READY)
 
 .PHONY: faults
 faults: $(READY)
-	$(IN_VENV) FAULTS_PAGE=docs/proof.md OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
-	  pytest tests/faults
+	$(IN_VENV) FAULTS_NUM_KILLS=10 FAULTS_PAGE=docs/proof.md OMP_NUM_THREADS=1 \
+	  OMP_WAIT_POLICY=PASSIVE pytest tests/faults tests/workflow/test_interruption.py
 
 .PHONY: bench
 bench: $(READY)

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import process_tree
+from higgs_pipe.planning.interruption import SAME_SIGNAL_SECONDS
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -101,23 +102,26 @@ def _exit(code: int) -> NoReturn:
 
 @contextmanager
 def _signals_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP interrupt the block, unless they are ignored or handled."""
+    """Let signals interrupt the block, unless they are ignored or handled; once, if they repeat."""
+    last_at: float | None = None
 
     def interrupt(number: int, _: types.FrameType | None) -> None:
-        raise Interruption(number)
+        nonlocal last_at
+        if last_at is None or time.monotonic() - last_at > SAME_SIGNAL_SECONDS:
+            last_at = time.monotonic()
+            raise Interruption(number)  # a second one would stop what clears up after the first
 
     free = [
         number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) == signal.SIG_DFL
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
     ]
-    for number in free:
-        signal.signal(number, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in free}
     try:
         yield
     finally:
-        for number in free:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell_end(process: process_tree.Process) -> None:

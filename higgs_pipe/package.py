@@ -40,6 +40,7 @@ from higgs_pipe.higgs.adapter_files import (
     AdapterBase,
 )
 from higgs_pipe.higgs.family import family_of_base
+from higgs_pipe.higgs.packed_for import check_packed_together
 from higgs_pipe.listening.verdict import Verdict
 from higgs_pipe.progress import activity
 from higgs_pipe.publishing.card import CardFacts, CardModel, model_card
@@ -93,6 +94,7 @@ def run(
     """
     stage = load_stage(PackageStage, config)
     metrics_path = experiment_dir / "eval" / "metrics.json"
+    check_packed_together(packed_dir / "train.parquet", packed_dir / "eval.parquet")
     with folder_beside(package_dir) as aside:
         staged = aside / name
         staged.mkdir()

@@ -106,7 +106,7 @@ def run(
         only_training_in(output_dir, accelerator),
     ):
         tables = PackedRows(train_rows), PackedRows(eval_rows)
-        base = base_of_rows(train_rows, stage.pretrained_base)
+        base = base_of_rows(train_rows, stage.pretrained_base, eval_rows)
         if (licence := family_of_base(base.pretrained).licence) and accelerator.is_main_process:
             logger.warning("%s", licence.notice)
         training = Training(stage, base, *tables, accelerator)

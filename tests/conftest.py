@@ -2,13 +2,16 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.page import Happened, Record, table
 from helpers import PackedCorpus, run_validation, tone, write_stage_config
+from pages import put_table
 
 from higgs_pipe import tokenize_audio
 from higgs_pipe.higgs.v2 import miniature
@@ -37,6 +40,23 @@ def log_as_before() -> Iterator[None]:
     logger.handlers[:] = handlers
     logger.setLevel(level)
     logger.propagate = propagate
+
+
+@pytest.fixture(scope="session")
+def record(request: pytest.FixtureRequest) -> Iterator[Record]:
+    """Note a fault and how it ended, for the table of ``make faults``.
+
+    The table is written into the page that FAULTS_PAGE names if it names one and no test failed.
+    """
+    noted: list[Happened] = []
+
+    def note(fault: str, stage: str, **counts: int) -> None:
+        noted.append(Happened(fault, stage, **counts))
+
+    yield note
+    name = os.environ.get("FAULTS_PAGE")
+    if name and request.session.testsfailed == 0:
+        put_table(Path(name), "faults", table(noted))
 
 
 @pytest.fixture(scope="session")

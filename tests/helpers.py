@@ -57,6 +57,32 @@ def environment_with(**variables: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT)} | variables
 
 
+# What nobody may find in a file, a log or a page. Whoever asks for them gets them from here.
+SECRETS = {
+    "HF_TOKEN": "hf_1QvThisIsPlanted",
+    "WANDB_API_KEY": "wb_2QvThisIsPlanted",
+    "AWS_ACCESS_KEY_ID": "s3_3QvThisIsPlanted",
+    "AWS_SECRET_ACCESS_KEY": "s3_4QvThisIsPlanted",
+    "AWS_SESSION_TOKEN": "s3_5QvThisIsPlanted",
+    "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "s3_6QvThisIsPlanted",
+}
+
+
+def plant_secrets(folder: Path) -> dict[str, str]:
+    """The environment of somebody with secrets: variables, and files that libraries look for."""
+    (folder / "token").write_text("hf_7QvThisIsPlanted")
+    (folder / "netrc").write_text(
+        "machine api.wandb.ai\n  login user\n  password wb_8QvThisIsPlanted\n"
+    )
+    return SECRETS | {"HF_TOKEN_PATH": str(folder / "token"), "NETRC": str(folder / "netrc")}
+
+
+def files_with_secrets(folder: Path) -> tuple[int, list[Path]]:
+    """The number of files of a folder, and those with a planted secret; ZIPs are not compressed."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return len(files), [path for path in files if b"QvThisIsPlanted" in path.read_bytes()]
+
+
 class Seen(Exception):
     """Ends a stage once a test has seen enough of it."""
 

@@ -84,6 +84,30 @@ def test_a_signal_ends_a_stage_as_ctrl_c_does(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_second_signal_soon_after_does_not_stop_the_clearing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a terminal, which ends every process, and of Snakemake, which then ends its jobs."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets its own
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted(cleared: Path) -> None:
+        """Clear up when interrupted."""
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleared.write_text("")
+
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            main(interrupted, ["--cleared", str(tmp_path / "cleared")])
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    assert exit_.value.code == 128 + signal.SIGINT
+    assert (tmp_path / "cleared").exists()
+
+
 def test_a_bug_keeps_its_traceback_and_the_log_has_it_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

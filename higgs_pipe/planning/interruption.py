@@ -7,12 +7,17 @@ from contextlib import suppress
 
 from higgs_pipe.planning.process_tree import children
 
+# Signals that follow within this time are one: a terminal, Slurm, Snakemake and a launcher may each
+# send their own.
+SAME_SIGNAL_SECONDS = 10.0
+
 
 def end_as_ctrl_c() -> None:
-    """Let SIGTERM and SIGHUP end Snakemake and its jobs as Ctrl-C in a terminal does.
+    """Let SIGTERM, SIGINT and SIGHUP end Snakemake and its jobs as Ctrl-C in a terminal does.
 
-    By itself, Snakemake waits after SIGTERM for the end of its jobs, which may be days, and dies of
-    SIGHUP at once. A training saves a checkpoint. Ignored signals, as by ``nohup``, stay ignored.
+    By itself, Snakemake waits after SIGTERM or SIGINT to it alone for the end of its jobs, which
+    may be days, and dies of SIGHUP at once. A training saves a checkpoint. Ignored signals, as by
+    ``nohup``, stay ignored. After Ctrl-C in a terminal jobs get two signals and count them as one.
     """
     terminals = [fd for fd in (1, 2) if os.isatty(fd)]
     caught: list[int] = []
@@ -28,6 +33,6 @@ def end_as_ctrl_c() -> None:
         if len(caught) == 1:  # a second one would interrupt the end that the first one began
             raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end)

@@ -72,6 +72,8 @@ def folder_fault(setting: str, name: str) -> str | None:
         name: The folder, which need not exist.
     """
     folder = Path(name)
+    if name.startswith("-"):
+        return "begins with a dash, as options of a command do; write its whole path"
     try:
         if not folder.exists():
             return f"does not exist{_advice_on_missing(folder)}"

@@ -15,7 +15,7 @@ def check_writable(folders: Sequence[str]) -> None:
         folders: The folders of results, resources, logs and benchmarks.
 
     Raises:
-        UserError: One has braces, is a file, or belongs to somebody else; lists all.
+        UserError: One has braces or a dash in front, is a file or somebody else's; lists all.
     """
     faults = [f"{folder}{fault}" for folder in folders if (fault := _fault(Path(folder)))]
     if faults:
@@ -29,6 +29,8 @@ def check_writable(folders: Sequence[str]) -> None:
 def _fault(folder: Path) -> str | None:
     if "{" in str(folder) or "}" in str(folder):
         return " has braces, which Snakemake takes for wildcards"
+    if str(folder).startswith("-") or "\n" in str(folder):
+        return " begins with a dash or has a line break, which commands take for something else"
     there = folder if folder.exists() else next(p for p in folder.parents if p.exists())
     if not there.is_dir():
         return f": {there.absolute()} is a file" if there != folder else " is a file"

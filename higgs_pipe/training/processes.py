@@ -24,10 +24,10 @@ from accelerate.utils import (
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import LostProcessError, SilentProcessError, UserError
 from higgs_pipe.higgs.devices import pick_device
+from higgs_pipe.planning.interruption import SAME_SIGNAL_SECONDS
 
 LOGS = "logs"
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-SAME_SIGNAL_SECONDS = 10.0
 
 # Messages of gloo and NCCL when the other side is gone or silent; gloo has no exception class.
 TIMED_OUT = re.compile(r"timed ?out", re.IGNORECASE)

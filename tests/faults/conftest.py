@@ -1,30 +1,27 @@
-"""What happened in each fault, for the table of ``make faults``."""
+"""The stages that faults are done to, with what each leaves undisturbed."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from faults.page import Happened, table
-from pages import put_table
-
-Record = Callable[..., None]
+from faults.stages import Stage, Zygote, later_stages_of, stages_of
+from helpers import PackedCorpus
 
 
 @pytest.fixture(scope="session")
-def record(request: pytest.FixtureRequest) -> Iterator[Record]:
-    """Note a fault and how it ended.
+def zygote() -> Iterator[Zygote]:
+    started = Zygote()
+    yield started
+    started.process.kill()
+    started.process.communicate()
 
-    The table is written into the page that FAULTS_PAGE names if it names one and no test failed.
-    """
-    noted: list[Happened] = []
 
-    def note(fault: str, stage: str, **counts: int) -> None:
-        noted.append(Happened(fault, stage, **counts))
-
-    yield note
-    name = os.environ.get("FAULTS_PAGE")
-    if name and request.session.testsfailed == 0:
-        put_table(Path(name), "faults", table(noted))
+@pytest.fixture(scope="session")
+def stages(
+    corpus: PackedCorpus, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Stage]:
+    folder = tmp_path_factory.mktemp("run")
+    found = [*stages_of(corpus, folder), *later_stages_of(corpus, folder, zygote)]
+    whole = tmp_path_factory.mktemp("whole")
+    return {stage.module: stage.measured(zygote, whole / stage.module) for stage in found}

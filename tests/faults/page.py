@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pages import machine_now
+
+# Of a fault and a stage, with counts of Happened by keyword.
+Record = Callable[..., None]
 
 
 @dataclass(frozen=True)

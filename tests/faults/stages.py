@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +43,25 @@ class Zygote:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def run(
-        self,
-        module: str,
-        arguments: list[str],
-        stderr: Path,
-        fault: str | None = None,
-        end_by: signal.Signals | None = None,
-        after_seconds: float = 0.0,
-    ) -> int:
-        """Run a stage; return its exit code, minus the number of the signal that ended it."""
-        job = {"module": module, "arguments": arguments, "stderr": str(stderr), "fault": fault}
+    def run(self, module: str, arguments: list[str], stderr: Path, **fault: str | float) -> int:
+        """Run a stage with a fault of :mod:`faults.zygote`; return its exit code.
+
+        It is minus the number of the signal that ended it.
+        """
+        return self.answer(module, arguments, stderr, **fault)[0]
+
+    def answer(
+        self, module: str, arguments: list[str], stderr: Path, **fault: str | float
+    ) -> list[int]:
+        """The exit code of each copy of a stage, and the number of writes of one."""
+        job: dict[str, Any] = {"module": module, "arguments": arguments, "stderr": str(stderr)}
+        job |= dict.fromkeys(("at_write", "end_by", "after_seconds", "fault"))
+        job |= {"num_copies": 1, **fault}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        child = int(self._line())
-        if end_by is not None:
-            time.sleep(after_seconds)
-            with suppress(ProcessLookupError):  # it has ended by itself
-                os.kill(child, end_by)
-        return int(self._line())
+        answer: list[int] = json.loads(self._line())
+        return answer
 
 
 @dataclass(frozen=True)
@@ -78,10 +73,25 @@ class Stage:
     outputs: dict[str, str]  # by option, below the folder of the results
     others: tuple[str, ...] = ()  # more options
     compared: str = ""  # beginning of the names of the results that no clock changes
+    num_writes: int = 0  # of an undisturbed run
+    everything: dict[str, bytes] = field(default_factory=dict)  # that it leaves
+
+    @property
+    def whole(self) -> dict[str, bytes]:
+        return self.comparable(self.everything)
+
+    def measured(self, zygote: Zygote, folder: Path) -> Stage:
+        """The stage with what an undisturbed run does."""
+        stderr = folder.with_name("stderr")
+        code, num_writes = zygote.answer(self.module, self.arguments(emptied(folder)), stderr)
+        assert code == 0, stderr.read_text()
+        return replace(self, num_writes=num_writes, everything=results_in(folder))
 
     def results_in(self, folder: Path) -> dict[str, bytes]:
         """The bytes of all results of a folder that are comparable."""
-        files = results_in(folder)
+        return self.comparable(results_in(folder))
+
+    def comparable(self, files: dict[str, bytes]) -> dict[str, bytes]:
         return {name: files[name] for name in files if name.startswith(self.compared)}
 
     def arguments(self, folder: Path, **changed: Path) -> list[str]:
@@ -145,6 +155,8 @@ def stages_of(corpus: PackedCorpus, folder: Path) -> list[Stage]:
     ]
 
 
+OF_MODELS = ("train", "evaluate", "package", "report", "speak")  # seconds per run
+NAMES = ("list_rows", "measure", "validate", "tokenize_audio", "pack", *OF_MODELS)
 # Three steps, with a checkpoint after each.
 SHORT: dict[str, Any] = {"rows_per_step": 2, "max_steps": 3, "save_steps": 1, "preflight": False}
 EVAL = {"device": "cpu", "num_prompts": 1, "max_seconds": 1.0}

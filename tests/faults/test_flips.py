@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from faults.conftest import Record
+from faults.page import Record
 from helpers import PackedCorpus, evaluate_in, train
 from safetensors.torch import load_file
 
@@ -36,12 +36,6 @@ from higgs_pipe.training.results import (
 )
 
 SEED = 20_261_126
-SECRETS = {
-    "HF_TOKEN": "hf_1QvThisIsPlanted",
-    "WANDB_API_KEY": "wb_2QvThisIsPlanted",
-    "AWS_ACCESS_KEY_ID": "s3_3QvThisIsPlanted",
-    "AWS_SECRET_ACCESS_KEY": "s3_4QvThisIsPlanted",
-}
 NUM_FLIPS = 25  # of one bit; then a cut, and sixteen zeros
 
 
@@ -96,16 +90,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture(scope="module")
 def run(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every file, each made by its own stage, with secrets in the environment."""
+    """A folder with every file, each made by its own stage."""
     folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, secret in SECRETS.items():
-            patch.setenv(name, secret)
-        make_files(corpus, folder)
-    return folder
-
-
-def make_files(corpus: PackedCorpus, folder: Path) -> None:
     for name in ("data", "codes", "packed"):
         (folder / name).symlink_to(corpus.directory / name)
     train(corpus, folder / "train", num_epochs=1, eval_steps=1)
@@ -115,6 +101,7 @@ def make_files(corpus: PackedCorpus, folder: Path) -> None:
     )
     state = {"weights": torch.arange(50.0)}
     Checkpoints(folder / "checkpoints", {"seed": "1"}, 2).save(1, state)
+    return folder
 
 
 def damaged(content: bytes, seed: str) -> list[bytes]:
@@ -149,12 +136,3 @@ def test_no_damage_of_a_file_changes_a_result_in_silence(
             refused += 1
     record("a flipped bit, a cut, zeros", f"`{name}`", refused=refused, equal=equal)
     assert refused > NUM_FLIPS / 2
-
-
-def test_no_secret_of_the_environment_is_in_any_file(run: Path) -> None:
-    made = ("train", "eval", "samples", "models", "checkpoints")
-    files = [path for name in made for path in (run / name).rglob("*") if path.is_file()]
-    assert len(files) > 15
-    for file in files:
-        content = file.read_bytes()
-        assert [name for name, secret in SECRETS.items() if secret.encode() in content] == []

@@ -1,234 +1,162 @@
-"""Stages that are killed, ended, short of disk, forbidden to write, or given other inputs."""
+"""Stages that are killed, ended, short of disk, forbidden to write, run twice, or lose the time."""
 
 from __future__ import annotations
 
-import json
+import os
 import random
-import shutil
 import signal
-import time
+import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from faults.conftest import Record
-from faults.stages import Stage, Zygote, emptied, later_stages_of, results_in, stages_of
-from helpers import PackedCorpus, has_line_with
-
-from higgs_pipe.data.hashing import sha256_of_bytes
-from higgs_pipe.data.tables import CHECKSUM_KEY, METADATA_KEY, read_codec_info
+from faults.page import Record
+from faults.stages import NAMES, Stage, Zygote, emptied, results_in
 
 pytestmark = pytest.mark.slow
 
 SEED = 17
-NUM_KILLS = 4
-NUM_KILLS_OF_MODELS = 2
-OF_MODELS = ("train", "evaluate", "package", "report", "speak")  # seconds per run
-NAMES = ("list_rows", "measure", "validate", "tokenize_audio", "pack", *OF_MODELS)
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    started = Zygote()
-    yield started
-    started.process.kill()
-    started.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def stages(
-    corpus: PackedCorpus, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Stage]:
-    folder = tmp_path_factory.mktemp("run")
-    found = [*stages_of(corpus, folder), *later_stages_of(corpus, folder, zygote)]
-    return {stage.module: stage for stage in found}
+# Of each stage; `make faults` has ten, with a whole run after each.
+NUM_KILLS = int(os.environ.get("FAULTS_NUM_KILLS", "2"))
+IS_EACH_RERUN = NUM_KILLS >= 10
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+CODES = {signal.SIGKILL: -signal.SIGKILL} | {number: 128 + number for number in SIGNALS}
+PAGE_BYTES = 4096
+WITH_TIMES = {"metrics.jsonl", "run.json", ".lock"}  # seconds of a step, when it began
+OF_1970, OF_2100 = 0, 4_102_444_800  # seconds
 
 
 def is_unfinished(file: str) -> bool:
-    return any(part.startswith(".") for part in Path(file).parts)
+    return any(part.startswith(".") and part != ".lock" for part in Path(file).parts)
+
+
+def end(
+    stage: Stage, zygote: Zygote, folder: Path, by: signal.Signals, place: int, draw: random.Random
+) -> None:
+    """End a stage before a write, or at a moment; its files are whole, or have a dot in front."""
+    stderr, before = folder.with_name("stderr"), results_in(folder)
+    is_a_write = place <= stage.num_writes
+    at = {"at_write": place} if is_a_write else {"after_seconds": draw.uniform(0, 2)}
+    code = zygote.run(stage.module, stage.arguments(folder), stderr, end_by=by, **at)
+    assert code in (0, CODES[by]), stderr.read_text()
+    left = results_in(folder)
+    if by != signal.SIGKILL:  # the stage itself leaves nothing; it may not have cleared up yet
+        assert [file for file in left if is_unfinished(file) and file not in before] == [], place
+    named = [file for file in left if file in stage.whole and not is_unfinished(file)]
+    assert [file for file in named if left[file] != stage.whole[file]] == [], place
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stage_that_is_ended_leaves_no_half_file_and_loses_nothing(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
-    stage, draw, stderr = stages[name], random.Random(f"{SEED} {name}"), tmp_path / "stderr"
-    started = time.monotonic()
-    assert zygote.run(name, stage.arguments(emptied(tmp_path / "whole")), stderr) == 0
-    seconds = time.monotonic() - started
-    whole, folder = stage.results_in(tmp_path / "whole"), emptied(tmp_path / "results")
-    arguments = stage.arguments(folder)
-    is_of_models = name in OF_MODELS
-    kills = [signal.SIGKILL] * (NUM_KILLS_OF_MODELS if is_of_models else NUM_KILLS)
-    signals = [signal.SIGTERM, *([] if is_of_models else [signal.SIGHUP, signal.SIGINT])]
-    for end_by in kills + signals:
-        emptied(folder)
-        after = draw.uniform(0.1, 1.0) * seconds
-        code = zygote.run(name, arguments, stderr, end_by=end_by, after_seconds=after)
-        finished = stage.results_in(folder)
-        if end_by != signal.SIGKILL:
-            assert code in (0, 128 + end_by)
-            assert not [file for file in finished if is_unfinished(file)]
-        named = [file for file in finished if not is_unfinished(file)]
-        assert all(finished[file] == whole[file] for file in named)
-        assert zygote.run(name, arguments, stderr) == 0
-        assert stage.results_in(folder) == whole
-    record("SIGKILL at seeded moments", name, equal=len(kills))
-    record(", ".join(each.name for each in signals), name, equal=len(signals))
+    """Before writes that are drawn; where there are fewer than kills, also at other moments."""
+    stage, draw, folder = stages[name], random.Random(f"{SEED} {name}"), tmp_path / "results"
+    places = draw.sample(range(1, max(stage.num_writes, NUM_KILLS) + 1), NUM_KILLS)
+    ends = [(signal.SIGKILL, place) for place in places]
+    ends += [(number, draw.randint(1, stage.num_writes)) for number in SIGNALS]
+    folder.mkdir()
+    for index, (number, place) in enumerate(ends):
+        end(stage, zygote, folder, number, place, draw)
+        if IS_EACH_RERUN or index == len(ends) - 1:
+            stderr = tmp_path / "stderr"
+            assert zygote.run(name, stage.arguments(folder), stderr) == 0, stderr.read_text()
+            assert stage.results_in(folder) == stage.whole
+            assert [file for file in results_in(folder) if is_unfinished(file)] == []
+            emptied(folder)
+    record("SIGKILL before seeded writes", name, equal=NUM_KILLS)
+    record("SIGTERM, SIGHUP, SIGINT before seeded writes", name, equal=len(SIGNALS))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("fault", ["full", "readonly"])
-def test_a_stage_that_cannot_write_says_so_and_leaves_nothing(
-    name: str,
-    fault: str,
-    stages: dict[str, Stage],
-    zygote: Zygote,
-    tmp_path: Path,
-    record: Record,
-) -> None:
-    stage, stderr = stages[name], tmp_path / "stderr"
-    folder = emptied(tmp_path / "results")
-    folder.chmod(0o555 if fault == "readonly" else 0o755)
-    code = zygote.run(name, stage.arguments(folder), stderr, fault)
-    said = stderr.read_text()
+@contextmanager
+def full_disk(folder: Path, num_bytes: int) -> Iterator[dict[str, str]]:
+    """A disk of so many bytes; where none can be mounted, a fault that limits each file."""
+    size = f"size={max(num_bytes // PAGE_BYTES, 1) * PAGE_BYTES}"
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", folder], check=False)
+    try:
+        yield {} if mount.returncode == 0 else {"fault": "full"}
+    finally:
+        if mount.returncode == 0:
+            subprocess.run(["umount", folder], check=True)
+
+
+def assert_refused(stage: Stage, folder: Path, code: int, said: str) -> None:
+    """A sentence that names the folder, and nothing half in it."""
     assert code == 2, said
     assert str(folder) in said
     assert "Traceback" not in said
-    assert [file for file in stage.results_in(folder) if not file.endswith("lock")] == []
-    folder.chmod(0o755)
-    assert zygote.run(name, stage.arguments(folder), stderr) == 0
-    record({"full": "disk full", "readonly": "read-only results"}[fault], name, refused=1)
+    left = stage.results_in(folder)
+    assert {file: stage.whole[file] for file in left} == left
 
 
-def other_version(path: Path) -> None:
-    """Stamp a table with a version that is not ours, and a hash that fits."""
-    restamp(path, version=99)
-
-
-def restamp(path: Path, **changes: object) -> None:
-    table = pq.read_table(path)
-    stamp = json.loads(table.schema.metadata[METADATA_KEY]) | changes
-    text = json.dumps(stamp, sort_keys=True).encode()
-    checksum = sha256_of_bytes(text).encode()
-    pq.write_table(
-        table.replace_schema_metadata({METADATA_KEY: text, CHECKSUM_KEY: checksum}), path
-    )
-
-
-INPUTS = [
-    ("measure", "recordings"),
-    ("validate", "rows"),
-    ("validate", "measured_dir"),
-    ("tokenize_audio", "shard_clips"),
-    ("pack", "clips"),
-    ("pack", "codes_dir"),
-    ("train", "train_rows"),
-    ("train", "eval_rows"),
-    ("evaluate", "clips"),
-    ("evaluate", "eval_rows"),
-    ("report", "clips"),
-]
-
-
-@pytest.mark.parametrize(("name", "option"), INPUTS)
-@pytest.mark.parametrize("fault", ["missing", "cut", "another version"])
-def test_an_input_that_is_not_what_it_should_be_is_named(
-    name: str,
-    option: str,
-    fault: str,
-    stages: dict[str, Stage],
-    zygote: Zygote,
-    tmp_path: Path,
-    record: Record,
-) -> None:
-    stage, stderr = stages[name], tmp_path / "stderr"
-    copy = tmp_path / "input"
-    if stage.inputs[option].is_dir():
-        table = Path(shutil.copytree(stage.inputs[option], copy)) / "shard-00001.parquet"
-    else:
-        table = copy = Path(shutil.copy(stage.inputs[option], tmp_path / "input.parquet"))
-    if fault == "missing":
-        table.unlink()
-    elif fault == "cut":
-        table.write_bytes(table.read_bytes()[:-100])
-    else:
-        other_version(table)
-    folder = emptied(tmp_path / "results")
-    code = zygote.run(name, stage.arguments(folder, **{option: copy}), stderr)
-    said = stderr.read_text()
-    assert (code, stage.results_in(folder)) == (2, {}), said
-    assert has_line_with(said, table.name, "snakemake --forcerun")
-    record(f"an input that is {fault}", f"{name}, its {option}", refused=1)
-
-
-def test_codes_of_another_codec_are_refused_by_pack(
-    stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
-) -> None:
-    copy = Path(shutil.copytree(stages["pack"].inputs["codes_dir"], tmp_path / "codes"))
-    info = asdict(read_codec_info(copy / "shard-00001.parquet"))
-    restamp(copy / "shard-00001.parquet", codec_info=info | {"fingerprint": "f" * 64})
-    folder = emptied(tmp_path / "results")
-    code = zygote.run("pack", stages["pack"].arguments(folder, codes_dir=copy), tmp_path / "stderr")
-    assert (code, results_in(folder)) == (2, {}), (tmp_path / "stderr").read_text()
-    record("codes of another codec", "pack", refused=1)
-
-
-# What train and eval left, by the stage that reads it.
-LEFT = [
-    ("package", "train/adapter/adapter_model.safetensors"),
-    ("package", "train/run.json"),
-    ("package", "eval/metrics.json"),
-    ("package", "eval/generation.parquet"),
-    ("package", "samples/01-adapter-t1.wav"),
-    ("report", "train/metrics.jsonl"),
-    ("report", "eval/verdict.json"),
-    ("report", "samples/01-adapter-t1.wav"),
-]
-
-
-@pytest.mark.parametrize(("name", "file"), LEFT)
-@pytest.mark.parametrize("fault", ["missing", "cut"])
-def test_a_result_of_an_experiment_that_is_missing_or_cut_is_named(
-    name: str,
-    file: str,
-    fault: str,
-    stages: dict[str, Stage],
-    zygote: Zygote,
-    tmp_path: Path,
-    record: Record,
-) -> None:
-    experiment = stages["package"].inputs["experiment_dir"]
-    copy = Path(shutil.copytree(experiment, tmp_path / "a/b"))
-    content = (copy / file).read_bytes()
-    (copy / file).unlink()
-    if fault == "cut":
-        (copy / file).write_bytes(content[: len(content) // 2])
-    option = {"package": {"experiment_dir": copy}, "report": {"experiments_dir": copy.parent}}
-    folder = emptied(tmp_path / "results")
-    stderr = tmp_path / "stderr"
-    code = zygote.run(name, stages[name].arguments(folder, **option[name]), stderr)
-    said = stderr.read_text()
-    assert (code, results_in(folder)) == (2, {}), said
-    assert Path(file).name in said
-    record(f"a result that is {fault}", f"{name}, `{file}`", refused=1)
-
-
-@pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_rows_that_were_packed_for_another_base_are_refused(
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_is_full_is_a_sentence_and_the_rerun_is_whole(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
-    copy = Path(shutil.copy(stages[name].inputs["eval_rows"], tmp_path / "eval.parquet"))
-    stamped = json.loads(pq.read_schema(copy).metadata[METADATA_KEY])
-    other = stamped["pinned"]["base_model"] | {"fingerprint": "f" * 64}
-    restamp(copy, pinned=stamped["pinned"] | {"base_model": other})
-    rows = {"train_rows": copy} if name == "train" else {"eval_rows": copy}
-    folder = emptied(tmp_path / "results")
-    code = zygote.run(name, stages[name].arguments(folder, **rows), tmp_path / "stderr")
-    said = (tmp_path / "stderr").read_text()
-    assert code == 2, said
-    assert "base" in said
-    assert stages[name].results_in(folder) == {}
-    record("rows packed for another base", name, refused=1)
+    stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"
+    folder.mkdir()
+    with full_disk(folder, sum(map(len, stage.everything.values())) // 2) as fault:
+        code = zygote.run(name, stage.arguments(folder), stderr, **fault)
+        assert_refused(stage, folder, code, stderr.read_text())
+        if not fault:
+            subprocess.run(["mount", "-o", "remount,size=1G", folder], check=True)
+        assert zygote.run(name, stage.arguments(folder), stderr) == 0
+        assert stage.results_in(folder) == stage.whole
+        assert [file for file in results_in(folder) if is_unfinished(file)] == []
+    record("disk full", name, refused=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_that_may_not_be_written_is_a_sentence(
+    name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
+) -> None:
+    stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"
+    folder.mkdir(mode=0o555)
+    code = zygote.run(name, stage.arguments(folder), stderr, fault="readonly")
+    assert_refused(stage, folder, code, stderr.read_text())
+    assert results_in(folder) == {}
+    record("read-only results", name, refused=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_of_a_stage_at_once_give_the_result_of_one(
+    name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
+) -> None:
+    stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"
+    folder.mkdir()
+    *codes, _ = zygote.answer(name, stage.arguments(folder), stderr, num_copies=2)
+    assert codes == [0, 0], stderr.read_text()
+    assert stage.results_in(folder) == stage.whole
+    assert [file for file in results_in(folder) if is_unfinished(file)] == []
+    record("two at once", name, equal=1)
+
+
+@contextmanager
+def dated(paths: list[Path], draw: random.Random) -> Iterator[None]:
+    """Let files be of 1970 and of 2100."""
+    files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
+    times = {file: file.stat() for file in files}
+    try:
+        for file in files:
+            os.utime(file, (draw.choice((OF_1970, OF_2100)),) * 2)
+        yield
+    finally:
+        for file, before in times.items():
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clock_that_jumps_and_files_of_other_centuries_change_no_byte(
+    name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
+) -> None:
+    stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"
+    folder.mkdir()
+    with dated(list(stage.inputs.values()), random.Random(f"{SEED} {name}")):
+        code = zygote.run(name, stage.arguments(folder), stderr, fault="clock")
+    assert code == 0, stderr.read_text()
+    found = results_in(folder)
+    assert found.keys() == stage.everything.keys()
+    differing = {file for file in found if found[file] != stage.everything[file]}
+    assert {file for file in differing if Path(file).name not in WITH_TIMES} == set()
+    record("a clock that jumps by hours, files of 1970 and 2100", name, equal=1)

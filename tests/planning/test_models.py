@@ -168,6 +168,15 @@ def test_a_missing_folder_lists_those_beside_it(tmp_path: Path) -> None:
     assert "whole path" in str(folder_fault("codec", "~/higgs"))
 
 
+def test_a_folder_that_a_command_would_take_for_an_option_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / "-base", BODY, HEAD)
+    assert "begins with a dash" in str(folder_fault("base_model", "-base"))
+    assert folder_fault("base_model", str(tmp_path / "-base")) is None
+
+
 def test_a_file_of_weights_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     file = checkpoint(tmp_path / "base", BODY) / "model.safetensors"
     assert str(folder_fault("base_model", str(file))).endswith(f"name its folder, {file.parent}")

@@ -49,6 +49,11 @@ def test_a_folder_with_braces_is_named(tmp_path: Path) -> None:
     assert has_line_with(fault_of(tmp_path / "res {x}"), "res {x}", "braces")
 
 
+@pytest.mark.parametrize("name", ["-results", "--results/deep", "res\nults"])
+def test_a_folder_that_a_command_would_take_for_an_option_is_named(name: str) -> None:
+    assert "begins with a dash or has a line break" in fault_of(Path(name))
+
+
 @pytest.mark.parametrize("place", ["results", "results/data"])
 def test_a_folder_of_somebody_else_is_named(tmp_path: Path, place: str, as_a_user: None) -> None:
     (tmp_path / "results" / "data").mkdir(parents=True)

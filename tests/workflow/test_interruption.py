@@ -12,11 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from faults.page import Record
 from helpers import environment_with, wait_until
 from leftovers import kill, left_running
 from workflow.stub_checkout import make_stub_checkout, snakemake, snakemake_command
 
 pytestmark = pytest.mark.slow
+
+SNAKEMAKE = "`snakemake`, in training by two processes"
 
 # A training that lasts until it is asked to stop, and then takes its time to save.
 TRAINING = """
@@ -111,56 +114,82 @@ def is_locked(workflow: Workflow) -> bool:
     return locks.is_dir() and any(locks.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_to_snakemake_alone_lets_the_training_save(
-    workflow: Workflow, number: signal.Signals
+    workflow: Workflow, number: signal.Signals, record: Record
 ) -> None:
     workflow.start().send_signal(number)
     workflow.wait_for("saved")
     assert workflow.popen.wait(200) == 1
     workflow.wait_for_end()
     assert not is_locked(workflow)
+    record(f"{number.name} to it alone", SNAKEMAKE, equal=1)
 
 
-def test_a_second_run_in_the_folder_of_another_ends_with_what_to_do(workflow: Workflow) -> None:
+def test_a_second_run_in_the_folder_of_another_ends_with_what_to_do(
+    workflow: Workflow, record: Record
+) -> None:
     workflow.start()
     second = snakemake(workflow.checkout, "train", checkout=workflow.checkout)
     assert second.returncode == 1
     assert "Directory cannot be locked" in second.stderr
     assert "--unlock" in second.stderr
     assert workflow.popen.poll() is None
+    record("a second one in its folder", SNAKEMAKE, refused=1)
 
 
-def test_the_training_of_a_killed_snakemake_saves_and_ends(workflow: Workflow) -> None:
+def test_the_training_of_a_killed_snakemake_saves_and_ends(
+    workflow: Workflow, record: Record
+) -> None:
     workflow.start().kill()
     workflow.wait_for("saved")
     workflow.popen.wait(200)
     workflow.wait_for_end()
+    record("SIGKILL to it alone", SNAKEMAKE, equal=1)
 
 
-def test_the_training_of_a_killed_launcher_saves_and_ends(workflow: Workflow) -> None:
+def test_the_training_of_a_killed_launcher_saves_and_ends(
+    workflow: Workflow, record: Record
+) -> None:
     workflow.start()
     workflow.job("training.launch").kill()
     workflow.wait_for("saved")
     assert workflow.popen.wait(200) == 1
     workflow.wait_for_end()
+    record("SIGKILL to the launcher of its training", SNAKEMAKE, equal=1)
 
 
-def test_a_closed_terminal_lets_the_training_save(workflow: Workflow) -> None:
+def test_ctrl_c_of_the_whole_workflow_lets_the_training_save(
+    workflow: Workflow, record: Record
+) -> None:
+    terminal = workflow.start_in_terminal()
+    os.write(terminal, b"\x03")
+    workflow.wait_for("saved")
+    workflow.wait_for_end()
+    os.close(terminal)
+    assert not is_locked(workflow)
+    record("Ctrl-C in its terminal", SNAKEMAKE, equal=1)
+
+
+def test_a_closed_terminal_lets_the_training_save(workflow: Workflow, record: Record) -> None:
     terminal = workflow.start_in_terminal()
     os.close(terminal)
     workflow.wait_for("saved")
     workflow.wait_for_end()
     assert not is_locked(workflow)
+    record("a closed terminal", SNAKEMAKE, equal=1)
 
 
-def test_under_nohup_a_hangup_ends_nothing(packed: Path, workflow: Workflow) -> None:
+def test_under_nohup_a_hangup_ends_nothing(
+    packed: Path, workflow: Workflow, record: Record
+) -> None:
     workflow.command = ["nohup", *workflow.command]
     workflow.start()
     os.killpg(workflow.popen.pid, signal.SIGHUP)
     time.sleep(3)
     assert not list(workflow.folder.glob("saved-*"))
     assert workflow.popen.poll() is None
+    record("SIGHUP to all, under nohup", SNAKEMAKE, equal=1)
 
 
 def test_a_stage_on_data_ends_with_its_snakemake(workflow: Workflow) -> None:

@@ -12,7 +12,14 @@ from zipfile import ZipFile
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers import REAL_SPEECH, ROOT, needs_real_speech, tone
+from helpers import (
+    REAL_SPEECH,
+    ROOT,
+    files_with_secrets,
+    needs_real_speech,
+    plant_secrets,
+    tone,
+)
 
 import higgs_pipe
 from higgs_pipe.config.stages import STAGES
@@ -54,9 +61,12 @@ def run_in(folder: Path, manifest: Path, **sections: dict) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo, in a folder of its own, with fewer epochs."""
+    """The demo, in a folder of its own, with fewer epochs, as of somebody who has secrets."""
     folder = tmp_path_factory.mktemp("demo")
-    return run_in(folder, ROOT / "examples/demo/manifest.jsonl", train=SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in plant_secrets(tmp_path_factory.mktemp("secrets")).items():
+            patch.setenv(name, value)
+        return run_in(folder, ROOT / "examples/demo/manifest.jsonl", train=SHORT)
 
 
 def read_json(path: Path) -> dict:
@@ -104,6 +114,13 @@ def test_the_demo_leaves_every_result_where_it_belongs(demo: Path) -> None:
     closing = (demo / "closing.txt").read_text()
     for path in ("adapters/default", "experiments/default/eval/metrics.json", "report/index.html"):
         assert f"results/{path}\n" in closing
+
+
+def test_no_secret_is_in_any_result_log_or_note_of_snakemake(demo: Path) -> None:
+    num_files, found = files_with_secrets(demo)
+    assert {path.name for path in demo.iterdir()} >= {".snakemake", "logs", "results"}
+    assert num_files > 150
+    assert found == []
 
 
 def test_the_demo_learns(demo: Path) -> None:
