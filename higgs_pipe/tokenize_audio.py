@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from transformers import HiggsAudioV2TokenizerModel
 
@@ -122,21 +123,27 @@ def encode_clips(
     look_ahead_seconds = max(LOOK_AHEAD_SECONDS, max_batch_seconds)
     decoded = decode_ahead(order, info, look_ahead_seconds, num_decoding_threads)
     rows: list[CodesRow] = []
+    # One block: small arrays, kept between waveforms that come and go, would fragment the heap.
+    codes = bytearray()
     with activity("encoding", len(clips), "clips") as encoding:
         for batch in equal_length_batches(decoded, info, max_batch_seconds):
             waveforms = torch.stack([waveform for _, waveform in batch])  # (B, T * hop_length)
             for (clip, _), clip_codes in zip(
                 batch, encode_in_memory(model, waveforms, info), strict=True
             ):
+                codes += clip_codes.tobytes()
                 rows.append(
                     {
                         "clip_id": clip["clip_id"],
-                        "codes": clip_codes,
                         "num_frames": len(clip_codes),
                         "audio_sha256": clip["audio_sha256"],
                     }
                 )
             encoding.advance(len(batch))
+    frames = np.frombuffer(codes, np.int16).reshape(-1, info.num_codebooks)  # (sum of T, K)
+    ends = np.cumsum([row["num_frames"] for row in rows])
+    for row, end in zip(rows, ends, strict=True):
+        row["codes"] = frames[end - row["num_frames"] : end]
     return sorted(rows, key=lambda row: str(row["clip_id"]))
 
 
