@@ -1,4 +1,7 @@
-"""Whole runs of the workflow with the real stages: recordings in, a packaged adapter out."""
+"""Whole runs of the workflow with the real stages: recordings in, a packaged adapter out.
+
+Each job of the demo is a process that starts anew. What is run on top of it forks the stages.
+"""
 
 import json
 import os
@@ -20,6 +23,8 @@ from helpers import (
     plant_secrets,
     tone,
 )
+from workflow.forked_snakemake import run_snakemake
+from workflow.forked_stages import forking_python
 
 import higgs_pipe
 from higgs_pipe.config.stages import STAGES
@@ -31,17 +36,17 @@ pytestmark = pytest.mark.slow
 SHORT = {"num_epochs": 6, "rows_per_step": 4, "learning_rate": 5e-3, "eval_steps": 10}
 
 
-def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+def snakemake(
+    folder: Path, *words: str, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    words = ("--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *words)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return subprocess.run(
-        [*command, "--cores", "2", *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_snakemake([*words], folder, environment, python)
+
+
+def snakemake_with_forks(folder: Path, *words: str) -> None:
+    finished = snakemake(folder, *words, python=str(forking_python()))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def write_config(folder: Path, manifest: Path, **sections: dict) -> None:
@@ -51,22 +56,18 @@ def write_config(folder: Path, manifest: Path, **sections: dict) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
 
-def run_in(folder: Path, manifest: Path, **sections: dict) -> Path:
-    write_config(folder, manifest, **sections)
-    finished = snakemake(folder)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    (folder / "closing.txt").write_text(finished.stderr)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, in a folder of its own, with fewer epochs, as of somebody who has secrets."""
     folder = tmp_path_factory.mktemp("demo")
+    write_config(folder, ROOT / "examples/demo/manifest.jsonl", train=SHORT)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in plant_secrets(tmp_path_factory.mktemp("secrets")).items():
             patch.setenv(name, value)
-        return run_in(folder, ROOT / "examples/demo/manifest.jsonl", train=SHORT)
+        finished = snakemake(folder)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (folder / "closing.txt").write_text(finished.stderr)
+    return folder
 
 
 def read_json(path: Path) -> dict:
@@ -203,8 +204,7 @@ def test_one_stage_can_be_rerun_and_gives_the_same_numbers(demo: Path, tmp_path:
     before = metrics.read_text()
     metrics.unlink()
     logs = {path: path.stat().st_mtime_ns for path in (folder / "logs").rglob("*.log")}
-    finished = snakemake(folder, "eval")
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    snakemake_with_forks(folder, "eval")
     assert metrics.read_text() == before
     rerun = {path.stem for path, wrote in logs.items() if path.stat().st_mtime_ns > wrote}
     assert {"eval"} <= rerun <= {"eval", "accept"}
@@ -227,8 +227,7 @@ def forgotten(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = next(clip for clip in clips if clip["split"] == "train")
     rows.append({"audio": trained["audio_path"], "text": "Etwas anderes."})
     (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    finished = snakemake(folder, "--config", "eval={other_manifest: other.jsonl}")
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    snakemake_with_forks(folder, "report", "--config", "eval={other_manifest: other.jsonl}")
     return folder
 
 
@@ -263,8 +262,7 @@ def two_bases(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     miniature.build(folder / "other", seed=1)
     short = "max_steps: 2, sample_steps: null, eval_steps: 2"
     experiments = f"experiments={{default: {{}}, x: {{base_model: other, {short}}}}}"
-    finished = snakemake(folder, "--config", experiments)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    snakemake_with_forks(folder, "package", "report", "--config", experiments)
     return folder
 
 
@@ -301,9 +299,9 @@ def demo_v3(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["manifest"] = str(ROOT / settings["manifest"])
     settings["experiments"]["v3"] |= {"max_steps": 2, "eval_steps": 2}
     settings["package"] = {"forms": ["peft", "merged"]}
+    settings["eval"] = {"num_prompts": 2, "max_seconds": 2.0}
     (folder / "v3.yaml").write_text(yaml.safe_dump(settings))
-    finished = snakemake(folder, "--configfile", "v3.yaml")
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    snakemake_with_forks(folder, "package", "--configfile", "v3.yaml")
     return folder
 
 
@@ -337,11 +335,13 @@ def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path
 
 @needs_real_speech
 def test_recordings_of_people_become_an_adapter(tmp_path: Path) -> None:
-    folder = run_in(tmp_path, REAL_SPEECH, train=SHORT | {"num_epochs": 12, "rows_per_step": 2})
-    assert_it_learnt(folder)
-    validation = read_json(folder / "results/data/validation.json")
+    training = SHORT | {"num_epochs": 12, "rows_per_step": 2, "sample_steps": None}
+    write_config(tmp_path, REAL_SPEECH, train=training, eval={"num_prompts": 2})
+    snakemake_with_forks(tmp_path, "package")
+    assert_it_learnt(tmp_path)
+    validation = read_json(tmp_path / "results/data/validation.json")
     assert (validation["num_clips"], validation["num_rejected"]) == (13, 0)
-    assert read_json(folder / "results/adapters/default/provenance.json")["verification"]
+    assert read_json(tmp_path / "results/adapters/default/provenance.json")["verification"]
 
 
 def test_a_failed_run_ends_with_the_stages_error_its_log_and_the_next_step(tmp_path: Path) -> None:
