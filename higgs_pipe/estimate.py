@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,17 +12,16 @@ from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, TrainConfig
 from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage, merge
 from higgs_pipe.data.clips.results import ValidationSummary
-from higgs_pipe.data.conversation import speech_conversation
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
-from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.results import Result, ResultPart
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.codes import num_delayed_frames
 from higgs_pipe.higgs.pretrained import small_files
-from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer, RenderError
+from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer
 from higgs_pipe.higgs.renderers import renderer_of
+from higgs_pipe.higgs.text_tokens import TextTokens, count_text_tokens
 from higgs_pipe.planning import bases
 from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
 
@@ -31,21 +29,7 @@ logger = logging.getLogger("higgs_pipe")
 
 PUBLISHED_FRAME_RATE_HZ = 25.0
 PUBLISHED_NUM_CODEBOOKS = 8
-# Used if the tokenizer cannot be read. Llama 3's makes about one token of 4 bytes of UTF-8 in
-# English, and similar ones elsewhere; headers and marks surround the messages of a sample.
-TEXT_BYTES_PER_TOKEN = 4.0
-SAMPLE_NUM_TOKENS = 20
-REFERENCE_NUM_TOKENS = 13
 NUM_TEXTS_PER_BATCH = 10_000
-
-
-@dataclass(frozen=True)
-class TextTokens:
-    """Numbers of tokens: in all texts, around each sample, around each reference."""
-
-    texts: int
-    per_sample: float
-    per_reference: float
 
 
 class Amount(ResultPart):
@@ -195,48 +179,6 @@ def _read(read: Callable[[Pretrained], Any], pretrained: Pretrained) -> tuple[An
     except UserError as error:
         return None, f"{pretrained.name} cannot be read ({str(error).splitlines()[0]})"
     return read(pretrained), None
-
-
-def count_text_tokens(
-    texts: Sequence[str], system_prompt: str, renderer: PromptRenderer | None
-) -> TextTokens:
-    """Count the tokens of the texts and of what stands around them.
-
-    Args:
-        texts: The transcripts of the clips.
-        system_prompt: The system message of each sample.
-        renderer: Of the base; without it the numbers are rough.
-    """
-    if renderer is None:
-        prompt = len(system_prompt.encode()) / TEXT_BYTES_PER_TOKEN
-        num_bytes = sum(len(text.encode()) for text in texts)
-        return TextTokens(
-            texts=round(num_bytes / TEXT_BYTES_PER_TOKEN),
-            per_sample=SAMPLE_NUM_TOKENS + prompt,
-            per_reference=REFERENCE_NUM_TOKENS,
-        )
-    num_tokens = 0
-    for start in range(0, len(texts), NUM_TEXTS_PER_BATCH):
-        batch = texts[start : start + NUM_TEXTS_PER_BATCH]
-        encoded = renderer.tokenizer(batch, add_special_tokens=False)["input_ids"]
-        num_tokens += sum(map(len, encoded))
-    sample, with_reference = (
-        # The placeholders of the frames, which are counted separately, have a token each.
-        _num_tokens(renderer, system_prompt, num) - num - 1
-        for num in (0, 1)
-    )
-    return TextTokens(num_tokens, sample, with_reference - sample)
-
-
-def _num_tokens(renderer: PromptRenderer, system_prompt: str, num_references: int) -> int:
-    """Return the number of tokens of a sample without texts."""
-    recording = Recording((0,))
-    references = [("", recording)] * num_references
-    sample = speech_conversation(system_prompt, (), references, "", recording, clean=str)
-    try:
-        return len(renderer.prompt(sample).ids)
-    except RenderError as error:
-        raise UserError(f"{error}; {renderer.remedy}") from None
 
 
 def amount_of(

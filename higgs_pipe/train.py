@@ -243,11 +243,10 @@ class Training:
                 is_alarmed = settings.stop_on_alarm and bool(self.alarms.active)  # on all alike
                 if is_stopping or is_alarmed or progress.step % settings.save_steps == 0:
                     self.state.save(checkpoints, metrics, accelerator)
-                if is_alarmed:
+                if is_alarmed or is_stopping:
                     accelerator.wait_for_everyone()
-                    self.alarms.refuse_active(progress.step)
-                if is_stopping:
-                    accelerator.wait_for_everyone()
+                    if is_alarmed:
+                        self.alarms.refuse_active(progress.step)
                     logger.warning(
                         "stopped after step %d, checkpoint saved; run snakemake again to resume",
                         progress.step,

@@ -12,9 +12,10 @@ from transformers import AutoConfig
 
 from higgs_pipe.config.settings import PackConfig, TrainConfig
 from higgs_pipe.data.clips.results import Share, ValidationSummary
-from higgs_pipe.estimate import Amount, TextTokens, amount_of
+from higgs_pipe.estimate import Amount, amount_of
 from higgs_pipe.higgs.compilation_costs import COLD_SECONDS
 from higgs_pipe.higgs.parameters import count_parameters, memory_formula
+from higgs_pipe.higgs.text_tokens import TextTokens
 from higgs_pipe.training.forecast import (
     CardForecast,
     ExperimentEstimate,
