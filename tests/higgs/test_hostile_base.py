@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import PEAK_MIB
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
@@ -20,12 +21,12 @@ from higgs_pipe.higgs.shards import Shards
 from higgs_pipe.planning.models import folder_fault
 
 # Prints by how much memory grew at its peak, in MiB, and the sentence.
-LOAD = """
-import resource, sys
+LOAD = f"""
+import sys
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.renderers import renderer_of
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+peak = lambda: {PEAK_MIB}
 before = peak()
 try:
     renderer_of(Pretrained("base_model", sys.argv[1], None))
