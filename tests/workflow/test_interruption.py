@@ -43,6 +43,12 @@ main(run, ["--output-dir", sys.argv[sys.argv.index("--output-dir") + 1]])
 """
 
 
+def heed_signals() -> None:
+    """Let a process begin as in a terminal, though the tests may run where signals are ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Workflow:
     """A run of Snakemake in a session of its own, which trains by two processes."""
 
@@ -60,6 +66,7 @@ class Workflow:
             cwd=self.checkout,
             env=environment_with(),
             start_new_session=True,
+            preexec_fn=heed_signals,
             stderr=subprocess.DEVNULL,
         )
         self.wait_for("running")
@@ -70,6 +77,7 @@ class Workflow:
         environment = environment_with()
         pid, terminal = pty.fork()
         if pid == 0:
+            heed_signals()
             os.chdir(self.checkout)
             shell = ["bash", "-c", f"{shlex.join(self.command)}; true"]
             os.execvpe("bash", shell, environment)
