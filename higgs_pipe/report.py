@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.stages import ReportStage, load_stage
@@ -172,7 +173,7 @@ class MeasuredLine:
 
 def _measured(clips: pa.Table) -> list[MeasuredLine]:
     """List the measures that are numbers, over train and eval."""
-    in_splits = clips.filter(pa.compute.is_in(clips["split"], pa.array([TRAIN, EVAL])))
+    in_splits = clips.filter(pc.is_in(clips["split"], pa.array([TRAIN, EVAL])))
     lines = []
     for measure in (*fields(AudioMeasures), *fields(TextMeasures)):
         column = in_splits[measure.name].drop_null()

@@ -47,8 +47,6 @@ def base_of_rows(rows: Path, configured: Pretrained, others: Path | None = None)
         UserError: The rows name no base, another family's or another one than the config does, or
             its weights changed since it was pinned; or ``others`` were packed for other models.
     """
-    if others is not None:
-        check_packed_together(rows, others)
     try:
         stamp = TableFile(rows, "pack_rows").stamp()
         base, packed_for = (
@@ -70,5 +68,7 @@ def base_of_rows(rows: Path, configured: Pretrained, others: Path | None = None)
             f"{rows} was packed for {packed_for}, but base_model {configured.name!r} is now "
             f"{family}; {REPACK}"
         )
+    if others is not None:
+        check_packed_together(rows, others)
     base.check_unchanged()
     return base
