@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from leftovers import MARK, left_running
+from leftovers import MARK, left_running, running
 
 TESTS = """
 import subprocess, sys, time
@@ -48,9 +48,11 @@ def test_whatever_a_test_leaves_running_is_killed_and_fails_it(tmp_path: Path) -
 
 
 def test_a_process_is_known_by_its_worker() -> None:
+    before = running()  # with those of fixtures of wider scope
     started = subprocess.Popen(["sleep", "60"])
     other = subprocess.Popen(["sleep", "60"], env=os.environ | {MARK: "1"})
-    assert left_running() == {started.pid: "sleep 60"}
+    left = left_running(before)
     for process in (started, other):
         process.kill()
         process.wait()
+    assert left == {started.pid: "sleep 60"}
