@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import resource
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pages import put_table
+from pages import processor_name, put_table
 from rows import Row, in_turn, ratios
 
 NUM_ROUNDS = 3
@@ -223,10 +222,9 @@ def table_of(found: Sequence[Row]) -> list[str]:
 
 def machine() -> dict[str, Any]:
     """Describe machine and software."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     return {
         "date": str(date.today()),
-        "processor": cpu[1] if cpu else platform.machine(),
+        "processor": processor_name(),
         "num_cores": os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},

@@ -23,8 +23,13 @@ def put_table(page: Path, name: str, lines: Sequence[str]) -> None:
     page.write_text(f"{before}{opening}{text}\n{closing}{after}", encoding="utf-8")
 
 
+def processor_name() -> str:
+    """Return what the processor calls itself: ``AMD EPYC``."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return cpu[1] if cpu else platform.machine()
+
+
 def machine_now() -> str:
     """Return the date and the machine: ``2026-11-27, AMD EPYC, 2 cores, Python 3.11.7``."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    name = cpu[1] if cpu else platform.machine()
-    return f"{date.today()}, {name}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    python = platform.python_version()
+    return f"{date.today()}, {processor_name()}, {os.cpu_count()} cores, Python {python}"

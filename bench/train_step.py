@@ -28,7 +28,6 @@ import gc
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -41,7 +40,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from pages import put_table
+from pages import processor_name, put_table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
@@ -577,10 +576,8 @@ def machine_name(device: str) -> str:
     software = f"PyTorch {torch.__version__}, {date.today():%d %B %Y}"
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, {software}"
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor()
-    return f"{name}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}, {software}"
+    cores = f"{os.cpu_count()} cores, threads: {torch.get_num_threads()}"
+    return f"{processor_name()}, {cores}, {software}"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
@@ -87,7 +87,7 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             become(json.loads(line))
-            run_and_end()
+            run_and_end(snakemake.cli.main)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
@@ -105,11 +105,12 @@ def become(job: dict[str, Any]) -> None:
     sys.argv = [snakemake.cli.__file__, *job["words"]]
 
 
-def run_and_end() -> NoReturn:
-    """Run Snakemake and end as the interpreter does, but for tearing down its modules: a second."""
+def run_and_end(run: Callable[[], object]) -> NoReturn:
+    """Run a program and end as the interpreter does, but for tearing down its modules: a second."""
     code = 1
     try:
-        snakemake.cli.main()
+        run()
+        code = 0
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException as error:  # noqa: BLE001 - as the interpreter does

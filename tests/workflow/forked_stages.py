@@ -17,12 +17,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from leftovers import unmarked_environment
+from workflow.forked_snakemake import run_and_end
 
 from higgs_pipe.cli import main
 from higgs_pipe.planning.stages import STAGES
@@ -91,33 +91,20 @@ def answer(client: socket.socket) -> NoReturn:
             os.close(stream)
         job = json.loads(client.makefile().readline())
         client.close()
-        run_and_end(job)
+        run_and_end(partial(run_stage, job))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     client.sendall(f"{code}\n".encode())
     os._exit(0)
 
 
-def run_and_end(job: dict[str, Any]) -> NoReturn:
-    """Run a stage and end as the interpreter does, but for tearing down its modules."""
+def run_stage(job: dict[str, Any]) -> None:
+    """Run a stage as its command line would."""
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["environment"])
-    code = 1
-    try:
-        module, *words = job["words"]
-        sys.argv = [module, *words]
-        main(importlib.import_module(module).run, words)
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException as error:  # noqa: BLE001 - as the interpreter does
-        sys.excepthook(type(error), error, error.__traceback__)
-    finally:
-        threading._shutdown()  # type: ignore[attr-defined]  # joins the threads
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    module, *words = job["words"]
+    sys.argv = [module, *words]
+    main(importlib.import_module(module).run, words)
 
 
 if __name__ == "__main__":
