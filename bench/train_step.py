@@ -335,7 +335,7 @@ class Variant(NamedTuple):
     is_compiled: bool = True
     dropout: float = LoraSettings().dropout
     is_recomputed: bool = False
-    is_graphed: bool = False  # train.cuda_graphs, which is off as it ships
+    is_graphed: bool = False  # train.cuda_graphs
 
 
 GPU_VARIANTS = (

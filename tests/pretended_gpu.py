@@ -75,10 +75,10 @@ def pretend_to_capture(patch: pytest.MonkeyPatch, capture: PretendedCapture) -> 
     patch.setattr(packed_body, "packed_attention", attention)
 
 
-def trace_only(patch: pytest.MonkeyPatch) -> None:
+def trace_only(patch: pytest.MonkeyPatch, backend: Any = "eager") -> None:
     """Lets ``torch.compile`` trace all and compile nothing, which takes seconds and not minutes."""
     torch._dynamo.reset()
-    patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    patch.setattr(torch, "compile", partial(torch.compile, backend=backend))
 
 
 def run_out_of_memory_once(patch: pytest.MonkeyPatch, step: int) -> None:

@@ -63,7 +63,7 @@ def test_each_section_for_a_gpu_runs_on_a_cpu_and_fills_the_table(on_a_gpu: Any)
     assert found["tokenize"]["same_codes"] == 1
     found["tests"] = {"summary": "9 passed"}
     table = "\n".join(on_a_gpu.goals_table(found, "a machine"))
-    assert on_a_gpu.NO_CARD not in table
+    assert on_a_gpu.NOT_MEASURED not in table
 
 
 def test_the_table_of_goals_of_the_docs_is_the_scripts(on_a_gpu: Any) -> None:
@@ -71,7 +71,7 @@ def test_the_table_of_goals_of_the_docs_is_the_scripts(on_a_gpu: Any) -> None:
     page = (ROOT / "docs/performance.md").read_text()
     lines = on_a_gpu.goals_table({}, "")
     assert len(lines) == 14
-    assert all(f"\n{line.removesuffix(f'{on_a_gpu.NO_CARD} |')}" in page for line in lines)
+    assert all(f"\n{line.removesuffix(f'{on_a_gpu.NOT_MEASURED} |')}" in page for line in lines)
 
 
 def test_a_section_that_fails_or_hangs_leaves_the_others_alone(

@@ -486,13 +486,13 @@ class TrainConfig(Section):
     )
     compile: AutoOrBool = Field(
         "auto",
-        description="Compile the layers around attention: faster and smaller on a GPU, after a "
-        "minute or two; auto: where it pays.",
+        description="Compile the layers around attention: faster and smaller on a GPU, after "
+        "half a minute; auto: where it pays.",
     )
     cuda_graphs: AutoOrBool = Field(
-        False,
-        description="Replay each micro-step as one CUDA graph, for GPUs that wait for the host; "
-        "auto: where it pays. Not yet measured on a GPU.",
+        "auto",
+        description="Replay each micro-step as one CUDA graph, for a GPU that waits for the host; "
+        "auto: where it pays, in runs of one process.",
     )
     tf32: bool = Field(True, description="Let float32 matrix products on CUDA use TF32.")
     preflight: bool = Field(

@@ -25,6 +25,22 @@ logger = logging.getLogger("higgs_pipe")
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # Triton's kernels are kept below it
 
 
+def configure_compiler() -> None:
+    """Have PyTorch keep little memory for backward passes, and reuse what it has compiled.
+
+    Its default keeps what a matrix product reads, dropped inputs and masks of each LoRA layer among
+    it: twice the memory of computing them again, without a product, from what made them. Numbers
+    that it keeps variable take it longer to trace, PyTorch 2.11 twice as long. What it has traced
+    goes into its cache with LoRA's own backward pass, which is a function of its arguments alone.
+    """
+    import torch._dynamo.config as dynamo  # late, because it takes seconds
+    import torch._functorch.config as functorch
+
+    functorch.aggressive_recomputation = True
+    functorch.autograd_cache_allow_custom_autograd_functions = True
+    dynamo.specialize_float = True
+
+
 class Compilation(NamedTuple):
     """Choice to compile the layers or not, and its reason."""
 

@@ -120,7 +120,10 @@ def _plus_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> T
     # that adds to it. In a wider type it adds where it reads them. (In PyTorch 2.13 its ``add`` is
     # wrong on a CPU where alpha is a float that it keeps variable.)
     wide = torch.promote_types(total.dtype, torch.float32)
-    return (total.to(wide) + (scale * (left @ right)).to(wide)).to(total.dtype)
+    summed = total.to(wide) + (scale * (left @ right)).to(wide)
+    # Not ``to`` where it does nothing: PyTorch 2.11 compiles a function of autograd that returns an
+    # alias to one without gradients.
+    return summed if wide == total.dtype else summed.to(total.dtype)
 
 
 class _LowRankLinear(torch.autograd.Function):

@@ -12,11 +12,12 @@ BYTES_PER_QUANTIZED_VALUE = {"8bit": 1.0, "4bit": 0.5}
 # Weight, gradient and two moments of AdamW in float32 (Rajbhandari et al., ZeRO, 2020, section 3.1,
 # without the 16-bit copies).
 BYTES_PER_TRAINED_VALUE = 16
-# Fitted to the peaks of docs/performance.md: what a layer keeps, and what is in use while one
-# layer is computed, over the values that :func:`layer_values` counts. Without compiled layers,
-# dropout and norms keep copies; the compiler keeps a third and computes the rest again.
-KEPT_SHARE = {False: 1.60, True: 0.32}
-WORKING_SHARE = {False: 0.42, True: 0.77}
+# What a layer keeps, and what is in use while one layer is computed, over the values that
+# :func:`layer_values` counts: fitted to the peaks of docs/performance.md. Without compiled layers,
+# dropout and norms keep copies. Compiled, a layer keeps its input, queries, keys, values, attention
+# outputs, the input of the FFN, and two branches of it; the rest is computed again, at once.
+KEPT_SHARE = {False: 1.60, True: 0.58}
+WORKING_SHARE = {False: 0.42, True: 2.16}
 WORKSPACE_BYTES = 0.19e9  # of matrix products, and what is allocated once per step
 # Of the 3B model of Higgs Audio v2, on which memory and time were measured.
 LAYERS_3B, PRODUCTS_3B = 28, 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192)

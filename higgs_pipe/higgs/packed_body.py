@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from higgs_pipe.higgs.attention import packed_attention
 from higgs_pipe.higgs.batch import Layout
+from higgs_pipe.higgs.compilation import configure_compiler
 from higgs_pipe.higgs.dropout import Part
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, each (1, S, head_dim)
@@ -51,6 +52,8 @@ class PackedForward(NamedTuple):
 
     def compile_in(self, parts: NativeParts) -> None:
         """Compile the parts of each layer before and after attention, at their next call."""
+        configure_compiler()
+        parts.body.is_compiled = True
         for name in ("before_attention", "after_attention"):
             compiled = torch.compile(getattr(self, name), fullgraph=True, dynamic=True)
             for layer in parts.body.layers:
@@ -61,6 +64,8 @@ def through_layers(body: Any, hidden: Tensor, rotary: Rotary, layout: Layout) ->
     """Apply the layers, of which the first are computed again by the backward pass."""
     # A generator's state is saved for layers that draw from it; a CUDA graph could not be captured.
     is_drawing = layout.dropout_keys is None or body.layers[0].self_attn.attention_dropout > 0
+    if vars(body).get("is_compiled") and torch.is_grad_enabled():
+        hidden.requires_grad_()  # or the first layer would be compiled apart from the others
     for index, layer in enumerate(body.layers):
         inputs = (hidden, rotary, layout)
         if body.training and index < body.recomputed_layers:

@@ -74,7 +74,7 @@ def warm_up(model: DualLossModel, batch: PackedBatch) -> None:
         model: With layers to compile.
         batch: On the model's device.
     """
-    logger.info("compiling the layers; the first time takes a minute or two")
+    logger.info("compiling the layers; the first time takes half a minute or more")
     started = time.perf_counter()
     evaluate_once(model, batch)
     if any(parameter.requires_grad for parameter in model.parameters()):

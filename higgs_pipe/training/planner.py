@@ -173,7 +173,7 @@ class Planner:
         free = USABLE_SHARE * min(gather_object([card.available_bytes()]))
         num_bytes = free - around - (GRADIENT_BYTES + MOMENT_BYTES) * num_trained
         num_recomputed, peak = self._probe(card, formula.activations(positions, 0) <= num_bytes)
-        measured = peak - around - GRADIENT_BYTES * num_trained
+        measured = peak - GRADIENT_BYTES * num_trained
         factor = max(measured / formula.activations(positions, num_recomputed), LEAST_FACTOR)
         formula = formula.scaled(factor)
         flops = min(gather_object([card.flops()]))
@@ -205,7 +205,9 @@ class Planner:
         setting, obstacle = self.settings.cuda_graphs, self._obstacle_to_graphs()
         if setting != "auto":
             return setting
-        if obstacle is None and graphed.seconds > GRAPHS_PAY * plain.seconds:
+        if self.accelerator.num_processes > 1:
+            obstacle = "only one process was tried on a GPU; train.cuda_graphs: true replays them"
+        if obstacle is None and not graphed.seconds < GRAPHS_PAY * plain.seconds:
             obstacle = "the host keeps up with the GPU, or memory is short"
         if obstacle is not None:
             logger.info("micro-steps are not replayed as CUDA graphs: %s", obstacle)

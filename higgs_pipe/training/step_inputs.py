@@ -127,11 +127,10 @@ class StepInputs:
             rows_per_micro_batch: At most.
             is_padded: Whether they have few shapes, which takes some padding.
         """
-        grid = None
-        if is_padded:
-            of_process = math.ceil(self.settings.rows_per_step / self.accelerator.num_processes)
-            grid = Grid.of_rows(self.rows.sizes(), min(rows_per_micro_batch, of_process))
-        self._micro_batches = MicroBatches(rows_per_micro_batch, grid)
+        of_process = math.ceil(self.settings.rows_per_step / self.accelerator.num_processes)
+        num_rows = min(rows_per_micro_batch, of_process)
+        grid = Grid.of_rows(self.rows.sizes(), num_rows) if is_padded else None
+        self._micro_batches = MicroBatches(num_rows, grid)
 
     def padded(self, rows: Sequence[int], seeds: Sequence[int]) -> PackedBatch:
         """Return rows as a micro-batch of one of the shapes."""

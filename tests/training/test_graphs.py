@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 import torch
 from helpers import PackedCorpus, train
-from pretended_gpu import PretendedCapture, pretend_to_capture, run_out_of_memory_once
+from pretended_gpu import (
+    PretendedCapture,
+    PretendedCard,
+    pretend_to_capture,
+    run_out_of_memory_once,
+)
 from safetensors.torch import load_file
 
 from higgs_pipe.higgs import packed_body
 from higgs_pipe.higgs.attention import packed_attention
 from higgs_pipe.higgs.batch import PackedBatch
-from higgs_pipe.training import graphs
+from higgs_pipe.training import graphs, planner
 from higgs_pipe.training.planner import Planner
 
 EXACT: dict[str, Any] = {
@@ -138,6 +143,52 @@ def test_no_more_graphs_are_kept_than_are_allowed(
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 1)
     train(corpus, tmp_path / "one", **EXACT | {"max_steps": 4}, cuda_graphs=True)
     assert len(capture.captured) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "flops", "num_processes", "expected"),
+    [
+        (1, 790e12, 1, True),
+        (1, 790e12, 2, False),
+        (1, 790e9, 1, False),  # a slow card, which the host keeps busy
+        (64, 790e12, 1, False),  # which do not fit
+    ],
+)
+def test_auto_replays_small_micro_batches_of_one_process(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretend: Callable[[PretendedCapture], None],
+    rows: int,
+    flops: float,
+    num_processes: int,
+    expected: bool,
+) -> None:
+    pretend(PretendedCapture())
+    card = PretendedCard(4e9)
+    monkeypatch.setattr(card, "flops", lambda: flops)
+    monkeypatch.setattr(planner, "card_of", lambda _: card)
+    will_graph = Planner._will_graph
+
+    def among(self: Planner, *choices: Any) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(self.accelerator), "num_processes", num_processes)
+            return will_graph(self, *choices)
+
+    monkeypatch.setattr(Planner, "_will_graph", among)
+    settings = EXACT | {"max_steps": 1, "rows_per_micro_batch": rows}
+    assert is_padded(train(corpus, tmp_path, **settings)) == [expected]
+
+
+def test_more_rows_at_once_than_a_step_has_are_padded_as_a_step(
+    corpus: PackedCorpus, tmp_path: Path, pretend: Callable[[PretendedCapture], None]
+) -> None:
+    pretend(PretendedCapture())
+    settings = EXACT | {"max_steps": 2, "rows_per_micro_batch": 64}
+    train(corpus, tmp_path / "plain", **settings, cuda_graphs=False)
+    metrics = train(corpus, tmp_path / "replayed", **settings, cuda_graphs=True)
+    assert is_padded(metrics) == [True]
+    assert_close(tmp_path / "replayed", tmp_path / "plain")
 
 
 def test_on_a_cpu_auto_pads_nothing(corpus: PackedCorpus, tmp_path: Path) -> None:

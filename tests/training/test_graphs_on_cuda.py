@@ -104,8 +104,9 @@ def test_graphs_of_several_shapes_share_the_memory_of_one(micro_steps: MicroStep
             micro_steps.result(replayed, batch)
         if len(replayed.graphs) > num_before:
             reserved.append(torch.cuda.memory_reserved())
-    assert len(reserved) >= 2
-    assert reserved[-1] - reserved[0] <= SEGMENT_BYTES
+    assert len(reserved) >= 4
+    of_own_pools = (len(reserved) - 1) * SEGMENT_BYTES  # at least
+    assert reserved[-1] - reserved[0] <= of_own_pools / 2
 
 
 def test_what_cannot_be_captured_is_computed_plainly_and_harms_nothing(

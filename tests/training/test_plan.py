@@ -26,16 +26,14 @@ from higgs_pipe.training.plan import Plan, micro_step_seconds
 from higgs_pipe.training.state import TrainingState
 
 # docs/performance.md, one H200, the middle of each range: compiled, recomputed layers, positions,
-# peak GB of a micro-step, positions per second.
+# peak GB of a micro-step, positions per second (None: not measured).
 MEASURED = [
     (False, 0, 2048, 21.9, 7700),
     (False, 28, 2048, 12.9, 3450),
     (False, 0, 16_257, 90.7, 25_000),
     (False, 28, 16_257, 18.4, 15_600),
-    (True, 0, 2048, 14.1, 11_300),
-    (True, 0, 8128, 20.6, 37_500),
-    (True, 0, 16_257, 29.2, 40_200),
-    (True, 28, 16_257, 16.8, 21_500),
+    (True, 0, 2048, 15.7, None),  # the probe of the plan
+    (True, 0, 16_384, 44.3, 34_800),
 ]
 BASE_GB = 11.7
 
@@ -55,7 +53,7 @@ def test_memory_and_time_are_within_15_percent_of_what_was_measured(
     recomputed: int,
     positions: int,
     peak_gb: float,
-    rate: float,
+    rate: float | None,
 ) -> None:
     formula = formulas[is_compiled]
     gradients = 4 * formula.num_trained  # the optimizer was not measured
@@ -64,14 +62,14 @@ def test_memory_and_time_are_within_15_percent_of_what_was_measured(
     above_base = around + formula.activations(positions, recomputed)
     assert above_base == pytest.approx((peak_gb - BASE_GB) * 1e9, rel=0.15)
     seconds = micro_step_seconds(formula, positions, recomputed, is_compiled)
-    assert positions / seconds == pytest.approx(rate, rel=0.15)
+    assert rate is None or positions / seconds == pytest.approx(rate, rel=0.15)
 
 
-@pytest.mark.parametrize(("is_compiled", "rate"), [(False, 22_900), (True, 34_300)])
+@pytest.mark.parametrize(("is_compiled", "rate"), [(False, 22_900), (True, 29_900)])
 def test_the_time_of_a_graph_is_within_15_percent_of_what_was_measured(
     formulas: dict[bool, MemoryFormula], is_compiled: bool, rate: float
 ) -> None:
-    """Of a captured row, without dropout."""
+    """Of a captured row; without compiled layers it had no dropout."""
     formula = formulas[is_compiled]
     seconds = micro_step_seconds(formula, 2048, 0, is_compiled, is_graphed=True)
     assert 2048 / seconds == pytest.approx(rate, rel=0.15)
@@ -80,9 +78,9 @@ def test_the_time_of_a_graph_is_within_15_percent_of_what_was_measured(
 @pytest.mark.parametrize(
     ("compiled", "expected"),
     [
-        # memory_gb: (rows of 2048 at once, recomputed layers); 4.8 MB a position, 1.0 compiled.
+        # memory_gb: (rows of 2048 at once, recomputed layers); 4.8 MB a position, 2.0 compiled.
         (False, {16: (1, 19), 24: (1, 0), 40: (2, 0), 48: (2, 0), 80: (4, 0), 141: (4, 0)}),
-        (True, {16: (1, 0), 24: (4, 0), 40: (4, 0), 48: (8, 0), 80: (8, 0), 141: (8, 0)}),
+        (True, {16: (1, 3), 24: (2, 0), 40: (4, 0), 48: (4, 0), 80: (8, 0), 141: (8, 0)}),
     ],
 )
 def test_each_card_gets_the_plan_that_suits_it(

@@ -2,10 +2,21 @@
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from helpers import PackedCorpus
 
-from higgs_pipe.training.step_inputs import built_ahead, combined_seed, epoch_steps, planned_steps
+from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.training.step_inputs import (
+    StepInputs,
+    built_ahead,
+    combined_seed,
+    epoch_steps,
+    planned_steps,
+)
 
 
 def test_an_epoch_takes_every_row_once_in_an_order_that_the_seed_decides() -> None:
@@ -32,6 +43,20 @@ def test_steps_run_over_epochs_to_their_number_and_go_on_where_they_were() -> No
     assert [list(planned_steps(5, 2, 5, 0, done=n)) for n in range(6)] == [
         steps[n:] for n in range(6)
     ]
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize(("num_processes", "expected"), [(1, 3), (2, 2)])
+def test_a_micro_batch_has_no_more_rows_than_a_process_of_a_step(
+    corpus: PackedCorpus, is_padded: bool, num_processes: int, expected: int
+) -> None:
+    accelerator: Any = SimpleNamespace(num_processes=num_processes)
+    config: Any = None
+    inputs = StepInputs(
+        PackedRows(corpus.train_rows), config, TrainConfig(rows_per_step=3), accelerator
+    )
+    inputs.follow(64, is_padded)
+    assert inputs.rows_per_micro_batch == expected
 
 
 def test_items_are_built_in_order_and_at_most_two_ahead() -> None:
