@@ -73,20 +73,24 @@ def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
     outputs = experiment / "eval", experiment / "samples"
     adapter = experiment / "train/adapter"
     evaluate.run(configs["eval"], corpus.clips, corpus.eval_rows, adapter, *outputs)
+    make_package(folder, corpus, configs["package"], folder / "adapters/voice")
+    return folder
+
+
+def make_package(results: Path, corpus: PackedCorpus, config: Path, output: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "verify_in_fresh_process", verified)
         patch.setattr(package, "read_codec_info", codec_info_of_the_hub)
         package.run(
-            config=configs["package"],
+            config=config,
             name="voice",
-            data_dir=folder / "data",
+            data_dir=results / "data",
             packed_dir=corpus.directory / "packed",
-            experiment_dir=experiment,
-            config_dir=folder / "config",
-            package_dir=folder / "adapters/voice",
-            archive=folder / "adapters/voice.zip",
+            experiment_dir=results / "experiments/voice",
+            config_dir=results / "config",
+            package_dir=output,
+            archive=output.with_suffix(".zip"),
         )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +229,29 @@ def test_the_card_has_the_words_of_the_settings(card: list[str]) -> None:
     assert '    {"role": "system", "content": "Say it."},' in card
     assert "trained on cleaned text" not in " ".join(card)
     assert any('PeftModel.from_pretrained(model, "voice")' in line for line in card)
+
+
+def test_lines_dashes_and_markup_in_settings_are_text_of_the_card(
+    results: Path, corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    given = json.loads((results / "config/package.json").read_text())
+    hostile = {
+        "license": "mit\n---\nbase_model: evil/base\n",
+        "description": "---\n# Large\n<script>alert(1)</script> [here](javascript:alert(1))",
+    }
+    config = write_stage_config(tmp_path / "package.json", **given | {"package": PACKAGE | hostile})
+    make_package(results, corpus, config, tmp_path / "voice")
+    card = (tmp_path / "voice/README.md").read_text().splitlines()
+    end = card.index("---", 1)
+    metadata = yaml.safe_load("\n".join(card[1:end]))
+    assert metadata["license"] == hostile["license"]
+    usual = (results / "adapters/voice/README.md").read_text().splitlines()
+    of_usual = yaml.safe_load("\n".join(usual[1 : usual.index("---", 1)]))
+    assert metadata | {"license": None} == of_usual | {"license": None}
+    body = card[end + 1 :]
+    assert not {"---", "# Large"} & set(body)
+    assert "<script>" not in "\n".join(body)
+    assert "](javascript" not in "\n".join(body)
 
 
 def test_the_card_names_the_full_checkpoints_instead_of_a_merge_by_hand(card: list[str]) -> None:
