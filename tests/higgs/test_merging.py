@@ -1,5 +1,6 @@
 """Merged weights, against PEFT's own merge; shards, against the library's reader."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,24 @@ def test_rounding_is_measured_over_all_weights(tiny_base: Path, tmp_path: Path) 
     assert rounding.relative_error == pytest.approx(float(errors.norm() / whole.norm()), rel=1e-4)
     assert rounding.error_of_change == pytest.approx(float(lost / change), rel=1e-4)
     assert exact.rounding.relative_error == 0
+
+
+def test_a_bfloat16_base_is_merged_in_float32_and_rounded_once(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    changes = read_changes(trained_adapter(tiny_base, tmp_path / "adapter"))
+    merged = []
+    for name, dtype in (("narrow", torch.bfloat16), ("wide", torch.float32)):
+        shutil.copytree(tiny_base, tmp_path / name)
+        weights = load_file(tiny_base / "model.safetensors")
+        values = {n: tensor.bfloat16().to(dtype) for n, tensor in weights.items()}
+        save_file(values, tmp_path / name / "model.safetensors", {"format": "pt"})
+        with Shards(tmp_path / name) as base:
+            merge = Merge(base, changes, torch.bfloat16)
+            merged.append({key: merge[key] for key in changes})
+    narrow, wide = merged
+    assert changes
+    assert all(torch.equal(narrow[key], wide[key]) for key in changes)
 
 
 def test_merging_changes_neither_the_base_nor_the_adapter(tiny_base: Path, tmp_path: Path) -> None:

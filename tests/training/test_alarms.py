@@ -85,9 +85,11 @@ def test_an_eos_loss_that_does_not_fall(step: int, stop_loss: float, fires: bool
     assert names(alarms(), lines) == ([(step, "stop_loss_not_falling")] if fires else [])
 
 
-def test_an_eos_loss_that_is_low_from_the_start_need_not_fall() -> None:
-    lines = [held_out_line(step, eval_stop_loss=0.6) for step in (0, 50, 100)]
-    assert names(alarms(), lines) == []
+@pytest.mark.parametrize(("probability", "fires"), [(0.51, False), (0.49, True)])
+def test_an_eos_loss_by_which_most_clips_end_need_not_fall(probability: float, fires: bool) -> None:
+    loss = -math.log(probability)
+    lines = [held_out_line(step, eval_stop_loss=loss) for step in (0, 50)]
+    assert names(alarms(), lines) == ([(50, "stop_loss_not_falling")] if fires else [])
 
 
 def test_a_training_of_few_steps_is_not_called_slow() -> None:

@@ -251,6 +251,8 @@ def test_segments_of_one_file_without_ids_have_different_ones(tmp_path: Path) ->
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = read_manifests([str(tmp_path / "m.jsonl")]).rows
     assert [row.clip_id for row in rows] == ["a_0.0-2.2", "a_1.1-3.3"]
+    assert [(row.start_seconds, row.end_seconds) for row in rows] == [(0, 2.2), (1.1, 3.3)]
+    assert [row.declared_seconds for row in rows] == [None, None]  # it was the span's
 
 
 # --- Dialogues ------------------------------------------------------------------------------------
