@@ -66,6 +66,19 @@ def test_each_section_for_a_gpu_runs_on_a_cpu_and_fills_the_table(on_a_gpu: Any)
     assert on_a_gpu.NOT_MEASURED not in table
 
 
+@pytest.mark.parametrize(
+    ("kernel", "part"),
+    [
+        ("void pytorch_flash::flash_fwd_kernel<Traits<cutlass::bfloat16_t>>", "attention"),
+        ("nvjet_sm90_tst_128x256_64x4_2x1_v_bz_coopA_TNN", "products"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm>", "products"),
+        ("triton_poi_fused_add_div_ge_mul_scalar_tensor_silu_unsqueeze_where_8", "other"),
+    ],
+)
+def test_a_kernel_belongs_to_one_part_of_a_step(on_a_gpu: Any, kernel: str, part: str) -> None:
+    assert on_a_gpu.part_of_step(kernel) == part
+
+
 def test_the_table_of_goals_of_the_docs_is_the_scripts(on_a_gpu: Any) -> None:
     """But for its last column, which a GPU fills."""
     page = (ROOT / "docs/performance.md").read_text()

@@ -26,12 +26,12 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # Triton's kernels are kept below it
 
 
 def configure_compiler() -> None:
-    """Have PyTorch keep little memory for backward passes, and reuse what it has compiled.
+    """Have PyTorch keep less memory for the backward pass and reuse compiled code.
 
-    Its default keeps what a matrix product reads, dropped inputs and masks of each LoRA layer among
-    it: twice the memory of computing them again, without a product, from what made them. Numbers
-    that it keeps variable take it longer to trace, PyTorch 2.11 twice as long. What it has traced
-    goes into its cache with LoRA's own backward pass, which is a function of its arguments alone.
+    By default it keeps what matrix products read, which includes LoRA's dropped inputs and masks.
+    Computing these again takes no product and halves the memory. Tracing is faster where floats are
+    constants, in PyTorch 2.11 twice as fast. LoRA's own backward pass may go into the cache of
+    compiled code, because it depends on its arguments alone.
     """
     import torch._dynamo.config as dynamo  # late, because it takes seconds
     import torch._functorch.config as functorch

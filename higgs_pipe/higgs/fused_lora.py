@@ -121,8 +121,8 @@ def _plus_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> T
     # wrong on a CPU where alpha is a float that it keeps variable.)
     wide = torch.promote_types(total.dtype, torch.float32)
     summed = total.to(wide) + (scale * (left @ right)).to(wide)
-    # Not ``to`` where it does nothing: PyTorch 2.11 compiles a function of autograd that returns an
-    # alias to one without gradients.
+    # Not ``to`` where it does nothing: PyTorch 2.11 leaves out the gradients of a compiled autograd
+    # function whose output is an alias.
     return summed if wide == total.dtype else summed.to(total.dtype)
 
 

@@ -16,7 +16,8 @@ MAX_ROWS = 64
 NEARLY_AS_FAST = 1.03  # of the shortest time
 PADDING_SHARE = 0.02  # of the positions of a micro-batch (higgs/padding.py)
 # Fitted to docs/performance.md (one H200, 28 layers of the 3B model). The host sets a lower limit
-# for each micro-step; the device needs a constant and a time per position.
+# for each micro-step; the device needs a constant and a time per position. The host's times of
+# compiled layers are from before they had LoRA's gradients, and were not measured since.
 HOST_SECONDS = {False: 0.28, True: 0.18}
 HOST_SECONDS_RECOMPUTED = {False: 0.33, True: 0.10}  # more, where every layer is recomputed
 HOST_SECONDS_GRAPHED = 0.005  # assumed
@@ -141,9 +142,11 @@ def choose_plan(
     num_bytes = num_bytes / 2 if is_graphed else num_bytes
     rows_per_process = math.ceil(train.rows_per_step / num_processes)
     rows, layers = train.rows_per_micro_batch, recomputed_layers(train, formula.num_layers)
-    most_rows = min(rows_per_process, MAX_ROWS)
+    numbers = range(1, min(rows_per_process, MAX_ROWS) + 1)
+    if rows != "auto":
+        numbers = range(min(rows, rows_per_process), min(rows, rows_per_process) + 1)
     found: list[Choice] = []
-    for num_rows in range(1, most_rows + 1) if rows == "auto" else [rows]:
+    for num_rows in numbers:
         num_positions = num_rows * row_size
         fewest = formula.fewest_recomputed(num_positions, num_bytes)
         if fewest is None or (layers is not None and layers < fewest):
@@ -157,7 +160,7 @@ def choose_plan(
         enough = NEARLY_AS_FAST * min(choice.seconds for choice in found)
         return next(choice for choice in found if choice.seconds <= enough)
     plan = Plan(
-        rows_per_micro_batch=1 if rows == "auto" else rows,
+        rows_per_micro_batch=numbers[0],
         recomputed_layers=formula.num_layers if layers is None else layers,
         is_compiled=is_compiled,
         is_padded=is_graphed,

@@ -74,6 +74,8 @@ class Planner:
         is_compiled = self._compile(None if kept is None else kept.is_compiled)
         if kept is not None:
             plan, told = replace(kept, is_compiled=is_compiled), "after the interruption"
+            if self.settings.cuda_graphs == "auto" and self.accelerator.num_processes > 1:
+                plan = replace(plan, is_padded=False)
         elif card is None:
             plan = plan_without_card(self.settings, self.model.num_layers, is_compiled)
             told = "by the config"
@@ -113,6 +115,8 @@ class Planner:
 
     def _follow(self, plan: Plan, told: str) -> None:
         """Take the next steps by this plan; ``told`` says for the log why."""
+        rows = min(plan.rows_per_micro_batch, self.inputs.rows_per_process)
+        plan = replace(plan, rows_per_micro_batch=rows)
         if plan != self.state.plan:
             self.note(self.state.progress.step, plan.as_dict(), told)
         self.state.plan = plan
@@ -173,6 +177,7 @@ class Planner:
         free = USABLE_SHARE * min(gather_object([card.available_bytes()]))
         num_bytes = free - around - (GRADIENT_BYTES + MOMENT_BYTES) * num_trained
         num_recomputed, peak = self._probe(card, formula.activations(positions, 0) <= num_bytes)
+        # Memory peaks in the layers, while there are no logits: what is around them stays free.
         measured = peak - GRADIENT_BYTES * num_trained
         factor = max(measured / formula.activations(positions, num_recomputed), LEAST_FACTOR)
         formula = formula.scaled(factor)
@@ -206,7 +211,7 @@ class Planner:
         if setting != "auto":
             return setting
         if self.accelerator.num_processes > 1:
-            obstacle = "only one process was tried on a GPU; train.cuda_graphs: true replays them"
+            obstacle = "tried in runs of one process only; train.cuda_graphs: true takes them"
         if obstacle is None and not graphed.seconds < GRAPHS_PAY * plain.seconds:
             obstacle = "the host keeps up with the GPU, or memory is short"
         if obstacle is not None:

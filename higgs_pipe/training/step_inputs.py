@@ -116,6 +116,12 @@ class StepInputs:
         self.positions_per_step = sum(self.row_lengths) / self.steps_per_epoch
 
     @property
+    def rows_per_process(self) -> int:
+        """Rows of a step that a process takes, at most."""
+        num_processes: int = self.accelerator.num_processes
+        return math.ceil(self.settings.rows_per_step / num_processes)
+
+    @property
     def rows_per_micro_batch(self) -> int:
         """Rows of a micro-batch, at most."""
         return self._micro_batches.num_rows
@@ -127,8 +133,7 @@ class StepInputs:
             rows_per_micro_batch: At most.
             is_padded: Whether they have few shapes, which takes some padding.
         """
-        of_process = math.ceil(self.settings.rows_per_step / self.accelerator.num_processes)
-        num_rows = min(rows_per_micro_batch, of_process)
+        num_rows = min(rows_per_micro_batch, self.rows_per_process)
         grid = Grid.of_rows(self.rows.sizes(), num_rows) if is_padded else None
         self._micro_batches = MicroBatches(num_rows, grid)
 

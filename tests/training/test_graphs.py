@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from pretended_gpu import (
 )
 from safetensors.torch import load_file
 
+from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs import packed_body
 from higgs_pipe.higgs.attention import packed_attention
 from higgs_pipe.higgs.batch import PackedBatch
 from higgs_pipe.training import graphs, planner
+from higgs_pipe.training.plan import Plan
 from higgs_pipe.training.planner import Planner
 
 EXACT: dict[str, Any] = {
@@ -151,7 +154,7 @@ def test_no_more_graphs_are_kept_than_are_allowed(
         (1, 790e12, 1, True),
         (1, 790e12, 2, False),
         (1, 790e9, 1, False),  # a slow card, which the host keeps busy
-        (64, 790e12, 1, False),  # which do not fit
+        (3, 790e12, 1, False),  # which do not fit
     ],
 )
 def test_auto_replays_small_micro_batches_of_one_process(
@@ -165,7 +168,7 @@ def test_auto_replays_small_micro_batches_of_one_process(
     expected: bool,
 ) -> None:
     pretend(PretendedCapture())
-    card = PretendedCard(4e9)
+    card = PretendedCard(4e9 if rows == 1 else 0.9e9)
     monkeypatch.setattr(card, "flops", lambda: flops)
     monkeypatch.setattr(planner, "card_of", lambda _: card)
     will_graph = Planner._will_graph
@@ -176,8 +179,25 @@ def test_auto_replays_small_micro_batches_of_one_process(
             return will_graph(self, *choices)
 
     monkeypatch.setattr(Planner, "_will_graph", among)
-    settings = EXACT | {"max_steps": 1, "rows_per_micro_batch": rows}
+    settings = EXACT | {"max_steps": 1, "rows_per_micro_batch": rows, "gradient_checkpointing": 0}
     assert is_padded(train(corpus, tmp_path, **settings)) == [expected]
+
+
+@pytest.mark.parametrize(("setting", "num_processes"), [("auto", 1), ("auto", 2), (True, 2)])
+def test_a_run_that_goes_on_with_more_processes_chooses_anew(
+    setting: Any, num_processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "card_of", lambda _: None)
+    parts: Any = SimpleNamespace
+    accelerator = parts(num_processes=num_processes, device=torch.device("cpu"))
+    state = parts(plan=Plan(1, 0, is_compiled=False, is_padded=True), progress=parts(step=3))
+    followed: list[bool] = []
+    inputs = parts(rows_per_process=4, follow=lambda _, is_padded: followed.append(is_padded))
+    resumed = Planner(parts(), TrainConfig(cuda_graphs=setting), inputs, state, accelerator)
+    resumed.can_capture = False
+    monkeypatch.setattr(resumed, "_compile", lambda _: False)
+    resumed.plan(lambda *_: None)
+    assert followed == [setting is True or num_processes == 1]
 
 
 def test_more_rows_at_once_than_a_step_has_are_padded_as_a_step(
