@@ -341,5 +341,5 @@ def test_the_published_shape_has_its_published_size(v3_base: Path) -> None:
     of_v2 = 28 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192)
     assert formula.relative_work == pytest.approx(products / of_v2)
     plain = micro_step_seconds(formula, 16_384, 0, is_compiled=True)
-    assert plain == pytest.approx(0.012 + 16_384 * 23.9e-6 * products / of_v2)
+    assert plain == pytest.approx(0.012 + 16_384 * 27.5e-6 * products / of_v2)
     assert micro_step_seconds(formula, 1, 36, is_compiled=True) == pytest.approx(0.28 * 36 / 28)
