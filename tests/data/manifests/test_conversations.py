@@ -161,6 +161,10 @@ def test_an_answer_spelled_otherwise_than_the_request_is_the_target() -> None:
     assert row_of(messages) == CLONED
 
 
+def test_a_part_that_is_null_says_nothing() -> None:
+    assert row_of([user("T."), assistant(None, audio("t.wav"))]) == row_of(OK)
+
+
 def test_several_references_of_one_turn_are_turns_each() -> None:
     parts = [text("[SPEAKER0] A."), audio("a.wav"), text("[SPEAKER1] B."), audio("b.wav")]
     target = "[SPEAKER0] Who? [SPEAKER1] Me."
@@ -316,6 +320,13 @@ def test_the_words_of_a_reference_in_the_system_message_do_not_stay_there() -> N
 OK = [user("T."), assistant(audio("t.wav"))]
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("messages", "others", "tokens"),
     [
@@ -336,6 +347,7 @@ OK = [user("T."), assistant(audio("t.wav"))]
         (OK, {"start_index": True}, ("`start_index`",)),
         (OK, {"start_index": "1"}, ("`start_index`",)),
         (OK, {"start_index": 10**400}, ("`start_index`",)),
+        (OK, {"start_index": nested(100_000)}, ("`start_index`", "nested")),
         ([user("T."), assistant("T.")], {}, ("`start_index`",)),
         ([*OK, user("Why?"), assistant("So.")], {}, ("`start_index`",)),
         ([*OK, system("Be brief.")], {}, ("system", "scene")),
@@ -380,10 +392,12 @@ def test_a_fault_in_an_array_has_the_number_of_its_sample(tmp_path: Path) -> Non
 def test_a_fault_in_json_lines_has_its_line(tmp_path: Path) -> None:
     lines = [{"messages": OK}, {"messages": OK[:1]}, {"messages": OK, "scene": "A hall."}]
     lines += [{"messages": [*OK, user("\ud83d"), *OK], "id": "d"}]
+    lines += [{"messages": [*OK, user("A" * 100_001), *OK], "id": "e"}]
     message = message_of(write(tmp_path, "m.jsonl", "".join(f"{json.dumps(x)}\n" for x in lines)))
     assert f"{tmp_path}/m.jsonl:2: no message of the assistant" in message
     assert f"{tmp_path}/m.jsonl:3: 'scene' has no place beside `messages`" in message
     assert has_line_with(message, "m.jsonl:4", "turn 3", "'\\ud83d'")
+    assert has_line_with(message, "m.jsonl:5", "turn 3", "100,000")
 
 
 @pytest.mark.parametrize("content", ["[", "[7", '[{"messages": []}', "[" * 100_000])
@@ -485,7 +499,8 @@ REFERENCE = {"ref_audio_file": "r.wav", "ref_transcript": "R."}
         ("T.", {"ref_speakers": [REFERENCE | {"speaker_tag": "A"}]}, ("`speaker_tag`",)),
         ("T.", {"ref_speakers": [REFERENCE, REFERENCE]}, ("[SPEAKER0]",)),
         ("[SPEAKER1] T.", {"ref_speakers": [REFERENCE]}, ("[SPEAKER1]",)),
-        ("T.", {"ref_speakers": [REFERENCE], "ref_audio_file": "q.wav"}, ("`ref_audio_file`",)),
+        ("T.", {"ref_speakers": [REFERENCE], **REFERENCE}, ("`ref_speakers`", "`ref_audio_file`")),
+        ("T.", {"ref_speakers": [REFERENCE], "audio_file": 7}, ("`audio`", "7")),
         ("T.", {"task_type": "multi_speaker_voice_cloning"}, ("`ref_speakers`",)),
     ],
 )

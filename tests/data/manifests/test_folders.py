@@ -118,6 +118,13 @@ def test_a_speaker_in_the_config_comes_before_the_name_of_the_folder(tmp_path: P
     assert row.speaker == "ada"
 
 
+def test_a_second_transcript_of_a_recording_is_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, "x.wav", "x.lab", "x.txt")
+    assert facts(tmp_path) == [("x", "This is x.lab.", None)]
+    left_out = {"a transcript of this name was taken": [f"{tmp_path}/x.txt"]}
+    assert read(tmp_path).left_out == left_out
+
+
 def test_a_recording_without_a_transcript_is_a_row_without_text(tmp_path: Path) -> None:
     fill(tmp_path, "a.wav", "a.txt", "b.wav")
     assert [(row.clip_id, row.text) for row in read(tmp_path).rows] == [

@@ -144,6 +144,7 @@ def test_ljspeech_named_as_the_format_does_not_make_a_path_an_id(tmp_path: Path)
         ["a|卡尔普陪外孙玩滑梯。|ka2 er2 pu3", "b|假语村言别再拥抱我。|jia2 yu3 cun1"],
         [f"wavs/{i}.wav|utt{i}|This is {i}." for i in range(8)],  # another one in each line
         [f"{i}|wavs/{i}.wav|This is {i}." for i in range(8)],
+        [f"ada|Good day, {i}.|Yes, {i}.|And {i}?" for i in range(4)],  # no recording, no id
     ],
 )
 def test_a_list_that_does_not_tell_is_refused_with_its_lines(
@@ -159,6 +160,11 @@ def test_columns_name_the_fields_of_a_list_by_number(tmp_path: Path) -> None:
     lines = ["wavs/a.wav|Yes|ada|happy", "wavs/b.wav|No|ben|sad"]
     rows = listed(tmp_path, *lines, columns=columns, format="filelist")
     assert [(row.text, row.speaker) for row in rows] == [("Yes", "ada"), ("No", "ben")]
+
+
+def test_a_number_of_a_field_that_no_line_has_is_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "a.wav|Yes|ada", columns={"audio": "1", "text": "9"})
+    assert has_line_with(message, "list.txt", "field 9", "text", "3")
 
 
 def test_a_text_in_phonemes_is_refused(tmp_path: Path) -> None:
@@ -267,3 +273,5 @@ def test_times_in_milliseconds_are_read_as_such(tmp_path: Path) -> None:
     lines = ["audio,text,start_ms,end_ms,duration_ms", "a.wav,A.,1500,2750,1250"]
     (row,) = listed(tmp_path, *lines, name="m.csv")
     assert (row.start_seconds, row.end_seconds, row.declared_seconds) == (1.5, 2.75, 1.25)
+    message = refusal(tmp_path, lines[0], "a.wav,A.,soon,2750,1250", name="m.csv")
+    assert has_line_with(message, "m.csv:2", "`start_ms`")

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from higgs_pipe import list_rows, tokenize_audio
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.audio import decode
+from higgs_pipe.data.manifests import reading, source
 from higgs_pipe.data.manifests.detection import detect
-from higgs_pipe.data.manifests.formats import READERS
+from higgs_pipe.data.manifests.formats import READERS, tables
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.specs import CLIPS, REJECTED, codes_spec
@@ -166,6 +167,27 @@ def test_parquet_has_the_rows_of_the_table_that_it_was_made_from(tmp_path: Path)
 def test_the_format_of_a_plain_file_is_found(tmp_path: Path, name: str) -> None:
     path = write_lines(tmp_path, name, row_of(name, "a")).path
     assert detect(path, {}) == name
+
+
+def test_the_format_is_found_without_the_name_of_a_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"audio": ["a.wav"], "text": ["A."]}), tmp_path / "part-0")
+    assert detect(str(tmp_path / "part-0"), {}) == "parquet"
+    (tmp_path / "metadata.jsonl").write_text(f"{row_of('audiofolder', 'a')}\n")
+    assert detect(str(tmp_path), {}) == "audiofolder"
+
+
+def test_a_csv_of_ids_finds_the_recordings_in_wavs(tmp_path: Path) -> None:
+    tone(tmp_path / "wavs" / "a.flac", 1.0)
+    (tmp_path / "m.csv").write_text("id,text\na,A.\n")
+    (row,) = read_manifests([str(tmp_path / "m.csv")]).rows
+    assert (row.clip_id, row.audio, row.text) == ("a", "wavs/a.flac", "A.")
+
+
+def test_the_durations_of_a_kaldi_folder_are_declared(tmp_path: Path) -> None:
+    entry = write_lines(tmp_path, "kaldi", "a T.", "b T.")
+    (tmp_path / "utt2dur").write_text("a 1.25\n")
+    rows = read_manifests([entry]).rows
+    assert [row.declared_seconds for row in rows] == [1.25, None]
 
 
 def test_ms_swift_of_speech_recognition_has_the_answer_as_text(tmp_path: Path) -> None:
@@ -358,6 +380,7 @@ def test_an_id_that_is_taken_is_named_with_both_places(tmp_path: Path, name: str
         ("csv", "b,b.wav", ("m.csv:3", "2", "3")),
         ("tsv", "b\tb.wav\tT.\tmore", ("m.tsv:3", "4", "3")),
         ("csv", "b,,T.", ("m.csv:3", "`audio`")),
+        ("csv", "b,b.wav,T." + 1000 * ",", ("m.csv:3", "1,003", "1,000")),
         ("ljspeech", "b", ("metadata.csv:2", "1", "3")),
         ("ljspeech", "b|T.|T.|more", ("metadata.csv:", "4", "3")),
         ("filelist", "b.wav|s|T.", ("m.list:2", "3", "4")),
@@ -374,11 +397,23 @@ def test_an_id_that_is_taken_is_named_with_both_places(tmp_path: Path, name: str
         ("lhotse", '{"id": "b"}', ("m.jsonl:2",)),
         ("lhotse", CUT.replace("MonoCut", "MultiCut"), ("m.jsonl:2", "MonoCut")),
         ("lhotse", CUT.replace("[0]", "[0, 1]"), ("m.jsonl:2",)),
+        (
+            "lhotse",
+            CUT.replace('"recording": {', '"recording": {"transforms": [1], '),
+            (":2", "transf"),
+        ),
+        ("lhotse", CUT.replace('[{"start": 0.0', '[{"start": 0.5'), ("m.jsonl:2", "outside")),
         ("lhotse", CUT.replace('"T."', "7"), ("m.jsonl:2", "`text`", "7")),
         ("lhotse", CUT.replace('"T."', "null"), ("m.jsonl:2", "'text'")),
         ("audiofolder", '{"file_name": 3, "text": "T."}', ("`audio`", "3")),
         ("audiofolder", '{"file_name": "b.wav"}', (":2", "'text'")),
         ("ms-swift", '{"messages": [], "audios": ["b.wav"]}', ("m.jsonl:2", "`messages`")),
+        (
+            "ms-swift",
+            '{"messages": [{"role": "system", "content": "<audio>"}, '
+            '{"role": "assistant", "content": "T."}], "audios": ["b.wav"]}',
+            ("m.jsonl:2", "`messages`"),
+        ),
         (
             "ms-swift",
             '{"messages": [{"role": "assistant", "content": "<audio>T."}], "audios": [1]}',
@@ -443,6 +478,9 @@ def test_the_files_of_a_kaldi_folder_must_agree(
         ('{"samples": [{"transcript_file": 3}]}', ("metadata.json:1", "`transcript_file`")),
         ('{"samples": [{"transcript_file": "c.txt"}]}', ("c.txt",)),
         ('{"samples": [{"transcript_file": "latin.txt"}]}', ("latin.txt", "UTF-8", "2")),
+        ('{"samples": [{"transcript_file": "cut.txt"}]}', ("cut.txt", "gzip")),
+        ('{"samples": [{"transcript_file": "a.txt/b.txt"}]}', ("a.txt/b.txt", "Not a directory")),
+        ('{"samples": [{"transcript_file": "a\\u0000.txt"}]}', ("metadata.json:1", "file name")),
         (
             '{"samples": [{"id": 1, "audio_file": "a.wav", "transcript_file": "a.txt"}]}',
             ("metadata.json:1", "`id`", "1"),
@@ -459,6 +497,7 @@ def test_a_fault_of_a_folder_is_named(
 ) -> None:
     (tmp_path / "a.txt").write_text("A.")
     (tmp_path / "latin.txt").write_bytes(b"M\xfcller")
+    (tmp_path / "cut.txt").write_bytes(gzip.compress(b"A.")[:-4])
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_bytes(b"")
     if content is not None:
@@ -477,6 +516,7 @@ def test_a_fault_of_a_folder_is_named(
             ("m.parquet", "'audio'"),
         ),  # nowhere to write
         ({"audio": ["a.wav"] * 2, "text": ["A."] * 2}, (":2", "'a'")),
+        ({str(number): [1] for number in range(1001)}, ("m.parquet", "1,001", "1,000")),
         ({"audio": pa.array([], pa.string()), "text": pa.array([], pa.string())}, ("empty",)),
     ],
 )
@@ -485,6 +525,51 @@ def test_a_fault_of_a_parquet_file_is_named(
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     assert has_line_with(message_of(ManifestEntry(path=str(tmp_path / "m.parquet"))), *tokens)
+
+
+def test_a_column_that_a_table_has_twice_is_named(tmp_path: Path) -> None:
+    names = ["audio", "text", "text"]
+    columns = [pa.array([value]) for value in ("a.wav", "A.", "B.")]
+    pq.write_table(pa.table(columns, names), tmp_path / "m.parquet")
+    (tmp_path / "m.csv").write_text("audio,text,text\na.wav,A.,B.\n")
+    message = message_of(
+        *(ManifestEntry(path=str(tmp_path / f"m.{e}")) for e in ("parquet", "csv"))
+    )
+    assert has_line_with(message, "m.parquet", "'text'", "twice")
+    assert has_line_with(message, "m.csv:1", "'text'", "twice")
+
+
+def test_a_parquet_column_of_too_many_bytes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MAX_COLUMN_BYTES", 1000)
+    pq.write_table(pa.table({"audio": ["a.wav"], "text": ["A" * 2000]}), tmp_path / "m.parquet")
+    message = message_of(ManifestEntry(path=str(tmp_path / "m.parquet")))
+    assert has_line_with(message, "m.parquet", "'text'", "1,000")
+
+
+def test_more_rows_than_memory_holds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_ROWS", 2)
+    entry = write_lines(tmp_path, "jsonl", *(row_of("jsonl", name) for name in "abc"))
+    assert has_line_with(message_of(entry), "m.jsonl", "2 rows")
+    entry = write_lines(tmp_path, "jsonl", *(row_of("jsonl", name) for name in "ab"))
+    assert len(read_manifests([entry]).rows) == 2
+
+
+def test_a_json_array_of_too_many_characters_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "MAX_JSON_BYTES", 60)
+    (tmp_path / "m.json").write_text(f"[{row_of('boson-chatml', 'a')}]".replace(",", ",\n"))
+    entry = ManifestEntry(path=str(tmp_path / "m.json"), format="boson-chatml")
+    assert has_line_with(message_of(entry), "m.json", "60 characters")
+
+
+def test_a_name_that_no_file_can_have_is_a_fault(tmp_path: Path) -> None:
+    entry = ManifestEntry(path=str(tmp_path / "a\0b"))
+    assert has_line_with(message_of(entry), "a\\x00b", "name")
 
 
 HUB_ROWS = {
