@@ -133,6 +133,27 @@ def test_a_wav_of_unknown_size_is_read_to_its_end(tmp_path: Path, data_size: int
     assert decode(tmp_path / "a.wav").duration_seconds == 1
 
 
+def test_a_wav_of_unknown_size_is_read_to_its_end_in_a_codec_too(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.wav", noise(1), RATE, subtype="ULAW")
+    content = (tmp_path / "a.wav").read_bytes()
+    expected = decode(tmp_path / "a.wav").samples
+    size = b"data" + struct.pack("<I", 24_000)
+    assert content.count(size) == 1
+    (tmp_path / "a.wav").write_bytes(content.replace(size, b"data\0\0\0\0"))
+    assert np.array_equal(decode(tmp_path / "a.wav").samples, expected)
+
+
+def test_a_big_endian_wav_is_read_whole_also_before_a_chunk(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.wav", noise(1), RATE, subtype="PCM_16", endian="BIG")
+    content = (tmp_path / "a.wav").read_bytes()
+    assert content.startswith(b"RIFX")
+    expected = decode(tmp_path / "a.wav").samples
+    chunk = b"LIST" + struct.pack(">I", 3000) + b"\x01" * 3000
+    (tmp_path / "a.wav").write_bytes(content + chunk)
+    assert len(expected) == RATE
+    assert np.array_equal(decode(tmp_path / "a.wav").samples, expected)
+
+
 @pytest.mark.parametrize("data_size", [2, 24_000, 40_000])
 def test_a_wav_with_more_audio_than_it_declares_is_refused(tmp_path: Path, data_size: int) -> None:
     wav(tmp_path / "a.wav", data_size)

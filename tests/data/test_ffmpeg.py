@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,10 +20,12 @@ import pytest
 import soundfile as sf
 from data.test_bad_audio import measured, measured_file
 from data.test_fuzz import FUZZ, SPLICES, Splices, spliced
+from helpers import files_of_at_most
 from hypothesis import given
 
 from higgs_pipe.data import ffmpeg
 from higgs_pipe.data.audio import AudioError, decode, read_header
+from higgs_pipe.errors import UserError
 
 Samples = npt.NDArray[np.float32]
 
@@ -131,6 +135,18 @@ def test_a_lossless_recording_has_the_samples_and_the_hash_of_a_wav(
     assert found.samples.dtype == np.float32
 
 
+def test_samples_of_eight_bits_are_read(tmp_path: Path) -> None:
+    samples = speech(24_000)
+    found = decode(write(tmp_path / "a.mka", "pcm_u8", samples, 24_000)).samples
+    assert np.abs(found - samples).max() < 1 / 127
+
+
+@pytest.mark.parametrize("codec", ["libopus", "pcm_s16le"])
+def test_a_recording_that_declares_no_length_is_read_whole(tmp_path: Path, codec: str) -> None:
+    path = write(tmp_path / "a.mka", codec, speech(48_000), 48_000, options={"live": "1"})
+    assert decode(path).samples.shape == (144_000, 1)
+
+
 @pytest.mark.parametrize("num_bytes_in_memory", [ffmpeg.MAX_BYTES_IN_MEMORY, 1000])
 def test_a_segment_is_that_part_of_the_whole(
     tmp_path: Path, num_bytes_in_memory: int, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +196,25 @@ def test_a_recording_that_takes_too_much_disk_is_left(
     path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000)
     monkeypatch.setattr(ffmpeg, "MAX_DECODED_BYTES", 50_000)
     with pytest.raises(AudioError, match="50,000"):
+        decode(path)
+
+
+def test_a_full_temporary_folder_is_an_error_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000)
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda _: full)
+        with pytest.raises(UserError, match=r"a\.m4a; .*TMPDIR"):
+            decode(path)
+
+
+def test_another_error_of_the_temporary_file_is_none_of_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000)
+    monkeypatch.setattr(ffmpeg, "MAX_BYTES_IN_MEMORY", 1000)
+    with files_of_at_most(10_000), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         decode(path)
 
 
@@ -253,6 +288,34 @@ def test_damaged_audio_in_a_container_is_unreadable(tmp_path: Path, name: str, c
     )
     path.write_bytes(content)
     assert measured_file(path)["reason"] == "audio_unreadable"
+
+
+def test_a_damaged_frame_of_ac_3_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mka", "ac3", speech(48_000), 48_000)
+    content = bytearray(path.read_bytes())
+    decode(path)
+    content[len(content) // 2 : len(content) // 2 + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=r"a\.mka is damaged$"):
+        decode(path)
+
+
+@pytest.mark.parametrize(("rate_hz", "num_channels"), [(22_050, 1), (44_100, 2)])
+def test_a_stream_that_changes_on_the_way_is_refused(
+    tmp_path: Path, rate_hz: int, num_channels: int
+) -> None:
+    path = write(tmp_path / "a.aac", "aac", speech(44_100), 44_100)
+    samples = speech(rate_hz, num_channels=num_channels)
+    other = write(tmp_path / "b.aac", "aac", samples, rate_hz)
+    path.write_bytes(path.read_bytes() + other.read_bytes())
+    with pytest.raises(AudioError, match=r"a\.aac changes its sample rate or channels"):
+        read_header(path)
+
+
+def test_a_stream_of_no_samples_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.amr").write_bytes(b"#!AMR\n")
+    with pytest.raises(AudioError, match=r"a\.amr holds no samples$"):
+        read_header(tmp_path / "a.amr")
 
 
 def test_a_gap_in_the_times_of_a_recording_is_named_with_its_place(tmp_path: Path) -> None:
