@@ -46,6 +46,24 @@ def test_options_come_from_the_signature(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t.json").read_text()) == [["a", "b"], 7, None]
 
 
+def run_placed(table: Path, /, num_rows: int = 3) -> None:
+    """Write a number.
+
+    Args:
+        table: Table to write.
+        num_rows: Number to write.
+    """
+    table.write_text(str(num_rows))
+
+
+def test_an_argument_without_a_name_is_given_by_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(run_placed, [str(tmp_path / "t"), "--num-rows", "7"])
+    assert (tmp_path / "t").read_text() == "7"
+    assert "table Table to write. " in help_of(run_placed, capsys)
+
+
 def test_a_user_error_is_its_sentence_alone_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

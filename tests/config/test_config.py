@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, has_line_with
 from pydantic import ValidationError
 
 from higgs_pipe.config.reference import reference_text
@@ -369,6 +369,18 @@ def test_every_stage_accepts_its_text(stage: str, tmp_path: Path) -> None:
     path.write_text(config_check.stage_config_text(load(SHIPPED), stage, SCHEMA))
     loaded = load_stage(STAGES[stage], path)
     assert json.loads(path.read_text()) == loaded.model_dump(by_alias=True)
+
+
+def test_a_stage_refuses_a_file_with_its_name_and_the_places(tmp_path: Path) -> None:
+    text = config_check.stage_config_text(load(SHIPPED), "train", SCHEMA)
+    settings = json.loads(text)
+    settings["train"] |= {"seed": "soon", "sede": 1}
+    (tmp_path / "train.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError) as caught:
+        load_stage(STAGES["train"], tmp_path / "train.json")
+    assert has_line_with(str(caught.value), "train.json")
+    assert has_line_with(str(caught.value), "train.seed")
+    assert has_line_with(str(caught.value), "train.sede")
 
 
 def test_a_stage_may_read_a_part_of_a_section() -> None:

@@ -13,6 +13,7 @@ import pytest
 from helpers import ROOT, write_stage_config
 from higgs.test_hub import cached
 
+from higgs_pipe import check_models
 from higgs_pipe.higgs.v2 import miniature
 
 
@@ -42,6 +43,15 @@ def test_what_the_cache_has_of_the_hub_is_checked(tiny_base: Path, tmp_path: Pat
     code, said = check(tmp_path, "acme/codec", "acme/codec", HF_HUB_OFFLINE="1")
     assert code == 2
     assert "base_model 'acme/codec' is that of codec" in said
+
+
+def test_folders_are_not_looked_for_on_the_hub(tiny_base: Path, tmp_path: Path) -> None:
+    codec = tiny_base / miniature.AUDIO_TOKENIZER
+    config = write_stage_config(
+        tmp_path / "models.json", base_model=str(tiny_base), codec=str(codec)
+    )
+    check_models.run(config, tmp_path / "checked.txt")
+    assert (tmp_path / "checked.txt").read_text() == ""
 
 
 @pytest.mark.slow

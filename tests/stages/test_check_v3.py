@@ -1,5 +1,6 @@
 """What can be known only of the published weights, looked at on a miniature."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,18 @@ from helpers import has_line_with, tone
 from safetensors.torch import load_file, save_file
 
 from higgs_pipe import check_v3
-from higgs_pipe.check_v3 import compare_codecs, compare_token_ids, offset_loss
+from higgs_pipe.check_v3 import (
+    compare_codecs,
+    compare_token_ids,
+    offset_loss,
+    without_evidence,
+)
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.v3.miniature import build_tokenizer
+from higgs_pipe.training.preflight.data_checks import Check
 
 
 @pytest.fixture
@@ -65,6 +72,62 @@ def test_another_codec_is_named_by_its_tensor(v3_base: Path, codec: Path, tmp_pa
     assert "1 of " in found.found
     assert "fc.weight by " in found.found
     assert compare_codecs(bundle, Pretrained("codec", str(codec))).status == "passed"
+
+
+def test_a_tensor_that_the_bundle_lacks_is_named(
+    v3_base: Path, codec: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(codec, tmp_path / "codec")
+    tensors = load_file(other / "model.safetensors")
+    tensors["fc.more"] = tensors["fc.weight"].clone()
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    found = compare_codecs(Pretrained("base", str(v3_base)), Pretrained("codec", str(other)))
+    assert found.status == "failed"
+    assert found.found.startswith("1 of ")
+    assert "fc.more" in found.found
+
+
+def test_a_check_that_passed_is_evidence_of_any_weights() -> None:
+    passed = Check("speech", "passed", "1.0 s")
+    assert without_evidence(passed) == passed
+    failed = without_evidence(Check("speech", "failed", "1.0 s"))
+    assert failed.status == "no evidence"
+
+
+def test_a_text_that_does_not_come_back_from_its_tokens_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = build_tokenizer()
+    monkeypatch.setattr(tokenizer, "decode", lambda _: "The moon")
+    found = compare_token_ids(tokenizer)
+    assert found.status == "failed"
+    assert "'The moon'" in found.found
+
+
+def test_the_transcript_of_the_demo_alone_is_known(
+    v3_base: Path,
+    codec: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[str] = []
+
+    def compared(_: object, recording: Path, transcript: str) -> Check:
+        heard.append(transcript)
+        return Check("loss by offset", "passed", str(recording))
+
+    monkeypatch.setattr(check_v3, "compare_offsets", compared)
+    monkeypatch.setattr(check_v3, "MAX_SECONDS", 0.2)
+    check_v3.run(str(v3_base), str(codec), speech=tmp_path / "out.wav")
+    assert heard == [sentence_of_demo("ada-002")]
+    with pytest.raises(UserError, match=r"tone\.wav: --transcript"):
+        check_v3.run(str(v3_base), str(codec), tmp_path / "tone.wav", speech=tmp_path / "out.wav")
+
+
+def sentence_of_demo(name: str) -> str:
+    rows = map(json.loads, (check_v3.DEMO / "manifest.jsonl").read_text().splitlines())
+    return next(str(row["text"]) for row in rows if Path(row["audio"]).stem == name)
 
 
 def test_the_marks_of_a_full_vocabulary_have_the_published_ids() -> None:

@@ -164,6 +164,13 @@ def test_a_recording_that_was_only_touched_changes_no_shard(listed: Listed) -> N
         assert listed.list() == before
 
 
+def test_a_touched_recording_whose_measures_are_damaged_counts_as_changed(listed: Listed) -> None:
+    before = listed.list()
+    shard_path(listed.folder / "measured", shard_of("c", 4)).write_bytes(b"PAR1")
+    os.utime(listed.folder / "c.wav", ns=(0, 0))
+    assert changed_shards(before, listed.list()) == {shard_of("c", 4)}
+
+
 def test_a_recording_changed_in_place_changes_its_own_shard_alone(listed: Listed) -> None:
     before = listed.list()
     tone(listed.folder / "c.wav", 0.4, 777)  # as many bytes

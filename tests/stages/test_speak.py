@@ -278,6 +278,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "nowhere to write": ({"text": "Hi"}, "--out"),
     "two kinds of text": ({**SPOKEN, "texts": Path("lines.txt")}, "--texts"),
     "no WAV": ({"text": "Hi", "out": Path("out.mp3")}, "out.mp3"),
+    "no texts": ({"texts": Path("blank.txt"), "out_dir": Path("o")}, "--texts blank.txt .*text"),
     "no such texts": ({"texts": Path("absent.txt"), "out_dir": Path("o")}, "absent.txt"),
     "empty text": ({**SPOKEN, "text": " \u200b"}, "text 1"),
     "control token": ({**SPOKEN, "text": "Hi <|eot_id|>"}, r"text 1 .*<\|eot_id\|>"),
@@ -312,6 +313,7 @@ def test_what_cannot_be_spoken_is_refused_by_name(
     noise = 0.1 * np.random.default_rng(0).standard_normal(24_000)
     for path, samples in (("r.wav", noise), ("s.wav", 0 * noise), ("t.wav", noise[:2400])):
         sf.write(path, samples, 24_000)
+    Path("blank.txt").write_text(" \n\n")
     options, place = FAULTS[name]
     with pytest.raises(UserError, match=place):
         speak.run(**{"base": str(tiny_base), **options})

@@ -412,6 +412,18 @@ def test_a_file_changed_since_validation_is_refused(tmp_path: Path, tiny_base: P
     assert not (tmp_path / "again.parquet").exists()
 
 
+def test_a_file_that_cannot_be_read_since_validation_is_refused(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    path = tone(tmp_path / "a.wav", 1.0)
+    encode_paths([path], tmp_path, tiny_base)
+    path.write_text("<!DOCTYPE html>")
+    with pytest.raises(UserError, match=r"'a': .*a.wav .*readable.* --forcerun measure_shard"):
+        tokenize_audio.run(
+            tmp_path / "tokenize.json", tmp_path / "shard-00000.parquet", tmp_path / "again.parquet"
+        )
+
+
 def test_a_codec_that_changed_since_it_was_pinned_is_refused(
     tmp_path: Path, tiny_base: Path, tones: list[Path]
 ) -> None:

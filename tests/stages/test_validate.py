@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -21,6 +22,7 @@ from helpers import (
     REAL_SPEECH,
     ROOT,
     has_line_with,
+    judge_rows,
     needs_real_speech,
     run_validation,
     write_stage_config,
@@ -442,6 +444,34 @@ def test_more_rejected_rows_than_allowed_stop_the_run(
         assert f"{tmp_path}/manifest.jsonl:{line}: audio_missing: {tmp_path}/none-" in message
     assert "validate.max_rejected_fraction = 0.25" in message
     assert not Outputs(tmp_path / "two/data").is_there
+
+
+def test_a_recording_that_was_not_measured_stops_the_run(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    record(tmp_path, "new.wav", tone(777))
+    outputs = run(tmp_path, [*rows, {"audio": "new.wav", "text": "New."}])
+    earlier = run(tmp_path, rows, "earlier")
+    shutil.rmtree(outputs.folder / "measured")
+    shutil.copytree(earlier.folder / "measured", outputs.folder / "measured")
+    with pytest.raises(UserError, match=r":4: .*new\.wav .* --forcerun measure_shard"):
+        judge_rows(tmp_path / "out/config/validate.json", outputs.folder)
+
+
+def test_speakers_beyond_the_twentieth_are_counted_in_the_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[Fields] = []
+    for number in range(22):
+        record(tmp_path, f"{number}.wav", tone(300 + 20 * number))
+        rows.append({"audio": f"{number}.wav", "text": "So.", "speaker": f"s{number:02d}"})
+    with caplog.at_level("INFO", logger="higgs_pipe"):
+        run(tmp_path, rows, data={"keep_text_together": False})
+    [table] = [text for text in caplog.messages if "hours lost" in text]
+    assert has_line_with(table, "speakers", "22")
+    assert has_line_with(table, "  s19 ")
+    assert not has_line_with(table, "  s20 ")
+    assert has_line_with(table, " 2 more", "validation.json")
 
 
 def test_a_share_of_exactly_the_limit_is_allowed(tmp_path: Path, rows: list[Fields]) -> None:

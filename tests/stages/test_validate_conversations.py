@@ -75,6 +75,14 @@ def rejected_of(folder: Path) -> dict[str, tuple[str, str]]:
     return {row["clip_id"]: (row["reason"], row["message"]) for row in rows}
 
 
+def test_the_scene_of_a_conversation_fits_no_base_without_scenes(tmp_path: Path) -> None:
+    scene = {"role": "scene", "content": "A hall."}
+    samples = [plain("a"), plain("b"), {"messages": [scene, *talk("c", "d", "e")["messages"][1:]]}]
+    found = rejected_of(run(tmp_path, *samples, families=(V3,)))
+    assert [reason for reason, _ in found.values()] == ["no_scenes"]
+    assert "turn 1" in next(iter(found.values()))[1]
+
+
 def summary_of(folder: Path) -> Fields:
     summary: Fields = json.loads((folder / "validation.json").read_text())
     return summary

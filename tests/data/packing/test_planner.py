@@ -8,6 +8,7 @@ import pytest
 
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.data.conversation import Turn
+from higgs_pipe.data.packing import planner
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import (
     DIALOGUE_TOO_LONG,
@@ -74,6 +75,13 @@ def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so() -> Non
     drawn = Drawn([clip("a", "x"), clip("b", "y"), clip("c", "y")], tasks=CLONING)
     assert (drawn["a"].task, drawn["a"].fallbacks) == ("speech", (("x", NO_REFERENCE),))
     assert (drawn.references("b"), drawn.references("c")) == (["c"], ["b"])
+
+
+def test_a_draw_that_rounds_up_to_all_weights_is_a_task_with_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planner, "unit_hash", lambda *_: 1.0)
+    assert Drawn([clip("a", "x"), clip("b", "x")], tasks=CLONING)["a"].task == "cloning"
 
 
 def test_a_clip_without_speaker_has_no_reference() -> None:
