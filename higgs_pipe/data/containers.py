@@ -19,8 +19,10 @@ MAX_SHARE_BEHIND = 0.01  # of the audio; some writers are a few bytes off
 
 NUM_HEAD_BYTES = 4096
 NUM_FILES_REMEMBERED = 4096
-# The byte order and the name of the chunk that holds the audio.
-DATA_CHUNKS = {"WAV": ("<", b"data"), "WAVEX": ("<", b"data"), "AIFF": (">", b"SSND")}
+# The name of the chunk that holds the audio.
+DATA_CHUNKS = {"WAV": b"data", "WAVEX": b"data", "AIFF": b"SSND"}
+# The byte order, as ``struct`` writes it, by the first four bytes of a file.
+BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"FORM": ">", b".snd": ">", b"dns.": "<"}
 # Of encodings that do not compress.
 SAMPLE_NUM_BYTES = {
     "PCM_S8": 1,
@@ -62,7 +64,8 @@ def wav_with_length(path: Path) -> io.BytesIO | None:
     is_chunk = all(32 <= byte < 127 for byte in audio[:4])
     if place < 0 or place % 2 or is_chunk or not audio.strip(b"\0"):
         return None
-    size = struct.pack("<I", min(len(audio), MAX_CHUNK_NUM_BYTES))
+    order = BYTE_ORDERS.get(content[:4], "<")  # an ID3 tag can be in front
+    size = struct.pack(f"{order}I", min(len(audio), MAX_CHUNK_NUM_BYTES))
     return io.BytesIO(content[: place + 4] + size + audio)
 
 
@@ -89,7 +92,7 @@ def _end_fault(
         case "WAV" | "WAVEX" if num_samples and b"data\0\0\0\0" in _head(path):
             return None  # read by wav_with_length
         case "WAV" | "WAVEX" | "AIFF":
-            return _behind_data_chunk(path, *DATA_CHUNKS[container])
+            return _behind_data_chunk(path, DATA_CHUNKS[container])
         case "AU":
             return _behind_au_data(path)
         case "FLAC":
@@ -116,16 +119,20 @@ def _head(path: Path) -> bytes:
 
 def _behind_au_data(path: Path) -> str | None:
     with path.open("rb") as stream:
-        magic, start, data_size = struct.unpack(">4sII", stream.read(12))
-    return _behind(path, start + data_size, data_size) if magic == b".snd" else None
+        order = BYTE_ORDERS.get(stream.read(4))
+        if order is None:
+            return None  # a tag in front
+        start, data_size = struct.unpack(f"{order}II", stream.read(8))
+    return _behind(path, start + data_size, data_size)
 
 
-def _behind_data_chunk(path: Path, byte_order: str, data_name: bytes) -> str | None:
-    """Look behind the chunks of a RIFF or AIFF file; ``byte_order`` is that of ``struct``."""
+def _behind_data_chunk(path: Path, data_name: bytes) -> str | None:
+    """Look behind the chunks of a RIFF, RIFX or AIFF file."""
     num_bytes = path.stat().st_size
     with path.open("rb") as stream:
-        if stream.read(4) not in (b"RIFF", b"FORM"):
-            return None
+        byte_order = BYTE_ORDERS.get(stream.read(4))
+        if byte_order is None:
+            return None  # a tag in front
         place, data_size, is_padded = 12, None, False
         while place + 8 <= num_bytes:
             stream.seek(place)

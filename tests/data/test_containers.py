@@ -119,17 +119,21 @@ def test_zeros_behind_the_audio_do_no_harm(tmp_path: Path, name: str, num_zeros:
     assert np.array_equal(decode(tmp_path / name).samples, expected)
 
 
-def wav(path: Path, data_size: int, behind: bytes = b"") -> None:
+def wav(path: Path, data_size: int, behind: bytes = b"", endian: str = "FILE") -> None:
     """A WAV of one second that declares another number of bytes."""
-    sf.write(path, noise(1), RATE, subtype="PCM_16")
+    sf.write(path, noise(1), RATE, subtype="PCM_16", endian=endian)
     content = bytearray(path.read_bytes())
-    content[40:44] = struct.pack("<I", data_size)
+    place = content.index(b"data") + 4
+    content[place : place + 4] = struct.pack(">I" if endian == "BIG" else "<I", data_size)
     path.write_bytes(content + behind)
 
 
 @pytest.mark.parametrize("data_size", [0, 0xFFFFFFFF, 0x7FFFFFFF - 36, 0xFFFFFFFF - 36])
-def test_a_wav_of_unknown_size_is_read_to_its_end(tmp_path: Path, data_size: int) -> None:
-    wav(tmp_path / "a.wav", data_size)
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+def test_a_wav_of_unknown_size_is_read_to_its_end(
+    tmp_path: Path, data_size: int, endian: str
+) -> None:
+    wav(tmp_path / "a.wav", data_size, endian=endian)
     assert decode(tmp_path / "a.wav").duration_seconds == 1
 
 
@@ -155,21 +159,27 @@ def test_a_big_endian_wav_is_read_whole_also_before_a_chunk(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("data_size", [2, 24_000, 40_000])
-def test_a_wav_with_more_audio_than_it_declares_is_refused(tmp_path: Path, data_size: int) -> None:
-    wav(tmp_path / "a.wav", data_size)
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+def test_a_wav_with_more_audio_than_it_declares_is_refused(
+    tmp_path: Path, data_size: int, endian: str
+) -> None:
+    wav(tmp_path / "a.wav", data_size, endian=endian)
     with pytest.raises(AudioError, match=rf"a\.wav .* {data_size:,} .* {48_000 - data_size:,} "):
         read_header(tmp_path / "a.wav")
 
 
-@pytest.mark.parametrize(("name", "place"), [("a.aiff", None), ("a.au", 8)])
+@pytest.mark.parametrize(
+    ("name", "place", "endian"),
+    [("a.aiff", None, "BIG"), ("a.au", 8, "BIG"), ("a.au", 8, "LITTLE")],
+)
 def test_other_files_with_more_audio_than_they_declare_are_refused(
-    tmp_path: Path, name: str, place: int | None
+    tmp_path: Path, name: str, place: int | None, endian: str
 ) -> None:
-    sf.write(tmp_path / name, noise(1), RATE, subtype="PCM_16")
+    sf.write(tmp_path / name, noise(1), RATE, subtype="PCM_16", endian=endian)
     assert decode(tmp_path / name).duration_seconds == 1
     content = bytearray((tmp_path / name).read_bytes())
     place = content.index(b"SSND") + 4 if place is None else place
-    content[place : place + 4] = struct.pack(">I", 24_000)
+    content[place : place + 4] = struct.pack(">I" if endian == "BIG" else "<I", 24_000)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AudioError, match=rf"{name} .* 24,000 "):
         read_header(tmp_path / name)
