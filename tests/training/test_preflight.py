@@ -228,6 +228,46 @@ def test_ids_of_another_vocabulary_are_refused(
     assert "packed for another base_model" in check.found
 
 
+def test_rows_of_another_number_of_codebooks_are_refused(
+    sample: PackedRow, model: DualLossModel
+) -> None:
+    fewer = replace(sample, audio_input_ids=sample.audio_input_ids[:, :7])
+    check = preflight_data.check_index_ranges([fewer], model.native)
+    assert check.status == "failed"
+    assert check.found.startswith(f"row of {sample.sample_ids[0]}: 7 codebooks")
+
+
+def test_a_turn_too_short_for_any_recording_is_named(
+    sample: PackedRow, model: DualLossModel
+) -> None:
+    """The last turn keeps one placeholder and its one frame."""
+    turn = preflight_data.audio_turns(sample, model.shape)[-1]
+    input_ids, num_cut = sample.input_ids.copy(), turn.stop - turn.start - 1
+    input_ids[turn.start + 1 : turn.stop] = input_ids[0]
+    frames = sample.audio_input_ids[: len(sample.audio_input_ids) - num_cut]
+    broken = replace(sample, input_ids=input_ids, audio_input_ids=frames)
+    check = preflight_data.check_placeholders([broken], model.shape)
+    assert check.status == "failed"
+    assert f"the 1 placeholders from position {turn.start} on" in check.found
+
+
+def test_a_parameter_on_another_device_is_named(sample: PackedRow, model: DualLossModel) -> None:
+    batch = collate([sample], model.shape)
+    model.native.model.norm.to("meta")
+    check = preflight_model.check_devices(model.native, batch, torch.device("cpu"))
+    assert check.status == "failed"
+    assert "1 parameters are not on cpu, such as model.norm.weight" in check.found
+
+
+def test_lora_tensors_of_two_types_are_refused(sample: PackedRow, model: DualLossModel) -> None:
+    batch = collate([sample], model.shape)
+    layer = model.native.model.layers[0].self_attn.q_proj
+    layer.lora_A.to(torch.bfloat16)
+    check = preflight_model.check_devices(model.native, batch, torch.device("cpu"))
+    assert check.status == "failed"
+    assert "LoRA tensors are torch.bfloat16 and torch.float32" in check.found
+
+
 def test_a_cpu_batch_for_a_model_of_two_types_is_refused(
     sample: PackedRow, model: DualLossModel
 ) -> None:
@@ -349,6 +389,11 @@ def test_the_verdict_on_the_offset(means: Any, share_repeated: float, status: st
     assert offset_checks.check_offsets(losses_at(*means), repeated, 1026).status == status
 
 
+def test_a_single_label_is_no_evidence_of_the_offset() -> None:
+    losses = losses_at(6, 4, 6)[:, :1]
+    assert offset_checks.check_offsets(losses, np.zeros((1, 1)), 1026).status == "no evidence"
+
+
 def test_one_codebook_at_another_delay_fails_by_its_name() -> None:
     right, late = losses_at(6, 4, 6), losses_at(6, 6, 4)
     losses = np.concatenate([right, right, late], axis=2)
@@ -395,6 +440,15 @@ def test_a_frozen_lora_group_is_named(model: DualLossModel, sample: PackedRow) -
     assert check.found.startswith(
         "no gradient in audio FFN up_proj (2 layers, such as model.layers.0.audio_mlp.up_proj). "
     )
+
+
+def test_no_gradient_at_all_is_said_once(model: DualLossModel, sample: PackedRow) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith("_lm_head.weight"):
+            parameter.data.zero_()
+    check = preflight_model.check_lora_gradients(model, collate([sample], model.shape))
+    assert check.status == "failed"
+    assert "every LoRA tensor is zero" in check.found
 
 
 @pytest.mark.parametrize(
