@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, has_line_with
 from pydantic import ValidationError
 
 from higgs_pipe.config.reference import reference_text
@@ -179,6 +179,11 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
         '  train.lora.r: must be a whole number, not "many"',
         "  train.num_epochs: must be at least 1, not 0",
     ]
+
+
+def test_a_repository_without_an_owner_is_named() -> None:
+    message = refusal({**MINIMAL, "push": {"repo": "ada"}})
+    assert has_line_with(message, "  push.repo: ", '"ada"')
 
 
 def test_an_unknown_key_unlike_any_other_is_answered_with_the_known_ones() -> None:

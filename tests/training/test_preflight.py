@@ -1,5 +1,6 @@
 """Pre-flight: each check passes on sound data and a sound model, and fires on a broken one."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -484,6 +485,30 @@ def test_one_layer_cut_off_from_the_loss_is_named(model: DualLossModel, sample: 
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         layer = f"model.layers.1.self_attn.{projection}"
         assert f"attention {projection} (1 layers, such as {layer})" in check.found
+
+
+def test_a_base_that_prefers_another_samples_text_asks_for_the_transcripts(
+    knowing: DualLossModel, corpus: PackedCorpus
+) -> None:
+    """Two held-out clips have each other's text."""
+    rows, config = PackedRows(corpus.eval_rows), knowing.eval().shape
+    samples = [s for i in range(len(rows)) for s in preflight_data.samples_of(rows[i], config)]
+    alike = next(
+        pair
+        for pair in itertools.combinations(samples, 2)
+        if len({len(preflight_data.audio_turns(s, config)) for s in pair}) == 1
+    )
+    swapped = [
+        preflight_data.with_text_of(one, other, config) for one, other in (alike, alike[::-1])
+    ]
+    found = []
+    for given in (alike, swapped):
+        batch, cpu = collate(given, config), torch.device("cpu")
+        hidden = preflight_model.seen_in_forward(knowing, batch).hidden
+        losses = offset_checks.audio_losses_by_offset(knowing.native, hidden, batch)
+        check = offset_checks.check_shuffled_text(knowing, given, losses, cpu)
+        found.append((check.status, check.found.endswith("?")))
+    assert found == [("passed", False), ("no evidence", True)]
 
 
 def test_texts_are_exchanged_and_audio_stays(model: DualLossModel, corpus: PackedCorpus) -> None:
