@@ -211,3 +211,8 @@ def test_float32_arithmetic_widens_each_weight_as_it_is_used(
 def test_a_tensor_of_another_shape_than_announced_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a: \(3,\) torch.float32"):
         write_shards(tmp_path, {"a": (2,)}, torch.float32, lambda _: torch.zeros(3))
+
+
+def test_a_tensor_that_is_not_the_models_has_no_original_name() -> None:
+    with pytest.raises(KeyError, match=r"codec\.weight"):
+        original_name("codec.weight")
