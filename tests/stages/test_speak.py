@@ -440,7 +440,7 @@ def test_a_package_names_its_codec_system_message_and_cleaning(
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_the_folder_of_the_base_is_that_of_the_results_if_they_have_its_weights(
+def test_results_know_the_folder_of_a_base_that_has_its_weights(
     package: Path, tiny_base: Path, tmp_path: Path, is_same: bool
 ) -> None:
     packaged = shutil.copytree(package, tmp_path / "results/adapters/default")
