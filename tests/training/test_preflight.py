@@ -19,6 +19,7 @@ from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate, is_placeholder
+from higgs_pipe.higgs.codes import delay
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
@@ -241,15 +242,17 @@ def test_rows_of_another_number_of_codebooks_are_refused(
 def test_a_turn_too_short_for_any_recording_is_named(
     sample: PackedRow, model: DualLossModel
 ) -> None:
-    """The last turn keeps one placeholder and its one frame."""
-    turn = preflight_data.audio_turns(sample, model.shape)[-1]
-    input_ids, num_cut = sample.input_ids.copy(), turn.stop - turn.start - 1
-    input_ids[turn.start + 1 : turn.stop] = input_ids[0]
-    frames = sample.audio_input_ids[: len(sample.audio_input_ids) - num_cut]
+    """The last turn has the delayed frames of a recording without any code."""
+    turn, config = preflight_data.audio_turns(sample, model.shape)[-1], model.shape
+    stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
+    nothing = delay([np.empty((0, 8), np.int16)], *stream, config.num_margin_frames)
+    input_ids, num_frames = sample.input_ids.copy(), turn.stop - turn.start
+    input_ids[turn.start + len(nothing) : turn.stop] = input_ids[0]
+    frames = np.concatenate([sample.audio_input_ids[:-num_frames], nothing])
     broken = replace(sample, input_ids=input_ids, audio_input_ids=frames)
     check = preflight_data.check_placeholders([broken], model.shape)
     assert check.status == "failed"
-    assert f"the 1 placeholders from position {turn.start} on" in check.found
+    assert f"the {len(nothing)} placeholders from position {turn.start} on" in check.found
 
 
 def test_a_parameter_on_another_device_is_named(sample: PackedRow, model: DualLossModel) -> None:
