@@ -45,12 +45,12 @@ def only_training_in(output_dir: Path, accelerator: Accelerator) -> Iterator[Non
     path = output_dir / FILE_NAME
     refusal = ""
     lock: TextIO | None = None
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with write_errors_named(path):
-            lock = path.open("a+", encoding="utf-8")
-        refusal = _acquire(lock, output_dir)
     try:
+        if accelerator.is_main_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            with write_errors_named(path):
+                lock = path.open("a+", encoding="utf-8")
+            refusal = _acquire(lock, output_dir)
         if refusal := from_main_process(refusal):
             raise UserError(refusal)
         yield

@@ -181,6 +181,11 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
     ]
 
 
+def test_a_repository_without_an_owner_is_named() -> None:
+    message = refusal({**MINIMAL, "push": {"repo": "ada"}})
+    assert has_line_with(message, "  push.repo: ", '"ada"')
+
+
 def test_an_unknown_key_unlike_any_other_is_answered_with_the_known_ones() -> None:
     assert "report.zzz: unknown key; known here: num_players, title" in refusal(
         {**MINIMAL, "report": {"zzz": 1}}

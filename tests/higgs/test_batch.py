@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import PackedCorpus
@@ -109,3 +110,9 @@ def test_a_row_that_disagrees_with_itself_is_refused(
 def test_a_missing_table_names_the_rule(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="forcerun"):
         PackedRows(tmp_path / "train.parquet")
+
+
+def test_a_table_without_rows_is_named_with_its_rule(corpus: PackedCorpus, tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(corpus.eval_rows).slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match=r"none\.parquet: .*--forcerun pack_rows"):
+        PackedRows(tmp_path / "none.parquet")

@@ -66,6 +66,13 @@ def test_a_config_that_is_no_object_is_named_by_each_reader(adapter: Path, conte
         read_changes(adapter)
 
 
+def test_a_base_that_is_no_name_is_refused(adapter: Path) -> None:
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": 17}))
+    with pytest.raises(UserError, match=rf"{ADAPTER_CONFIG} is damaged .*base 17"):
+        adapter_origin(adapter)
+
+
 @pytest.mark.parametrize(
     "changed", [{"r": "x"}, {"r": 0}, {"peft_type": "../x"}, {"lora_alpha": [1]}]
 )

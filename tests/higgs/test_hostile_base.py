@@ -16,6 +16,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import rendering
 from higgs_pipe.higgs.codec_checkpoint import codec_of_base
+from higgs_pipe.higgs.loading_errors import checkpoint_json
 from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.higgs.shards import Shards
 from higgs_pipe.planning.models import folder_fault
@@ -58,6 +59,7 @@ def refusal(base: Path) -> str:
         ("", "has no chat template"),
         ("Speak!", "leaves out a text"),
         ("{% for %}", "Expected an expression"),
+        ("{{ 'a }}", "is not one of Jinja"),
         ("{{ 3 ** (10 ** 9) }}", "multiplies in line 1"),
         ("\n{{ 'a' * 10 }}", "multiplies in line 2"),
         ("{{ 1 // 0 }}", "ZeroDivisionError"),
@@ -133,7 +135,25 @@ def test_a_tokenizer_of_another_base_is_refused(base: Path) -> None:
     assert "300" in refusal(base)
 
 
-@pytest.mark.parametrize("content", ["garbage", "[]", "[" * 100_000, '{"audio_tokenizer": {}}'])
+def test_a_folder_without_a_config_is_named(base: Path) -> None:
+    (base / "config.json").unlink()
+    assert "no config.json" in refusal(base)
+
+
+def test_a_tokenizer_without_a_token_of_the_template_is_named(base: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (base / name).read_text()
+        (base / name).write_text(text.replace("<|eot_id|>", "<|other|>"))
+    assert "no <|eot_id|>" in refusal(base)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("garbage", "[]", "[" * 100_000, '{"audio_tokenizer": {}}'),
+        '{"audio_tokenizer": {"audio_tokenizer_name_or_path": 1}}',
+    ],
+)
 def test_a_processor_that_names_no_codec_is_a_sentence(base: Path, content: str) -> None:
     shutil.rmtree(base / "audio_tokenizer")
     (base / "processor_config.json").write_text(content)
@@ -146,3 +166,22 @@ def test_an_index_that_is_none_is_named_by_the_merge(base: Path, content: str) -
     (base / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match=r"index\.json"):
         Shards(base)
+
+
+def test_the_codec_that_a_processor_names_has_the_revision_of_the_call(base: Path) -> None:
+    shutil.rmtree(base / "audio_tokenizer")
+    named = {"audio_tokenizer": {"audio_tokenizer_name_or_path": "org/codec"}}
+    (base / "processor_config.json").write_text(json.dumps(named))
+    found = codec_of_base(Pretrained("base_model", str(base), None), "v2")
+    assert found == Pretrained("codec", "org/codec", "v2")
+
+
+def test_weights_that_are_no_safetensors_are_not_merged(base: Path) -> None:
+    (base / "model.safetensors").rename(base / "model.bin")
+    with pytest.raises(UserError, match="not in safetensors files"):
+        Shards(base)
+
+
+def test_a_small_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"index\.json cannot be read"):
+        checkpoint_json(tmp_path / "index.json")

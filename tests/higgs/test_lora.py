@@ -201,3 +201,16 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(
     other = base.model_copy(update={"fingerprint": "0" * 64})
     with pytest.raises(UserError, match=f"adapter .*{base.fingerprint[:12]}.*{'0' * 12}.*forcerun"):
         check_base(tmp_path / "adapter", other)
+
+
+def test_beside_pissa_what_is_trained_in_full_is_saved_as_it_is(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    settings = LoraSettings(r=R, init="pissa", train_in_full=["audio_head"])
+    model = add_lora(load(tiny_base), settings, seed=0)
+    initial = adapter_state(model)
+    state = {name: tensor + 1 for name, tensor in initial.items()}
+    save_adapter(model, state, initial, tmp_path / "adapter", pinned(tiny_base))
+    saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    [head] = [name for name in state if "audio_lm_head" in name]
+    assert torch.equal(saved[head], state[head])

@@ -206,3 +206,13 @@ def test_float32_arithmetic_widens_each_weight_as_it_is_used(
             found = narrow.logits(batch)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
+
+
+def test_a_tensor_of_another_shape_than_announced_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a: \(3,\) torch.float32"):
+        write_shards(tmp_path, {"a": (2,)}, torch.float32, lambda _: torch.zeros(3))
+
+
+def test_a_tensor_that_is_not_the_models_has_no_original_name() -> None:
+    with pytest.raises(KeyError, match=r"codec\.weight"):
+        original_name("codec.weight")

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 from helpers import PackedCorpus, write_stage_config
+from httpx2 import Request, Response
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from higgs_pipe import pin_model
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.loading_errors import not_loaded
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.higgs.pretrained import PinnedModel, weight_fingerprint
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
@@ -79,6 +87,27 @@ def test_a_path_that_does_not_exist_is_not_blamed_on_its_form(name: str) -> None
         assert "Repo id" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "token"),
+    [
+        (GatedRepoError, "accept its licence"),
+        (RevisionNotFoundError, "no revision 'v2'"),
+        (RepositoryNotFoundError, "the Hub has no such model"),
+        (HfHubHTTPError, "Hub does not give it: 503"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_with_what_to_do(
+    kind: type[HfHubHTTPError], token: str
+) -> None:
+    wrapped = OSError("wrapped: 503")  # as Transformers does
+    wrapped.__cause__ = kind("503", response=Response(503, request=Request("GET", "http://hub")))
+    told = str(not_loaded(Pretrained("base_model", "org/base", "v2"), wrapped)).replace(
+        "wrapped: ", ""
+    )
+    assert told.startswith("base_model 'org/base' cannot be loaded: ")
+    assert token in told
+
+
 def test_the_stage_writes_what_is_read_back(base: Path, tmp_path: Path) -> None:
     config = write_stage_config(tmp_path / "codec.json", codec=str(base))
     pin_model.run(config, "codec", tmp_path / "models/codec.json")
@@ -131,3 +160,10 @@ def test_every_file_that_decides_is_in_the_hash_of_a_checkpoint(tmp_path: Path) 
         (tmp_path / name).write_text("22")
         found.add(checkpoint_hash(str(tmp_path), tmp_path / "cache"))
     assert len(found) == 1 + len(names)
+
+
+def test_a_setting_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    config = write_stage_config(tmp_path / "codec.json", codec="c")
+    with pytest.raises(UserError, match="'judge'"):
+        pin_model.run(config, "judge", tmp_path / "models/judge.json")
+    assert not (tmp_path / "models").exists()

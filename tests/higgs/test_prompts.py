@@ -1,9 +1,12 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import PackedCorpus
 from reference import audio_labels, delayed_frames, text_labels
 from transformers import AutoProcessor
 
@@ -13,7 +16,9 @@ from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.prompts import NotRendered, Prompt, RenderError
-from higgs_pipe.higgs.v2.chat_template import message
+from higgs_pipe.higgs.speech_prompts import SpeechPrompt, model_prompt
+from higgs_pipe.higgs.text_tokens import count_text_tokens
+from higgs_pipe.higgs.v2.chat_template import ASSISTANT_HEADER, PUBLISHED_TEMPLATE, message
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
 
 
@@ -172,6 +177,9 @@ def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_
     sample = renderer.model_inputs([renderer.prompt(conversation)], [random_codes(3)])
     labels = renderer.tokenizer.decode(sample.labels[sample.labels != -100])
     assert labels == "It is me.<|audio_out_bos|><|audio_eos|><|eot_id|>"
+    [at_once] = renderer.prompts([conversation])
+    assert isinstance(at_once, Prompt)
+    assert at_once.labels.tolist() == renderer.prompt(conversation).labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -244,6 +252,67 @@ def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base: Path) 
     )
     with pytest.raises(RenderError, match=r"<\|audio_out_bos\|>.*<\|audio_eos\|>"):
         renderer.prompt(speech("Yes."))
+
+
+def test_a_template_with_a_header_too_many_is_refused(tiny_base: Path) -> None:
+    renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
+    header = "{{- '" + ASSISTANT_HEADER.replace("\n", "\\n") + "' -}}"
+    renderer.tokenizer.chat_template += header
+    with pytest.raises(RenderError, match="2 assistant headers for 1"):
+        renderer.prompt(speech("Yes."))
+
+
+def test_pieces_beyond_what_is_kept_are_tokenized_anew(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("higgs_pipe.higgs.v2.renderer.MAX_KNOWN_PIECES", 0)
+    renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
+    for text in ("One.", "Two."):
+        [prompt] = renderer.prompts([speech(text)])
+        assert isinstance(prompt, Prompt)
+        assert prompt.ids.tolist() == renderer.prompt(speech(text)).ids.tolist()
+    assert "Two." in "".join(renderer._known_pieces)
+    assert "One." not in "".join(renderer._known_pieces)
+
+
+def test_a_token_that_takes_the_space_behind_it_is_rendered_one_by_one(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|end_header_id|>"
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    renderer = ChatRenderer(Pretrained("base_model", str(base)))
+    header = renderer.tokenized(ASSISTANT_HEADER).tolist()
+    assert header == renderer.tokenized(ASSISTANT_HEADER.rstrip()).tolist()
+    for text in ("One.", "Two."):
+        [prompt] = renderer.prompts([speech(text)])
+        assert isinstance(prompt, Prompt)
+        assert prompt.ids.tolist() == renderer.prompt(speech(text)).ids.tolist()
+
+
+@pytest.fixture
+def of_few_messages(tiny_base: Path, tmp_path: Path) -> Path:
+    """A base whose template fails on a scene or a reference."""
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    path = base / "chat_template.jinja"
+    fault = "{%- if messages | length > 3 -%}{{ 1 // 0 }}{%- endif -%}"
+    path.write_text(fault + path.read_text())
+    return base
+
+
+def test_what_the_template_cannot_render_is_a_sentence_where_it_is_asked_for(
+    of_few_messages: Path, corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    renderer = ChatRenderer(Pretrained("base_model", str(of_few_messages)))
+    with pytest.raises(UserError, match=rf"ZeroDivisionError.*{PUBLISHED_TEMPLATE[:20]}"):
+        count_text_tokens(["Hi"], PROMPT, renderer)
+    with pytest.raises(UserError, match=r"the text cannot be rendered .*ZeroDivisionError"):
+        model_prompt(renderer, SpeechPrompt("Hi", (), "A hall."), PROMPT, str)
+    packed = PackedCorpus(corpus.directory, of_few_messages)
+    with pytest.raises(UserError, match=r"manifest\.jsonl:\d+: .*ZeroDivisionError"):
+        packed.pack(tmp_path / "packed", max_tokens=512)
 
 
 def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path) -> None:

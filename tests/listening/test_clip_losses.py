@@ -1,5 +1,6 @@
 """Losses by clip, worked by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,3 +32,18 @@ def test_the_worst_clips_are_those_of_the_adapter() -> None:
         ("b", 2.0, 3.0),
         ("a", 1.0, 9.0),
     ]
+
+
+def test_clips_are_grouped_by_length_and_by_the_parts_that_they_have() -> None:
+    clips: list[Any] = [
+        {"clip_id": name, "text": name, "speaker": None, "language": None}
+        | {"duration_seconds": seconds, "task": "speech"}
+        for name, seconds in (("a", 1.0), ("b", 20.0))
+    ]
+    without_middle = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    losses = [replace(losses_of(1.0), part_count=without_middle) for _ in clips]
+    alone = Clusters.of(["a", "b"], [None] * 2, [None] * 2)
+    sums = [each.sums for each in losses]
+    found = ClipLosses(clips, alone, losses, losses, sums, sums).breakdown().groups
+    assert {g.name for g in found if g.kind == "length"} == {"below 2 s", "20 s and more"}
+    assert [g.name for g in found if g.kind == "position"] == ["start", "end"]

@@ -105,7 +105,9 @@ def test_an_index_of_weights_that_names_files_elsewhere_is_refused(
     assert "copy" in fault
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0ab"])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0ab", b"\x02\0\0\0\0\0\0\0[]"]
+)
 def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
     folder = checkpoint(tmp_path / "base", BODY)
     (folder / "model.safetensors").write_bytes(content)

@@ -62,3 +62,13 @@ def test_a_folder_of_somebody_else_is_named(tmp_path: Path, place: str, as_a_use
     assert has_line_with(said, f"results: {tmp_path / place} belongs to")
     assert f"{tmp_path / 'logs'}" not in said
     (tmp_path / place).chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_an_owner_without_a_name_is_named_by_number(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o755)
+    os.chown(tmp_path / "theirs", 4_242_424, -1)
+    request.getfixturevalue("as_a_user")
+    assert has_line_with(fault_of(tmp_path / "theirs"), "theirs", "belongs to user 4242424")

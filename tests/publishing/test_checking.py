@@ -86,6 +86,10 @@ def lengthen(path: Path) -> None:
     os.truncate(path, 100_000_001)
 
 
+def list_nothing(path: Path) -> None:
+    path.write_text("{}")
+
+
 def link(path: Path) -> None:
     path.rename(path.with_name("kept"))
     path.symlink_to("kept")
@@ -101,6 +105,7 @@ def link(path: Path) -> None:
         (append, "SHA256SUMS", ("SHA256SUMS", "not the checksums")),
         (Path.unlink, BASE_FILE, (BASE_FILE, "missing")),
         (Path.unlink, "files.json", ("files.json", "missing")),
+        (list_nothing, "files.json", ("files.json", "not a list of files")),
         (link, "README.md", ("README.md", "a link")),
         (flip, "samples/01-base.wav", ("samples/01-base.wav", "not a WAV")),
         (lengthen, "samples/01-base.wav", ("samples/01-base.wav", "too long a one")),
@@ -111,6 +116,10 @@ def test_a_file_that_was_touched_is_named(
 ) -> None:
     change(copy / name)
     assert has_line_with(faults(copy), *tokens)
+
+
+def test_a_package_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "absent.zip: there is no folder" in faults(tmp_path / "absent.zip")
 
 
 def test_a_renamed_file_is_named_with_its_name(copy: Path) -> None:
@@ -128,6 +137,9 @@ def test_a_renamed_file_is_named_with_its_name(copy: Path) -> None:
         ("deep.json", "[" * 100_000, "not JSON"),
         ("loss.svg", "<svg><script>alert(1)</script></svg>", "script"),
         ("other.safetensors", "hello, world", "not safetensors"),
+        ("list.safetensors", "\x02" + 7 * "\0" + "[]", "not an object"),
+        ("none.safetensors", "\x08" + 7 * "\0" + '{"a": 1}', "'a' without a valid dtype"),
+        ("long.md", "x" * 20_000_001, "more than 20,000,000 bytes"),
     ],
 )
 def test_a_foreign_file_is_named(copy: Path, name: str, content: str, fact: str) -> None:
@@ -138,6 +150,12 @@ def test_a_foreign_file_is_named(copy: Path, name: str, content: str, fact: str)
 def test_a_pipe_in_the_folder_is_named_and_not_read(copy: Path) -> None:
     os.mkfifo(copy / "notes.md")
     assert has_line_with(faults(copy), "notes.md", "not a regular file")
+
+
+def test_a_tensor_with_other_bytes_than_its_shape_has_is_named(copy: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}).encode()
+    (copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert has_line_with(faults(copy), WEIGHTS, "'a' without a valid")
 
 
 @pytest.mark.parametrize("second", [(0, 16), (32, 48)])
@@ -202,6 +220,17 @@ def test_an_encrypted_file_in_a_zip_is_refused(package: Path, tmp_path: Path) ->
         archive.writestr("ada/locked.md", "0")
         archive.infolist()[-1].flag_bits |= 1
     assert has_line_with(faults(tmp_path / "ada.zip"), "locked.md", "encrypted")
+
+
+def test_a_zip_that_claims_more_than_it_holds_is_refused(package: Path, tmp_path: Path) -> None:
+    write_zip(package, tmp_path / "ada.zip")
+    with zipfile.ZipFile(tmp_path / "ada.zip", "a") as archive:
+        archive.writestr("ada/large.md", "0")
+        claimed = archive.infolist()[-1]
+        claimed.file_size = claimed.compress_size = 10**9
+    message = faults(tmp_path / "ada.zip")
+    assert "the archive is smaller than the files" in message
+    assert "large.md" not in message  # none of them is read
 
 
 def test_a_zip_of_too_many_files_is_refused(
@@ -309,6 +338,17 @@ def test_layers_as_a_regular_expression_are_refused(copy: Path, tiny_base: Path)
         (copy / name).unlink()
     seal(copy)
     with pytest.raises(UserError, match="target_modules is not a list"):
+        verify(copy, base=str(tiny_base))
+
+
+def test_layers_that_the_base_lacks_are_refused(copy: Path, tiny_base: Path) -> None:
+    config = json.loads((copy / "adapter_config.json").read_text())
+    config["target_modules"] = ["no_such_layer"]
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    for name in ("files.json", "SHA256SUMS"):
+        (copy / name).unlink()
+    seal(copy)
+    with pytest.raises(UserError, match=r"adapter_config\.json does not fit .*no_such_layer"):
         verify(copy, base=str(tiny_base))
 
 

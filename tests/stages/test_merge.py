@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 import soundfile as sf
 import torch
-from helpers import PackedCorpus, edit_result, files_of_at_most, tone, train, write_stage_config
+from helpers import (
+    PackedCorpus,
+    edit_result,
+    files_of_at_most,
+    has_line_with,
+    tone,
+    train,
+    write_stage_config,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -23,6 +31,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.form_weights import load_form
+from higgs_pipe.higgs.greedy import speak_greedily
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.v2.original_form import native_name
@@ -363,6 +372,43 @@ def test_a_loss_that_rounding_moves_too_far_fails_the_proof(
     monkeypatch.setattr(prove_form, "LOSS_BOUND", 1e-7)
     with pytest.raises(UserError, match=r"the held-out loss is .* package.dtype: float32"):
         prove(trained, shutil.copytree(merged, tmp_path / "merged"))
+
+
+def test_logits_that_rounding_does_not_explain_fail_the_proof(
+    trained: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prove_form, "ROUNDOFF", dict.fromkeys(prove_form.ROUNDOFF, 0.0))
+    with pytest.raises(UserError, match=r"logits differ .* rounding explains 0.00%"):
+        prove(trained, shutil.copytree(merged, tmp_path / "merged"))
+
+
+def test_greedy_codes_that_differ_by_no_tie_fail_the_proof(
+    trained: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint, which speaks after the adapter, says other codes than it would."""
+    heard: list[str] = []
+
+    def speak(model: Any, prompt: Any, num_frames: int) -> Any:
+        heard.append(prompt.sample_id)
+        codes = speak_greedily(model, prompt, num_frames)
+        return codes if heard.count(prompt.sample_id) == 1 else (codes + 1) % 1024
+
+    monkeypatch.setattr(prove_form, "speak_greedily", speak)
+    with pytest.raises(UserError, match="greedy codes differ") as caught:
+        prove(trained, shutil.copytree(merged, tmp_path / "merged"))
+    assert has_line_with(str(caught.value), heard[0])
+
+
+def test_an_original_checkpoint_that_lacks_a_tensor_is_not_loaded(
+    original: Path, trained: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(original, tmp_path / "original")
+    weights = load_file(folder / "model.safetensors")
+    del weights["norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError) as caught:
+        load_form("original", folder, Pretrained("base_model", str(trained / "base")))
+    assert has_line_with(str(caught.value), "norm.weight")
 
 
 def test_a_checkpoint_that_fails_its_proof_is_not_kept(

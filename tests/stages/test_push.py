@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from huggingface_hub import constants
 from higgs_pipe import push
 from higgs_pipe.data.files import write_json
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.hub import hub_answers
 from higgs_pipe.listening.verdict import judge
+from higgs_pipe.publishing.hub import hub_errors_named
 from higgs_pipe.publishing.sealing import seal
 
 TOKEN = "hf_plantedSecretThatNobodyMaySee"
@@ -315,3 +319,37 @@ def test_the_token_is_in_no_file_and_no_message(hub: Hub, package: Path, tmp_pat
     assert [path for path in found if TOKEN.encode() in path.read_bytes()] == []
     assert TOKEN not in shown
     assert on_hub(hub) == contents(package)
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, LookupError])
+def test_what_a_thread_of_an_upload_raised_is_told_if_it_is_of_the_network(
+    kind: type[Exception],
+) -> None:
+    """A mistake in the program stays what it is."""
+    is_network = kind is ConnectionError
+    told = "cannot be reached .reset by peer" if is_network else "of a thread"
+    expected = UserError if is_network else RuntimeError
+    with pytest.raises(expected, match=told), hub_errors_named(REPO):
+        raise RuntimeError("of a thread") from kind("reset by peer")
+
+
+@pytest.mark.parametrize("is_absent", [True, False])
+def test_a_hub_answers_whatever_it_answers(
+    is_absent: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404 if is_absent else 200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        request.addfinalizer(hub_answers.cache_clear)
+        hub_answers.cache_clear()
+        assert hub_answers()
+        server.shutdown()

@@ -147,6 +147,25 @@ def test_a_prompt_has_a_player_per_voice_and_its_measures(inputs: Inputs) -> Non
     assert len(samples) / rate == pytest.approx(2.0, abs=0.02)
 
 
+def test_what_was_measured_of_a_take_stands_beside_it_and_sorts(inputs: Inputs) -> None:
+    inputs.write()
+    table = inputs.folder / "experiments/default/eval/generation.parquet"
+    measured = {
+        **{"repeated_frame_share": 0.25, "num_words": 10, "num_word_errors": 3},
+        **{"transcript": "Who is that?", "similarity_to_recording": 0.8, "dnsmos": 3.25},
+    }
+    spoken = read_table(table, GENERATED)[0].to_pylist()
+    changed = [row | measured if row["voice"] == "adapter" else row for row in spoken]
+    write_table(table, GENERATED, changed)
+    inputs.run()
+    page = inputs.page.read_text()
+    [cells] = rows(page, "Who was that? ada · cloning")
+    assert cells[3].endswith(
+        "repeated frames 25 % word errors 3 of 10 heard Who is that? voice 0.80 DNSMOS 3.2"
+    )
+    assert 'data-words="0.3" data-voice="0.2"' in page
+
+
 def test_another_base_has_its_own_takes_beside_its_adapters(inputs: Inputs) -> None:
     inputs.experiments["other"] = inputs.experiment()
     inputs.experiments["other"]["train/config.json"]["base_model"] = "resources/tiny-higgs-v3"

@@ -31,7 +31,8 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.codec import decode
 from higgs_pipe.higgs.generation import RecordedSample, Spoken, recorded_samples
-from higgs_pipe.higgs.pretrained import weight_fingerprint
+from higgs_pipe.higgs.origin import adapter_origin
+from higgs_pipe.higgs.pretrained import PinnedModel, weight_fingerprint
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
 from higgs_pipe.higgs.v2.rules import RULES as V2_RULES
@@ -438,6 +439,27 @@ def test_a_package_names_its_codec_system_message_and_cleaning(
     text = speaker.renderer.tokenizer.decode(prompt.input_ids)
     assert "Speak." in text
     assert "(Hi)" in text
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_results_know_the_folder_of_a_base_that_has_its_weights(
+    package: Path, tiny_base: Path, tmp_path: Path, is_same: bool
+) -> None:
+    packaged = shutil.copytree(package, tmp_path / "results/adapters/default")
+    found = PinnedModel.of(Pretrained("base_model", str(tiny_base)))
+    changes = {"name": "moved"} | ({} if is_same else {"fingerprint": "0" * 64})
+    (tmp_path / "results/models").mkdir()
+    found.model_copy(update=changes).write(tmp_path / "results/models/base_model.json")
+    assert adapter_origin(packaged).base == ("moved" if is_same else str(tiny_base))
+
+
+def test_a_codec_of_other_codebooks_than_the_bases_is_refused(
+    tiny_base: Path, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = replace(speaker.codec_info, num_codebooks=4)
+    monkeypatch.setattr("higgs_pipe.higgs.speaker.load_codec", lambda *_: (None, info))
+    with pytest.raises(UserError, match=r"has 4 codebooks .* 8;"):
+        Speaker.load(str(tiny_base))
 
 
 def test_the_revision_of_the_command_comes_before_that_of_the_package(

@@ -91,6 +91,12 @@ def test_batched_codes_are_those_of_encoding_one_by_one(
         assert rows[path.stem]["num_frames"] == len(alone) == np.ceil(len(samples) / 960)
 
 
+def test_a_codec_of_other_codebooks_than_its_config_is_named(codec: Any) -> None:
+    model, info = codec
+    with pytest.raises(UserError, match=r"\(2, 8, 10\).*\(2, 4, 10\)"):
+        encode(model, torch.zeros(2, 9600), replace(info, num_codebooks=4))
+
+
 def test_a_batch_out_of_memory_is_halved_and_gives_the_codes_of_each_alone(
     codec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

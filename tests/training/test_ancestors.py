@@ -209,6 +209,18 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def cut_and_hashed_anew(folder: Path) -> None:
+    cut(folder)
+    edit_result(folder / BASE_FILE)
+
+
+def of_more_digits(folder: Path) -> None:
+    """In float64, and other values than float32 has."""
+    state = {name: tensor.double() + 1e-12 for name, tensor in weights(folder).items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    edit_result(folder / BASE_FILE)
+
+
 def empty(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
@@ -221,6 +233,8 @@ def remove(folder: Path) -> None:
     ("change", "tokens"),
     [
         (cut, (WEIGHTS, "damaged")),
+        (cut_and_hashed_anew, ("train.init_adapter", WEIGHTS, "damaged")),
+        (of_more_digits, ("train.init_adapter", "do not survive in this dtype")),
         (empty, ("config.json", "damaged")),
         (remove, ("has no", WEIGHTS)),
     ],

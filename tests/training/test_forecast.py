@@ -80,6 +80,19 @@ def test_a_card_fits_from_the_gibibyte_on_that_is_needed(tiny_base: Path) -> Non
         assert forecast(kind, {True: formula}, train, 2048, 10**6).fits == fits
 
 
+def test_the_line_of_a_card_says_what_does_not_fit_and_what_is_recomputed(tiny_base: Path) -> None:
+    formula = memory_formula(real_shape(tiny_base), TrainConfig(), 10**9, is_compiled=True)
+    train = TrainConfig(compile=True)
+    small, recomputing, large = (
+        forecast(GpuKind("a card", size, 989e12, 1.0), {True: formula}, train, 2048, 10**6)
+        for size in (8, 32, 1000)
+    )
+    assert small.as_text().endswith("8 GB (a card): does not fit")
+    assert recomputing.recomputed_layers > 0
+    assert f"{recomputing.recomputed_layers} layers recomputed" in recomputing.as_text()
+    assert "recomputed" not in large.as_text()
+
+
 def test_what_cannot_be_compiled_is_not_forecast_so() -> None:
     assert will_compile(TrainConfig(), 1e12, 1.0)
     assert not will_compile(TrainConfig(), 1e3, 1.0)  # it would not pay

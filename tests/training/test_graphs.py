@@ -135,6 +135,30 @@ def test_a_graph_that_computes_something_else_is_not_used(
     assert is_padded(metrics) == [True, False]
 
 
+def test_a_graph_for_which_memory_does_not_suffice_is_not_used(
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretend: Callable[[PretendedCapture], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pretend(PretendedCapture())
+    micro_step = Planner._micro_step
+    calls: list[int] = []
+
+    def in_little_memory(self: Planner, *inputs: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:  # after the plain one
+            raise torch.OutOfMemoryError("pretended")
+        return micro_step(self, *inputs)
+
+    monkeypatch.setattr(Planner, "_micro_step", in_little_memory)
+    monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
+    metrics = train(corpus, tmp_path, **EXACT | {"max_steps": 1}, cuda_graphs=True)
+    assert is_padded(metrics) == [True, False]
+    assert "memory does not suffice for a graph" in caplog.text
+
+
 def test_no_more_graphs_are_kept_than_are_allowed(
     corpus: PackedCorpus,
     tmp_path: Path,

@@ -39,6 +39,17 @@ MEASURED = [
 BASE_GB = 11.7
 
 
+def test_a_row_that_does_not_fit_while_compiling_is_a_sentence(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object) -> bool:
+        raise torch.OutOfMemoryError("pretended")
+
+    monkeypatch.setattr(planner, "compile_where_it_pays", run_out)
+    with pytest.raises(UserError, match=r"one packed row of \d+ positions with 0 of 2 layers"):
+        train(corpus, tmp_path, preflight=False, max_steps=1)
+
+
 @pytest.fixture(scope="module")
 def formulas(tiny_base: Path) -> dict[bool, MemoryFormula]:
     """Of the published 3B model, not compiled and compiled."""

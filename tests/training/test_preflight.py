@@ -1,5 +1,6 @@
 """Pre-flight: each check passes on sound data and a sound model, and fires on a broken one."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate, is_placeholder
+from higgs_pipe.higgs.codes import delay
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
@@ -228,6 +230,48 @@ def test_ids_of_another_vocabulary_are_refused(
     assert "packed for another base_model" in check.found
 
 
+def test_rows_of_another_number_of_codebooks_are_refused(
+    sample: PackedRow, model: DualLossModel
+) -> None:
+    fewer = replace(sample, audio_input_ids=sample.audio_input_ids[:, :7])
+    check = preflight_data.check_index_ranges([fewer], model.native)
+    assert check.status == "failed"
+    assert check.found.startswith(f"row of {sample.sample_ids[0]}: 7 codebooks")
+
+
+def test_a_turn_too_short_for_any_recording_is_named(
+    sample: PackedRow, model: DualLossModel
+) -> None:
+    """The last turn has the delayed frames of a recording without any code."""
+    turn, config = preflight_data.audio_turns(sample, model.shape)[-1], model.shape
+    stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
+    nothing = delay([np.empty((0, 8), np.int16)], *stream, config.num_margin_frames)
+    input_ids, num_frames = sample.input_ids.copy(), turn.stop - turn.start
+    input_ids[turn.start + len(nothing) : turn.stop] = input_ids[0]
+    frames = np.concatenate([sample.audio_input_ids[:-num_frames], nothing])
+    broken = replace(sample, input_ids=input_ids, audio_input_ids=frames)
+    check = preflight_data.check_placeholders([broken], model.shape)
+    assert check.status == "failed"
+    assert f"the {len(nothing)} placeholders from position {turn.start} on" in check.found
+
+
+def test_a_parameter_on_another_device_is_named(sample: PackedRow, model: DualLossModel) -> None:
+    batch = collate([sample], model.shape)
+    model.native.model.norm.to("meta")
+    check = preflight_model.check_devices(model.native, batch, torch.device("cpu"))
+    assert check.status == "failed"
+    assert "1 parameters are not on cpu, such as model.norm.weight" in check.found
+
+
+def test_lora_tensors_of_two_types_are_refused(sample: PackedRow, model: DualLossModel) -> None:
+    batch = collate([sample], model.shape)
+    layer = model.native.model.layers[0].self_attn.q_proj
+    layer.lora_A.to(torch.bfloat16)
+    check = preflight_model.check_devices(model.native, batch, torch.device("cpu"))
+    assert check.status == "failed"
+    assert "LoRA tensors are torch.bfloat16 and torch.float32" in check.found
+
+
 def test_a_cpu_batch_for_a_model_of_two_types_is_refused(
     sample: PackedRow, model: DualLossModel
 ) -> None:
@@ -349,6 +393,11 @@ def test_the_verdict_on_the_offset(means: Any, share_repeated: float, status: st
     assert offset_checks.check_offsets(losses_at(*means), repeated, 1026).status == status
 
 
+def test_a_single_label_is_no_evidence_of_the_offset() -> None:
+    losses = losses_at(6, 4, 6)[:, :1]
+    assert offset_checks.check_offsets(losses, np.zeros((1, 1)), 1026).status == "no evidence"
+
+
 def test_one_codebook_at_another_delay_fails_by_its_name() -> None:
     right, late = losses_at(6, 4, 6), losses_at(6, 6, 4)
     losses = np.concatenate([right, right, late], axis=2)
@@ -397,6 +446,15 @@ def test_a_frozen_lora_group_is_named(model: DualLossModel, sample: PackedRow) -
     )
 
 
+def test_no_gradient_at_all_is_said_once(model: DualLossModel, sample: PackedRow) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith("_lm_head.weight"):
+            parameter.data.zero_()
+    check = preflight_model.check_lora_gradients(model, collate([sample], model.shape))
+    assert check.status == "failed"
+    assert "every LoRA tensor is zero" in check.found
+
+
 @pytest.mark.parametrize(
     "lora",
     [
@@ -430,6 +488,30 @@ def test_one_layer_cut_off_from_the_loss_is_named(model: DualLossModel, sample: 
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         layer = f"model.layers.1.self_attn.{projection}"
         assert f"attention {projection} (1 layers, such as {layer})" in check.found
+
+
+def test_a_base_that_prefers_another_samples_text_asks_for_the_transcripts(
+    knowing: DualLossModel, corpus: PackedCorpus
+) -> None:
+    """Two held-out clips have each other's text."""
+    rows, config = PackedRows(corpus.eval_rows), knowing.eval().shape
+    samples = [s for i in range(len(rows)) for s in preflight_data.samples_of(rows[i], config)]
+    alike = next(
+        pair
+        for pair in itertools.combinations(samples, 2)
+        if len({len(preflight_data.audio_turns(s, config)) for s in pair}) == 1
+    )
+    swapped = [
+        preflight_data.with_text_of(one, other, config) for one, other in (alike, alike[::-1])
+    ]
+    found = []
+    for given in (alike, swapped):
+        batch, cpu = collate(given, config), torch.device("cpu")
+        hidden = preflight_model.seen_in_forward(knowing, batch).hidden
+        losses = offset_checks.audio_losses_by_offset(knowing.native, hidden, batch)
+        check = offset_checks.check_shuffled_text(knowing, given, losses, cpu)
+        found.append((check.status, check.found.endswith("?")))
+    assert found == [("passed", False), ("no evidence", True)]
 
 
 def test_texts_are_exchanged_and_audio_stays(model: DualLossModel, corpus: PackedCorpus) -> None:

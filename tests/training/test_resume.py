@@ -1,5 +1,6 @@
 """Interrupted training: real processes, real signals, the adapter of an uninterrupted run."""
 
+import errno
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import helpers
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import (
     ROOT,
     PackedCorpus,
@@ -36,6 +38,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.training.checkpoints import Checkpoints
+from higgs_pipe.training.lock import only_training_in
 from higgs_pipe.training.step_inputs import epoch_steps
 
 SETTINGS: dict[str, Any] = {
@@ -493,3 +496,31 @@ def test_a_checkpoint_of_other_data_is_never_resumed(
 def test_no_checkpoint_is_no_error(checkpoints: Callable[..., Checkpoints]) -> None:
     assert checkpoints().load_latest() is None
     checkpoints().clear()
+
+
+def test_a_checkpoint_that_another_process_cannot_read_is_named(
+    checkpoints: Callable[..., Checkpoints], tmp_path: Path
+) -> None:
+    mine = checkpoints(data="a")
+    mine.save(1, {"step": 1})
+    assert mine.load(1) == {"step": 1}
+    (tmp_path / "checkpoints/step-00000001.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"step-00000001\.pt: .*another process cannot"):
+        mine.load(1)
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("higgs_pipe.training.lock.fcntl.flock", refuse)
+    monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
+    number = errno.ENOLCK
+    with only_training_in(tmp_path, Accelerator(cpu=True)):
+        assert ".lock cannot be locked" in caplog.text
+    number = errno.EIO
+    lock = only_training_in(tmp_path, Accelerator(cpu=True))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), lock:
+        pass

@@ -207,6 +207,19 @@ def test_other_rows_are_another_run(corpus: PackedCorpus) -> None:
     assert different == {"training rows", "held-out rows"}
 
 
+def test_rows_that_another_machine_does_not_have_are_refused(
+    corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_another_main_process(value: tuple[Any, list[int]]) -> tuple[Any, list[int]]:
+        return value[0], [17, 4]
+
+    monkeypatch.setattr(
+        "higgs_pipe.training.checkpoints.from_main_process", from_another_main_process
+    )
+    with pytest.raises(UserError, match=r"train\.parquet .* for process 0, \[17, 4\] for process"):
+        identity(corpus, {})
+
+
 def stage_of(corpus: PackedCorpus, settings: dict[str, Any]) -> TrainStage:
     return TrainStage.model_validate({"base_model": str(corpus.base), "train": settings})
 

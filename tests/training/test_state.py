@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from higgs_pipe.training.hashed_lines import LINES_HASH, with_hash
 from higgs_pipe.training.state import TrainingState
 
 
@@ -36,3 +37,9 @@ def test_gradients_add_up_in_place_until_the_update() -> None:
     state.update()
     assert parameter.grad.tolist() == [0, 0]
     assert parameter.grad.data_ptr() == place
+
+
+@pytest.mark.parametrize("lines", ["", "{}\n", "{}\n{", "{}\n[]\n"])
+def test_lines_that_are_no_json_objects_have_no_hash(lines: str) -> None:
+    assert with_hash(lines) == ""
+    assert LINES_HASH in with_hash("{}\n{}\n")

@@ -289,3 +289,17 @@ def test_the_log_shows_what_the_model_predicts_of_the_first_row(
     name = row.sample_ids[0]
     assert f"  {name} text: predicted {text} " in caplog.text
     assert f"  {name} codebook 0: predicted {codes[:4] + codes[-4:]}, " in caplog.text
+
+
+def test_weights_and_biases_writes_into_the_folder_of_the_run(tmp_path: Path) -> None:
+    begun: list[Any] = []
+    accelerator: Any = SimpleNamespace(
+        is_main_process=True, init_trackers=lambda *names, **options: begun.append((names, options))
+    )
+    settings, output = TrainConfig(tracker="wandb"), tmp_path / "ada" / "train"
+    output.mkdir(parents=True)
+    processes.start_tracker(accelerator, settings, output, done=0)
+    [((project, config), options)] = begun
+    assert (project, config["tracker"]) == ("higgs-pipe", "wandb")
+    assert options == {"init_kwargs": {"wandb": {"dir": str(output / "logs"), "name": "ada"}}}
+    assert (output / "logs").is_dir()

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import HiggsAudioV2Config
 
-# Prefix of the native name, prefix of the original one; the first match counts.
+# Prefix of the native name, prefix of the original one; the first match counts. Every original name
+# has the last one.
 TENSOR_PREFIXES = (
     ("model.embed_audio_tokens.embed_audio_tokens.", "audio_codebook_embeddings."),
     ("audio_lm_head.", "audio_decoder_proj.audio_lm_head."),
@@ -41,10 +42,8 @@ def original_name(name: str) -> str:
 
 def native_name(name: str) -> str:
     """Return the native name of a tensor."""
-    for native, original in TENSOR_PREFIXES:
-        if name.startswith(original):
-            return native + name.removeprefix(original)
-    raise KeyError(name)
+    native, original = next(pair for pair in TENSOR_PREFIXES if name.startswith(pair[1]))
+    return native + name.removeprefix(original)
 
 
 def original_config(config: HiggsAudioV2Config, tokenizer: Any, dtype: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.family import V3, family_of_base
 from higgs_pipe.higgs.model import load_base
+from higgs_pipe.higgs.prompts import ModelPrompt
 
 BODY, BUNDLED = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
 PREFIX = "tied.embedding."
@@ -62,6 +64,15 @@ def test_the_logits_are_those_of_a_plain_qwen3_model(v3_base: Path) -> None:
         expected = plain_logits(v3_base, ids, frames.tolist())
         found = load(v3_base)(torch.tensor([ids]), frames[None])[0]
     assert expected.std() > 1
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
+def test_the_logits_of_the_next_frame_are_those_of_the_last_position(v3_base: Path) -> None:
+    native, ids = load(v3_base), [256 + 24, 72, 105, -100, -100]
+    frames = np.random.default_rng(1).integers(0, 1026, (2, 8)).astype(np.int16)
+    with torch.no_grad():
+        expected = plain_logits(v3_base, ids, frames.tolist())[-1]
+        found = V3.next_frame_logits(native, ModelPrompt(np.array(ids), frames))
     assert torch.allclose(found, expected, atol=1e-9)
 
 

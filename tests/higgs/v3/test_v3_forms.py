@@ -11,7 +11,7 @@ from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.form_weights import check_weights, load_form
+from higgs_pipe.higgs.form_weights import check_bits, check_weights, load_form
 from higgs_pipe.higgs.lora import (
     adapter_state,
     add_lora,
@@ -110,3 +110,25 @@ def test_the_form_of_another_family_is_refused(
     pinned = PinnedModel.of(Pretrained("base_model", str(v3_base)))
     with pytest.raises(UserError, match="original is not a form of Higgs TTS 3, which has merged"):
         write_form("original", tmp_path, pinned, CODEC, adapter, torch.float32)
+
+
+def test_a_tensor_of_another_shape_is_named_by_the_check_of_weights(
+    v3_base: Path, adapter: Path, merged: Path, tmp_path: Path
+) -> None:
+    tensors = tensors_of(merged)
+    tensors[AUDIO] = tensors[AUDIO][:-1].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    expected, base = by_peft(v3_base, adapter), Pretrained("base_model", str(v3_base))
+    with pytest.raises(UserError, match=f"1 tensors are not those .*\n.*{AUDIO}: 100.00%"):
+        check_weights(tmp_path, expected, "merged", base)
+
+
+def test_a_changed_bit_is_named_by_the_check_of_bits(
+    v3_base: Path, adapter: Path, merged: Path, tmp_path: Path
+) -> None:
+    base, tensors = Pretrained("base_model", str(v3_base)), tensors_of(merged)
+    assert check_bits(merged, "merged", base, adapter) == len(tensors)
+    tensors[AUDIO].view(torch.int32)[0, 0] ^= 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"1 tensors are not those .*\n.*{AUDIO}"):
+        check_bits(tmp_path, "merged", base, adapter)
