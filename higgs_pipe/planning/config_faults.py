@@ -69,6 +69,8 @@ def _requirement(error: Any, root: Schema) -> str:
             return f"must be above {limit}"
         case "exclusiveMaximum":
             return f"must be below {limit}"
+        case "pattern":  # of push.repo, the only other one
+            return "must be OWNER/NAME, as in ada/voice"
         case "minLength" | "minItems" | "minProperties":
             return "must not be empty"
     return re.sub(r"\s+", " ", error.message)

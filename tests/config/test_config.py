@@ -183,7 +183,7 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
 
 def test_a_repository_without_an_owner_is_named() -> None:
     message = refusal({**MINIMAL, "push": {"repo": "ada"}})
-    assert has_line_with(message, "  push.repo: ", '"ada"')
+    assert has_line_with(message, "  push.repo: ", '"ada"', "OWNER/NAME")
 
 
 def test_an_unknown_key_unlike_any_other_is_answered_with_the_known_ones() -> None:
