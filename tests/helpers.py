@@ -6,6 +6,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ from higgs_pipe.planning.checkpoint_files import NUMBERS_OF_BASE
 from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.planning.model_types import V2
 from higgs_pipe.planning.recordings import state_of
+from higgs_pipe.training.step import Stepper
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json_schema()
@@ -318,6 +320,21 @@ def train(
     )
     higgs_pipe.train.run(config, train_rows or corpus.train_rows, eval_rows, output)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def end_in_step(patch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Send SIGTERM to this process in its step of this number; the list grows by each step."""
+    step = Stepper.step
+    steps: list[int] = []
+
+    def counted(self: Stepper, *arguments: Any, **options: Any) -> Any:
+        steps.append(len(steps) + 1)
+        if steps[-1] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments, **options)
+
+    patch.setattr(Stepper, "step", counted)
+    return steps
 
 
 def evaluate_in(

@@ -1,8 +1,6 @@
 """The stages on a GPU: what they give is what they give on a CPU."""
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 import soundfile as sf
 import torch
 from accelerate.state import AcceleratorState
-from helpers import PackedCorpus, evaluate_in, launch, train, write_stage_config
+from helpers import PackedCorpus, end_in_step, evaluate_in, launch, train, write_stage_config
 from peft import PeftModel
 
 from higgs_pipe import speak, tokenize_audio
@@ -23,7 +21,6 @@ from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.loss import label_weights
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.v2 import miniature
-from higgs_pipe.training.step import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -100,15 +97,7 @@ def test_a_resumed_training_goes_on_as_the_whole_one(
     of_family: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = losses(train(of_family, tmp_path / "whole", **IN_BFLOAT16))
-    step, steps = Stepper.step, []
-
-    def interrupted(self: Stepper, *arguments: Any, **options: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *arguments, **options)
-
-    monkeypatch.setattr(Stepper, "step", interrupted)
+    steps = end_in_step(monkeypatch, 3)
     with pytest.raises(SystemExit, match="143"):
         train(of_family, tmp_path / "resumed", **IN_BFLOAT16)
     resumed = losses(train(of_family, tmp_path / "resumed", **IN_BFLOAT16))

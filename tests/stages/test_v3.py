@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import ROOT, PackedCorpus, evaluate_in, launch, train, write_stage_config
+from helpers import ROOT, PackedCorpus, end_in_step, evaluate_in, launch, train, write_stage_config
 from launched.train_cases import run_cases
 from peft import PeftModel
 from reference_v3 import (
@@ -41,7 +39,6 @@ from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.higgs.v3.native import HiggsV3Config, HiggsV3Model
 from higgs_pipe.training.plan import micro_step_seconds
 from higgs_pipe.training.preflight import model_checks, offset_checks
-from higgs_pipe.training.step import Stepper
 
 LEARNING: dict[str, Any] = {
     "rows_per_step": 2,
@@ -204,15 +201,7 @@ def test_a_resumed_training_gives_the_adapter_of_an_uninterrupted_one(
 ) -> None:
     settings: dict[str, Any] = {"rows_per_step": 2, "max_steps": 6, "lora": {"dropout": 0.1}}
     train(v3_corpus, tmp_path / "whole", **settings)
-    step, steps = Stepper.step, []
-
-    def interrupted(self: Stepper, *arguments: Any, **options: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *arguments, **options)
-
-    monkeypatch.setattr(Stepper, "step", interrupted)
+    steps = end_in_step(monkeypatch, 3)
     with pytest.raises(SystemExit, match="143"):
         train(v3_corpus, tmp_path / "resumed", **settings)
     train(v3_corpus, tmp_path / "resumed", **settings)
