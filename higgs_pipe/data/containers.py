@@ -119,9 +119,7 @@ def _head(path: Path) -> bytes:
 
 def _behind_au_data(path: Path) -> str | None:
     with path.open("rb") as stream:
-        order = BYTE_ORDERS.get(stream.read(4))
-        if order is None:
-            return None  # a tag in front
+        order = BYTE_ORDERS[stream.read(4)]
         start, data_size = struct.unpack(f"{order}II", stream.read(8))
     return _behind(path, start + data_size, data_size)
 

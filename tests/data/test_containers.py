@@ -201,6 +201,13 @@ def test_what_is_behind_the_audio_of_a_wav_may_be_a_chunk_or_a_tag(
     assert decode(tmp_path / "a.wav").duration_seconds == 1
 
 
+def test_a_wav_behind_a_tag_is_read_whole_also_before_a_chunk(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 48_000, b"LIST" + struct.pack("<I", 6000) + bytes(range(250)) * 24)
+    tag = b"ID3\x03\0\0\0\0\0\x10" + bytes(16)
+    (tmp_path / "a.wav").write_bytes(tag + (tmp_path / "a.wav").read_bytes())
+    assert decode(tmp_path / "a.wav").duration_seconds == 1
+
+
 def test_a_chunk_behind_an_odd_number_of_bytes_without_padding_is_a_chunk(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", noise(0.5)[:11_999], RATE, subtype="PCM_U8")
     content = (tmp_path / "a.wav").read_bytes()
