@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ PACKAGE = {"license": "cc0-1.0", "description": DESCRIPTION}
 
 
 @pytest.fixture(scope="module")
-def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A results directory after train and eval."""
     results = tmp_path_factory.mktemp("results")
     base = {"base_model": str(corpus.base)}
@@ -65,7 +66,8 @@ def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -
         eval_dir=directory / "eval",
         samples_dir=directory / "samples",
     )
-    return results
+    yield results
+    (corpus.base / "README.md").unlink()  # other tests use the base, too
 
 
 def run_package(corpus: PackedCorpus, results: Path, output: Path) -> Path:
