@@ -45,6 +45,7 @@ class PackedForward(NamedTuple):
         """Put these in the place of the native forward passes."""
         body = parts.body
         body.forward = partial(self.body, parts)
+        body.is_compiled = False
         for layer in body.layers:
             layer.forward = types.MethodType(_layer_forward, layer)
             layer.before_attention = types.MethodType(self.before_attention, layer)
@@ -64,7 +65,7 @@ def through_layers(body: Any, hidden: Tensor, rotary: Rotary, layout: Layout) ->
     """Apply the layers, of which the first are computed again by the backward pass."""
     # A generator's state is saved for layers that draw from it; a CUDA graph could not be captured.
     is_drawing = layout.dropout_keys is None or body.layers[0].self_attn.attention_dropout > 0
-    if vars(body).get("is_compiled") and torch.is_grad_enabled():
+    if body.is_compiled and torch.is_grad_enabled():
         hidden.requires_grad_()  # or the first layer would be compiled apart from the others
     for index, layer in enumerate(body.layers):
         inputs = (hidden, rotary, layout)

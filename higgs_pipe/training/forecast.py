@@ -19,7 +19,13 @@ from higgs_pipe.higgs.memory import (
     MemoryFormula,
     Parameters,
 )
-from higgs_pipe.training.plan import USABLE_SHARE, Plan, choose_plan, micro_step_seconds
+from higgs_pipe.training.plan import (
+    USABLE_SHARE,
+    Plan,
+    choose_plan,
+    micro_step_seconds,
+    rows_of_process,
+)
 
 CONTEXT_BYTES = 0.6e9  # of CUDA itself
 REACHED_SHARE = H200_FLOPS / 989e12  # of the data sheet's rate, in a large matrix product
@@ -182,13 +188,12 @@ def positions_per_second(
     plan: Plan, formula: MemoryFormula, train: TrainConfig, row_positions: int, flops: float
 ) -> float:
     """Estimate the positions that a process trains on in a second."""
-    rows = math.ceil(train.rows_per_step / train.num_processes)
-    rows_at_once = min(plan.rows_per_micro_batch, rows)
+    rows = rows_of_process(train, train.num_processes)
     seconds = micro_step_seconds(
         formula,
-        rows_at_once * row_positions,
+        plan.rows_per_micro_batch * row_positions,
         plan.recomputed_layers,
         plan.is_compiled,
         flops,
     )
-    return rows * row_positions / (math.ceil(rows / rows_at_once) * seconds)
+    return rows * row_positions / (math.ceil(rows / plan.rows_per_micro_batch) * seconds)

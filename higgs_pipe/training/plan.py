@@ -101,6 +101,11 @@ def recomputed_layers(train: TrainConfig, num_layers: int) -> int | None:
     return min(setting, num_layers)
 
 
+def rows_of_process(train: TrainConfig, num_processes: int) -> int:
+    """Return how many rows of a step a process takes, at most."""
+    return math.ceil(train.rows_per_step / num_processes)
+
+
 def plan_without_card(train: TrainConfig, num_layers: int, is_compiled: bool) -> Plan:
     """Return the plan on a CPU: ``auto`` is one row, and nothing recomputed."""
     rows = train.rows_per_micro_batch
@@ -140,11 +145,10 @@ def choose_plan(
     """
     row_size = row_positions * (1 + PADDING_SHARE) if is_graphed else row_positions
     num_bytes = num_bytes / 2 if is_graphed else num_bytes
-    rows_per_process = math.ceil(train.rows_per_step / num_processes)
+    rows_per_process = rows_of_process(train, num_processes)
     rows, layers = train.rows_per_micro_batch, recomputed_layers(train, formula.num_layers)
-    numbers = range(1, min(rows_per_process, MAX_ROWS) + 1)
-    if rows != "auto":
-        numbers = range(min(rows, rows_per_process), min(rows, rows_per_process) + 1)
+    most_rows = min(rows_per_process, MAX_ROWS if rows == "auto" else rows)
+    numbers = range(1 if rows == "auto" else most_rows, most_rows + 1)
     found: list[Choice] = []
     for num_rows in numbers:
         num_positions = num_rows * row_size

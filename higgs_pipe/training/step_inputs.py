@@ -17,6 +17,7 @@ from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs.batch import PackedBatch, PackedRows, collate
 from higgs_pipe.higgs.padding import Grid
 from higgs_pipe.higgs.shape import BaseShape
+from higgs_pipe.training.plan import rows_of_process
 
 NUM_STEPS_AHEAD = 2
 
@@ -118,8 +119,7 @@ class StepInputs:
     @property
     def rows_per_process(self) -> int:
         """Rows of a step that a process takes, at most."""
-        num_processes: int = self.accelerator.num_processes
-        return math.ceil(self.settings.rows_per_step / num_processes)
+        return rows_of_process(self.settings, self.accelerator.num_processes)
 
     @property
     def rows_per_micro_batch(self) -> int:
