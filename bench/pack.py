@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from memory import peak_bytes
 
 FRAME_RATE_HZ, HOP_LENGTH, NUM_CODEBOOKS = 25, 960, 8
 CLIPS_PER_SHARD = 50_000
@@ -141,12 +142,6 @@ def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu_start,
     }
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process (getrusage would tell its parent's, if larger)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def measured(

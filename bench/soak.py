@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile as sf
-from pack import peak_bytes, write_corpus
+from memory import held_bytes, peak_bytes
+from pack import write_corpus
 from pages import machine_now, put_table
 
 from higgs_pipe import list_rows, measure, validate
@@ -56,9 +57,8 @@ class Held(NamedTuple):
     def now(cls) -> "Held":
         """Read it from /proc."""
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        memory = int(status.split("VmRSS:")[1].split()[0]) / 1e3
         threads = int(status.split("Threads:")[1].split()[0])
-        return cls(memory, len(list(Path("/proc/self/fd").iterdir())), threads)
+        return cls(held_bytes() / 1e6, len(list(Path("/proc/self/fd").iterdir())), threads)
 
 
 def watched(run: Callable[[], None]) -> tuple[list[Held], float]:

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 import torch
+from memory import forget_peak, held_bytes, peak_bytes
 from transformers import (
     DacConfig,
     DacFeatureExtractor,
@@ -277,17 +278,11 @@ def serve(request: dict[str, Any]) -> None:
     encode_all = variant_on_cpu(request["name"], request["codec"], request["clips"])
     print("ready", flush=True)
     for _ in sys.stdin:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        resident = _status_bytes("VmRSS")
+        forget_peak()
+        held_before = held_bytes()
         seconds = timed(encode_all)
-        report = {"seconds": seconds, "peak_bytes": _status_bytes("VmHWM") - resident}
+        report = {"seconds": seconds, "peak_bytes": peak_bytes() - held_before}
         print(json.dumps(report), flush=True)
-
-
-def _status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith(f"{key}:")]
-    return 1024 * int(line.split()[1])
 
 
 def compare_on_gpu(

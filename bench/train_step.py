@@ -40,6 +40,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from memory import forget_peak, held_bytes, peak_bytes
 from pages import processor_name, put_table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -263,16 +264,10 @@ def peak_megabytes(variant: str, shape: str, options: argparse.Namespace) -> flo
     """Peak resident memory of a round above the model, in this process (Linux)."""
     step = build_round(variant, shape, options)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = memory_kilobytes("VmRSS")
+    forget_peak()
+    before = held_bytes()
     step()
-    return (memory_kilobytes("VmHWM") - before) / 1e3
-
-
-def memory_kilobytes(key: str) -> int:
-    """A line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
+    return (peak_bytes() - before) / 1e6
 
 
 def peak_megabytes_apart(variant: str, shape: str, arguments: Sequence[str]) -> float:

@@ -42,21 +42,13 @@ from higgs_pipe.training.step import Stepper
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json_schema()
-# In a program: its peak memory in MiB. Its ru_maxrss begins at the peak of whoever started it.
-PEAK_MIB = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024"
+# In a program of its own: the functions of bench/memory.py.
+IMPORT_PEAK = f"import sys; sys.path.append({str(ROOT / 'bench')!r}); from memory import peak_bytes"
 # Real recordings, where a machine has them beside the checkout.
 REAL_SPEECH = ROOT.parent / "shared" / "data" / "real_speech" / "manifest.jsonl"
 needs_real_speech = pytest.mark.skipif(
     not REAL_SPEECH.is_file(), reason="the real recordings are not on this machine"
 )
-
-
-def peak_mib(*, anew: bool = False) -> int:
-    """The peak memory of this process in MiB, or what it holds now, from where the peak begins."""
-    if anew:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 def jobs_run(terminal: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import PEAK_MIB
+from helpers import IMPORT_PEAK
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
@@ -23,16 +23,15 @@ from higgs_pipe.planning.models import folder_fault
 
 # Prints by how much memory grew at its peak, in MiB, and the sentence.
 LOAD = f"""
-import sys
+{IMPORT_PEAK}
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.renderers import renderer_of
-peak = lambda: {PEAK_MIB}
-before = peak()
+before = peak_bytes()
 try:
     renderer_of(Pretrained("base_model", sys.argv[1], None))
 except UserError as error:
-    print(peak() - before, error, sep="\\n")
+    print((peak_bytes() - before) // 2**20, error, sep="\\n")
 """
 
 

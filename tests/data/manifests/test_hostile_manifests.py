@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import PEAK_MIB
+from helpers import IMPORT_PEAK
 
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.planning.bounds import MAX_IGNORED_KEYS, MAX_MANIFEST_BYTES
@@ -22,17 +22,16 @@ MIB = 2**20
 SECONDS = 60
 # Reads a manifest as the stage does; prints by how much memory grew, in MiB, and the sentence.
 READ = f"""
-import sys
+{IMPORT_PEAK}
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.errors import UserError
-peak = lambda: {PEAK_MIB}
-before = peak()
+before = peak_bytes()
 try:
     read_manifests([sys.argv[1]])
     said = "read"
 except UserError as error:
     said = str(error)
-print(peak() - before, said, sep="\\n")
+print((peak_bytes() - before) // 2**20, said, sep="\\n")
 """
 
 

@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from helpers import PEAK_MIB, ROOT, has_line_with, run_validation, tone, write_stage_config
+from helpers import IMPORT_PEAK, ROOT, has_line_with, run_validation, tone, write_stage_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -645,11 +645,11 @@ def test_recordings_inside_parquet_are_read_a_few_at_a_time(tmp_path: Path) -> N
     # One group of rows, in pages of four: a page is the least that can be read.
     pq.write_table(table, tmp_path / "m.parquet", use_dictionary=False, write_batch_size=4)
     program = (
-        "import sys; from pathlib import Path\n"
+        f"{IMPORT_PEAK}; from pathlib import Path\n"
         "from higgs_pipe.data.manifests.reading import read_manifests\n"
-        f"before = {PEAK_MIB}\n"
+        "before = peak_bytes()\n"
         "print(len(read_manifests([sys.argv[1]], Path(sys.argv[2])).rows))\n"
-        f"print({PEAK_MIB} - before)\n"
+        "print((peak_bytes() - before) // 2**20)\n"
     )
     words = [str(tmp_path / "m.parquet"), str(tmp_path / "embedded")]
     run = subprocess.run(
