@@ -12,7 +12,6 @@
 """
 
 import logging
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import EvalSpeechModelConfig, EvaluateConfig
 from higgs_pipe.config.stages import EvalStage, load_stage
+from higgs_pipe.data.files import atomic_folder
 from higgs_pipe.data.specs import EVAL_CLIPS, LOSS_DESCRIPTIONS
 from higgs_pipe.data.tables import write_table
 from higgs_pipe.higgs.ancestor import take_weights
@@ -244,7 +244,6 @@ def write_speech(
     Returns:
         Adapter minus base at the first temperature, for the verdict.
     """
-    shutil.rmtree(samples_dir, ignore_errors=True)
     generation = Generation(
         num_prompts=len(takes.prompts),
         num_too_long=num_too_long,
@@ -261,7 +260,8 @@ def write_speech(
         generation = generation.model_copy(
             update={"voices": takes.totals(clusters), "differences": takes.differences(clusters)}
         )
-    takes.write(samples_dir)
+    with atomic_folder(samples_dir) as folder:
+        takes.write(folder)
     write_table(eval_dir / "generation.parquet", GENERATED, takes.rows())
     generation.write(eval_dir / "generation.json")
     return generation.differences[0].measures if generation.differences else {}

@@ -21,7 +21,7 @@ import torch
 import higgs_pipe
 from higgs_pipe.cli import main, run_in_fresh_process
 from higgs_pipe.config.stages import MergeStage, PackStage, Pretrained, load_stage
-from higgs_pipe.data.files import full_disk_named, write_text
+from higgs_pipe.data.files import atomic_folder, full_disk_named, write_text
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
@@ -75,23 +75,15 @@ def run(
     check_base(adapter_dir, base)
     codec = read_codec_info(eval_rows)
     dtype: torch.dtype = getattr(torch, stage.package.dtype)
-    aside = form_dir.with_name(f".{form_dir.name}.tmp")  # one name, so that a kill leaves one
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        with full_disk_named(form_dir):
-            record = write_form(form, aside, base, codec, adapter_dir, dtype)
-            record.write(aside / "merge.json")
-            proof = prove_in_fresh_process(form, aside, adapter_dir, config_dir, eval_rows)
-            pack = load_stage(PackStage, config_dir / "pack.json")
-            family = family_of_base(base.pretrained)
-            card = checkpoint_card(name, record, proof, pack, family, kind)
-            write_text(aside / "README.md", card)
-            seal(aside)
-            shutil.rmtree(form_dir, ignore_errors=True)
-            aside.rename(form_dir)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with full_disk_named(form_dir), atomic_folder(form_dir) as staged:
+        record = write_form(form, staged, base, codec, adapter_dir, dtype)
+        record.write(staged / "merge.json")
+        proof = prove_in_fresh_process(form, staged, adapter_dir, config_dir, eval_rows)
+        pack = load_stage(PackStage, config_dir / "pack.json")
+        family = family_of_base(base.pretrained)
+        card = checkpoint_card(name, record, proof, pack, family, kind)
+        write_text(staged / "README.md", card)
+        seal(staged)
     logger.info("%s", form_dir)
 
 

@@ -27,7 +27,7 @@ import higgs_pipe
 from higgs_pipe.cli import main, run_in_fresh_process
 from higgs_pipe.config.stages import STAGES, PackageStage, Pretrained, load_stage
 from higgs_pipe.data.clips.results import ValidationSummary
-from higgs_pipe.data.files import atomic_write, folder_beside, read_json, write_json, write_text
+from higgs_pipe.data.files import atomic_folder, atomic_write, read_json, write_json, write_text
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.results import Result
@@ -95,9 +95,7 @@ def run(
     stage = load_stage(PackageStage, config)
     metrics_path = experiment_dir / "eval" / "metrics.json"
     check_packed_together(packed_dir / "train.parquet", packed_dir / "eval.parquet")
-    with folder_beside(package_dir) as aside:
-        staged = aside / name
-        staged.mkdir()
+    with atomic_folder(package_dir) as staged:
         copy_adapter(experiment_dir / "train" / "adapter", staged)
         results: dict[str, type[Result]] = {"metrics.json": EvalMetrics, "verdict.json": Verdict}
         for file, kind in results.items():
@@ -128,8 +126,6 @@ def run(
         seal(staged)
         with atomic_write(archive) as archive_aside:
             write_zip(staged, archive_aside)
-        shutil.rmtree(package_dir, ignore_errors=True)
-        staged.rename(package_dir)
     logger.info("%s and %s", package_dir, archive)
 
 

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """Yield a folder for what becomes ``path``, on the same disk; remove it in the end."""
-    folder = _temporary(path)
-    shutil.rmtree(folder, ignore_errors=True)
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder; it replaces the folder ``path`` if the block succeeds."""
+    aside = _temporary(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder = aside / path.name
     folder.mkdir(parents=True)
     try:
-        with _locked(folder / LOCK):
+        with _locked(aside / LOCK):
             yield folder
+            _replace_folder(path, folder, aside)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replace_folder(path: Path, folder: Path, aside: Path) -> None:
+    """Rename ``folder`` to ``path``, and what is there, if anything, into ``aside``."""
+    for number in count():
+        with suppress(FileNotFoundError):
+            path.rename(aside / f"before-{number}")
+        try:
+            folder.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:  # no other process has put its own there in between
+            return
 
 
 def _temporary(path: Path) -> Path:

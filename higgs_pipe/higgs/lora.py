@@ -1,7 +1,6 @@
 """LoRA on the base: a new adapter, a trained one, and the trained parameters by part."""
 
 import json
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.data.files import atomic_folder
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.adapter_files import (
     ADAPTER_CONFIG,
@@ -218,17 +218,14 @@ def save_adapter(
         base: Written beside the adapter, to ``base_model.json``; its revision goes to
             ``adapter_config.json``.
     """
-    aside = adapter_dir.with_name(f".{adapter_dir.name}.tmp")
-    before = adapter_dir.with_name(f".{adapter_dir.name}.before")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with atomic_folder(adapter_dir) as folder:
         model.active_peft_config.revision = base.revision
-        model.save_pretrained(aside)  # its config; the tensors are replaced below
+        model.save_pretrained(folder)  # its config; the tensors are replaced below
         if model.active_peft_config.init_lora_weights in MUTATING:
             state = {
                 name: _difference(name, tensor, initial[name]) for name, tensor in state.items()
             }
-            path = aside / ADAPTER_CONFIG
+            path = folder / ADAPTER_CONFIG
             config = json.loads(path.read_text(encoding="utf-8"))
             config |= {
                 "init_lora_weights": True,
@@ -236,15 +233,8 @@ def save_adapter(
                 "lora_alpha": 2 * config["lora_alpha"],
             }
             path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        save_file(dict(state), aside / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        base.write(aside / BASE_FILE, beside=(ADAPTER_CONFIG, ADAPTER_WEIGHTS))
-        if adapter_dir.exists():  # until its successor stands
-            shutil.rmtree(before, ignore_errors=True)
-            adapter_dir.rename(before)
-        aside.rename(adapter_dir)
-        shutil.rmtree(before, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)  # left by a full disk
+        save_file(dict(state), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        base.write(folder / BASE_FILE, beside=(ADAPTER_CONFIG, ADAPTER_WEIGHTS))
 
 
 def _difference(name: str, tensor: Tensor, initial: Tensor) -> Tensor:

@@ -187,8 +187,7 @@ class Takes:
         ]
 
     def write(self, samples_dir: Path) -> None:
-        """Write the WAVs."""
-        samples_dir.mkdir(parents=True)
+        """Write the WAVs to a folder."""
         for (voice, temperature), takes in self.takes.items():
             for number, take in enumerate(takes):
                 name = sample_name(number, voice, temperature)

@@ -6,12 +6,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from helpers import environment_with, wait_until
 
-from higgs_pipe.data.files import OTHER_HOST_SECONDS, clear_left_behind, write_text
+from higgs_pipe.data.files import (
+    OTHER_HOST_SECONDS,
+    atomic_folder,
+    clear_left_behind,
+    write_text,
+)
 
 # Begins to write a file or a folder of this name, and hangs.
 WRITER = """
@@ -19,7 +26,7 @@ import sys, time
 from pathlib import Path
 from higgs_pipe.data import files
 with getattr(files, sys.argv[1])(Path(sys.argv[2])) as temporary:
-    if sys.argv[1] == "folder_beside":
+    if sys.argv[1] == "atomic_folder":
         (temporary / "half").write_text("half")
     else:
         temporary.write_text("half")
@@ -51,7 +58,7 @@ def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
     assert (tmp_path / "a").read_text() == "whole"
 
 
-@pytest.mark.parametrize("kind", ["atomic_write", "folder_beside"])
+@pytest.mark.parametrize("kind", ["atomic_write", "atomic_folder"])
 def test_what_a_killed_process_left_is_removed_and_of_a_living_one_stays(
     tmp_path: Path, kind: str
 ) -> None:
@@ -92,7 +99,65 @@ def test_what_another_host_left_is_removed_after_a_day(
 
 
 def test_a_signal_leaves_no_folder_behind(tmp_path: Path) -> None:
-    writer = start_to_write(tmp_path / "package", "folder_beside")
+    writer = start_to_write(tmp_path / "package", "atomic_folder")
     writer.send_signal(signal.SIGINT)
     writer.wait()
     assert list(tmp_path.iterdir()) == []
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_folder_replaces_the_one_before_with_all_its_files(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with atomic_folder(tmp_path / "samples") as folder:
+            write_text(folder / f"deep/{name}", name)
+    assert names_in(tmp_path) == ["samples", "samples/deep", "samples/deep/two"]
+
+
+def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
+    for name, error in (("one", None), ("two", KeyError())):
+        with suppress(KeyError), atomic_folder(tmp_path / "samples") as folder:
+            write_text(folder / name, name)
+            if error:
+                raise error
+    assert names_in(tmp_path) == ["samples", "samples/one"]
+
+
+def test_of_two_writers_of_a_folder_neither_disturbs_the_other(tmp_path: Path) -> None:
+    first, second = (atomic_folder(tmp_path / "samples") for _ in range(2))
+    with first as folder:
+        write_text(folder / "early", "first")
+        with in_another_process(), second as other:
+            write_text(other / "whole", "second")
+        assert names_in(tmp_path / "samples") == ["whole"]
+        write_text(folder / "late", "first")
+    assert names_in(tmp_path) == ["samples", "samples/early", "samples/late"]
+
+
+@contextmanager
+def in_another_process() -> Iterator[None]:
+    """Let temporary names be those of another process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", os.getppid)
+        yield
+
+
+def test_a_folder_put_there_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two renames of one writer, another writer ends."""
+    rename, targets = Path.rename, []
+
+    def late_rename(path: Path, target: Path) -> Path:
+        if target == tmp_path / "samples" and target not in targets:
+            write_text(target / "of the other", "whole")
+        targets.append(target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late_rename)
+    with atomic_folder(tmp_path / "samples") as folder:
+        write_text(folder / "own", "whole")
+    assert names_in(tmp_path) == ["samples", "samples/own"]
+    assert targets.count(tmp_path / "samples") == 2
