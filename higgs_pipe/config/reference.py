@@ -1,4 +1,4 @@
-"""The page docs/config.md: every key with its values, its default and what it does."""
+"""The page docs/config.md: every key with its values, default and meaning."""
 
 import json
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ HEADING = f"""# Every setting
 
 <!-- Generated: {COMMAND} -->
 
-The settings lie in `config.yaml`; `snakemake --configfile mine.yaml` lays yours over it, and
-`snakemake --config 'train={{learning_rate: 1e-4}}'` overrides one for a run. A key that is left out
-has the default given here. An unknown key, a wrong type or a value out of bounds is refused before
+The settings are in `config.yaml`. `snakemake --configfile mine.yaml` overrides them with those in your
+file, and `snakemake --config 'train={{learning_rate: 1e-4}}'` overrides one for a single run. A missing
+key has the default given here. An unknown key, a wrong type or a value out of bounds is refused before
 anything runs.
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

@@ -1,8 +1,8 @@
-"""Every setting, declared once: type, default, bound, unit and a sentence.
+"""Every setting, declared once: type, default, bounds, unit and description.
 
 ``workflow/schemas/config.schema.yaml`` is generated from here
 (``python -m higgs_pipe.config.schema > workflow/schemas/config.schema.yaml``); Snakemake checks the
-user's ``config.yaml`` against it and hands each stage only the part that it reads.
+user's ``config.yaml`` against it and passes each stage only the part that it reads.
 """
 
 import math
@@ -30,7 +30,7 @@ class Sampling(Section):
     """Sampling of codes in generation; the defaults are those of Higgs Audio's examples."""
 
     temperature: float = Field(
-        1.0, ge=0, le=10, description="Spread of the draw; 0 always takes the likeliest code."
+        1.0, ge=0, le=10, description="Temperature; 0 always takes the most likely code."
     )
     top_p: float = Field(
         0.95,
@@ -38,21 +38,22 @@ class Sampling(Section):
         le=1,
         description="Draw from the smallest set of codes with this total probability.",
     )
-    top_k: int = Field(50, ge=0, description="Draw from this many likeliest codes; 0: all.")
+    top_k: int = Field(50, ge=0, description="Draw from this many most likely codes; 0: all.")
     ras_win_len: int = Field(
         7,
         ge=0,
-        description="Frames in which repeats of a code are counted; 0, or temperature 0: never.",
+        description="Number of recent frames in which repeats of a code are counted; 0: off, as "
+        "with temperature 0.",
     )
     ras_win_max_num_repeat: int = Field(
         2,
         ge=1,
-        description="Repeats in these frames after which a code is drawn again at temperature 1.",
+        description="A code that occurs this often in them is drawn again at temperature 1.",
     )
     max_seconds: float = Field(
         30.0,
         gt=0,
-        description="Longest speech per prompt; speech that has not ended by then is cut.",
+        description="Longest speech per prompt; speech that does not stop is cut there.",
     )
     seed: int = Field(0, ge=0, description="Another seed gives another take.")
 
@@ -62,18 +63,19 @@ class Sampling(Section):
 
 
 class ShardConfig(Section):
-    """Number of shards that the rows are spread over."""
+    """Number of shards."""
 
     num_shards: int = Field(
         8,
         ge=1,
         le=2_000,
-        description="Jobs that measure, and as many that tokenize; a hash of its id places a row.",
+        description="Number of shards: one job measures each, another tokenizes it; a hash of its "
+        "id assigns each row to a shard.",
     )
 
 
 class DataConfig(ShardConfig):
-    """Spread of the rows over jobs, and the split into train and eval."""
+    """Shards, and the split into train and eval."""
 
     eval_fraction: float = Field(
         0.05, gt=0, lt=1, description="Share of the clips held out for evaluation."
@@ -81,8 +83,8 @@ class DataConfig(ShardConfig):
     split_seed: int = Field(0, ge=0, description="Another seed gives another train/eval split.")
     split_by: Literal["clip", "speaker", "recording", "given"] = Field(
         "clip",
-        description="Unit that is held out: clip, speaker, recording (all its segments); given: "
-        "every row of the manifest names its split.",
+        description="What is held out as a unit: clip, speaker, recording (all its segments); "
+        "given: every row of the manifest names its split.",
     )
     keep_text_together: bool = Field(
         True,
@@ -90,7 +92,7 @@ class DataConfig(ShardConfig):
     )
     keep_context_together: bool = Field(
         True,
-        description="Keep a clip in the split of the conversations that contain its audio.",
+        description="Keep a clip in the same split as the conversations that contain its audio.",
     )
 
 
@@ -119,10 +121,10 @@ class FilterConfig(Section):
         None, ge=0, le=100, description="Lowest estimated signal-to-noise ratio, in dB."
     )
     min_rms_dbfs: float | None = Field(
-        None, ge=-100, le=0, description="Lowest level, in dB of full scale."
+        None, ge=-100, le=0, description="Lowest level, in dB relative to full scale."
     )
     min_sample_rate_hz: int | None = Field(
-        8000, ge=1, description="Lowest sample rate of the file, in Hz; a telephone's is 8000."
+        8000, ge=1, description="Lowest sample rate of the file, in Hz; telephone speech has 8000."
     )
     min_characters_per_second: float | None = Field(
         None, ge=0, description="Slowest speech, in characters per second without white space."
@@ -144,7 +146,7 @@ class FilterConfig(Section):
         False, description="Reject text in a script that its language does not use."
     )
     max_word_error_rate: float | None = Field(
-        None, ge=0, description="Largest word error rate of the transcript by speech_models.asr."
+        None, ge=0, description="Largest word error rate of the transcript of speech_models.asr."
     )
     min_stoi: float | None = Field(
         None, ge=0, le=1, description="Lowest intelligibility by speech_models.quality."
@@ -194,8 +196,8 @@ class MeasureConfig(Section):
     )
     cancelling_channels: Literal["loudest", "reject"] = Field(
         "loudest",
-        description="Channels that cancel when they are mixed, for example because one has "
-        "inverted polarity: encode the loudest one, or reject the recording.",
+        description="For channels that cancel when mixed to mono, for example because one has "
+        "inverted polarity: use the loudest channel, or reject the recording.",
     )
     speech_models: SpeechModelConfig = SpeechModelConfig()
 
@@ -222,15 +224,15 @@ class ValidateConfig(MeasureConfig):
 
     min_clip_seconds: float = Field(0.3, gt=0, description="Shorter clips are rejected.")
     max_rejected_fraction: float = Field(
-        0.1, ge=0, le=1, description="A larger share of rejected rows stops the run."
+        0.1, ge=0, le=1, description="Stop the run if a larger share of rows is rejected."
     )
     fill_missing_text: bool = Field(
-        False, description="Give rows with an empty text the transcript by speech_models.asr."
+        False, description="Fill in empty texts with the transcript of speech_models.asr."
     )
     check_texts: bool = Field(
         True,
-        description="Stop where the texts look like another column of the manifest: few different "
-        "ones over many clips, names of speakers, or far too short for their recordings.",
+        description="Stop if the texts look like another column of the manifest: few different "
+        "texts for many clips, speaker names, or texts far too short for their recordings.",
     )
     filters: FilterConfig = FilterConfig()
 
@@ -245,15 +247,15 @@ class TokenizeConfig(Section):
     max_batch_seconds: float | None = Field(
         None,
         gt=0,
-        description="Seconds of audio encoded at once, in clips of equal length; null: up to 240 "
-        "on a GPU, as its memory allows, one clip at a time on a CPU.",
+        description="Seconds of audio encoded at once, in clips of equal length; null: on a GPU up "
+        "to 240, as memory allows; on a CPU one clip at a time.",
     )
 
 
 class TaskMix(Section):
-    """Weights of the sample tasks; each clip or dialogue gets one task, drawn by seed.
+    """Relative weights of the tasks; each clip or dialogue gets one task, drawn by seed.
 
-    A row that brings a reference is always cloning, unless that has the weight 0.
+    A row with its own reference is always cloning, unless cloning has the weight 0.
     """
 
     forbidden = (
@@ -296,10 +298,10 @@ class PackConfig(Section):
     )
     clean_text: bool = Field(
         True,
-        description="Clean the texts to be spoken as Higgs Audio's inference does (reference "
-        "transcripts stay as they are); keep it the same to generate.",
+        description="Clean the target texts as Higgs Audio's inference code does (reference "
+        "transcripts stay as they are); do the same in generation.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the draws: tasks, references and dropouts.")
+    seed: int = Field(0, ge=0, description="Seed of the random draws: tasks, references, dropouts.")
 
 
 LoraPreset = Literal["attention", "audio", "all"]
@@ -330,20 +332,20 @@ class LoraSettings(Section):
         False, description="Scale by alpha / sqrt(r) instead (rank-stabilised LoRA)."
     )
     use_dora: bool = Field(
-        False, description="Weight-decomposed LoRA (DoRA), which trains magnitudes apart; slower."
+        False, description="Weight-decomposed LoRA (DoRA), with separate magnitudes; slower."
     )
     init: Literal["default", "gaussian", "orthogonal", "olora", "pissa"] = Field(
         "default",
-        description="Initialisation, by PEFT's name; olora and pissa are saved as plain LoRA of "
+        description="Initialisation, as PEFT names it; olora and pissa are saved as plain LoRA of "
         "twice the rank.",
     )
     train_in_full: list[Literal["audio_head", "audio_embeddings"]] = Field(
-        [], description="Parts of the base that are trained in full and saved with the adapter."
+        [], description="Parts of the base to train in full and save with the adapter."
     )
     trainable_tokens: list[Text] = Field(
         [],
         description="Tokens of the base's tokenizer whose text embeddings are trained, for "
-        "example reserved tokens to which the transcripts give a meaning.",
+        "example reserved tokens that the transcripts use.",
     )
 
 
@@ -351,7 +353,7 @@ class LossWeights(Section):
     """Weights of the objective: text * T + audio * sum of c_k A_k / sum of c_k + eos * E.
 
     In nats per label: T is the mean text loss, A_k that of codebook k, E that of the stream EOS
-    labels, which count in A_k too.
+    labels, which also count in A_k.
     """
 
     forbidden = (
@@ -364,11 +366,11 @@ class LossWeights(Section):
     eos: float = Field(
         0.0,
         ge=0,
-        description="Weight of the mean loss of the stream EOS labels, on top of their share in "
-        "the audio loss; raise it when generation does not stop.",
+        description="Extra weight of the mean loss of the stream EOS labels, in addition to their "
+        "share in the audio loss; raise it if generation does not stop.",
     )
     codebooks: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = Field(
-        None, description="Weight of each codebook's loss in their mean; null: equal weights."
+        None, description="Weights of the codebooks' losses in their mean; null: equal weights."
     )
 
 
@@ -387,10 +389,10 @@ class TrainConfig(Section):
     )
 
     num_processes: int = Field(
-        1, ge=1, le=1024, description="Processes of `accelerate launch`, one GPU each."
+        1, ge=1, le=1024, description="Number of processes of `accelerate launch`, one GPU each."
     )
     num_machines: int = Field(
-        1, ge=1, le=1024, description="Machines that `srun` spreads the processes over."
+        1, ge=1, le=1024, description="Number of machines over which `srun` spreads the processes."
     )
     main_process_ip: str | None = Field(
         None, min_length=1, description="Address of the first machine; null asks Slurm."
@@ -405,12 +407,12 @@ class TrainConfig(Section):
     accelerate_config: str | None = Field(
         None,
         min_length=1,
-        description="Your own `accelerate config` file, which replaces the four settings above.",
+        description="Your own `accelerate config` file; it replaces the four settings above.",
     )
     timeout_seconds: float = Field(
         1800.0,
         gt=0,
-        description="Seconds without an answer from a process after which training ends.",
+        description="Training ends if a process does not respond for this many seconds.",
     )
     device: Device = Field("auto", description="Device that training runs on.")
     dtype: Dtype = Field(
@@ -422,63 +424,63 @@ class TrainConfig(Section):
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine",
-        description="Decay of the rate after the warmup: cosine or linear to 0, or constant.",
+        description="Learning rate after the warmup: cosine or linear decay to 0, or constant.",
     )
     num_epochs: int = Field(2, ge=1, description="Passes over the packed rows.")
     max_steps: int | None = Field(
-        None, ge=1, description="Optimizer steps, in place of num_epochs; null: num_epochs decides."
+        None, ge=1, description="Optimizer steps, instead of num_epochs; null: num_epochs decides."
     )
     early_stopping_patience: int | None = Field(
         None,
         ge=1,
-        description="Held-out losses in a row without a new best that end training; null: never.",
+        description="Stop after this many held-out losses in a row without a new best; null: off.",
     )
     rows_per_step: int = Field(
         16, ge=1, description="Packed rows per optimizer step, over all processes together."
     )
     rows_per_micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="Packed rows per forward pass of a process; auto: as many as memory holds, "
-        "where that is faster.",
+        description="Packed rows per forward pass of a process; auto: as many as fit into memory, "
+        "if that is faster.",
     )
     warmup_fraction: float = Field(
-        0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from 0."
+        0.05, ge=0, lt=1, description="Share of the steps during which the rate rises from 0."
     )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     eval_steps: int = Field(50, ge=1, description="Steps between held-out losses.")
     keep_best_by: Literal["eval_loss", "stop_rate", "length_ratio"] = Field(
         "eval_loss",
-        description="Measure of the adapter that is kept: the lowest held-out loss, or of the "
-        "samples the highest stop rate or a length ratio nearest to 1.",
+        description="Which adapter is kept: that with the lowest held-out loss, or that whose "
+        "samples have the highest stop rate or a length ratio nearest to 1.",
     )
     sample_steps: int | None = Field(
         None,
         ge=1,
-        description="Steps between samples, held-out prompts that the adapter speaks; null: none.",
+        description="Steps between samples: held-out prompts spoken by the adapter; null: none.",
     )
-    num_samples: int = Field(4, ge=1, le=100, description="Prompts that are spoken at each time.")
+    num_samples: int = Field(4, ge=1, le=100, description="Prompts spoken at each of these steps.")
     sampling: Sampling = Sampling()
     log_steps: int = Field(
-        10, ge=1, description="Steps between log lines, which show predictions beside labels."
+        10, ge=1, description="Steps between log lines, which also show predictions beside labels."
     )
     save_steps: int = Field(
-        50, ge=1, description="Steps between checkpoints: the most that a kill can cost."
+        50, ge=1, description="Steps between checkpoints: a kill loses at most this many."
     )
-    save_total_limit: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    save_total_limit: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
-        "tensorboard", description="Tracker that receives the curves, beside metrics.jsonl."
+        "tensorboard", description="Tracker that gets the curves, in addition to metrics.jsonl."
     )
     gradient_checkpointing: Literal["auto"] | bool | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto",
-        description="Recompute layers in the backward pass: less memory, slower. auto: as few as "
-        "memory asks for; true: every layer; n: the first n layers.",
+        description="Recompute layers in the backward pass: less memory, but slower. auto: as few "
+        "as memory requires; true: every layer; n: the first n layers.",
     )
     max_logits_mb: float = Field(
         64.0,
         gt=0,
         le=1_000_000,
-        description="Megabytes for logits and their gradient; more labels are computed in chunks.",
+        description="Megabytes for logits and their gradient; labels beyond that go in chunks.",
     )
     quantization: Quantization | None = Field(
         None,
@@ -486,34 +488,34 @@ class TrainConfig(Section):
     )
     compile: AutoOrBool = Field(
         "auto",
-        description="Compile the layers around attention: faster and smaller on a GPU, after "
-        "half a minute; auto: where it pays.",
+        description="Compile the layers around attention: faster and with less memory on a GPU, "
+        "after half a minute; auto: if it saves time.",
     )
     cuda_graphs: AutoOrBool = Field(
         "auto",
         description="Replay each micro-step as one CUDA graph, for a GPU that waits for the host; "
-        "auto: where it pays, in runs of one process.",
+        "auto: if it saves time, in runs of one process.",
     )
-    tf32: bool = Field(True, description="Let float32 matrix products on CUDA use TF32.")
+    tf32: bool = Field(True, description="Allow TF32 in float32 matrix products on CUDA.")
     preflight: bool = Field(
         True, description="Check data, objective and gradients before the first step."
     )
     stop_on_alarm: bool = Field(
-        False, description="Stop at an alarm, after a checkpoint; otherwise an alarm is a warning."
+        False, description="Save a checkpoint and stop at an alarm; otherwise it is a warning."
     )
     seed: int = Field(0, ge=0, description="Seed of row order, LoRA initialisation and dropout.")
     init_adapter: str | None = Field(
         None,
         min_length=1,
-        description="Folder of an earlier adapter or package to go on from, of the same base and "
-        "the same lora settings; null: a new adapter.",
+        description="Folder of an adapter or package to continue from, with the same base and the "
+        "same lora settings; null: a new adapter.",
     )
     loss_weights: LossWeights = LossWeights()
     lora: LoraSettings = LoraSettings()
 
 
 class EvalSpeechModelConfig(Section):
-    """Models that listen to generated speech; null is off, and its measures are "not measured"."""
+    """Models that listen to generated speech; null is off: their measures are "not measured"."""
 
     asr: str | None = Field(
         None, min_length=1, description="Transformers speech recogniser: a directory or a Hub id."
@@ -534,7 +536,7 @@ class AcceptConfig(Section):
     """Verdict that an adapter needs."""
 
     require: Literal["not_worse", "better"] | None = Field(
-        None, description="Verdict without which no adapter is packaged; null asks for none."
+        None, description="Verdict without which no adapter is packaged; null: any."
     )
 
 
@@ -548,21 +550,21 @@ class EvaluateConfig(Section):
     )
     rows_per_batch: int = Field(1, ge=1, description="Packed rows per forward pass.")
     compile: AutoOrBool = Field(
-        "auto", description="Compile the layers around attention; auto: where it pays."
+        "auto", description="Compile the layers around attention; auto: if it saves time."
     )
     num_prompts: int = Field(
         20,
         ge=0,
-        description="Held-out clips that base and adapter speak again; 0 speaks nothing.",
+        description="Number of held-out clips that base and adapter speak; 0 speaks nothing.",
     )
-    prompts_per_batch: int = Field(8, ge=1, description="Prompts that are spoken at once.")
+    prompts_per_batch: int = Field(8, ge=1, description="Number of prompts spoken at once.")
     temperatures: list[Annotated[float, Field(ge=0, le=10)]] = Field(
         [1.0],
         min_length=1,
-        description="Temperatures of the draw; the first one is judged and listened to.",
+        description="Sampling temperatures; the verdict and the listening table use the first.",
     )
     max_seconds: float = Field(
-        30.0, gt=0, description="Longest speech of one prompt; longer clips are not spoken."
+        30.0, gt=0, description="Longest speech per prompt; longer clips are not spoken."
     )
     seed: int = Field(0, ge=0, description="Another seed gives other takes.")
     speech_models: EvalSpeechModelConfig = EvalSpeechModelConfig()
@@ -573,8 +575,8 @@ class PackageConfig(Section):
 
     forms: Annotated[list[PackageForm], Field(min_length=1)] = Field(
         ["peft"],
-        description="peft: the adapter alone; merged: a full checkpoint in Transformers' names, "
-        "with the codec; original: one in the names of Boson AI's own code.",
+        description="peft: the adapter alone; merged: a full checkpoint with Transformers' names, "
+        "with the codec; original: one with the names of Boson AI's own code.",
     )
     license: str = Field("other", min_length=1, description="Licence id of the model card.")
     description: str = Field("", description="A sentence about the voice, for the model card.")
@@ -585,8 +587,8 @@ class PackageConfig(Section):
         3,
         ge=0,
         le=20,
-        description="Held-out texts whose speech by base and adapter goes into the package, at "
-        "most eval.num_prompts.",
+        description="Number of held-out texts, spoken by base and adapter, to include in the "
+        "package; at most eval.num_prompts.",
     )
 
 
@@ -594,7 +596,7 @@ class MergeConfig(Section):
     """Full checkpoints: base and adapter in one."""
 
     dtype: MergedDtype = Field(
-        "bfloat16", description="Dtype of merged and original; weights are computed in float32."
+        "bfloat16", description="Dtype of merged and original; merging is computed in float32."
     )
 
 
@@ -603,14 +605,14 @@ class ShippingConfig(PackageConfig, MergeConfig):
 
 
 class PushConfig(Section):
-    """Publication on the Hub, by ``snakemake push`` alone.
+    """Publication on the Hub; only ``snakemake push`` publishes.
 
     The token is that of huggingface_hub: ``HF_TOKEN``, or ``hf auth login``.
     """
 
     forms: Annotated[list[PackageForm], Field(min_length=1)] = Field(
         ["peft"],
-        description="What is published: peft in repo; merged and original, if package.forms makes "
+        description="Forms to publish: peft in repo; merged and original, if package.forms makes "
         "them, in repo-merged and repo-original.",
     )
 
@@ -618,17 +620,17 @@ class PushConfig(Section):
         None,
         pattern=r"^[\w.-]+/[\w.{}-]+$",
         description="Repository, as owner/name; {experiment} in it is replaced by the experiment's "
-        "name, and is needed where there are several.",
+        "name, and is required if there are several.",
     )
     private: bool = Field(
         True, description="Make the repository private; a public one is then refused."
     )
-    branch: str = Field("main", min_length=1, description="Branch; made if there is none.")
+    branch: str = Field("main", min_length=1, description="Branch; created if it does not exist.")
     tag: str | None = Field(
         None, min_length=1, description="Tag of the commit; null: none. It never moves."
     )
     overwrite: bool = Field(
-        False, description="Replace other content of the branch; otherwise it is refused."
+        False, description="Replace other content of the branch; otherwise the push is refused."
     )
 
 
@@ -638,7 +640,7 @@ class ReportPageConfig(Section):
     title: str | None = Field(
         None,
         min_length=1,
-        description="Title of the page; null: the families of the base models.",
+        description="Title of the page; null: named after the base models.",
     )
 
 
@@ -649,7 +651,7 @@ class ClipsPageConfig(Section):
         20,
         ge=0,
         le=200,
-        description="Clips with a player in each list of results/data/index.html.",
+        description="Number of clips with a player in each list of results/data/index.html.",
     )
 
 
@@ -691,23 +693,21 @@ ManifestKey = Literal[
 
 
 class ManifestEntry(Section):
-    """A manifest, with values for what its rows leave out."""
+    """A manifest, with values for keys that its rows lack."""
 
     path: str = Field(min_length=1, description="The manifest: a file or a folder.")
     format: ManifestFormat = Field(
         "auto", description="Format; auto recognises it by name and first line."
     )
     root: Text | None = Field(
-        None, description="Folder that audio paths are relative to; null: the manifest's own."
+        None, description="Folder that audio paths are relative to; null: that of the manifest."
     )
-    speaker: Text | None = Field(None, description="Speaker of rows that name none.")
-    language: Text | None = Field(None, description="Language of rows that name none.")
-    split: Literal["train", "eval"] | None = Field(
-        None, description="Split of rows that name none."
-    )
+    speaker: Text | None = Field(None, description="Speaker of rows without one.")
+    language: Text | None = Field(None, description="Language of rows without one.")
+    split: Literal["train", "eval"] | None = Field(None, description="Split of rows without one.")
     columns: dict[ManifestKey, Text] = Field(
         {},
-        description="The manifest's names of our keys; in a list without a header the "
+        description="The manifest's names for our keys; in a list without a header, the "
         "numbers of its fields, from 1.",
     )
 
@@ -719,12 +719,12 @@ ManifestField: Any = Field(
 
 
 class OtherManifestConfig(Section):
-    """Recordings that an adapter is not for, to see what it forgot."""
+    """Recordings that an adapter is not meant for, to measure what it forgot."""
 
     other_manifest: Manifest | None = Field(
         None,
         description="Recordings of other speakers or another language, to measure what an adapter "
-        "forgot: all are held out. In the forms of `manifest`; null: none.",
+        "forgot: all are held out. Given like `manifest`; null: none.",
     )
 
 
@@ -737,7 +737,7 @@ BaseModelField: Any = Field(
 )
 CodecField: Any = Field(
     min_length=1,
-    description="Audio tokenizer: a directory or a Hub id, its own or of a base that bundles it.",
+    description="Audio tokenizer: a codec or a base that includes it; a directory or a Hub id.",
 )
 ExperimentsField: Any = Field(
     {"default": {}},
@@ -749,7 +749,7 @@ RevisionField: Any = Field(None, description="Hub branch, tag or commit; null: t
 
 
 class ExperimentConfig(TrainConfig):
-    """An adapter: the parts of `train` that it changes, and its base."""
+    """An experiment: the parts of `train` that it changes, and its base."""
 
     base_model: str | None = Field(
         None, min_length=1, description="Model to fine-tune; null: the `base_model` of all."
