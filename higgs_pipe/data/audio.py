@@ -15,19 +15,22 @@ import soundfile as sf
 
 from higgs_pipe.data.containers import (
     end_fault,
-    mp3_length_is_a_guess,
-    mp3_with_length,
+    num_bytes_off,
+    num_samples_of,
     wav_with_length,
 )
 from higgs_pipe.data.ffmpeg import Decoded, DecodingError, container_of, decode_container
+from higgs_pipe.data.mp3 import MAX_FRAME_SAMPLES, mp3_length_is_a_guess, mp3_with_length
+from higgs_pipe.data.ogg import opus_with_rate
 from higgs_pipe.planning.bounds import MAX_SEGMENT_SAMPLES
 
 MAX_BLOCK_VALUES = 2**24  # samples of all channels that are read at once: 64 MiB
 PCM_16_STEP = np.float32(2**-15)  # of 16-bit samples whose full scale is 1
 
-# A file is cut off when it holds less than this share of what its header declares. Some
-# writers are a few bytes off, and MP3 headers may only estimate.
-MIN_SHARE_PRESENT = 0.99
+# A file is cut off when it holds less than its header declares, by more than this. Some encoders
+# of MP3 are a frame off, and the decoder may lack another.
+MAX_SECONDS_MISSING = 0.01
+MAX_MP3_SAMPLES_MISSING = 2 * MAX_FRAME_SAMPLES
 
 # Lengths that writers to a pipe (ffmpeg, sox, espeak-ng) declare for an unknown length.
 MIN_UNKNOWN_NUM_BYTES = 2**31 - 4096
@@ -153,7 +156,10 @@ class AudioFile:
         except sf.LibsndfileError as error:
             detail = error.error_string.strip(" .") or f"libsndfile's error {error.code}"
             raise AudioError(f"{self.path} cannot be decoded to its end ({detail})") from None
-        _check_whole(self.path, len(samples), end - first, "samples")
+        allowed = round(MAX_SECONDS_MISSING * self.header.sample_rate_hz)
+        if self.file.format == "MP3":
+            allowed = MAX_MP3_SAMPLES_MISSING
+        _check_whole(self.path, len(samples), end - first, allowed, "samples")
         return self._audio(samples)
 
     def _audio(self, samples: npt.NDArray[Any]) -> Audio:
@@ -253,6 +259,9 @@ def _open(path: Path) -> sf.SoundFile | Decoded:
         if file.format in ("WAV", "WAVEX") and file.frames == 0 and (wav := wav_with_length(path)):
             file.close()
             file = sf.SoundFile(wav)
+        if file.subtype == "OPUS" and (opus := opus_with_rate(path)):
+            file.close()
+            file = sf.SoundFile(opus)
         return file
     except sf.LibsndfileError:
         kind = container_of(beginning)
@@ -271,17 +280,17 @@ def _header(path: Path, file: sf.SoundFile) -> Header:
     if short_chunk := SHORT_CHUNK.search(file.extra_info):
         declared, present = (int(number) for number in short_chunk.groups())
         if declared < MIN_UNKNOWN_NUM_BYTES:
-            _check_whole(path, present, declared, "bytes of audio")
+            _check_whole(path, present, declared, num_bytes_off(declared), "bytes of audio")
     if file.frames == 0:
         raise AudioError(f"{path} holds no samples")
     if file.frames >= MIN_UNKNOWN_NUM_SAMPLES:
         raise AudioError(f"{path} does not say how long it is (was it written to a pipe?)")
     encoding = f"{file.format} {file.subtype}"
-    return Header(file.frames, file.samplerate, file.channels, encoding)
+    return Header(num_samples_of(path, file), file.samplerate, file.channels, encoding)
 
 
-def _check_whole(path: Path, present: int, declared: int, unit: str) -> None:
-    if present < MIN_SHARE_PRESENT * declared:
+def _check_whole(path: Path, present: int, declared: int, allowed: float, unit: str) -> None:
+    if present < declared - allowed:
         raise AudioError(
             f"{path} is cut off: it declares {declared:,} {unit} and holds {present:,}"
         )

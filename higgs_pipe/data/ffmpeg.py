@@ -30,7 +30,6 @@ MAX_BYTES_IN_MEMORY = 2**24  # longer recordings go to a temporary file
 # Temporary files of one process: 12 hours of mono at 48 kHz. They have no name, so that a killed
 # process leaves none.
 MAX_BYTES_ON_DISK = 2**33
-MIN_SHARE_PRESENT = 0.99
 MAX_FRAME_SAMPLES = 2048  # of AAC with spectral band replication
 MAX_SECONDS_OFF = 0.1  # length and timestamps of some containers are only this exact
 
@@ -188,7 +187,9 @@ def _write_frames(
     first: AudioFrame | None = None
     num_samples, num_bytes = 0, 0
     for frame in _frames(container, stream):
-        first = first or frame
+        if first is None:
+            first = frame
+            _check_start(container, stream, first)
         if (frame.sample_rate, frame.layout.nb_channels) != (
             first.sample_rate,
             first.layout.nb_channels,
@@ -207,6 +208,17 @@ def _write_frames(
     if first is None:
         raise DecodingError("holds no samples")
     return first, num_bytes
+
+
+def _check_start(container: "InputContainer", stream: "AudioStream", first: "AudioFrame") -> None:
+    """Check that audio begins where the file does: the times of segments may be of a video."""
+    if first.pts is None or container.start_time is None:
+        return
+    late_seconds = first.pts * float(stream.time_base or 0) - container.start_time / 1e6
+    if late_seconds > MAX_SECONDS_OFF:
+        raise DecodingError(
+            f"begins with a gap: its audio starts {late_seconds:.1f} s after its video"
+        )
 
 
 def _frames(container: "InputContainer", stream: "AudioStream") -> Iterator["AudioFrame"]:
@@ -261,7 +273,7 @@ def _checked(
     """
     if declared is None:
         return samples
-    if len(samples) < min(MIN_SHARE_PRESENT * declared, declared - MAX_SECONDS_OFF * rate_hz):
+    if len(samples) < declared - MAX_SECONDS_OFF * rate_hz:
         raise DecodingError(
             f"is cut off: it declares {declared / rate_hz:.2f} s and holds "
             f"{len(samples) / rate_hz:.2f} s"

@@ -324,6 +324,27 @@ def test_a_gap_in_the_times_of_a_recording_is_named_with_its_place(tmp_path: Pat
         read_header(path)
 
 
+def test_audio_that_begins_after_its_video_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video = container.add_stream("mpeg4", 5, width=64, height=64)
+        audio = container.add_stream("pcm_s16le", 24_000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.ones((1, 24_000), "i2"), "s16", "mono")
+        sound.sample_rate, sound.pts = 24_000, 36_000
+        container.mux(video.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(sound))
+    with pytest.raises(AudioError, match=r"a\.mkv begins with a gap: .* 1\.5 s after its video$"):
+        read_header(tmp_path / "a.mkv")
+
+
+def test_less_than_a_hundredth_that_is_missing_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mka", "pcm_s16le", speech(16_000, seconds=30), 16_000)
+    content = path.read_bytes()
+    path.write_bytes(content[:-6400])  # 0.2 s
+    with pytest.raises(AudioError, match=r"a\.mka is cut off: it declares 30\.0"):
+        read_header(path)
+
+
 def streams(path: Path, kinds: Sequence[str]) -> Path:
     """A container with a second of silence or of a black picture per stream."""
     with av.open(str(path), "w") as container:

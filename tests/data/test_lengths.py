@@ -1,0 +1,197 @@
+"""Headers and audio that disagree in formats beside WAV: read as they are, or refused."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile as sf
+from data.test_containers import RATE, noise
+
+from higgs_pipe.data.audio import AudioError, decode, read_header
+from higgs_pipe.data.mp3 import Mp3Frames
+from higgs_pipe.data.ogg import ogg_checksum, ogg_pages
+
+NUM_BYTES = 2 * RATE  # of a second
+CHECKED = {"a.wav": "RF64", "a.w64": "W64", "a.caf": "CAF", "a.sph": "NIST"}
+
+
+def second(path: Path, container: str | None = None) -> bytes:
+    """A second of 16 bits, written to ``path``; its bytes."""
+    sf.write(path, noise(1), RATE, subtype="PCM_16", format=container)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("name", "container"), CHECKED.items())
+@pytest.mark.parametrize("num_off", [-1500, 1500])
+def test_a_file_holds_what_it_declares(
+    tmp_path: Path, name: str, container: str, num_off: int
+) -> None:
+    content = second(tmp_path / name, container)
+    assert len(decode(tmp_path / name).samples) == RATE
+    audio = noise(1)[:-1].tobytes()  # not a chunk, and not zeros
+    (tmp_path / name).write_bytes(content[:num_off] if num_off < 0 else content + audio[:num_off])
+    with pytest.raises(AudioError, match=rf"{name} .*(declares|is cut off|damaged)"):
+        read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("container", ["VOC", "IRCAM", "PVF", "PAF", "SVX", "MAT5", "XI", "WVE"])
+def test_a_format_whose_end_nothing_tells_is_refused(tmp_path: Path, container: str) -> None:
+    subtype = {"XI": "DPCM_16", "WVE": "ALAW"}.get(container, "PCM_16")
+    sf.write(tmp_path / "a.bin", noise(1), RATE, format=container, subtype=subtype)
+    with pytest.raises(AudioError, match=r"a\.bin .* whole; convert it to WAV or FLAC$"):
+        read_header(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("ending", ["f3acd3118cd100c04f8edb8a", "2d39d21186c700c04f8edb8a"])
+def test_a_chunk_behind_the_audio_of_wave64_is_not_heard(tmp_path: Path, ending: str) -> None:
+    content = second(tmp_path / "a.w64", "W64")
+    expected = decode(tmp_path / "a.w64").samples
+    chunk = b"abcd" + bytes.fromhex(ending) + struct.pack("<q", 24 + 2000) + b"\x55" * 2000
+    (tmp_path / "a.w64").write_bytes(content + chunk)
+    assert sf.info(tmp_path / "a.w64").frames > RATE + 1000  # what libsndfile alone would read
+    assert np.array_equal(decode(tmp_path / "a.w64").samples, expected)
+    assert read_header(tmp_path / "a.w64").num_samples == RATE
+
+
+@pytest.mark.parametrize("name", ["a.w64", "a.sph"])
+def test_a_length_that_its_writer_did_not_know(tmp_path: Path, name: str) -> None:
+    content = second(tmp_path / name, CHECKED[name])
+    if name == "a.w64":  # as a writer to a pipe leaves it: read to its end
+        place = content.index(b"data\xf3\xac") + 16
+        (tmp_path / name).write_bytes(content[:place] + bytes(8) + content[place + 8 :])
+        assert len(decode(tmp_path / name).samples) == RATE
+    else:  # without a length, nothing tells whether it is whole
+        (tmp_path / name).write_bytes(content.replace(b"sample_count", b"sample_kount"))
+        with pytest.raises(AudioError, match=r"a\.sph does not say how long it is$"):
+            read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize(("num_bits", "num_bytes"), [(24, 4), (8, 2), (16, 1)])
+def test_a_wav_whose_format_contradicts_itself_is_refused(
+    tmp_path: Path, num_bits: int, num_bytes: int
+) -> None:
+    content = bytearray(second(tmp_path / "a.wav"))
+    content[28:36] = struct.pack("<IHH", RATE * num_bytes, num_bytes, num_bits)
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(AudioError, match=rf"contradicts itself: .* {num_bits} bits.* {num_bytes} "):
+        read_header(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("field", [slice(28, 32), slice(32, 34)], ids=["byte rate", "block align"])
+def test_one_wrong_number_in_the_format_of_a_wav_does_no_harm(tmp_path: Path, field: slice) -> None:
+    content = bytearray(second(tmp_path / "a.wav"))
+    expected = decode(tmp_path / "a.wav").samples
+    content[field] = bytes(field.stop - field.start)
+    (tmp_path / "a.wav").write_bytes(content)
+    assert np.array_equal(decode(tmp_path / "a.wav").samples, expected)
+
+
+def without_frame(content: bytes, number: int) -> bytes:
+    """A FLAC file without one of its frames, whose numbers below 128 are a byte."""
+    first, end = (
+        content.index(b"\xff\xf8" + content[content.index(b"\xff\xf8") + 2 :][:2] + bytes([n]))
+        for n in (number, number + 1)
+    )
+    return content[:first] + content[end:]
+
+
+def test_a_flac_that_lacks_a_frame_is_refused(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.flac", noise(6), RATE, subtype="PCM_16")
+    content = without_frame((tmp_path / "a.flac").read_bytes(), 20)
+    (tmp_path / "a.flac").write_bytes(content)
+    samples = sf.read(tmp_path / "a.flac")[0]  # libsndfile alone gives silence
+    assert len(samples) == 6 * RATE
+    assert not samples[20 * 4096 : 21 * 4096].any()
+    with pytest.raises(AudioError, match=rf"a\.flac .* 144,000 .* {20 * 4096:,} "):
+        read_header(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("is_doubled", [False, True])
+def test_an_ogg_that_lacks_a_page_or_holds_one_twice_is_refused(
+    tmp_path: Path, subtype: str, is_doubled: bool
+) -> None:
+    sf.write(tmp_path / "a.ogg", noise(10), RATE, format="OGG", subtype=subtype)
+    content = (tmp_path / "a.ogg").read_bytes()
+    page = list(ogg_pages(content))[4]
+    end = page.place + page.num_bytes
+    rest = content[page.place :] if is_doubled else content[end:]
+    (tmp_path / "a.ogg").write_bytes(content[: end if is_doubled else page.place] + rest)
+    follows = "page 4 .* page 4" if is_doubled else "page 5 .* page 3"
+    with pytest.raises(AudioError, match=rf"a\.ogg is damaged: {follows}$"):
+        read_header(tmp_path / "a.ogg")
+
+
+def opus(path: Path, rate_hz: int) -> npt.NDArray[np.float32]:
+    """Write noise as Opus that was encoded from ``rate_hz``, as its header has it; decode it."""
+    sf.write(path, noise(2), 24_000, format="OGG", subtype="OPUS")
+    content = bytearray(path.read_bytes())
+    content[40:44] = struct.pack("<I", rate_hz)
+    content[22:26] = bytes(4)
+    first = next(ogg_pages(bytes(content)))
+    content[22:26] = struct.pack("<I", ogg_checksum(bytes(content[: first.num_bytes])))
+    path.write_bytes(content)
+    audio = decode(path)
+    assert read_header(path).sample_rate_hz == audio.sample_rate_hz
+    return audio.samples
+
+
+def test_opus_of_an_unknown_rate_keeps_its_high_frequencies(tmp_path: Path) -> None:
+    unknown, known = (opus(tmp_path / f"{rate}.opus", rate) for rate in (0, 48_000))
+    assert sf.info(tmp_path / "0.opus").samplerate == 8000  # what libsndfile alone would read
+    assert np.array_equal(unknown, known)
+
+
+def test_the_checksum_of_a_page_is_that_of_its_encoder(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.ogg", noise(1), RATE)
+    content = (tmp_path / "a.ogg").read_bytes()
+    for page in ogg_pages(content):
+        own = content[page.place : page.place + page.num_bytes]
+        assert ogg_checksum(own[:22] + bytes(4) + own[26:]) == struct.unpack("<I", own[22:26])[0]
+    assert zlib.crc32(b"") == 0
+
+
+@pytest.mark.parametrize("num_off", [-4, -1, 1, 4])
+def test_an_mp3_holds_the_frames_that_it_declares_within_one(tmp_path: Path, num_off: int) -> None:
+    sf.write(tmp_path / "a.mp3", noise(20), RATE)
+    content = bytearray((tmp_path / "a.mp3").read_bytes())
+    place = max(content.find(b"Info"), content.find(b"Xing")) + 8
+    num_frames = len(Mp3Frames(bytes(content)).places)
+    assert struct.unpack(">I", content[place : place + 4]) == (num_frames,)
+    content[place : place + 4] = struct.pack(">I", num_frames + num_off)
+    (tmp_path / "a.mp3").write_bytes(content)
+    if abs(num_off) == 1:
+        assert decode(tmp_path / "a.mp3").duration_seconds == pytest.approx(20, abs=0.05)
+    else:
+        with pytest.raises(AudioError, match=rf"a\.mp3 .* {num_frames + num_off} .* {num_frames}$"):
+            decode(tmp_path / "a.mp3")
+
+
+def cut_flac(content: bytes) -> bytes:
+    return without_frame(content, 115)  # of 118
+
+
+def cut_mp3(content: bytes) -> bytes:
+    return content[: Mp3Frames(content).places[-3][0]]
+
+
+def cut_wav(content: bytes) -> bytes:
+    return content[:-2000]
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"), [("a.flac", cut_flac), ("a.mp3", cut_mp3), ("a.wav", cut_wav)]
+)
+def test_less_than_a_hundredth_that_is_missing_is_missing(
+    tmp_path: Path, name: str, cut: Callable[[bytes], bytes]
+) -> None:
+    sf.write(tmp_path / name, noise(20), RATE)
+    (tmp_path / name).write_bytes(cut((tmp_path / name).read_bytes()))
+    with pytest.raises(AudioError, match=r"is cut off"):
+        decode(tmp_path / name)
