@@ -15,11 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-)
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import LostProcessError, SilentProcessError, UserError
@@ -53,8 +49,6 @@ def make_accelerator(settings: TrainConfig, output_dir: Path) -> Accelerator:
         cpu=device.type == "cpu",
         log_with=tracker,
         project_dir=output_dir,
-        # Without it, accumulation steps set from outside would divide the loss once more.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout_seconds))
         ],

@@ -46,6 +46,15 @@ def test_offsets_are_where_the_samples_end(row: PackedRow, config: Any) -> None:
     assert offsets.tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 
+def test_the_longest_sample_is_known_in_any_order(corpus: PackedCorpus, config: Any) -> None:
+    table = PackedRows(corpus.train_rows)
+    rows = [table[0], table[len(table) - 1]]
+    for order in (rows, rows[::-1]):
+        samples = collate(order, config).layout.samples
+        assert samples.longest == max(samples.lengths)
+        assert len(set(samples.lengths)) > 1
+
+
 def test_each_label_is_predicted_one_position_before_it(row: PackedRow, config: Any) -> None:
     batch = collate([row], config)
     labelled = np.flatnonzero(row.labels != -100)

@@ -23,7 +23,7 @@ from higgs_pipe.higgs.generation import (
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.sampler import Sampler
-from higgs_pipe.higgs.v2.generation import generated_codes
+from higgs_pipe.higgs.v2.generation import generate_batch, generated_codes
 from higgs_pipe.higgs.v2.native import shape_of
 
 RATE_HZ = 25.0
@@ -104,6 +104,15 @@ def test_what_is_beside_a_prompt_changes_nothing(
         (alone,) = generate(base, [prompt], sampling, RATE_HZ)
         assert equal(found.codes, alone.codes)
         assert found.has_stopped == alone.has_stopped
+
+
+@pytest.mark.parametrize("max_frames", [1, 3])
+def test_generation_ends_where_the_end_of_the_last_codebook_would_stand(
+    base: Any, samples: list[RecordedSample], max_frames: int
+) -> None:
+    [frames] = generate_batch(base, [samples[0].prompt], GREEDY, max_frames, "speaking")
+    # BOS, the codes, 7 frames of delay, and the one that would tell that it has stopped.
+    assert len(frames) == 1 + max_frames + 7 + 1
 
 
 def test_equal_seeds_give_equal_codes_and_other_seeds_others(
@@ -254,6 +263,14 @@ def test_a_code_that_the_window_holds_too_often_is_drawn_again_from_all() -> Non
     assert (again[:2] == 0).all()
     seldom = draws(300, sure, top_k=1, ras_win_len=7, ras_win_max_num_repeat=5)
     assert (seldom != 0).sum() < (again != 0).sum()
+
+
+def test_a_code_is_drawn_again_in_its_own_codebook_and_an_end_never() -> None:
+    """Codebook 0 repeats a code, codebook 1 its end."""
+    scores = torch.tensor([[9.0, 8.0, 8.0, 8.0, 0.0, 0.0], [8.0, 8.0, 0.0, 0.0, 0.0, 9.0]])
+    drawn = draws(200, scores, top_k=1, ras_win_len=7, ras_win_max_num_repeat=1)
+    assert len(set(drawn[:, 0].tolist())) > 1
+    assert set(drawn[:, 1].tolist()) == {5}
 
 
 def test_ends_are_no_repetition_and_forced_codes_stay() -> None:

@@ -193,6 +193,27 @@ def test_the_first_layers_are_computed_again_and_no_gradient_changes(
     assert found == passes
 
 
+def test_dropout_of_the_bases_attention_is_on_in_training_alone(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
+    plain, dropping, recomputing = (
+        DualLossModel(base_with_lora(tiny_base), recomputed_layers=number).train()
+        for number in (0, 0, 2)
+    )
+    batch = collate([rows[0]], plain.native.config)
+    for layer in (*dropping.body.layers, *recomputing.body.layers):
+        layer.self_attn.attention_dropout = 0.5
+    gradients = []
+    for model in (plain, dropping, recomputing):
+        torch.manual_seed(1)
+        gradients.append(backward(model, batch))
+    assert_equal_gradients(gradients[2], gradients[1], relative=1e-12)
+    assert any(not torch.equal(g, gradients[0][name]) for name, g in gradients[1].items())
+    with torch.no_grad():
+        losses = [model.eval()(batch)[0].loss for model in (plain, dropping)]
+    assert torch.equal(*losses)
+
+
 @pytest.mark.slow
 # Dynamo instantiates the autograd functions that it traces, and looks at .grad of what flows by.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

@@ -19,6 +19,7 @@ from higgs_pipe.planning.launching import (
     launch_settings,
     machines,
     num_gpus_here,
+    overrides_text,
     runs_speech_models,
 )
 
@@ -31,6 +32,13 @@ def command(experiment: dict[str, Any], **train: Any) -> list[str]:
     settings = launch_settings(config, "one")
     num_processes = settings.pop("num_processes")
     return shlex.split(launch_command(num_processes, 4, Path("own.yaml"), **settings))
+
+
+def test_the_order_of_an_experiments_settings_changes_nothing() -> None:
+    changes = {"learning_rate": 1e-4, "lora": {"r": 8, "alpha": 16}, "base_model": "x"}
+    turned = {"lora": {"alpha": 16, "r": 8}, "learning_rate": 1e-4}
+    texts = {overrides_text({"experiments": {"one": each}}, "one") for each in (changes, turned)}
+    assert texts == {'{"learning_rate": 0.0001, "lora": {"alpha": 16, "r": 8}}'}
 
 
 def value(words: list[str], option: str) -> str | None:

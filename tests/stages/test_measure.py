@@ -222,6 +222,16 @@ def test_the_length_of_a_recording_that_is_too_long_is_known(tmp_path: Path) -> 
     assert (row["reason"], row["duration_seconds"]) == ("too_long", 3)
 
 
+def test_a_segment_of_a_file_that_is_too_long_is_measured(tmp_path: Path) -> None:
+    path = str(tone(tmp_path / "a.wav", 3.0))
+    limit = {"max_clip_seconds": 2.5}
+    segment, rest = measure_segments(
+        tmp_path, [Span(path, 1.0, 2.0), Span(path, 0.25)], validate=limit
+    )
+    assert (segment["reason"], segment["duration_seconds"]) == (None, 1)
+    assert (rest["reason"], rest["duration_seconds"]) == ("too_long", 2.75)
+
+
 @pytest.mark.parametrize("rate_hz", [48_000, 10_000_019])
 def test_a_recording_of_a_rate_above_the_limit_is_not_decoded(tmp_path: Path, rate_hz: int) -> None:
     path = str(tone(tmp_path / "a.wav", 1.0, rate_hz=rate_hz))

@@ -56,6 +56,7 @@ def test_sound_training_gives_none() -> None:
         (held_out_line(50, eval_audio_loss_codebook_1=0.24), True),  # 5 % of 5 nats is 0.25
         (held_out_line(50, eval_audio_loss_codebook_1=0.26), False),
         (training_line(5, audio_loss_codebook_0=0.003, epoch=0.5), True),
+        (training_line(5, audio_loss_codebook_0=0.003, epoch=1.0), True),  # its last step
         (training_line(5, audio_loss_codebook_0=0.003, epoch=1.5), False),  # learnt by heart
     ],
 )

@@ -1,6 +1,9 @@
 """The optimizer and the schedule, by setting."""
 
+import importlib.machinery
 import importlib.util
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,8 +14,8 @@ from higgs_pipe.training.optimizer import make_optimizer, make_schedule
 
 
 def rates(**settings: object) -> list[float]:
-    """The learning rate of ten steps, two of them warmup, of a peak of 1."""
-    train = TrainConfig(learning_rate=1.0, warmup_fraction=0.2, **settings)
+    """The learning rate of ten steps, two of them warmup unless told, of a peak of 1."""
+    train = TrainConfig(learning_rate=1.0, **{"warmup_fraction": 0.2} | settings)
     optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], train, torch.device("cpu"))
     schedule = make_schedule(optimizer, train, num_steps=10)
     found = []
@@ -32,6 +35,14 @@ def test_the_rate_rises_over_the_warmup_and_falls_as_the_schedule_says() -> None
     assert [cosine[n] for n in (0, 1, 2, 6)] == pytest.approx([0, 0.5, 1, 0.5])
 
 
+@pytest.mark.parametrize(
+    ("fraction", "num_steps"), [(0.0, 0), (0.04, 0), (0.14, 1), (0.16, 2), (0.27, 3)]
+)
+def test_the_warmup_is_rounded_to_whole_steps(fraction: float, num_steps: int) -> None:
+    found = rates(schedule="constant", warmup_fraction=fraction)
+    assert [rate < 1 for rate in found] == [n < num_steps for n in range(10)]
+
+
 def test_8_bit_adamw_without_a_gpu_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"adamw_8bit.*CUDA.*train\.optimizer: adamw"):
         make_optimizer([], TrainConfig(optimizer="adamw_8bit"), torch.device("cpu"))
@@ -42,3 +53,15 @@ def test_8_bit_adamw_without_bitsandbytes_names_what_to_install() -> None:
         pytest.skip("bitsandbytes is installed")
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         make_optimizer([], TrainConfig(optimizer="adamw_8bit"), torch.device("cuda"))
+
+
+def test_8_bit_adamw_gets_rate_and_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    optim = ModuleType("bitsandbytes.optim")
+    optim.AdamW8bit = lambda parameters, **settings: settings  # type: ignore[attr-defined]
+    package = ModuleType("bitsandbytes")
+    package.__spec__ = importlib.machinery.ModuleSpec("bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+    train = TrainConfig(optimizer="adamw_8bit", learning_rate=0.5, weight_decay=0.25)
+    made: object = make_optimizer([], train, torch.device("cuda"))
+    assert made == {"lr": 0.5, "weight_decay": 0.25}

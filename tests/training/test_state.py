@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from higgs_pipe.training import state as state_module
 from higgs_pipe.training.hashed_lines import LINES_HASH, with_hash
-from higgs_pipe.training.state import TrainingState
+from higgs_pipe.training.state import Progress, TrainingState
 
 
 def state_of(*parameters: Parameter) -> TrainingState:
@@ -43,3 +44,15 @@ def test_gradients_add_up_in_place_until_the_update() -> None:
 def test_lines_that_are_no_json_objects_have_no_hash(lines: str) -> None:
     assert with_hash(lines) == ""
     assert LINES_HASH in with_hash("{}\n{}\n")
+
+
+def test_of_adapters_with_equal_scores_the_first_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "adapter_state", lambda adapter: {"of": adapter})
+    progress, kept = Progress(), []
+    adapters: Any = {10: (2.0,), 20: (1.0,), 30: (1.0,), 40: (1.5,)}
+    for progress.step, score in adapters.items():
+        adapter: Any = progress.step
+        kept.append(progress.keep_if_best(score, adapter))
+    assert kept == [True, True, False, False]
+    best: object = progress.best_adapter
+    assert (progress.best_step, best) == (20, {"of": 20})

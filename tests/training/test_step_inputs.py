@@ -2,15 +2,20 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers import PackedCorpus
 
 from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.training.step_inputs import (
+    PlannedStep,
     StepInputs,
     built_ahead,
     combined_seed,
@@ -57,6 +62,26 @@ def test_a_micro_batch_has_no_more_rows_than_a_process_of_a_step(
     )
     inputs.follow(64, is_padded)
     assert inputs.rows_per_micro_batch == expected
+
+
+@pytest.mark.parametrize(("process", "share"), [(0, [4]), (1, [1]), (2, [])])
+def test_a_process_without_rows_of_its_own_adds_nothing_to_a_step(
+    corpus: PackedCorpus, tiny_base: Path, process: int, share: list[int]
+) -> None:
+    accelerator: Any = SimpleNamespace(
+        num_processes=3, process_index=process, device=torch.device("cpu")
+    )
+    shape = renderer_of(Pretrained("base", str(tiny_base))).shape
+    settings = TrainConfig(rows_per_step=2)
+    inputs = StepInputs(PackedRows(corpus.train_rows), shape, settings, accelerator)
+    built = inputs.build(PlannedStep(step=1, epoch=0, rows=[4, 1]))
+    [micro_batch] = built.micro_batches
+    assert (micro_batch.rows, micro_batch.weight) == (share or [4], float(bool(share)))
+    expected = micro_batch.batch.label_counts() * len(share)
+    assert built.label_counts.tolist() == expected.tolist()
+    lengths = inputs.row_lengths
+    assert built.num_tokens == lengths[4] + lengths[1]  # of all processes
+    assert inputs.positions_per_step == sum(lengths) / 3  # 5 rows, in 3 steps
 
 
 def test_items_are_built_in_order_and_at_most_two_ahead() -> None:

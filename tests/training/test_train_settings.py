@@ -194,12 +194,17 @@ def test_a_held_out_loss_is_without_dropout_and_training_goes_on_with_it(
     assert all(torch.equal(sums.loss, second[name].loss) for name, sums in first.items())
 
 
-def test_dropout_differs_between_epochs_and_seeds(corpus: PackedCorpus) -> None:
+@pytest.mark.parametrize(("of_lora", "of_attention"), [(0.5, 0.0), (0.0, 0.5)])
+def test_dropout_differs_between_epochs_and_seeds(
+    corpus: PackedCorpus, of_lora: float, of_attention: float
+) -> None:
     """All from one adapter."""
     start = training_of(corpus).state.parameters
     found = []
     for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0)):
-        training = training_of(corpus, lora={"dropout": 0.5}, seed=seed)
+        training = training_of(corpus, lora={"dropout": of_lora}, seed=seed)
+        for layer in training.model.body.layers:
+            layer.self_attn.attention_dropout = of_attention
         for parameter, first in zip(training.state.parameters, start, strict=True):
             parameter.data.copy_(first)
         step = training.inputs.build(PlannedStep(step=2, epoch=epoch, rows=[0]))

@@ -72,6 +72,8 @@ def sound_rows(folder: Path, num_rows: int = 3) -> list[Fields]:
         ({"sampling_rate": 24_000}, None),
         ({"sample_rate": 24}, None),  # kHz
         ({"sample_rate": 16_000}, "sample_rate_mismatch"),
+        ({"sample_rate": 24_001}, None),  # rounded
+        ({"sample_rate": 24_002}, "sample_rate_mismatch"),
         ({"start": 1.0, "end": 2.0, "duration": 3.0}, None),  # of the file
         ({"start": 1.0, "end": 2.0, "duration": 1.0}, None),
         ({"start": 0.5, "end": 2.5, "duration": 1.0}, "duration_mismatch"),

@@ -1,0 +1,66 @@
+"""What is known of a packed held-out sample: its task, its words, its recordings."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from higgs_pipe.data.conversation import ClipId, Conversation, Turn
+from higgs_pipe.listening.held_out import HeldOutClips
+
+RATE_HZ = 25.0
+
+
+def clip(clip_id: str, **columns: Any) -> dict[str, Any]:
+    """A row of CLIPS of 1.3 s, which is 33 codec frames."""
+    unknown = dict.fromkeys(("speaker", "language", "dialogue_id", "turn", "conversation"))
+    return unknown | {"clip_id": clip_id, "text": clip_id, "duration_seconds": 1.3} | columns
+
+
+def packed(clip_id: str, num_frames: int, num_reference_frames: int = 0) -> Any:
+    prompt = SimpleNamespace(audio_input_ids=np.zeros((num_reference_frames, 8)))
+    codes = np.zeros((num_frames, 8), np.int16)
+    return SimpleNamespace(sample_id=clip_id, codes=codes, prompt=prompt)
+
+
+TURNS = [
+    clip("b", speaker="ben", dialogue_id="d", turn=2),
+    clip("a", speaker="ada", dialogue_id="d", turn=1),
+    clip("c", speaker="ben", dialogue_id="d", turn=3),
+]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "num_reference_frames", "task"),
+    [(33, 0, "speech"), (33, 40, "cloning"), (99, 0, "dialogue"), (99, 40, "dialogue_cloning")],
+)
+def test_a_turn_that_was_packed_alone_is_not_a_dialogue(
+    num_frames: int, num_reference_frames: int, task: str
+) -> None:
+    sample = packed("a", num_frames, num_reference_frames)
+    found = HeldOutClips(TURNS).sample(sample, RATE_HZ)
+    assert found.task == task
+    assert [c["clip_id"] for c in found.recordings] == (["a"] if num_frames == 33 else [*"abc"])
+
+
+def test_the_words_of_a_dialogue_are_in_the_order_of_its_turns_without_tags() -> None:
+    found = HeldOutClips(TURNS).sample(packed("a", 99), RATE_HZ)
+    assert found.text == "[SPEAKER0] a\n[SPEAKER1] b\n[SPEAKER1] c"
+    assert (found.words, found.speakers) == ("a\nb\nc", "ada, ben")
+    assert found.duration_seconds == pytest.approx(3.9)
+    assert not found.has_one_voice
+
+
+def test_a_conversation_is_spoken_by_its_first_target() -> None:
+    turns: tuple[Turn[ClipId], ...] = (
+        Turn("user", ("First.",)),
+        Turn("assistant", (ClipId("r"),), is_target=True),
+        Turn("user", ("Last.",)),
+        Turn("assistant", (ClipId("x"),), is_target=True),
+    )
+    row = clip("x", text="Last.", conversation=Conversation(turns).to_json())
+    found = HeldOutClips([row, clip("r", duration_seconds=0.5)]).sample(packed("x", 12), RATE_HZ)
+    assert (found.task, found.text) == ("conversation", "First.")
+    assert [each["clip_id"] for each in found.recordings] == ["r"]
+    assert found.duration_seconds == 0.5
