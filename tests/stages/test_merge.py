@@ -149,7 +149,7 @@ def test_the_card_of_a_checkpoint_has_the_figures_of_its_files(merged: Path, tra
     for words in (
         "# default: Higgs Audio v2 with a LoRA adapter merged in",
         "9 of 33 weights of `base` were changed by the\nadapter `default`, computed in float32 and",
-        f"| {difference}; rounding explains {bound}, the adapter changes {change} |",
+        f"| {difference}; rounding explains up to {bound}, the adapter itself changes {change} |",
         f"| {proof.eval_loss:.5f}; the adapter's is {proof.eval_loss_of_adapter:.5f} |",
         f"| {of_weights:.2g} of the weights, {of_change:.2g} of the adapter's changes |",
     ):

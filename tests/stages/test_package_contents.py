@@ -256,5 +256,5 @@ def test_lines_dashes_and_markup_in_settings_are_text_of_the_card(
 
 def test_the_card_names_the_full_checkpoints_instead_of_a_merge_by_hand(card: list[str]) -> None:
     rows = [line for line in card if line.startswith("| `-")]
-    assert rows == ["| `-merged` | in the names of the base |"]
+    assert rows == ["| `-merged` | with the tensor names of the base |"]
     assert not any("merge_and_unload" in line for line in card)

@@ -289,12 +289,12 @@ def test_the_length_of_the_training_is_that_of_its_last_line(inputs: Inputs) -> 
 
 def test_the_losses_of_the_earlier_adapter_stand_beside_those_of_its_heir(inputs: Inputs) -> None:
     experiment = inputs.experiments["default"]
-    assert "went on from" not in words(inputs.html())
+    assert "continued from" not in words(inputs.html())
     ancestor = experiment["eval/metrics.json"]["base"] | {"eval_loss": 9.875}
     experiment["eval/metrics.json"]["ancestor"] = ancestor
     experiment["train/run.json"]["ancestor"] = {"name": "<b>Ada", "fingerprint": "f" * 64}
     page = words(inputs.html())
-    assert "It went on from <b>Ada, which has 9.875" in page
+    assert "It continued from <b>Ada, which has 9.875" in page
 
 
 def test_the_preflight_is_a_table(inputs: Inputs) -> None:
@@ -302,7 +302,7 @@ def test_the_preflight_is_a_table(inputs: Inputs) -> None:
     assert rows(page, "labels") == [["passed", "96 samples"]]
     assert rows(page, "audio offset") == [["no evidence", "a random base"]]
     inputs.experiments["default"]["train/preflight.json"]["checks"] = []
-    assert "Pre-flight The pre-flight was off." in words(inputs.html())
+    assert "Pre-flight The pre-flight check was off." in words(inputs.html())
 
 
 def test_alarms_are_listed_and_are_a_caution_in_the_verdict(inputs: Inputs) -> None:
@@ -334,7 +334,7 @@ def test_each_loss_has_its_drawing_in_the_colours_of_the_page(inputs: Inputs) ->
 
 def test_the_recordings_are_summed_up(inputs: Inputs) -> None:
     page = inputs.html()
-    assert "Clips kept 120 of 125 Length in all, hours 0.600" in words(page)
+    assert "Clips kept 120 of 125 Total length, hours 0.600" in words(page)
     assert "Range, seconds 1.00–29.50" in words(page)
     assert rows(page, "ada")[-1] == ["80", "64", "16", "0.400"]
     assert rows(page, "de") == [["40", "32", "8", "0.200"]]
@@ -395,7 +395,7 @@ def test_what_packing_lost_is_told(inputs: Inputs) -> None:
     assert not rows(page, "c20")
     assert "And 1 more, in packing.json" in words(page)
     assert rows(page, "Fill, % of positions") == [["96.8", "65.4"]]
-    assert rows(page, "Audio to learn, hours") == [["0.500", "0.500"]]
+    assert rows(page, "Audio trained on, hours") == [["0.500", "0.500"]]
     assert rows(page, "Text labels")[1] == ["288", "288"]
     assert rows(page, "Audio labels")[1] == ["70,000", "70,000"]
 
