@@ -12,10 +12,10 @@ HEADING = f"""# Every setting
 
 <!-- Generated: {COMMAND} -->
 
-The settings are in `config.yaml`. `snakemake --configfile mine.yaml` overrides them with those in your
-file, and `snakemake --config 'train={{learning_rate: 1e-4}}'` overrides one for a single run. A missing
-key has the default given here. An unknown key, a wrong type or a value out of bounds is refused before
-anything runs.
+The settings are in `config.yaml`. `snakemake --configfile mine.yaml` overrides them with those in
+your file, and `snakemake --config 'train={{learning_rate: 1e-4}}'` overrides one for a single run.
+A missing key has the default given here. An unknown key, a wrong type or a value out of bounds is
+refused before anything runs.
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
