@@ -1,4 +1,4 @@
-"""Stage 7: refuse an adapter whose verdict is not the one that ``eval.require`` asks for.
+"""Stage 5b: refuse an adapter whose verdict does not meet ``eval.require``.
 
 A stage of its own: the results of eval remain, for the report, and another ``eval.require`` does
 not evaluate again.

@@ -1,4 +1,4 @@
-"""Stage 0: look at a base model and a codec of the Hub, before anything is measured."""
+"""Stage 0: check a base model and a codec on the Hub, before anything is measured."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Look at a checkpoint of Higgs TTS 3 for what nobody could know without its weights.
+"""Check a checkpoint of Higgs TTS 3 for assumptions that only its weights can confirm.
 
 ``make check-v3 BASE=…`` runs this module where the checkpoint is. Every check is a line, passed or
 failed, with what was found; the last one is speech to listen to.

@@ -1,4 +1,4 @@
-"""Stage 1e: the page on which people look at and listen to their recordings, as one HTML file.
+"""Stage 1e: the page for looking at and listening to the recordings, as one HTML file.
 
 It shows what validation did: a random sample of the clips, those unlike their speaker's others,
 rejected rows with their sound and reason, and a histogram per measure with the filters in it.

@@ -1,4 +1,4 @@
-"""Stage validate, last part: estimate tokens, steps, memory, time and cost of training."""
+"""Stage 1d: estimate tokens, steps, memory, time and cost of training."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Stage 6: adapter and base on the held-out clips: losses, speech, and the verdict.
+"""Stage 5a: compare adapter and base on the held-out clips: losses, speech, and the verdict.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Stage 1a: the manifests' rows in one table, and by shard the recordings that they name."""
+"""Stage 1a: the manifests' rows in one table, and the recordings that they name, by shard."""
 
 import json
 import logging

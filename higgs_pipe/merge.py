@@ -1,4 +1,4 @@
-"""Stage 8b: a full checkpoint of base and adapter, proved in a fresh process.
+"""Stage 6b: a full checkpoint of base and adapter, verified in a fresh process.
 
 Weights are read, merged and written one at a time, so that a machine needs memory for a few
 tensors, not for the model; the proof loads the model. The ``forms`` of each family show their

@@ -1,4 +1,4 @@
-"""Stage 8: package the adapter, once a fresh process has proved that it loads and works.
+"""Stage 6a: package the adapter, after a fresh process has verified that it loads and works.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Pin a checkpoint: download it if needed, and write which commit and which weights it is."""
+"""Pin a checkpoint: download it if needed, and record its commit and its weights' fingerprint."""
 
 import logging
 from pathlib import Path

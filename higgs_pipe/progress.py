@@ -1,4 +1,4 @@
-"""Signs of life: where a stage would be silent, a line every ten seconds says how far it is.
+"""Progress lines: a stage that would be silent logs its progress every ten seconds.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Proof that a full checkpoint is base and adapter in one, in a process that did not make it.
+"""Verification, in a fresh process, that a full checkpoint equals base and adapter.
 
 The merge stage runs this module in a fresh process; it can also be run by hand. Adapter and
 checkpoint are compared by their weights, logits, held-out loss and greedy codes.

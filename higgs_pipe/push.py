@@ -1,4 +1,4 @@
-"""Publish a form of an adapter on the Hub, only where ``snakemake push`` asks for it.
+"""Publish a form of an adapter on the Hub; only ``snakemake push`` runs this.
 
 The package goes to ``push.repo``, a full checkpoint to a repository of its own beside it::
 

@@ -1,4 +1,4 @@
-"""Stage 9: the page that people look at and listen to, as one HTML file.
+"""Stage 7: the report to look at and listen to, as one HTML file.
 
 The page asks the network for nothing, and the same inputs give the same bytes. Every number on it
 must be in the files: a missing one is an error, never a blank or a zero.

@@ -1,4 +1,4 @@
-r"""Speech from text, by a base or an adapter on it.
+r"""Speech from text, by a base with or without an adapter.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Proof that a packaged adapter works, in a process that did not train it.
+"""Verification, in a fresh process, that a packaged adapter works.
 
 The package stage runs this module in a fresh process; it can also be run by hand.
 """

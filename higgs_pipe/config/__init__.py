@@ -1,1 +1,1 @@
-"""The settings: every key, the part of each stage, their schema and reference page."""
+"""The settings: every key, the part that each stage reads, the schema and the reference page."""

@@ -1,4 +1,4 @@
-"""Combinations of settings that are refused, each declared once: for the models and the schema."""
+"""Forbidden combinations of settings, each declared once for both the models and the schema."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

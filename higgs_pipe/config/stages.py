@@ -1,4 +1,4 @@
-"""The part of the config that each stage reads, and its loading."""
+"""The part of the config that each stage reads, and how it is loaded."""
 
 import json
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Data of any speech corpus: manifests, audio files, tables, splits and packing."""
+"""Parts for any speech corpus: manifests, audio files, tables, splits and packing."""

@@ -1,4 +1,4 @@
-"""The one signal that the codec gets of a recording with several channels."""
+"""Mixing a recording with several channels down to the one signal that the codec gets."""
 
 import math
 

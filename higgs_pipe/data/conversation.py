@@ -1,4 +1,4 @@
-"""A conversation: the one type that manifests, clips, packing and prompts share."""
+"""A conversation: the one type shared by manifests, clips, packing and prompts."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is whole or absent; what a killed process left is removed."""
+"""Atomic writes: a file is complete or absent; leftovers of killed processes are removed."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Frames of FLAC files (RFC 9639), as far as their headers tell where a stream ends."""
+"""Frame headers of FLAC files (RFC 9639), read to find where a stream ends."""
 
 import re
 import struct

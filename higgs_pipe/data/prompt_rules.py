@@ -1,4 +1,4 @@
-"""Rules of prompts: the control tags, scenes, dialogues and references that a base model takes."""
+"""Prompt rules: the control tags, scenes, dialogues and references that a base model accepts."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

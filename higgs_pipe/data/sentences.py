@@ -1,4 +1,4 @@
-"""Long text cut into pieces that a speech model speaks in one go."""
+"""Long text split into pieces that a speech model can speak at once."""
 
 import re
 import unicodedata

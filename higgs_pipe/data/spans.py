@@ -1,4 +1,4 @@
-"""A recording or a part of one: what is measured, learned and compared as one piece."""
+"""A span: a recording or a part of one, the unit that is measured, trained on and compared."""
 
 import math
 from collections.abc import Mapping

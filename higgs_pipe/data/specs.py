@@ -1,4 +1,4 @@
-"""Declarations of every Parquet table of the pipeline: columns and version."""
+"""Declarations of all Parquet tables of the pipeline: columns and version."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""Rows of a table as mappings that hold no values: a table of 10^6 rows stays in its columns."""
+"""Rows of a table as mappings that copy no values, so that 10^6 rows stay in their columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Measured values as text for a person: plain digits, with their unit."""
+"""Measured values as readable text: plain digits, with their unit."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Parts that are particular to Higgs models: what both families share, and a folder for each.
+"""Parts specific to Higgs models: those that both families share, and a folder for each family.
 
 ``family`` is the boundary: it names what differs, field by field, and takes it from ``v2`` and
 ``v3``. Everything else here serves both: ``codec``, ``codes`` (the delay), ``prompts`` and

@@ -1,4 +1,4 @@
-"""The files of a trained adapter: hashed by their maker, checked by whoever loads them."""
+"""The files of a trained adapter: hashed when written, checked when loaded."""
 
 from pathlib import Path
 from typing import ClassVar

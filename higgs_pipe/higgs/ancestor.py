@@ -1,4 +1,4 @@
-"""Training that goes on from an earlier adapter, the ancestor."""
+"""Training that continues from an earlier adapter, the ancestor."""
 
 import logging
 from collections.abc import Mapping

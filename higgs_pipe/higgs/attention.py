@@ -1,4 +1,4 @@
-"""Causal attention within each sample of a packed row, by the fastest kernel of the device.
+"""Causal attention within each sample of a packed row, with the device's fastest kernel.
 
 The cost grows with the sum of the squared sample lengths, and no mask is needed. N samples, S
 positions in all.

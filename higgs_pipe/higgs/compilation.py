@@ -1,4 +1,4 @@
-"""The choice to compile the model's layers, and the place where compiled code is kept."""
+"""The decision to compile the model's layers, and the place of the compiled code."""
 
 import importlib.util
 import logging

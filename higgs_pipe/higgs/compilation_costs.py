@@ -1,4 +1,4 @@
-"""Time that compiled layers cost and save, as measured on one H200."""
+"""Time that compiling the layers costs and saves, as measured on one H200."""
 
 # docs/performance.md: of the 3B model on one H200 beside 16 cores, until the first step and with
 # it; a position takes 41 us without compiled layers and 29 us with them.

@@ -1,4 +1,4 @@
-"""The two families of Higgs models, and all that differs between them.
+"""The two families of Higgs models, and everything that differs between them.
 
 A checkpoint's family is read from ``model_type`` in its ``config.json``. Whoever needs what differs
 takes the :class:`Family` of a base or of a model and uses its fields; nothing else asks which

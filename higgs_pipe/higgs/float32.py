@@ -1,4 +1,4 @@
-"""float32 arithmetic on weights that stay as they are stored."""
+"""float32 arithmetic on weights that stay in their stored dtype."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

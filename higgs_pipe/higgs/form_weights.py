@@ -1,4 +1,4 @@
-"""The weights of a full checkpoint: loaded as they are stored, and held against the adapter's."""
+"""The weights of a full checkpoint: loaded as stored, and compared with the adapter's."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Full checkpoints of base and adapter: what every family's have in common.
+"""Full checkpoints of base and adapter: the parts common to all families.
 
 A family names its forms in :mod:`higgs_pipe.higgs.family`; ``v2/forms.py`` and ``v3/forms.py`` show
 their folders.

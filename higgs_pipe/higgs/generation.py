@@ -1,4 +1,4 @@
-"""Speech from prompts: the one path for speak, evaluation, the report and samples of a training.
+"""Speech from prompts: the one path for speak, evaluation, the report and training samples.
 
 The native model generates, and the codec makes a waveform of its codes::
 

@@ -1,4 +1,4 @@
-"""A check that the Hub answers: its client alone would wait for ever for one that is silent."""
+"""A check that the Hub responds: its client alone would wait forever for a silent one."""
 
 import ssl
 import urllib.error

@@ -1,4 +1,4 @@
-"""Why a checkpoint cannot be loaded, and what to do, from what the libraries raise."""
+"""Errors of the libraries that load checkpoints, as messages with a cause and a remedy."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Parts of the miniatures of all families, beside their codec: tokenizer and norms."""
+"""Other common parts of the miniatures of all families: tokenizer and norms."""
 
 from collections.abc import Sequence
 

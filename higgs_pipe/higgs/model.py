@@ -1,4 +1,4 @@
-"""The native model, made exact and cheap on packed rows.
+"""The native model on packed rows: exact, and without wasted work.
 
 The native modules do the work. The forward passes that connect them are the family's own for packed
 rows (:mod:`higgs_pipe.higgs.packed_body`), and the heads run only where there are labels, in chunks

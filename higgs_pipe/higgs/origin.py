@@ -1,4 +1,4 @@
-"""Facts on a model's training from its files: base, codec, system message, cleaning."""
+"""Training details of a model, from its files: base, codec, system message, text cleaning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

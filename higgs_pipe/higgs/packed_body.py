@@ -1,4 +1,4 @@
-"""The forward pass of a body on a packed row: the common part of all families.
+"""The forward pass of a body on a packed row: the part common to all families.
 
 Only attention sees the samples in their own order, with one causal call per sample: samples in a
 row never see each other, and the cost grows with the sum of squared sample lengths.

@@ -1,4 +1,4 @@
-"""Micro-batches of few shapes: text, audio, samples and labels padded to sizes fixed for a run.
+"""Micro-batches of few shapes: text, audio, samples and labels padded to sizes fixed per run.
 
 What is made once per shape, such as a CUDA graph, then serves a whole run. All micro-batches have
 the same positions, samples and labels; only the border between text and audio moves, by whole

@@ -1,4 +1,4 @@
-"""Pretrained checkpoints: loading that refuses what Transformers only warns about, and pinning.
+"""Pretrained checkpoints: pinning, and loading that refuses what Transformers only warns about.
 
 A pinned checkpoint is the commit that a Hub branch stood at and a fingerprint of the weights. The
 rule ``pin_model`` writes it once per project, tokenize and pack load exactly that and stamp it on

@@ -1,4 +1,4 @@
-"""Conversations to training samples: the common part of all prompt renderers."""
+"""Conversations as training samples: the part common to all prompt renderers."""
 
 import hashlib
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""Prompt renderer of each family, for ``pack`` and ``estimate``: they import no model."""
+"""Prompt renderers by family, for ``pack`` and ``estimate``, which import no model."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Chat templates of strangers, rendered in bounded time and memory; what they raise is named.
+"""Untrusted chat templates, rendered in bounded time and memory, with their errors explained.
 
 Transformers renders in a sandbox: a template can neither read a file nor reach Python. It can
 still loop, or ask for all the memory there is.

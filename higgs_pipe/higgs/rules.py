@@ -1,4 +1,4 @@
-"""Rules of prompts of each family, for ``validate``, which starts without PyTorch."""
+"""Prompt rules by family, for ``validate``, which starts without PyTorch."""
 
 from collections.abc import Mapping
 from pathlib import Path

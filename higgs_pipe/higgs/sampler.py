@@ -1,4 +1,4 @@
-"""The draw of the next frame: temperature, top-k, top-p, and a window against repetition.
+"""Sampling of the next frame: temperature, top-k, top-p, and a window against repetition.
 
 B prompts, K codebooks, V codebook entries.
 """

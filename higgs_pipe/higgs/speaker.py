@@ -1,4 +1,4 @@
-"""A model that speaks texts: base or base and adapter, with the codec, ready for use.
+"""A model ready to speak texts: a base, perhaps with an adapter, and the codec.
 
 ::
 

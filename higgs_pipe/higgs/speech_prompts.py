@@ -1,4 +1,4 @@
-"""Prompts of speech: a text with its voices, and the same as the model reads it.
+"""Speech prompts: a text with its voices, and the same as model inputs.
 
 P positions of a prompt, T codec frames, F delayed frames, K codebooks.
 """

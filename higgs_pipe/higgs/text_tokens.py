@@ -1,4 +1,4 @@
-"""Tokens of transcripts, and of what the prompt of a sample puts around them."""
+"""Tokens of transcripts, and of the prompt around them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

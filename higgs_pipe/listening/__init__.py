@@ -1,4 +1,4 @@
-"""Measures of recordings and of generated speech, what can be concluded from them, and models.
+"""Measures of recordings and generated speech, the speech models behind them, and conclusions.
 
 An evaluation goes through it so::
 

@@ -1,4 +1,4 @@
-"""Losses of the held-out clips under adapter and base: differences, and where the loss is."""
+"""Losses of the held-out clips under adapter and base: differences, and where the loss occurs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

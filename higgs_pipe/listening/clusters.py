@@ -1,4 +1,4 @@
-"""Groups of held-out clips that are not independent: of one speaker, or cut from one recording."""
+"""Clusters of held-out clips that are not independent: of one speaker, or from one recording."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Held-out samples: what the target of each says, and the recordings that say it."""
+"""Held-out samples: the text of each target, and its recordings."""
 
 import re
 from collections.abc import Mapping, Sequence

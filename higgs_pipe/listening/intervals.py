@@ -1,4 +1,4 @@
-"""Intervals of measures over clips, and of the difference of two models on the same clips.
+"""Confidence intervals of measures over clips, and of differences of two models on them.
 
 Confidence intervals at 95 % by the delete-one-cluster jackknife: the measure is computed again
 without each cluster, and a t-quantile with the effective number of clusters turns their spread into

@@ -1,4 +1,4 @@
-"""Speech models on generated speech: errors against the text, likeness of the voice, quality.
+"""Speech models applied to generated speech: errors against the text, voice similarity, quality.
 
 First every waveform of the evaluation is heard, then each is compared::
 

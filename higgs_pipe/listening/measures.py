@@ -1,4 +1,4 @@
-"""Measures of generated speech that need no model: did it stop, how long, how silent, how stuck.
+"""Measures of generated speech without a model: stopping, length, silence, repetition.
 
 Call :func:`measure_speech` for the recording, its codec round trip and what each model spoke; then
 :mod:`higgs_pipe.listening.comparison` compares them over all prompts.

@@ -1,4 +1,4 @@
-"""Held-out samples as prompts: which are spoken, and what is spoken."""
+"""Held-out samples as prompts: their selection and their texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

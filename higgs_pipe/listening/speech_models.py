@@ -1,4 +1,4 @@
-"""Models that listen: a speech recogniser, a judge of quality, a speaker model."""
+"""Models that listen: a speech recogniser, a quality estimator, a speaker encoder."""
 
 import threading
 from pathlib import Path

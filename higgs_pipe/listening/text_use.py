@@ -1,4 +1,4 @@
-"""Does a model follow its text? The held-out clips again, each with another clip's text.
+"""Use of the text: the loss of held-out clips when each is given another clip's text.
 
 The audio loss of a clip under a wrong text, minus that under its own, is what the model draws from
 the text. Near 0, it speaks without reading::

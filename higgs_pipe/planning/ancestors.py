@@ -1,4 +1,4 @@
-"""Earlier adapters that trainings start from, checked before anything runs."""
+"""Earlier adapters that trainings continue from, checked before anything runs."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""The base models of the experiments, and the folder of what is made for each.
+"""The base models of the experiments, and the folder for the results of each.
 
 What is made for the config's own ``base_model`` lies where it would if there were no other, such as
 ``<results>/packed/``; what is made for another one lies below ``<results>/bases/<its name>/``.

@@ -1,4 +1,4 @@
-"""Bounds on what a user's files may hold, each with its reason; beyond one, a sentence says so.
+"""Bounds on the contents of a user's files, each with its reason and an error message.
 
 They are far above what a corpus of speech needs and below what fills a machine's memory. Lengths
 and rates of recordings are settings: ``validate.max_clip_seconds`` and

@@ -1,4 +1,4 @@
-"""The small JSON files of a checkpoint, which may come from anybody: bounded, and checked."""
+"""The small JSON files of an untrusted checkpoint, read within bounds and checked."""
 
 import json
 from collections.abc import Mapping

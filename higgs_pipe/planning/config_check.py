@@ -1,4 +1,4 @@
-"""The user's config, checked and complete, and the part of it that each stage reads."""
+"""The user's config, checked and completed, and the part that each stage reads."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Sentences on what is wrong in a config, from the errors of its JSON schema."""
+"""Messages on the faults in a config, from the errors of its JSON schema."""
 
 import difflib
 import json

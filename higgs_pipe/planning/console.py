@@ -1,4 +1,4 @@
-"""Lines of Snakemake on the terminal: one for each job; the stages log the rest.
+"""Snakemake's lines on the terminal: one per job; the stages log the rest.
 
 A dry run (``-n``) shows how many jobs of which rule would run and why, in a screenful. Snakemake's
 own log, whose path it prints at the end, keeps every line. ``--printshellcmds`` and ``--verbose``

@@ -1,4 +1,4 @@
-"""The last words of a run that failed: what each failed stage said, its log and the next step."""
+"""The summary of a failed run: each failed stage's message, its log and the next step."""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Families of the base models, told while planning.
+"""Families of the base models, determined while planning.
 
 ``validate`` judges texts by them, so that another base of a family that is in use reruns nothing.
 """

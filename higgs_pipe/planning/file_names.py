@@ -1,4 +1,4 @@
-"""Names of files that both the rules and the stages must know."""
+"""File names that both the rules and the stages must know."""
 
 # A Kaldi data folder.
 WAV_SCP, KALDI_TEXT, UTT2SPK, SEGMENTS = "wav.scp", "text", "utt2spk", "segments"

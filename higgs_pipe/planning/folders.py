@@ -1,4 +1,4 @@
-"""Files below a folder that is a manifest; the rules and the readers must see the same ones."""
+"""Files in a folder given as a manifest; the rules and the readers must see the same ones."""
 
 import os
 from pathlib import Path

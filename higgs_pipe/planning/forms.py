@@ -1,4 +1,4 @@
-"""The forms of a package: what is made for each, and whether it can be, before anything runs."""
+"""The forms of a package: the files of each, and a check before the run that it can be made."""
 
 import json
 import math

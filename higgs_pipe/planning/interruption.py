@@ -1,4 +1,4 @@
-"""Signals to Snakemake alone: they end the jobs, too."""
+"""Signals sent to Snakemake alone: they end its jobs too."""
 
 import os
 import signal

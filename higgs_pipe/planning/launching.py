@@ -1,4 +1,4 @@
-"""Launch of jobs: processes, GPUs, the command and its environment."""
+"""Launching of jobs: processes, GPUs, the command and its environment."""
 
 import json
 import os

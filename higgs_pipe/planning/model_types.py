@@ -1,4 +1,4 @@
-"""The ``model_type`` of the checkpoints, as their ``config.json`` has it."""
+"""The ``model_type`` of checkpoints, from their ``config.json``."""
 
 V2 = "higgs_audio_v2"
 V3 = "higgs_multimodal_qwen3"

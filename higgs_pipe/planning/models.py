@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be what the config takes them for, told from their small files.
+"""Checks, from small files alone, that checkpoints are what the config takes them for.
 
 The Snakefile looks at folders while it plans; ``check_models`` looks at what the Hub has.
 """

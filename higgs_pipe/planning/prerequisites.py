@@ -1,4 +1,4 @@
-"""Checks of what must hold before anything else of the Snakefile works."""
+"""Checks that must pass before anything else in the Snakefile works."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Processes that started a job: it ends when one of them has ended.
+"""The processes that started a job, which ends when one of them has ended.
 
 Snakemake starts a shell, the shell the launcher or the stage, the launcher its processes. Each of
 these that has jobs below it puts itself into the environment; each job reads there whom to watch. A

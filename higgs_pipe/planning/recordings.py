@@ -1,4 +1,4 @@
-"""The state of every recording, so that Snakemake notices a recording changed in place.
+"""The state of every recording, so that Snakemake notices one that changed in place.
 
 ``list_rows`` remembers the size and modification time of all recordings in a file beside its
 tables, with the stamp that Snakemake gave it as a parameter. The stamp of the next plan is the same

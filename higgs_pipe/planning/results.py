@@ -1,4 +1,4 @@
-"""Folders that the workflow writes to, looked at before anything runs."""
+"""Folders that the workflow writes to, checked before anything runs."""
 
 import os
 import pwd

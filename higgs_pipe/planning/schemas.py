@@ -1,4 +1,4 @@
-"""Navigation in a JSON schema: its references, alternatives and types."""
+"""Navigation in a JSON schema: references, alternatives and types."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every stage by its names: what the user types, the rule, the module and the version."""
+"""Every stage with its target, rule, module and version."""
 
 from typing import NamedTuple
 

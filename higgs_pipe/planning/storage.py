@@ -1,4 +1,4 @@
-"""Manifests and recordings on S3, which Snakemake's storage plugin brings to a machine.
+"""Manifests and recordings on S3, fetched by Snakemake's storage plugin.
 
 A manifest's URL stands for the folder that it lies in: the plugin lists that folder once and
 fetches all that lies there, however many recordings it has.

@@ -1,4 +1,4 @@
-"""Files that the rules wait for and name: manifests, the demo base, what a run leaves."""
+"""File names that the rules need: manifests, the demo base, the outputs of a run."""
 
 import hashlib
 import json

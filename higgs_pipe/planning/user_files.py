@@ -1,4 +1,4 @@
-"""Files that a user names, read so that none hangs a stage or fills its memory."""
+"""Safe reading of files that a user names: none can hang a stage or fill its memory."""
 
 import gzip
 import os

@@ -1,1 +1,1 @@
-"""The package that an adapter is given away as: its files, model card, provenance and check."""
+"""The package in which an adapter is published: files, model card, provenance, verification."""

@@ -1,4 +1,4 @@
-"""The model card: what a stranger needs to judge and use an adapter, every number from a file."""
+"""The model card: everything needed to judge and use an adapter, every number from a file."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Check of a package of unknown origin: its files are those that were packaged, and harmless.
+"""Check that the files of an untrusted package are those that were packaged, and harmless.
 
 Nothing is extracted, executed or unpickled, and no weight is loaded.
 """

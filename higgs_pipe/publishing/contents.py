@@ -1,4 +1,4 @@
-"""Files of a package, in a folder or a ZIP of unknown origin: listed and read, never extracted."""
+"""Files of an untrusted package, a folder or a ZIP: listed and read, never extracted."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Check that an adapter fits a base, by shapes and fingerprints: no weight is loaded."""
+"""Check that an adapter fits a base, by shapes and fingerprints, without loading weights."""
 
 import json
 import tempfile

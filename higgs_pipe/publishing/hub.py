@@ -1,4 +1,4 @@
-"""A repository on the Hub beside a package: what it holds, what would change, one commit.
+"""A repository on the Hub compared with a package: contents, changes, and one commit.
 
 The token is the one that huggingface_hub finds, in HF_TOKEN or from ``hf auth login``; nothing here
 reads it.

@@ -1,4 +1,4 @@
-"""Names without what they tell of a machine or a person."""
+"""Names stripped of what they reveal about a machine or a person."""
 
 import re
 from pathlib import Path

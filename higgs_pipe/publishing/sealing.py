@@ -1,4 +1,4 @@
-"""The list of a package's files, and the ZIP: equal files give equal bytes on every machine."""
+"""The list of a package's files, and the ZIP, byte for byte equal on every machine."""
 
 import shutil
 import stat

@@ -1,1 +1,1 @@
-"""Parts of the report page: what it reads, what it compares, what it draws."""
+"""Parts of the report: data, comparisons and charts."""

@@ -1,4 +1,4 @@
-"""Recordings within the page: Ogg Opus as a data URI, and the outline of the waveform."""
+"""Audio embedded in the page: Ogg Opus as a data URI, and the outline of the waveform."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its text colour from the page."""
+"""Charts as SVG, with text in the page's colour."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""A histogram per measure of the clips, with the filters and what they reject."""
+"""A histogram per measure of the clips, with the filters and the clips that they reject."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

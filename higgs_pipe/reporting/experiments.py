@@ -1,4 +1,4 @@
-"""Results of the experiments: what they read, their settings side by side, their rank."""
+"""Results of the experiments: their files, settings side by side, ranking."""
 
 import json
 from collections.abc import Sequence

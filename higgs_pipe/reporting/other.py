@@ -1,4 +1,4 @@
-"""The recordings of ``eval.other_manifest``, by which the report says what was forgotten."""
+"""The results on ``eval.other_manifest``, which show what was forgotten."""
 
 from collections import Counter
 from collections.abc import Sequence

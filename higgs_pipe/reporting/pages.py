@@ -1,4 +1,4 @@
-"""Rendering of the HTML pages: one file each, which asks the network for nothing."""
+"""Rendering of the HTML pages: one self-contained file each, without network requests."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""Speakers and languages by their audio."""
+"""Speakers and languages by amount of audio."""
 
 from collections.abc import Mapping
 

@@ -1,1 +1,1 @@
-"""Parts that would train any model: step inputs, optimizer, processes, checkpoints, metrics."""
+"""Training parts not specific to Higgs: step inputs, optimizer, processes, checkpoints, metrics."""

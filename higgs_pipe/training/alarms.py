@@ -1,4 +1,4 @@
-"""Alarms: signs in the logged numbers that training goes wrong.
+"""Alarms: signs in the logged numbers that training is going wrong.
 
 They read only the lines of ``metrics.jsonl``: a resumed run replays its lines and is in the state
 of a run that was never interrupted.

@@ -1,4 +1,4 @@
-"""The memory and speed of a GPU, as planning sees them; a test can pretend to have one."""
+"""The memory and speed of a GPU, for planning; tests can simulate one."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Training checkpoints: whole or absent, and never resumed by a run of another identity."""
+"""Training checkpoints: complete or absent, and never resumed by a run of another identity."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Compiling the model's layers on all processes alike, before the first step."""
+"""Compiling of the model's layers, alike on all processes, before the first step."""
 
 import logging
 import time

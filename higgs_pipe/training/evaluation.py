@@ -1,4 +1,4 @@
-"""Held-out losses and samples at their steps, and the best adapter by them."""
+"""Held-out losses and samples during training, and the best adapter by them."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Memory, time and cost of a training by card, computed without one."""
+"""Memory, time and cost of training on each card, computed without the card."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""JSON results of full checkpoints: how they were merged, and what was proved of them."""
+"""JSON results of full checkpoints: how they were merged and verified."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""Micro-steps replayed as CUDA graphs: the host launches one graph where it launched every kernel.
+"""Micro-steps replayed as CUDA graphs: the host launches one graph instead of every kernel.
 
 A graph repeats the kernels of its capture with their addresses and sizes, so it serves one shape of
 micro-batch (:mod:`higgs_pipe.higgs.padding`), reads its batch from tensors that stay where they

@@ -1,4 +1,4 @@
-"""One training at a time in a folder."""
+"""A lock that lets only one training at a time write into a folder."""
 
 import errno
 import fcntl

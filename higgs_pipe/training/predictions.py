@@ -1,4 +1,4 @@
-"""Prediction beside label, in two readable lines of the log."""
+"""Predictions beside labels, in two readable log lines."""
 
 from typing import Any
 

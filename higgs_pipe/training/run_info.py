@@ -1,4 +1,4 @@
-"""When, where and by which code an adapter is trained."""
+"""When, where and with which code an adapter is trained."""
 
 import platform
 import subprocess

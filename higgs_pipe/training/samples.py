@@ -1,4 +1,4 @@
-"""Speech during training: the same held-out prompts, spoken by the adapter as it is at some steps.
+"""Samples during training: the same held-out prompts, spoken by the adapter at some steps.
 
 Samples change nothing in the training: random numbers, modes and forward passes are restored, and a
 failure that can be expected, such as a lack of memory, is only a warning.

@@ -1,4 +1,4 @@
-"""The state of a run: everything that the rest of it depends on, the same on every process."""
+"""The state of a run: everything that its remaining steps depend on, the same on every process."""
 
 import logging
 import math

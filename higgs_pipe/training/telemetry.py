@@ -1,4 +1,4 @@
-"""Speed of training, and where its time goes."""
+"""Training speed, and where the time goes."""
 
 import resource
 import time

@@ -1,4 +1,4 @@
-"""Rows judged: accepted as clips or rejected with a reason, and split into train and eval.
+"""Judging of rows: each is accepted as a clip or rejected with a reason; clips are then split.
 
 A row is rejected in ``judging``: by its texts, by what measuring found (``higgs_pipe.measure``
 gives a recording its reason), by ``filters``, by facts that contradict the file (``declared``), and

@@ -1,4 +1,4 @@
-"""Facts that a manifest gives of a recording, compared with the recording."""
+"""Duration and sample rate as a manifest declares them, compared with the recording."""
 
 from collections.abc import Mapping
 from typing import Any

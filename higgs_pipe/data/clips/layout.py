@@ -1,4 +1,4 @@
-"""Conversations that no prompt of inference looks like."""
+"""Conversations whose layout no prompt at inference has."""
 
 from higgs_pipe.data.clips.reasons import Fault, Reason
 from higgs_pipe.data.conversation import ASSISTANT, USER, Conversation

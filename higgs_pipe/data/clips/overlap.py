@@ -1,4 +1,4 @@
-"""Overlap of the splits, found in the table of clips rather than in the way it was made."""
+"""Overlap of the splits, found in the finished table of clips, independently of how it was made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

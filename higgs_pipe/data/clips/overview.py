@@ -1,4 +1,4 @@
-"""The log of validation: warnings, and a table of hours kept and lost."""
+"""The log of validation: warnings, and a table of hours kept and rejected."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""References: the distinct recordings beside the clips, each a clip with an id of its own."""
+"""References: the distinct recordings used besides the clips, each a clip with its own id."""
 
 import hashlib
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Splits: clips that share something stay together; a hash picks the groups held out."""
+"""Splits: clips that share something stay together; a hash picks the groups to hold out."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Faults of a row's texts: empty ones, and what the prompts of a base model cannot hold."""
+"""Faults in a row's texts: empty ones, and marks that the prompts of a base model cannot have."""
 
 from collections.abc import Iterator
 

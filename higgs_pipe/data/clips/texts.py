@@ -1,4 +1,4 @@
-"""Texts of rows: NFC, and counts of what speakers do not say as it is written."""
+"""Texts of rows: normalised to NFC, and searched for parts that are not spoken as written."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Clips that adapters are trained on, and rows of another manifest that share something with them.
+"""Clips that adapters are trained on, and rows of another manifest that overlap with them.
 
 Such rows of ``eval.other_manifest`` are rejected: what was trained on cannot have been forgotten.
 """

@@ -1,4 +1,4 @@
-"""Texts of a whole corpus that are not what its recordings say."""
+"""Check of a whole corpus for texts that are not transcripts of its recordings."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From a row as its reader gives it to a checked one, or to all that is wrong with it."""
+"""Checks of a row as its reader returns it: a checked row, or all that is wrong with it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Names that other tools give to our keys."""
+"""Names that other tools use for our keys."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""Recordings inside a Parquet table, as data sets of the Hub have them, written out as files."""
+"""Recordings embedded in a Parquet table, as in datasets on the Hub, written out as files."""
 
 import hashlib
 import os

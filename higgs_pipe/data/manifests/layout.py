@@ -1,4 +1,4 @@
-"""Conversations in the layout of inference, and the plain rows that most of them are.
+"""Conversations in the layout of inference, and the plain rows to which most of them reduce.
 
 In that layout a reference is a user turn with its words and an assistant turn with its recording,
 and the speech to learn is an assistant turn after the user's text. A conversation that a row of a

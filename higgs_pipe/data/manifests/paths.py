@@ -1,4 +1,4 @@
-"""From a path as written to the file that it means."""
+"""Resolution of a path as written to the file that it means."""
 
 import unicodedata
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From the user's manifests to rows, checked one by one."""
+"""Reading of the user's manifests into rows, checked one by one."""
 
 import itertools
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Tools of all readers: lines, JSON objects, and a place for every fault."""
+"""Helpers of all readers: lines, JSON objects, and the place of every fault."""
 
 import codecs
 import gzip

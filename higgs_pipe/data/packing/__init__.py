@@ -1,1 +1,1 @@
-"""Packing: plan samples of clips, and assign them to rows by their lengths."""
+"""Packing: plan samples from clips, and assign them to rows by length."""

@@ -1,4 +1,4 @@
-"""The samples of a split: of clips, dialogues and conversations, with their references.
+"""Planning of a split's samples from clips, dialogues and conversations, with references.
 
 Draws depend on a hash of ids and seed, so adding or removing a clip leaves other samples alone.
 """

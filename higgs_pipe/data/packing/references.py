@@ -1,4 +1,4 @@
-"""Reference recordings for clips: others of the same speaker."""
+"""Reference recordings for clips: other clips of the same speaker."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice

@@ -1,4 +1,4 @@
-"""From a planned sample to its conversation: scene, references, target."""
+"""The conversation of a planned sample: scene, references, target."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Generation by the native loop of Higgs Audio v2, with our draw of the codes."""
+"""Generation with the native loop of Higgs Audio v2 and our sampling of the codes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Marks in the texts of Higgs Audio v2: who speaks, and sounds."""
+"""Marks in the texts of Higgs Audio v2: speakers and sound events."""
 
 import re
 

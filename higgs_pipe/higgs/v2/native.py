@@ -1,4 +1,4 @@
-"""The native model of Higgs Audio v2: what its config says, and where its parts are."""
+"""The native model of Higgs Audio v2: its config, and access to its parts."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The names of Boson AI's own code: of tensors, and of the keys of its ``config.json``.
+"""Names in Boson AI's own code: of tensors, and of the keys of ``config.json``.
 
 Read in boson-ai/higgs-audio (``boson_multimodal/model/higgs_audio``) and in the config published
 with its 3B checkpoint.

@@ -1,4 +1,4 @@
-"""Many conversations to prompts, rendered by shape."""
+"""Prompts of many conversations, rendered once per shape."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Target texts cleaned as the inference of Higgs Audio v2 cleans them.
+"""Cleaning of target texts, as in the inference code of Higgs Audio v2.
 
 The marks and their order are those of ``examples/generation.py`` in boson-ai/higgs-audio. Only the
 text to be spoken is cleaned: transcripts of references and scenes go into a prompt as they are.

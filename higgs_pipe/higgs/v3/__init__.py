@@ -1,1 +1,1 @@
-"""Parts that are particular to Higgs TTS 3, also known as Higgs Audio v3 (``higgs-tts-3-4b``)."""
+"""Parts specific to Higgs TTS 3, also known as Higgs Audio v3 (``higgs-tts-3-4b``)."""

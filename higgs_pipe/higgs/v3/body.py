@@ -1,4 +1,4 @@
-"""The body of Higgs TTS 3 on a packed row: text and audio share each layer, in their own order."""
+"""The body of Higgs TTS 3 on a packed row: text and audio share each layer, in sample order."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The tensors of a Higgs TTS 3 checkpoint: each known, none unknown, the copied heads copies."""
+"""Checks of a Higgs TTS 3 checkpoint: all tensors present, none unknown, tied heads equal."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Prompts of Higgs TTS 3: token ids one after the other, with no text of a template between them.
+"""Prompts of Higgs TTS 3: token ids joined without a chat template.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Pre-flight: before training, look for the mistakes that a falling loss would hide.
+"""Pre-flight: before training, look for mistakes that a falling loss would hide.
 
 First the data: frames, labels and ids of the packed rows must mean what the model reads in them.
 Then the model, on a few samples: it must get the batch and nothing else, its losses must ask for

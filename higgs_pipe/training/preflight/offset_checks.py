@@ -1,4 +1,4 @@
-"""Pre-flight checks of the objective: which frame the losses ask for, and what the base knows."""
+"""Pre-flight checks of the objective: the frame that each loss predicts, and the base's ability."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Lists with ``|`` between the fields of a line, as LJSpeech and the trainers of voices have them.
+"""Lists with ``|`` between the fields of a line, as in LJSpeech and for many voice trainers.
 
 ``path|text``, ``path|text|speaker``, ``path|speaker|text``, ``path|speaker|language|text``,
 ``path|text|normalized|speaker``, ``id|text``, ``id|raw|normalized``, ``id|speaker|text``, or any
