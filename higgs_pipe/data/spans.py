@@ -17,6 +17,11 @@ class Span(NamedTuple):
         """Return the span that a row of a table names."""
         return cls(columns["audio_path"], columns["start_seconds"], columns["end_seconds"])
 
+    @classmethod
+    def in_file(cls, columns: Mapping[str, Any]) -> "Span":
+        """Return the span with the hash of its file as the path: equal for copies and links."""
+        return cls(columns["audio_sha256"], columns["start_seconds"], columns["end_seconds"])
+
     @property
     def name(self) -> str:
         """Name for a message."""

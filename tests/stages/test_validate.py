@@ -366,6 +366,24 @@ def test_segments_that_overlap_never_cross_the_split(tmp_path: Path, rows: list[
     assert (rejected["clip_id"], rejected["reason"]) == ("x", "split_conflict")
 
 
+@pytest.mark.parametrize("other", ["copy.wav", "link.wav", "x/../long.wav"])
+def test_a_recording_is_itself_by_whatever_path(
+    tmp_path: Path, rows: list[Fields], other: str
+) -> None:
+    record(tmp_path, "long.wav", np.concatenate([tone(200 + 50 * i) for i in range(6)]))
+    shutil.copy(tmp_path / "long.wav", tmp_path / "copy.wav")
+    (tmp_path / "link.wav").symlink_to("long.wav")
+    (tmp_path / "x").mkdir()
+    first: Fields = {"id": "x", "audio": "long.wav", "text": "X.", "end_seconds": 2.0}
+    overlapping = first | {"id": "y", "audio": other, "text": "Y.", "start_seconds": 1.5}
+    overlapping |= {"end_seconds": 3.0, "split": "eval"}
+    (rejected,) = run(tmp_path, [*rows, first | {"split": "train"}, overlapping]).rejected
+    assert (rejected["clip_id"], rejected["reason"]) == ("x", "split_conflict")
+    cloned = first | {"ref_audio": other, "ref_text": "All of it."}
+    (rejected,) = run(tmp_path, [*rows, cloned]).rejected
+    assert (rejected["clip_id"], rejected["reason"]) == ("x", "reference_is_target")
+
+
 def test_every_reason_has_a_remedy_and_a_code_equal_to_its_name() -> None:
     for reason in Reason:
         assert reason.value == reason.name.lower()

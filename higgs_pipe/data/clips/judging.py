@@ -99,9 +99,8 @@ def _fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None
         reason = Reason.REFERENCE_MISSING if is_missing else Reason.REFERENCE_UNREADABLE
         return Fault(reason, fault.fact)
     # A reference is a whole file, so it holds any segment of that file.
-    if (
-        reference.audio_path == row.span.audio_path
-        or measured[reference]["pcm_sha256"] == measured[row.span]["pcm_sha256"]
+    if any(
+        measured[reference][of] == measured[row.span][of] for of in ("audio_sha256", "pcm_sha256")
     ):
         return Fault(Reason.REFERENCE_IS_TARGET, "`ref_audio` is the same recording as `audio`")
     return None
@@ -117,9 +116,9 @@ def _conversation_fault(row: Row, measured: Measured, limits: ValidateConfig) ->
     for prompt, target in product(row.utterances, row.utterances):
         if prompt.is_target or not target.is_target:
             continue
-        one, other = prompt.recording, target.recording
-        has_equal_samples = measured[one]["pcm_sha256"] == measured[other]["pcm_sha256"]
-        if has_equal_samples or one.overlaps(other):
+        one, other = measured[prompt.recording], measured[target.recording]
+        has_equal_samples = one["pcm_sha256"] == other["pcm_sha256"]
+        if has_equal_samples or Span.in_file(one).overlaps(Span.in_file(other)):
             fact = f"turn {prompt.turn_number} holds audio of turn {target.turn_number}, a target"
             return Fault(Reason.REFERENCE_IS_TARGET, fact)
     return None

@@ -81,7 +81,7 @@ def _num_shared_audio(train: Sequence[Clip], held_out: Sequence[Clip]) -> int:
 def _num_overlapping(train: Sequence[Clip], held_out: Sequence[Clip]) -> int:
     """Return the number of segments that begin within a segment of the other split."""
     spans = sorted(
-        (clip["audio_path"], *Span.of(clip).bounds_seconds, side)
+        (clip["audio_sha256"], *Span.in_file(clip).bounds_seconds, side)
         for side, clips in enumerate((train, held_out))
         for clip in clips
     )

@@ -50,7 +50,7 @@ def keys_of(
         for index, of_clip in enumerate(others)
         for other, is_target in of_clip
     ]
-    spans = _span_keys([Span.of(clip) for _, clip, _ in heard])
+    spans = _span_keys([Span.in_file(clip) for _, clip, _ in heard])
     found = [
         (index, _own_keys(clip, span, data), is_target)
         for (index, clip, is_target), span in zip(heard, spans, strict=True)

@@ -17,7 +17,7 @@ EMBEDDING = "speaker_embedding"  # null where no speaker model ran
 TEXT_COLUMNS = ("clip_id", "text", "scene", "conversation", "manifest", "line")
 GROUP_COLUMNS = ("speaker", "split", "reference_id", "dialogue_id", "turn")
 AUDIO_COLUMNS = (
-    *("audio_path", "start_seconds", "end_seconds", "duration_seconds", "pcm_sha256", EMBEDDING),
+    *("audio_sha256", "start_seconds", "end_seconds", "duration_seconds", "pcm_sha256", EMBEDDING),
 )
 CLIP_COLUMNS = TEXT_COLUMNS + GROUP_COLUMNS + AUDIO_COLUMNS
 
@@ -52,7 +52,7 @@ class Clips:
         self.is_conversation = _column(table, "conversation").is_valid().to_numpy(False)
         self.reference = self._references(_column(table, "reference_id"))
         self._audio, _ = _coded(table, "pcm_sha256")
-        self._file, _ = _coded(table, "audio_path")
+        self._file, _ = _coded(table, "audio_sha256")
         self._start = _numbers(table, "start_seconds", 0.0)
         self._end = _numbers(table, "end_seconds", np.inf)
         self.seconds = _numbers(table, "duration_seconds", 0.0)

@@ -35,7 +35,7 @@ DIALOGUE_CLONING = {**DIALOGUE, "dialogue": 0, "dialogue_cloning": 1}
 def clip(clip_id: str, speaker: str | None, **values: Any) -> dict[str, Any]:
     """A clip of a file of its own, unless ``values`` says more."""
     row = dict.fromkeys(column.name for column in CLIPS.columns if column.nullable)
-    own = {"clip_id": clip_id, "audio_path": clip_id, "pcm_sha256": clip_id, "speaker": speaker}
+    own = {"clip_id": clip_id, "audio_sha256": clip_id, "pcm_sha256": clip_id, "speaker": speaker}
     said: dict[str, Any] = {"text": f"I am {clip_id}.", "split": "train", "duration_seconds": 2.0}
     return row | own | said | {"manifest": "m", "line": 1} | values
 
@@ -97,7 +97,7 @@ def test_a_rows_own_reference_comes_first(speaker: str | None) -> None:
     assert "own" not in drawn.plans
 
 
-@pytest.mark.parametrize("shared", [{"pcm_sha256": "held"}, {"audio_path": "held"}])
+@pytest.mark.parametrize("shared", [{"pcm_sha256": "held"}, {"audio_sha256": "held"}])
 def test_training_never_hears_held_out_audio_as_a_rows_own_reference(
     shared: dict[str, Any],
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_duplicate_of_the_target_is_never_its_reference() -> None:
 
 def segment(clip_id: str, start_seconds: float | None, end_seconds: float | None) -> dict[str, Any]:
     times = {"start_seconds": start_seconds, "end_seconds": end_seconds}
-    return clip(clip_id, "x", audio_path="long.wav", **times)
+    return clip(clip_id, "x", audio_sha256="long.wav", **times)
 
 
 def test_overlapping_segments_of_one_file_are_never_each_others_reference() -> None:
