@@ -75,12 +75,12 @@ def opus_with_rate(path: Path) -> io.BytesIO | None:
     first = next(ogg_pages(bytes(content)))
     content[OPUS_RATE] = OPUS_MAX_RATE_HZ.to_bytes(4, "little")
     content[CHECKSUM] = bytes(4)
-    checksum = ogg_checksum(bytes(content[: first.num_bytes]))
+    checksum = ogg_checksum(content[: first.num_bytes])
     content[CHECKSUM] = checksum.to_bytes(4, "little")
     return io.BytesIO(content)
 
 
-def ogg_checksum(page: bytes) -> int:
+def ogg_checksum(page: bytes | bytearray) -> int:
     """Return the checksum of a page whose own is 0: CRC-32, but its bits in reverse and from 0."""
     crc = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{crc:032b}"[::-1], 2)

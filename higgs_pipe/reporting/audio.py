@@ -3,7 +3,6 @@
 import base64
 import io
 import wave
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import soundfile as sf
 
+from higgs_pipe.data.ogg import CHECKSUM, ogg_checksum, ogg_pages
 from higgs_pipe.errors import UserError
 
 OPUS_COMPRESSION = 0.92  # about 32 kbit/s for mono at 24 kHz
 NUM_BARS = 96  # of a waveform as long as the row's longest
-
-BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -89,24 +87,15 @@ def opus(mono: npt.NDArray[np.float32], rate_hz: int) -> bytes:
     sf.write(
         stream, mono, rate_hz, format="OGG", subtype="OPUS", compression_level=OPUS_COMPRESSION
     )
-    encoded, start = stream.getvalue(), 0
+    encoded = stream.getvalue()
     pages = []
-    while start < len(encoded):
-        num_segments = encoded[start + 26]
-        end = start + 27 + num_segments + sum(encoded[start + 27 : start + 27 + num_segments])
-        page = bytearray(encoded[start:end])
+    for found in ogg_pages(encoded):
+        page = bytearray(encoded[found.place : found.place + found.num_bytes])
         page[14:18] = (1).to_bytes(4, "little")
-        page[22:26] = bytes(4)
-        page[22:26] = ogg_checksum(page).to_bytes(4, "little")
+        page[CHECKSUM] = bytes(4)
+        page[CHECKSUM] = ogg_checksum(page).to_bytes(4, "little")
         pages.append(page)
-        start = end
     return b"".join(pages)
-
-
-def ogg_checksum(page: bytes | bytearray) -> int:
-    """Return the CRC-32 of an Ogg page: zlib's polynomial with the bits the other way round."""
-    reflected = zlib.crc32(page.translate(BITS_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{reflected:032b}"[::-1], 2)
 
 
 def outline(mono: npt.NDArray[np.float32], num_bars: int) -> str:

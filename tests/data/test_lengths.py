@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,7 +134,7 @@ def opus(path: Path, rate_hz: int) -> npt.NDArray[np.float32]:
     content[40:44] = struct.pack("<I", rate_hz)
     content[22:26] = bytes(4)
     first = next(ogg_pages(bytes(content)))
-    content[22:26] = struct.pack("<I", ogg_checksum(bytes(content[: first.num_bytes])))
+    content[22:26] = struct.pack("<I", ogg_checksum(content[: first.num_bytes]))
     path.write_bytes(content)
     audio = decode(path)
     assert read_header(path).sample_rate_hz == audio.sample_rate_hz
@@ -146,15 +145,6 @@ def test_opus_of_an_unknown_rate_keeps_its_high_frequencies(tmp_path: Path) -> N
     unknown, known = (opus(tmp_path / f"{rate}.opus", rate) for rate in (0, 48_000))
     assert sf.info(tmp_path / "0.opus").samplerate == 8000  # what libsndfile alone would read
     assert np.array_equal(unknown, known)
-
-
-def test_the_checksum_of_a_page_is_that_of_its_encoder(tmp_path: Path) -> None:
-    sf.write(tmp_path / "a.ogg", noise(1), RATE)
-    content = (tmp_path / "a.ogg").read_bytes()
-    for page in ogg_pages(content):
-        own = content[page.place : page.place + page.num_bytes]
-        assert ogg_checksum(own[:22] + bytes(4) + own[26:]) == struct.unpack("<I", own[22:26])[0]
-    assert zlib.crc32(b"") == 0
 
 
 @pytest.mark.parametrize("num_off", [-4, -1, 1, 4])

@@ -14,11 +14,12 @@ import pytest
 import soundfile as sf
 from report_inputs import ADAPTER, SPEAKERS, Inputs, TextOfPage, rows, words
 
+from higgs_pipe.data.ogg import ogg_checksum
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.listening.spoken import GENERATED
-from higgs_pipe.reporting.audio import ogg_checksum, opus
+from higgs_pipe.reporting.audio import opus
 from higgs_pipe.reporting.charts import INK
 from higgs_pipe.reporting.experiments import COLOURS
 

@@ -14,10 +14,15 @@ NUM_EXAMPLES = 5
 NUM_EXAMPLE_CHARACTERS = 80
 
 # A text without any of these has no finding; most have none.
-SUSPECT = re.compile(r"[<>&\[\](){}*\d@]|://|www\.|[^\x00-\x7f]|^[^a-z]*$", re.IGNORECASE)
+SUSPECT = re.compile(
+    r"[<>&\[\](){}*\d@\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|://|www\.|[^\x00-\x7f]|^[^a-z]*$",
+    re.IGNORECASE,
+)
 # Joiners belong between letters of scripts such as Arabic and Devanagari.
 STRAY_JOINER = r"(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 INVISIBLE = r"\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
+# What the bytes 80 to BF of UTF-8 are in Latin-1 or Windows-1252.
+MISREAD = r"\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 OPENING, CLOSING = r"(\[{（［【｛", r")\]}）］】｝"
 PATTERNS = {
     # HTML and SSML, with HTML's names of characters.
@@ -29,6 +34,12 @@ PATTERNS = {
         "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\ufe0f\u20e3\U000e0020-\U000e007f]"
     ),
     "invisible_characters": re.compile(f"[{INVISIBLE}]|{STRAY_JOINER}"),
+    "control_characters": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
+    # Characters lost, or text in UTF-8 that was read as Latin-1: cafÃ©, donâ€™t.
+    "wrong_encoding": re.compile(
+        rf"[\ufffd\x80-\x84\x86-\x9f]|[ÃÂ][{MISREAD}]|â€|(?:[ÐÑ][{MISREAD}]){{2}}|"
+        rf"(?:[ã-é][{MISREAD}]{{2}}){{2}}"
+    ),
     "no_letters_or_digits": re.compile(r"^[\W_]*$"),
     "digits": re.compile(r"\d"),
     # Cleaning makes spaces of round ones; the words in any of them are spoken.

@@ -99,9 +99,9 @@ def faults_of(raw: RawRow) -> list[str]:
 
 
 def _optional(fields: Fields, key: str) -> str | None:
-    """Return a text, composed, or None for a blank one."""
+    """Return a text, composed and without white space around it, or None for a blank one."""
     value = cast("str | None", fields.get(key))
-    return _composed(value) if value and value.strip() else None
+    return _composed(value.strip()) if value and value.strip() else None
 
 
 def _segment(fields: Fields) -> tuple[float | None, float | None]:

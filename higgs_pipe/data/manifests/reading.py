@@ -40,15 +40,22 @@ def read_manifests(
     findings = Findings()
     rows: dict[str, Row] = {}
     ignored_keys: Counter[str] = Counter()
+    num_manifests: Counter[str] = Counter()  # by speaker
     try:
         for manifest in manifests:
             entry = ManifestEntry(path=manifest) if isinstance(manifest, str) else manifest
             source = Source(entry.path, _root(entry), _columns(entry), findings, extract_to)
-            _read_manifest(entry, source, rows, ignored_keys)
+            own_rows = _read_manifest(entry, source, rows, ignored_keys)
+            num_manifests.update({row.speaker for row in own_rows if row.speaker is not None})
     except TooManyFaultsError:
         raise UserError(_message(findings.faults, is_all=False)) from None
     if findings.faults:
         raise UserError(_message(findings.faults))
+    if shared := sorted(name for name, times in num_manifests.items() if times > 1):
+        findings.notes[
+            f"several manifests have the speakers {', '.join(shared):.60}: these are taken for the "
+            "same people; rename them if they are not"
+        ] = None
     return ManifestRows(
         tuple(rows.values()),
         dict(sorted(ignored_keys.items())),
@@ -59,13 +66,13 @@ def read_manifests(
 
 def _read_manifest(
     entry: ManifestEntry, source: Source, rows: dict[str, Row], ignored_keys: Counter[str]
-) -> None:
-    """Add the rows of a manifest, by their ids, and the keys of them that are not ours."""
-    own_rows = []
+) -> list[Row]:
+    """Return the rows of a manifest; add them, by their ids, and their keys that are not ours."""
+    own_rows: list[Row] = []
     raw_rows = _raw_rows(entry, source)
     if lacking := _key_of_no_row(raw_rows):
         source.fault(*lacking)
-        return
+        return []
     for raw in raw_rows:
         if row_faults := faults_of(raw):
             for fault in row_faults:
@@ -86,6 +93,7 @@ def _read_manifest(
             else:
                 ignored_keys[OTHER_KEYS] += 1
     _note_unread_files(own_rows, source)
+    return own_rows
 
 
 def _raw_rows(entry: ManifestEntry, source: Source) -> list[RawRow]:

@@ -56,6 +56,17 @@ def test_all_texts_of_a_row_become_nfc() -> None:
         ("zero\u200bwidth", {"invisible_characters"}),
         ("\ufeffHello", {"invisible_characters"}),
         ("joined\u200dhere", {"invisible_characters"}),
+        ("bell\x07 and escape", {"control_characters"}),
+        ("Tabs\tand\nlines\r\n", set()),
+        *((text, {"wrong_encoding"}) for text in ("lost \ufffd letter", "don\x92t", "Â«so\xa0Â»")),
+        *(
+            (text.encode().decode(wrong), {"wrong_encoding"})
+            for text in ("café", "Über", "don’t", "“so”", "привет", "你好")
+            for wrong in ("latin-1", "cp1252")
+            if (wrong == "latin-1") or text not in ("“so”", "привет")  # not all bytes are there
+        ),
+        ("„Spaß“ für MANHÃ, NÃO, Ñandú, VOILÂ; café”…", set()),
+        ("Раз ÐÑ два, ã 你好，「世界」。", set()),
         ("می\u200cخواهم", set()),  # Persian writes it so
         ("?!...", {"no_letters_or_digits"}),
         ("…", {"no_letters_or_digits"}),
@@ -91,6 +102,6 @@ def test_every_text_of_a_prompt_is_looked_at(field: str) -> None:
 
 def test_the_quick_look_misses_nothing() -> None:
     examples = ["<b>", "http://a", "ftp://a", "www.a.b", "a@b.c", "☃", "\u00ad", "-", "", "7"]
-    for text in [*examples, "{a}", "(a)", "[a]", "*a*"]:
+    for text in [*examples, "\x07", "\x7f", "\ufffd", "Ã©", "{a}", "(a)", "[a]", "*a*"]:
         kinds = {kind for kind, pattern in PATTERNS.items() if pattern.search(text)}
         assert kinds_of(text) == kinds != set()

@@ -87,6 +87,12 @@ def test_null_and_blank_optional_values_are_as_good_as_none(tmp_path: Path) -> N
         assert [row.ref_audio_path, row.ref_text] == [None] * 2
 
 
+def test_white_space_around_a_name_is_not_a_part_of_it(tmp_path: Path) -> None:
+    names = {"speaker": " ada\t", "language": "en ", "split": " eval", "id": "one "}
+    (row,) = rows_of(tmp_path, {"audio": "a.wav", "text": "A."} | names)
+    assert [row.speaker, row.language, row.split, row.clip_id] == ["ada", "en", "eval", "one"]
+
+
 @pytest.mark.parametrize(
     ("declared", "hz"), [(44.1, 44_100), ("16", 16_000), (8000, 8000), (0, None), ("high", None)]
 )
@@ -116,6 +122,18 @@ def test_several_manifests_follow_one_another_each_with_its_folder(tmp_path: Pat
     rows = read_manifests([first, second]).rows
     assert [row.audio_path for row in rows] == [tmp_path / "one/a.wav", tmp_path / "two/b.wav"]
     assert [row.place for row in rows] == [f"{first}:1", f"{second}:1"]
+
+
+def test_speakers_of_several_manifests_are_pointed_out(tmp_path: Path) -> None:
+    lines = [
+        f'{{"audio": "{name}.wav", "text": "A.", "speaker": "{name[0]}"}}'
+        for name in ("a", "b1", "b2", "c")
+    ]
+    first = write(tmp_path / "one" / "m.jsonl", *lines[:2])
+    second = write(tmp_path / "two" / "m.jsonl", *lines[2:])
+    (note,) = read_manifests([first, second]).notes
+    assert note.startswith("several manifests have the speakers b: ")
+    assert read_manifests([first]).notes == ()
 
 
 def test_unknown_keys_are_counted(tmp_path: Path) -> None:
