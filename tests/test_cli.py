@@ -12,6 +12,7 @@ import pytest
 from higgs_pipe.cli import EXIT_USER_ERROR, main
 from higgs_pipe.data.files import atomic_write
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning import process_tree
 from higgs_pipe.planning.stages import STAGES
 
 
@@ -167,3 +168,42 @@ def test_offenders_beyond_the_twentieth_are_counted() -> None:
     lines = list_offenders([f"row {i}" for i in range(1022)]).splitlines()
     assert lines[0] == "  row 0"
     assert lines[19:] == ["  row 19", "  ... and 1,002 more"]
+
+
+def test_a_stage_ends_with_the_workflow_that_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[object] = []
+    monkeypatch.setattr(process_tree, "ancestors", lambda environment: "those above")
+    monkeypatch.setattr(process_tree, "end_with", lambda above, tell: watched.append(above))
+    main(run, ["--table", str(tmp_path / "t.json"), "--names", "a"])
+    assert watched == ["those above"]
+
+
+@pytest.mark.parametrize(("rank", "is_written"), [(None, True), ("0", True), ("1", False)])
+def test_one_process_of_a_launch_writes_the_log_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str | None, is_written: bool
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    log = tmp_path / "run.log"
+    main(run, ["--table", str(tmp_path / "t.json"), "--names", "a", "--log", str(log)])
+    assert log.exists() == is_written
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, print])
+def test_a_signal_that_is_ignored_or_handled_stays_so(handler: object, tmp_path: Path) -> None:
+    """By nohup, or by who calls a stage in its own process."""
+    found: list[object] = []
+
+    def look(*, table: Path) -> None:
+        found.append(signal.getsignal(signal.SIGHUP))
+
+    inherited = signal.signal(signal.SIGHUP, handler)  # type: ignore[arg-type]
+    try:
+        main(look, ["--table", str(tmp_path)])
+        found.append(signal.getsignal(signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
+    assert found == [handler, handler]

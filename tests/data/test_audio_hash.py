@@ -16,3 +16,9 @@ def test_the_hash_of_a_sound_knows_rate_channels_and_samples() -> None:
     }
     assert len(hashes) == 5
     assert pcm_sha256((sound / 32768).astype(np.float32), 24_000) in hashes
+
+
+def test_a_finer_sound_is_rounded_to_16_bits_for_its_hash() -> None:
+    steps = np.array([[0.6], [1.4], [-0.6], [40_000]], np.float32)
+    rounded = np.array([[1], [1], [-1], [32_767]], np.int16)
+    assert pcm_sha256(steps / np.float32(32768), 24_000) == pcm_sha256(rounded, 24_000)

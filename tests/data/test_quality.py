@@ -124,6 +124,24 @@ def test_padding_with_zeros_hides_no_noise() -> None:
     assert measured(padded).snr_db == pytest.approx(measured(noisy).snr_db, abs=0.5)
 
 
+def test_what_16_bits_cannot_hold_is_padding_too() -> None:
+    noisy = bursts() + noise(0.02, seconds=4)
+    padded = np.concatenate([noise(1e-7, 1), noisy, noise(1e-7, 1)])
+    assert measured(padded).snr_db == pytest.approx(measured(noisy).snr_db, abs=0.5)
+
+
+def test_short_pauses_tell_the_noise() -> None:
+    tones = np.concatenate([sine(300, 0.3, seconds=0.44), silence(0.06)] * 8)  # 12 % of the time
+    noisy = tones + noise(0.3 / math.sqrt(2) / 10, seconds=4)
+    assert measured(noisy).snr_db == pytest.approx(20, abs=1.5)
+
+
+def test_bandwidth_is_that_of_the_whole_recording() -> None:
+    narrow, wide = band_limited_noise(2000), band_limited_noise(6000)
+    for samples in (np.concatenate([narrow, wide]), np.concatenate([wide, narrow])):
+        assert measured(samples).bandwidth_hz == pytest.approx(6000, abs=150)
+
+
 def test_without_pauses_there_is_no_snr_to_tell() -> None:
     assert measured(sine(300, peak=0.3)).snr_db == pytest.approx(0, abs=0.1)
 
@@ -135,6 +153,14 @@ def test_silence_is_measured_before_after_and_in_all() -> None:
     assert measures.leading_silence_seconds == pytest.approx(0.5, abs=0.02)
     assert measures.trailing_silence_seconds == pytest.approx(0.75, abs=0.02)
     assert measures.silence_fraction == pytest.approx(1.5 / 3.5, abs=0.02)
+
+
+def test_silence_is_exact_to_the_frame() -> None:
+    tone = sine(310, peak=0.3, seconds=0.2)
+    measures = measured(np.concatenate([silence(0.1), tone, silence(0.06)]))
+    assert measures.leading_silence_seconds == pytest.approx(0.1)
+    assert measures.trailing_silence_seconds == pytest.approx(0.06)
+    assert measures.silence_fraction == pytest.approx(0.16 / 0.36)
 
 
 def test_faint_noise_is_silence_and_loud_noise_is_not() -> None:
@@ -213,6 +239,7 @@ def test_one_loud_frame_in_ten_makes_the_others_silent() -> None:
         ("안녕 세상", 4, 2, "Hang"),
         ("今天天气很好。", 7, 6, "Hani"),
         ("データが", 4, 3, "Kana"),
+        ("えーーーー", 5, 1, "Hira"),  # a sign that several scripts share
         ("iPhoneを買う", 9, 4, "Latn"),
         ("สวัสดี", 6, 4, "Thai"),
         ("12 345", 5, 2, None),

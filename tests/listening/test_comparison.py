@@ -1,10 +1,12 @@
 """Totals and differences over prompts, worked by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from higgs_pipe.listening import comparison
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.comparison import Heard, ListenedMeasures, differences, totals
 from higgs_pipe.listening.measures import SoundMeasures
@@ -53,12 +55,36 @@ def test_totals_weigh_seconds_and_words_not_prompts() -> None:
     assert found["repeated_frame_share"].value == pytest.approx(0.5)
 
 
+def test_repeated_frames_are_a_share_of_all_frames_not_a_mean_of_prompts() -> None:
+    voice = [heard(codes=np.zeros((n, 2), np.int16)) for n in (2, 3, 8)]  # 1, 2 and 7 pairs
+    shares = (1.0, 0.5, 0.0)
+    voice = [
+        replace(each, sound=replace(each.sound, repeated_frame_share=share))
+        for each, share in zip(voice, shares, strict=True)
+    ]
+    found = totals(voice, RECORDINGS, CLIPS, 4)
+    assert found["repeated_frame_share"].value == pytest.approx((1 + 1) / 10)
+
+
+def test_the_length_of_a_voice_is_that_of_all_prompts_together() -> None:
+    recorded = [recording(seconds=seconds) for seconds in (1.0, 2.0, 5.0)]
+    found = totals([heard(2.0), heard(2.0), heard(2.0)], recorded, CLIPS, 4)
+    assert found["duration_ratio"].value == pytest.approx(6 / 8)
+
+
 def test_what_nobody_measured_is_none() -> None:
     found = totals([heard(codes=None)] * 3, RECORDINGS, CLIPS, 4)
     for name in ("word_error_rate", "speaker_similarity", "dnsmos", "code_distance"):
         assert found[name] is None
     assert found["repeated_frame_share"] is None
     assert totals(RECORDINGS, RECORDINGS, CLIPS, 4)["stop_rate"] is None
+
+
+def test_prompts_weigh_by_the_frames_of_their_recordings() -> None:
+    voice = [heard(codes=np.zeros((n, 2), np.int16)) for n in (9, 1)]
+    recorded = [recording(codes=np.zeros((n, 2), np.int16)) for n in (2, 5)]
+    _, num_frames, rows = comparison._histograms([voice, recorded], 4)
+    assert (num_frames.tolist(), rows.tolist()) == ([2, 5], [0, 1])
 
 
 def test_recordings_are_at_no_distance_from_themselves() -> None:

@@ -100,6 +100,7 @@ def test_clips_without_a_count_are_not_counted() -> None:
         ("aabbccdddd", "1122334455", "recording", 5),  # four speakers are too few
         ("aabbccdddd", "1111222233", "clip", 10),
         ("abcdefghij", "1122334455", "recording", 5),
+        ("aabbccddee", "1223344556", "speaker", 5),  # though recordings would do too
         ("abcdefghij", "1234567890", "clip", 10),
     ],
 )

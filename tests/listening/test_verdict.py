@@ -208,3 +208,18 @@ def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_difference_of_an_unknown_name_is_a_bug() -> None:
     with pytest.raises(KeyError, match="stopp_rate"):
         verdict_of(stopp_rate=difference(LOWER))
+
+
+def test_after_one_measure_that_may_be_chance_no_other_decides() -> None:
+    """Holm: of two, the smaller p-value must be below 0.025, or the larger one does not count."""
+    chance = difference(LOWER, p_value=0.03)
+    assert verdict_of(audio_loss=chance, stop_loss=difference(LOWER, 0.04)).overall == "no evidence"
+    sure = difference(LOWER, p_value=0.024)
+    assert verdict_of(audio_loss=sure, stop_loss=difference(LOWER, 0.04)).overall == "better"
+
+
+@pytest.mark.parametrize(("scale", "outcome"), [(0.009, "no evidence"), (0.011, "better")])
+def test_a_loss_has_to_differ_by_a_thousandth_of_a_nat(scale: float, outcome: str) -> None:
+    """The nearer end of the interval is at 0.1 of the scale."""
+    found = verdict_of(audio_loss=difference(LOWER, scale=scale))
+    assert outcomes(found)["audio_loss"] == outcome

@@ -14,7 +14,12 @@ from real_shape import real_shape
 
 from higgs_pipe import estimate
 from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.conversation import speech_conversation
+from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.higgs.parameters import count_parameters, memory_formula
+from higgs_pipe.higgs.renderers import renderer_of
+from higgs_pipe.higgs.text_tokens import count_text_tokens
 from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
 
@@ -77,6 +82,30 @@ def test_rows_that_bring_a_reference_are_counted_with_it(
     found = only_base(run(tmp_path, bringing, str(corpus.base)))["train"]
     tokens = found["num_audio_frames"] + found["num_text_tokens"]
     assert tokens == pytest.approx(packed["num_tokens"], rel=0.15)
+    held_out = {"clip-06": {"reference_id": "clip-03"}}
+    bringing = corpus.changed(tmp_path / "held out", changes | held_out)
+    assert only_base(run(tmp_path, bringing, str(corpus.base)))["train"] == found
+
+
+def test_the_frames_of_each_family_have_its_own_margin(
+    corpus: PackedCorpus, v3_base: Path, tmp_path: Path
+) -> None:
+    v2, v3 = (
+        only_base(run(tmp_path, corpus, str(base)))["train"]["num_audio_frames"]
+        for base in (corpus.base, v3_base)
+    )
+    assert v2 - v3 == 11 * 1.5 * 2  # clips, half of them after a reference, at both ends
+
+
+def test_the_tokens_around_texts_are_those_of_a_prompt(tiny_base: Path) -> None:
+    renderer = renderer_of(Pretrained("base_model", str(tiny_base)))
+    texts, recording = ["What is said.", "What the voice says."], Recording((0,))
+    prompt = renderer.prompt(
+        speech_conversation("Speak.", (), [(texts[1], recording)], texts[0], recording, str)
+    )
+    counted = count_text_tokens(texts, "Speak.", renderer)
+    num_tokens = counted.texts + counted.per_sample + counted.per_reference
+    assert num_tokens == len(prompt.ids) - 2  # a placeholder for each recording
 
 
 def test_steps_and_parameters_are_those_of_each_experiment(
@@ -145,6 +174,8 @@ def test_the_memory_of_the_published_shape_is_as_by_hand(
         activations = found.activations(2048, recomputed)
         assert activations == pytest.approx(activations_gb * 1e9, rel=0.01)
     assert found.logits == pytest.approx(64e6)
+    memory = found.memory(2048, recomputed)
+    assert memory.adapter_and_optimizer == pytest.approx(16 * 10**7 / 2**30)
 
 
 def test_an_estimate_names_memory_time_and_cost_by_card(

@@ -296,5 +296,7 @@ def test_the_plan_lets_an_experiment_start_from_another_but_not_from_itself(
     check_ancestors_or_exit(config_of({"first": {}, "second": first}, LORA), tmp_path)
     with pytest.raises(SystemExit):  # on object storage, training cannot look at it
         check_ancestors_or_exit(config_of({"first": {}, "second": first}, LORA), tmp_path, True)
-    printed = refusal(config_of({"first": first}, LORA), tmp_path, capsys)
-    assert has_line_with(printed, "first:", "its own result")
+    package = {"init_adapter": str(tmp_path / "adapters/first")}
+    for own in (first, package):
+        printed = refusal(config_of({"first": own}, LORA), tmp_path, capsys)
+        assert has_line_with(printed, "first:", "its own result")

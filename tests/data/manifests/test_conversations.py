@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from higgs_pipe.config.settings import ManifestEntry
-from higgs_pipe.data.conversation import Turn
+from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.manifests.fields import RowFault
 from higgs_pipe.data.manifests.formats.chatml import read_chatml
 from higgs_pipe.data.manifests.formats.samples import read_ref_speakers
@@ -457,6 +457,17 @@ def test_the_examples_of_conversations_say_what_is_learned() -> None:
     assert window.text == "[SPEAKER1] Please close the door behind you."
     paths = [heard.recording.audio_path for heard in window.utterances]
     assert all(Path(path).is_file() for path in paths)
+
+
+def test_the_words_of_a_recording_are_the_last_users_alone() -> None:
+    turns: tuple[Turn[Span], ...] = (
+        Turn("system", ("Do as told.",)),
+        Turn("assistant", (Span("x.wav"),)),
+        Turn("user", ("Said.",)),
+        Turn("scene", ("A hall.",)),
+        Turn("assistant", (Span("y.wav"),)),
+    )
+    assert [heard.text for heard in Conversation(turns).utterances()] == ["", "Said."]
 
 
 # --- References of several speakers --------------------------------------------------------------

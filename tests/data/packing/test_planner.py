@@ -8,7 +8,7 @@ import pytest
 
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.data.conversation import Turn
-from higgs_pipe.data.packing import planner
+from higgs_pipe.data.packing import planner, references
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import (
     DIALOGUE_TOO_LONG,
@@ -82,6 +82,8 @@ def test_a_draw_that_rounds_up_to_all_weights_is_a_task_with_one(
 ) -> None:
     monkeypatch.setattr(planner, "unit_hash", lambda *_: 1.0)
     assert Drawn([clip("a", "x"), clip("b", "x")], tasks=CLONING)["a"].task == "cloning"
+    speech = {"speech": 1, "cloning": 0}
+    assert Drawn([clip("a", "x"), clip("b", "x")], tasks=speech)["a"].task == "speech"
 
 
 def test_a_clip_without_speaker_has_no_reference() -> None:
@@ -170,6 +172,27 @@ def test_the_most_similar_voice_is_the_reference() -> None:
     drawn = Drawn(rows, tasks=CLONING)
     assert [drawn.references(i) for i in "abc"] == [["c"], ["c"], ["a"]]
     assert drawn.references("d") != []
+    for row in rows[1:]:
+        row["speaker_embedding"] = None
+    alone = Drawn(rows, tasks=CLONING).references("a")
+    for row in rows:
+        row["speaker_embedding"] = None
+    assert alone == Drawn(rows, tasks=CLONING).references("a")  # the next one of the ring
+
+
+def test_voices_are_compared_with_the_next_ones_of_the_ring_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = "abcdef"
+    plain = Drawn([clip(name, "x") for name in names], tasks=CLONING)
+    ring = ["a"]
+    while len(ring) < len(names):
+        ring += plain.references(ring[-1])
+    voices = dict(zip(ring, ([1, 0], [0, 1], [1, 1], [1, 0], [0, 1], [0, 1]), strict=True))
+    rows = [clip(name, "x", speaker_embedding=list(map(float, voices[name]))) for name in names]
+    assert Drawn(rows, tasks=CLONING).references("a") == [ring[3]]
+    monkeypatch.setattr(references, "NUM_RANKED", 2)
+    assert Drawn(rows, tasks=CLONING).references("a") == [ring[2]]
 
 
 def test_dropouts_take_their_share_and_are_no_fallback() -> None:
