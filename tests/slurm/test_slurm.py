@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT, PackedCorpus, environment_with, jobs_run, launch
+from helpers import ROOT, PackedCorpus, environment_with, jobs_run
 from leftovers import unmarked_environment
 from safetensors.torch import load_file
 from workflow.forked_snakemake import run_snakemake
@@ -21,6 +21,8 @@ from workflow.stub_checkout import (
     snakemake_command,
     words_of_snakemake,
 )
+
+import higgs_pipe.train
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 IS_INSTALLED = all(map(shutil.which, ("slurmctld", "slurmd", "munged")))
@@ -217,17 +219,10 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
 
 
 def train_alone(project: Path, output: Path) -> Path:
-    """Train on the rows of a project by two processes of this machine."""
-    finished = launch(
-        2,
-        *("-m", "higgs_pipe.train", "--config", str(project / "results/config/train.json")),
-        *("--overrides", "{}", "--output-dir", str(output)),
-        *("--train-rows", str(project / "results/packed/train.parquet")),
-        *("--eval-rows", str(project / "results/packed/eval.parquet")),
-        *("--adapter-dir", str(output / "adapter"), "--compile-cache", str(output / "compiled")),
-        *("--log", str(output / "train.log")),
-    )
-    assert finished.returncode == 0, finished.stderr
+    """Train on the rows of a project in this process, which does the work of both machines."""
+    config = project / "results/config/train.json"
+    splits = [project / f"results/packed/{split}.parquet" for split in ("train", "eval")]
+    higgs_pipe.train.run(config, *splits, output)
     return output
 
 

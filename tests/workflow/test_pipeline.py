@@ -1,6 +1,7 @@
 """Whole runs of the workflow with the real stages: recordings in, a packaged adapter out.
 
-Each job of the demo is a process that starts anew. What is run on top of it forks the stages.
+Jobs are forks of a process that has imported the stages. ``test_environments.py`` runs the workflow
+with a new process for each job.
 """
 
 import json
@@ -44,9 +45,11 @@ def snakemake(
     return run_snakemake([*words], folder, environment, python)
 
 
-def snakemake_with_forks(folder: Path, *words: str) -> None:
+def snakemake_with_forks(folder: Path, *words: str) -> str:
+    """Return what it wrote on stderr."""
     finished = snakemake(folder, *words, python=str(forking_python()))
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stderr
 
 
 def write_config(folder: Path, manifest: Path, **sections: dict) -> None:
@@ -64,9 +67,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in plant_secrets(tmp_path_factory.mktemp("secrets")).items():
             patch.setenv(name, value)
-        finished = snakemake(folder)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    (folder / "closing.txt").write_text(finished.stderr)
+        closing = snakemake_with_forks(folder)
+    (folder / "closing.txt").write_text(closing)
     return folder
 
 
