@@ -39,7 +39,7 @@ def run(config: Path, checked: Path) -> None:
     if faults:
         raise UserError(
             f"These checkpoints cannot be used:\n{list_offenders(faults)}\n"
-            "Fix them in your config, or by --config, and run snakemake again."
+            "Fix them in your config, or with --config, and run snakemake again."
         )
     checked.parent.mkdir(parents=True, exist_ok=True)
     checked.write_text("".join(lines), encoding="utf-8")

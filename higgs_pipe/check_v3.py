@@ -71,7 +71,7 @@ def run(
     speaker = Speaker.load(base)
     is_published = len(speaker.renderer.tokenizer) == PUBLISHED_NUM_TOKENS
     checks = [
-        Check("tensors", "passed", "each has a name that the model knows, none is missing"),
+        Check("tensors", "passed", "the model knows every name, and none is missing"),
         compare_codecs(named, Pretrained("codec", codec)),
         compare_token_ids(speaker.renderer.tokenizer),
     ]
@@ -170,7 +170,7 @@ def _demo_text(recording: Path) -> str:
     sentences = (DEMO / "sentences.tsv").read_text(encoding="utf-8").splitlines()
     texts = {line.split("\t")[0]: line.split("\t")[-1] for line in sentences}
     if recording.stem not in texts:
-        raise UserError(f"{recording}: --transcript is missing; write down what it says.")
+        raise UserError(f"{recording}: --transcript is missing; give the text that is spoken.")
     return texts[recording.stem]
 
 

@@ -77,7 +77,7 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
         _exit_with(
             UserError(
                 f"{error.filename2 or error.filename or 'a file'} cannot be read or written "
-                f"({os.strerror(error.errno)}); free space or give the rights, and run again."
+                f"({os.strerror(error.errno)}); free space or fix its permissions, and run again."
             )
         )
     except Interruption as error:

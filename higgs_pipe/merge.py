@@ -165,8 +165,8 @@ def check_room(folder: Path, num_bytes: int) -> None:
     logger.info("writing %.1f GB", num_bytes / 1e9)
     if free < num_bytes:
         raise UserError(
-            f"{folder.parent}: a full checkpoint takes {num_bytes / 1e9:.1f} GB, and the disk has "
-            f"{free / 1e9:.1f} GB free; make room, or move the results by pathvars."
+            f"{folder.parent}: a full checkpoint takes {num_bytes / 1e9:.1f} GB, but the disk has "
+            f"{free / 1e9:.1f} GB free; make room, or move the results with pathvars."
         )
 
 

@@ -105,7 +105,7 @@ def _check_codec(codes: CodesStore, renderer: PromptRenderer) -> None:
         raise UserError(
             f"codec {info.codec!r} has {info.num_codebooks} codebooks of {info.codebook_size} "
             f"codes, but the base model expects {shape.num_codebooks} of {num_codes}; set codec to "
-            "the base model's own."
+            "that of the base model."
         )
 
 

@@ -143,7 +143,7 @@ def run(
             raise UserError(
                 f"{form_dir}: logits differ from the adapter's by {difference:.2%} (RMS), where "
                 f"rounding explains {bound:.2%} and the adapter itself changes {change:.2%}. "
-                "Set package.dtype: float32, or report this as a bug if it is."
+                "Set package.dtype: float32; if it is set already, report this as a bug."
             )
         largest = max(
             float((a - b).abs().max()) for a, b in zip(found.logits, expected.logits, strict=True)

@@ -87,7 +87,7 @@ def run(
         if is_private is False and settings.private:
             raise UserError(
                 f"push.repo {repo.name} is public and push.private is true. Set push.private to "
-                "false to publish it for everybody, or name another repository."
+                "false to publish it to everybody, or name another repository."
             )
         if is_private is None:
             repo.create(settings.private)
@@ -157,8 +157,8 @@ def refuse_other_content(
     raise UserError(
         f"push.repo {repo}: branch {settings.branch} holds other content:\n"
         f"{list_offenders(different)}\n"
-        "Name another repository or push.branch, or set push.overwrite to replace what is there "
-        "(its history keeps it)."
+        "Name another repository or push.branch, or set push.overwrite to replace this content "
+        "(the history keeps it)."
     )
 
 

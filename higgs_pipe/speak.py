@@ -116,7 +116,7 @@ def run(
     if len(references) != len(transcripts):
         raise UserError(
             f"{len(references)} recordings after --reference and {len(transcripts)} transcripts "
-            "after --reference-text; give each recording what it says."
+            "after --reference-text; give one transcript per recording."
         )
     speaker = Speaker.load(
         base,
@@ -138,7 +138,7 @@ def run(
     endless = [str(path) for path, clip in spoken.items() if not clip.has_stopped]
     if endless:
         logger.warning(
-            "%d of %d did not stop by themselves and are cut after %g s, as a whole or in a "
+            "%d of %d did not stop by themselves and were cut after %g s, as a whole or in a "
             "piece:\n%s\nTry another seed or a higher temperature, or raise --max-seconds.",
             len(endless),
             len(spoken),

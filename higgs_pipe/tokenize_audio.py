@@ -174,8 +174,8 @@ def encode_in_memory(
     if num_clips == 1:
         raise UserError(
             f"GPU memory does not suffice to encode a clip of {seconds:.0f} s. Set "
-            "tokenize.device: cpu or a lower validate.max_clip_seconds, or free memory that other "
-            "programs hold on this GPU."
+            "tokenize.device: cpu or a lower validate.max_clip_seconds, or stop other programs "
+            "that use memory on this GPU."
         )
     logger.warning("GPU memory ran out at %d clips of %.0f s; halving them", num_clips, seconds)
     free_memory(model.device)

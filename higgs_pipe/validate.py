@@ -114,7 +114,7 @@ def _check_split_is_known(rows: Sequence[Row], data: DataConfig) -> None:
     lacking = [f"{row.place}: {row.clip_id}" for row in rows if getattr(row, needed) is None]
     if lacking:
         raise UserError(
-            f"data.split_by is {data.split_by}, and {len(lacking):,} of {len(rows):,} rows have no "
+            f"data.split_by is {data.split_by}, but {len(lacking):,} of {len(rows):,} rows have no "
             f"`{needed}`:\n{list_offenders(lacking)}\n"
             f"Give each row one (or its manifest's entry a `{needed}`), or set data.split_by to "
             "clip, and run again."
@@ -131,8 +131,8 @@ def _check_enough_accepted(judgement: Judgement, num_rows: int, stage: ValidateS
     if not judgement.accepted and reasons == {Reason.TEXT_EMPTY}:
         raise UserError(
             f"none of the {num_rows:,} recordings has a text, such as {rejections[0].row.audio}. "
-            "Put a transcript beside each one (x.txt beside x.wav), bring a manifest with "
-            "their texts, or let a recogniser write them: validate.fill_missing_text with "
+            "Put a transcript beside each one (x.txt beside x.wav), give a manifest with "
+            "their texts, or let a recogniser transcribe them: validate.fill_missing_text with "
             "validate.speech_models.asr."
         )
     offenders = list_offenders([str(rejection) for rejection in rejections])

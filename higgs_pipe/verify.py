@@ -58,7 +58,7 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
     max_logit_change = _max_logit_change(model, rows)
     if max_logit_change == 0:
         raise UserError(
-            f"{adapter_dir}: the adapter does nothing, its logits are the base's; "
+            f"{adapter_dir}: the adapter has no effect, its logits are those of the base; "
             "run: snakemake --forcerun train_adapter"
         )
     sums = held_out_sums(model, rows, accelerator, stage.eval.rows_per_batch)

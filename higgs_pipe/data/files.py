@@ -145,7 +145,7 @@ def full_disk_named(path: Path, what: str = "it") -> Iterator[None]:
             raise
         raise UserError(
             f"{path}: no room to write {what} ({os.strerror(error.errno)}); free some space, or "
-            "move the results by pathvars, and run again."
+            "move the results with pathvars, and run again."
         ) from None
 
 

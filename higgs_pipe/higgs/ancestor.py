@@ -60,7 +60,7 @@ def start_from(model: PeftModel, settings: TrainConfig, base: PinnedModel) -> An
         )
     fingerprint = sha256_of_file(adapter_dir / WEIGHTS)
     ancestor = Ancestor(name=name_of(adapter_dir), fingerprint=fingerprint)
-    logger.info("going on from %s, %s", ancestor.name, adapter_dir)
+    logger.info("continuing from %s, %s", ancestor.name, adapter_dir)
     return ancestor
 
 

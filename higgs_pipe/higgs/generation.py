@@ -83,7 +83,7 @@ def write_wav(path: Path, samples: npt.NDArray[np.float32], sample_rate_hz: int)
     except sf.LibsndfileError as error:
         reason = error.error_string.strip(" .")
         raise UserError(
-            f"{path} cannot be written ({reason}); free space or give the rights, and run again."
+            f"{path} cannot be written ({reason}); free space or fix permissions, and run again."
         ) from None
 
 

@@ -53,7 +53,9 @@ def not_loaded(pretrained: Pretrained, error: Exception) -> UserError:
     if is_by(HFValidationError):
         return UserError(f"{fact}there is no such folder; name another one, or a Hub id.")
     if is_by(GatedRepoError):
-        return UserError(f"{fact}accept its licence on its page at the Hub, then: hf auth login")
+        return UserError(
+            f"{fact}accept its licence on its page on the Hub, then run: hf auth login"
+        )
     if is_by(RevisionNotFoundError):
         return UserError(
             f"{fact}the Hub has no revision {pretrained.revision!r} of it; fix "
@@ -72,6 +74,6 @@ def not_loaded(pretrained: Pretrained, error: Exception) -> UserError:
             "set HF_HUB_OFFLINE=1."
         )
     return UserError(
-        f"{fact}there is no such folder, and the Hub does not give it: {error}\n"
+        f"{fact}there is no such folder, and the Hub does not provide it: {error}\n"
         "Name a checkpoint's folder, or a Hub id that this machine can reach."
     )

@@ -139,8 +139,8 @@ class Speaker:
         loaded_codec, info = load_codec(named_codec, where)
         if info.num_codebooks != renderer.shape.num_codebooks:
             raise UserError(
-                f"codec {info.codec!r} has {info.num_codebooks} codebooks and base "
-                f"{named_base.name!r} {renderer.shape.num_codebooks}; give the codec of the base."
+                f"codec {info.codec!r} has {info.num_codebooks} codebooks, base "
+                f"{named_base.name!r} has {renderer.shape.num_codebooks}; give the base's codec."
             )
         if origin is not None:
             if origin.base_fingerprint is not None:
@@ -174,7 +174,7 @@ class Speaker:
         """
         path = Path(audio)
         if is_blank(text):
-            raise UserError(f"reference {path} has no transcript; write down what it says.")
+            raise UserError(f"reference {path} has no transcript; give the text that it says.")
         try:
             recording = decode(path)
         except AudioError as error:
@@ -182,7 +182,7 @@ class Speaker:
         highest = peak(recording.samples)
         if not SILENT_PEAK <= highest <= MAX_PEAK:
             raise UserError(
-                f"reference {path} has a peak of {number(highest)} times full scale, not within "
+                f"reference {path} has a peak of {number(highest)} times full scale, not between "
                 f"{SILENT_PEAK:.0e} and {MAX_PEAK:g}; name another recording."
             )
         if recording.duration_seconds < MIN_REFERENCE_SECONDS:

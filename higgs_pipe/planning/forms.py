@@ -132,8 +132,8 @@ def check(config: Mapping[str, Any], results_dir: Path, families: Mapping[str, s
         listed = ", ".join(dict.fromkeys(form for form, _ in missing))
         raise UserError(
             f"package.forms: {len(missing)} full checkpoints ({listed}) take "
-            f"{needed / 1e9:.1f} GB, and the disk of {results_dir} has {free / 1e9:.1f} GB free; "
-            "make room, set forms: [peft], or move the results by pathvars."
+            f"{needed / 1e9:.1f} GB, but the disk of {results_dir} has {free / 1e9:.1f} GB free; "
+            "make room, set forms: [peft], or move the results with pathvars."
         )
 
 
@@ -147,7 +147,7 @@ def _num_weights_of(base: str, folder: Path, made: Sequence[str]) -> int:
     if _is_quantized(folder):
         raise UserError(
             f"package.forms: {listed} of a quantized base_model ({base}) cannot be made: its "
-            "weights are rounded already. Name the base that it was made from, or set forms: "
+            "weights are already rounded. Name the base that it was made from, or set forms: "
             "[peft]."
         )
     weights = sorted(folder.glob("*.safetensors"))

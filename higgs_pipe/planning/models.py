@@ -53,7 +53,7 @@ def check_folders(config: Mapping[str, Any], demo_bases: Iterable[str]) -> None:
     if faults:
         raise UserError(
             f"These checkpoints cannot be used:\n{list_offenders(faults)}\n"
-            "Fix them in your config, or by --config, and run snakemake again."
+            "Fix them in your config, or with --config, and run snakemake again."
         )
 
 
@@ -73,7 +73,7 @@ def folder_fault(setting: str, name: str) -> str | None:
     """
     folder = Path(name)
     if name.startswith("-"):
-        return "begins with a dash, as options of a command do; write its whole path"
+        return "begins with a dash, like an option; write its full path"
     try:
         if not folder.exists():
             return f"does not exist{_advice_on_missing(folder)}"
@@ -107,13 +107,13 @@ def config_fault(setting: str, folder: Path) -> str | None:
 
 def _advice_on_missing(folder: Path) -> str:
     if folder.parts[0].startswith("~"):
-        return "; write the whole path: ~ is not replaced here"
+        return "; write the full path: ~ is not expanded here"
     there = next((parent for parent in folder.parents if parent.exists()), Path())
     with suppress(OSError):
         if names := sorted(path.name for path in there.iterdir() if path.is_dir()):
             names = [name for name in names if not name.startswith(".")][:NUM_NAMES_SHOWN]
             return f"; folders in {there.absolute()}: {', '.join(names)}"
-    return f"; the path begins at {Path.cwd()}"
+    return f"; the path is relative to {Path.cwd()}"
 
 
 def _fault_without_config(folder: Path, kind: str) -> str:
@@ -124,7 +124,7 @@ def _fault_without_config(folder: Path, kind: str) -> str:
             base = read_object(adapter).get("base_model_name_or_path")
         return "is an adapter; name the base that it was trained on" + (f", {base}" if base else "")
     below = sorted(str(path.parent) for path in folder.glob("*/config.json"))
-    hint = f"; did you mean {' or '.join(below)}?" if below else "; name the folder that has"
+    hint = f"; did you mean {' or '.join(below)}?" if below else "; name a folder that has one"
     return f"has no config.json, so it is not {kind}{hint}"
 
 
@@ -166,7 +166,7 @@ def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | N
     head = TEXT_HEADS.get(model_type) if setting == "base_model" else None
     if head and names and not any(name.endswith(head) for name in names):
         return (
-            f"has no text head ({head}), so there would be no text loss; whoever merged it "
-            "must load the base with use_text_head=True"
+            f"has no text head ({head}), so there would be no text loss; merge it again, "
+            "loading the base with use_text_head=True"
         )
     return None

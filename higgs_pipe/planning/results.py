@@ -21,8 +21,8 @@ def check_writable(folders: Sequence[str]) -> None:
     if faults:
         raise UserError(
             f"These folders cannot be written to:\n{list_offenders(faults)}\n"
-            "Move them away or change their owner, name others by `pathvars` in the config, or run "
-            "in another folder by --directory."
+            "Move them or change their owner, set others with `pathvars` in the config, or run in "
+            "another folder with --directory."
         )
 
 

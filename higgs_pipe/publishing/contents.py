@@ -52,7 +52,7 @@ def open_contents(path: Path) -> Iterator[Contents]:
         yield _of_folder(path)
         return
     if not path.is_file():
-        raise UserError(f"{path}: there is no folder and no ZIP of this name.")
+        raise UserError(f"{path}: there is no folder or ZIP of this name.")
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:

@@ -60,8 +60,8 @@ def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int
     """Return the shapes that PEFT gives the adapter's tensors on a base without data."""
     if not isinstance(package.adapter_config.get("target_modules"), list):
         raise UserError(
-            f"{ADAPTER_CONFIG}: target_modules is not a list of layers, as packages have; PEFT "
-            "would take a text for a regular expression."
+            f"{ADAPTER_CONFIG}: target_modules is not a list of layers, as in every package; PEFT "
+            "would take text as a regular expression."
         )
     family, native_config = family_of_base(base), config_of(base)
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def _fingerprint(base: Pretrained) -> str:
         info = HfApi().model_info(base.name, revision=base.revision, files_metadata=True)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(
-            f"{base.setting} {base.name!r}: the Hub does not give its hashes: {error}"
+            f"{base.setting} {base.name!r}: the Hub does not provide its hashes: {error}"
         ) from None
     files = {each.rfilename: each.lfs.sha256 for each in info.siblings or () if each.lfs}
     return fingerprint_of_hashes(files)

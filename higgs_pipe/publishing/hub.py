@@ -59,8 +59,8 @@ def _sentence(repo: str, error: BaseException) -> UserError:
         fact = advice.get(status, str(error).splitlines()[0])
         return UserError(f"push.repo {repo}: the Hub answers {status}, {fact}.")
     return UserError(
-        f"push.repo {repo}: the Hub cannot be reached ({error}). Run snakemake push where there is "
-        "a network; what was uploaded is not uploaded again."
+        f"push.repo {repo}: the Hub cannot be reached ({error}). Run snakemake push on a machine "
+        "with a network; files already uploaded are not uploaded again."
     )
 
 
@@ -159,7 +159,7 @@ class HubRepository:
         except ValueError as error:  # of README.md alone, before anything is uploaded
             raise UserError(
                 f"push.repo {self.name}: the Hub refuses the model card: {error}\n"
-                "Look at package.license, as the Hub names licences."
+                "Set package.license to a licence id of the Hub."
             ) from None
         return made.oid
 

@@ -130,7 +130,7 @@ class Checkpoints:
             path.rename(aside / path.name)
         logger.warning(
             "the checkpoints belong to a run with other %s; they are moved to %s and training "
-            "starts anew",
+            "starts over",
             ", ".join(differences),
             aside,
         )
@@ -172,7 +172,7 @@ def write_errors_named(path: Path) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path} cannot be written ({reason}). Is the disk full? Make room and run snakemake "
+            f"{path} cannot be written ({reason}). Is the disk full? Free space and run snakemake "
             "again: training resumes from its last checkpoint, which is intact."
         ) from error
 

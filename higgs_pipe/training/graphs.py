@@ -124,7 +124,7 @@ class Graphs:
         except RuntimeError as error:  # of the kernel or library that cannot be captured
             self.fault = str(error).partition("\n")[0]
             self.graphs.clear()
-            logger.warning("training goes on without CUDA graphs: %s", self.fault)
+            logger.warning("training continues without CUDA graphs: %s", self.fault)
 
 
 def obstacle_to_graphs(model: DualLossModel, device: torch.device) -> str | None:

@@ -146,9 +146,9 @@ class Planner:
         faults = gather_object([difference_of_graphs(graphs, self.state, batch, weights)])
         fault = next((fault for fault in faults if fault is not None), None)
         if fault is None:
-            logger.info("micro-steps are replayed as CUDA graphs; one gave what a plain one gives")
+            logger.info("micro-steps are replayed as CUDA graphs; the first equals a plain one")
             return
-        logger.warning("training goes on without CUDA graphs: %s", fault)
+        logger.warning("training continues without CUDA graphs: %s", fault)
         graphs.graphs.clear()
         free_memory(self.accelerator.device)
         plan = cast(Plan, self.state.plan)
@@ -202,7 +202,9 @@ class Planner:
             f"{factor:.2f} of the formula"
         )
         if not fits:
-            logger.warning("the plan may not fit: %s; a step that does not is made smaller", told)
+            logger.warning(
+                "the plan may not fit: %s; a step that does not fit is made smaller", told
+            )
         return plan, told
 
     def _will_graph(self, plain: Choice, graphed: Choice) -> bool:
@@ -242,5 +244,5 @@ class Planner:
             f"{max(self.inputs.row_lengths)} positions with {num_recomputed} of "
             f"{self.model.num_layers} layers recomputed. Leave train.gradient_checkpointing at "
             "auto; set pack.max_tokens lower, train.quantization: 4bit or "
-            "train.lora.target_modules: audio; or free memory that other programs hold on this GPU."
+            "train.lora.target_modules: audio; or stop other programs that use memory on this GPU."
         )

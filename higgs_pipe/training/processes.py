@@ -60,9 +60,9 @@ def _refuse_sharding_and_mixed_precision() -> None:
     for kind in SHARDING:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
             raise UserError(
-                f"the launch asks for {kind}, which shards the model; here each process holds all "
-                "of it. In train.accelerate_config set distributed_type to MULTI_GPU or 'NO'; "
-                "where memory is short, leave train.rows_per_micro_batch at auto."
+                f"the launch asks for {kind}, which shards the model; here each process holds "
+                "all of it. In train.accelerate_config set distributed_type to MULTI_GPU or 'NO'; "
+                "if memory is short, leave train.rows_per_micro_batch at auto."
             )
     mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed_precision != "no":

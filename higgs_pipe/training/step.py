@@ -165,8 +165,8 @@ class Stepper:
         self._check_finite("gradient norm", result.grad_norm, step_input)
         if step == 1 and result.grad_norm == 0:
             raise UserError(
-                "step 1: the gradient of every LoRA tensor is zero, so nothing would be learnt. "
-                "Check that train.lora.target_modules name layers between the labels and the "
+                "step 1: the gradient of every LoRA tensor is zero, so nothing would be learned. "
+                "Check that train.lora.target_modules names layers between the labels and the "
                 "input, and that the base model's weights are not all zero."
             )
 

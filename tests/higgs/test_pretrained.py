@@ -93,7 +93,7 @@ def test_a_path_that_does_not_exist_is_not_blamed_on_its_form(name: str) -> None
         (GatedRepoError, "accept its licence"),
         (RevisionNotFoundError, "no revision 'v2'"),
         (RepositoryNotFoundError, "the Hub has no such model"),
-        (HfHubHTTPError, "Hub does not give it: 503"),
+        (HfHubHTTPError, "Hub does not provide it: 503"),
     ],
 )
 def test_what_the_hub_refuses_is_told_with_what_to_do(

@@ -167,7 +167,7 @@ def test_a_missing_folder_lists_those_beside_it(tmp_path: Path) -> None:
     (tmp_path / ".hidden").mkdir()
     fault = str(folder_fault("codec", str(tmp_path / "higgs-3B")))
     assert fault == f"does not exist; folders in {tmp_path}: higgs-3b"
-    assert "whole path" in str(folder_fault("codec", "~/higgs"))
+    assert "full path" in str(folder_fault("codec", "~/higgs"))
 
 
 def test_a_folder_that_a_command_would_take_for_an_option_is_named(

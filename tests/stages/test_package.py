@@ -381,7 +381,7 @@ def changed_adapter(experiment: Path, output: Path, change: Any) -> Path:
 @pytest.mark.parametrize(
     ("factor", "message"),
     [
-        (0, r"default: the adapter does nothing.*--forcerun train_adapter"),
+        (0, r"default: the adapter has no effect.*--forcerun train_adapter"),
         (2, r"default: .* loss is [\d.]+, in .*metrics.json .*[\d.]+; .*--forcerun eval_adapter"),
     ],
 )

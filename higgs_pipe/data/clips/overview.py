@@ -18,11 +18,12 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
         offenders = list_offenders([str(rejection) for rejection in rejections])
         logger.warning("rejected rows:\n%s", offenders)
     if speakers := validation.speakers_with_one_clip.speakers:
-        logger.warning("speakers with one clip only:\n%s", list_offenders(speakers))
+        logger.warning("speakers with only one clip:\n%s", list_offenders(speakers))
         logger.warning("%s", validation.speakers_with_one_clip.message)
     if 2 * validation.largest_group_num_clips > validation.num_clips:
         logger.warning(
-            "%d of %d clips share audio, text, dialogue, speaker or recording, and so one split",
+            "%d of %d clips share audio, text, dialogue, speaker or recording, "
+            "so they are in one split",
             validation.largest_group_num_clips,
             validation.num_clips,
         )
@@ -30,7 +31,7 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
         logger.info("clips unlike their speaker's others:\n%s", list_offenders(outlier_lines))
     if num_clips := validation.num_clips_of_one_channel:
         logger.warning(
-            "clips whose channels cancel in their mean: %d; their loudest channel is encoded",
+            "clips whose channels cancel when mixed to mono: %d; their loudest channel is used",
             num_clips,
         )
     for kind, finding in validation.text_findings.items():
@@ -47,8 +48,8 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
         logger.warning("files left out, %s: %d\n%s", reason, left_out.num_files, files)
     if validation.shared_scene is not None:
         logger.warning(
-            "all clips have the scene %r: speech without it is another prompt; give it at "
-            "inference, or train without it (pack.scene_dropout)",
+            "all clips have the scene %r, so a prompt without it is new to the adapter; use it "
+            "in generation, or train without it (pack.scene_dropout)",
             validation.shared_scene,
         )
     for key, num_rows in validation.ignored_manifest_keys.items():

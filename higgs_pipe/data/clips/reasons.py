@@ -24,10 +24,13 @@ class Reason(StrEnum):
         "put the file there, or fix `audio` (a path relative to the manifest)",
     )
     AUDIO_UNREADABLE = "audio_unreadable", "export it again as WAV or FLAC, or drop the row"
-    AUDIO_NON_FINITE = "audio_non_finite", "export it again, best as 16-bit WAV, or drop the row"
+    AUDIO_NON_FINITE = (
+        "audio_non_finite",
+        "export it again, preferably as 16-bit WAV, or drop the row",
+    )
     AUDIO_OUT_OF_RANGE = (
         "audio_out_of_range",
-        "export it again with samples between -1 and 1, best as 16-bit WAV, or drop the row",
+        "export it again with samples between -1 and 1, preferably as 16-bit WAV, or drop the row",
     )
     SEGMENT_OUTSIDE = (
         "segment_outside",
@@ -35,7 +38,7 @@ class Reason(StrEnum):
     )
     TEXT_EMPTY = "text_empty", "write down what is said, or drop the row"
     CONTROL_TOKEN = "control_token", "remove it: the model would read it as a command"
-    UNKNOWN_TAG = "unknown_tag", "write a tag that there is, or remove it: it would be read aloud"
+    UNKNOWN_TAG = "unknown_tag", "use a known tag, or remove it: it would be read aloud"
     FOREIGN_MARK = (
         "foreign_mark",
         "remove it, or train only base models that know it (base_model, experiments)",
@@ -54,7 +57,7 @@ class Reason(StrEnum):
     )
     CHANNELS_CANCEL = (
         "channels_cancel",
-        "turn the polarity of one channel, or set validate.cancelling_channels to loudest",
+        "invert one channel, or set validate.cancelling_channels to loudest",
     )
     SILENT = "silent", "record it again, or drop the row"
     TOO_SHORT = "too_short", "drop the row, or lower validate.min_clip_seconds"
@@ -77,27 +80,27 @@ class Reason(StrEnum):
     )
     DURATION_MISMATCH = (
         "duration_mismatch",
-        "fix or remove the manifest's duration, or bring the file that it describes",
+        "fix or remove the manifest's duration, or provide the right file",
     )
     SAMPLE_RATE_MISMATCH = (
         "sample_rate_mismatch",
-        "fix or remove the manifest's sample rate, or bring the file that it describes",
+        "fix or remove the manifest's sample rate, or provide the right file",
     )
     CONVERSATION_LAYOUT = (
         "conversation_layout",
-        "give each reference as a user turn with its words and an assistant turn with its "
+        "give each reference as a user turn with its text and an assistant turn with its "
         "recording, then the text to speak and its recording",
     )
     # Filters.
-    CLIPPED = "clipped", "take an original with more headroom, or drop the row"
+    CLIPPED = "clipped", "use an original with more headroom, or drop the row"
     MOSTLY_SILENT = "mostly_silent", "cut the pauses out, or drop the row"
     LEADING_SILENCE = "leading_silence", "trim it, or give `start_seconds`"
     TRAILING_SILENCE = "trailing_silence", "trim it, or give `end_seconds`"
-    NARROW_BAND = "narrow_band", "take an original that was never downsampled, or drop the row"
+    NARROW_BAND = "narrow_band", "use an original that was never downsampled, or drop the row"
     DC_OFFSET = "dc_offset", "subtract the mean sample from it, or drop the row"
-    NOISY = "noisy", "take a cleaner recording, or drop the row"
-    QUIET = "quiet", "amplify it, if it is not noise alone, or drop the row"
-    LOW_SAMPLE_RATE = "low_sample_rate", "take an original of a higher rate, or drop the row"
+    NOISY = "noisy", "use a cleaner recording, or drop the row"
+    QUIET = "quiet", "amplify it, unless it is only noise, or drop the row"
+    LOW_SAMPLE_RATE = "low_sample_rate", "use an original with a higher rate, or drop the row"
     FEW_CHARACTERS_PER_SECOND = (
         "few_characters_per_second",
         "complete the transcript, or cut the pauses out",
@@ -111,13 +114,13 @@ class Reason(StrEnum):
     WRONG_SCRIPT = "wrong_script", "fix `language` (sr-Latn names a script), or the text"
     # Speech models.
     WORD_ERROR_RATE = "word_error_rate", "write down what is said, or drop the row"
-    LOW_STOI = "low_stoi", "take a cleaner recording, or drop the row"
-    LOW_PESQ = "low_pesq", "take a cleaner recording, or drop the row"
-    LOW_SI_SDR = "low_si_sdr", "take a cleaner recording, or drop the row"
+    LOW_STOI = "low_stoi", "use a cleaner recording, or drop the row"
+    LOW_PESQ = "low_pesq", "use a cleaner recording, or drop the row"
+    LOW_SI_SDR = "low_si_sdr", "use a cleaner recording, or drop the row"
     # What a row shares with others.
     SPLIT_CONFLICT = (
         "split_conflict",
-        "give rows that share audio, text or dialogue (or a speaker, where data.split_by is "
+        "give rows that share audio, text or dialogue (or a speaker, if data.split_by is "
         "speaker) the same `split`; for texts alone, data.keep_text_together can be false",
     )
     ALSO_IN_TRAINING = (
@@ -127,7 +130,7 @@ class Reason(StrEnum):
     )
     DIALOGUE_INCOMPLETE = (
         "dialogue_incomplete",
-        "fix or add that turn, or take `dialogue_id` and `turn` out of its rows",
+        "fix or add that turn, or remove `dialogue_id` and `turn` from its rows",
     )
 
 

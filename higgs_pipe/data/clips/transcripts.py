@@ -36,7 +36,8 @@ def check_texts(candidates: Sequence[Candidate]) -> None:
     if fact:
         rows = [f"{c.row.place}: {c.row.audio}: {c.row.text!r:.80}" for c in plain]
         raise UserError(
-            f"the texts do not look like what the recordings say: {fact}:\n{list_offenders(rows)}\n"
+            f"the texts do not look like transcripts of the recordings: {fact}:\n"
+            f"{list_offenders(rows)}\n"
             "Name the field or column with the text in the manifest's `columns`, and run again. If "
             "these texts are right, set validate.check_texts to false."
         )

@@ -146,7 +146,7 @@ def _report(checks: Sequence[Check], accelerator: Accelerator) -> None:
         raise UserError(
             f"pre-flight: {len(messages)} of the checks before training failed:\n"
             f"{list_offenders(messages)}\n"
-            "Nothing was trained. To train all the same, set train.preflight: false."
+            "Nothing was trained. To train anyway, set train.preflight: false."
         )
 
 

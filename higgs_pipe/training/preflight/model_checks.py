@@ -148,8 +148,8 @@ def check_lora_gradients(model: DualLossModel, batch: PackedBatch) -> Check:
         return Check(
             "LoRA gradients",
             "failed",
-            "the gradient of every LoRA tensor is zero: nothing would be learnt. Check that "
-            "train.lora.target_modules name layers between the labels and the input, and that the "
+            "the gradient of every LoRA tensor is zero: nothing would be learned. Check that "
+            "train.lora.target_modules names layers between the labels and the input, and that the "
             "base model's weights are not all zero.",
         )
     if without:
@@ -161,7 +161,7 @@ def check_lora_gradients(model: DualLossModel, batch: PackedBatch) -> Check:
             "LoRA gradients",
             "failed",
             f"no gradient in {named}. They are frozen, or cut off from the loss, and would not "
-            "learn. Leave them out of train.lora.target_modules, or find what cuts them off.",
+            "learn. Remove them from train.lora.target_modules, or find what cuts them off.",
         )
     return Check("LoRA gradients", "passed", f"{len(norms)} layers: {', '.join(groups)}")
 
