@@ -1,7 +1,7 @@
 """Stage 5b: refuse an adapter whose verdict does not meet ``eval.require``.
 
-A stage of its own: the results of eval remain, for the report, and another ``eval.require`` does
-not evaluate again.
+This is a separate stage so that the results of eval stay, for the report, and changing
+``eval.require`` does not evaluate again.
 """
 
 import logging
@@ -21,10 +21,10 @@ def run(config: Path, verdict: Path, accepted: Path) -> None:
     Args:
         config: ``results/config/accept.json``.
         verdict: ``verdict.json`` of the eval stage.
-        accepted: File to write if the adapter is accepted: the sentences of the verdict.
+        accepted: File to write if the adapter is accepted, with the sentences of the verdict.
 
     Raises:
-        UserError: The verdict is not the one that is required; the message names the measures.
+        UserError: The verdict does not meet the requirement; the message names the measures.
     """
     required = load_stage(AcceptStage, config).eval.require
     found = Verdict.read(verdict)

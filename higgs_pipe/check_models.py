@@ -13,17 +13,17 @@ logger = logging.getLogger("higgs_pipe")
 
 
 def run(config: Path, checked: Path) -> None:
-    """Check what the Hub has under the names in the config; folders were checked in planning.
+    """Check the models that the config names on the Hub; planning has already checked folders.
 
     Only small files are downloaded.
 
     Args:
         config: ``results/config/models.json``.
-        checked: Text to write: what was found, a line each.
+        checked: Text file to write: the findings, one per line.
 
     Raises:
-        UserError: A checkpoint does not exist, cannot be reached within seconds, or is not one of
-            its kind.
+        UserError: A checkpoint does not exist, cannot be reached within seconds, or is of the
+            wrong kind.
     """
     stage = load_stage(ModelsStage, config)
     lines, faults = [], []

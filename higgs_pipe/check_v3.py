@@ -1,7 +1,7 @@
 """Check a checkpoint of Higgs TTS 3 for assumptions that only its weights can confirm.
 
-``make check-v3 BASE=…`` runs this module where the checkpoint is. Every check is a line, passed or
-failed, with what was found; the last one is speech to listen to.
+Run it by ``make check-v3 BASE=…`` on a machine that has the checkpoint. Each check prints a line,
+passed or failed, with its finding; the last one is speech to listen to.
 """
 
 import logging
@@ -51,16 +51,16 @@ def run(
     transcript: str = "",
     speech: Path = Path("check-v3.wav"),
 ) -> None:
-    """Check a checkpoint, and speak one sentence by the codec of its bundle.
+    """Check a checkpoint, and speak one sentence with the codec in its bundle.
 
-    What only trained weights can show is "no evidence" where the checkpoint has another vocabulary
-    than the published one, as a miniature has.
+    Checks that only trained weights can pass give "no evidence" if the checkpoint's vocabulary is
+    not the published one, as in a miniature.
 
     Args:
         base: The checkpoint: a folder or a Hub id.
         codec: The codec to compare with that of the bundle: a folder or a Hub id.
-        recording: Speech whose codes the model should expect; of a person, if you have one.
-        transcript: What it says; it may be left out for the demo's recording.
+        recording: Speech whose codes the model should predict; preferably of a real person.
+        transcript: Its text; optional for the demo's recording.
         speech: WAV file to write.
 
     Raises:
@@ -93,7 +93,7 @@ def _check(name: str, has_passed: bool, found: str) -> Check:
 
 
 def without_evidence(check: Check) -> Check:
-    """Return what a check found of weights that are not the published ones."""
+    """Return a check as "no evidence", for weights that are not the published ones."""
     if check.status == "passed":
         return check
     return Check(check.name, "no evidence", f"{check.found}; not the published weights")
@@ -166,7 +166,7 @@ def offset_loss(native: Any, prompt: ModelPrompt, codes: Codes, offset: int) -> 
 
 
 def _demo_text(recording: Path) -> str:
-    """Return what a recording of the demo says."""
+    """Return the transcript of a recording of the demo."""
     sentences = (DEMO / "sentences.tsv").read_text(encoding="utf-8").splitlines()
     texts = {line.split("\t")[0]: line.split("\t")[-1] for line in sentences}
     if recording.stem not in texts:

@@ -48,17 +48,16 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     """Run one stage from the command line and exit the process.
 
     Every keyword of ``run`` becomes an option: ``clips_path: Path`` is ``--clips-path``,
-    ``list[Path]`` takes several values, a keyword with a default may be left out. An argument
-    before ``/`` is given without a name. The help of an
-    option is its entry under ``Args:`` in ``run``'s docstring. ``--log`` also writes the messages
-    to a file.
+    ``list[Path]`` takes several values, and a keyword with a default is optional. An argument
+    before ``/`` is positional. The help of an option is its entry under ``Args:`` in ``run``'s
+    docstring. ``--log`` also writes the messages to a file.
 
-    SIGTERM and SIGHUP end a stage as Ctrl-C does: what it has begun to write is removed. It gets
-    SIGTERM, too, when the workflow that started it has ended. ``nohup`` keeps its meaning.
+    SIGTERM and SIGHUP end a stage as Ctrl-C does: unfinished files are removed. The stage also gets
+    SIGTERM when the workflow that started it has ended. ``nohup`` keeps its meaning.
 
-    The exit code is 0, 2 after a :class:`UserError` or where the disk is full, fails or must not be
-    written to (a sentence is printed, no traceback), 128 +
-    the signal's number after a signal, and 1 after a bug (its traceback goes to the log too).
+    The exit code is 0; 2 after a :class:`UserError` or if the disk is full, failing or read-only (a
+    message is printed, no traceback); 128 + the signal's number after a signal; and 1 after a bug
+    (its traceback also goes to the log).
     """
     gc.freeze()  # keeps the many objects that imports make out of every later collection
     options = vars(_parser(run).parse_args(argv))
@@ -93,7 +92,7 @@ def _exit_with(error: UserError) -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exit; one of several processes at once, because Python's exit would wait for the others."""
+    """Exit; at once if there are several processes, because Python's exit would wait for them."""
     if ERROR_FILE in os.environ:
         logging.shutdown()
         os._exit(code)
@@ -149,15 +148,15 @@ def _log_bug(
 
 
 def run_in_fresh_process(module: str, failure: str, **options: Path | str) -> None:
-    """Run a module's command line in a process of its own.
+    """Run a module's command line in a fresh process.
 
     Args:
         module: Its name below ``higgs_pipe``.
-        failure: What it means if the process fails, for the message.
+        failure: First part of the message if the process fails.
         options: Keywords of the module's ``run``.
 
     Raises:
-        UserError: The process failed; the message ends with what it said.
+        UserError: The process failed; the message ends with its own error output.
     """
     command = [sys.executable, "-m", f"higgs_pipe.{module}"]
     for name, value in options.items():
@@ -168,12 +167,12 @@ def run_in_fresh_process(module: str, failure: str, **options: Path | str) -> No
 
 
 def is_main_process() -> bool:
-    """Return whether this process writes the log, of those that ``accelerate launch`` started."""
+    """Return whether this process, of those that ``accelerate launch`` started, writes the log."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_place(parameter: inspect.Parameter) -> bool:
-    """Return whether an argument is given by its place, without a name."""
+    """Return whether an argument is positional."""
     return parameter.kind is inspect.Parameter.POSITIONAL_ONLY
 
 

@@ -1,7 +1,7 @@
 """Stage 1e: the page for looking at and listening to the recordings, as one HTML file.
 
-It shows what validation did: a random sample of the clips, those unlike their speaker's others,
-rejected rows with their sound and reason, and a histogram per measure with the filters in it.
+It shows the results of validation: a random sample of the clips, outliers of each speaker, rejected
+rows with audio and reason, and a histogram per measure with the limits of the filters.
 """
 
 from pathlib import Path

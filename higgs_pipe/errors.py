@@ -13,15 +13,15 @@ class UserError(Exception):
 
 
 class LostProcessError(UserError):
-    """Another process of the same launch ended; it knows why, this one does not."""
+    """Another process of the same launch ended; it reports the cause, not this one."""
 
 
 class SilentProcessError(LostProcessError):
-    """Another process of the same launch hangs; only those that wait for it can report it."""
+    """Another process of the same launch hangs; only the processes that wait can report it."""
 
 
 def list_offenders(offenders: Sequence[str]) -> str:
-    """Return the first 20 offenders, one indented line each, and the number of the others."""
+    """Return the first 20 offenders, one per indented line, and the number of the rest."""
     lines = [f"  {offender}" for offender in offenders[:NUM_OFFENDERS_SHOWN]]
     if len(offenders) > NUM_OFFENDERS_SHOWN:
         lines.append(f"  ... and {len(offenders) - NUM_OFFENDERS_SHOWN:,} more")

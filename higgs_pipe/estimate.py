@@ -33,7 +33,7 @@ NUM_TEXTS_PER_BATCH = 10_000
 
 
 class Amount(ResultPart):
-    """The amount of training data; all numbers but the clips are estimates."""
+    """The amount of training data; all numbers except the clips are estimates."""
 
     num_clips: int
     num_audio_frames: int
@@ -42,7 +42,7 @@ class Amount(ResultPart):
 
 
 class BaseEstimate(ResultPart):
-    """The data as the experiments on one base model will get it."""
+    """The training data as it will be packed for one base model."""
 
     base_model: str
     train: Amount
@@ -61,7 +61,7 @@ class Estimate(Result):
 
 
 def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
-    """Estimate what training will take, and log it.
+    """Estimate the cost of training, and log it.
 
     Args:
         config: ``results/config/estimate.json``.
@@ -98,7 +98,7 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
 def estimate_base(
     stage: EstimateStage, table: Clips, summary: ValidationSummary, frame_rate_hz: float
 ) -> BaseEstimate:
-    """Estimate what the experiments on one base model will take.
+    """Estimate the cost of the experiments on one base model.
 
     Args:
         stage: The settings, with this base model and the experiments on it.
@@ -169,10 +169,10 @@ def _native_config(base: Pretrained) -> Any:
 
 
 def _read(read: Callable[[Pretrained], Any], pretrained: Pretrained) -> tuple[Any, str | None]:
-    """Read a checkpoint's config or tokenizer: (it, None), or (None, why it is not here).
+    """Read a checkpoint's config or tokenizer: (it, None), or (None, why it is missing).
 
     Raises:
-        UserError: It is here, and damaged: no later stage could read it either.
+        UserError: It exists but is damaged, so that no later stage could read it either.
     """
     try:
         small_files(pretrained)
@@ -199,8 +199,8 @@ def amount_of(
         text_tokens: The tokens of the split.
         pack: The task mix and the length of rows.
         frame_rate_hz: Frame rate of the codec.
-        frames_around: Delayed frames that hold no whole frame.
-        num_references: Clips that bring their own reference.
+        frames_around: Delayed frames beyond T.
+        num_references: Clips with a reference of their own.
     """
     split = summary.splits[TRAIN]
     num_clips = split.num_clips
@@ -222,7 +222,7 @@ def amount_of(
 
 
 def _lines(found: Estimate, max_tokens: int) -> list[str]:
-    """Return the estimate as lines for a person."""
+    """Return the estimate as readable lines."""
     lines = []
     for base in found.bases:
         amount = base.train

@@ -4,8 +4,8 @@
 
     eval/metrics.json        the real loss over the whole split
     eval/clips.parquet       a row per clip
-    eval/breakdown.json      where the loss is
-    eval/generation.json     what was spoken, measured
+    eval/breakdown.json      the loss by group of clips
+    eval/generation.json     totals of the generated speech
     eval/generation.parquet  a row per prompt and voice
     eval/verdict.json        better, worse or no evidence
     samples/                 WAVs: recordings, codec round trips, base, adapter
@@ -76,14 +76,14 @@ def run(
         adapter_dir: The PEFT adapter.
         eval_dir: Where the results go.
         samples_dir: Where the WAVs go.
-        clips_of: The setting that names the clips' recordings, manifest or eval.other_manifest; the
-            verdict's words depend on it.
-        ancestor_dir: The adapter that training started from, if any, whose losses are added.
+        clips_of: The setting that names the recordings, manifest or eval.other_manifest; the
+            wording of the verdict depends on it.
+        ancestor_dir: The adapter that training continued from, if any; its losses are added.
         compile_cache: Folder of compiled code, unless ``TORCHINDUCTOR_CACHE_DIR`` names another.
 
     Raises:
         UserError: Base or codec are not those of the rows or of the adapter, the held-out split is
-            empty, or a recording or a model that listens cannot be read.
+            empty, or a recording or speech model cannot be read.
     """
     stage = load_stage(EvalStage, config)
     settings = stage.eval
@@ -239,7 +239,7 @@ def write_speech(
     listener: Listener,
     num_too_long: int,
 ) -> dict[str, Difference | None]:
-    """Measure what was spoken, and write ``generation.json``, ``generation.parquet`` and the WAVs.
+    """Measure the generated speech; write ``generation.json``, ``generation.parquet``, and WAVs.
 
     Returns:
         Adapter minus base at the first temperature, for the verdict.

@@ -40,27 +40,26 @@ def run(
     stamp: str = FIRST_STAMP,
     fetched: str = "{}",
 ) -> None:
-    """Read and check the manifests, and list the recordings; these are not opened.
+    """Read and check the manifests, and list the recordings without opening them.
 
     Args:
         config: ``results/config/list_rows.json``.
-        rows: Table to write: every row of every manifest, in order. Recordings that a Parquet table
-            holds are written to a folder ``embedded`` beside it; those of earlier runs that no row
-            names any more are removed there.
-        recordings_dir: Folder for ``shard-00000.parquet`` ..., what one job measures: the
-            recordings that the rows of a shard name. A row's shard is a hash of its id, and no
-            row's place is written there: a row that is added, changed or removed, wherever in
-            the manifest, changes the bytes of its own shard alone. So does a recording whose bytes
-            change.
-        memory: JSON to read, if it is there, and to write: the state of every recording.
-        measured_dir: The measures of an earlier run, if there was one: by their hashes, a recording
-            that was only touched is told from one that changed.
-        stamp: Text that is written to ``memory``; Snakemake passes another one when a recording
-            has changed.
+        rows: Table to write: every row of every manifest, in order. Recordings embedded in a
+            Parquet table are written to a folder ``embedded`` beside it; files there that no row
+            names any more are removed.
+        recordings_dir: Folder for ``shard-00000.parquet`` ...: the recordings that the rows of a
+            shard name, for one job to measure. A hash of its id assigns a row to a shard, and a
+            row's place in the manifest is not written there, so adding, changing or removing a
+            row changes the bytes of its own shard alone. So does a recording whose bytes change.
+        memory: JSON to read, if it exists, and to write: the state of every recording.
+        measured_dir: The measures of an earlier run, if any: their hashes distinguish a recording
+            that was only touched from one that changed.
+        stamp: Text to write to ``memory``; Snakemake passes another one when a recording has
+            changed.
         fetched: JSON object, for manifests on object storage: the local path of each folder's URL.
 
     Raises:
-        UserError: A manifest is faulty; nothing is written then.
+        UserError: A manifest has errors; then nothing is written.
     """
     stage = load_stage(ListRowsStage, config)
     named: list[str | ManifestEntry] = (
@@ -102,7 +101,7 @@ def run(
 
 
 def _local(entry: str | ManifestEntry, fetched: Mapping[str, str]) -> str | ManifestEntry:
-    """Return a manifest at the place that it was fetched to."""
+    """Return a manifest with the path that it was fetched to."""
     if isinstance(entry, str):
         return fetched_path(entry, fetched)
     paths = {"path": entry.path, "root": entry.root}
@@ -114,9 +113,9 @@ def _local(entry: str | ManifestEntry, fetched: Mapping[str, str]) -> str | Mani
 def _first_seen(
     seen: Mapping[str, FileState], before: Memory, measured_dir: Path | None
 ) -> dict[str, FileState]:
-    """Return the state in which each recording with the bytes of now was seen first.
+    """Return the state in which each recording was first seen with its present bytes.
 
-    A recording whose size is the same, but not its modification time, is hashed again.
+    A recording with the same size but another modification time is hashed again.
     """
     first_seen = dict(seen)
     touched = []

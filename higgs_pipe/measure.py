@@ -54,7 +54,7 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
     Args:
         config: ``results/config/measure.json``.
         recordings: The shard's recordings and segments, from list_rows.
-        measured: Table to write: the measures of each, or its fault.
+        measured: Table to write: the measures of each recording, or its fault.
         num_threads: Files decoded at once; each thread holds the samples of one segment.
 
     Raises:
@@ -89,7 +89,7 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
 
 @contextmanager
 def _speech_models(settings: SpeechModelConfig) -> Iterator["SpeechModels | None"]:
-    """Yield the speech models that are on, on a device of this process; None without any."""
+    """Yield the speech models that are on, on this process's device; None if all are off."""
     if not settings.is_on:
         yield None
         return

@@ -1,12 +1,12 @@
 """Stage 6b: a full checkpoint of base and adapter, verified in a fresh process.
 
-Weights are read, merged and written one at a time, so that a machine needs memory for a few
-tensors, not for the model; the proof loads the model. The ``forms`` of each family show their
-folders. In each also::
+Weights are read, merged and written one at a time, so that this takes memory for a few tensors, not
+for the model; only the verification loads the model. The ``forms`` module of each family shows the
+files of its folders. Each folder also has::
 
-    README.md     what it is, and how to load it
-    merge.json    base, codec, adapter, and what rounding did
-    proof.json    how near it is to the adapter
+    README.md     a description, and how to load it
+    merge.json    base, codec, adapter, and the effect of rounding
+    proof.json    the differences from the adapter
     files.json, SHA256SUMS
 """
 
@@ -54,11 +54,11 @@ def run(
     eval_rows: Path,
     form_dir: Path,
 ) -> None:
-    """Write a full checkpoint of one experiment, and prove it.
+    """Write a full checkpoint of one experiment, and verify it.
 
     Args:
         config: ``results/config/merge.json``.
-        form: merged (the names of the base) or original (those of Boson AI's code for v2).
+        form: merged (with the base's names) or original (with those of Boson AI's code, v2 only).
         name: Name of the experiment.
         adapter_dir: The experiment's adapter.
         config_dir: The stages' settings.
@@ -67,7 +67,7 @@ def run(
 
     Raises:
         UserError: The family has no such form, the base changed since training, base and adapter
-            do not fit, the disk has no room, or the proof failed.
+            do not fit, the disk has no room, or the verification failed.
     """
     stage = load_stage(MergeStage, config)
     base = base_of_rows(eval_rows, stage.pretrained_base)
@@ -106,7 +106,7 @@ def write_form(
         dtype: The dtype of the weights.
 
     Returns:
-        What was merged, and what rounding did.
+        What was merged, and the effect of rounding.
 
     Raises:
         UserError: Base and adapter do not fit, or the disk has no room.
@@ -159,7 +159,7 @@ def check_room(folder: Path, num_bytes: int) -> None:
     """Log the size of a checkpoint, and check that the disk of ``folder`` has room for it.
 
     Raises:
-        UserError: It has not.
+        UserError: It has no room.
     """
     free = shutil.disk_usage(folder).free
     logger.info("writing %.1f GB", num_bytes / 1e9)
@@ -177,10 +177,10 @@ def prove_in_fresh_process(
     config_dir: Path,
     eval_rows: Path,
 ) -> FormProof:
-    """Run :mod:`higgs_pipe.prove_form` in a process of its own; it writes ``proof.json``.
+    """Run :mod:`higgs_pipe.prove_form` in a fresh process, which writes ``proof.json``.
 
     Raises:
-        UserError: The proof failed; the process has said why.
+        UserError: The verification failed; the message says why.
     """
     result = form_dir / "proof.json"
     run_in_fresh_process(

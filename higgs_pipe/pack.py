@@ -47,11 +47,11 @@ def run(
         config: ``results/config/pack.json``.
         clips: The accepted clips, from validate.
         codes_dir: The shards of codes, from tokenize.
-        num_shards: Number of shards; the folder may hold others of an earlier run.
-        train_rows: The packed training rows to write; temporary files stand beside them.
+        num_shards: Number of shards; the folder may also have shards of an earlier run.
+        train_rows: The packed training rows to write; temporary files are beside them.
         eval_rows: The packed held-out rows to write.
         packing: :class:`PackingSummary` to write.
-        pinned_base: ``models/base_model.json``; without it the base is pinned here.
+        pinned_base: ``models/base_model.json``; without it, this stage pins the base.
         splits: Splits to pack, by default train and eval; the table of another split is empty.
 
     Raises:

@@ -4,10 +4,10 @@
 
     ADAPTER/             adapter_config.json, adapter_model.safetensors (PEFT)
         base_model.json  the base's weights, by their fingerprint
-        README.md        model card; loss.svg and samples/ are what it shows
-        metrics.json     eval's, adapter beside base
-        verdict.json     eval's: better, worse or no evidence
-        provenance.json  config, data, versions, fingerprints, and the proof
+        README.md        model card, with loss.svg and samples/
+        metrics.json     losses of adapter and base, from eval
+        verdict.json     better, worse or no evidence, from eval
+        provenance.json  config, data, versions, fingerprints, verification
         files.json, SHA256SUMS
     ADAPTER.zip          the same
 
@@ -86,11 +86,12 @@ def run(
         packed_dir: Results of pack.
         experiment_dir: Results of train and eval.
         config_dir: The stages' settings.
-        package_dir: Where the directory goes.
-        archive: Where the ZIP goes.
+        package_dir: Folder of the package to write.
+        archive: ZIP to write.
 
     Raises:
-        UserError: The packaged adapter does not load, does nothing, or misses eval's loss.
+        UserError: The packaged adapter does not load, has no effect, or does not reproduce eval's
+            loss.
     """
     stage = load_stage(PackageStage, config)
     metrics_path = experiment_dir / "eval" / "metrics.json"
@@ -130,11 +131,11 @@ def run(
 
 
 def verify(package: Path, /, base: str | None = None, base_revision: str | None = None) -> None:
-    """Check a package of unknown origin: its files are those that were packaged, and harmless.
+    """Check that the files of an untrusted package are those that were packaged, and harmless.
 
     Args:
         package: Its folder or its ZIP.
-        base: Also check that the adapter fits this base, a folder or a Hub id, without loading
+        base: Folder or Hub id of a base; also checks that the adapter fits it, without loading
             weights.
         base_revision: Hub branch, tag or commit of the base.
 
@@ -154,7 +155,7 @@ def verify(package: Path, /, base: str | None = None, base_revision: str | None 
 
 
 def copy_adapter(adapter_dir: Path, package_dir: Path) -> None:
-    """Copy an adapter without the folder that its base lies in on this machine.
+    """Copy an adapter, removing the local path of its base.
 
     Raises:
         UserError: A file of it has changed since training.
@@ -171,10 +172,10 @@ def copy_adapter(adapter_dir: Path, package_dir: Path) -> None:
 def verify_in_fresh_process(
     adapter_dir: Path, eval_config: Path, eval_rows: Path, metrics: Path
 ) -> Proof:
-    """Run :mod:`higgs_pipe.verify` in a process of its own and return its proof.
+    """Run :mod:`higgs_pipe.verify` in a fresh process and return its results.
 
     Raises:
-        UserError: The proof failed; the process has said why.
+        UserError: The verification failed; the message says why.
     """
     with tempfile.TemporaryDirectory(dir=adapter_dir.parent) as scratch:
         result = Path(scratch) / "proof.json"
@@ -192,7 +193,7 @@ def verify_in_fresh_process(
 
 
 def all_settings(config_dir: Path, experiment_dir: Path) -> dict[str, Any]:
-    """Return the settings that decide the package; of train, the experiment's."""
+    """Return the settings that determine the package, with the experiment's train settings."""
     settings = {
         name: load_stage(STAGES[name], config_dir / f"{name}.json").model_dump(by_alias=True)
         for name in DECIDING
@@ -219,7 +220,7 @@ def write_card(
     codec: CodecInfo,
     experiment_dir: Path,
 ) -> None:
-    """Write ``README.md``, and the chart and the samples that it shows."""
+    """Write ``README.md`` with its chart and samples."""
     has_other = stage.eval.other_manifest is not None
     [experiment] = read_experiments(experiment_dir.parent, [experiment_dir.name], has_other)
     base = Pretrained("base_model", stage.base_model, provenance.base_model.revision)

@@ -8,8 +8,8 @@
             measuring.advance()
 
 logs ``measuring: 3,000 of 50,000 recordings, 12 min left``, but only after ten seconds without any
-other line. In a long activity the lines become rarer. They go where all lines go: to the terminal
-and to the log file of the main process.
+other line. In a long activity the lines become less frequent. They go to the terminal and to the
+log file of the main process, like all others.
 """
 
 import logging
@@ -41,13 +41,13 @@ _open: list["Activity"] = []  # the innermost one last, which alone logs
 
 
 class Activity:
-    """Something that takes long.
+    """A long activity.
 
     Args:
-        name: As a participle: measuring, speaking.
+        name: A participle: measuring, speaking.
         total: Number of units, if they are counted.
-        unit: Their plural.
-        done: Units that an earlier run has done.
+        unit: Name of the units, in the plural.
+        done: Units done by an earlier run.
     """
 
     def __init__(self, name: str, total: int | None, unit: str, done: int) -> None:
@@ -64,9 +64,9 @@ class Activity:
         self.done += number
 
     def left(self) -> str:
-        """Return the time that the remaining units will take at the pace so far, as ``3 min left``.
+        """Return the time left at the pace so far, as ``3 min left``.
 
-        It is empty as long as there is no pace.
+        It is empty as long as no unit is done.
         """
         num_done = self.done - self._done_before
         if self.total is None or num_done == 0:
@@ -75,7 +75,7 @@ class Activity:
         return f"{duration(seconds)} left"
 
     def line(self) -> str:
-        """Return how far it is."""
+        """Return the progress as a line."""
         if self.total is None:
             elapsed = self._elapsed()
             return f"{self.name}: {duration(elapsed)} so far" if elapsed > 1 else self.name
@@ -99,7 +99,7 @@ class Activity:
 def activity(
     name: str, total: int | None = None, unit: str = "", done: int = 0
 ) -> Iterator[Activity]:
-    """Log how far the block is while nothing else is logged; arguments as of :class:`Activity`."""
+    """Log the block's progress while nothing else is logged; arguments as of :class:`Activity`."""
     running = Activity(name, total, unit, done)
     thread = threading.Thread(target=running._log_in_silence, daemon=True)
     _open.append(running)
@@ -113,7 +113,7 @@ def activity(
 
 
 def duration(seconds: float) -> str:
-    """Render a duration for a person: ``40 s``, ``3 min``, ``2 h 5 min``."""
+    """Render a duration as text: ``40 s``, ``3 min``, ``2 h 5 min``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

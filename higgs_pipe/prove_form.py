@@ -3,15 +3,15 @@
 The merge stage runs this module in a fresh process; it can also be run by hand. Adapter and
 checkpoint are compared by their weights, logits, held-out loss and greedy codes.
 
-- **Weights** are those of PEFT's own merge, rounded once. One may differ only where a sum in
+- **Weights** are those of PEFT's own merge, rounded once. A weight may differ only if a sum in
   another order falls on the other side of a rounding boundary: 3 in 100,000, by float32's error.
-- What the models compute is compared in float32 arithmetic, on weights as they are stored. bfloat16
-  arithmetic alone moves the loss by as much as the merge may.
+- The models are compared in float32 arithmetic, on weights in their stored dtype. bfloat16
+  arithmetic alone changes the loss by as much as the merge may.
 - **Logits**: the bound is that of rounding. Of the 7 L + 2 matrices that a position passes in L
-  layers, each adds an independent relative error of at most the unit roundoff, 2^-8 of bfloat16;
-  what lies between them may double it. For the 28 layers of the 3B model this is 11 %.
-- **Greedy codes** may differ where both codes are a tie: their logits are nearer to each other than
-  twice the largest difference of a logit.
+  layers, each adds an independent relative error of at most the unit roundoff, 2^-8 for bfloat16;
+  the operations between them may double it. For the 28 layers of the 3B model this is 11 %.
+- **Greedy codes** may differ at a tie: two codes whose logits differ by less than twice the largest
+  difference of a logit.
 
 One model is in memory at a time.
 """
@@ -66,7 +66,7 @@ class Observed:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The held-out rows, and where and how they are computed."""
+    """The held-out rows, and how to run models on them."""
 
     table: PackedRows
     prompts: Sequence[RecordedSample]
@@ -106,7 +106,7 @@ def run(
         form_dir: The checkpoint's folder.
         adapter_dir: The adapter.
         eval_rows: Packed held-out rows.
-        result: Where the proof goes (JSON).
+        result: The proof to write (JSON).
 
     Raises:
         UserError: The base is not that of rows and adapter, or the checkpoint lacks weights or
@@ -209,7 +209,7 @@ def _distance(logits: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
 def _first_second(
     sample: RecordedSample, model: DualLossModel, found: Codes, reference: Codes, tie: float
 ) -> FirstSecond:
-    """Compare greedy frames, both (F, K), in the order in which they were taken."""
+    """Compare greedy frames, both (F, K), in the order of generation."""
     num_frames = min(len(found), len(reference))
     differing = np.flatnonzero((found[:num_frames] != reference[:num_frames]).any(axis=1))
     margin = None

@@ -1,15 +1,15 @@
 """Publish a form of an adapter on the Hub; only ``snakemake push`` runs this.
 
-The package goes to ``push.repo``, a full checkpoint to a repository of its own beside it::
+The package goes to ``push.repo``, each full checkpoint to its own repository beside it::
 
     ada/voice           the PEFT package
     ada/voice-merged    the merged checkpoint
     ada/voice-original  the original checkpoint
 
-What is pushed was checked a moment before, the repository is private unless the config says
-otherwise, and a repository that holds something else is left as it is. The commit is one: a push
-that is interrupted leaves the branch as it was, and the next one uploads only the files that are
-missing. Weights are read in chunks.
+The files are checked just before the push. The repository is private unless the config says
+otherwise, and a repository with other content is left unchanged. A push is a single commit: an
+interrupted push leaves the branch unchanged, and the next one uploads only the missing files.
+Weights are read in chunks.
 """
 
 import logging
@@ -68,11 +68,11 @@ def run(
         names: All experiments.
         package_dir: The package or the full checkpoint.
         verdict: The verdict of eval.
-        pushed: Where it went (JSON).
+        pushed: Record to write of where it was published (JSON).
 
     Raises:
         UserError: No repository is named, the files or the verdict do not pass, the Hub cannot be
-            reached or refuses the token, or the repository is public or holds something else.
+            reached or refuses the token, or the repository is public or has other content.
     """
     disable_progress_bars()  # they would fill a log file
     stage = load_stage(PushStage, config)
@@ -147,7 +147,7 @@ def repository_name(named: str | None, form: str, experiment: str, names: list[s
 def refuse_other_content(
     repo: str, branch: Branch, different: list[str], settings: PushConfig
 ) -> None:
-    """Leave a branch alone that holds something else.
+    """Refuse to push to a branch that has other content.
 
     Raises:
         UserError: It holds files of its own, and ``push.overwrite`` is false.

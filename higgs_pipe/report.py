@@ -1,7 +1,7 @@
 """Stage 7: the report to look at and listen to, as one HTML file.
 
-The page asks the network for nothing, and the same inputs give the same bytes. Every number on it
-must be in the files: a missing one is an error, never a blank or a zero.
+The page makes no network requests, and the same inputs give the same bytes. Every number on it must
+be in the files: a missing one is an error, never a blank or a zero.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def run(
     page: Path,
     figures: Path,
 ) -> None:
-    """Write the page from what the other stages left.
+    """Write the page from the results of the other stages.
 
     Args:
         config: ``results/config/report.json``.
@@ -73,11 +73,11 @@ def run(
         validation: ``validation.json`` of the validate stage.
         packing: ``packing.json`` of the pack stage for each base.
         bases: The names of these bases.
-        experiments_dir: Holds ``<name>/train/``, ``<name>/eval/`` and ``<name>/samples/`` of each
+        experiments_dir: Has ``<name>/train/``, ``<name>/eval/`` and ``<name>/samples/`` of each
             experiment.
         other_validation: ``validation.json`` of ``eval.other_manifest``, if there is one.
         other_packing: Its ``packing.json`` for each base.
-        names: The experiments.
+        names: Names of the experiments.
         families: Of their bases, as :func:`higgs_pipe.higgs.rules.rules_of` takes them.
         page: The HTML file to write.
         figures: Directory for the page's charts as SVG files, for ``snakemake --report``.
@@ -135,13 +135,13 @@ def run(
 
 
 def default_title(families: Sequence[str], num_experiments: int) -> str:
-    """Return the page's title, of the families of the base models."""
+    """Return the page's title, named after the families of the base models."""
     models = " and ".join(sorted({rules_of(family).model for family in families}))
     return f"{models} adapter{'s' if num_experiments > 1 else ''}"
 
 
 def _facts(experiments: Sequence[Experiment]) -> list[tuple[str, str]]:
-    """List what stands below the title."""
+    """List the facts below the title."""
     runs = [experiment.run for experiment in experiments]
     seconds = sum(experiment.log.seconds for experiment in experiments)
     return [

@@ -66,37 +66,37 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
 ) -> None:
-    """Speak a text to a WAV, or each line of a file to a WAV of its own.
+    """Speak a text to a WAV file, or each line of a text file to its own WAV file.
 
     Args:
         text: The text; in a dialogue, [SPEAKER0] and so on begin the turns.
-        texts: A UTF-8 file with a text per line; empty lines are left out.
+        texts: UTF-8 file with one text per line; empty lines are skipped.
         out: The WAV of ``text``.
         out_dir: Folder of the WAVs of ``texts``, named by line: 0001.wav.
-        adapter: Directory of a PEFT adapter, which also names base and codec.
-        base: Directory or Hub id of the base.
+        adapter: Folder of a PEFT adapter, which also names base and codec.
+        base: Folder or Hub id of the base.
         base_revision: Its Hub revision.
-        codec: Directory or Hub id of the codec.
+        codec: Folder or Hub id of the codec.
         codec_revision: Its Hub revision.
-        reference: Recording of the voice; in a dialogue one per speaker.
-        reference_text: What the reference says; one per reference.
+        reference: Recording of the voice; in a dialogue, one per speaker.
+        reference_text: Transcript of the reference; one per reference.
         scene: Description of place and speaker.
         system_prompt: The system message; that of the adapter's training by default.
-        temperature: Spread of the draw; 0 takes the most likely code each time.
-        top_p: Draw among the likeliest codes of this probability together.
-        top_k: Draw among this many likeliest codes; 0 is all.
-        ras_win_len: Frames in which repeated codes are counted; 0 is off.
-        ras_win_max_num_repeat: A code that these frames hold as often is drawn again.
-        max_seconds: Longest speech of a text or of a piece of a long one.
+        temperature: Sampling temperature; 0 always takes the most likely code.
+        top_p: Draw from the most likely codes that together have this probability.
+        top_k: Draw from this many most likely codes; 0: from all.
+        ras_win_len: Recent frames in which repeated codes are counted; 0: off.
+        ras_win_max_num_repeat: A code that occurs this often in them is drawn again.
+        max_seconds: Longest speech of a text, or of a piece of a long text.
         seed: Another seed gives another take.
-        max_piece_length: Longer texts are split at sentences; in letters.
+        max_piece_length: In letters; longer texts are split at sentences.
         batch_size: Texts spoken at once.
         device: auto, cuda or cpu.
         dtype: Dtype of the base: auto, bfloat16, float32 or float64.
 
     Raises:
-        UserError: An option is missing, out of bounds or does not go with another; a text cannot
-            be spoken; or something cannot be loaded.
+        UserError: An option is missing, out of bounds or in conflict with another; a text cannot
+            be spoken; or a file or model cannot be loaded.
     """
     options = _options(
         temperature=temperature,

@@ -1,8 +1,8 @@
 """Stage 2: encode the recordings of one shard to codec codes.
 
-Batches hold clips of exactly equal length, because padding inside a batch changes the codes. So the
-codes equal those of encoding one by one. Meanwhile, threads decode the files of the next batches, a
-bounded time ahead.
+Batches hold clips of exactly equal length, because padding inside a batch would change the codes.
+So the codes equal those of encoding clips one by one. Meanwhile, threads decode the files of the
+next batches, a bounded time ahead.
 """
 
 import logging
@@ -58,9 +58,9 @@ def run(
     Args:
         config: ``results/config/tokenize.json``.
         shard_clips: The shard's clips, from validate.
-        codes: The table of codes to write.
+        codes: Table of codes to write.
         num_threads: CPU threads: for the codec on a CPU; for decoding files if it runs on a GPU.
-        pinned_codec: ``models/codec.json``; without it the codec is pinned here.
+        pinned_codec: ``models/codec.json``; without it, this stage pins the codec.
 
     Raises:
         UserError: A file changed or vanished since validate, or the codec cannot be loaded or
@@ -110,10 +110,10 @@ def encode_clips(
     Args:
         clips: Rows of SHARD_CLIPS.
         model: The codec.
-        info: Its identity.
+        info: The identity of the codec.
         max_batch_seconds: Audio per batch; a longer clip is a batch of its own, so 0 encodes
             one by one.
-        num_decoding_threads: Files decoded at the same time, while the codec works.
+        num_decoding_threads: Files decoded at the same time, while the codec runs.
 
     Raises:
         UserError: A file changed or vanished since validate, or a clip does not fit in memory.
@@ -157,7 +157,7 @@ def batch_seconds(card: Card | None) -> float:
 def encode_in_memory(
     model: HiggsAudioV2TokenizerModel, waveforms: torch.Tensor, info: CodecInfo
 ) -> list[Codes]:
-    """Encode waveforms of equal length, in halves where memory does not suffice for all at once.
+    """Encode waveforms of equal length, in halves if memory does not suffice for all at once.
 
     Args:
         model: The codec.
@@ -186,7 +186,7 @@ def encode_in_memory(
 def decode_ahead(
     clips: Iterable[ShardClip], info: CodecInfo, look_ahead_seconds: float, num_threads: int
 ) -> Iterator[Decoded]:
-    """Decode clips in threads, in their order, while the caller is busy.
+    """Decode clips in threads, in order, while the caller works.
 
     libsndfile, NumPy and PyTorch release the GIL, so threads suffice.
 

@@ -8,8 +8,8 @@ and the size of the micro-batches change the speed, never the result.
 Everything random is seeded by epoch and row, so a checkpoint needs no state of a random generator,
 and a resumed run gives the adapter of an uninterrupted one.
 
-The host waits for the device once per optimizer step, between gradients and update: there it reads
-the losses, the gradient norm and whether a signal has come, so that no weight ever sees a NaN.
+The host waits for the device once per optimizer step, between gradients and update. There it reads
+the losses, the gradient norm and whether a signal has arrived, so that no weight ever gets a NaN.
 """
 
 import logging
@@ -90,8 +90,8 @@ def run(
         output_dir: Gets ``adapter/`` (PEFT), ``metrics.jsonl``, ``preflight.json``,
             ``config.json``, ``run.json`` and ``trainable_parameters.json``, ``logs/`` of the
             tracker, and ``checkpoints/`` while training runs.
-        overrides: JSON object of the experiment, laid over the ``train`` section.
-        adapter_dir: Where the adapter goes, if not to ``output_dir``'s ``adapter/``.
+        overrides: JSON object of the experiment's settings, which override the ``train`` section.
+        adapter_dir: Folder of the adapter, if not ``adapter/`` in ``output_dir``.
         compile_cache: Folder of compiled code, unless ``TORCHINDUCTOR_CACHE_DIR`` names another.
 
     Raises:
@@ -194,9 +194,9 @@ class Training:
         """Train to the end, from the last checkpoint on.
 
         Args:
-            output_dir: Of the experiment's training.
-            adapter_dir: Gets the adapter when training is complete.
-            checkpoints: Of this run.
+            output_dir: Folder of the experiment's training.
+            adapter_dir: Folder that gets the adapter when training is complete.
+            checkpoints: The checkpoints of this run.
             caught: Numbers of the signals that this process received; training stops after the
                 step in which one arrived on any process, and saves a checkpoint.
 

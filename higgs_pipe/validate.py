@@ -53,14 +53,14 @@ def run(
         validation: JSON to write: counts, hours, speakers, languages, duplicates, overlap.
         shards_dir: Folder for ``shard-00000.parquet`` ..., the clips that one tokenization job
             encodes; only a shard whose clips change changes its bytes.
-        families: The ``model_type`` of the base models that the rows are for, or a model of the
-            Hub, ``name`` or ``name@revision``: a text may hold what the prompts of all may hold.
-        trained_clips: ``clips.parquet`` of another manifest, which adapters are trained on. With it
+        families: The ``model_type`` of each base model that the rows are for, or a model on the
+            Hub, ``name`` or ``name@revision``. A text must suit the prompts of all of them.
+        trained_clips: ``clips.parquet`` of the manifest that adapters are trained on. If given,
             every row is held out, and rows with audio or text of its training split are rejected.
 
     Raises:
-        UserError: Too many rows are rejected, the rows lack what the split goes by, or a split
-            would be empty. Nothing is written then.
+        UserError: Too many rows are rejected, the rows lack the key to split by, or a split would
+            be empty. Then nothing is written.
     """
     stage = load_stage(ValidateStage, config)
     listed = read_rows(rows)
@@ -107,7 +107,7 @@ def _read_measured(measured_dir: Path, num_shards: int, rows: Sequence[Row]) -> 
 
 
 def _check_split_is_known(rows: Sequence[Row], data: DataConfig) -> None:
-    """Check that every row has what the split goes by."""
+    """Check that every row has the key to split by."""
     needed = {"given": "split", "speaker": "speaker"}.get(data.split_by)
     if needed is None:
         return

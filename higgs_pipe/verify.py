@@ -38,11 +38,11 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
         adapter_dir: The packaged adapter.
         eval_rows: Packed held-out rows.
         metrics: The metrics of eval.
-        result: Where the proof goes (JSON).
+        result: The results to write (JSON).
 
     Raises:
-        UserError: The base is not that of the rows and of the adapter, a tensor of the file did
-            not arrive in the model, the logits are the base's, or the held-out loss is not eval's.
+        UserError: The base is not that of the rows and of the adapter, a tensor of the file was
+            not loaded, the logits are those of the base, or the held-out loss is not eval's.
     """
     stage = load_stage(EvalStage, config)
     accelerator = Accelerator(cpu=pick_device(stage.eval.device).type == "cpu")
@@ -80,7 +80,7 @@ def run(config: Path, adapter_dir: Path, eval_rows: Path, metrics: Path, result:
 
 
 def _check_tensors(adapted: Any, adapter_dir: Path) -> int:
-    """Check that file and model hold the same adapter tensors; return their number."""
+    """Check that file and model have the same adapter tensors; return their number."""
     in_file = load_file(adapter_dir / "adapter_model.safetensors")
     # Embeddings are not looked for: PEFT would ask the Hub for the base by its name.
     in_model = get_peft_model_state_dict(adapted, save_embedding_layers=False)
