@@ -78,7 +78,7 @@ def run(
         other_validation: ``validation.json`` of ``eval.other_manifest``, if there is one.
         other_packing: Its ``packing.json`` for each base.
         names: Names of the experiments.
-        families: Of their bases, as :func:`higgs_pipe.higgs.rules.rules_of` takes them.
+        families: Families of their bases, as :func:`higgs_pipe.higgs.rules.rules_of` takes them.
         page: The HTML file to write.
         figures: Directory for the page's charts as SVG files, for ``snakemake --report``.
 

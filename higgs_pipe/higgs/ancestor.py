@@ -30,7 +30,7 @@ def start_from(model: PeftModel, settings: TrainConfig, base: PinnedModel) -> An
 
     Args:
         model: Base and new adapter, which is changed.
-        settings: Of the training.
+        settings: Settings of the training.
         base: The base of ``model``.
 
     Returns:

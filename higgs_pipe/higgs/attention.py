@@ -42,7 +42,7 @@ def packed_attention(
         key: (S, key-value heads, head_dim).
         value: As ``key``.
         samples: Where each sample begins and ends.
-        dropout: Of the attention weights.
+        dropout: Dropout of the attention weights.
 
     Returns:
         (S, heads, head_dim).

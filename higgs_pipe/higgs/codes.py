@@ -62,7 +62,7 @@ def _delayed(recordings: Sequence[Codes], between: npt.NDArray[np.int64], margin
     Args:
         recordings: (T, K) each.
         between: (F - T, K), the frames before, between and after the recordings.
-        margin: Of :func:`delay`.
+        margin: As for :func:`delay`.
 
     Returns:
         (sum of F, K).
@@ -101,7 +101,7 @@ def target_labels(
         recordings: (T, K) each, at least one.
         stream_eos: The code after a stream.
         is_target: True for each recording that is a target; by default all are.
-        margin: Of :func:`delay`.
+        margin: As for :func:`delay`.
         num_eos: The most EOS of a codebook that are labels.
 
     Returns:

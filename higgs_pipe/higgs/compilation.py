@@ -82,7 +82,7 @@ def choose_compilation(
         num_positions: Positions that this process still has to train on.
         cache: Folder of compiled code; with code in it, compiling takes less time.
         kept: The choice of an interrupted run, which ``auto`` repeats where it can.
-        speed: Of the GPU in matrix products, relative to an H200.
+        speed: Speed of the GPU in matrix products, relative to an H200.
     """
     if setting != "auto":
         return Compilation(setting, "set in the config")

@@ -48,7 +48,7 @@ class RowDropout(nn.Module):
     Args:
         p: Share of the values that are dropped.
         factors: (in,) int32, odd.
-        keys: Of the batch at hand.
+        keys: Position keys of the batch at hand.
         part: The positions that the layer sees.
     """
 
@@ -77,7 +77,7 @@ def draw_by_row(body: Any, seen_by: Mapping[str, Part]) -> PositionKeys:
     """Replace the dropout of every LoRA layer of the native body; return what takes the keys.
 
     Args:
-        body: Of the native model.
+        body: The body of the native model.
         seen_by: The positions that a part of a layer sees, by its name; the others see all.
     """
     keys = PositionKeys()

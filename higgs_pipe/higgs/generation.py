@@ -118,7 +118,7 @@ def generate(
 
     Args:
         model: The native model, a ``PeftModel`` of it, or a ``DualLossModel``.
-        prompts: Of any lengths, with and without references.
+        prompts: Prompts of any lengths, with and without references.
         sampling: How codes are drawn.
         frame_rate_hz: The codec's, for ``sampling.max_seconds``.
         batch_size: Prompts generated at once; those of similar length go together.

@@ -51,7 +51,7 @@ def add_lora(
     Args:
         model: The base, frozen.
         settings: Rank, layers and initialisation.
-        seed: Of the initialisation.
+        seed: Seed of the initialisation.
         tokenizer: The base's, which knows ``trainable_tokens``.
 
     Raises:

@@ -65,8 +65,8 @@ def loss_sums(text: HeadLoss | None, audio: HeadLoss, batch: PackedBatch) -> Los
     """Sum the losses of a batch, sample by sample.
 
     Args:
-        text: Of the labels ``batch.text``; None: the family has no text loss.
-        audio: Of the labels ``batch.audio``.
+        text: Losses of the labels ``batch.text``; None: the family has no text loss.
+        audio: Losses of the labels ``batch.audio``.
         batch: The labels.
     """
     labels = batch.audio.values

@@ -21,7 +21,7 @@ def byte_level_tokenizer(
         added_tokens: Special tokens, whose ids follow those of text.
         num_text_tokens: Number of ids of text; entries that no text reaches fill them, so that the
             added tokens get their real ids. None: those of the bytes.
-        ignore_merges: Of the BPE model.
+        ignore_merges: Setting of the BPE model.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {character: i for i, character in enumerate(alphabet)}

@@ -69,7 +69,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], num_chars: int
     Args:
         tokenizer: The checkpoint's, with its template.
         messages: The conversation as the template reads it.
-        num_chars: Of all texts in it.
+        num_chars: Number of characters of all texts in it.
 
     Raises:
         RenderError: The template refuses the conversation, or fails on it.

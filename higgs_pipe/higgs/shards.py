@@ -87,7 +87,7 @@ def write_shards(
     Args:
         folder: Where the files go.
         shapes: The tensors by name, in the order of the files.
-        dtype: Of all tensors.
+        dtype: Dtype of all tensors.
         make: Returns a tensor of the given name, with the announced shape and dtype.
         max_shard_bytes: A larger tensor gets a file of its own.
     """

@@ -139,8 +139,8 @@ class Speaker:
         loaded_codec, info = load_codec(named_codec, where)
         if info.num_codebooks != renderer.shape.num_codebooks:
             raise UserError(
-                f"codec {info.codec!r} has {info.num_codebooks} codebooks, base "
-                f"{named_base.name!r} has {renderer.shape.num_codebooks}; give the base's codec."
+                f"codec {info.codec!r} has {info.num_codebooks} codebooks, not the "
+                f"{renderer.shape.num_codebooks} of base {named_base.name!r}; give the base's codec."
             )
         if origin is not None:
             if origin.base_fingerprint is not None:

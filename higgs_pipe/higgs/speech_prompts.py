@@ -97,7 +97,7 @@ def model_prompt(
     It is the beginning of the sample that training makes of the text and a recording.
 
     Args:
-        renderer: Of the base.
+        renderer: The renderer of the base.
         prompt: The text, its voices and its scene.
         system_prompt: The system message.
         clean: Cleans the text of user turns.

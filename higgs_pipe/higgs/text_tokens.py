@@ -33,7 +33,7 @@ def count_text_tokens(
     Args:
         texts: The transcripts of the clips.
         system_prompt: The system message of each sample.
-        renderer: Of the base; without it the numbers are rough.
+        renderer: The renderer of the base; without it the numbers are rough.
     """
     if renderer is None:
         prompt = len(system_prompt.encode()) / TEXT_BYTES_PER_TOKEN

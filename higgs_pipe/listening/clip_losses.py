@@ -42,7 +42,7 @@ def held_out_frames(
     Args:
         model: The model.
         rows: The packed held-out rows; they are shared out over the processes.
-        accelerator: Of this process.
+        accelerator: The Accelerator of this process.
         rows_per_batch: Rows per forward pass.
 
     Returns:
@@ -91,7 +91,7 @@ class ClipLosses:
         """Compare the mean over columns of the sums: adapter minus base, nats per label.
 
         Args:
-            columns: Of :class:`~higgs_pipe.higgs.loss.LossSums`.
+            columns: Columns of :class:`~higgs_pipe.higgs.loss.LossSums`.
             rows: The clips (indices); None: all.
         """
         chosen = np.arange(len(self.clips)) if rows is None else np.asarray(rows)

@@ -30,9 +30,9 @@ class Clusters:
         """Group by speaker, else by recording, else by clip: the first with five groups.
 
         Args:
-            clip_ids: Of each row (N,); a clip that was spoken several times comes several times.
-            recordings: What each clip is cut from; None stands for a recording of its own.
-            speakers: Who speaks; None stands for a speaker of its own.
+            clip_ids: Clip id of each row (N,); repeated if the clip was spoken several times.
+            recordings: The recording of each clip; None stands for one of its own.
+            speakers: The speaker of each clip; None stands for one of its own.
         """
         alone = [(clip_id,) for clip_id in clip_ids]
 

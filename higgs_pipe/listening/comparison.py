@@ -137,8 +137,8 @@ def totals(
 
     Args:
         voice: What was heard, one per prompt (N,).
-        recordings: Of the same prompts.
-        clusters: Of the prompts.
+        recordings: The recordings of the same prompts.
+        clusters: The clusters of the prompts.
         num_entries: V, codes of a codebook, without stream BOS and EOS.
 
     Returns:
@@ -175,13 +175,13 @@ def differences(
     clusters: Clusters,
     num_entries: int,
 ) -> dict[str, Difference | None]:
-    """Compare adapter and base on the prompts that both were measured on.
+    """Compare adapter and base on the prompts that were measured for both.
 
     Args:
-        adapter: What was heard of it, one per prompt (N,).
-        base: The same of the base.
-        recordings: Of the same prompts.
-        clusters: Of the prompts.
+        adapter: The adapter's takes as heard, one per prompt (N,).
+        base: The same for the base.
+        recordings: The recordings of the same prompts.
+        clusters: The clusters of the prompts.
         num_entries: V, codes of a codebook, without stream BOS and EOS.
 
     Returns:

@@ -60,7 +60,7 @@ def mean_estimate(
     Args:
         sums: (N, C), or (N,) for C = 1: each clip's sums.
         counts: As ``sums``: what each sum is over.
-        clusters: Of the N clips.
+        clusters: The clusters of the N clips.
         weights: (C,) the measure is the sum of ``weight * sum / count`` over the columns.
         yes_or_no: Each clip's value is 0 or 1 (C = 1). Then two clusters are added for the
             interval, one of each answer, and the interval stays within 0 to 1: without them twenty
@@ -92,9 +92,9 @@ def mean_difference(
     has the sums 1 (stopped) or 0, and counts of 1.
 
     Args:
-        sums: Of the adapter and of the base, each (N, C), or (N,) for C = 1.
+        sums: The sums of the adapter and of the base, each (N, C), or (N,) for C = 1.
         counts: As ``sums``; a loss has the same counts twice.
-        clusters: Of the N clips.
+        clusters: The clusters of the N clips.
         weights: (C,) as in :func:`mean_estimate`.
         yes_or_no: As in :func:`mean_estimate`; one cluster in favour of each model.
     """
@@ -128,7 +128,7 @@ def estimate(
         columns: (N, D) what each clip adds to the totals.
         sizes: (N,) how much each clip weighs in the measure; sets the effective number of clusters.
             Clips of size 0 take no part and are not counted.
-        clusters: Of the N clips.
+        clusters: The clusters of the N clips.
         bounds: The lowest and the highest value that there can be.
     """
     return Estimate(**_jackknife(statistic, columns, sizes, clusters).interval(bounds))

@@ -77,15 +77,15 @@ def compare_impression(
     reference: Impression | None = None,
     others: Sequence[Impression] = (),
 ) -> ListenedMeasures:
-    """Compare what was heard of a waveform with what should have been.
+    """Compare the impression of a waveform with its text and recordings.
 
     Args:
-        heard: Of the waveform.
+        heard: Impression of the waveform.
         text: What should have been spoken.
-        language: Of the text, an ISO 639 code, if known.
-        recording: Of the clip's own recording.
-        reference: Of the prompt's reference, if it has one.
-        others: Of the speaker's other recordings; empty: unknown.
+        language: Language of the text, an ISO 639 code, if known.
+        recording: Impression of the clip's own recording.
+        reference: Impression of the prompt's reference, if it has one.
+        others: Impressions of the speaker's other recordings; empty if unknown.
     """
     errors = None
     if heard.transcript is not None:

@@ -33,7 +33,7 @@ def count_errors(text: str, transcript: str, language: str | None) -> TextErrors
     Args:
         text: What should have been spoken.
         transcript: What a recogniser understood.
-        language: Of the text, an ISO 639 code; script and region may follow. None: unknown.
+        language: ISO 639 code of the text; script and region may follow. None: unknown.
     """
     normalise = _normaliser((language or "").split("-")[0].lower() in ("en", "eng"))
     expected, found = words_of(normalise(text)), words_of(normalise(transcript))

@@ -23,7 +23,7 @@ def family_of(name: str, revision: str | None, demo_bases: Mapping[str, str]) ->
 
     Args:
         name: A Hub id or a folder; one that is not the demo's has a sound ``config.json``.
-        revision: Of the Hub.
+        revision: Its revision on the Hub.
         demo_bases: The ``model_type`` of the demo's folders, which may be yet to be built.
 
     Returns:

@@ -157,7 +157,7 @@ def products(
     Args:
         results_dir: The results.
         experiments: The names of the experiments.
-        base_folders: Of each base model, the folder below the results of what is made for it.
+        base_folders: For each base model, the folder below the results of what is made for it.
     """
     data, report = (results_dir / name for name in ("data", "report"))
     packed = [results_dir / folder / "packed" for folder in base_folders]

@@ -139,7 +139,7 @@ class HubRepository:
             files: The local files by path.
             names: Paths to change; one that is not in ``files`` is removed. Content that the Hub
                 has is not uploaded again.
-            message: Of the commit.
+            message: Message of the commit.
 
         Raises:
             UserError: The Hub refuses the metadata of the model card.

@@ -49,11 +49,11 @@ class Alarms:
     ``audio_loss_below_floor``
         An audio loss on *unseen* clips under 5 % of the entropy of the held-out codes: the model
         sees the codes that it should predict. Unseen are the held-out clips, and in the first epoch
-        the training clips: a small corpus that is learnt by heart rightly has a low training loss
-        later. Clips that are in both splits set it off too.
+        the training clips: later, a small corpus that is memorised rightly has a low training loss.
+        Clips that are in both splits set it off too.
     ``stop_loss_not_falling``
         Past half of the steps the held-out loss of the stream EOS labels is not 2 % below the
-        base's, and p(EOS) is under 1/2: clips may never end.
+        base's, and p(EOS) is below 1/2: speech may never end.
     ``codebook_at_ln_v``
         Past half of the steps the last 5 training losses of a codebook are within 0.05 nats of
         ln V, a blind guess, though its codes have a lower entropy.
@@ -63,7 +63,7 @@ class Alarms:
         The adapter's norm equals, to the last bit, that of the previous training line, at a
         learning rate above 0.
 
-    An alarm is raised once, and again only after a line in which it was quiet.
+    An alarm is raised once, and again only after a line that did not raise it.
 
     Args:
         entropies: :func:`code_entropies` of the held-out rows, nats per codebook.
@@ -221,8 +221,7 @@ class Alarms:
 def code_entropies(audio_labels: Iterable[Codes]) -> list[float]:
     """Compute the entropy of each codebook's labels, in nats, from their frequencies.
 
-    Few labels give too low an entropy, and so too low a floor: the alarm then errs on the quiet
-    side.
+    With few labels the entropy, and so the floor, is too low: the alarm then errs towards silence.
 
     Args:
         audio_labels: Of packed rows, (F, K) each; without labels the entropy of a codebook is 0.

@@ -49,7 +49,7 @@ class Checkpoints:
         directory: Their folder; made with the first checkpoint.
         identity: Everything that decides the result of the run (settings, hashes of the data). A
             checkpoint with another identity is set aside, never resumed.
-        total_limit: Checkpoints to keep, the newest.
+        total_limit: Number of newest checkpoints to keep.
     """
 
     def __init__(self, directory: Path, identity: dict[str, Any], total_limit: int) -> None:
@@ -144,7 +144,7 @@ def _load(path: Path) -> dict[str, Any]:
     """Return what a checkpoint holds: ``identity`` and ``state``.
 
     Raises:
-        ValueError: Its bytes are not those that were written; 32 bytes of hash stand at the end.
+        ValueError: Its bytes are not those that were written, by the hash in the last 32 bytes.
         DAMAGED: It cannot be read.
     """
     digest = hashlib.sha256()
@@ -160,10 +160,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def write_errors_named(path: Path) -> Iterator[None]:
-    """Turn a failure to write ``path``, such as a full disk, into a sentence.
+    """Turn a failure to write ``path``, such as a full disk, into a message.
 
     Raises:
-        UserError: In place of the writer's own error.
+        UserError: Instead of the writer's own error.
     """
     try:
         yield
@@ -185,9 +185,9 @@ def run_identity(
     accelerator: Accelerator,
     ancestor: Ancestor | None = None,
 ) -> dict[str, str]:
-    """Return what decides the result of a run, on every process; the main process hashes.
+    """Return what determines the result of a run, on every process; the main process hashes.
 
-    Of an earlier adapter that it starts from, the weights decide, not the folder.
+    An earlier adapter that it continues from counts by its weights, not by its folder.
 
     Raises:
         UserError: This process sees other tables than the main process.

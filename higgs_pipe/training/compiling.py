@@ -36,9 +36,9 @@ def compile_where_it_pays(
     Args:
         model: To be compiled.
         setting: ``train.compile`` or ``eval.compile``.
-        accelerator: Of this process.
-        num_positions: Positions that all processes still have to train on.
-        rows: Packed rows, of which the first one is run.
+        accelerator: The Accelerator of this process.
+        num_positions: Positions that are left to train on, over all processes.
+        rows: Packed rows; the first one is used to compile.
         kept: The choice of an interrupted run.
 
     Returns:
@@ -66,9 +66,9 @@ def compile_where_it_pays(
 
 
 def warm_up(model: DualLossModel, batch: PackedBatch) -> None:
-    """Compile what a training step and a held-out loss run, and log how long it took.
+    """Compile the code of a training step and a held-out loss, and log the time that it took.
 
-    Parameters, gradients and the state of training are not touched.
+    Parameters, gradients and the state of training stay unchanged.
 
     Args:
         model: With layers to compile.
@@ -87,7 +87,7 @@ def warm_up(model: DualLossModel, batch: PackedBatch) -> None:
 
 
 def learn_nothing(model: DualLossModel, batch: PackedBatch) -> tuple[Any, ...]:
-    """Run forward and backward as a micro-step does, and return the gradients instead of adding."""
+    """Run forward and backward as in a micro-step, but return the gradients instead of adding."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = label_weights(batch.label_counts(), has_text=model.shape.has_text_loss)
     sums, _ = model(batch, weights, predict=False)
@@ -96,7 +96,7 @@ def learn_nothing(model: DualLossModel, batch: PackedBatch) -> tuple[Any, ...]:
 
 @torch.inference_mode()
 def evaluate_once(model: DualLossModel, batch: PackedBatch) -> None:
-    """Run a forward pass as a held-out loss does."""
+    """Run a forward pass as for a held-out loss."""
     was_training = model.training
     model.eval()(batch)
     model.train(was_training)

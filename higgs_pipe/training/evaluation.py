@@ -25,8 +25,8 @@ BEST = "best so far"
 class Evaluation:
     """Evaluates a run after the steps that are due.
 
-    With ``keep_best_by`` another measure than the held-out loss, the candidates are the adapters
-    that spoke; the held-out loss decides between equals. Samples that failed count as the worst.
+    If ``keep_best_by`` is not the held-out loss, only adapters with samples are candidates, and the
+    held-out loss breaks ties. Failed samples rank last.
     """
 
     model: Any  # a DualLossModel as Accelerate prepared it

@@ -35,7 +35,7 @@ SECONDS_AT_START = 60.0  # weights, pre-flight, held-out losses, the adapter
 
 @dataclass(frozen=True)
 class GpuKind:
-    """A kind of card: memory, dense bfloat16 rate of its data sheet, and an assumed rent."""
+    """A kind of card: memory, dense bfloat16 rate from its data sheet, and an assumed rent."""
 
     name: str
     memory_gb: int  # as it is sold; 2^30 bytes each
@@ -54,7 +54,7 @@ KINDS = (
 
 
 class CardForecast(ResultPart):
-    """A training on one kind of card: its plan, memory, time and cost; all of it is computed."""
+    """Training on one kind of card: plan, memory, time and cost, all computed."""
 
     card: str
     memory_gb: int
@@ -68,7 +68,7 @@ class CardForecast(ResultPart):
     dollars: float  # at an assumed rent, of all processes
 
     def as_text(self) -> str:
-        """Return the forecast as a line for a person."""
+        """Return the forecast as a readable line."""
         place = f"{self.memory_gb:>3} GB ({self.card}): "
         if not self.fits:
             return f"{place}does not fit"
@@ -82,7 +82,7 @@ class CardForecast(ResultPart):
 
 
 class ExperimentEstimate(ResultPart):
-    """Steps, parameters and needs of an experiment; without the base the latter are unknown."""
+    """Steps, parameters and needs of an experiment; only the steps are known without the base."""
 
     num_steps: int
     parameters: Parameters | None
@@ -97,14 +97,14 @@ def estimate_experiment(
     base: Any | None,
     base_fault: str | None,
 ) -> ExperimentEstimate:
-    """Estimate one experiment: its steps, and what it needs on each kind of card.
+    """Estimate one experiment: its steps, and its needs on each kind of card.
 
     Args:
         train: The settings.
         num_rows: Packed rows to train on.
         max_tokens: Positions of a row.
         base: The native config of the base; None leaves parameters, memory and time unknown.
-        base_fault: Why there is none.
+        base_fault: The reason if there is none.
     """
     steps_per_epoch = math.ceil(num_rows / train.rows_per_step)
     num_steps = train.max_steps or steps_per_epoch * train.num_epochs
@@ -140,10 +140,10 @@ def forecast(
 
     Args:
         kind: The card.
-        formulas: Of the model, with and without compiled layers.
+        formulas: Memory formulas of the model, with and without compiled layers.
         train: The settings.
-        row_positions: Of a packed row.
-        num_positions: Of the whole training, over all epochs and processes.
+        row_positions: Positions of a packed row.
+        num_positions: Number of positions of the whole training, over all epochs and processes.
     """
     flops = kind.flops * REACHED_SHARE
     speed = flops / H200_FLOPS / formulas[True].relative_work

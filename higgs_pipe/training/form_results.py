@@ -6,7 +6,7 @@ from higgs_pipe.data.results import Result, ResultPart
 
 
 class MergeRecord(Result):
-    """``merge.json`` of a full checkpoint: what was merged, and what rounding did to it."""
+    """``merge.json`` of a full checkpoint: what was merged, and the effect of rounding."""
 
     made_by: ClassVar[str] = "merge_adapter"
 

@@ -1,8 +1,8 @@
 """Micro-steps replayed as CUDA graphs: the host launches one graph instead of every kernel.
 
 A graph repeats the kernels of its capture with their addresses and sizes, so it serves one shape of
-micro-batch (:mod:`higgs_pipe.higgs.padding`), reads its batch from tensors that stay where they
-are, and adds to gradients that do too. Graphs share one pool of memory: each is done with it before
+micro-batch (:mod:`higgs_pipe.higgs.padding`), reads its batch from tensors at fixed addresses, and
+adds to gradients at fixed addresses. Graphs share one pool of memory: each is done with it before
 the next begins.
 """
 
@@ -32,14 +32,14 @@ MicroStep: TypeAlias = Callable[[PackedBatch, Tensor], Tensor]
 
 
 class Replay(Protocol):
-    """A captured function without arguments; its result is in the tensor of its capture."""
+    """A captured function without arguments; its result is in the tensor made at capture."""
 
     def replay(self) -> None:
         """Run it again."""
 
 
 class Capture(Protocol):
-    """Captures functions without running them; a test can pretend to."""
+    """Captures functions without running them; tests can simulate this."""
 
     def __call__(self, function: Callable[[], Any]) -> Replay:
         """Capture ``function``."""
@@ -63,7 +63,7 @@ class CudaCapture:
 
 
 def make_capture() -> Capture:
-    """Return what captures on this machine."""
+    """Return the capture for this machine."""
     return CudaCapture()
 
 
@@ -87,13 +87,13 @@ class Graph:
 
 
 class Graphs:
-    """Micro-steps by graphs: at most ``MAX_GRAPHS``, of the shapes that come twice first.
+    """Micro-steps by graphs: at most ``MAX_GRAPHS``, for the first shapes that occur twice.
 
-    The first batch of a shape is computed without one, which compiles and loads what a capture
-    cannot. If a capture fails, everything goes on without graphs.
+    The first batch of a shape is computed without a graph, which compiles and loads what a capture
+    cannot. If a capture fails, training continues without graphs.
 
     Args:
-        micro_step: To be captured.
+        micro_step: The function to capture.
         capture: Captures it.
         device: The model's.
     """
@@ -128,7 +128,7 @@ class Graphs:
 
 
 def obstacle_to_graphs(model: DualLossModel, device: torch.device) -> str | None:
-    """Return what keeps micro-steps from being captured, before it is tried."""
+    """Return a known reason why micro-steps cannot be captured, or None."""
     if device.type != "cuda":
         return f"a {device.type} has none"
     body = model.body
@@ -148,10 +148,10 @@ def difference_of_graphs(
     Gradients are zero before and after.
 
     Args:
-        graphs: Without graphs yet.
-        state: Whose gradients the micro-steps add to.
-        batch: A padded one, on the device.
-        weights: Of its labels.
+        graphs: The graphs, none captured yet.
+        state: The state; micro-steps add to its gradients.
+        batch: A padded batch, on the device.
+        weights: The weights of its labels.
     """
     other = _changed(batch)  # shows whether a replay reads its own batch
     try:

@@ -10,7 +10,7 @@ LINES_HASH = "lines_sha256"
 def with_hash(lines: str) -> str:
     """Return the lines of a ``metrics.jsonl`` with a hash of them all in the last one.
 
-    A hash that is there is replaced; text that is not JSON Lines stays without one.
+    An existing hash is replaced; text that is not JSON Lines gets none.
     """
     try:
         before, last = lines.removesuffix("\n").rsplit("\n", 1)

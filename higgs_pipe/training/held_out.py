@@ -28,7 +28,7 @@ def held_out_sums(
     Args:
         model: A :class:`~higgs_pipe.higgs.model.DualLossModel`.
         rows: The packed held-out rows; they are shared out over the processes.
-        accelerator: Of this process.
+        accelerator: The Accelerator of this process.
         rows_per_batch: Rows per forward pass.
 
     Returns:

@@ -2,14 +2,14 @@
 
 It takes the options of ``accelerate launch`` and adds four things:
 
-- It passes SIGTERM, SIGINT and SIGHUP on to the processes and waits for their end, however long
-  their step takes. Accelerate itself leaves a single process behind, and torchrun kills several
-  after 30 seconds.
-- Where the workflow that started it ends, it passes on SIGTERM; its processes do as much where it
-  ends itself.
+- It passes SIGTERM, SIGINT and SIGHUP on to the processes and waits for them to end, however long
+  their step takes. Accelerate itself would leave a single process behind, and torchrun would kill
+  several after 30 seconds.
+- If the workflow that started it ends, it sends SIGTERM to its processes; they get it as well if
+  the launcher itself ends.
 - It exits with the code of the process that failed.
-- Where a process was lost, or another than the first one failed, it prints that process's message
-  last, in place of the launcher's own traceback.
+- If a process is lost, or one other than the first fails, it prints that process's message last,
+  instead of the launcher's own traceback.
 
 In a Slurm job over several machines, this machine's rank, the first machine's address and a port
 come from Slurm.
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def port_fault(port: int | None, machine_rank: int | None) -> str | None:
-    """Return the sentence on a port of this machine that another process has; None if it is free.
+    """Return an error message if another process has this port of the machine; None if it is free.
 
     Args:
         port: The port at which the processes meet; None or 0: any free one.
@@ -151,11 +151,10 @@ def _pass_on(number: int, _: types.FrameType | None) -> None:
 
 
 def place_in_slurm_job(arguments: Any, environment: Mapping[str, str]) -> None:
-    """Fill in where this machine is in a Slurm job, as far as options and config file lack it.
+    """Fill in this machine's place in a Slurm job, unless options or the config file give it.
 
-    The rank is that of the node. The address is the one by which Slurm reaches the job's first
-    node. The port follows from the number of the job, so that two trainings that share a node do
-    not meet.
+    The rank is that of the node. The address is Slurm's for the job's first node. The port is
+    derived from the job number, so that two trainings that share a node do not collide.
     """
     given = yaml.safe_load(Path(arguments.config_file).read_text(encoding="utf-8"))
     for key in ("main_process_ip", "main_process_port"):

@@ -29,15 +29,15 @@ NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def only_training_in(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the lock of a training's folder, which one training has at a time.
+    """Hold the lock of a training's folder, which only one training has at a time.
 
-    The main process holds it for all. It is a lock of the operating system, which ends with its
-    process, also by ``kill -9``; NFS carries it to other machines. The file stays, and says who
-    has the lock.
+    The main process holds it for all. It is a lock of the operating system, released when the
+    process ends, even by ``kill -9``; it works across machines on NFS. The file stays, and names
+    the owner of the lock.
 
     Args:
-        output_dir: Of the training.
-        accelerator: Of this process.
+        output_dir: Folder of the training.
+        accelerator: The Accelerator of this process.
 
     Raises:
         UserError: Another training has it, on every process.
@@ -60,7 +60,7 @@ def only_training_in(output_dir: Path, accelerator: Accelerator) -> Iterator[Non
 
 
 def _acquire(lock: TextIO, folder: Path) -> str:
-    """Take the lock and write its owner, or return the sentence that refuses it."""
+    """Take the lock and write its owner, or return the error message."""
     deadline = time.monotonic() + WAIT_SECONDS
     is_told = False
     while not _is_taken(lock):
@@ -83,7 +83,7 @@ def _acquire(lock: TextIO, folder: Path) -> str:
 
 
 def _is_taken(lock: TextIO) -> bool:
-    """Take the lock if it is free, and return whether this process may go on."""
+    """Take the lock if it is free, and return whether this process may continue."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

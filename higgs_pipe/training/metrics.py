@@ -21,10 +21,10 @@ SHOWN = [f"{p}{n}" for p in ("", "eval_") for n in ("loss", "text_loss", "audio_
 
 @dataclass(frozen=True)
 class MetricsLog:
-    """Log of a run: every process feeds its alarms, the main process alone writes.
+    """Log of a run: every process feeds its alarms, only the main process writes.
 
-    The lines are kept in memory, too: while a job that was told to end saves its checkpoint, the
-    workflow that sees it end may already remove the file.
+    The lines are also kept in memory: while a job that is ending saves its checkpoint, the workflow
+    may already remove the file.
     """
 
     path: Path  # metrics.jsonl
@@ -46,7 +46,7 @@ class MetricsLog:
                 write_text(self.path, text)
 
     def write(self, step: int, values: Mapping[str, float], note: str = "") -> None:
-        """Append a line, and each alarm that it sets off; the note goes to the log alone."""
+        """Append a line, and each alarm that it raises; the note goes only to the log."""
         alarms = self.alarms.check({"step": step, **values})
         if not self.accelerator.is_main_process:
             return

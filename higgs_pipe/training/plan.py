@@ -29,7 +29,7 @@ DEVICE_SECONDS_PER_POSITION_RECOMPUTED = {False: 25.5e-6, True: 18.7e-6}
 
 @dataclass(frozen=True)
 class Plan:
-    """Size of a process's micro-batches and its ways to save; the same on every process."""
+    """Size of the micro-batches and number of recomputed layers; the same on every process."""
 
     rows_per_micro_batch: int
     recomputed_layers: int  # the first ones
@@ -42,7 +42,7 @@ class Plan:
         return cls(**saved) if saved else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, and a line of ``metrics.jsonl``."""
+        """Return the values for a checkpoint and for a line of ``metrics.jsonl``."""
         return asdict(self)
 
     def halved(self) -> Self | None:
@@ -53,7 +53,7 @@ class Plan:
 
 
 class Choice(NamedTuple):
-    """A plan, the seconds of a step by it, and whether its activations fit."""
+    """A plan, the seconds that a step takes with it, and whether its activations fit."""
 
     plan: Plan
     seconds: float
@@ -73,8 +73,8 @@ def micro_step_seconds(
     The host's time grows with the layers, the device's with their matrix products.
 
     Args:
-        formula: Of the model.
-        num_positions: Of the micro-batch.
+        formula: The memory formula of the model.
+        num_positions: Number of positions of the micro-batch.
         num_recomputed: Layers that are recomputed.
         is_compiled: Whether the layers are compiled.
         flops: Operations per second of the GPU in a large matrix product.
@@ -92,7 +92,7 @@ def micro_step_seconds(
 
 
 def recomputed_layers(train: TrainConfig, num_layers: int) -> int | None:
-    """Return how many layers the config has recomputed; None is auto."""
+    """Return how many layers to recompute by the config; None is auto."""
     setting = train.gradient_checkpointing
     if setting == "auto":
         return None
@@ -129,16 +129,16 @@ def choose_plan(
 ) -> Choice:
     """Choose the fastest plan whose activations fit.
 
-    Of plans that are nearly as fast, the one with the fewest rows. If nothing fits, one row with
-    every layer recomputed, or what the config says.
+    Among plans that are nearly as fast, it is the one with the fewest rows. If nothing fits, it is
+    one row with every layer recomputed, or as the config says.
 
     Args:
-        formula: Of the model.
-        train: Settings; a number in place of ``auto`` is kept.
-        num_bytes: For activations.
-        row_positions: Of the longest packed row.
+        formula: The memory formula of the model.
+        train: Settings; a number instead of ``auto`` is kept.
+        num_bytes: Memory for activations.
+        row_positions: Positions of the longest packed row.
         is_compiled: Whether the layers are compiled.
-        num_processes: Of the run.
+        num_processes: Number of processes of the run.
         flops: Operations per second of the GPU in a large matrix product.
         is_graphed: Whether micro-steps are replayed as CUDA graphs, whose pool holds activations a
             second time and whose batches are padded.

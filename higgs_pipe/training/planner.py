@@ -46,7 +46,7 @@ Note: TypeAlias = Callable[[int, dict[str, Any], str], None]
 
 @dataclass
 class Planner:
-    """Makes the plan of a run, the same on every process, and has model and inputs follow it."""
+    """Makes the plan of a run, the same on every process, and applies it to model and inputs."""
 
     model: DualLossModel
     settings: TrainConfig
@@ -61,8 +61,8 @@ class Planner:
         """Plan the rest of the run; one that resumes keeps the plan of its checkpoint.
 
         Args:
-            note: Takes a step, a plan for ``metrics.jsonl`` and a reason for the log, now and
-                whenever the plan changes.
+            note: Called with a step, a plan for ``metrics.jsonl`` and a reason for the log, now
+                and whenever the plan changes.
 
         Raises:
             UserError: Memory does not suffice for a single packed row.
@@ -114,7 +114,7 @@ class Planner:
         self._follow(smaller, "after memory ran out")
 
     def _follow(self, plan: Plan, told: str) -> None:
-        """Take the next steps by this plan; ``told`` says for the log why."""
+        """Take the next steps by this plan; ``told`` is the reason for the log."""
         rows = min(plan.rows_per_micro_batch, self.inputs.rows_per_process)
         plan = replace(plan, rows_per_micro_batch=rows)
         if plan != self.state.plan:
@@ -136,7 +136,7 @@ class Planner:
         return obstacle_to_graphs(self.model, self.accelerator.device)
 
     def _check_graphs(self, graphs: Graphs) -> None:
-        """Go on without graphs if one does not give on every process what plain steps give."""
+        """Continue without graphs if one differs from plain steps on any process."""
         lengths = self.inputs.row_lengths
         longest = sorted(range(len(lengths)), key=lengths.__getitem__)
         rows = longest[-self.inputs.rows_per_micro_batch :]
@@ -208,7 +208,7 @@ class Planner:
         return plan, told
 
     def _will_graph(self, plain: Choice, graphed: Choice) -> bool:
-        """Choose whether to replay graphs, and log why not where the config leaves it open."""
+        """Choose whether to replay graphs, and log why not if the config leaves it open."""
         setting, obstacle = self.settings.cuda_graphs, self._obstacle_to_graphs()
         if setting != "auto":
             return setting
@@ -224,7 +224,7 @@ class Planner:
         """Run the longest row: (recomputed layers, peak bytes on the process with the most).
 
         Args:
-            card: Of this process.
+            card: The card of this process.
             fits_whole: Whether to try it without recomputing first.
         """
         lengths, num_layers = self.inputs.row_lengths, self.model.num_layers

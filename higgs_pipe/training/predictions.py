@@ -14,7 +14,7 @@ NUM_SHOWN_AT_EACH_END = 4
 def describe_predictions(batch: PackedBatch, predictions: Predictions, tokenizer: Any) -> list[str]:
     """Return a line on text and one on codebook 0 of the first sample: both ends, and shapes.
 
-    Where the family has no text loss, there is no line on text.
+    If the family has no text loss, there is no line on text.
 
     Args:
         batch: The micro-batch.

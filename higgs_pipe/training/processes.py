@@ -76,7 +76,7 @@ def _refuse_sharding_and_mixed_precision() -> None:
 def start_tracker(
     accelerator: Accelerator, settings: TrainConfig, output_dir: Path, done: int
 ) -> None:
-    """Begin the curves after step ``done``, in ``output_dir/logs``; a new run clears it."""
+    """Start the curves after step ``done``, in ``output_dir/logs``; a new run clears it."""
     if done == 0 and accelerator.is_main_process:
         shutil.rmtree(output_dir / LOGS, ignore_errors=True)
     if settings.tracker == "tensorboard":
@@ -98,11 +98,11 @@ def from_main_process(value: Any) -> Any:
 
 @contextmanager
 def lost_process_named(accelerator: Accelerator, timeout_seconds: float) -> Iterator[None]:
-    """Turn a failed exchange with another process into a sentence.
+    """Turn a failed exchange with another process into a message.
 
     Raises:
-        LostProcessError: In place of gloo's or NCCL's error.
-        SilentProcessError: In place of a timeout.
+        LostProcessError: Instead of gloo's or NCCL's error.
+        SilentProcessError: Instead of a timeout.
     """
     try:
         yield
@@ -126,10 +126,10 @@ def lost_process_named(accelerator: Accelerator, timeout_seconds: float) -> Iter
 def caught_signals() -> Iterator[list[int]]:
     """Collect SIGTERM, SIGINT and SIGHUP in a list; they no longer end the process.
 
-    SIGHUP stays ignored where ``nohup`` has it ignored.
+    SIGHUP stays ignored under ``nohup``.
 
-    A second signal within 10 seconds counts as the same one: a launcher passes on a signal that
-    Slurm or a terminal also sent to every process. A later one ends the process at once.
+    A second signal within 10 seconds counts as the first: a launcher passes on signals that Slurm
+    or a terminal also sends to every process. A later one ends the process at once.
     """
     caught: list[int] = []
     first_at = 0.0

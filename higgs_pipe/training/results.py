@@ -22,7 +22,7 @@ class SplitMetrics(ResultPart):
     """Losses (nats per label) and accuracies (0 to 1) of one model over the held-out split.
 
     For each of the K codebooks there is a :data:`CODEBOOK_LOSS` and a :data:`CODEBOOK_ACCURACY`.
-    A model without a text loss has no key of text: all three are there, or none.
+    The three keys of text are all there, or none, for a model without a text loss.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -53,7 +53,7 @@ class SplitMetrics(ResultPart):
 class EvalMetrics(Result):
     """``metrics.json``: the adapter and its base on the same held-out clips.
 
-    Beside them the adapter that training started from; without one there is no such key.
+    Also of the adapter that training continued from; without one there is no such key.
     """
 
     made_by: ClassVar[str] = "eval_adapter"
@@ -64,7 +64,7 @@ class EvalMetrics(Result):
     ancestor: SplitMetrics | None = None
 
     def values(self) -> dict[str, Any]:
-        """Return the keys of the file: none for an ancestor that is none."""
+        """Return the keys of the file, without ``ancestor`` if there is none."""
         return self.model_dump(exclude_none=True)
 
     @model_validator(mode="after")
@@ -201,7 +201,7 @@ class TrainingLog:
 
     @property
     def kept(self) -> HeldOutLine:
-        """The held-out line of the saved adapter: the one named, or the first of lowest loss."""
+        """The held-out line of the saved adapter: the named one, or the first of lowest loss."""
         kept_steps = [line.kept_step for line in self.kept_lines]
         named = [line for line in self.held_out if line.step in kept_steps]
         return named[0] if named else min(self.held_out[1:], key=lambda line: line.eval_loss)
@@ -240,7 +240,7 @@ class TrainedSettings(Result):
 
 
 class RunInfo(Result):
-    """``run.json``: when, where and by which code an adapter was trained."""
+    """``run.json``: when, where and with which code an adapter was trained."""
 
     made_by: ClassVar[str] = "train_adapter"
 

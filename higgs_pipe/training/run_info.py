@@ -27,12 +27,12 @@ def write_run(
     trainable_parameters: Mapping[str, int],
     checked: Mapping[str, Any],
 ) -> None:
-    """Write what is known of a run before its first step.
+    """Write everything known about a run before its first step.
 
     Args:
         output_dir: Gets ``run.json``, ``config.json``, ``trainable_parameters.json`` and
             ``preflight.json``.
-        info: When, where and by which code it runs.
+        info: When, where and with which code it runs.
         stage: The settings.
         trainable_parameters: Their number by part of the model.
         checked: The findings of the pre-flight.
@@ -47,9 +47,9 @@ def run_info(device: torch.device, num_processes: int, ancestor: Ancestor | None
     """Describe a run that starts now.
 
     Args:
-        device: Of this process.
-        num_processes: Of the run, alike.
-        ancestor: The adapter that it starts from; None: a new one.
+        device: The device of this process.
+        num_processes: Number of processes of the run.
+        ancestor: The adapter that it continues from; None: a new one.
     """
     machine = processor()
     if device.type == "cuda":
@@ -76,12 +76,12 @@ def processor() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide the numbers."""
+    """Return the versions of the packages that affect the numbers."""
     return {package: metadata.version(package) for package in PACKAGES}
 
 
 def git_commit() -> str | None:
-    """Return the commit of this code, ``-dirty`` if it was changed; None outside a repository."""
+    """Return the commit of this code, with ``-dirty`` if modified; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         described = subprocess.run(

@@ -1,7 +1,7 @@
 """Samples during training: the same held-out prompts, spoken by the adapter at some steps.
 
-Samples change nothing in the training: random numbers, modes and forward passes are restored, and a
-failure that can be expected, such as a lack of memory, is only a warning.
+Sampling does not affect training: random numbers, modes and forward passes are restored, and an
+expected failure, such as a lack of memory, is only a warning.
 """
 
 import itertools
@@ -50,7 +50,7 @@ class SampleMeasures:
 
     @classmethod
     def of(cls, spoken: Sequence[GeneratedCodes], samples: Sequence[RecordedSample]) -> Self:
-        """Measure what was spoken for the samples."""
+        """Measure the speech of the samples."""
         num_frames = sum(len(generated.codes) for generated in spoken)
         return cls(
             stop_rate=sum(generated.has_stopped for generated in spoken) / len(spoken),
@@ -78,8 +78,8 @@ class Samples:
     Args:
         rows: Packed held-out rows, which give prompts and recordings.
         config: The base's.
-        settings: How many, and how codes are drawn.
-        accelerator: Of this process; the processes share the prompts.
+        settings: The number of samples, and how codes are drawn.
+        accelerator: The Accelerator of this process; the processes share the prompts.
         folder: ``samples/`` of the run.
     """
 
@@ -101,7 +101,7 @@ class Samples:
     def speak(self, step: int, model: Any) -> SampleMeasures | None:
         """Speak, on every process alike; write WAVs and the tracker's audio.
 
-        Step 0 begins anew: it removes the samples of an earlier run, and adds the recordings as the
+        Step 0 starts over: it removes the samples of an earlier run, and adds the recordings as the
         codec renders them.
 
         Returns:
@@ -139,7 +139,7 @@ class Samples:
         return [device.index or 0] if device.type == "cuda" else []
 
     def _publish(self, step: int, spoken: Sequence[GeneratedCodes]) -> None:
-        """Write the sound of one step, and log it to the tracker."""
+        """Write the audio of one step, and log it to the tracker."""
         ids = [sample.sample_id for sample in self.chosen]
         if step == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -161,7 +161,7 @@ class Samples:
 
 
 def choose_samples(rows: PackedRows, config: BaseShape, num_samples: int) -> list[RecordedSample]:
-    """Choose held-out samples: first one of each of some rows spread over the table, then more."""
+    """Choose held-out samples: first one per row, from rows spread over the table, then more."""
     spread = np.linspace(0, len(rows) - 1, min(len(rows), num_samples)).astype(int)
     by_row = [recorded_samples(rows[int(row)], config) for row in spread]
     by_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_row))
@@ -169,7 +169,7 @@ def choose_samples(rows: PackedRows, config: BaseShape, num_samples: int) -> lis
 
 
 def track_audio(accelerator: Accelerator, step: int, sound: dict[str, Spoken]) -> None:
-    """Log sound to TensorBoard or Weights & Biases, by its names."""
+    """Log named audio to TensorBoard or Weights & Biases."""
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             for name, spoken in sound.items():

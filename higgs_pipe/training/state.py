@@ -44,7 +44,7 @@ class Progress:
                 self.num_evaluations_without_better = 0
 
     def keep_if_best(self, score: tuple[float, ...], adapter: PeftModel) -> bool:
-        """Keep a copy of the adapter if its score is lower than any before; tell if it is."""
+        """Keep a copy of the adapter if its score is the lowest so far; return whether it is."""
         is_best = not self.best_score or score < self.best_score
         if is_best:
             self.best_score, self.best_step = score, self.step
@@ -52,7 +52,7 @@ class Progress:
         return is_best
 
     def is_finished(self, num_steps: int, patience: int | None) -> bool:
-        """Tell if the run has taken all its steps, or its patience has ended."""
+        """Return whether the run has taken all its steps, or run out of patience."""
         is_early = patience is not None and self.num_evaluations_without_better >= patience
         return is_early or self.step >= num_steps
 
@@ -74,7 +74,7 @@ class TrainingState:
             parameter.grad = torch.zeros_like(parameter)
 
     def update(self) -> None:
-        """Take an optimizer step with the gradients at hand."""
+        """Take an optimizer step with the present gradients."""
         self.optimizer.step()
         self.clear_gradients()
         self.schedule.step()
@@ -116,7 +116,7 @@ class TrainingState:
     def resume(
         self, checkpoints: Checkpoints, metrics: MetricsLog, accelerator: Accelerator
     ) -> None:
-        """Restore the newest checkpoint of this run, where there is one, on every process.
+        """Restore the newest checkpoint of this run, if there is one, on every process.
 
         Raises:
             UserError: This process cannot read the checkpoint that the main process read.

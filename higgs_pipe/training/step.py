@@ -51,7 +51,7 @@ class Stepper:
     caught: Sequence[int] = ()  # numbers of the signals that this process received
 
     def step(self, step_input: StepInput, predict: bool = False) -> StepResult:
-        """Take one optimizer step; where memory runs out, halve the micro-batch and repeat it.
+        """Take one optimizer step; if memory runs out, halve the micro-batch and repeat it.
 
         Args:
             step_input: This process's share.
@@ -149,7 +149,7 @@ class Stepper:
         return cast(Tensor, self.accelerator.reduce(values, "sum"))
 
     def _check(self, result: StepResult, counts: Tensor, step_input: StepInput) -> None:
-        """Refuse an update by these gradients if anything is wrong with the step."""
+        """Refuse the update if anything is wrong with the step."""
         step = step_input.planned.step
         names = ["text", *(f"audio codebook {k}" for k in range(len(counts) - 2)), "stream EOS"]
         needed = dict(zip(names, counts.tolist(), strict=True))
@@ -187,8 +187,8 @@ def check_loss_weights(settings: TrainConfig, shape: BaseShape) -> None:
     """Check that ``loss_weights`` fit the base.
 
     Raises:
-        UserError: There is not one weight per codebook, or one for a text loss that the base does
-            not have.
+        UserError: There is not one weight per codebook, or there is one for a text loss that the
+            base does not have.
     """
     weights = settings.loss_weights
     if weights.codebooks is not None and len(weights.codebooks) != shape.num_codebooks:

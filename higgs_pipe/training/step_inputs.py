@@ -34,7 +34,7 @@ class PlannedStep(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """Rows of one forward pass of a process; the weight is 0 where it has none of its own."""
+    """Rows of one forward pass of a process; the weight is 0 if it has none of its own."""
 
     rows: list[int]
     weight: float
@@ -78,9 +78,9 @@ def planned_steps(
 
 
 def epoch_steps(num_rows: int, rows_per_step: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the rows of each optimizer step of an epoch, in an order that the seed decides.
+    """Return the rows of each optimizer step of an epoch, in an order that depends on the seed.
 
-    The last step takes the rows that are left.
+    The last step takes the remaining rows.
     """
     generator = torch.Generator().manual_seed(combined_seed(seed, epoch))
     order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
@@ -88,7 +88,7 @@ def epoch_steps(num_rows: int, rows_per_step: int, seed: int, epoch: int) -> lis
 
 
 def combined_seed(*parts: int) -> int:
-    """Combine several numbers to one seed, the same on every machine."""
+    """Combine several numbers into one seed, the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:7], "big")
 
@@ -100,7 +100,7 @@ class StepInputs:
         rows: The packed training rows.
         config: The base's.
         settings: Numbers of rows, steps and epochs; the seed.
-        accelerator: Of this process.
+        accelerator: The Accelerator of this process.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class StepInputs:
 
         Args:
             rows_per_micro_batch: At most.
-            is_padded: Whether they have few shapes, which takes some padding.
+            is_padded: Whether to pad them to few shapes.
         """
         num_rows = min(rows_per_micro_batch, self.rows_per_process)
         grid = Grid.of_rows(self.rows.sizes(), num_rows) if is_padded else None

@@ -15,13 +15,13 @@ PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer")
 class Telemetry:
     """Time and throughput of the steps since the last line, on this process.
 
-    On CUDA, events mark the phases without a wait of the host, and :meth:`line` reads them.
+    On CUDA, events mark the phases without making the host wait; :meth:`line` reads them.
     ``data`` is the host's wait for the input.
 
     Args:
         device: The model's.
         longest_row: Positions of the longest packed row; ``fill`` is a share of it.
-        frame_rate_hz: Codec frames a second.
+        frame_rate_hz: Codec frames per second.
     """
 
     def __init__(self, device: torch.device, longest_row: int, frame_rate_hz: float) -> None:
@@ -37,7 +37,7 @@ class Telemetry:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Measure a whole optimizer step, its input included."""
+        """Measure a whole optimizer step, including its input."""
         start = time.perf_counter()
         yield
         self._step_seconds += time.perf_counter() - start

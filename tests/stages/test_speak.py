@@ -458,7 +458,7 @@ def test_a_codec_of_other_codebooks_than_the_bases_is_refused(
 ) -> None:
     info = replace(speaker.codec_info, num_codebooks=4)
     monkeypatch.setattr("higgs_pipe.higgs.speaker.load_codec", lambda *_: (None, info))
-    with pytest.raises(UserError, match=r"has 4 codebooks .* 8;"):
+    with pytest.raises(UserError, match=r"has 4 codebooks, not the 8 "):
         Speaker.load(str(tiny_base))
 
 

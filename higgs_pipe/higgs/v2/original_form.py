@@ -52,7 +52,7 @@ def original_config(config: HiggsAudioV2Config, tokenizer: Any, dtype: str) -> d
     Args:
         config: The native config.
         tokenizer: The model's, which knows the ids of special tokens.
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
     """
     rope = dict(config.rope_parameters)
     theta = rope.pop("rope_theta")

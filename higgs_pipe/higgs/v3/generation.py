@@ -43,7 +43,7 @@ def generate_batch(
 
     Args:
         native: The native model.
-        prompts: Of any lengths.
+        prompts: Prompts of any lengths.
         sampling: How codes are drawn.
         max_frames: The cap, in codec frames.
         description: What is shown while it runs.

@@ -69,7 +69,7 @@ def check_before_training(
         model: A :class:`~higgs_pipe.higgs.model.DualLossModel` with a new adapter.
         train_rows: The packed training rows.
         eval_rows: The packed held-out rows.
-        accelerator: Of this process.
+        accelerator: The Accelerator of this process.
         start: What training starts from, for the messages: the base, or an earlier adapter on it.
 
     Returns:

@@ -32,7 +32,7 @@ class Check:
 def samples_of(row: PackedRow, config: BaseShape) -> list[PackedRow]:
     """Split a packed row into its samples, each a row of its own.
 
-    Each sample gets as many frames as it has placeholders; the last one gets the rest.
+    Each sample gets as many frames as it has placeholders; the last sample gets the rest.
     """
     is_audio = is_placeholder(row.input_ids, config)
     ends = np.cumsum(row.sample_lengths)

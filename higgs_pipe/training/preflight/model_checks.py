@@ -121,9 +121,9 @@ def check_devices(native: Any, batch: PackedBatch, device: torch.device) -> Chec
 def check_lora_gradients(model: DualLossModel, batch: PackedBatch) -> Check:
     """Check that every LoRA layer, and every part trained in full, gets a gradient.
 
-    In a new adapter one of the two matrices is zero, and so the other's gradient: one gradient per
-    layer is enough. Text and audio weigh the same here, whatever the settings: without the text
-    loss the last layer's text FFN would have no gradient.
+    In a new adapter one of the two matrices is zero, and therefore the other's gradient too: one
+    gradient per layer is enough. Text and audio have equal weights here, whatever the settings,
+    because without the text loss the last layer's text FFN would have no gradient.
     """
     parts = [(n, p) for n, p in model.named_parameters() if IN_ADAPTER.search(n)]
     trained = [(name, p) for name, p in parts if p.requires_grad]

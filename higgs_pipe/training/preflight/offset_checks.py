@@ -74,8 +74,8 @@ def check_training_loss(losses: Floats, sums: LossSums) -> Check:
     """Check that training lowers the loss at the offset of generation, codebook by codebook.
 
     Args:
-        losses: Of :func:`audio_losses_by_offset`.
-        sums: Of the model on the same batch.
+        losses: The result of :func:`audio_losses_by_offset`.
+        sums: The loss sums of the model on the same batch.
     """
     expected = means_of_codebooks(losses[1])
     trained = (sums.loss / sums.count)[1:-1].tolist()
@@ -98,9 +98,9 @@ def check_offsets(
 ) -> Check:
     """Check that the base predicts the next frame better than this one or the one after next.
 
-    A base that is no better than a guess (ln V) at any offset gives no evidence. A low loss at
-    offset 0 may only mean that codes repeat. It counts if the base gives a frame's own code more
-    probability than codes repeat.
+    A base no better than a blind guess (ln V) at any offset gives no evidence. A low loss at
+    offset 0 may only mean that codes repeat; it counts only if the base predicts a frame's own code
+    more often than codes repeat.
 
     Args:
         losses: (3, M, K) of :func:`audio_losses_by_offset`.
@@ -168,7 +168,7 @@ def check_shuffled_text(
         model: In evaluation mode.
         samples: One per row.
         losses: (3, M, K) of :func:`audio_losses_by_offset` on the samples.
-        device: Of the model.
+        device: The device of the model.
         start: What training starts from: the base, or an earlier adapter on it.
     """
     config = model.shape
