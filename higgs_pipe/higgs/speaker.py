@@ -140,7 +140,7 @@ class Speaker:
         if info.num_codebooks != renderer.shape.num_codebooks:
             raise UserError(
                 f"codec {info.codec!r} has {info.num_codebooks} codebooks, not the "
-                f"{renderer.shape.num_codebooks} of base {named_base.name!r}; give the base's codec."
+                f"{renderer.shape.num_codebooks} of base {named_base.name!r}; give its codec."
             )
         if origin is not None:
             if origin.base_fingerprint is not None:
