@@ -216,6 +216,7 @@ class Inputs:
             "split_by": "clip",
             "overlap": {"audio": 0},
             "largest_group_num_clips": 1,
+            "contradictions": {},
             "outliers": {},
             "text_findings": {},
             "outside_root": {"num_rows": 0, "first_rows": []},

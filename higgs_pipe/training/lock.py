@@ -40,17 +40,20 @@ def only_training_in(output_dir: Path, accelerator: Accelerator) -> Iterator[Non
         accelerator: The Accelerator of this process.
 
     Raises:
-        UserError: Another training has it, on every process.
+        UserError: Another training has it, or it cannot be taken; on every process at once.
     """
     path = output_dir / FILE_NAME
     refusal = ""
     lock: TextIO | None = None
     try:
         if accelerator.is_main_process:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            with write_errors_named(path):
-                lock = path.open("a+", encoding="utf-8")
-            refusal = _acquire(lock, output_dir)
+            try:
+                with write_errors_named(path):
+                    output_dir.mkdir(parents=True, exist_ok=True)
+                    lock = path.open("a+", encoding="utf-8")
+                    refusal = _acquire(lock, output_dir)
+            except UserError as error:
+                refusal = str(error)  # the others would wait for it until their timeout
         if refusal := from_main_process(refusal):
             raise UserError(refusal)
         yield

@@ -16,7 +16,16 @@ import pytest
 import soundfile as sf
 import torch
 import torchaudio
-from helpers import ROOT, PackedCorpus, Seen, tone, write_stage_config
+from helpers import (
+    ROOT,
+    PackedCorpus,
+    Seen,
+    environment_with,
+    files_with_secrets,
+    plant_secrets,
+    tone,
+    write_stage_config,
+)
 
 import higgs_pipe.train
 from higgs_pipe import speak
@@ -324,11 +333,14 @@ def test_what_cannot_be_spoken_is_refused_by_name(
 def test_the_command_line_speaks_and_ends_a_mistake_with_code_2(
     tiny_base: Path, tmp_path: Path
 ) -> None:
+    secrets = environment_with(**plant_secrets(tmp_path))
+
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         start = [sys.executable, "-m", "higgs_pipe.speak", "--base", str(tiny_base)]
-        return subprocess.run([*start, *words], cwd=ROOT, capture_output=True, text=True)
+        options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True}
+        return subprocess.run([*start, *words], env=secrets, **options)
 
-    out = tmp_path / "out.wav"
+    out = tmp_path / "spoken" / "out.wav"
     spoken = command("--text", "Good morning", "--out", str(out), "--max-seconds", "0.4")
     assert spoken.returncode == 0, spoken.stderr
     assert sf.info(out).frames == 10 * 960
@@ -337,6 +349,10 @@ def test_the_command_line_speaks_and_ends_a_mistake_with_code_2(
     assert refused.returncode == 2
     assert "--top-p 2" in refused.stderr
     assert "Traceback" not in refused.stderr
+    for result in (spoken, refused):
+        (tmp_path / "spoken" / f"{result.returncode}.log").write_text(result.stdout + result.stderr)
+    assert files_with_secrets(tmp_path / "spoken") == (3, [])
+    assert files_with_secrets(tmp_path)[1]  # those that were planted
 
 
 def test_every_option_of_the_command_line_reaches_the_speaker(

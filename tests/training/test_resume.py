@@ -520,7 +520,3 @@ def test_a_file_system_without_locks_is_warned_of(
     number = errno.ENOLCK
     with only_training_in(tmp_path, Accelerator(cpu=True)):
         assert ".lock cannot be locked" in caplog.text
-    number = errno.EIO
-    lock = only_training_in(tmp_path, Accelerator(cpu=True))
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)), lock:
-        pass

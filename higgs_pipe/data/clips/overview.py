@@ -27,6 +27,13 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
             validation.largest_group_num_clips,
             validation.num_clips,
         )
+    for kind, found in validation.contradictions.items():
+        logger.warning(
+            "recordings with several %s: %d\n%s",
+            kind,
+            found.num_recordings,
+            list_offenders(found.examples),
+        )
     if outlier_lines := _outlier_lines(validation.outliers):
         logger.info("clips unlike their speaker's others:\n%s", list_offenders(outlier_lines))
     if num_clips := validation.num_clips_of_one_channel:

@@ -79,6 +79,13 @@ class TextFinding(ResultPart):
     examples: list[str]
 
 
+class Contradictions(ResultPart):
+    """Recordings of which rows say different things, and the first of them with their places."""
+
+    num_recordings: int
+    examples: list[str]
+
+
 class OutsideRoot(ResultPart):
     """Rows with a recording outside the root of their manifest."""
 
@@ -120,6 +127,7 @@ class ValidationSummary(Result):
     num_clips_without_language: int
     speakers_with_one_clip: SpeakersWithOneClip
     duplicates: list[list[str]]
+    contradictions: dict[str, Contradictions]  # texts, speakers
     outliers: dict[str, dict[str, Outliers]]
     text_findings: dict[str, TextFinding]
     outside_root: OutsideRoot

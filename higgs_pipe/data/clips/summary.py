@@ -10,6 +10,7 @@ import numpy as np
 
 from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.data.clips.candidates import Clip
+from higgs_pipe.data.clips.contradictions import find_contradictions
 from higgs_pipe.data.clips.corpus import Corpus
 from higgs_pipe.data.clips.judging import Judgement
 from higgs_pipe.data.clips.overlap import overlap
@@ -97,6 +98,7 @@ def summarize(
             for equal in _grouped(targets, "pcm_sha256").values()
             if len(equal) > 1
         ],
+        contradictions=find_contradictions(targets, corpus.references),
         outliers=_outliers(targets),
         text_findings=find_in_texts(candidate.row for candidate in judgement.accepted),
         outside_root=OutsideRoot(

@@ -13,9 +13,11 @@ from higgs_pipe.data.manifests.row import Row
 NUM_EXAMPLES = 5
 NUM_EXAMPLE_CHARACTERS = 80
 
+NO_VALUE = r"(?:nan|none|null|n/a|undefined)"
 # A text without any of these has no finding; most have none.
 SUSPECT = re.compile(
-    r"[<>&\[\](){}*\d@\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|://|www\.|[^\x00-\x7f]|^[^a-z]*$",
+    r"[<>&\[\](){}*\d@\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|://|www\.|[^\x00-\x7f]|^[^a-z]*$|"
+    rf"^\s*{NO_VALUE}\s*$",
     re.IGNORECASE,
 )
 # Joiners belong between letters of scripts such as Arabic and Devanagari.
@@ -40,6 +42,8 @@ PATTERNS = {
         rf"[\ufffd\x80-\x84\x86-\x9f]|[ÃÂ][{MISREAD}]|â€|(?:[ÐÑ][{MISREAD}]){{2}}|"
         rf"(?:[ã-é][{MISREAD}]{{2}}){{2}}"
     ),
+    # What tables write where there is nothing.
+    "no_value": re.compile(rf"^\s*{NO_VALUE}\s*$", re.IGNORECASE),
     "no_letters_or_digits": re.compile(r"^[\W_]*$"),
     "digits": re.compile(r"\d"),
     # Cleaning makes spaces of round ones; the words in any of them are spoken.

@@ -1,10 +1,12 @@
 """Check of a whole corpus for texts that are not transcripts of its recordings."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 from higgs_pipe.data.clips.candidates import Candidate
 from higgs_pipe.data.quality import SPACELESS_SCRIPTS
+from higgs_pipe.data.text import bare_words
 from higgs_pipe.errors import UserError, list_offenders
 
 # Fewer clips than these show too little to stop a run.
@@ -27,12 +29,18 @@ def check_texts(candidates: Sequence[Candidate]) -> None:
         candidates: The sound rows; conversations are not looked at.
 
     Raises:
-        UserError: Few texts over many clips, texts that are names or numbers of speakers, texts
-            that all begin with an instruction, or texts far too short for most recordings; shows
-            the rows.
+        UserError: Few texts over many clips or few recordings with many texts, texts that are names
+            or numbers of speakers, texts that all begin with an instruction, or texts far too short
+            for most recordings; shows the rows.
     """
     plain = [candidate for candidate in candidates if candidate.row.conversation is None]
-    fact = _few_texts(plain) or _names(plain) or _instruction(plain) or _short_texts(plain)
+    fact = (
+        _few_texts(plain)
+        or _few_recordings(plain)
+        or _names(plain)
+        or _instruction(plain)
+        or _short_texts(plain)
+    )
     if fact:
         rows = [f"{c.row.place}: {c.row.audio}: {c.row.text!r:.80}" for c in plain]
         raise UserError(
@@ -53,6 +61,17 @@ def _few_texts(plain: Sequence[Candidate]) -> str | None:
     is_repeated = CLIPS_PER_TEXT * len(said) <= len(plain)
     if is_few and (is_repeated or is_swapped):
         return f"{len(texts):,} different texts in {len(plain):,} clips"
+    return None
+
+
+def _few_recordings(plain: Sequence[Candidate]) -> str | None:
+    """Return how many recordings there are, if most rows share theirs with another text."""
+    texts: dict[str, set[str]] = defaultdict(set)
+    for c in plain:
+        texts[c.clip["pcm_sha256"]].add(bare_words(c.row.text))
+    num_shared = sum(len(texts[c.clip["pcm_sha256"]]) > 1 for c in plain)
+    if len(plain) >= MIN_CLIPS_OF_NAMES and 2 * num_shared > len(plain):
+        return f"{len(texts):,} different recordings with {len(plain):,} texts"
     return None
 
 

@@ -157,6 +157,34 @@ def test_texts_of_another_column_stop_the_run_with_the_rows(
     assert len(validated(tmp_path, rows, check_texts=False)[0]) == len(rows)
 
 
+def test_recordings_that_most_rows_share_with_other_texts_stop_the_run(tmp_path: Path) -> None:
+    rows = [row | {"id": row["audio"]} for row in rows_with(tmp_path, SENTENCES)]
+    for row in rows[1:4]:
+        row["audio"] = rows[0]["audio"]
+    with pytest.raises(UserError) as caught:
+        validated(tmp_path, rows)
+    assert "3 different recordings with 6 texts" in str(caught.value)
+    assert len(validated(tmp_path, rows, check_texts=False)[0]) == 6
+
+
+def test_recordings_of_which_rows_say_different_things_are_pointed_out(tmp_path: Path) -> None:
+    rows = [row | {"speaker": "ada"} for row in sound_rows(tmp_path, 4)]
+    copy = rows[0] | {"id": "copy", "text": "It rained all day -- in the HILLS!"}
+    assert validated(tmp_path, [*rows, copy])[2]["contradictions"] == {}
+    copy |= {"text": "Other words.", "speaker": "ben"}
+    rows[1] |= {"ref_audio": rows[2]["audio"], "ref_text": "Not its words."}
+    found = validated(tmp_path, [*rows, copy])[2]["contradictions"]
+    place = f"{tmp_path}/m.jsonl"
+    assert found["speakers"] == {
+        "num_recordings": 1,
+        "examples": [f"ada ({place}:1), ben ({place}:5)"],
+    }
+    assert found["texts"]["num_recordings"] == 2
+    assert found["texts"]["examples"][1] == (
+        f"Not its words. ({place}:2), {rows[2]['text']} ({place}:3)"
+    )
+
+
 def test_the_text_that_is_the_speaker_of_each_row_stops_the_run(tmp_path: Path) -> None:
     names = ["Ada Low", "Ben May", "Cleo Orr", "Dora Fay"]
     rows = [row | {"speaker": row["text"]} for row in rows_with(tmp_path, names)]

@@ -56,6 +56,8 @@ def test_all_texts_of_a_row_become_nfc() -> None:
         ("zero\u200bwidth", {"invisible_characters"}),
         ("\ufeffHello", {"invisible_characters"}),
         ("joined\u200dhere", {"invisible_characters"}),
+        *((text, {"no_value"}) for text in ("nan", "NULL", " None ", "N/A")),
+        ("None.", set()),
         ("bell\x07 and escape", {"control_characters"}),
         ("Tabs\tand\nlines\r\n", set()),
         *((text, {"wrong_encoding"}) for text in ("lost \ufffd letter", "don\x92t", "Â«so\xa0Â»")),
@@ -102,6 +104,6 @@ def test_every_text_of_a_prompt_is_looked_at(field: str) -> None:
 
 def test_the_quick_look_misses_nothing() -> None:
     examples = ["<b>", "http://a", "ftp://a", "www.a.b", "a@b.c", "☃", "\u00ad", "-", "", "7"]
-    for text in [*examples, "\x07", "\x7f", "\ufffd", "Ã©", "{a}", "(a)", "[a]", "*a*"]:
+    for text in [*examples, "\x07", "\x7f", "\ufffd", "Ã©", "null", "{a}", "(a)", "[a]", "*a*"]:
         kinds = {kind for kind, pattern in PATTERNS.items() if pattern.search(text)}
         assert kinds_of(text) == kinds != set()
