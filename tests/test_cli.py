@@ -1,8 +1,10 @@
 """The command line of a stage: its options, its help, its exit codes and its log."""
 
+import errno
 import importlib
 import inspect
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -207,3 +209,31 @@ def test_a_signal_that_is_ignored_or_handled_stays_so(handler: object, tmp_path:
     finally:
         signal.signal(signal.SIGHUP, inherited)
     assert found == [handler, handler]
+
+
+def test_a_full_disk_is_a_sentence_and_any_other_error_of_the_system_a_bug(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*, number: int) -> None:
+        raise OSError(number, os.strerror(number), "out.parquet")
+
+    with pytest.raises(SystemExit) as exit_:
+        main(fail, ["--number", str(errno.ENOSPC)])
+    assert exit_.value.code == EXIT_USER_ERROR
+    assert "out.parquet cannot be read or written" in capsys.readouterr().err
+    with pytest.raises(OSError, match="Bad address"):
+        main(fail, ["--number", str(errno.EFAULT)])
+
+
+def test_the_launcher_of_several_processes_is_told_the_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(told))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as exit_:
+        main(run, ["--table", "t", "--names", "bad"])
+    assert exit_.value.code == EXIT_USER_ERROR
+    found = json.loads(told.read_text())
+    assert found["message"] == "names: 'bad' is not a name; choose another"
+    assert found["kind"] == "UserError"

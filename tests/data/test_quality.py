@@ -257,6 +257,11 @@ def test_characters_words_and_script_counted_by_hand(
     assert measures.script == script
 
 
+def test_a_control_token_is_not_said() -> None:
+    measures = measure_text("<|emotion:happy|> Hello, world!", "en", 0.5)
+    assert measures == measure_text("Hello, world!", "en", 0.5)
+
+
 def test_rates_are_counts_by_the_length_of_the_clip() -> None:
     measures = measure_text("Hello, world!", "en", 0.5)
     assert (measures.characters_per_second, measures.words_per_second) == (24, 4)
@@ -313,6 +318,7 @@ def test_one_wild_value_hides_no_other() -> None:
 
 def test_few_or_equal_values_have_no_outliers() -> None:
     assert outliers([1, 1, 1, 1, 1, 1, 100]) == []
+    assert outliers([1, 1, 1, 1, 1, 1, 1, 100]) == [7]  # eight suffice
     assert outliers([3.0] * 20) == []
     assert outliers([]) == []
 

@@ -10,6 +10,7 @@ from higgs_pipe.data.units import UNITS, in_words, number, with_unit
     ("value", "text"),
     [
         (10_800.4, "10,800"),
+        (1000.0, "1,000"),
         (1_234_567.0, "1,234,567"),
         (0.18416, "0.1842"),
         (0.00002, "0.00002"),

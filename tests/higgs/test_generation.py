@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from helpers import PackedCorpus
 from reference import base_with_lora
@@ -16,6 +17,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.generation import (
     RecordedSample,
+    Spoken,
     generate,
     native_forward,
     recorded_samples,
@@ -278,3 +280,11 @@ def test_ends_are_no_repetition_and_forced_codes_stay() -> None:
     forced[0, 5], forced[1, 4] = 0.0, 0.0  # EOS and BOS, as the delay pattern forces them
     drawn = draws(20, forced, ras_win_len=7, ras_win_max_num_repeat=1)
     assert drawn.tolist() == [[5, 4]] * 20
+
+
+def test_speech_is_written_in_16_bits_and_clipped_at_full_scale(tmp_path: Path) -> None:
+    sound = np.array([0.0, 0.5, 2.0, -2.0], np.float32)
+    Spoken(sound, 24_000, np.zeros((1, 8), np.int16), has_stopped=True).write(tmp_path / "a.wav")
+    info = sf.info(tmp_path / "a.wav")
+    assert (info.format, info.subtype, info.samplerate) == ("WAV", "PCM_16", 24_000)
+    assert sf.read(tmp_path / "a.wav", dtype="int16")[0].tolist() == [0, 16_384, 32_767, -32_768]

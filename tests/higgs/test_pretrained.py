@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 from higgs_pipe import pin_model
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs import pretrained
 from higgs_pipe.higgs.loading_errors import not_loaded
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.higgs.pretrained import PinnedModel, weight_fingerprint
@@ -62,6 +63,34 @@ def test_a_pinned_folder_is_changed_by_its_weights_or_config_alone(base: Path) -
     (base / "model-1.safetensors").write_bytes(b"0ne")
     with pytest.raises(UserError, match=r"base_model '.*base'.*--forcerun pin_model"):
         before.check_unchanged()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "t.model", "merges.txt"])
+def test_each_file_that_decides_a_prompt_is_in_the_hash_of_the_config(
+    base: Path, name: str
+) -> None:
+    before = pinned(base)
+    (base / name).write_text("{}")
+    assert pinned(base).fingerprint == before.fingerprint
+    assert pinned(base).config_fingerprint != before.config_fingerprint
+
+
+def test_a_revision_is_asked_of_the_hub_and_its_commit_is_pinned(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, asked = "0123abcd" * 5, []
+    folder = base.rename(base.with_name(commit))
+
+    def download(name: str, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
+        return str(folder)
+
+    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    found = PinnedModel.of(Pretrained("base_model", "ada/base", "v2"))
+    assert set(asked) == {("ada/base", "v2")}
+    assert (found.name, found.revision) == ("ada/base", commit)
+    assert found.pretrained == Pretrained("base_model", "ada/base", commit)
 
 
 def test_a_folder_without_weights_is_named(base: Path) -> None:

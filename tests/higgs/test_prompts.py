@@ -254,6 +254,14 @@ def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base: Path) 
         renderer.prompt(speech("Yes."))
 
 
+def test_a_template_that_does_not_end_the_turn_is_refused(tiny_base: Path) -> None:
+    renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
+    template = renderer.tokenizer.chat_template
+    renderer.tokenizer.chat_template = template.replace("<|eot_id|>", "")
+    with pytest.raises(RenderError, match=r"<\|eot_id\|> at the end of the turn"):
+        renderer.prompt(speech("Yes."))
+
+
 def test_a_template_with_a_header_too_many_is_refused(tiny_base: Path) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     header = "{{- '" + ASSISTANT_HEADER.replace("\n", "\\n") + "' -}}"

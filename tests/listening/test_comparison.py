@@ -131,6 +131,8 @@ def test_codes_nearer_to_the_recordings_have_a_lower_distance() -> None:
     other = np.array([[1, 0], [1, 0], [3, 2]], np.int16)
     found = differences([heard()] * 3, [heard(codes=other)] * 3, RECORDINGS, CLIPS, 4)
     assert found["code_distance"].value == pytest.approx(-1)
+    found = differences([heard(codes=other)] * 3, [heard()] * 3, RECORDINGS, CLIPS, 4)
+    assert found["code_distance"].value == pytest.approx(1)
 
 
 def test_every_difference_is_a_measure_of_the_verdict() -> None:

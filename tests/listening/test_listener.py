@@ -142,6 +142,12 @@ def test_dnsmos_is_what_its_authors_package_gives(seconds: float, expected: floa
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+def test_dnsmos_hears_full_scale_at_most() -> None:
+    samples = 3 * np.sin(np.arange(32_000) / 7).astype(np.float32)
+    listening = Dnsmos("x", dnsmos_file())
+    assert listening.score(samples) == listening.score(np.clip(samples, -1, 1))
+
+
 @pytest.mark.parametrize("name", ["nowhere.onnx", "page.onnx", "other.onnx"])
 def test_what_is_not_dnsmos_is_a_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "page.onnx").write_text("<html>")
@@ -185,6 +191,7 @@ def test_likeness_is_the_cosine_of_voices_and_of_their_mean() -> None:
         # English: numbers, contractions and hesitations.
         ("In eighteen thirteen", "um, in 1813", "en", (0, 2, 0, 6)),
         ("It's late", "it is late", "en", (0, 3, 0, 8)),
+        ("It's late", "it is late", "eng-GB", (0, 3, 0, 8)),
         ("In eighteen thirteen", "in 1813", None, (2, 3, 16, 18)),
         # A sound event and a speaker tag are not spoken.
         ("[SPEAKER0] Hi <SE>[Laughter]</SE> you", "hi you", "en", (0, 2, 0, 5)),

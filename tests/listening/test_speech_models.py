@@ -166,6 +166,7 @@ def test_a_file_that_holds_no_weights_is_a_sentence(tmp_path: Path) -> None:
         ("The cat sat.", "The sat", 1 / 3),
         ("The cat", "The big fat cat", 2 / 2),
         ("It's late", "its late", 0),
+        ("It’s late", "its late", 0),  # typeset
         ("你好，世界", "你好 事界", 1 / 4),
         ("12", "", 1),
         ("...", "a word", 2),

@@ -223,3 +223,12 @@ def test_a_loss_has_to_differ_by_a_thousandth_of_a_nat(scale: float, outcome: st
     """The nearer end of the interval is at 0.1 of the scale."""
     found = verdict_of(audio_loss=difference(LOWER, scale=scale))
     assert outcomes(found)["audio_loss"] == outcome
+
+
+def test_a_measure_of_few_clips_takes_no_part_in_the_correction() -> None:
+    """One measure must be below 0.05, of two the first below 0.025."""
+    few = difference(LOWER, p_value=0.5, num_clips=7)
+    loss = difference(LOWER, p_value=0.03)
+    assert verdict_of(audio_loss=loss, stop_loss=few).overall == "better"
+    enough = difference(LOWER, p_value=0.5, num_clips=8)
+    assert verdict_of(audio_loss=loss, stop_loss=enough).overall == "no evidence"

@@ -17,6 +17,7 @@ from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import speech_conversation
 from higgs_pipe.data.packing.turns import Recording
+from higgs_pipe.higgs.memory import MemoryFormula
 from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.higgs.text_tokens import count_text_tokens
@@ -176,6 +177,18 @@ def test_the_memory_of_the_published_shape_is_as_by_hand(
     assert found.logits == pytest.approx(64e6)
     memory = found.memory(2048, recomputed)
     assert memory.adapter_and_optimizer == pytest.approx(16 * 10**7 / 2**30)
+
+
+def test_the_settings_of_an_experiment_decide_its_memory(tiny_base: Path) -> None:
+    def formula(**settings: Any) -> MemoryFormula:
+        train = TrainConfig.model_validate(settings)
+        return memory_formula(real_shape(tiny_base), train, 10**7, is_compiled=False)
+
+    plain = formula()
+    assert formula(max_logits_mb=5).logits == pytest.approx(5e6)
+    assert formula(dtype="float32").weights == pytest.approx(2 * plain.weights)
+    ranks = 7 * (64 - 16) * 2 * 1.6  # more of the seven projections, kept in 2 bytes each
+    assert formula(lora={"r": 64}).layer_kept - plain.layer_kept == pytest.approx(ranks)
 
 
 def test_an_estimate_names_memory_time_and_cost_by_card(

@@ -125,6 +125,16 @@ def test_prompts_of_dialogues_are_those_of_training(
     assert (2, True) in found
 
 
+def test_the_voices_of_a_dialogue_are_numbered_as_its_speakers(speaker: Speaker) -> None:
+    codes = [np.full((9, 8), n, np.int16) for n in (1, 2)]
+    text = "[SPEAKER0] Good morning. [SPEAKER1] Good night."
+    bare, tagged = (
+        speaker.prompt(SpeechPrompt(text, tuple(map(Voice, texts, codes))))
+        for texts in (["I am Ada.", "I am Ben."], ["[SPEAKER0] I am Ada.", "[SPEAKER1] I am Ben."])
+    )
+    assert bare.input_ids.tolist() == tagged.input_ids.tolist()
+
+
 def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker: Speaker) -> None:
     voice = Voice("I sound so", np.zeros((9, 8), np.int16))
     messages = [
@@ -455,6 +465,10 @@ def test_a_package_names_its_codec_system_message_and_cleaning(
     text = speaker.renderer.tokenizer.decode(prompt.input_ids)
     assert "Speak." in text
     assert "(Hi)" in text
+    own = Speaker.load(adapter=package, system_prompt="Sing.", clean=True)
+    assert own.system_prompt == "Sing."
+    ids = own.prompt(SpeechPrompt("(Hi)")).input_ids
+    assert "(Hi)" not in own.renderer.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("is_same", [True, False])

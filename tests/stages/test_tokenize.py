@@ -458,3 +458,11 @@ def test_a_codec_with_missing_weights_is_refused(tmp_path: Path, tiny_base: Path
 def test_a_codec_that_is_nowhere_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"codec '.*nowhere'"):
         load_codec(Pretrained("codec", str(tmp_path / "nowhere")), CPU)
+
+
+def test_the_codec_computes_in_whole_float32(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default
+    load_codec(Pretrained("codec", str(tiny_base / miniature.AUDIO_TOKENIZER)), CPU)
+    assert torch.backends.cudnn.allow_tf32 is False

@@ -16,6 +16,7 @@ from higgs_pipe.estimate import Amount, amount_of
 from higgs_pipe.higgs.compilation_costs import COLD_SECONDS
 from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.higgs.text_tokens import TextTokens
+from higgs_pipe.training import forecast as forecasting
 from higgs_pipe.training.forecast import (
     CardForecast,
     ExperimentEstimate,
@@ -100,6 +101,20 @@ def test_what_cannot_be_compiled_is_not_forecast_so() -> None:
     assert not will_compile(TrainConfig(), 1e3, 1.0)  # it would not pay
     for settings in ({"quantization": "4bit"}, {"lora": {"use_dora": True}}):
         assert not will_compile(TrainConfig.model_validate(settings), 1e12, 1.0)
+
+
+def test_compiling_pays_by_the_positions_of_one_process(
+    miniature: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def answer(train: TrainConfig, num_positions: float, speed: float) -> bool:
+        asked.append(num_positions)
+        return False
+
+    monkeypatch.setattr(forecasting, "will_compile", answer)
+    estimated(miniature, compile="auto", num_processes=4, max_steps=100)
+    assert asked == [pytest.approx(100 * 8 * 2048 * 0.99 / 4)] * 6  # a card each
 
 
 def test_a_token_trained_on_its_own_is_a_row_of_the_embeddings(miniature: Any) -> None:

@@ -1,0 +1,195 @@
+"""Details of the page and its charts: order, colours, marks, and whose numbers they are."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from report_inputs import Inputs, rows, words
+
+from higgs_pipe.data.clips.results import ValidationSummary
+from higgs_pipe.data.packing.results import PackingSummary
+from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.listening.spoken import GENERATED
+from higgs_pipe.reporting import charts, other, prompts
+from higgs_pipe.reporting.experiments import COLOURS
+from higgs_pipe.reporting.shares import largest
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    return Inputs(tmp_path)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that charts are made of."""
+    figures: list[Figure] = []
+    render = charts._as_chart
+
+    def keep(figure: Figure, title: str, description: str) -> charts.Chart:
+        figures.append(figure)
+        return render(figure, title, description)
+
+    monkeypatch.setattr(charts, "_as_chart", keep)
+    return figures
+
+
+# --- Charts ---------------------------------------------------------------------------------------
+
+
+def test_each_experiment_is_drawn_in_its_own_colour_with_its_marks(drawn: list[Figure]) -> None:
+    experiments: Any = []
+    for name, colour, shift in (("a", COLOURS[0], 0.0), ("b", COLOURS[1], 5.0)):
+        training = [SimpleNamespace(step=s, loss=9.0 - s / 10 + shift) for s in (10, 20)]
+        held_out = [SimpleNamespace(step=s, eval_loss=8.0 + shift) for s in (0, 20)]
+        samples, alarms = [SimpleNamespace(step=20)], [SimpleNamespace(step=10 + shift)]
+        log = SimpleNamespace(training=training, held_out=held_out, samples=samples, alarms=alarms)
+        experiments.append(SimpleNamespace(name=name, colour=colour, log=log))
+    charts.draw_loss("Loss", "loss", experiments)
+    axes: Any = drawn[0].axes[0]
+    lines = [(to_hex(str(line.get_color())), np.array(line.get_data())) for line in axes.lines]
+    found = [(colour, xy.tolist()) for colour, xy in lines]
+    for colour, shift in ((COLOURS[0], 0.0), (COLOURS[1], 5.0)):
+        own = [xy for at, xy in found if at == colour]
+        assert own[0] == [[10, 20], [8 + shift, 7 + shift]]
+        assert own[1] == [[0, 20], [8 + shift, 8 + shift]]
+        assert own[2][0] == [20, 20]  # samples
+        assert own[3][0] == [10 + shift]  # alarms
+
+
+def test_a_measure_is_drawn_with_its_bounds_and_the_rejected_apart(drawn: list[Figure]) -> None:
+    accepted, rejected = np.linspace(20, 40, 1000), np.array([5.0, 1e6])
+    charts.draw_measure("snr_db", accepted, rejected, bounds=[10.0])
+    axes: Any = drawn[0].axes[0]
+    bars: dict[str, list[Any]] = {}
+    for bar in axes.patches:
+        bars.setdefault(to_hex(bar.get_facecolor()), []).append(bar)
+    heights = {colour: sum(b.get_height() for b in part) for colour, part in bars.items()}
+    assert heights == {charts.ACCEPTED_COLOUR: 1000, charts.REJECTED_COLOUR: 2}
+    of_rejected = [b.get_height() for b in bars[charts.REJECTED_COLOUR]]
+    assert (of_rejected[0], of_rejected[-1]) == (1, 1)  # what lies beyond the axis
+    first, last = bars[charts.ACCEPTED_COLOUR][0], bars[charts.ACCEPTED_COLOUR][-1]
+    assert first.get_x() == pytest.approx(10)  # the bound is on the axis
+    assert last.get_x() + last.get_width() == pytest.approx(40, abs=0.2)
+    [bound] = axes.lines
+    assert list(bound.get_xdata()) == [10, 10]
+
+
+def test_hours_are_bars_from_above_in_their_order(drawn: list[Figure]) -> None:
+    charts.draw_hours("Hours", {"ada": 3.0, "ben": 1.0})
+    axes: Any = drawn[0].axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [3, 1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ada", "ben"]
+    bottom, top = axes.get_ylim()
+    assert bottom > top
+
+
+def test_those_with_most_hours_are_named_first() -> None:
+    shares: Any = {name: SimpleNamespace(hours=hours) for name, hours in (("a", 1.0), ("b", 2.0))}
+    assert list(largest(shares)) == ["b", "a"]
+
+
+# --- Listening ------------------------------------------------------------------------------------
+
+
+def test_prompts_are_sorted_by_the_worst_of_all_adapters(inputs: Inputs) -> None:
+    inputs.experiments["other"] = inputs.experiment()
+    inputs.write()
+    for name, similarity, seconds in (("default", 0.9, 1.0), ("other", 0.25, 8.0)):
+        table = inputs.folder / f"experiments/{name}/eval/generation.parquet"
+        spoken = read_table(table, GENERATED)[0].to_pylist()
+        heard = {"similarity_to_recording": similarity, "duration_seconds": seconds}
+        changed = [row | heard if row["voice"] == "adapter" else row for row in spoken]
+        write_table(table, GENERATED, changed)
+    inputs.run()
+    page = inputs.page.read_text()
+    assert page.count('data-length="3.0"') == 3  # 8 s are three octaves above the recording's
+    assert page.count('data-voice="0.75"') == 3
+
+
+def test_waveforms_of_a_row_share_one_time_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(prompts, "read_player", lambda path, longest, rule: asked.append(longest))
+    row: dict[str, Any] = {"text": "t", "speaker": None, "language": None}
+    row |= {"task": "speech", "sample": "s", "reference": "r", "has_stopped": None}
+    row |= dict.fromkeys(("num_words", "transcript", "similarity_to_recording", "dnsmos"))
+    row |= {"silence_share": 0.0, "longest_silence_seconds": 0.0, "repeated_frame_share": 0.0}
+    voices = {
+        v: row | {"duration_seconds": s}
+        for v, s in (("recording", 1.0), ("codec", 1.0), ("base", 4.0))
+    }
+    files: Any = SimpleNamespace(samples=Path("samples"))
+    adapters = {"default": row | {"duration_seconds": 2.0}}
+    prompts._line(voices, {}, adapters, {"default": files}, rank=1)
+    assert asked == [4.0] * 4 + [None]  # the reference has its own
+
+
+def test_the_page_names_temperature_and_clusters_of_its_results(inputs: Inputs) -> None:
+    experiment = inputs.experiments["default"]
+    experiment["eval/verdict.json"]["clustered_by"] = "speaker"
+    inputs.write()
+    table = inputs.folder / "experiments/default/eval/generation.parquet"
+    spoken = read_table(table, GENERATED)[0].to_pylist()
+    changed = [row | {"temperature": row["temperature"] and 0.7} for row in spoken]
+    write_table(table, GENERATED, changed)
+    inputs.run()
+    page = words(inputs.page.read_text())
+    assert "at temperature 0.7." in page
+    assert "clustered by speaker" in page
+
+
+# --- Other recordings, measures, training ---------------------------------------------------------
+
+
+def test_what_was_not_spoken_of_other_recordings_is_counted_apart(inputs: Inputs) -> None:
+    inputs.add_other()
+    inputs.experiments["default"]["eval/other/generation.json"]["num_too_long"] = 7
+    page = inputs.html()
+    assert "longer than eval.max_seconds" not in words(page[: page.index('id="other"')])
+    assert "longer than eval.max_seconds = 10: 7." in words(page)
+
+
+def test_a_clip_that_two_bases_reject_alike_is_left_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = {"a": ["x", "y"], "b": ["y", "z"]}
+
+    def read(path: Path) -> Any:
+        return SimpleNamespace(
+            rejected=[
+                SimpleNamespace(clip_id=clip, reason="too_many_tokens")
+                for clip in samples[path.name]
+            ]
+        )
+
+    validation: Any = SimpleNamespace(num_rejected_by_reason={"silent": 2})
+    monkeypatch.setattr(PackingSummary, "read", read)
+    monkeypatch.setattr(ValidationSummary, "read", lambda path: validation)
+    nothing: Any = None
+    found = other.read_other(tmp_path, [Path("a"), Path("b")], nothing)
+    assert found.num_left_out == {"silent": 2, "too_many_tokens": 3}
+
+
+def test_the_use_of_the_text_has_its_interval(inputs: Inputs) -> None:
+    label = "Use of the text: audio loss with another clip’s text, less that with its own"
+    assert rows(inputs.html(), label) == [["", "", "", "", "+0.500 +0.400 to +0.600", "better"]]
+
+
+def test_the_adapter_kept_is_the_one_that_training_names(inputs: Inputs) -> None:
+    lines = inputs.experiments["default"]["train/metrics.jsonl"]
+    lines.append({"step": 40, "kept_step": 40, "seconds": 90.0})  # by its samples, not its loss
+    kept = "default keeps the adapter of step 40, whose held-out loss is 8.650."
+    assert kept in words(inputs.html())
+
+
+def test_every_experiment_has_its_colour_in_the_legend(inputs: Inputs) -> None:
+    inputs.experiments["second"] = inputs.experiment()
+    page = inputs.html()
+    legend = page[page.index('class="legend"') : page.index('class="charts"')]
+    found = re.findall(r'stroke="(#\w+)"[^>]*/></svg>(\w+), training', legend)
+    assert found == [(COLOURS[0], "default"), (COLOURS[1], "second")]
