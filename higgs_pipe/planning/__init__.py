@@ -1,5 +1,5 @@
 """Planning of the workflow, for the Snakefile and its rules.
 
-Imports only the standard library and what every Snakemake installation brings, so that an
-environment that holds Snakemake and nothing else can plan the workflow.
+Imports only the standard library and packages that every Snakemake installation has, so that an
+environment with nothing but Snakemake can plan the workflow.
 """

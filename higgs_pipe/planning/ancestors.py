@@ -24,15 +24,16 @@ MUST_AGREE = {
 
 
 def ancestor_of(config: Mapping[str, Any], experiment: str) -> str | None:
-    """Return the folder of the adapter that an experiment starts from, if it does."""
+    """Return the folder of the adapter that an experiment continues from, if any."""
     folder: str | None = train_setting(config, experiment, "init_adapter")
     return folder
 
 
 def ancestor_files(config: Mapping[str, Any], experiment: str) -> list[str]:
-    """Return the files of the adapter that an experiment starts from, as inputs of its rule.
+    """Return the files of the adapter that an experiment continues from, as inputs of its rule.
 
-    None of a folder with braces, which Snakemake takes for wildcards; training looks at it anyway.
+    There are none for a folder with braces, which Snakemake takes for wildcards; training checks it
+    anyway.
     """
     folder = ancestor_of(config, experiment)
     if folder is None or "{" in folder or "}" in folder:
@@ -49,9 +50,9 @@ def ancestor_option(config: Mapping[str, Any], experiment: str) -> str:
 def check_ancestors_or_exit(
     config: Mapping[str, Any], results: Path, is_stored: bool = False
 ) -> None:
-    """End Snakemake with exit code 2 where an experiment cannot start from its adapter.
+    """End Snakemake with exit code 2 if an experiment cannot continue from its adapter.
 
-    An adapter that another experiment of the same config is about to train is checked by training.
+    An adapter that another experiment of the same config will train is checked by training.
 
     Args:
         config: The complete config.
@@ -71,7 +72,7 @@ def check_ancestors_or_exit(
 def _fault(
     config: Mapping[str, Any], experiment: str, results: Path, is_stored: bool
 ) -> str | None:
-    """Return why an experiment cannot start from its adapter; None if it can."""
+    """Return why an experiment cannot continue from its adapter; None if it can."""
     named = ancestor_of(config, experiment)
     if named is None:
         return None

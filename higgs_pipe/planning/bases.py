@@ -1,7 +1,7 @@
 """The base models of the experiments, and the folder for the results of each.
 
-What is made for the config's own ``base_model`` lies where it would if there were no other, such as
-``<results>/packed/``; what is made for another one lies below ``<results>/bases/<its name>/``.
+Results for the config's own ``base_model`` are in the usual places, such as ``<results>/packed/``;
+those for another base are in ``<results>/bases/<its name>/``.
 """
 
 import os
@@ -19,7 +19,7 @@ OWN = ""
 def base_of(config: Mapping[str, Any], experiment: str) -> tuple[str, str | None]:
     """Return the base model of an experiment and its revision.
 
-    The revision of the config's own base model is not that of another one.
+    The revision in the config applies only to the config's own base model.
     """
     own, changes = str(config["base_model"]), config["experiments"][experiment]
     name = changes.get("base_model") or own
@@ -29,7 +29,7 @@ def base_of(config: Mapping[str, Any], experiment: str) -> tuple[str, str | None
 
 
 def folder_of(config: Mapping[str, Any], experiment: str) -> str:
-    """Return the folder below the results of what is made for an experiment's base model.
+    """Return the folder, below the results, for an experiment's base model.
 
     Returns:
         ``""`` for the config's own base model, ``"bases/<name>/"`` for another one: the last part
@@ -74,10 +74,10 @@ def configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def pattern(folders: Iterable[str]) -> str:
-    """Return the regular expression of these folders and of the own one, for a wildcard."""
+    """Return a regular expression that matches all these folders, for a wildcard."""
     return f"(?:{'|'.join(re.escape(folder) for folder in folders if folder)})?"
 
 
 def without_base(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an experiment changes of ``train``."""
+    """Return the ``train`` settings that an experiment changes."""
     return {key: value for key, value in changes.items() if key not in KEYS}

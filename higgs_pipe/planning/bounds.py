@@ -1,7 +1,7 @@
 """Bounds on the contents of a user's files, each with its reason and an error message.
 
-They are far above what a corpus of speech needs and below what fills a machine's memory. Lengths
-and rates of recordings are settings: ``validate.max_clip_seconds`` and
+They are far above the needs of a speech corpus and below what would fill a machine's memory.
+Lengths and rates of recordings are settings: ``validate.max_clip_seconds`` and
 ``validate.max_sample_rate_hz``.
 """
 

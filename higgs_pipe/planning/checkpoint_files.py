@@ -46,7 +46,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        UnfitFileError: It is too large, or holds no JSON object.
+        UnfitFileError: It is too large, or not a JSON object.
         OSError: It cannot be read.
     """
     try:
@@ -59,7 +59,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Return what the header of a safetensors file says of each tensor, by name.
+    """Return the entry of each tensor in the header of a safetensors file, by name.
 
     Raises:
         UnfitFileError: It has no such header, or one that is too long.
@@ -80,7 +80,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def size_fault(config: Mapping[str, Any]) -> str | None:
-    """Return which size in a ``config.json`` no model can have, as a predicate, or None."""
+    """Return an error on an impossible size in a ``config.json``, as a predicate, or None."""
     for section in ("", *SECTIONS):
         for key, largest in LARGEST.items():
             size = _section(config, section).get(key, 1)
@@ -92,7 +92,7 @@ def size_fault(config: Mapping[str, Any]) -> str | None:
 
 
 def missing_number(config: Mapping[str, Any]) -> str | None:
-    """Return which number the ``config.json`` of a base lacks, as a predicate, or None."""
+    """Return an error on a missing number in a base's ``config.json``, as a predicate, or None."""
     for dotted in NUMBERS_OF_BASE[config["model_type"]]:
         section, _, key = dotted.rpartition(".")
         number = _section(config, section).get(key)
@@ -103,6 +103,6 @@ def missing_number(config: Mapping[str, Any]) -> str | None:
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a section of a config, ``""`` being all of it; empty if it is not there."""
+    """Return a section of a config, or all of it for ``""``; empty if it is missing."""
     section = config.get(name) if name else config
     return section if isinstance(section, Mapping) else {}

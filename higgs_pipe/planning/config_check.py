@@ -45,9 +45,9 @@ def load_schema(schema_path: Path) -> dict[str, Any]:
 def load_config(
     config: Mapping[str, Any], schema_path: Path, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the user's config, checked and complete.
+    """Return the user's config, checked and completed.
 
-    Text is converted to a number where the schema asks for one: YAML 1.1 reads ``2e-4`` as text,
+    Text is converted to a number if the schema requires one: YAML 1.1 reads ``2e-4`` as text,
     and ``--config train={learning_rate: 1e-4}`` gives text only. Missing keys get their defaults,
     except in ``experiments``, whose entries override parts of ``train``.
 
@@ -82,7 +82,8 @@ def load_config(
 def config_path_or_exit(own: Path, shipped: Path) -> str:
     """Return the path of the config file: ``own`` if it holds anything, or else ``shipped``.
 
-    One that is not YAML, or has no keys, ends Snakemake with its line and exit code 2.
+    If it is not YAML or has no keys, Snakemake ends with an error that names the line, and exit
+    code 2.
     """
     path = own if own.is_file() else shipped
     try:
@@ -118,8 +119,8 @@ def config_path_or_exit(own: Path, shipped: Path) -> str:
 def _amount_fault(config: Any) -> str | None:
     """Return why values are not those of a config, or None.
 
-    An alias of YAML may stand in itself, and ten in one another are billions of values; all that
-    comes after this check may walk through them.
+    A YAML alias may contain itself, and ten nested ones can make billions of values; code after
+    this check can walk through the values safely.
     """
     num_values = 0
     places = [iter([config])]
@@ -150,13 +151,13 @@ def or_exit(check: Callable[..., Result], *arguments: Any) -> Result:
 def use_demo_settings(
     config: dict[str, Any], settings_path: Path, schema_path: Path, typed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Lay the demo's settings under those of the user.
+    """Apply the demo's settings where the user has set nothing else.
 
     A setting is changed only if it still has its default and ``typed`` does not name it: a config
     file may be a copy of the shipped one, which names every setting.
 
     Args:
-        config: The complete config; it is changed.
+        config: The complete config; changed in place.
         settings_path: ``examples/demo/settings.yaml``.
         schema_path: ``workflow/schemas/config.schema.yaml``.
         typed: The part of the config that ``--config`` gave.
@@ -222,7 +223,7 @@ def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
 
 
 def _takes_text(text: str, schema: Schema, root: Schema) -> bool:
-    """Tell if ``schema`` takes text, or this word in place of a number or Boolean."""
+    """Return whether ``schema`` allows text, or this word instead of a number or Boolean."""
     allowed = types(schema, root)
     declared = branch(schema, "string", root) if "string" in allowed else {}
     return "string" in allowed and ("const" not in declared or text == declared["const"])

@@ -82,7 +82,7 @@ def _shown(value: Any) -> str:
 
 
 def _hint(path: KeyPath, key: str, siblings: Sequence[str], root: Schema) -> str:
-    """Return a hint at the key that was meant: a similar one here, or the same elsewhere."""
+    """Return a hint at the intended key: a similar one here, or the same elsewhere."""
     names = list(_key_paths(root, root))
     if (*path, *key.split(".")) in names:
         section, name = key.rsplit(".", 1)

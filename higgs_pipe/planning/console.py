@@ -1,7 +1,7 @@
 """Snakemake's lines on the terminal: one per job; the stages log the rest.
 
-A dry run (``-n``) shows how many jobs of which rule would run and why, in a screenful. Snakemake's
-own log, whose path it prints at the end, keeps every line. ``--printshellcmds`` and ``--verbose``
+A dry run (``-n``) shows how many jobs of each rule would run and why, on one screen. Snakemake's
+own log, whose path it prints at the end, has every line. ``--printshellcmds`` and ``--verbose``
 bring them back to the terminal.
 """
 
@@ -45,21 +45,21 @@ SETTINGS_RULES = ("stage_config", "stage_config_other")
 
 
 def shorten(is_dry_run: bool = False) -> None:
-    """Show a line per job on the terminal in place of Snakemake's blocks; in a dry run, none."""
+    """Show a line per job on the terminal instead of Snakemake's blocks; in a dry run, none."""
     for handler in logging.getLogger(SNAKEMAKE).handlers:
         if handler.get_name() == TERMINAL:
             handler.addFilter(PlanLines() if is_dry_run else JobLines(handler))
 
 
 class PlanLines(logging.Filter):
-    """Drops the lines of a dry run but for the jobs of each rule, which come twice, and reasons."""
+    """Drops the lines of a dry run except reasons and the jobs of each rule, which come twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self._has_sums = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell if the record is shown."""
+        """Return whether the record is shown."""
         event = vars(record).get("event")
         if event == "run_info" and not self._has_sums:
             self._has_sums = True
@@ -71,9 +71,9 @@ class PlanLines(logging.Filter):
 
 
 class JobLines(logging.Filter):
-    """Drops Snakemake's lines that are not about the work, and puts a line in place of a block.
+    """Drops Snakemake's lines that are not about the work, and replaces each block by a line.
 
-    The line has the time, the jobs that are done and their total, the rule and its wildcards:
+    The line has the time, the numbers of finished and of all jobs, the rule and its wildcards:
     ``17:00:43  [19/30] measure_shard shard-00001``.
     """
 
@@ -84,7 +84,7 @@ class JobLines(logging.Filter):
         self._total: int | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell if the record is shown as it is."""
+        """Return whether the record is shown unchanged."""
         told: dict[str, Any] = vars(record)
         event = told.get("event")
         if event == "run_info" and isinstance(told.get("stats"), dict):

@@ -13,9 +13,9 @@ FAILURE = re.compile(r"^[\d-]+ [\d:,]+ (ERROR|CRITICAL) ", re.MULTILINE)
 
 
 def log_states(logs_dir: Path) -> dict[Path, FileState]:
-    """Return the size and time of each log, to know those that a run writes.
+    """Return the size and time of each log, to recognise those that a run writes.
 
-    Their times alone would not say it: the clock may be set back, or be another machine's.
+    Times alone do not suffice: the clock may be set back, or be another machine's.
     """
     return {log: state_of(str(log)) for log in logs_dir.rglob("*.log")}
 
@@ -25,10 +25,10 @@ def failure_lines(logs_dir: Path, before: Mapping[Path, FileState]) -> list[str]
 
     Args:
         logs_dir: Folder of the jobs' logs.
-        before: :func:`log_states` before the run; a log that is as it was then is not read.
+        before: :func:`log_states` before the run; a log that is unchanged since then is not read.
 
     Returns:
-        Lines to print last; none if no log has an error, as after Ctrl-C.
+        Lines to print at the end; none if no log has an error, as after Ctrl-C.
     """
     logs_by_cause: dict[str, list[Path]] = {}
     for log, state in sorted(log_states(logs_dir).items()):
@@ -47,7 +47,7 @@ def failure_lines(logs_dir: Path, before: Mapping[Path, FileState]) -> list[str]
 
 
 def _told(cause: str, logs: list[Path]) -> Iterator[str]:
-    """Yield the lines on one cause: its last ones, and the logs that have it."""
+    """Yield the lines on one cause: the last ones of its message, and the logs that have it."""
     lines = cause.splitlines()
     yield ""
     if len(lines) > NUM_LINES_SHOWN:

@@ -1,6 +1,6 @@
 """Families of the base models, determined while planning.
 
-``validate`` judges texts by them, so that another base of a family that is in use reruns nothing.
+``validate`` judges texts by family, so that another base of the same family reruns nothing.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ def family_of(name: str, revision: str | None, demo_bases: Mapping[str, str]) ->
     """Return the ``model_type`` of a base model.
 
     Args:
-        name: A Hub id or a folder; one that is not the demo's has a sound ``config.json``.
+        name: A Hub id or a folder; except for the demo's, its ``config.json`` has been checked.
         revision: Its revision on the Hub.
-        demo_bases: The ``model_type`` of the demo's folders, which may be yet to be built.
+        demo_bases: The ``model_type`` of the demo's folders, which may not exist yet.
 
     Returns:
-        Of another model of the Hub, ``name`` or ``name@revision``: its family is not known here.
+        For another model on the Hub, ``name`` or ``name@revision``: its family is not yet known.
     """
     if demo := next((f for f in demo_bases if is_within(name, f)), None):
         return demo_bases[demo]

@@ -7,10 +7,10 @@ from higgs_pipe.planning.file_names import AUDIO_ENDINGS, TRANSCRIPT_ENDINGS
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return all files below a folder in order, also through links, each folder once.
+    """Return all files below a folder in order, following links, each folder once.
 
-    A folder below is taken at its own place, not at that of a link to it. Hidden files are among
-    them, what lies in hidden folders is not.
+    A folder that is also reached by a link counts at its own place. Hidden files are included, the
+    contents of hidden folders are not.
     """
     found: list[Path] = []
     seen: set[str] = set()
@@ -39,7 +39,7 @@ def audio_stem(file: Path) -> Path | None:
 def transcript_stem(file: Path) -> Path | None:
     """Return the path of a transcript without its ending, or None for another file.
 
-    That of ``a.wav.txt`` is ``a``.
+    For ``a.wav.txt`` it is ``a``.
     """
     endings = [ending for ending in TRANSCRIPT_ENDINGS if file.name.lower().endswith(ending)]
     if not endings or file.name.startswith("."):

@@ -22,12 +22,12 @@ NUM_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def outputs(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]:
-    """Return what the target ``package`` makes: the archive or the folder of each form.
+    """Return the outputs of the target ``package``: the archive or the folder of each form.
 
     Args:
         config: The complete config.
-        families: By experiment, the ``model_type`` of its base, or a model of the Hub whose family
-            is not known here.
+        families: By experiment, the ``model_type`` of its base, or a model on the Hub whose family
+            is not yet known.
     """
     return [
         f"<results>/adapters/{name}.zip" if form == PEFT else f"<results>/{form}/{name}"
@@ -36,7 +36,7 @@ def outputs(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]
 
 
 def pushed(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]:
-    """Return what the target ``push`` writes; arguments as of :func:`outputs`."""
+    """Return the outputs of the target ``push``; arguments as for :func:`outputs`."""
     made = _made(config, families, "push")
     return [f"<results>/pushed/{form}/{name}.json" for form, name in made]
 
@@ -44,7 +44,7 @@ def pushed(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]:
 def _made(
     config: Mapping[str, Any], families: Mapping[str, str], section: str
 ) -> list[tuple[str, str]]:
-    """Return the forms of a section with the experiments whose family has them."""
+    """Return the forms of a section, each with the experiments whose family has it."""
     return [
         (form, name)
         for form in dict.fromkeys(config[section]["forms"])
@@ -59,7 +59,7 @@ def folder_of(form: str, experiment: str) -> str:
 
 
 def left_out(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each form that is made for some experiments and not for all."""
+    """Return a sentence for each form that is made for some but not all experiments."""
     made = _made(config, families, "package")
     lines = []
     for form in dict.fromkeys(config["package"]["forms"]):
@@ -83,14 +83,14 @@ def check_or_exit(
 
 
 def check(config: Mapping[str, Any], results_dir: Path, families: Mapping[str, str]) -> None:
-    """Check that what is to be published is made, and that the full checkpoints can be made.
+    """Check that every form to publish is made, and that the full checkpoints can be made.
 
-    A base that is on the Hub and not yet on this machine is checked by the merge itself.
+    A base on the Hub that is not yet on this machine is checked by the merge itself.
 
     Args:
         config: The complete config.
-        results_dir: Where they go.
-        families: As of :func:`outputs`.
+        results_dir: The folder of results.
+        families: As for :func:`outputs`.
 
     Raises:
         UserError: ``push.forms`` has a form that ``package.forms`` does not make, no experiment's
@@ -187,7 +187,7 @@ def num_weights(path: Path, prefix: str = "") -> int:
 
 
 def _codec_size(folder: Path) -> int:
-    """Return the bytes of the codec beside a merged checkpoint; one of a bundle is in float32."""
+    """Return the bytes of the codec beside a merged checkpoint; from a bundle it is in float32."""
     files = list(folder.glob("*.safetensors"))
     if prefix := BUNDLED_CODECS.get(_model_type(folder)):
         return sum(num_weights(file, prefix) for file in files) * NUM_BYTES["float32"]

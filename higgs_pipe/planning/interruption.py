@@ -15,9 +15,10 @@ SAME_SIGNAL_SECONDS = 10.0
 def end_as_ctrl_c() -> None:
     """Let SIGTERM, SIGINT and SIGHUP end Snakemake and its jobs as Ctrl-C in a terminal does.
 
-    By itself, Snakemake waits after SIGTERM or SIGINT to it alone for the end of its jobs, which
-    may be days, and dies of SIGHUP at once. A training saves a checkpoint. Ignored signals, as by
-    ``nohup``, stay ignored. After Ctrl-C in a terminal jobs get two signals and count them as one.
+    By itself, Snakemake would wait for its jobs after SIGTERM or SIGINT, which may take days, and
+    would die at once after SIGHUP. With this, training saves a checkpoint. Ignored signals, as
+    under ``nohup``, stay ignored. After Ctrl-C in a terminal, jobs get two signals and count them
+    as one.
     """
     terminals = [fd for fd in (1, 2) if os.isatty(fd)]
     caught: list[int] = []

@@ -20,15 +20,15 @@ DEVICES = Path("/dev")
 
 
 class Machines(NamedTuple):
-    """Resources that a training asks of a scheduler; None: not asked for.
+    """Resources that a training requests from a scheduler; None: not requested.
 
     Attributes:
         gpu: GPUs of a training on one machine.
         gres: GPUs of each of several machines, as Slurm writes them: ``gpu:4``.
-        nodes: Number of machines, where there are several.
+        nodes: Number of machines, if there are several.
         tasks: Launchers, one per machine.
-        tasks_per_gpu: 0, without which Snakemake's plugin asks for as many tasks per GPU as in all.
-        mpi: ``srun``: the job's own command starts its tasks, so the plugin shall not.
+        tasks_per_gpu: 0, or Snakemake's plugin would request all tasks for each GPU.
+        mpi: ``srun``, because the job's own command starts its tasks, not the plugin.
     """
 
     gpu: int | None = None
@@ -40,7 +40,7 @@ class Machines(NamedTuple):
 
 
 def train_setting(config: Mapping[str, Any], experiment: str, key: str) -> Any:
-    """Return a top-level key of ``train``, with the override of this experiment if it has one."""
+    """Return a top-level key of ``train``, overridden by this experiment if it sets it."""
     return {**config["train"], **config["experiments"][experiment]}[key]
 
 
@@ -51,16 +51,16 @@ def overrides_text(config: Mapping[str, Any], experiment: str) -> str:
 
 
 def num_gpus(device: str, num_processes: int = 1) -> int | None:
-    """Return the GPUs that a job asks for: one per process; None without any.
+    """Return the number of GPUs that a job requests, one per process; None without any.
 
-    Snakemake drops a resource that is None. One of 0 would still send the job to a GPU's queue in
-    some of its executors.
+    Snakemake drops a resource that is None. With 0, some of its executors would still send the job
+    to a GPU queue.
     """
     return None if device == "cpu" or num_processes == 0 else num_processes
 
 
 def num_gpus_here(devices: Path = DEVICES, variables: Mapping[str, str] = os.environ) -> int:
-    """Return the GPUs of this machine that jobs may use; 0 if it has none.
+    """Return the number of GPUs of this machine that jobs may use; 0 if it has none.
 
     Args:
         devices: The folder in which Nvidia's driver shows each GPU as a file, ``nvidia0`` ....
@@ -75,10 +75,10 @@ def num_gpus_here(devices: Path = DEVICES, variables: Mapping[str, str] = os.env
 
 
 def machines(device: str, num_processes: int, num_machines: int) -> Machines:
-    """Return what a training asks of a scheduler.
+    """Return the resources that a training requests from a scheduler.
 
     Args:
-        device: ``train.device``; on ``cpu`` it asks for no GPU.
+        device: ``train.device``; with ``cpu`` it requests no GPU.
         num_processes: Processes over all machines, a multiple of their number.
         num_machines: Machines.
     """
@@ -104,8 +104,8 @@ def launch_settings(config: Mapping[str, Any], experiment: str) -> dict[str, Any
 
     Returns:
         ``num_processes`` and ``num_machines``, and the other settings of ``train`` that
-        :func:`launch_command` takes. Where ``accelerate_config`` is set, the numbers are that
-        file's.
+        :func:`launch_command` takes. If ``accelerate_config`` is set, the numbers are from that
+        file.
 
     Raises:
         UserError: That file cannot be read or does not give these numbers.
@@ -129,8 +129,8 @@ def check_launches(config: Mapping[str, Any]) -> None:
     """Check that the training of each experiment can be started.
 
     Raises:
-        UserError: A file of ``accelerate config`` cannot be used, the processes do not divide
-            among the machines, or several machines are asked for and ``srun`` is not here.
+        UserError: An ``accelerate config`` file cannot be used, the processes cannot be divided
+            among the machines, or several machines are requested and ``srun`` is missing.
     """
     for experiment in config["experiments"]:
         settings = launch_settings(config, experiment)
@@ -150,10 +150,10 @@ def check_launches(config: Mapping[str, Any]) -> None:
 
 
 def check_slurm() -> None:
-    """Check that Slurm answers; it does so within some 10 seconds, or never.
+    """Check that Slurm responds; it does so within some 10 seconds, or never.
 
     Raises:
-        UserError: It does not, or its commands are not here.
+        UserError: It does not, or its commands are missing.
     """
     try:
         asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, check=False)
@@ -181,19 +181,18 @@ def launch_command(
 ) -> str:
     """Return the command of ``accelerate launch`` with its options, up to the module.
 
-    Every option that Accelerate would otherwise guess is given, and so is the file of defaults:
-    without it, one in the user's home folder would silently change the run. Mixed precision is
-    "no" because the base is cast once, by ``train.dtype``; autocast would cast it at every call,
-    and the adapter with it.
+    It gives every option that Accelerate would otherwise guess, and a file of defaults: without it,
+    one in the user's home folder would silently change the run. Mixed precision is "no" because the
+    base is cast once, by ``train.dtype``; autocast would cast it, and the adapter, at every call.
 
     Args:
         num_processes: Processes to start, over all machines.
-        num_threads: CPU threads of all processes on one machine together.
+        num_threads: CPU threads of all processes on one machine.
         config_path: ``workflow/accelerate.yaml``.
         num_machines: Number of machines; with several, ``srun`` starts the launcher on each.
         main_process_ip: Address of the first machine; None: the launcher asks Slurm.
         main_process_port: Port of the first machine; None: any free one, or with several machines
-            one that the launcher derives from Slurm's number of the job.
+            one that the launcher derives from Slurm's job number.
         accelerate_config: The user's own file, which replaces the other settings.
     """
     # A task of `srun` has one core unless it is told, whatever the job has.
@@ -226,10 +225,10 @@ def launch_command(
 
 
 def environment(root: Path, in_own_environment: bool) -> str:
-    """Return the beginning of every job's shell command, which sets its environment.
+    """Return the prefix of every job's shell command, which sets its environment.
 
     Args:
-        root: The checkout; jobs import ``higgs_pipe`` from it, also in a conda environment.
+        root: The checkout; jobs import ``higgs_pipe`` from it, even in a conda environment.
         in_own_environment: Jobs run in Snakemake's own environment rather than conda's. Its
             folder then comes first in PATH: ``.venv/bin/snakemake`` works without activation.
     """

@@ -1,6 +1,6 @@
 """Checks, from small files alone, that checkpoints are what the config takes them for.
 
-The Snakefile looks at folders while it plans; ``check_models`` looks at what the Hub has.
+The Snakefile checks folders while planning; ``check_models`` checks models on the Hub.
 """
 
 import re
@@ -34,10 +34,10 @@ NUM_NAMES_SHOWN = 10
 
 
 def check_folders(config: Mapping[str, Any], demo_bases: Iterable[str]) -> None:
-    """Check the base models and the codec, where they are folders; the demo's are yet to be built.
+    """Check the base models and the codec that are folders, except the demo's, built later.
 
     Raises:
-        UserError: One does not exist or is not such a checkpoint; lists all.
+        UserError: Some do not exist or are not such checkpoints; lists all.
     """
     named = {setting: (setting, config[setting]) for setting in KINDS}
     for experiment, changes in config["experiments"].items():
@@ -58,14 +58,14 @@ def check_folders(config: Mapping[str, Any], demo_bases: Iterable[str]) -> None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a name is one of the Hub: ``org/model``, where no folder ``org`` is here."""
+    """Return whether a name is a Hub id: ``org/model``, if no folder ``org`` exists here."""
     path = Path(name)
     is_here = path.exists() or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
     return HUB_ID.fullmatch(name) is not None and not is_here
 
 
 def folder_fault(setting: str, name: str) -> str | None:
-    """Return why a folder is not a checkpoint of its kind, as a predicate of it; None if it is.
+    """Return why a folder is not a checkpoint of its kind, as a predicate; None if it is one.
 
     Args:
         setting: ``base_model`` or ``codec``.
@@ -85,7 +85,7 @@ def folder_fault(setting: str, name: str) -> str | None:
 
 
 def config_fault(setting: str, folder: Path) -> str | None:
-    """Return why a folder's ``config.json`` is not that of such a checkpoint, or None."""
+    """Return why a folder's ``config.json`` is not one of such a checkpoint, or None."""
     kind, model_types = KINDS[setting]
     if not (folder / "config.json").is_file():
         return _fault_without_config(folder, kind)
@@ -129,12 +129,12 @@ def _fault_without_config(folder: Path, kind: str) -> str:
 
 
 def weights_fault(setting: str, folder: Path, has_files: bool = True) -> str | None:
-    """Return what a checkpoint's weights lack, or None.
+    """Return an error on missing or damaged weights of a checkpoint, or None.
 
     Args:
         setting: ``base_model`` or ``codec``.
         folder: Its folder.
-        has_files: Whether the weights are there, beside their index.
+        has_files: Whether the weights are present, or only their index.
     """
     names: set[str] = set()
     for index in sorted(folder.glob("*.safetensors.index.json")):

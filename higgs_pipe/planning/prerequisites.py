@@ -14,7 +14,7 @@ def check_snakemake(found: str | None = None) -> None:
     """Check the version of Snakemake.
 
     Args:
-        found: The version; None: that of the Snakemake that runs.
+        found: The version; None: that of the running Snakemake.
 
     Raises:
         UserError: It is too old.
@@ -29,7 +29,7 @@ def check_snakemake(found: str | None = None) -> None:
 
 
 def check_place(root: Path) -> None:
-    """Check the place of the checkout.
+    """Check the location of the checkout.
 
     Raises:
         UserError: Its path has braces.

@@ -1,11 +1,11 @@
 """The processes that started a job, which ends when one of them has ended.
 
 Snakemake starts a shell, the shell the launcher or the stage, the launcher its processes. Each of
-these that has jobs below it puts itself into the environment; each job reads there whom to watch. A
-stage that a person starts finds nothing there and watches nobody, so that ``nohup`` and a closed
-terminal end it no more than any other command.
+these that starts jobs adds itself to the environment, where each job reads which processes to
+watch. A stage that is started by hand finds nothing there and watches none, so that ``nohup`` and a
+closed terminal affect it like any other command.
 
-It reads Linux's ``/proc``; elsewhere a job watches nobody.
+This reads Linux's ``/proc``; on other systems a job watches nothing.
 """
 
 import functools
@@ -22,7 +22,7 @@ POLL_SECONDS = 1.0
 
 
 class Process(NamedTuple):
-    """A process of any machine; another one never equals it, though ids are used again.
+    """A process of any machine; no other equals it, although process ids are reused.
 
     Attributes:
         machine: The machine's boot, and the namespace of the process ids there.
@@ -36,7 +36,7 @@ class Process(NamedTuple):
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
-        """Return the running process of this id on this machine, or None."""
+        """Return the running process with this id on this machine, or None."""
         status, machine = _status_of(pid), this_machine()
         return None if status is None or machine is None else cls(machine, pid, status.started)
 
@@ -56,7 +56,7 @@ class _Status(NamedTuple):
 
 
 def _status_of(pid: int) -> _Status | None:
-    """Return what ``/proc`` says of a process; None if it has ended, also if nobody has noticed."""
+    """Return the status of a process from ``/proc``; None if it has ended, even as a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -77,23 +77,23 @@ def this_machine() -> str | None:
 
 
 def mark(environment: MutableMapping[str, str]) -> None:
-    """Put this process into an environment, for those that it starts to watch."""
+    """Add this process to an environment, for the processes that it starts to watch."""
     if this := Process.of(os.getpid()):
         environment[VARIABLE] = " ".join([*environment.get(VARIABLE, "").split(), str(this)])
 
 
 def marked(environment: Mapping[str, str]) -> list[Process]:
-    """Return the processes of this machine that an environment names, the first starter first."""
+    """Return the processes of this machine that an environment names, the outermost first."""
     named = map(Process.parse, environment.get(VARIABLE, "").split())
     return [process for process in named if process.machine == this_machine()]
 
 
 def ancestors(environment: Mapping[str, str]) -> list[Process]:
-    """Return the processes that this one shall not outlive.
+    """Return the processes that this one must not outlive.
 
     They are those that the environment names, and any between them and this one, such as a shell.
-    Where none of them started this process (``srun``'s tasks are its daemon's children), the named
-    ones alone.
+    If none of them started this process (tasks of ``srun`` are children of its daemon), they are
+    only the named ones.
     """
     named = marked(environment)
     chain: list[Process] = []
@@ -107,18 +107,18 @@ def ancestors(environment: Mapping[str, str]) -> list[Process]:
 
 
 def children() -> list[int]:
-    """Return the ids of the processes that this one started and that still run."""
+    """Return the ids of the running processes that this one started."""
     pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     statuses = {pid: _status_of(pid) for pid in pids}
     return [pid for pid, status in statuses.items() if status and status.parent_pid == os.getpid()]
 
 
 def end_with(watched: list[Process], tell: Callable[[Process], None] = lambda _: None) -> None:
-    """Send SIGTERM to this process when one of others ends, once.
+    """Send SIGTERM to this process, once, when one of some others ends.
 
     Args:
         watched: The others.
-        tell: Called with the one that ended before the signal is sent, from another thread.
+        tell: Called from another thread, before the signal, with the process that ended.
     """
 
     def wait() -> None:

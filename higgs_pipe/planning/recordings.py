@@ -1,9 +1,9 @@
 """The state of every recording, so that Snakemake notices one that changed in place.
 
 ``list_rows`` remembers the size and modification time of all recordings in a file beside its
-tables, with the stamp that Snakemake gave it as a parameter. The stamp of the next plan is the same
-while every recording is as remembered, and another one otherwise: Snakemake then runs
-``list_rows`` again. The file is not an output of the rule, so that Snakemake does not delete it.
+tables, with the stamp that Snakemake gave it as a parameter. The next plan uses the same stamp if
+every recording is as remembered, and another one otherwise, so that Snakemake runs ``list_rows``
+again. The file is not an output of the rule, so Snakemake does not delete it.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ class Memory:
     """States of the recordings that ``list_rows`` has seen.
 
     Attributes:
-        stamp: The parameter that it was given.
+        stamp: The parameter given to ``list_rows``.
         seen: The state of each recording by its path.
-        first_seen: The state in which a recording with the same bytes was seen first, where that
-            is another one: the file was only touched since.
+        first_seen: The state in which a recording was first seen with the same bytes, if it
+            differs: the file was only touched since.
     """
 
     stamp: str = FIRST_STAMP
@@ -55,7 +55,7 @@ def memory_text(memory: Memory) -> str:
 
 
 def read_memory(path: Path) -> Memory:
-    """Read a :func:`memory_text`; a file that is missing or broken is an empty memory."""
+    """Read a :func:`memory_text`; a missing or damaged file is an empty memory."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Memory(

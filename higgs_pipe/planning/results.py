@@ -15,7 +15,8 @@ def check_writable(folders: Sequence[str]) -> None:
         folders: The folders of results, resources, logs and benchmarks.
 
     Raises:
-        UserError: One has braces or a dash in front, is a file or somebody else's; lists all.
+        UserError: One has braces, begins with a dash, is a file or belongs to another user; lists
+            all.
     """
     faults = [f"{folder}{fault}" for folder in folders if (fault := _fault(Path(folder)))]
     if faults:

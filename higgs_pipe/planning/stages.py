@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """The names of one stage.
+    """The names and the version of one stage.
 
     Attributes:
-        target: What brings it up to date: ``snakemake <target>``.
-        rule: What runs it again: ``snakemake --forcerun <rule>``.
-        module: What the rule runs: ``python -m higgs_pipe.<module>``.
+        target: Brings it up to date: ``snakemake <target>``.
+        rule: Forces a rerun: ``snakemake --forcerun <rule>``.
+        module: Run by the rule: ``python -m higgs_pipe.<module>``.
         version: Bump it when the stage's output changes. Snakemake does not see edits to modules
             that a rule runs with ``python -m``, but reruns a rule whose parameters changed.
     """

@@ -1,7 +1,7 @@
 """Manifests and recordings on S3, fetched by Snakemake's storage plugin.
 
-A manifest's URL stands for the folder that it lies in: the plugin lists that folder once and
-fetches all that lies there, however many recordings it has.
+A manifest's URL stands for its folder: the plugin lists that folder once and fetches everything in
+it, however many recordings there are.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ def is_url(path: str) -> bool:
 
 
 def folder_of(url: str) -> str:
-    """Return the folder that a manifest lies in; a URL that ends with ``/`` is a folder."""
+    """Return the folder of a manifest; a URL that ends with ``/`` is itself a folder."""
     return url.rstrip("/") if url.endswith("/") else posixpath.dirname(url)
 
 
@@ -44,11 +44,11 @@ def folders(manifest: Any) -> list[str]:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Check the URLs of all manifests, and that the plugin is there if there is one.
+    """Check the URLs of all manifests, and that the plugin is installed if there are any.
 
     Raises:
-        UserError: A URL is not one of S3, holds credentials, names no folder or has braces, or the
-            plugin is not installed; lists all.
+        UserError: A URL is not an S3 URL, contains credentials, names no folder or has braces, or
+            the plugin is not installed; lists all.
     """
     manifests = {
         "manifest": config["manifest"],
@@ -72,7 +72,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def _fault(url: str) -> str | None:
-    """Return what is wrong with a URL, which is shown without any credentials; None if nothing."""
+    """Return an error on a URL, shown without credentials; None if it is fine."""
     parts = urlsplit(url)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.scheme != SCHEME:
@@ -90,7 +90,7 @@ def _fault(url: str) -> str | None:
 
 
 def fetched_text(urls: Sequence[str], paths: Sequence[str]) -> str:
-    """Return where the folders were brought to, as JSON text for ``list_rows``.
+    """Return the local paths of fetched folders, as JSON text for ``list_rows``.
 
     Args:
         urls: :func:`folders`.
@@ -103,7 +103,7 @@ def fetched_path(url: str, fetched: Mapping[str, str]) -> str:
     """Return the local path of a manifest or of a folder of recordings.
 
     Args:
-        url: Its URL; a path stays as it is.
+        url: Its URL; a path is returned unchanged.
         fetched: The local folder of each folder's URL.
     """
     for folder, path in fetched.items():

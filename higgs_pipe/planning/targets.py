@@ -36,7 +36,7 @@ def manifests(config: Mapping[str, Any]) -> list[str]:
 
 
 def config_of_other(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config by which ``eval.other_manifest`` is listed and judged, in one shard."""
+    """Return the config for listing and judging ``eval.other_manifest``, in one shard."""
     return {
         **config,
         "manifest": config["eval"]["other_manifest"],
@@ -45,10 +45,10 @@ def config_of_other(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recordings_in_folders(config: Mapping[str, Any]) -> str:
-    """Return a hash of the names of all recordings below manifests that are folders.
+    """Return a hash of the names of all recordings in manifests that are folders.
 
-    A recording that is added or removed there is a reason to read the folder again; recordings
-    that manifests name are known by these.
+    If a recording is added or removed there, the folder must be read again; recordings that other
+    manifests name are known from these.
     """
     digest = hashlib.sha256()
     for path in _paths(config):
@@ -72,14 +72,14 @@ def _paths(config: Mapping[str, Any]) -> list[Path]:
 def inputs(paths: Sequence[str]) -> list[str]:
     """Return the paths that can be inputs of a rule.
 
-    A missing file cannot; its stage reports it with what to do. Nor can a path with braces, which
+    A missing file cannot; its stage reports it with a remedy. Nor can a path with braces, which
     Snakemake takes for wildcards: see :func:`stamp_of_braced`.
     """
     return [path for path in paths if Path(path).is_file() and not _has_brace(path)]
 
 
 def stamp_of_braced(paths: Sequence[str]) -> str:
-    """Return a hash of the files whose paths have braces, as a parameter in place of an input."""
+    """Return a hash of the files whose paths have braces, as a parameter instead of an input."""
     braced = [Path(path) for path in paths if Path(path).is_file() and _has_brace(path)]
     return hashlib.sha256("".join(map(_sha256, braced)).encode()).hexdigest() if braced else ""
 
@@ -93,10 +93,10 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".tx
 
 
 def checkpoint_hash(name: str, cache: Path) -> str | None:
-    """Return a hash of the files in a checkpoint's folder that decide what the model does.
+    """Return a hash of the files in a checkpoint's folder that affect the model.
 
-    Another hash is a reason to pin the checkpoint again. A new modification time is none, nor is
-    another folder. None for a Hub id, which stays at the commit that it was pinned at.
+    If it changes, the checkpoint is pinned again; a new modification time or another folder does
+    not matter. None for a Hub id, which stays at its pinned commit.
 
     Args:
         name: A folder or a Hub id.
@@ -135,13 +135,13 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def demo_lines(changes: Mapping[str, Any], settings_path: Path) -> list[str]:
-    """Return the sentence on settings that hold only for the demo's miniature, if any do."""
+    """Return the sentence on settings in force only for the demo's miniature, if there are any."""
     listed = ", ".join(f"{key}: {value}" for key, value in changes.items())
     return [f"base_model is the demo's miniature; {settings_path} sets {listed}"] if listed else []
 
 
 class Product(NamedTuple):
-    """Something that a run makes and a person looks for."""
+    """A result of a run that a person looks for."""
 
     label: str
     shown: Path
@@ -152,12 +152,12 @@ class Product(NamedTuple):
 def products(
     results_dir: Path, experiments: Sequence[str], base_folders: Sequence[str]
 ) -> list[Product]:
-    """Return what the targets make, from the last to the first.
+    """Return the products of the targets, from the last to the first.
 
     Args:
         results_dir: The results.
         experiments: The names of the experiments.
-        base_folders: For each base model, the folder below the results of what is made for it.
+        base_folders: For each base model, its folder below the results.
     """
     data, report = (results_dir / name for name in ("data", "report"))
     packed = [results_dir / folder / "packed" for folder in base_folders]
@@ -185,12 +185,12 @@ def products(
 
 
 def versions(made: Sequence[Product]) -> dict[Path, int]:
-    """Return when each product that exists was last written, in nanoseconds."""
+    """Return the time at which each existing product was last written, in nanoseconds."""
     return {each.file: each.file.stat().st_mtime_ns for each in made if each.file.is_file()}
 
 
 def closing_lines(made: Sequence[Product], before: Mapping[Path, int]) -> list[str]:
-    """Return a line per product that a run has made: label and path.
+    """Return a line per product of a run: label and path.
 
     Args:
         made: :func:`products`.

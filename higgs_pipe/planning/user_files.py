@@ -18,7 +18,7 @@ KINDS = {
 
 
 class UnfitFileError(Exception):
-    """A file that cannot be what it is taken for; the message is a predicate of it."""
+    """A file that cannot be what it should be; the message is a predicate."""
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -38,15 +38,15 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """Return the bytes of a regular file, unpacked if it is gzipped.
+    """Return the bytes of a regular file, uncompressed if it is gzipped.
 
     Args:
         path: The file.
-        max_bytes: Most that it may hold, packed and unpacked.
+        max_bytes: Largest size, both compressed and uncompressed.
 
     Raises:
-        UnfitFileError: It is of another kind, or holds more.
-        OSError, EOFError, zlib.error: It cannot be read, or is not whole gzip.
+        UnfitFileError: It is not a regular file, or is larger.
+        OSError, EOFError, zlib.error: It cannot be read, or is not complete gzip.
     """
     with open_file(path) as stream:
         content = _read(stream, max_bytes)
