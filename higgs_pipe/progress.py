@@ -99,7 +99,7 @@ class Activity:
 def activity(
     name: str, total: int | None = None, unit: str = "", done: int = 0
 ) -> Iterator[Activity]:
-    """Log the block's progress while nothing else is logged; arguments as of :class:`Activity`."""
+    """Log the block's progress while nothing else is logged; arguments as for :class:`Activity`."""
     running = Activity(name, total, unit, done)
     thread = threading.Thread(target=running._log_in_silence, daemon=True)
     _open.append(running)

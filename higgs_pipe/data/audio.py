@@ -44,7 +44,7 @@ MAX_OVERHANG_SECONDS = 0.01
 
 
 class AudioError(Exception):
-    """An unusable audio file; the message is a sentence that states the fact."""
+    """An unusable audio file; the message states the fact."""
 
 
 class AudioMissingError(AudioError):
@@ -169,7 +169,7 @@ class AudioFile:
         return Audio(samples, rate)
 
     def _read(self, file: sf.SoundFile, num_samples: int) -> npt.NDArray[Any]:
-        """Read the next samples in blocks: a header may declare more than memory holds."""
+        """Read the next samples in blocks; a header may declare more than fits into memory."""
         # As 16 bits where the file holds those: the same samples, and WAV decodes faster.
         dtype = "int16" if file.subtype == "PCM_16" else "float32"
         max_block_samples = MAX_BLOCK_VALUES // self.header.num_channels
@@ -201,7 +201,7 @@ def open_audio(path: Path) -> Iterator[AudioFile]:
 
 
 def read_header(path: Path) -> Header:
-    """Return the header of an audio file without decoding; errors as :func:`open_audio`."""
+    """Return the header of an audio file without decoding; errors as for :func:`open_audio`."""
     with open_audio(path) as file:
         return file.header
 
@@ -209,7 +209,7 @@ def read_header(path: Path) -> Header:
 def decode(
     path: Path, start_seconds: float | None = None, end_seconds: float | None = None
 ) -> Audio:
-    """Return the samples of one segment; errors as :meth:`AudioFile.decode`."""
+    """Return the samples of one segment; errors as for :meth:`AudioFile.decode`."""
     with open_audio(path) as file:
         return file.decode(start_seconds, end_seconds)
 

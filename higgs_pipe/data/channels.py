@@ -21,7 +21,7 @@ def loss_of_mean_db(samples: Samples) -> float:
     """Return how far the mean of the channels lies below their mean power, in dB.
 
     Args:
-        samples: (num_samples, num_channels). An offset of a channel does not count.
+        samples: (num_samples, num_channels). Channel offsets are ignored.
     """
     channels = samples.var(axis=0, dtype=np.float64).mean()
     mean = samples.mean(axis=1).var(dtype=np.float64)
@@ -34,7 +34,7 @@ def lost_share(samples: Samples) -> float:
     """Return the share of the channels' power that lies in blocks that cancel in their mean.
 
     Args:
-        samples: (num_samples, num_channels). What follows the last whole block does not count.
+        samples: (num_samples, num_channels). Samples after the last whole block are ignored.
     """
     num_blocks = len(samples) // BLOCK_NUM_SAMPLES
     power = lost = 0.0
@@ -53,7 +53,7 @@ def lost_share(samples: Samples) -> float:
 def channel_to_take(samples: Samples) -> int | None:
     """Return the loudest channel if the channels, or parts of them, cancel in their mean.
 
-    None stands for their mean.
+    None means to use their mean.
 
     Args:
         samples: (num_samples, num_channels), finite.

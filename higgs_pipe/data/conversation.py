@@ -31,7 +31,7 @@ class ClipId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Turn(Generic[R]):
-    """One message: texts and recordings in order; a target is what the model learns to say."""
+    """One message: texts and recordings in order; a target turn is trained on."""
 
     role: str  # system, scene, user or assistant
     parts: tuple[str | R, ...]
@@ -71,7 +71,7 @@ class Utterance(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Conversation(Generic[R]):
-    """Turns in order; ``R`` is what stands for a recording."""
+    """Turns in order; ``R`` is the type that stands for a recording."""
 
     turns: tuple[Turn[R], ...]
 
@@ -156,10 +156,10 @@ def speech_conversation(
     Args:
         system_prompt: The system message.
         scenes: Descriptions of place and speakers; may be empty.
-        references: Recordings of the voices, each with what it says.
+        references: Recordings of the voices, each with its text.
         text: The words to speak; in a dialogue, one line per turn.
         target: The recording of ``text``.
-        clean: Cleans ``text``, and not the transcripts of references.
+        clean: Cleans ``text``, but not the transcripts of references.
     """
     turns: list[Turn[R]] = [Turn(SYSTEM, (system_prompt,))]
     if described := tuple(scenes):

@@ -1,8 +1,8 @@
 """Recordings in containers that libsndfile lacks, decoded whole by FFmpeg's libraries (PyAV).
 
-FFmpeg applies what a container says of samples to skip: the delay of an AAC or Opus encoder, edit
-lists, the padding behind the last frame. What is decoded is what a player plays, from its first
-sample on. A raw stream (``.aac``, ``.amr``) says nothing of its delay and keeps it.
+FFmpeg skips the samples that a container tells it to skip: the delay of an AAC or Opus encoder,
+edit lists, the padding after the last frame. The result is what a player plays, from its first
+sample on. A raw stream (``.aac``, ``.amr``) does not declare its delay and keeps it.
 """
 
 import errno
@@ -35,7 +35,7 @@ MAX_SECONDS_OFF = 0.1  # length and timestamps of some containers are only this 
 
 
 class Container(NamedTuple):
-    """A kind of file: where its first bytes tell it, its name, FFmpeg's name of it."""
+    """A kind of file: the bytes that identify it, its name, and FFmpeg's name for it."""
 
     place: int
     sign: bytes
@@ -66,14 +66,14 @@ FileKey = tuple[Path, int, int]  # path, size in bytes, modification time in ns
 
 
 class DecodingError(Exception):
-    """A file that cannot be decoded; the message is a predicate of it."""
+    """A file that cannot be decoded; the message is a predicate."""
 
 
 @dataclass(frozen=True)
 class Decoded:
     """All samples of a recording: (num_samples, num_channels), int16 or float32; full scale is 1.
 
-    A long recording's are mapped from a temporary file without a name.
+    Those of a long recording are mapped from an unnamed temporary file.
     """
 
     samples: npt.NDArray[Any]
@@ -82,7 +82,7 @@ class Decoded:
 
 
 def container_of(beginning: bytes) -> Container | None:
-    """Return the kind of a file by its first 16 bytes, or None for one that FFmpeg is not for."""
+    """Return the kind of a file by its first 16 bytes, or None if FFmpeg is not to read it."""
     return next(
         (kind for kind in CONTAINERS if beginning.startswith(kind.sign, kind.place)),
         None,
@@ -90,7 +90,7 @@ def container_of(beginning: bytes) -> Container | None:
 
 
 def decode_container(path: Path, kind: Container) -> Decoded:
-    """Return a decoded recording; a long one is kept, for the segments that follow.
+    """Return a decoded recording; a long one is kept for later segments.
 
     Raises:
         DecodingError: PyAV is not installed; or the file holds no audio or several streams, is cut
@@ -211,7 +211,7 @@ def _write_frames(
 
 
 def _check_start(container: "InputContainer", stream: "AudioStream", first: "AudioFrame") -> None:
-    """Check that audio begins where the file does: the times of segments may be of a video."""
+    """Check that audio starts where the file does, because segment times may refer to a video."""
     if first.pts is None or container.start_time is None:
         return
     late_seconds = first.pts * float(stream.time_base or 0) - container.start_time / 1e6
@@ -266,7 +266,7 @@ def _declared_samples(
 def _checked(
     samples: npt.NDArray[Any], declared: float | None, rate_hz: int, kind: Container
 ) -> npt.NDArray[Any]:
-    """Return the samples that a container declares: without the padding of the last frame.
+    """Return the samples that a container declares, without the padding of the last frame.
 
     Raises:
         DecodingError: There are fewer.

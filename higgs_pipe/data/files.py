@@ -62,7 +62,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _replace_folder(path: Path, folder: Path, aside: Path) -> None:
-    """Rename ``folder`` to ``path``, and what is there, if anything, into ``aside``."""
+    """Rename ``folder`` to ``path``, and anything already there into ``aside``."""
     for number in count():
         with suppress(FileNotFoundError):
             path.rename(aside / f"before-{number}")
@@ -76,14 +76,14 @@ def _replace_folder(path: Path, folder: Path, aside: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """Return the path of what becomes ``path``, where nothing is left of killed processes."""
+    """Return the path of a temporary file, after removing leftovers of killed processes."""
     clear_left_behind(path.parent)
     return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
 
 
 @functools.cache
 def clear_left_behind(folder: Path) -> None:
-    """Remove what killed processes have not finished writing into a folder, once per process."""
+    """Remove unfinished files of killed processes from a folder, once per process."""
     for path in folder.glob(".*.tmp"):
         match = TEMPORARY.fullmatch(path.name)
         if match and _is_left_behind(path, int(match["process"]), match["host"]):
@@ -108,7 +108,7 @@ def _is_left_behind(path: Path, process: int, host: str | None) -> bool:
 
 
 def _is_running(process: int) -> bool:
-    """Return whether there is a process of this number on this host."""
+    """Return whether a process with this id runs on this host."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -120,7 +120,7 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, which is made; it ends with the process, also by a kill."""
+    """Hold a lock on a file, which is created; it ends with the process, even by a kill."""
     with path.open("ab") as stream:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,11 +129,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_named(path: Path, what: str = "it") -> Iterator[None]:
-    """Turn the error of a file that cannot grow into a sentence.
+    """Turn the error of a file that cannot grow into a message.
 
     Args:
         path: The file or its folder, for the message.
-        what: What is written there.
+        what: Description of the content.
 
     Raises:
         UserError: The disk is full, a quota is used up, or the file exceeds a limit on its size.

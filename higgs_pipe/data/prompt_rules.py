@@ -11,7 +11,7 @@ from higgs_pipe.data.text import find_control_token
 
 @dataclass(frozen=True)
 class PromptRules:
-    """The rules of one family of base models; the defaults are the most that there is."""
+    """The rules of one family of base models; the defaults allow everything."""
 
     model: str  # the family's name, for messages
     tags: frozenset[str] = frozenset()  # control tokens that a text may hold
@@ -29,7 +29,7 @@ class PromptRules:
         """Return the first mark in a text that this family does not know, or None.
 
         Args:
-            place: What holds the text, for the message: ``turn 3``.
+            place: The place of the text, for the message: ``turn 3``.
             pieces: The text; several pieces are joined as in a prompt.
         """
         text = "".join(piece.strip() for piece in pieces)
@@ -72,7 +72,7 @@ class PromptRules:
     def system_message_fault(self, place: str, text: str) -> Fault | None:
         """Return the fault of a system message of a conversation's own, or None.
 
-        The usual one says nothing about its conversation, so it may be left out of a prompt.
+        The usual system message says nothing about the conversation, so a prompt may omit it.
         """
         if self.has_system_message or text == DEFAULT_SYSTEM_PROMPT:
             return None

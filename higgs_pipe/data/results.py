@@ -1,7 +1,7 @@
 """JSON results: one frozen class per file, used by the stage that writes it and by its readers.
 
-The last key of a file, ``sha256``, is a hash of all others; where the keys are a contract, it is in
-a file beside it. A disk or a copy that changes a digit would else change a result in silence.
+The last key of a file, ``sha256``, is a hash of all others; if the keys are a contract, the hash is
+in a file beside it. Otherwise a disk or a copy that changes a digit would silently change a result.
 """
 
 import json
@@ -21,7 +21,7 @@ BESIDE_KEY = "sha256_beside"  # hashes of files that belong to the result, by th
 
 
 def write_hashed(path: Path, values: Mapping[str, Any], beside: Sequence[str] = ()) -> None:
-    """Write a JSON object with a hash of its values, for a reader that checks it.
+    """Write a JSON object with a hash of its values, for readers to check.
 
     Args:
         path: The file.
@@ -35,7 +35,7 @@ def write_hashed(path: Path, values: Mapping[str, Any], beside: Sequence[str] = 
 
 
 def _is_plain(name: str) -> bool:
-    """Return whether a name is that of a file beside, not a path to another place."""
+    """Return whether a name is that of a file in the same folder, not a path elsewhere."""
     return name != "" and Path(name).name == name
 
 
@@ -79,8 +79,8 @@ class Result(ResultPart):
         """Read what :meth:`write` wrote.
 
         Raises:
-            UserError: The file, or one beside it that it has a hash of, is missing or changed since
-                it was written; or errors as in :meth:`parse`.
+            UserError: The file, or one beside it whose hash it has, is missing or changed since it
+                was written; or as in :meth:`parse`.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -104,11 +104,11 @@ class Result(ResultPart):
 
     @classmethod
     def parse(cls, text: str, place: str) -> Self:
-        """Read a result from JSON text, which may do without a hash.
+        """Read a result from JSON text, with or without a hash.
 
         Args:
             text: A JSON object.
-            place: Where it stands, for messages: a path, or ``path:line``.
+            place: Its place, for messages: a path, or ``path:line``.
 
         Raises:
             UserError: The text is not JSON, a value changed since it was hashed, a key is missing

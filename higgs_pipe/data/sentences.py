@@ -16,17 +16,17 @@ WIDE_LENGTH = 4  # a Chinese character or a Korean syllable takes as long to say
 
 
 def spoken_length(text: str) -> int:
-    """Return how long a text is to say, in letters; wide characters count as ``WIDE_LENGTH``."""
+    """Return the spoken length of a text, in letters; wide characters count as ``WIDE_LENGTH``."""
     text = without_control_tokens(text)
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + (WIDE_LENGTH - 1) * wide
 
 
 def split_text(text: str, max_length: int) -> list[str]:
-    """Split text at the ends of sentences, into as few pieces as they fit.
+    """Split text at the ends of sentences, into as few pieces as possible.
 
-    A sentence that is too long is cut after a clause, else after a word, else anywhere. Nothing
-    but white space is lost at the cuts.
+    A sentence that is too long is cut after a clause, or else after a word, or else anywhere. Only
+    white space is lost at the cuts.
 
     Args:
         text: Any text.

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 
 def rows_of(table: pa.Table) -> "list[TableRow]":
-    """Return the rows of a table; a value is made when it is asked for."""
+    """Return the rows of a table; values are made on access."""
     columns = {name: _values(table[name].combine_chunks()) for name in table.column_names}
     return [TableRow(columns, index) for index in range(table.num_rows)]
 
@@ -32,7 +32,7 @@ class TableRow(Mapping[str, Any]):
 
 
 def _values(column: pa.Array) -> Sequence[Any]:
-    """Return a column as a sequence: of Python's numbers where it can be, which is faster."""
+    """Return a column as a sequence, of Python numbers if possible, which is faster."""
     is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
     if is_number and column.null_count == 0:
         return memoryview(column.to_numpy())

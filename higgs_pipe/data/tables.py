@@ -233,7 +233,7 @@ def open_table(path: Path, spec: TableSpec) -> tuple[TableFile, dict[str, Any]]:
 
 
 def read_table(path: Path, spec: TableSpec) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the table and the metadata that its writer stamped; errors as :func:`open_table`."""
+    """Return the table and its writer's metadata; errors as for :func:`open_table`."""
     table, stamp = open_table(path, spec)
     return table.read(), stamp
 

@@ -20,8 +20,8 @@ def find_control_token(pieces: Iterable[str]) -> str | None:
     """Return the first control token in the joined pieces, or None.
 
     Look-alikes count: full-width signs, angle quotes, and tokens with invisible characters in them.
-    No current tokenizer reads those as commands, but nobody says them either, and cleaning the text
-    may turn them into commands.
+    No current tokenizer reads those as commands, but they are not speech either, and cleaning the
+    text may turn them into commands.
 
     Args:
         pieces: Texts that a chat template joins, each stripped of outer white space: the parts
@@ -35,7 +35,7 @@ def find_control_token(pieces: Iterable[str]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Return ``text`` without widths, styles and invisible characters."""
+    """Return ``text`` without width variants, styles and invisible characters."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -59,7 +59,7 @@ _BLANKED = _Blanked()
 
 
 def without_control_tokens(text: str) -> str:
-    """Return a text as it is heard: a space for each control token that it may hold."""
+    """Return a text as it is spoken, with a space in place of each control token."""
     return CONTROL_TOKEN.sub(" ", text) if "<|" in text else text
 
 

@@ -15,7 +15,7 @@ ABBREVIATIONS = ("RMS", "DC", "SNR", "STOI", "PESQ", "SI", "SDR")
 def number(value: float) -> str:
     """Render with 4 significant digits, or as a whole number with commas: ``0.1842``, ``10,800``.
 
-    Only beyond a billion, as a broken sample may be, there is an exponent.
+    It has an exponent only beyond a billion, as in a broken sample.
     """
     if abs(value) > 1e9:
         return f"{value:.4g}"

@@ -54,7 +54,7 @@ def packed_attention(
 
 @cache
 def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Tell if PyTorch's variable-length attention runs here; the log names the choice."""
+    """Return whether PyTorch's variable-length attention runs here; the log names the choice."""
     is_able = (
         device.type == "cuda"
         and torch.cuda.get_device_capability(device) >= (8, 0)

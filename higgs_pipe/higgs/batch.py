@@ -200,7 +200,7 @@ def collate(
 def lay_out(
     rows: Sequence[PackedRow], config: BaseShape, dropout_seeds: Sequence[int] | None
 ) -> PackedBatch:
-    """Lay rows end to end that are known to be sound; arguments as of :func:`collate`."""
+    """Lay rows end to end that are known to be sound; arguments as for :func:`collate`."""
     input_ids = np.concatenate([row.input_ids for row in rows])
     labels = np.concatenate([row.labels for row in rows])
     audio_labels = np.concatenate([row.audio_labels for row in rows])
@@ -248,7 +248,7 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
 
 
 def is_placeholder(input_ids: npt.NDArray[np.int32], config: BaseShape) -> npt.NDArray[np.bool_]:
-    """Tell for each position if it stands for an audio frame: (S,)."""
+    """Return for each position whether it stands for an audio frame: (S,)."""
     placeholders = (config.audio_token_id, config.audio_delay_token_id)
     return np.isin(input_ids, placeholders)
 
@@ -275,7 +275,7 @@ def check_row(row: PackedRow, config: BaseShape) -> None:
     """Refuse a row whose parts contradict each other: it would train something else.
 
     Raises:
-        UserError: As of :func:`collate`.
+        UserError: As for :func:`collate`.
     """
     name = f"packed row of {row.sample_ids[0]!r}" if row.sample_ids else "packed row"
     remedy = "run: snakemake --forcerun pack_rows"

@@ -47,7 +47,7 @@ def delay(
 
 
 def _is_after(num_codebooks: int, margin: int) -> npt.NDArray[np.bool_]:
-    """Tell which values between two recordings belong to the first: (F - T, K).
+    """Return which values between two recordings belong to the first: (F - T, K).
 
     Codebook k moves by k frames and the margin, so the other values are before the second one.
     """

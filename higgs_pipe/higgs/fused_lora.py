@@ -75,12 +75,12 @@ def fuse_lora(model: nn.Module) -> RoundedMatrices:
 
 
 def is_fused(module: Any) -> bool:
-    """Tell if the fused forward computes this LoRA layer, once :func:`fuse_lora` was called."""
+    """Return whether the fused forward computes this LoRA layer after :func:`fuse_lora`."""
     return type(module) is LoraLinear and type(module.base_layer) is nn.Linear and _is_plain(module)
 
 
 def _is_plain(self: Any) -> bool:
-    """Tell if a layer is one LoRA adapter without a variant or a bias over a frozen base."""
+    """Return whether a layer is one LoRA adapter without a variant or a bias over a frozen base."""
     adapter = self.active_adapters[0]
     return (
         len(self.active_adapters) == 1

@@ -95,7 +95,7 @@ def speak(
     sampling: Sampling,
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> list[Spoken]:
-    """Speak prompts; arguments as of :func:`generate`, and the codec."""
+    """Speak prompts; arguments as for :func:`generate`, and the codec."""
     generated = generate(model, prompts, sampling, info.frame_rate_hz, batch_size)
     with activity("rendering speech"):
         return [

@@ -76,7 +76,7 @@ class Grid:
             dropout_seeds: One for each row.
 
         Raises:
-            UserError: As of :func:`batch.collate`.
+            UserError: As for :func:`batch.collate`.
         """
         for row in rows:
             check_row(row, config)

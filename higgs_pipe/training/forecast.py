@@ -174,9 +174,9 @@ def forecast(
 
 
 def will_compile(train: TrainConfig, num_positions: float, speed: float) -> bool:
-    """Tell if a GPU's training will compile its layers, where the tools for it are installed.
+    """Return whether training on a GPU will compile its layers, if the tools are installed.
 
-    Arguments as of :func:`higgs_pipe.higgs.compilation.choose_compilation`.
+    Arguments as for :func:`higgs_pipe.higgs.compilation.choose_compilation`.
     """
     if train.compile != "auto":
         return train.compile

@@ -26,7 +26,7 @@ Clip: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClippedRow(Mapping[str, Any]):
-    """A row of CLIPS that copies nothing of the row and the recording that it is made of.
+    """A row of CLIPS that copies nothing from its manifest row and recording.
 
     ``text_source`` is manifest or transcript; the last three are None until they are known.
     """
@@ -70,7 +70,7 @@ class Candidate:
 
 
 def candidate_of(row: Row, measured: Measured, is_transcript: bool) -> Candidate:
-    """Return a sound row as a clip; ``is_transcript`` tells where its text is from."""
+    """Return a sound row as a clip; ``is_transcript`` if its text is a transcript."""
     others = tuple(
         OtherRecording(
             {

@@ -48,7 +48,7 @@ def assemble(
         accepted: Sound rows.
         measured: The rows of MEASURED of all their spans.
         data: The settings of the split.
-        needed_splits: Those that must have a clip.
+        needed_splits: Splits that must have a clip.
 
     Raises:
         UserError: A needed split would be empty.
@@ -81,7 +81,7 @@ def _check_splits(
 
 
 def _links(keys: Sequence[Sequence[Key]]) -> str:
-    """Return sentences on what links clips, how many, and how to loosen it."""
+    """Return sentences on what links clips, how many, and which setting loosens it."""
     num_clips = Counter(key for own in keys for key in set(own))
     shared = Counter(key.kind for own in keys for key in set(own) if num_clips[key] > 1)
     return "".join(

@@ -11,10 +11,10 @@ TOLERANCE_FRACTION = 0.02
 
 
 def declared_fault(row: Row, measured: Mapping[str, Any]) -> Fault | None:
-    """Return what the manifest says of a recording that the recording contradicts, or None.
+    """Return the fault if the recording contradicts its manifest row, or None.
 
     Args:
-        row: The row; what it does not declare is not compared.
+        row: The row; facts that it does not declare are not compared.
         measured: The row of MEASURED of its span.
     """
     seconds, sample_rate_hz = measured["duration_seconds"], measured["sample_rate_hz"]

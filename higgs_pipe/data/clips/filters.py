@@ -30,7 +30,7 @@ BOUNDS = (
 
 
 def faults(measures: Mapping[str, Any], limits: FilterConfig) -> list[Fault]:
-    """Return a fault per filter that a clip does not pass.
+    """Return a fault for each filter that a clip does not pass.
 
     Args:
         measures: The clip's measures by the names of their columns, ``sample_rate_hz`` among them.

@@ -37,14 +37,14 @@ def judge(
     rules: Sequence[PromptRules],
     trained: TrainedClips | None = None,
 ) -> Judgement:
-    """Judge each row by itself, then by what it shares with others.
+    """Judge each row on its own, then against the other rows.
 
     Args:
         rows: The rows of all manifests.
         measured: The rows of MEASURED of all their spans.
         stage: The settings.
-        rules: What prompts may hold, of each family of base models that the rows are for.
-        trained: Clips of another manifest, from which these rows are to differ.
+        rules: The prompt rules of each family of base models that the rows are for.
+        trained: Clips of another manifest, with which these rows must not overlap.
     """
     found = {row.clip_id: _judge_row(row, measured, stage.validate_, rules) for row in rows}
     faults = {clip_id: fault for clip_id, fault in found.items() if isinstance(fault, Fault)}
@@ -84,7 +84,7 @@ def _filled(row: Row, measured: Measured) -> Row:
 
 
 def _fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None:
-    """Return the first fault of a row's recordings, filters apart."""
+    """Return the first fault of a row's recordings, except for filters."""
     if fault := _conversation_fault(row, measured, limits):
         return fault
     if fault := _audio_fault(row.span, measured, limits):
@@ -127,7 +127,7 @@ def _conversation_fault(row: Row, measured: Measured, limits: ValidateConfig) ->
 def _short_reference(row: Row, measured: Measured, rules: Sequence[PromptRules]) -> Fault | None:
     """Return the fault of a conversation's reference that a family of base models cannot take.
 
-    The reference of another row may be replaced, so packing chooses it.
+    For other rows packing chooses the reference, and can replace it.
     """
     for heard in takewhile(lambda heard: not heard.is_target, row.utterances):
         place, seconds = f"turn {heard.turn_number}", measured[heard.recording]["duration_seconds"]
@@ -138,7 +138,7 @@ def _short_reference(row: Row, measured: Measured, rules: Sequence[PromptRules])
 
 
 def _audio_fault(span: Span, measured: Measured, limits: ValidateConfig) -> Fault | None:
-    """Return the fault of a recording; being too short comes before all others."""
+    """Return the fault of a recording; too short takes precedence over all others."""
     found = measured[span]
     seconds = found["duration_seconds"]
     if seconds is not None and seconds < limits.min_clip_seconds:
@@ -206,7 +206,7 @@ def _dialogue_faults(rows: Sequence[Row], faults: Mapping[str, Fault]) -> dict[s
 
 
 def _gap(turns: Sequence[tuple[int, Row]], faults: Mapping[str, Fault]) -> str | None:
-    """Return what a dialogue lacks of its turns, counted from 0 or from 1, or None."""
+    """Return which turns a dialogue lacks, counting from 0 or from 1, or None."""
     places: dict[int, Row] = {}
     for turn, row in turns:
         if turn in places:

@@ -7,10 +7,10 @@ from higgs_pipe.data.text import is_blank
 
 
 def layout_fault(conversation: Conversation[Span]) -> Fault | None:
-    """Return why a conversation cannot be trained as it would be spoken, or None.
+    """Return why a conversation is unlike any prompt at inference, or None.
 
-    At inference a turn holds text, or is an assistant's and holds one recording of what the user
-    turn before it says, and an assistant has the last word.
+    At inference a turn has text, or is an assistant turn with one recording of the text of the user
+    turn before it, and the last turn is an assistant's.
     """
     for number, turn in enumerate(conversation.turns, start=1):
         num_recordings = len(turn.recordings)

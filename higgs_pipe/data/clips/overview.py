@@ -13,7 +13,7 @@ logger = logging.getLogger("higgs_pipe")
 
 
 def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection]) -> None:
-    """Log what a person should fix and what to listen to."""
+    """Log the problems to fix and the clips to listen to."""
     if rejections:
         offenders = list_offenders([str(rejection) for rejection in rejections])
         logger.warning("rejected rows:\n%s", offenders)
@@ -82,7 +82,7 @@ def _outlier_lines(found: Mapping[str, Mapping[str, Outliers]]) -> list[str]:
 
 
 def table_lines(hours: Hours) -> list[str]:
-    """Return the hours kept and lost, in all and by reason, speaker and language, as a table."""
+    """Return a table of the hours kept and rejected: total, by reason, speaker and language."""
     lost = hours.lost
     reasons = lost.reasons.values()
     all_lost = Loss(

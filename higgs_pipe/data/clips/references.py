@@ -12,7 +12,7 @@ from higgs_pipe.data.specs import REFERENCE
 
 
 class References:
-    """Collects the reference recordings of rows, and those of conversations but the row's own."""
+    """Collects the references of rows, and the other recordings of conversations."""
 
     def __init__(self, measured: Measured) -> None:
         self._measured = measured

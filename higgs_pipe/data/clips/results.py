@@ -40,7 +40,7 @@ class Losses(ResultPart):
 
 @dataclass(frozen=True)
 class Hours:
-    """Clips kept and rows lost, for the table that validation prints."""
+    """Clips kept and rows rejected, for the table that validation prints."""
 
     kept: Share
     splits: Mapping[str, Share]
@@ -73,7 +73,7 @@ class Outliers(ResultPart):
 
 
 class TextFinding(ResultPart):
-    """Rows with a text that may be spoken otherwise than it is written, and the first of them."""
+    """Rows with a text that may not be spoken as written, and the first of them."""
 
     num_rows: int
     examples: list[str]
@@ -94,7 +94,7 @@ class OutsideRoot(ResultPart):
 
 
 class LeftOut(ResultPart):
-    """Files below a folder that is a manifest, and that no row comes from."""
+    """Files in a folder given as a manifest that no row uses."""
 
     num_files: int
     first_files: list[str]

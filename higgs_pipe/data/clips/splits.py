@@ -20,7 +20,7 @@ class OtherRecording(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Something that clips may share; all clips with a key are in one split."""
+    """A property that clips may share; all clips with the same key are in one split."""
 
     kind: Literal["audio", "text", "dialogue", "speaker", "recording"]
     value: str

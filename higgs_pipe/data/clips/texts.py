@@ -80,7 +80,7 @@ def texts_of(row: Row) -> Iterator[str]:
 
 
 def find_in_texts(rows: Iterable[Row]) -> dict[str, TextFinding]:
-    """Count the rows with a text that may be spoken otherwise than it is written.
+    """Count the rows with a text that may not be spoken as written.
 
     Returns:
         By kind (a key of ``PATTERNS``), the number of rows and the first few texts with their

@@ -38,7 +38,7 @@ MAX_KILOHERTZ = 1000  # a sample rate below is in kHz
 
 
 def faults_of(raw: RawRow) -> list[str]:
-    """Return everything about one row that no later stage could use."""
+    """Return everything in a row that no later stage could use."""
     fields = raw.fields
     others = ", ".join(repr(key) for key in fields if key not in OUR_KEYS)
     found = f"; the row has {others:.200}, which `columns` can name" if others else ""
@@ -113,7 +113,7 @@ def _segment(fields: Fields) -> tuple[float | None, float | None]:
 
 
 def _clip_id(fields: Fields) -> str:
-    """Return the row's id, or one made of its audio path and its segment."""
+    """Return the row's id, or one made from its audio path and its segment."""
     if clip_id := _optional(fields, "id"):
         return clip_id
     # As written: a Path would tidy it up.
@@ -128,9 +128,9 @@ def checked_row(raw: RawRow, root: Path, extract_to: Path | None = None) -> Row:
     """Return a row without faults: paths absolute, texts composed (NFC), scenes as sentences.
 
     Args:
-        raw: The row as its reader gives it.
+        raw: The row as its reader returns it.
         root: Folder that its paths are relative to.
-        extract_to: Folder of the recordings that the manifest holds itself, if it may hold any.
+        extract_to: Folder for recordings embedded in the manifest, if it may have any.
     """
     fields = raw.fields
     ref_audio = fields.get("ref_audio") if _optional(fields, "ref_audio") else None
@@ -183,9 +183,9 @@ def _absolute(conversation: Conversation[Span], root: Path) -> Conversation[Span
 
 
 def sentence_of_scene(scene: str) -> str | None:
-    """Return a scene as the model knows scenes; None where a tag says that none is known.
+    """Return a scene in the form that the model knows; None if a tag says that it is unknown.
 
-    The trainer that writes ``quiet_room`` into its files trained "Audio is recorded from quiet
+    The trainer that writes ``quiet_room`` into its files trains on "Audio is recorded from quiet
     room.", and the model knows such sentences.
     """
     tag = scene.strip()
@@ -197,7 +197,7 @@ def sentence_of_scene(scene: str) -> str | None:
 
 
 def _declared(fields: Fields) -> tuple[float | None, float | None]:
-    """Return length and sample rate as the row has them; None where it has no such number."""
+    """Return length and sample rate as the row declares them; None if it does not."""
     values = (as_number(fields.get(key)) for key in DECLARED_KEYS)
     seconds, sample_rate_hz = (
         float(value) if is_number(value) and value > 0 else None for value in values
@@ -214,12 +214,12 @@ def unusable_keys(fields: Fields) -> list[str]:
 
 
 def _known(speaker: str | None) -> str | None:
-    """Return a speaker, or None for a word that says that nobody knows."""
+    """Return a speaker, or None for a word that means unknown."""
     return None if speaker is None or speaker.strip().lower() in NOT_KNOWN else speaker
 
 
 def _composed(text: str) -> str:
-    """Return a text with composed characters (Unicode NFC): what a tokenizer has seen most."""
+    """Return a text with composed characters (Unicode NFC), which tokenizers have seen most."""
     return unicodedata.normalize("NFC", text)
 
 

@@ -36,7 +36,7 @@ OTHER_FILES = {
 def detect(path: str, columns: Mapping[str, str]) -> str | None:
     """Return the format of a manifest, by its name and first line; None if it fits none.
 
-    A file that cannot be read is called JSONL, whose reader says what is wrong.
+    An unreadable file counts as JSONL, whose reader reports the error.
 
     Raises:
         RowFault: The file holds a table that must be saved as another type first.

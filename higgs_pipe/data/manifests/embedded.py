@@ -15,7 +15,7 @@ OWN_NAME = re.compile(rf"[0-9a-f]{{{NUM_DIGITS}}}-")
 
 
 def write_embedded(value: Any, folder: Path) -> str | None:
-    """Return the path of a recording's file, which is written if it is not there.
+    """Return the path of an embedded recording's file; write it if it does not exist.
 
     Its name begins with a hash of its bytes, so that the same recording is the same file in every
     run and is not measured or encoded again.
@@ -46,10 +46,10 @@ def write_embedded(value: Any, folder: Path) -> str | None:
 
 
 def remove_unused(folder: Path, used: Iterable[str]) -> int:
-    """Remove the recordings that :func:`write_embedded` wrote and that no row names any more.
+    """Remove recordings written by :func:`write_embedded` that no row names any more.
 
     Args:
-        folder: The folder, which need not exist. Files of other names stay.
+        folder: The folder, which need not exist. Other files in it stay.
         used: Paths of the recordings that rows name.
 
     Returns:

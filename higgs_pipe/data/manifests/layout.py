@@ -1,8 +1,8 @@
 """Conversations in the layout of inference, and the plain rows to which most of them reduce.
 
-In that layout a reference is a user turn with its words and an assistant turn with its recording,
-and the speech to learn is an assistant turn after the user's text. A conversation that a row of a
-table can express becomes one; any other keeps its turns.
+In that layout a reference is a user turn with its text and an assistant turn with its recording,
+and the target speech is an assistant turn after the user's text. A conversation that a plain row
+can express becomes one; any other keeps its turns.
 """
 
 import itertools
@@ -29,7 +29,7 @@ SpokenTurn = Turn[Span]
 
 
 def arranged(turns: Sequence[SpokenTurn]) -> tuple[Fields, Conversation[Span] | None]:
-    """Return the fields of a row for the turns, and the turns where the fields do not say it all.
+    """Return the fields of a row for the turns, and the turns if the fields lose something.
 
     Raises:
         RowFault: No recording is a target.
@@ -40,7 +40,7 @@ def arranged(turns: Sequence[SpokenTurn]) -> tuple[Fields, Conversation[Span] | 
 
 
 def _as_row(turns: Sequence[SpokenTurn]) -> Fields | None:
-    """Return the fields of a row that says the same as the turns, if there is one.
+    """Return the fields of a row that is equivalent to the turns, if there is one.
 
     There is one for speech of a single voice, with or without one whole recording as its
     reference, under the model's usual system message or none.
@@ -76,7 +76,7 @@ def _is_speech(asked: SpokenTurn, said: SpokenTurn) -> bool:
 
 
 def _fields(turns: Sequence[SpokenTurn]) -> Fields:
-    """Return the fields of the last recording to learn."""
+    """Return the fields of the last target recording."""
     own = next((u for u in Conversation(tuple(turns)).utterances() if u.is_own), None)
     if own is None:
         raise RowFault(
@@ -100,11 +100,11 @@ class Hints:
 
 
 def references_apart(turns: Sequence[SpokenTurn], hints: Hints) -> list[SpokenTurn]:
-    """Return the turns with two turns for each reference that stands within a turn of the user.
+    """Return the turns with each reference inside a user turn moved to two turns of its own.
 
-    Trainers put a reference's words and recording before the target text in one user turn, or in
-    several, in any order, some with a request in words. The system message, which describes that
-    form, is left out then. Turns stay as they are where they do not tell what is what.
+    Trainers put a reference's text and recording before the target text in one or several user
+    turns, in any order, some with a request in words. The system message, which describes that
+    form, is then left out. Ambiguous turns stay as they are.
 
     Raises:
         RowFault: A request for a reference's voice comes without a recording.

@@ -8,7 +8,7 @@ def meant_path(root: Path, written: str) -> Path:
     """Return the path below a root, in the spelling that exists.
 
     A name with accents may be composed or decomposed, in the manifest and on the disk; a manifest
-    of Windows has backslashes. Where no spelling exists, the path stays as written.
+    from Windows has backslashes. If no spelling exists, the path stays as written.
     """
     path = root / written
     if written.isascii() and "\\" not in written:

@@ -30,12 +30,12 @@ def read_manifests(
     without the suffix, and its segment if it is one.
 
     Args:
-        manifests: Paths, or entries with more about a manifest.
-        extract_to: Folder for recordings that a manifest holds itself.
+        manifests: Paths, or entries with more details.
+        extract_to: Folder for recordings embedded in a manifest.
 
     Raises:
         UserError: A manifest is missing, empty, not UTF-8 or of no known format, or a line is not
-            a row; lists every fault of every manifest, equal ones as one.
+            a row; lists every fault of every manifest, equal ones once.
     """
     findings = Findings()
     rows: dict[str, Row] = {}
@@ -97,7 +97,7 @@ def _read_manifest(
 
 
 def _raw_rows(entry: ManifestEntry, source: Source) -> list[RawRow]:
-    """Return the rows of one manifest, with what its entry says of all of them."""
+    """Return the rows of one manifest, with the values that its entry gives for all."""
     name: str | None = entry.format
     if name == "auto":
         with source.at(entry.path):
@@ -177,7 +177,7 @@ def _note_unread_files(rows: Sequence[Row], source: Source) -> None:
 
 
 def _message(faults: Sequence[tuple[str, str]], is_all: bool = True) -> str:
-    """Return the faults as text; one that stands at several places is told once."""
+    """Return the faults as text; one with several places is listed once."""
     places: dict[str, list[str]] = {}
     for place, fact in faults:
         places.setdefault(fact, []).append(place)
@@ -197,14 +197,14 @@ def _message(faults: Sequence[tuple[str, str]], is_all: bool = True) -> str:
 
 
 def _columns(entry: ManifestEntry) -> dict[str, str]:
-    """Return the manifest's names of our keys."""
+    """Return the manifest's names for our keys."""
     return {str(ours): theirs for ours, theirs in entry.columns.items()}
 
 
 def _root(entry: ManifestEntry) -> Path:
     """Return the folder that audio paths are relative to.
 
-    It is relative itself where the config's path is: a project that is moved keeps its tables.
+    It is relative if the config's path is, so that a project can be moved with its tables.
     """
     if entry.root is not None:
         return Path(entry.root)

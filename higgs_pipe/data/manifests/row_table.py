@@ -26,9 +26,9 @@ def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -
     Args:
         path: The table.
         manifest: The rows.
-        recordings_stamp: Stands in the metadata. Another one makes other bytes, so that Snakemake
-            runs ``judge_clips`` after each ``list_rows``: else it takes the shards of clips for
-            updated, and encodes all of them again.
+        recordings_stamp: Written to the metadata. Another stamp gives other bytes, so that
+            Snakemake runs ``judge_clips`` after each ``list_rows``; otherwise it would take the
+            shards of clips for updated, and encode all of them again.
     """
     rows = [_columns(row) for row in manifest.rows]
     metadata = {
@@ -45,7 +45,7 @@ def read_rows(path: Path, clip_ids: Collection[str] | None = None) -> ManifestRo
 
     Args:
         path: The table.
-        clip_ids: Read these rows alone.
+        clip_ids: Read only these rows.
 
     Raises:
         UserError: The table is missing or of another version.

@@ -27,7 +27,7 @@ from higgs_pipe.planning.user_files import UnfitFileError, read_file
 
 
 class TooManyFaultsError(Exception):
-    """So many faults that the rest of the manifests is not read."""
+    """Too many faults: the rest of the manifests is not read."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Source:
     extract_to: Path | None = None  # folder for recordings that a manifest holds itself
 
     def file_of(self, *names: str) -> "Source":
-        """Return the source of a file in the folder, the first of these names that exists."""
+        """Return the source of the first file in the folder that exists under these names."""
         folder = Path(self.path)
         if not folder.is_dir():
             return self
@@ -75,17 +75,17 @@ class Source:
         return replace(self, path=str(folder / name))
 
     def fault(self, place: str, fact: str) -> None:
-        """Note something that makes the manifest unusable.
+        """Note a fault that makes the manifest unusable.
 
         Raises:
-            TooManyFaultsError: There are ``MAX_FAULTS`` now.
+            TooManyFaultsError: This is number ``MAX_FAULTS``.
         """
         self.findings.faults.append((place, fact))
         if len(self.findings.faults) >= MAX_FAULTS:
             raise TooManyFaultsError
 
     def note(self, text: str) -> None:
-        """Note something that the user should see in the log."""
+        """Note a message for the log."""
         self.findings.notes[text] = None
 
     def note_columns(self, columns: Mapping[str, str]) -> None:
@@ -96,12 +96,12 @@ class Source:
             self.note(f"{self.path}: read {names}")
 
     def leave_out(self, reason: str, name: str) -> None:
-        """Note a file that no row comes from."""
+        """Note a file that no row uses."""
         self.findings.left_out.setdefault(reason, []).append(name)
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
-        """Note a :class:`RowFault` with its place, and go on."""
+        """Note a :class:`RowFault` with its place, and continue."""
         try:
             yield
         except RowFault as fault:

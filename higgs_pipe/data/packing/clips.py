@@ -31,7 +31,7 @@ class Clips:
     A clip is its row in the table; -1 is no speaker, no reference or no dialogue.
 
     Raises:
-        UserError: A clip names a reference that the table does not hold.
+        UserError: A clip names a reference that is not in the table.
     """
 
     @classmethod
@@ -102,7 +102,7 @@ class Clips:
         return self._by_id[clip_id]
 
     def shares_audio(self, clip: int, others: Sequence[int]) -> bool:
-        """Tell if a clip has the samples of another one, or overlaps one in its file."""
+        """Return whether a clip has the samples of another one, or overlaps one in its file."""
         return any(
             self._audio[clip] == self._audio[other]
             or (
@@ -114,7 +114,7 @@ class Clips:
         )
 
     def holds_audio_of(self, clip: int, split: str) -> bool:
-        """Tell if a recording has the samples or the file of a clip in a split."""
+        """Return whether a recording has the samples or the file of a clip in a split."""
         if split not in self._audio_by_split:
             members = self.in_split(split)
             self._audio_by_split[split] = (

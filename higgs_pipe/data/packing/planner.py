@@ -1,6 +1,6 @@
 """Planning of a split's samples from clips, dialogues and conversations, with references.
 
-Draws depend on a hash of ids and seed, so adding or removing a clip leaves other samples alone.
+Draws depend on a hash of ids and seed, so adding or removing a clip does not affect other samples.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class SamplePlan:
 
     @property
     def is_dialogue(self) -> bool:
-        """Tell if its turns are spoken as one recording."""
+        """Return whether its turns are spoken as one recording."""
         return self.drawn_task in DIALOGUE_TASKS
 
     @property
@@ -71,21 +71,21 @@ class SamplePlan:
 class Planner:
     """Draws the task and the references of each clip and dialogue of a split.
 
-    A clip is plain speech or cloning; one whose row brings a reference is cloning, unless that has
-    no weight. A dialogue draws among all tasks that have a weight; speech and cloning then stand
-    for its turns one by one. A conversation keeps all its turns. The
-    dropouts remove the scene from a share of the other samples, and a share of the references;
-    in a dialogue, each speaker's reference is drawn separately.
+    A clip is plain speech or cloning; with a reference of its own it is cloning, unless cloning has
+    no weight. A dialogue draws among all tasks that have a weight; speech and cloning mean its
+    turns one by one. A conversation keeps all its turns. The dropouts remove the scene from a
+    share of the other samples, and a share of the references; in a dialogue, each speaker's
+    reference is drawn separately.
 
     Args:
         clips: The table of clips.
-        split: Whose clips.
+        split: The split to plan.
         settings: Section ``pack``.
-        rules: What prompts of the base model may hold. Where a text has no tags for speakers, the
-            turns of a dialogue stand alone.
+        rules: The base model's prompt rules. If a text has no speaker tags, the turns of a
+            dialogue become samples of their own.
 
     Raises:
-        UserError: Clips stand outside dialogues, and neither speech nor cloning has a weight.
+        UserError: Some clips are not in a dialogue, and neither speech nor cloning has a weight.
     """
 
     def __init__(self, clips: Clips, split: str, settings: PackConfig, rules: PromptRules) -> None:

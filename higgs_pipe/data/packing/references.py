@@ -25,10 +25,10 @@ class Reference(NamedTuple):
 
 
 class References:
-    """Reference recordings for clips: others of the same speaker in the split.
+    """Reference recordings for clips: other clips of the same speaker in the split.
 
     The clips of a speaker form a ring in the order of their hashes. Each clip takes the next
-    allowed one, so all serve about equally often, and adding a clip affects only the one before
+    allowed one, so all are used about equally often, and adding a clip affects only the one before
     it. With speaker embeddings, each takes the most similar of the next ``NUM_RANKED``.
 
     Args:
@@ -82,7 +82,7 @@ class References:
         return Reference(speaker, self._clips.most_similar(clip, ranked))
 
     def brings(self, clip: int) -> bool:
-        """Tell if the row of a clip brings a reference that may be used."""
+        """Return whether the row of a clip brings a reference that may be used."""
         own = int(self._clips.reference[clip])
         return own >= 0 and self.refusal(own) is None
 
@@ -93,7 +93,7 @@ class References:
         return OWN_TOO_SHORT if self.is_too_short(own) else None
 
     def is_too_short(self, clip: int) -> bool:
-        """Tell if a recording is too short for a reference."""
+        """Return whether a recording is too short for a reference."""
         return bool(self._clips.seconds[clip] < self._min_seconds)
 
     def _following(self, clip: int, targets: Sequence[int]) -> Iterator[int]:

@@ -145,7 +145,7 @@ def check_offsets(
 
 
 def _is_above(values: Floats, bound: float) -> bool:
-    """Tell if the mean exceeds the bound by the margin; NaN is left out."""
+    """Return whether the mean exceeds the bound by the margin; NaN is left out."""
     values = values[~np.isnan(values)]
     if len(values) < 2:
         return False

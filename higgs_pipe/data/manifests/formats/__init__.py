@@ -2,10 +2,10 @@
 
 To add one: write its reader in the module of its family, or in a new one; name it in ``READERS``
 here (and in ``TABLES`` if its columns can be renamed) and in ``config.settings.ManifestFormat``;
-teach ``detection`` its first line, unless it must be named; put an example beside its twin into
-``examples/manifests/``, and a line into the table there.
+teach ``detection`` its first line, unless it must be named; add an example and its twin to
+``examples/manifests/``, and a row to the table there.
 
-A reader notes what is wrong in its source and goes on, so that one run names every fault.
+A reader notes each fault in its source and continues, so that one run lists them all.
 """
 
 from collections.abc import Callable

@@ -76,7 +76,7 @@ def _opened(path: str) -> pq.ParquetFile:
 def read_parquet(source: Source) -> RawRows:
     """Read columns ``audio: string``, ``text: string`` ...; a row's number stands for its line.
 
-    In place of paths, ``audio: struct<bytes, path>`` may hold the recordings, as data sets of the
+    In place of paths, ``audio: struct<bytes, path>`` may hold the recordings, as datasets on the
     Hub do. They are written out as files, a few at a time.
     """
     if not Path(source.path).is_file():
