@@ -25,7 +25,7 @@ class Ancestor(ResultPart):
 
 
 def check_adapter(adapter_dir: Path) -> None:
-    """Check an adapter of ours against its hashes; one of another program has none.
+    """Check an adapter against its hashes, if this program wrote it; others have none.
 
     Raises:
         UserError: A file has changed since training wrote it.

@@ -69,7 +69,7 @@ def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
 
 
 def newest_flash(device: torch.device) -> str:
-    """Have PyTorch call FlashAttention 3 where it is installed for this GPU; return the name."""
+    """Make PyTorch use FlashAttention 3 if it is installed for this GPU; return the name."""
     is_hopper = torch.cuda.get_device_capability(device)[0] == 9
     # The function is in PyTorch 2.11 and later.
     activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)

@@ -1,9 +1,9 @@
 """Packed rows of the table as the tensors of one forward pass.
 
 The rows of a micro-batch are laid end to end in one sequence: S positions, N samples, F delayed
-frames. There is no padding, unless few shapes are asked for (``padding.py``). Everything that
-depends on the data's layout is worked out here, on the CPU, so that the forward pass never waits
-for the device.
+frames. There is no padding, unless few shapes are required (``padding.py``). Everything that
+depends on the data's layout is computed here, on the CPU, so that the forward pass never waits for
+the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -148,7 +148,7 @@ class PackedBatch:
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """Copy the batch to page-locked memory, from where :meth:`to` copies without a wait."""
+        """Copy the batch to page-locked memory, from which :meth:`to` copies without waiting."""
         return self._with_each(Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -186,7 +186,7 @@ def collate(
     Args:
         rows: At least one row.
         config: The base's.
-        dropout_seeds: One for each row, which decides its dropout in whatever batch it is.
+        dropout_seeds: One for each row, which determines its dropout in any batch.
 
     Raises:
         UserError: A row contradicts itself (placeholders and frames, lengths), or a label could
@@ -200,7 +200,7 @@ def collate(
 def lay_out(
     rows: Sequence[PackedRow], config: BaseShape, dropout_seeds: Sequence[int] | None
 ) -> PackedBatch:
-    """Lay rows end to end that are known to be sound; arguments as for :func:`collate`."""
+    """Lay rows end to end that are known to be valid; arguments as for :func:`collate`."""
     input_ids = np.concatenate([row.input_ids for row in rows])
     labels = np.concatenate([row.labels for row in rows])
     audio_labels = np.concatenate([row.audio_labels for row in rows])
@@ -272,7 +272,7 @@ def first_target(row: PackedRow, sample: slice, shape: BaseShape) -> slice:
 
 
 def check_row(row: PackedRow, config: BaseShape) -> None:
-    """Refuse a row whose parts contradict each other: it would train something else.
+    """Refuse a row whose parts contradict each other, which would train something else.
 
     Raises:
         UserError: As for :func:`collate`.

@@ -25,8 +25,8 @@ SNAKE_BLOCK_NUM_VALUES = 2**18  # 1 MB: it fits the cache of a core
 class BlockedSnake(nn.Module):
     """The activation x + sin²(alpha x) / alpha, computed in blocks, for inference on a CPU.
 
-    The native one writes four intermediates as large as x, most of the encoder's memory. This one
-    keeps each block in the cache. The values are equal bit for bit.
+    The native one writes four intermediates as large as x, which is most of the encoder's memory.
+    This one keeps each block in the cache. The values are equal, bit for bit.
 
     Args:
         native: The module to replace; provides alpha.

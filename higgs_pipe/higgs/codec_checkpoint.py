@@ -1,6 +1,6 @@
 """Checkpoints of the codec: a folder of its own, or the bundle of a base that holds it.
 
-A bundle is known by ``model_type`` in its ``config.json``, as a base is.
+A bundle is recognised by ``model_type`` in its ``config.json``, like a base.
 """
 
 import shutil
@@ -123,7 +123,7 @@ def num_codec_bytes(codec: Pretrained) -> int:
 
 
 def write_codec(codec: Pretrained, folder: Path) -> None:
-    """Write a codec as a checkpoint of its own: a copy, or what a bundle holds of it."""
+    """Write a codec as a separate checkpoint: a copy, or extracted from a bundle."""
     if bundle_of(codec):
         codec_model(codec).save_pretrained(folder)
         return

@@ -26,10 +26,10 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # Triton's kernels are kept below it
 
 
 def configure_compiler() -> None:
-    """Have PyTorch keep less memory for the backward pass and reuse compiled code.
+    """Make PyTorch keep less memory for the backward pass and reuse compiled code.
 
-    By default it keeps what matrix products read, which includes LoRA's dropped inputs and masks.
-    Computing these again takes no product and halves the memory. Tracing is faster where floats are
+    By default it keeps the inputs of matrix products, including LoRA's dropped inputs and masks.
+    Recomputing these takes no product and halves the memory. Tracing is faster where floats are
     constants, in PyTorch 2.11 twice as fast. LoRA's own backward pass may go into the cache of
     compiled code, because it depends on its arguments alone.
     """
@@ -49,7 +49,7 @@ class Compilation(NamedTuple):
 
 
 def keep_compiled_code(folder: Path | None) -> None:
-    """Keep compiled code in ``folder``, or where the user's variable says; call it early.
+    """Keep compiled code in ``folder``, or where the user's variable says; call this early.
 
     Args:
         folder: None leaves the choice to PyTorch.
@@ -76,12 +76,12 @@ def choose_compilation(
     """Choose whether to compile the layers.
 
     Args:
-        setting: ``auto`` compiles where it can be done and pays.
+        setting: ``auto`` compiles if it is possible and saves time.
         model: The base with its adapter.
         device: The model's.
         num_positions: Positions that this process still has to train on.
         cache: Folder of compiled code; with code in it, compiling takes less time.
-        kept: The choice of an interrupted run, which ``auto`` repeats where it can.
+        kept: The choice of an interrupted run, which ``auto`` repeats if possible.
         speed: Speed of the GPU in matrix products, relative to an H200.
     """
     if setting != "auto":
@@ -99,7 +99,7 @@ def choose_compilation(
 
 
 def _obstacle(model: nn.Module, device: torch.device) -> str | None:
-    """Return what keeps the layers from being compiled for a GPU."""
+    """Return the reason why the layers cannot be compiled for a GPU, or None."""
     if device.type != "cuda":
         return f"on {device.type} it takes longer than it saves"
     if torch.cuda.get_device_capability(device) < (7, 0):
@@ -115,7 +115,7 @@ def _is_unfused(module: nn.Module) -> bool:
 
 
 def missing_tool() -> str | None:
-    """Return which tool is missing that compiles GPU kernels, or None."""
+    """Return a missing tool for compiling GPU kernels, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):

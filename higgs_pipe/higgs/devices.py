@@ -50,7 +50,7 @@ def pick_dtype(setting: Dtype, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def claim_device(setting: Device) -> Iterator[torch.device]:
-    """Claim a device: as :func:`pick_device`, of several GPUs the one with fewest of our jobs.
+    """Claim a device, as :func:`pick_device`; among several GPUs, the one with the fewest jobs.
 
     Snakemake counts GPUs but does not assign them, so the jobs of a machine coordinate by locks.
     Under a scheduler that assigns GPUs, a job sees only its own one.

@@ -1,13 +1,13 @@
 """The two families of Higgs models, and everything that differs between them.
 
-A checkpoint's family is read from ``model_type`` in its ``config.json``. Whoever needs what differs
-takes the :class:`Family` of a base or of a model and uses its fields; nothing else asks which
+A checkpoint's family is read from ``model_type`` in its ``config.json``. Code that depends on the
+family takes the :class:`Family` of a base or a model and uses its fields; nothing else checks which
 family it is::
 
     family = family_of_base(pretrained)
     shape = family.shape_of(native.config)  # sizes and token ids, by the same names
 
-What is particular to a family lies in its own folder, ``v2`` or ``v3``.
+Code specific to a family is in its own folder, ``v2`` or ``v3``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,9 +48,9 @@ class Licence:
     """A licence that restricts the use of a base, for those who train on it.
 
     Attributes:
-        name: Its name.
+        name: Name of the licence.
         notice: A sentence for the log.
-        points: Its essentials for a model card, a sentence each.
+        points: The main points for a model card, a sentence each.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Licence:
 
 @dataclass(frozen=True)
 class LoraNames:
-    """Names of a native model's modules, for LoRA and for what is said of it."""
+    """Names of a native model's modules, for LoRA and for messages about it."""
 
     presets: Mapping[str, tuple[str, ...]]  # of train.lora.target_modules
     in_full: Mapping[str, str]  # of train.lora.train_in_full

@@ -12,10 +12,10 @@ NARROW = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def float32_arithmetic(model: nn.Module) -> Iterator[None]:
-    """Let a model compute in float32 until the block ends.
+    """Make a model compute in float32 until the block ends.
 
-    Each layer widens its weights as it uses them. Memory so grows by the largest layer, not by the
-    model, and what two models compute differs by their weights, not by their arithmetic.
+    Each layer converts its weights as it uses them, so memory grows by the largest layer, not by
+    the model. The results of two models then differ because of their weights, not their arithmetic.
     """
     narrow = [
         module

@@ -65,10 +65,10 @@ def check_weights(
 ) -> float:
     """Check that a checkpoint's weights are those of :func:`lora.merge_by_peft`.
 
-    What is not the model's, such as a codec in the bundle, must be the base's, rounded.
+    Tensors outside the model, such as those of a codec in the bundle, must be the base's, rounded.
 
     Returns:
-        The largest share of a tensor's weights that were rounded to the other side.
+        The largest share of a tensor's weights that were rounded the other way.
 
     Raises:
         UserError: A tensor differs by more, or is missing or unknown.
@@ -99,7 +99,7 @@ def check_weights(
 
 
 def check_bits(form_dir: Path, form: str, base: Pretrained, adapter_dir: Path) -> int:
-    """Check that a checkpoint is the native one by other names, bit for bit.
+    """Check that a checkpoint is the native one under other names, bit for bit.
 
     Returns:
         The number of tensors.

@@ -30,10 +30,10 @@ class FullForm:
     Attributes:
         sources: Takes the names of the native model's tensors and of all that the base holds;
             returns the name in the base for each name in the form.
-        write_side_files: Writes what lies beside the weights, from the folder, the base, the codec
+        write_side_files: Writes the files beside the weights, given the folder, the base, the codec
             and the dtype of the weights.
         usage: The template of the card's section on loading it.
-        copies_codec: Whether a copy of the codec lies beside the weights.
+        copies_codec: Whether there is a copy of the codec beside the weights.
         is_native: Whether it loads as a base does.
     """
 
@@ -47,13 +47,13 @@ class FullForm:
 def copy_side_files(
     folder: Path, base: Pretrained, dtype: torch.dtype, left_out: Iterable[str] = ()
 ) -> None:
-    """Copy what lies beside a base's weights; ``config.json`` names the dtype of the new ones.
+    """Copy the files beside a base's weights; ``config.json`` gets the dtype of the new weights.
 
     Args:
         folder: Where the files go.
         base: The base.
         dtype: The dtype of the weights.
-        left_out: Names of files that are not copied.
+        left_out: Names of files not to copy.
     """
     source = checkpoint_dir(base)
     for path in side_files(source, (*NOT_COPIED, *left_out)):

@@ -1,6 +1,6 @@
 """Losses of single frames of the targets, and the probability of the stream's end at each.
 
-A target of T codec frames has T + K rows of labels, or T + K - 1 where the last codebook has no
+A target of T codec frames has T + K rows of labels, or T + K - 1 if the last codebook has no
 EOS: codebook k's code t is in row t + k, its stream EOS in row T + k.
 """
 

@@ -18,10 +18,10 @@ from torch.nn.functional import linear
 
 
 class RoundedMatrices:
-    """Rounds A and B of all fused layers at once, where the base has another dtype.
+    """Rounds A and B of all fused layers at once, if the base has another dtype.
 
     Args:
-        layers: With the fused forward.
+        layers: Layers with the fused forward.
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
@@ -30,7 +30,7 @@ class RoundedMatrices:
     @torch.inference_mode(False)  # or the next training step could not change the tensors
     @torch.no_grad()
     def refresh(self) -> None:
-        """Round them as they are now; call it once per forward pass."""
+        """Round the present values; call this once per forward pass."""
         matrices: list[Tensor] = []
         rounded: list[Tensor] = []
         for layer in self.layers:
@@ -63,7 +63,7 @@ def fuse_lora(model: nn.Module) -> RoundedMatrices:
     """Give every plain LoRA layer over an ``nn.Linear`` the fused forward.
 
     Returns:
-        What has to be refreshed before each forward pass of the model.
+        The object to refresh before each forward pass of the model.
     """
     fused = []
     for module in model.modules():
@@ -113,7 +113,7 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _plus_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return ``total + scale * left @ right``, in the place of ``total`` or where it is read."""
+    """Return ``total + scale * left @ right``, in place, or fused into the next operation."""
     if not torch.compiler.is_compiling():
         return total.addmm_(left, right, alpha=scale)
     # Of addmm, and of a bare sum of products, the compiler makes a copy of ``total`` and a product

@@ -5,7 +5,7 @@ The native model generates, and the codec makes a waveform of its codes::
     spoken = speak(model, codec, info, prompts, Sampling(seed=1))  # one Spoken per prompt
 
 ``model`` is the native model, a ``PeftModel`` of it, or the ``DualLossModel`` of a running
-training, which it leaves as it was: weights, modes and random numbers. Prompts come from
+training, whose weights, modes and random numbers it leaves unchanged. Prompts come from
 :func:`recorded_samples`, the samples of a packed row. :class:`higgs_pipe.higgs.speaker.Speaker`
 wraps all this for texts.
 
@@ -72,7 +72,7 @@ class Spoken:
 
 
 def write_wav(path: Path, samples: npt.NDArray[np.float32], sample_rate_hz: int) -> None:
-    """Write mono samples as a WAV of 16 bits, atomically; what is beyond full scale is clipped.
+    """Write mono samples as a 16-bit WAV, atomically; samples beyond full scale are clipped.
 
     Raises:
         UserError: The file cannot be written, such as on a full disk.
@@ -113,8 +113,8 @@ def generate(
 ) -> list[GeneratedCodes]:
     """Generate the codes of prompts, in their order.
 
-    A prompt's result depends on the prompt, the sampling and the model, and but for rounding not
-    on the prompts beside it. Equal prompts give equal results: vary the seed for another take.
+    A prompt's result depends on the prompt, the sampling and the model, and, except for rounding,
+    not on the other prompts. Equal prompts give equal results: vary the seed for another take.
 
     Args:
         model: The native model, a ``PeftModel`` of it, or a ``DualLossModel``.
@@ -145,10 +145,10 @@ def generate(
 
 @contextmanager
 def native_forward(model: nn.Module) -> Iterator[Any]:
-    """Lend the native model inside ``model`` for generation: evaluation mode, its own forward.
+    """Yield the native model inside ``model`` for generation: evaluation mode, native forward.
 
-    A ``DualLossModel`` has other forward passes in place of the native ones, which take packed rows
-    and no cache. They and the mode of every module are back when the block ends.
+    A ``DualLossModel`` replaces the native forward passes by ones for packed rows without a cache.
+    These and the mode of every module are restored when the block ends.
 
     Args:
         model: The native model, a ``PeftModel`` of it, or a ``DualLossModel``.

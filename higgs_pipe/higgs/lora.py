@@ -44,9 +44,9 @@ MUTATING = ("olora", "pissa")
 def add_lora(
     model: nn.Module, settings: LoraSettings, seed: int, tokenizer: Any = None
 ) -> PeftModel:
-    """Put a new adapter on the base.
+    """Add a new adapter to the base.
 
-    Parts that are trained in full are kept in float32 at least, as LoRA's matrices are.
+    Parts trained in full are kept at least in float32, like LoRA's matrices.
 
     Args:
         model: The base, frozen.
@@ -55,8 +55,8 @@ def add_lora(
         tokenizer: The base's, which knows ``trainable_tokens``.
 
     Raises:
-        UserError: ``target_modules`` match no layer, or one that is only trained in full; or the
-            tokenizer lacks a trainable token.
+        UserError: ``target_modules`` match no layer, or one that can only be trained in full; or
+            the tokenizer lacks a trainable token.
     """
     names, targets = family_of_model(model).lora, settings.target_modules
     in_full = list(dict.fromkeys(names.in_full[part] for part in settings.train_in_full))
@@ -117,7 +117,7 @@ def _keep_in_float32(module: nn.Linear | nn.Embedding) -> None:
 
 
 def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
-    """Put a trained adapter on the base, for inference, as plain PEFT loads it.
+    """Add a trained adapter to the base, for inference, as plain PEFT loads it.
 
     Raises:
         UserError: The directory holds no adapter for this base, or one that changed since training.
@@ -133,7 +133,7 @@ def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
 
 
 def load_adapter_exactly(model: nn.Module, adapter_dir: Path) -> PeftModel:
-    """Load an adapter as :func:`load_adapter`, its parts trained in full as they are stored.
+    """Load an adapter as :func:`load_adapter`, with parts trained in full in their stored dtype.
 
     Plain PEFT rounds these to the base's dtype. A model with both dtypes computes in float32 within
     :func:`~higgs_pipe.higgs.float32.float32_arithmetic` alone.
@@ -170,11 +170,11 @@ def merge_by_peft(model: PeftModel, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def check_base(adapter_dir: Path, base: PinnedModel) -> None:
-    """Refuse an adapter that was trained on other weights than the base's.
+    """Refuse an adapter that was trained on weights other than the base's.
 
     Args:
         adapter_dir: An adapter of :func:`save_adapter`.
-        base: The base that it is to be used on.
+        base: The base to use it on.
 
     Raises:
         UserError: The weights differ, or the adapter does not name its base.
@@ -203,7 +203,7 @@ def save_adapter(
     adapter_dir: Path,
     base: PinnedModel,
 ) -> None:
-    """Write a PEFT adapter for the base as it was published, whole or not at all.
+    """Write a PEFT adapter for the base as published, atomically.
 
     OLoRA and PiSSA start from a part of the base's weights and leave the rest in the base. The
     training result is the difference to the start, a LoRA of twice the rank::

@@ -5,7 +5,7 @@ micro-batches; one division ends it::
 
     loss = text_sum / text_count + mean over k of (audio_sum_k / audio_count_k)
 
-Nats per label. Nothing here averages averages.
+Losses are in nats per label. Nothing here averages averages.
 """
 
 from dataclasses import dataclass, replace

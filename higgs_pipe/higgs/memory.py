@@ -62,7 +62,7 @@ class MemoryFormula:
     relative_work: float = 1.0  # of a position, to the 3B model's
 
     def activations(self, num_positions: float, num_recomputed: int) -> float:
-        """Return the bytes that a micro-batch needs above weights, adapter and optimizer."""
+        """Return the bytes that a micro-batch needs beyond weights, adapter and optimizer."""
         num_kept = self.num_layers - num_recomputed + (1 if num_recomputed else 0)
         per_position = num_recomputed * self.layer_input + num_kept * self.layer_kept
         return (per_position + self.working) * num_positions
@@ -89,7 +89,7 @@ class MemoryFormula:
         )
 
     def scaled(self, factor: float) -> Self:
-        """Return the formula with activations of another size, as a probe has found them."""
+        """Return the formula with the size of activations scaled to a probe's measurement."""
         return replace(
             self,
             layer_input=self.layer_input * factor,
@@ -106,7 +106,7 @@ def layer_values(base: BaseShape, rank: int) -> int:
     scores. With hidden size H, query size Q, key and value size D and FFN size I: two norms and
     their outputs (4 H), queries and attention outputs (2 Q), keys and values (2 D), the FFN's gate,
     its activation, its other branch and their product (4 I), and LoRA's projections (7 ranks).
-    Where queries and keys are normalized, also what they were before (Q + D).
+    If queries and keys are normalized, also their values before that (Q + D).
     """
     queries, keys = base.query_size, base.key_value_size
     normalized = queries + keys if base.normalizes_heads else 0

@@ -110,8 +110,8 @@ def read_changes(adapter_dir: Path) -> dict[str, list[Change]]:
         adapter_dir: A PEFT adapter, as training saves it.
 
     Raises:
-        UserError: It changed since training, or has a tensor or a setting whose effect on the base
-            is not known here.
+        UserError: It changed since training, or has a tensor or a setting that merging does not
+            support.
     """
     check_adapter(adapter_dir)
     try:
@@ -151,7 +151,7 @@ def _split(key: str) -> tuple[str, str, str]:
 
 
 def _scale(config: LoraConfig) -> float:
-    """Return what the product of LoRA's matrices is multiplied by."""
+    """Return the factor of the product of LoRA's matrices."""
     scale: float = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
     return scale
 
@@ -220,7 +220,7 @@ class Merge:
         base: The base's tensors.
         changes: The adapter's, by name.
         dtype: The dtype that weights are rounded to.
-        rounding: What rounding did to the weights that were asked for so far.
+        rounding: The effect of rounding on the weights computed so far.
     """
 
     base: Shards

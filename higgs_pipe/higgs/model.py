@@ -64,7 +64,7 @@ class DualLossModel(nn.Module):
         model: The native model or a ``PeftModel`` of it; it is changed in place and no longer
             generates.
         max_logits_mb: Megabytes for the logits and their gradient; more are computed in chunks.
-        recomputed_layers: The first layers that the backward pass computes again.
+        recomputed_layers: Number of first layers to recompute in the backward pass.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class DualLossModel(nn.Module):
 
     @property
     def recomputed_layers(self) -> int:
-        """The first layers that the backward pass computes again, for less memory."""
+        """The number of first layers to recompute in the backward pass, for less memory."""
         return int(self.body.recomputed_layers)
 
     @recomputed_layers.setter

@@ -62,7 +62,7 @@ class PackedForward(NamedTuple):
 
 
 def through_layers(body: Any, hidden: Tensor, rotary: Rotary, layout: Layout) -> Tensor:
-    """Apply the layers, of which the first are computed again by the backward pass."""
+    """Apply the layers; the first ones are recomputed in the backward pass."""
     # A generator's state is saved for layers that draw from it; a CUDA graph could not be captured.
     is_drawing = layout.dropout_keys is None or body.layers[0].self_attn.attention_dropout > 0
     if body.is_compiled and torch.is_grad_enabled():

@@ -1,7 +1,7 @@
 """Packs one split: draws and renders samples, assigns them to rows by length, builds the rows.
 
 Two passes. The first draws the samples, renders their prompts and computes their lengths; prompts
-wait in a temporary file, as codes do. Best-fit-decreasing assigns samples to rows of at most
+are kept in a temporary file, like the codes. Best-fit-decreasing assigns samples to rows of at most
 ``pack.max_tokens`` positions. The second pass builds and writes the rows. Memory holds a few
 numbers per clip, but not its codes.
 """

@@ -1,8 +1,8 @@
 """Micro-batches of few shapes: text, audio, samples and labels padded to sizes fixed per run.
 
-What is made once per shape, such as a CUDA graph, then serves a whole run. All micro-batches have
-the same positions, samples and labels; only the border between text and audio moves, by whole
-steps. Padding is a row of its own without labels, to whose samples no other attends.
+Anything made once per shape, such as a CUDA graph, then serves a whole run. All micro-batches have
+the same numbers of positions, samples and labels; only the border between text and audio moves, in
+fixed steps. Padding is an extra row without labels, to whose samples no other sample attends.
 """
 
 import math

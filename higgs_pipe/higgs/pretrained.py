@@ -1,8 +1,8 @@
 """Pretrained checkpoints: pinning, and loading that refuses what Transformers only warns about.
 
-A pinned checkpoint is the commit that a Hub branch stood at and a fingerprint of the weights. The
-rule ``pin_model`` writes it once per project, tokenize and pack load exactly that and stamp it on
-their tables. Whoever loads the base later takes it from the packed rows::
+A pinned checkpoint is the commit of a Hub branch and a fingerprint of the weights. The rule
+``pin_model`` writes it once per project; tokenize and pack load exactly that and stamp it on their
+tables. Later stages take the base from the packed rows::
 
     base = base_of_rows(train_rows, stage.pretrained_base)  # UserError if it is no longer the same
     model = load_base(base.pretrained, dtype)
@@ -33,7 +33,7 @@ CONFIG_PATTERNS = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
 
 
 def load_pretrained(auto_class: Any, pretrained: Pretrained, **options: Any) -> Any:
-    """Call ``auto_class.from_pretrained``, with errors that a person can act on.
+    """Call ``auto_class.from_pretrained``, with errors that a user can act on.
 
     Args:
         auto_class: The Transformers class.
@@ -170,7 +170,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def checkpoint_dir(pretrained: Pretrained) -> Path:
-    """Return the folder of a checkpoint that was loaded before: its own, or its Hub snapshot."""
+    """Return the folder of a checkpoint already on this machine: its own, or its Hub snapshot."""
     if Path(pretrained.name).is_dir():
         return Path(pretrained.name)
     found = snapshot_download(pretrained.name, revision=pretrained.revision, local_files_only=True)
@@ -200,7 +200,7 @@ def all_files(pretrained: Pretrained) -> Path:
 
 
 def _download(pretrained: Pretrained, patterns: Sequence[str]) -> Path:
-    """Return a checkpoint's folder; of a snapshot of the Hub, with the files that are wanted."""
+    """Return a checkpoint's folder, or a Hub snapshot with the files that are wanted."""
     if Path(pretrained.name).is_dir():
         return Path(pretrained.name)
     try:

@@ -54,7 +54,7 @@ class ModelInputs:
 
 @dataclass(frozen=True, eq=False)
 class ModelPrompt:
-    """A prompt as the model reads it, up to the token before the audio that it shall speak."""
+    """A prompt as the model reads it, up to the token before the audio to generate."""
 
     input_ids: TokenIds  # (P,), with a placeholder for each delayed frame
     audio_input_ids: Codes  # (F, K), delayed; F is 0 without a reference
@@ -81,8 +81,8 @@ class PromptRenderer(ABC):
     Attributes:
         tokenizer: The base's.
         shape: The base's.
-        remedy: What to do where a plain sample cannot be rendered.
-        rules: What prompts may hold.
+        remedy: The remedy if a plain sample cannot be rendered.
+        rules: The prompt rules.
     """
 
     tokenizer: Any
@@ -92,7 +92,7 @@ class PromptRenderer(ABC):
 
     @abstractmethod
     def __init__(self, base: Pretrained) -> None:
-        """Load what prompts need of a checkpoint."""
+        """Load the parts of a checkpoint that prompts need."""
 
     @abstractmethod
     def prompt(self, conversation: Conversation[Any]) -> Prompt:

@@ -1,7 +1,7 @@
 """Untrusted chat templates, rendered in bounded time and memory, with their errors explained.
 
-Transformers renders in a sandbox: a template can neither read a file nor reach Python. It can
-still loop, or ask for all the memory there is.
+Transformers renders in a sandbox: a template can neither read files nor access Python. It can still
+loop forever, or allocate all memory.
 """
 
 import resource
@@ -46,7 +46,7 @@ def check_template(template: str | Mapping[str, str] | None, name: str) -> None:
         name: The checkpoint, for the message.
 
     Raises:
-        UserError: There is no template, it is no template, is too long, or multiplies.
+        UserError: The template is missing, invalid or too long, or it multiplies.
     """
     sources = template.values() if isinstance(template, Mapping) else [template or ""]
     for source in sources:
@@ -73,7 +73,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], num_chars: int
 
     Raises:
         RenderError: The template refuses the conversation, or fails on it.
-        UserError: It takes too much time or memory, or writes without end.
+        UserError: It takes too much time or memory, or writes endless output.
     """
     try:
         with _bounded(RENDER_SECONDS, RENDER_BYTES):

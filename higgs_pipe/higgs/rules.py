@@ -21,7 +21,7 @@ RULES: Mapping[str, PromptRules] = {
 
 
 def rules_of(family: str) -> PromptRules:
-    """Return what the prompts of a family may hold.
+    """Return the prompt rules of a family.
 
     Args:
         family: Its ``model_type``, or a model of the Hub: ``name`` or ``name@revision``.

@@ -22,11 +22,11 @@ from higgs_pipe.higgs.shape import BaseShape
 class Sampler(LogitsProcessor):  # type: ignore[misc]  # Transformers has no types here
     """Draws each prompt's next frame with random numbers of its own.
 
-    After the delay pattern has masked what must not come, each codebook draws by temperature,
-    top-k and top-p. A code that the last ``ras_win_len`` frames hold ``ras_win_max_num_repeat``
-    times is drawn again from the plain distribution (repetition-aware sampling, VALL-E 2, Chen et
-    al. 2024). A stream never begins again: stream BOS is masked once it is no longer forced, since
-    no training teaches it.
+    After the delay pattern has masked codes that must not occur, each codebook draws by
+    temperature, top-k and top-p. A code that occurs ``ras_win_max_num_repeat`` times in the last
+    ``ras_win_len`` frames is drawn again from the full distribution (repetition-aware sampling,
+    VALL-E 2, Chen et al. 2024). A stream never restarts: stream BOS is masked once it is no longer
+    forced, because it is never trained.
 
     Args:
         sampling: How codes are drawn; at temperature 0 the most likely one is taken.
@@ -59,7 +59,7 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]  # Transformers has no typ
         self._on_frame = on_frame
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Leave one code of each codebook: (B * K, V) -> (B * K, V), -inf but for the drawn."""
+        """Leave one code of each codebook: (B * K, V) -> (B * K, V), -inf except the drawn."""
         self._on_frame()
         is_free = scores.isfinite().sum(dim=-1) > 1  # (B * K,)
         is_bos = torch.arange(scores.shape[-1], device=scores.device) == self._stream_bos

@@ -27,7 +27,7 @@ class BaseShape:
 
     @property
     def query_size(self) -> int:
-        """Width of the queries and of what attention gives, all heads together."""
+        """Width of the queries and of the attention output, all heads together."""
         return self.num_attention_heads * self.head_dim
 
     @property
@@ -37,7 +37,7 @@ class BaseShape:
 
     @property
     def products_per_layer(self) -> int:
-        """Multiplications by which a position passes the matrices of a layer, of one FFN."""
+        """Multiplications per position in the matrices of a layer, with one FFN."""
         attention = 2 * self.query_size + 2 * self.key_value_size
         return self.hidden_size * (attention + 3 * self.intermediate_size)
 

@@ -1,7 +1,7 @@
 """Checkpoints of safetensors files, read and written one tensor at a time.
 
-The library writes a file from tensors that are all in memory. Here the header comes first, since
-names, shapes and dtypes are known, and each tensor is written as soon as it is made
+The library writes a file from tensors that are all in memory. Here the header is written first,
+because names, shapes and dtypes are known, and each tensor is written as soon as it is made
 (`format <https://github.com/huggingface/safetensors#format>`_: length of the header in 8 bytes, the
 header as JSON, the tensors in its order).
 """
@@ -30,7 +30,7 @@ DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64
 
 
 class Shards:
-    """The tensors of a checkpoint's safetensors files, each read when it is asked for."""
+    """The tensors of a checkpoint's safetensors files, each read on access."""
 
     def __init__(self, folder: Path) -> None:
         paths = weight_files(folder)

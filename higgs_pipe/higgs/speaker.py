@@ -58,7 +58,7 @@ class Speaker:
         model: The native model, or a ``PeftModel`` of it; ``disable_adapter`` is heeded.
         renderer: Renders the base's prompts.
         codec: The codec.
-        info: What identifies it.
+        info: The identity of the codec.
         system_prompt: The system message of training.
         clean: Whether texts are cleaned, as in training.
     """
@@ -95,8 +95,9 @@ class Speaker:
     ) -> Self:
         """Load a base, an adapter on it, and the codec.
 
-        What is left out comes from the adapter: its base, and from its ``provenance.json`` the
-        codec, system message and cleaning of its training. A base names its codec itself.
+        Arguments that are left out come from the adapter: its base, and from its
+        ``provenance.json`` the codec, system message and text cleaning of training. A base names
+        its codec itself.
 
         Args:
             base: A directory or a Hub id.
@@ -106,14 +107,14 @@ class Speaker:
             codec_revision: A Hub revision of ``codec``.
             system_prompt: The system message.
             clean: Whether texts are cleaned.
-            device: Where the model and the codec run.
+            device: The device of model and codec.
             dtype: The dtype of the base.
 
         Raises:
             UserError: Neither base nor adapter is given, something cannot be loaded, the base has
                 no system message, the codec does not fit the base, or the base or codec that the
-                adapter names has other weights than in its training. Others that are given by name
-                are only warned of.
+                adapter names has other weights than in its training. If given by name, other ones
+                only cause a warning.
         """
         origin = adapter_origin(Path(adapter)) if adapter is not None else None
         if base is not None:

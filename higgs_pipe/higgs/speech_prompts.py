@@ -23,7 +23,7 @@ SPEAKER_TAG = re.compile(r"\s*(\[SPEAKER\d+\])\s*")
 
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """A reference recording by its codes, and what it says."""
+    """A reference recording, by its codes, and its text."""
 
     text: str
     codes: Codes  # (T, K)
@@ -53,8 +53,8 @@ class SpeechPrompt:
 
         Args:
             max_length: The longest piece, in letters.
-            delivery_tags: Tags that hold for a whole text: those before its first word come before
-                that of each piece.
+            delivery_tags: Tags that apply to a whole text: those before its first word are repeated
+                before each piece.
         """
         delivery, words = _delivery(self.text, delivery_tags)
         lines: list[str] = []
@@ -73,7 +73,7 @@ class SpeechPrompt:
 
 
 def _delivery(text: str, tags: Collection[str]) -> tuple[str, str]:
-    """Split a text into its tags of delivery, which are not spoken, and the rest."""
+    """Split a text into its delivery tags, which are not spoken, and the rest."""
     found, rest = "", text
     while tag := next((tag for tag in tags if rest.lstrip().startswith(tag)), None):
         found, rest = found + tag, rest.lstrip().removeprefix(tag)
@@ -133,10 +133,10 @@ def check_prompts(prompts: Sequence[SpeechPrompt], rules: PromptRules) -> None:
 
     Args:
         prompts: The prompts.
-        rules: What prompts of the base may hold.
+        rules: The base's prompt rules.
 
     Raises:
-        UserError: A text is empty, a text or a scene holds what the base does not know, or a
+        UserError: A text is empty, a text or a scene has marks that the base does not know, or a
             prompt has several voices and no speaker tags.
     """
     offenders = []

@@ -28,7 +28,7 @@ class TextTokens:
 def count_text_tokens(
     texts: Sequence[str], system_prompt: str, renderer: PromptRenderer | None
 ) -> TextTokens:
-    """Count the tokens of the texts and of what stands around them.
+    """Count the tokens of the texts and of the prompt around them.
 
     Args:
         texts: The transcripts of the clips.

@@ -1,6 +1,6 @@
 """Measures of recordings and generated speech, the speech models behind them, and conclusions.
 
-An evaluation goes through it so::
+The steps of an evaluation::
 
     clusters = Clusters.of(clip_ids, recordings, speakers)               # clusters
     mean_difference((adapter_sums, base_sums), (counts, counts), clusters, weights)  # intervals

@@ -63,9 +63,9 @@ def held_out_frames(
 
 @dataclass(frozen=True, eq=False)
 class ClipLosses:
-    """The held-out clips, and what adapter and base make of each; all lists have N entries.
+    """The losses of the held-out clips under adapter and base; all lists have N entries.
 
-    ``other_text`` holds the sums of the same clips, each under another clip's text.
+    ``other_text`` has the sums of the same clips, each with another clip's text.
     """
 
     clips: list[dict[str, Any]]  # clip_id, text, speaker, language, duration_seconds, task
@@ -100,7 +100,7 @@ class ClipLosses:
         return _difference(sums, counts, self.clusters.take(chosen))
 
     def text_use(self) -> Difference:
-        """Compare the adapter's audio loss with other clips' texts with that with the right ones.
+        """Compare the adapter's audio loss between other clips' texts and the right texts.
 
         Returns:
             Other minus right, nats per label.
@@ -109,7 +109,7 @@ class ClipLosses:
         return _difference([gained, np.zeros_like(gained)], counts, self.clusters)
 
     def _text_use(self, is_adapter: bool) -> Array:
-        """Return nats of the audio that the right text saves: (N, K)."""
+        """Return the nats of audio loss that the right text saves: (N, K)."""
         own, other = (
             (self.adapter, self.adapter_other_text)
             if is_adapter

@@ -6,7 +6,7 @@ voices have the same prompts in the same order::
     totals(adapter, recordings, clusters, num_entries)           # a column of the table
     differences(adapter, base, recordings, clusters, num_entries)  # for the verdict
 
-A measure that was not taken is None, never 0.
+A measure that is missing is None, never 0.
 """
 
 import math
@@ -51,7 +51,7 @@ class ListenedMeasures:
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """One waveform of a prompt, and what was measured of it."""
+    """One waveform of a prompt, with its measures."""
 
     sound: SoundMeasures
     has_stopped: bool | None = None  # before the cap; None: a recording
@@ -68,7 +68,7 @@ Term = tuple[float, float] | None  # a sum and what it is over; None: not measur
 
 
 def total_terms(heard: Heard, recording: Heard) -> dict[str, Term]:
-    """Return what a prompt adds to each total of its voice."""
+    """Return the terms that a prompt adds to the totals of its voice."""
     sound, listened = heard.sound, heard.listened
     seconds, share = sound.duration_seconds, sound.repeated_frame_share
     num_pairs = 0 if heard.codes is None else max(len(heard.codes) - 1, 0)
@@ -82,7 +82,7 @@ def total_terms(heard: Heard, recording: Heard) -> dict[str, Term]:
 
 
 def compared_terms(heard: Heard, recording: Heard) -> dict[str, Term]:
-    """Return what a prompt adds to each measure that adapter and base are compared by."""
+    """Return the terms that a prompt adds to the measures that compare adapter and base."""
     sound, recorded = heard.sound, recording.sound
     ratio = sound.duration_seconds / recorded.duration_seconds
     octaves = abs(math.log2(min(max(ratio, 2**-MAX_OCTAVES), 2**MAX_OCTAVES)))
@@ -136,7 +136,7 @@ def totals(
     """Total every measure of one voice over the prompts.
 
     Args:
-        voice: What was heard, one per prompt (N,).
+        voice: The takes of the voice as heard, one per prompt (N,).
         recordings: The recordings of the same prompts.
         clusters: The clusters of the prompts.
         num_entries: V, codes of a codebook, without stream BOS and EOS.

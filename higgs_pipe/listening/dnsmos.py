@@ -48,7 +48,7 @@ class Dnsmos:
     def score(self, mono: npt.NDArray[np.float32]) -> float:
         """Return the overall quality of (N,), N > 0, at 16 kHz: mean over windows, one each second.
 
-        What is shorter than a window is repeated.
+        Shorter audio is repeated to fill a window.
         """
         mono = np.clip(mono, -1, 1)
         while len(mono) < WINDOW_SAMPLES:

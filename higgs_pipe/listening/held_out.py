@@ -25,7 +25,7 @@ Clip = Mapping[str, Any]  # COLUMNS of a row of CLIPS
 
 @dataclass(frozen=True, eq=False)
 class HeldOutSample:
-    """A packed sample, the clip that it is named after, and what its first target says."""
+    """A packed sample, the clip that it is named after, and the text of its first target."""
 
     sample: RecordedSample
     clip: Clip
@@ -72,7 +72,7 @@ class HeldOutClips:
         return cls([row for row in table.to_pylist() if row["split"] in (EVAL, REFERENCE)])
 
     def sample(self, packed: RecordedSample, frame_rate_hz: float) -> HeldOutSample:
-        """Return a packed sample with what is known of it."""
+        """Return a packed sample with its clip and text."""
         clip = self._by_id[packed.sample_id]
         task = task_of(packed, clip, frame_rate_hz)
         text: str = clip["text"]
@@ -119,7 +119,7 @@ def read_samples(rows: PackedRows, clips: HeldOutClips, config: Any) -> list[Hel
 
     Args:
         rows: The packed held-out rows.
-        clips: What they are made of.
+        clips: The clips that the rows are made of.
         config: The model's.
     """
     rate_hz = rows.codec_info.frame_rate_hz

@@ -1,10 +1,10 @@
 """Confidence intervals of measures over clips, and of differences of two models on them.
 
-Confidence intervals at 95 % by the delete-one-cluster jackknife: the measure is computed again
-without each cluster, and a t-quantile with the effective number of clusters turns their spread into
-an interval. Coverage in simulations is 93 to 96 %, also with five clips or five speakers; the
-percentile bootstrap covers 80 to 83 % there (docs/verdict.md). No random numbers: equal inputs give
-equal intervals.
+Confidence intervals at 95 % by the delete-one-cluster jackknife: the measure is recomputed without
+each cluster in turn, and a t-quantile with the effective number of clusters turns the spread into
+an interval. Coverage in simulations is 93 to 96 %, even with five clips or five speakers, where the
+percentile bootstrap covers 80 to 83 % (docs/verdict.md). There are no random numbers: equal inputs
+give equal intervals.
 
 Sources: the jackknife of cluster totals is CV3 of MacKinnon, Nielsen and Webb, "Fast and reliable
 jackknife and bootstrap methods for cluster-robust inference" (2023); the effective number of
@@ -59,12 +59,12 @@ def mean_estimate(
 
     Args:
         sums: (N, C), or (N,) for C = 1: each clip's sums.
-        counts: As ``sums``: what each sum is over.
+        counts: As ``sums``: the number of terms in each sum.
         clusters: The clusters of the N clips.
         weights: (C,) the measure is the sum of ``weight * sum / count`` over the columns.
         yes_or_no: Each clip's value is 0 or 1 (C = 1). Then two clusters are added for the
-            interval, one of each answer, and the interval stays within 0 to 1: without them twenty
-            equal answers would have an interval of no width.
+            interval, one of each answer, and the interval stays within 0 to 1; without them, twenty
+            equal answers would have an interval of zero width.
     """
     weights, sums, counts = _arrays(weights, sums, counts)
     columns = np.concatenate([sums, counts], axis=1)
@@ -125,11 +125,11 @@ def estimate(
 
     Args:
         statistic: From totals (..., D) to the measure (...).
-        columns: (N, D) what each clip adds to the totals.
-        sizes: (N,) how much each clip weighs in the measure; sets the effective number of clusters.
-            Clips of size 0 take no part and are not counted.
+        columns: (N, D), the terms that each clip adds to the totals.
+        sizes: (N,), the weight of each clip in the measure, which sets the effective number of
+            clusters. Clips of size 0 are left out and not counted.
         clusters: The clusters of the N clips.
-        bounds: The lowest and the highest value that there can be.
+        bounds: The lowest and the highest possible value.
     """
     return Estimate(**_jackknife(statistic, columns, sizes, clusters).interval(bounds))
 

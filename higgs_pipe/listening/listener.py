@@ -36,11 +36,11 @@ class Impression:
 
 
 class Listener:
-    """The models that evaluation is told to use, in float32; without any it hears nothing.
+    """The speech models of evaluation, in float32; without any, its impressions are empty.
 
     Args:
-        settings: Which models.
-        device: Where they run; DNSMOS always on the CPU.
+        settings: The models to use.
+        device: The device that they run on; DNSMOS always runs on the CPU.
 
     Raises:
         UserError: A model cannot be loaded, or some of its weights are missing.
@@ -57,7 +57,7 @@ class Listener:
 
     @torch.inference_mode()
     def hear(self, samples: npt.NDArray[np.float32], sample_rate_hz: int) -> Impression:
-        """Return what the models tell of a waveform (N,), mono."""
+        """Return the models' impression of a mono waveform (N,)."""
         mono = filled_up(torch.from_numpy(samples), sample_rate_hz)
         transcript = voice = quality = None
         if self._recogniser is not None:

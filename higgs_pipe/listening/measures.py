@@ -1,7 +1,7 @@
 """Measures of generated speech without a model: stopping, length, silence, repetition.
 
-Call :func:`measure_speech` for the recording, its codec round trip and what each model spoke; then
-:mod:`higgs_pipe.listening.comparison` compares them over all prompts.
+Call :func:`measure_speech` for the recording, its codec round trip and the speech of each model;
+then :mod:`higgs_pipe.listening.comparison` compares them over all prompts.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ def _measure(description: str) -> Any:
 
 @dataclass(frozen=True)
 class SoundMeasures:
-    """Measures of one waveform and, where they are known, of its codes."""
+    """Measures of one waveform and, if known, of its codes."""
 
     duration_seconds: float = _measure("Length, in seconds.")
     silence_share: float = _measure(
@@ -47,7 +47,7 @@ def measure_speech(
     """Measure a waveform.
 
     Args:
-        samples: (N,) mono. Without a sample, all of it is silence.
+        samples: (N,) mono. An empty waveform counts as silent.
         sample_rate_hz: Their rate.
         codes: (T, K) of this waveform, if there are any.
     """
@@ -95,8 +95,9 @@ def code_histogram(codes: Codes, num_entries: int) -> Histogram:
 def code_distance(first: Histogram, second: Histogram) -> npt.NDArray[np.float64]:
     """Distance of two code distributions, 0 (equal) to 1 (nothing in common).
 
-    The Jensen-Shannon distance (square root of the divergence in bits), mean of the codebooks. Few
-    frames make it large, also between two halves of one recording: compare it only at like lengths.
+    The Jensen-Shannon distance (square root of the divergence in bits), averaged over the
+    codebooks. With few frames it is large, even between two halves of one recording: compare it
+    only at similar lengths.
 
     Args:
         first: (..., K, V) counts; some in each codebook.

@@ -17,7 +17,7 @@ from higgs_pipe.listening.held_out import HeldOutSample
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Held-out samples that are spoken again."""
+    """Held-out samples to speak again."""
 
     chosen: list[HeldOutSample]
     num_too_long: int  # samples that are longer than the cap, and so not spoken
@@ -28,12 +28,12 @@ def choose_prompts(
 ) -> Prompts:
     """Choose the samples to speak again: the same ones each time, with their references if any.
 
-    Of a conversation with several targets, the first one is spoken.
+    For a conversation with several targets, only the first is spoken.
 
     Args:
         samples: All held-out samples.
-        num_prompts: At most; with 0 none is too long either.
-        max_frames: The cap of the generation.
+        num_prompts: Largest number of prompts; with 0, none counts as too long either.
+        max_frames: Largest number of frames to generate.
     """
     fitting = [each for each in samples if len(each.sample.codes) <= max_frames]
     fitting.sort(key=lambda each: unit_hash("prompt", each.sample.sample_id))

@@ -34,11 +34,11 @@ SETTING = "validate.speech_models"
 
 
 class SpeechModels:
-    """The models that validation is told to use, in float32; one recording at a time.
+    """The speech models of validation, in float32; one recording at a time.
 
     Args:
-        settings: Which models.
-        device: Where they run.
+        settings: The models to use.
+        device: The device that they run on.
 
     Raises:
         UserError: A model cannot be loaded, or some of its weights are missing.
@@ -57,7 +57,7 @@ class SpeechModels:
 
     @torch.inference_mode()
     def measure(self, samples: npt.NDArray[np.float32], sample_rate_hz: int) -> SpeechMeasures:
-        """Return what the models tell of a recording; threads take turns.
+        """Return the models' measures of a recording; threads take turns.
 
         Args:
             samples: (num_samples, num_channels); channels are averaged.
@@ -137,7 +137,7 @@ class SpeakerModel:
 
 
 def filled_up(mono: Tensor, rate_hz: int) -> Tensor:
-    """Return (num_samples,) with silence at its end, up to half a second."""
+    """Return (num_samples,) padded with silence to half a second."""
     num_lacking = max(0, round(MIN_SECONDS * rate_hz) - len(mono))
     return torch.nn.functional.pad(mono, (0, num_lacking))
 

@@ -70,7 +70,7 @@ class VoiceDifferences(ResultPart):
 
 
 class Generation(Result):
-    """``generation.json``; the first temperature is the one that is judged and listened to."""
+    """``generation.json``; the verdict and the listening table use the first temperature."""
 
     made_by: ClassVar[str] = "eval_adapter"
 

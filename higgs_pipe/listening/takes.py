@@ -64,11 +64,11 @@ class Takes:
         codec: HiggsAudioV2TokenizerModel,
         info: CodecInfo,
     ) -> "Takes":
-        """Put recordings, round trips and what was spoken side by side.
+        """Collect recordings, round trips and generated speech side by side.
 
         Args:
-            prompts: What was spoken.
-            spoken: By voice (base, adapter) and temperature.
+            prompts: The prompts.
+            spoken: The speech, by voice (base, adapter) and temperature.
             codec: The codec.
             info: What identifies it.
 

@@ -1,7 +1,7 @@
 """Use of the text: the loss of held-out clips when each is given another clip's text.
 
-The audio loss of a clip under a wrong text, minus that under its own, is what the model draws from
-the text. Near 0, it speaks without reading::
+The audio loss of a clip with a wrong text, minus that with its own, measures how much the model
+uses the text. Near 0, the model speaks without reading::
 
     own = held_out_sums(model, rows, accelerator)
     other = held_out_sums(model, OtherTexts(rows, speakers), accelerator)
@@ -24,14 +24,14 @@ TokenIds = npt.NDArray[np.int32]
 class OtherTexts:
     """Packed rows whose samples have the text of another clip; the audio and its labels stay.
 
-    The other clip is the speaker's next by id, or where the speaker has no other text, the next of
-    all. References and scene stay a clip's own. A sample with several target turns gets another
-    text for the first. A clip that no other text can be found for keeps its own.
+    The other clip is the speaker's next by id, or if the speaker has no other text, the next of all
+    clips. References and scene stay the clip's own. In a sample with several target turns, only the
+    first gets another text. A clip for which there is no other text keeps its own.
 
     Args:
         rows: The packed rows.
-        speakers: Speaker by sample id, where it is known.
-        place_of_text: Returns the place of a sample's first spoken text in a row: the family's.
+        speakers: Speaker by sample id, if known.
+        place_of_text: The family's function that finds a sample's first spoken text in a row.
     """
 
     def __init__(

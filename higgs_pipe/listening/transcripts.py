@@ -14,7 +14,7 @@ from higgs_pipe.data.speech import words_of
 
 @dataclass(frozen=True)
 class TextErrors:
-    """Words and characters put in, left out or changed, and how many there should be."""
+    """Words and characters inserted, deleted or substituted, and their number in the text."""
 
     num_word_errors: int
     num_words: int
@@ -25,14 +25,14 @@ class TextErrors:
 def count_errors(text: str, transcript: str, language: str | None) -> TextErrors:
     """Count the errors of a transcript.
 
-    Both texts are normalised as for Whisper's published results: case, punctuation and what stands
-    in brackets do not count; in English neither do number words against digits, contractions and
-    hesitations. Where words are written without spaces between them, each letter is a word. White
-    space is no character.
+    Both texts are normalised as for Whisper's published results: case, punctuation and text in
+    brackets do not count, nor in English do number words versus digits, contractions and
+    hesitations. In scripts without spaces between words, each letter is a word. White space is
+    not counted as a character.
 
     Args:
         text: What should have been spoken.
-        transcript: What a recogniser understood.
+        transcript: The recogniser's output.
         language: ISO 639 code of the text; script and region may follow. None: unknown.
     """
     normalise = _normaliser((language or "").split("-")[0].lower() in ("en", "eng"))

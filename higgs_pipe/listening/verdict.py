@@ -24,7 +24,7 @@ MIN_LOSS_DIFFERENCE = 0.001  # nats; less is what rounding in bfloat16 can make
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that an adapter and its base are compared by."""
+    """A measure by which an adapter and its base are compared."""
 
     name: str  # key of the differences
     words: str
@@ -117,10 +117,10 @@ class Verdict(Result):
     measures: list[MeasureVerdict]
 
     def require(self, wanted: Literal["not_worse", "better"]) -> None:
-        """Raise the error that keeps an adapter from being shipped.
+        """Raise an error if the adapter must not be packaged.
 
         Raises:
-            UserError: The adapter is worse, or with ``better`` anything else than better.
+            UserError: The adapter is worse, or with ``better``, anything but better.
         """
         if self.overall == "better" or (wanted == "not_worse" and self.overall != "worse"):
             return
@@ -143,17 +143,17 @@ def judge(
     """Judge an adapter by its differences to the base.
 
     Args:
-        differences: Adapter minus base, by the names of :data:`MEASURES`; what is None or missing
-            is not measured.
+        differences: Adapter minus base, by the names of :data:`MEASURES`; None or missing means
+            not measured.
         audio_loss: The adapter's, nats per label.
         num_entries: V, entries of a codebook: a blind guess has a loss of ln V.
         text_use: The adapter's audio loss with other clips' texts minus that with the right ones;
             None if not measured.
-        clustered_by: What the intervals are clustered by.
+        clustered_by: The unit by which the intervals are clustered.
         clips_of: The setting that names the recordings, a key of :data:`HEADLINES`.
 
     Raises:
-        KeyError: A difference has a name that is no measure's.
+        KeyError: A difference has the name of no measure.
     """
     unknown = differences.keys() - {measure.name for measure in MEASURES}
     if unknown:
@@ -228,9 +228,10 @@ def signed(value: float) -> str:
 
 
 def _after_correction(leading: list[MeasureVerdict]) -> list[MeasureVerdict]:
-    """Return the measures that are better or worse also among so many (Holm, 1979).
+    """Return the measures that are better or worse even after correction (Holm, 1979).
 
-    Of ten measures of an adapter that changes nothing, at least one is off in two cases of five.
+    Without it, at least one of ten measures of an adapter that changes nothing would differ in two
+    cases out of five.
     """
     tested = sorted(
         (measure.difference.p_value, measure.name, measure)
@@ -248,7 +249,7 @@ def _after_correction(leading: list[MeasureVerdict]) -> list[MeasureVerdict]:
 
 
 def _doubts(audio_loss: float, num_entries: int, text_use: Difference | None) -> list[str]:
-    """Return what forbids to call an adapter better, beside measures that are worse."""
+    """Return the reasons, apart from worse measures, not to call an adapter better."""
     doubts = []
     blind_guess = math.log(num_entries)
     if audio_loss > blind_guess:

@@ -48,7 +48,7 @@ class CardModel:
 
     @classmethod
     def of(cls, pretrained: Pretrained, fingerprint: str) -> "CardModel":
-        """Describe a checkpoint that was loaded before."""
+        """Describe a checkpoint that is already on this machine."""
         name, licence = public_name(pretrained.name), licence_of(checkpoint_dir(pretrained))
         return cls(name, pretrained.revision, fingerprint, licence)
 
@@ -60,7 +60,7 @@ class CardModel:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card is written from."""
+    """All facts on a card."""
 
     provenance: Provenance
     family: Family
@@ -116,7 +116,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def metric_rows(metrics: EvalMetrics) -> list[tuple[str, str]]:
-    """Return the losses of a card, without those that the base does not have."""
+    """Return the losses of a card, without those that the base lacks."""
     has_text = metrics.adapter.eval_text_loss is not None
     names = {"eval_text_loss": "text", "eval_loss": "loss (text + audio)" if has_text else "loss"}
     return [
@@ -127,7 +127,7 @@ def metric_rows(metrics: EvalMetrics) -> list[tuple[str, str]]:
 
 
 def metadata(facts: CardFacts) -> ModelCardData:
-    """Return the metadata by which the Hub files the model, with eval's numbers."""
+    """Return the metadata that the Hub indexes, with the numbers of eval."""
     num_clips = facts.metrics.adapter.num_clips
     results = [
         EvalResult(
@@ -167,7 +167,7 @@ def licence_of(folder: Path) -> str | None:
 
 
 def as_text(value: object) -> str:
-    """Return Markdown that shows a value as it is, on one line, whatever markup it holds."""
+    """Return Markdown that shows a value literally, on one line."""
     visible = (c if c.isprintable() or c.isspace() else "\ufffd" for c in str(value))
     one_line = " ".join("".join(visible).split())
     return NUMBERED.sub(r"\1\\.", MARKUP.sub(r"\\\1", one_line))

@@ -40,9 +40,9 @@ class CheckedPackage:
     """A package whose files are those that were packaged.
 
     Attributes:
-        files: Size and SHA-256 of each, but of the list and the checksums.
+        files: Size and SHA-256 of each file except the list and the checksums.
         shapes: Shape of each tensor of the adapter.
-        adapter_config: PEFT's.
+        adapter_config: PEFT's config.
         base: The base that it was trained on.
     """
 
@@ -59,8 +59,8 @@ def check_package(path: Path) -> CheckedPackage:
         path: Its folder or its ZIP.
 
     Raises:
-        UserError: A file was changed, cut short, renamed, removed or added, is of another kind
-            than packages hold, or the archive has links, paths to elsewhere or compressed parts.
+        UserError: A file was changed, truncated, renamed, removed or added, or is of a kind that
+            packages do not have; or the archive has links, paths outside or compressed entries.
     """
     with open_contents(path) as contents:
         texts, faults = _read_texts(contents, contents.entries)
@@ -83,13 +83,13 @@ def check_package(path: Path) -> CheckedPackage:
 
 
 def check_checkpoint(folder: Path) -> FileList:
-    """Check that the files of a full checkpoint are those that were proved.
+    """Check that the files of a full checkpoint are those that were verified.
 
     Returns:
-        Size and SHA-256 of each, but of the list and the checksums.
+        Size and SHA-256 of each file except the list and the checksums.
 
     Raises:
-        UserError: A file was changed, cut short, renamed, removed or added.
+        UserError: A file was changed, truncated, renamed, removed or added.
     """
     with open_contents(folder) as contents:
         texts, faults = _read_texts(contents, contents.entries.keys() & {FILE_LIST, CHECKSUMS})
@@ -109,7 +109,7 @@ def _refuse(faults: list[str], fact: str, advice: str) -> None:
 
 
 class _UnfitFileError(Exception):
-    """A file that no package holds; the message says why."""
+    """A file that does not belong in a package; the message says why."""
 
 
 def _read_texts(contents: Contents, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -127,7 +127,7 @@ def _checked_text(entry: Entry) -> str:
     """Return the text of a text file, and "" of weights and audio, whose form is checked.
 
     Raises:
-        _UnfitFileError: The file is of another kind, or not of the form of its kind.
+        _UnfitFileError: The file is of another kind, or malformed.
     """
     suffix = PurePosixPath(entry.name).suffix
     try:

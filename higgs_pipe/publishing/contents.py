@@ -24,8 +24,8 @@ class Entry:
     Attributes:
         name: Its path within the package, with ``/``.
         num_bytes: Its size.
-        open: Opens it for reading. That or a later read raises OSError, BadZipFile or EOFError if
-            the disk or the archive is damaged there.
+        open: Opens it for reading. Opening or reading raises OSError, BadZipFile or EOFError if
+            the disk or the archive is damaged.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass
 class Contents:
-    """Regular files by name, and faults: what else was found, each as ``name: fact``."""
+    """Regular files by name, and faults on everything else, each as ``name: fact``."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Contents:
 
 @contextmanager
 def open_contents(path: Path) -> Iterator[Contents]:
-    """Yield what a folder or a ZIP holds.
+    """Yield the contents of a folder or a ZIP.
 
     Raises:
         UserError: There is no folder or file of this name, or the file is not a ZIP.
@@ -89,7 +89,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _of_archive(archive: zipfile.ZipFile, num_bytes: int) -> Contents:
-    """List an archive's files without its top folder; each is stored once, as it is."""
+    """List an archive's files without its top folder; each must be stored once, uncompressed."""
     contents = Contents()
     members = archive.infolist()
     if len(members) > MAX_ENTRIES:
@@ -113,7 +113,7 @@ def _of_archive(archive: zipfile.ZipFile, num_bytes: int) -> Contents:
 
 
 def _fault_of(member: zipfile.ZipInfo) -> str | None:
-    """Return what is wrong with an archive's entry; None for a stored, regular file."""
+    """Return the fault of an archive's entry; None for an uncompressed, regular file."""
     path = PurePosixPath(member.filename)
     if member.filename != member.orig_filename or "\\" in member.filename:
         return "a name that differs between systems"

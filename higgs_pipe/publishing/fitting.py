@@ -21,11 +21,12 @@ from higgs_pipe.publishing.checking import CheckedPackage
 def check_fits(package: CheckedPackage, base: Pretrained) -> None:
     """Check that an adapter was trained on these weights, and fits them tensor by tensor.
 
-    Of a base on the Hub only the config is downloaded; the Hub names the hashes of its weights.
+    For a base on the Hub, only the config is downloaded; the Hub provides the hashes of its
+    weights.
 
     Raises:
-        UserError: A tensor is missing, unknown or of another shape; or the weights are others,
-            because the base is another one or was changed since training.
+        UserError: A tensor is missing, unknown or of another shape; or the weights differ, because
+            it is another base or was changed since training.
     """
     expected = _shapes_on(package, base)
     found = package.shapes

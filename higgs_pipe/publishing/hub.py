@@ -29,10 +29,10 @@ CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def hub_errors_named(repo: str) -> Iterator[None]:
-    """Turn an error of the Hub, the network or the token into a sentence.
+    """Turn an error of the Hub, the network or the token into a message.
 
     Raises:
-        UserError: In place of the library's own error.
+        UserError: Instead of the library's own error.
     """
     try:
         yield
@@ -69,9 +69,9 @@ class Branch:
     """A branch of a repository.
 
     Attributes:
-        commit: Its newest.
+        commit: Its newest commit.
         files: SHA-256 of files in LFS, git's SHA-1 of others, by path.
-        is_fresh: Nothing was committed to it: it stands where ``main`` does, or is empty.
+        is_fresh: Nothing was committed to it: it is at the commit of ``main``, or empty.
     """
 
     commit: str
@@ -79,7 +79,7 @@ class Branch:
     is_fresh: bool
 
     def differences(self, files: Mapping[str, Path]) -> list[str]:
-        """Return the paths of files that the branch and these files do not share."""
+        """Return the paths of files that differ between the branch and these files."""
         changed = {name for name, path in files.items() if not is_same(path, self.files.get(name))}
         return sorted(changed | (self.files.keys() - files.keys()))
 
@@ -96,7 +96,7 @@ class HubRepository:
         self.api = HfApi()
 
     def check_access(self) -> None:
-        """Ask the Hub who the token belongs to, before anything is made."""
+        """Ask the Hub whose token it is, before anything is created."""
         self.api.whoami()
 
     def is_private(self) -> bool | None:
@@ -111,7 +111,7 @@ class HubRepository:
         self.api.create_repo(self.name, private=private, exist_ok=True)
 
     def branch(self, name: str) -> Branch:
-        """Return a branch as it is; make it if there is none."""
+        """Return a branch; create it if it does not exist."""
         heads = {ref.name: ref.target_commit for ref in self.api.list_repo_refs(self.name).branches}
         if name not in heads:
             self.api.create_branch(self.name, branch=name, exist_ok=True)
@@ -134,8 +134,8 @@ class HubRepository:
         """Make files of a branch equal to local ones, in one commit; return the commit.
 
         Args:
-            branch: Its name.
-            base: The branch as it was read; the commit fails if somebody else committed since.
+            branch: Name of the branch.
+            base: The branch as it was read; the commit fails if someone else has committed since.
             files: The local files by path.
             names: Paths to change; one that is not in ``files`` is removed. Content that the Hub
                 has is not uploaded again.

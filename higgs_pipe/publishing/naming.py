@@ -15,14 +15,14 @@ PRIVATE = ("manifest", "other_manifest", "main_process_ip")
 
 
 def public_name(name: str) -> str:
-    """Name a checkpoint without the folder that it lies in on this machine; a Hub id stays."""
+    """Name a checkpoint without its folder on this machine; a Hub id stays."""
     if HUB_ID.fullmatch(name) and not Path(name).exists():
         return name
     return Path(name).resolve().name
 
 
 def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings, at any depth, without folders, addresses and the manifest."""
+    """Return settings, at any depth, without folders, URLs and the manifest."""
     public: dict[str, Any] = {}
     for key, value in settings.items():
         if key in PRIVATE:

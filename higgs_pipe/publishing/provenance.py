@@ -22,7 +22,7 @@ class Software(ResultPart):
 
 
 class BaseWeights(ResultPart):
-    """The checkpoint that the adapter was trained on; a local one without its folder."""
+    """The checkpoint that the adapter was trained on; if local, without its folder."""
 
     name: str
     revision: str | None

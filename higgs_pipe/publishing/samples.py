@@ -23,16 +23,16 @@ class PublishedSample:
 def publish_samples(
     table: Path, wavs: Path, package_dir: Path, num_samples: int
 ) -> list[PublishedSample]:
-    """Copy what base and adapter spoke at the first temperature; never a recording of a person.
+    """Copy the speech of base and adapter at the first temperature; never a person's recording.
 
     Args:
         table: ``generation.parquet`` of eval.
         wavs: The folder of its WAVs.
         package_dir: The package, which gets ``samples/``.
-        num_samples: Texts to take, the first ones.
+        num_samples: Number of texts, from the first on.
 
     Raises:
-        UserError: A WAV is missing or cut off.
+        UserError: A WAV is missing or truncated.
     """
     found, _ = read_table(table, GENERATED)
     rows = found.to_pylist()

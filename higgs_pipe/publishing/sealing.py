@@ -26,7 +26,7 @@ class ListedFile(ResultPart):
 
 
 class FileList(Result):
-    """``files.json``: every file of a package by its relative path, but itself and SHA256SUMS."""
+    """``files.json``: every file of a package by relative path, except itself and SHA256SUMS."""
 
     made_by: ClassVar[str] = "package_adapter"
 
@@ -53,7 +53,7 @@ def checksum_lines(hashes: Mapping[str, str]) -> str:
 def write_zip(directory: Path, archive: Path) -> None:
     """Archive a directory under its own name.
 
-    Files are stored, not compressed: each build of zlib compresses to other bytes, weights hardly
+    Files are stored, not compressed: builds of zlib compress to different bytes, weights hardly
     shrink, and an archive without compression cannot be a decompression bomb.
     """
     with zipfile.ZipFile(archive, "w") as stream:

@@ -14,7 +14,7 @@ MAX_HEADER_BYTES = 10_000_000  # that of the 3B model has 0.2 million
 
 
 class NotSafetensorsError(Exception):
-    """A file is not what the safetensors format allows; the message says why."""
+    """A file that is not valid safetensors; the message says why."""
 
 
 class _Tensor(BaseModel):

@@ -31,7 +31,7 @@ def read_player(path: Path, longest_seconds: float | None, rule: str) -> Player:
 
     Args:
         path: The file.
-        longest_seconds: Length that the full width of the outline stands for; None: its own.
+        longest_seconds: Length at the full width of the outline; None: that of the recording.
         rule: The rule that makes the file.
 
     Raises:
@@ -81,7 +81,8 @@ def make_player(
 def opus(mono: npt.NDArray[np.float32], rate_hz: int) -> bytes:
     """Encode samples as Ogg Opus; equal samples give equal bytes.
 
-    libsndfile draws the stream's serial number; 1 is put in its place (RFC 3533, section 6).
+    libsndfile draws a random serial number for the stream; it is replaced by 1 (RFC 3533, section
+    6).
     """
     stream = io.BytesIO()
     sf.write(

@@ -59,7 +59,7 @@ def _points(lines: Sequence[LoggedLine], key: str) -> list[tuple[int, float]]:
 
 
 def draw_loss(title: str, key: str, experiments: Sequence[Experiment]) -> Chart:
-    """Draw one loss over the optimizer steps, every experiment in its colour."""
+    """Draw one loss over the optimizer steps, each experiment in its colour."""
     figure, axes = _figure()
     sentences = [f"{title} in nats per label over optimizer steps."]
     for experiment in experiments:
@@ -126,7 +126,8 @@ def draw_measure(
 ) -> Chart:
     """Draw a histogram of a measure, and its bounds as dashed lines.
 
-    The axis holds 99 % of the values and the bounds; the first and last bar hold what lies beyond.
+    The axis covers 99 % of the values and the bounds; the first and last bar hold the values
+    beyond.
 
     Args:
         name: The measure's column.

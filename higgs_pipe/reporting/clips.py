@@ -40,7 +40,7 @@ class HeardClip:
 
 
 def in_splits(clips: pa.Table) -> pa.Table:
-    """Return the clips that are trained on or held out, without those that are references alone."""
+    """Return the clips that are trained on or held out, without those used only as references."""
     return clips.filter(pc.is_in(clips["split"], pa.array([TRAIN, EVAL])))
 
 
@@ -59,7 +59,7 @@ def unlike_their_speaker(
 ) -> list[HeardClip]:
     """Return clips whose measure is far from the median of their speaker.
 
-    The farthest of each speaker and measure come first, then the second ones, and so on.
+    The farthest clip of each speaker and measure comes first, then the second farthest, and so on.
     """
     groups = [
         [
@@ -87,8 +87,8 @@ def examples_of_rejected(
 
     Args:
         rejections: Rows of REJECTED.
-        rows: The same rows as the manifests have them.
-        number: How many.
+        rows: The same rows from the manifests.
+        number: Number of rows.
     """
     by_id = {row.clip_id: row for row in rows}
     by_reason: dict[str, list[Mapping[str, Any]]] = {}

@@ -106,9 +106,9 @@ def read_experiments(
     """Read the results of train and eval.
 
     Args:
-        experiments_dir: Holds ``<name>/train/`` and ``<name>/eval/`` of each experiment.
+        experiments_dir: Has ``<name>/train/`` and ``<name>/eval/`` of each experiment.
         names: The experiments.
-        has_other: Whether they were evaluated on ``eval.other_manifest`` too.
+        has_other: Whether they were also evaluated on ``eval.other_manifest``.
 
     Raises:
         UserError: A file or a value is missing, or the experiments have different settings.
@@ -178,7 +178,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _descriptions(section: type[Section], prefix: str = "") -> dict[str, str]:
-    """The sentence of each setting, as the config declares it."""
+    """The description of each setting in the config."""
     sentences: dict[str, str] = {}
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):

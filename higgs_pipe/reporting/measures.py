@@ -57,7 +57,7 @@ class SpeechMeasure:
 
     @property
     def note(self) -> str:
-        """Name the quantity of the difference, where it is not the totals beside it."""
+        """Name the quantity of the difference, if it is not that of the totals beside it."""
         return DIFFERENCE_NOTES.get(self.compared_as, "")
 
 
@@ -201,7 +201,7 @@ STOPPING = {"stop_rate": "Stops by itself", "runaway_rate": "Runs away"}
 def stopping_by_temperature(generation: Generation) -> list[tuple[str, list[MeasureLine]]]:
     """Return how often base and adapter stop and run away, a line per temperature.
 
-    Nothing if they spoke at one temperature only: the table of measures has it.
+    There are none if they spoke at only one temperature, which the table of measures shows.
     """
     if len(generation.differences) < 2:
         return []
@@ -247,7 +247,7 @@ def signed(value: float, num_decimals: int = 3) -> str:
 
 
 def interval(difference: Difference | None, scale: float = 1, num_decimals: int = 3) -> str:
-    """Render the bounds of an interval, or nothing where there is none."""
+    """Render the bounds of an interval, or nothing if there is none."""
     if difference is None or difference.low is None or difference.high is None:
         return ""
     low, high = (signed(scale * bound, num_decimals) for bound in (difference.low, difference.high))

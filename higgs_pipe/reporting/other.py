@@ -12,7 +12,7 @@ from higgs_pipe.reporting.prompts import Listening
 
 @dataclass(frozen=True)
 class OtherRecordings:
-    """Counts of the other manifest, and the prompts of it that were spoken."""
+    """Counts of the other manifest, and its prompts that were spoken."""
 
     validation: ValidationSummary
     num_left_out: dict[str, int]  # rows by reason, of validate and pack
@@ -26,7 +26,7 @@ def read_other(
 
     Args:
         validation_path: Its ``validation.json``.
-        packing_paths: Its ``packing.json`` for each base; a clip that is left out for one counts.
+        packing_paths: Its ``packing.json`` for each base; a clip left out for any base counts.
         listening: The prompts that were spoken.
 
     Raises:

@@ -40,7 +40,7 @@ def _first_few(parts: Sequence[str]) -> str:
 
 
 def _csp_hash(script: str) -> str:
-    """Return the hash by which the page's policy allows this script and no other."""
+    """Return the hash by which the page's content security policy allows this script only."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 

@@ -51,7 +51,7 @@ class Take:
 
 @dataclass(frozen=True)
 class PromptLine:
-    """A prompt and all its takes; ``rank`` is its place when the worst comes first."""
+    """A prompt and all its takes; ``rank`` is its place, worst first."""
 
     text: str
     who: str
@@ -63,7 +63,7 @@ class PromptLine:
 
 @dataclass(frozen=True)
 class SpeechFiles:
-    """Files in which an evaluation left what was spoken."""
+    """The files of an evaluation with its generated speech."""
 
     base: tuple[str, str]  # the base model and its revision
     table: Path  # generation.parquet
@@ -84,7 +84,7 @@ class SpeechFiles:
 
 @dataclass(frozen=True)
 class Listening:
-    """The listening table: its prompts, their temperature, and what they can be sorted by."""
+    """The listening table: its prompts, their temperature, and the keys to sort by."""
 
     prompts: list[PromptLine]
     temperature: float | None
@@ -92,13 +92,13 @@ class Listening:
 
 
 def read_listening(spoken: dict[str, SpeechFiles]) -> Listening:
-    """Read what the experiments spoke at their first temperature.
+    """Read the speech of the experiments at their first temperature.
 
-    Recordings, codec round trips and the base's takes are those of the first experiment; takes of
-    another base model stand beside its adapter's.
+    Recordings, codec round trips and the base's takes are from the first experiment; takes of
+    another base model are shown beside its adapter's.
 
     Args:
-        spoken: By the experiment's name.
+        spoken: The files by experiment name.
 
     Raises:
         UserError: A file is missing, or the experiments spoke different prompts.
@@ -173,7 +173,7 @@ def _player(files: SpeechFiles, sample: str, longest: float | None) -> Player:
 
 
 def _facts(row: Row, recording: Row) -> list[Fact]:
-    """List the measures of a take; what was not measured is left to the table of measures."""
+    """List the measures of a take, leaving those not measured to the table of measures."""
     seconds = row["duration_seconds"]
     facts = [Fact("length", f"{seconds:.1f} s")]
     if row["has_stopped"] is not None:
@@ -201,7 +201,7 @@ def _facts(row: Row, recording: Row) -> list[Fact]:
 
 
 def _sort_values(adapters: Sequence[Row], recording: Row) -> dict[str, float]:
-    """Return what the adapters' takes of a prompt are sorted by, more is worse."""
+    """Return the sort keys of the adapters' takes of a prompt; more is worse."""
     values = {
         "stop": float(sum(not row["has_stopped"] for row in adapters)),
         "length": max(_octaves(row, recording) for row in adapters),

@@ -1,8 +1,8 @@
 """The body of Higgs Audio v2 on a packed row.
 
-It keeps text positions before audio positions (*routed* order), so that each FFN takes a slice. The
-native layer searches boolean masks 18 times and waits for the device each time. Attention and its
-projections run in the order of the samples.
+It keeps text positions before audio positions (*routed* order), so that each FFN processes a slice.
+The native layer searches boolean masks 18 times and waits for the device each time. Attention and
+its projections run in sample order.
 """
 
 from typing import Any

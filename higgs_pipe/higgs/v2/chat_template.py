@@ -1,6 +1,6 @@
 """One conversation as the checkpoint's chat template renders it, with labels on its targets.
 
-The template of the checkpoint itself, so a model is trained on exactly the prompt of inference.
+This is the checkpoint's own template, so a model is trained on exactly the prompts of inference.
 """
 
 from dataclasses import dataclass

@@ -42,12 +42,11 @@ TOKENIZER_FILES = ("tokenizer", "special_tokens_map", "vocab", "merges", "added_
 def write_merged_files(
     folder: Path, base: Pretrained, codec: Pretrained, dtype: torch.dtype
 ) -> None:
-    """Write what a merged model needs beside its weights.
+    """Write the files that a merged model needs beside its weights.
 
-    Transformers takes the codec that ``processor_config.json`` names for a Hub id or a path, never
-    relative to the file. So a codec of the Hub is named, and one in a folder or a bundle is not:
-    whoever loads the processor hands it the codec of ``audio_tokenizer/``, wherever that lies by
-    then.
+    Transformers takes the codec that ``processor_config.json`` names as a Hub id or a path, never
+    relative to the file. So only a codec from the Hub is named there; for one in a folder or a
+    bundle, the user loads the processor with the codec from ``audio_tokenizer/``.
 
     Args:
         folder: Where the files go.
@@ -68,7 +67,7 @@ def write_merged_files(
 
 
 def write_original_files(folder: Path, base: Pretrained, _: Pretrained, dtype: torch.dtype) -> None:
-    """Write what Boson AI's code needs beside the weights: its config and the tokenizer.
+    """Write the files that Boson AI's code needs beside the weights: config and tokenizer.
 
     Args:
         folder: Where the files go.

@@ -67,7 +67,7 @@ def generate_batch(
 
 @contextmanager
 def _without_defaults(native: Any) -> Iterator[None]:
-    """Take away the checkpoint's defaults for generation, which would mix with ours."""
+    """Remove the checkpoint's generation defaults, which would mix with ours."""
     defaults, native.generation_config = native.generation_config, GenerationConfig()
     try:
         yield
@@ -104,7 +104,7 @@ def next_frame_logits(native: HiggsAudioV2ForConditionalGeneration, prompt: Mode
 def _inputs(
     prompts: Sequence[ModelPrompt], shape: BaseShape, device: torch.device
 ) -> dict[str, Tensor]:
-    """The prompts, padded on the left; their frames, padded on the right."""
+    """The prompts, padded on the left, and their frames, padded on the right."""
     size = (len(prompts), max(len(prompt.input_ids) for prompt in prompts))
     input_ids = torch.full(size, PAD_TOKEN_ID)  # (B, P)
     attention_mask = torch.zeros(size, dtype=torch.int64)

@@ -1,7 +1,7 @@
 """Build a complete miniature Higgs Audio v2 checkpoint, offline, in the native format.
 
-It holds all that the 3B checkpoint holds, in the same files, and is loaded by the same code. Its
-weights are random: it is the base of the demo and of the tests, not a voice.
+It has everything that the 3B checkpoint has, in the same files, and is loaded by the same code. Its
+weights are random: it is the base of the demo and of the tests, and cannot speak.
 
 ::
 

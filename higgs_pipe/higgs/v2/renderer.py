@@ -71,7 +71,7 @@ class ChatRenderer(ChatTemplate):
     def _tokenized_pieces(self, pieces: Iterable[str]) -> Mapping[str, TokenIds]:
         """Tokenize pieces of text all at once, on all cores, and equal ones once.
 
-        Most texts come twice: in a target and in a reference.
+        Most texts occur twice: in a target and in a reference.
         """
         if len(self._known_pieces) > MAX_KNOWN_PIECES:
             self._known_pieces.clear()

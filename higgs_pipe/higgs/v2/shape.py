@@ -8,7 +8,7 @@ from higgs_pipe.higgs.shape import BaseShape
 
 
 def shape_of(config: Mapping[str, Any]) -> BaseShape:
-    """Return the shape of a base; class defaults are traps, so all values are its own."""
+    """Return the shape of a base, without class defaults, which may be wrong for it."""
     return BaseShape(
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],

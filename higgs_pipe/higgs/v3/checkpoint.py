@@ -18,10 +18,10 @@ from higgs_pipe.higgs.v3.native import (
 
 
 def check_tensors(base: Pretrained) -> None:
-    """Check that a checkpoint holds the model, the codec and the known copies, and nothing else.
+    """Check that a checkpoint has the model, the codec and the known copies, and nothing else.
 
-    The model's own missing tensors are found when it is loaded. Without any of the codec's, the
-    codec is another checkpoint.
+    Missing tensors of the model are found when it is loaded. If there are none of the codec, the
+    codec is a separate checkpoint.
 
     Raises:
         UserError: A tensor is unknown, one of the codec's is missing, or the stored audio head is

@@ -1,8 +1,8 @@
 """The codec in the bundle of Higgs TTS 3, which is that of Higgs Audio v2.
 
-The bundle has its weights and no word on its sizes. Servers bring the config of
-``bosonai/higgs-audio-v2-tokenizer`` along (SGLang-Omni: byte for byte), and so does this module. A
-bundle with a smaller codec has ``codec_config`` in ``audio_encoder_config``.
+The bundle has the weights of the codec but not its config. Servers ship the config of
+``bosonai/higgs-audio-v2-tokenizer`` (SGLang-Omni: byte for byte), and so does this module. A bundle
+with a smaller codec has ``codec_config`` in ``audio_encoder_config``.
 """
 
 from collections.abc import Mapping

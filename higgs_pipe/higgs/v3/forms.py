@@ -2,7 +2,7 @@
 
 ::
 
-    merged/NAME/    what the published checkpoint holds, by its own names
+    merged/NAME/    the contents of the published checkpoint, under its own names
         config.json, model-00001-of-00002.safetensors, …, model.safetensors.index.json
         tokenizer.json, …
 

@@ -1,8 +1,8 @@
 """Generation of Higgs TTS 3: a loop with a key-value cache, and the servers' stopping rule.
 
-Frame 0 is drawn behind ``<|audio|>``. In the first K - 1 frames, codebooks whose stream has not
-begun hold BOC; from then on all are drawn freely. A recording ends where codebook 0 first draws EOC
-after the first K frames, and K - 2 frames later generation stops: T codec frames are T + K - 1
+Frame 0 is drawn after ``<|audio|>``. In the first K - 1 frames, codebooks whose stream has not
+started hold BOC; from then on all are drawn freely. A recording ends where codebook 0 first draws
+EOC after the first K frames, and K - 2 frames later generation stops: T codec frames are T + K - 1
 frames. SGLang-Omni and mlx-audio stop by this rule; neither looks at another codebook.
 
 B prompts, P positions of a prompt, F delayed frames, G generated delayed frames, K codebooks, V
@@ -39,14 +39,14 @@ def generate_batch(
     max_frames: int,
     description: str,
 ) -> list[Codes]:
-    """Generate the frames of prompts beside each other, until each has stopped.
+    """Generate the frames of all prompts together, until each has stopped.
 
     Args:
         native: The native model.
         prompts: Prompts of any lengths.
         sampling: How codes are drawn.
         max_frames: The cap, in codec frames.
-        description: What is shown while it runs.
+        description: Text of the progress lines.
 
     Returns:
         (G, K) for each prompt, delayed, from the first frame on.
@@ -123,7 +123,7 @@ def num_codec_frames(delayed: Codes, stream_eos: int) -> int | None:
 def undelayed(delayed: Codes, num_frames: int, stream_eos: int) -> Codes:
     """Undo the delay of generated frames, as the servers do before they decode: (G, K) -> (T, K).
 
-    Each codebook was drawn freely, so BOC or EOC may stand for a code: a 0 takes its place.
+    Each codebook was drawn freely, so BOC or EOC may occur in place of a code: they become 0.
     """
     streams = [delayed[k : k + num_frames, k] for k in range(delayed.shape[1])]
     codes = np.stack(streams, axis=1)
@@ -132,7 +132,7 @@ def undelayed(delayed: Codes, num_frames: int, stream_eos: int) -> Codes:
 
 
 def _with_forced_boc(scores: Tensor, frame: int, shape: BaseShape) -> Tensor:
-    """Leave nothing but BOC to the codebooks that have not begun: (B * K, V)."""
+    """Force BOC in codebooks whose stream has not started: (B * K, V)."""
     begins_later = torch.arange(shape.num_codebooks, device=scores.device) > frame  # (K,)
     is_boc = torch.arange(shape.codebook_size, device=scores.device) == shape.audio_stream_bos_id
     is_open = ~begins_later[:, None] | is_boc  # (K, V)

@@ -1,9 +1,9 @@
 """Build a complete miniature Higgs TTS 3 checkpoint, offline, under the checkpoint's own names.
 
-It holds all that the 4B checkpoint holds, and is loaded by the same code: the tensors of the body,
-the tied embeddings and the codec in its index, and beside them the two heads, which repeat the
-embeddings. Its weights are random: it is a base for the demo and the tests, not a voice. The codec
-is the one of the miniature Higgs Audio v2, so codes serve both.
+It has everything that the 4B checkpoint has, and is loaded by the same code: the tensors of the
+body, the tied embeddings and the codec in its index, and the two heads, which repeat the
+embeddings. Its weights are random: it is a base for the demo and the tests, and cannot speak. The
+codec is that of the miniature Higgs Audio v2, so both use the same codes.
 """
 
 from pathlib import Path
