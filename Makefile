@@ -1,24 +1,24 @@
-# make demo    recordings to an adapter, on the shipped demo
-# make demo-v3 the same on a miniature of Higgs TTS 3, with the recordings and codes of the demo
-# make check-v3 BASE=… CODEC=…   look at a checkpoint of Higgs TTS 3: docs/v3.md
-# make test    all tests, in random order; SEED=… repeats one that was shown
+# make demo    from recordings to an adapter, with the shipped demo
+# make demo-v3 the same with a miniature of Higgs TTS 3
+# make check-v3 BASE=… CODEC=…   check a checkpoint of Higgs TTS 3: docs/v3.md
+# make test    all tests, in random order; SEED=… repeats the order that a run printed
 # make quick   the tests that are not slow
-# make repeats TIMES=50   the slow tests again and again on a busy machine; TESTS="…" others
-# make mutants make each of some 500 small mistakes in a copy of the code: do the tests notice?
-#              SAMPLE=10 SEED=… tries one in ten, ONLY=… those of a name, PAGE=docs/proof.md writes the table there
-# make faults  the fault suite: what became of each fault
-# make bench   each benchmark, small: ratios beside their goals
-# make soak    2,000 steps, 200,000 rows: what grows?
-# make fuzz SECONDS=60   changed files through every reader, guided by coverage; PAGE=… as above
-# make coverage   the tests once more: which lines do they not reach, and why?
+# make repeats TIMES=50   the slow tests repeatedly on a busy machine; TESTS="…" runs others
+# make mutants mutation testing: some 500 small mistakes, each made alone in a copy of the code
+#              SAMPLE=10 SEED=… tries one in ten, ONLY=… those with a name, PAGE=docs/proof.md writes the table there
+# make faults  the fault suite: the outcome of each injected fault
+# make bench   each benchmark in a small form: ratios and their goals
+# make soak    2,000 steps, 200,000 rows: growth of memory, open files and threads
+# make fuzz SECONDS=60   mutated files through every reader, guided by coverage; PAGE=… as above
+# make coverage   the lines that no test reaches, and why
 #              PAGE=… writes the table
 #              The tables of the last five are in docs/proof.md
-# make audit   known vulnerabilities of what requirements*.txt install, as PyPI lists them
-# make sbom    what requirements.txt installs, with hashes, as CycloneDX: writes sbom.cdx.json
-# make check   format, types and lints
-# make generated   write the schema and docs/config.md anew, after a change of a setting
+# make audit   known vulnerabilities of the packages in requirements*.txt, from PyPI
+# make sbom    the packages in requirements.txt, with hashes, as CycloneDX: writes sbom.cdx.json
+# make check   formatting, types and lints
+# make generated   regenerate the schema and docs/config.md, after changing a setting
 # make docs    build the documentation as a site; open site/index.html
-# make clean   remove what the workflow made; the environment in .venv stays
+# make clean   remove the results of the workflow; the environment in .venv stays
 #
 # Needs Python 3.11 or newer with venv, git and make. PYTHON=python3.12 picks another one.
 

@@ -1,9 +1,9 @@
-# higgs-pipe: rows of speech in, one adapter out. Every stage is a rule that runs one Python module
-# from files to files:
+# higgs-pipe: recordings in, one adapter out. Every stage is a rule that runs one Python module, with
+# files in and files out:
 #
 #   manifest -> validate -> tokenize -> pack -> train -> eval -> package -> report
 #
-# `snakemake` makes everything; `snakemake <stage>` brings that stage up to date, and what it needs.
+# `snakemake` makes everything; `snakemake <stage>` brings that stage and everything it needs up to date.
 import atexit
 import re
 import sys
@@ -40,7 +40,7 @@ if (
 ):
     console.shorten(shown.dryrun)
 
-# Jobs that use a GPU take turns, unless --resources says how many there are.
+# Jobs that use a GPU take turns, by the GPUs found here, unless --resources gives their number.
 if (
     workflow.is_main_process
     and not IS_MODULE
@@ -51,7 +51,7 @@ if (
         workflow.register_resource("gpu", num_gpus)
 
 
-# The folder's own, or else the checkout's.
+# The config file in the folder, or else the checkout's.
 configfile: config_check.config_path_or_exit(Path("config.yaml"), ROOT / "config.yaml")
 
 
@@ -75,7 +75,7 @@ config_check.or_exit(
 config_check.or_exit(object_storage.check, config)
 # The config for each base that experiments are trained on, by its folder below the results.
 OF_BASES = config_check.or_exit(bases.configs, config)
-# The folders of the miniatures, which are built when they are needed: their stages, their families.
+# The folders of the miniatures, which are built on demand, with their stages and families.
 TINY, TINY_V3 = (
     workflow.pathvars.apply(f"<resources>/{name}")
     for name in ("tiny-higgs", "tiny-higgs-v3")
@@ -95,7 +95,7 @@ if any(
         config, DEMO_SETTINGS, SCHEMA_PATH, typed
     )
     OF_BASES = bases.configs(config)
-# By experiment: what its base is.
+# The family of each experiment's base.
 FAMILY_OF = {
     name: families.family_of(*bases.base_of(config, name), DEMO_FAMILIES)
     for name in config["experiments"]

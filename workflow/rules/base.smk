@@ -48,7 +48,7 @@ rule tiny_base_v3:
         " --log {log:q}"
 
 
-# Look at a base model and a codec of the Hub; folders are looked at while the workflow is planned.
+# Check a base model and a codec on the Hub; folders are checked while the workflow is planned.
 # reads:  their small files on the Hub
 # writes: <results>/{base}models/checked.txt
 rule check_models:
@@ -76,9 +76,9 @@ rule check_models:
         " --checked {output.checked:q} --log {log:q}"
 
 
-# Pin the base model or the codec: which commit of the Hub it is, and which weights. Other weights
-# under the same name rerun what was made with the old ones. A Hub branch that moved changes
-# nothing, until `snakemake --forcerun pin_model`.
+# Pin the base model or the codec: record its Hub commit and its weights. Other weights under the same
+# name rerun everything made with the old ones. A Hub branch that has moved changes nothing until
+# `snakemake --forcerun pin_model`.
 # reads:  the checkpoint, which it downloads if it is on the Hub
 # writes: <results>/{base}models/{model}.json
 rule pin_model:

@@ -1,15 +1,15 @@
-# What the rules share; no rule of its own.
+# Definitions that the rules share; there are no rules here.
 EXPERIMENTS = list(config["experiments"])
 RESULTS = workflow.pathvars.apply("<results>")
-# What `snakemake package` makes.
+# The outputs of `snakemake package`.
 PACKAGES = forms.outputs(config, FAMILY_OF)
 SHARDS = file_names.shard_names(config["data"]["num_shards"])
-# The recordings that adapters are evaluated on: those held out, and others to see what was forgotten.
+# The recordings that adapters are evaluated on: held-out ones, and others to measure forgetting.
 HAS_OTHER = config["eval"]["other_manifest"] is not None
 EVALUATIONS = ["eval", "eval/other"] if HAS_OTHER else ["eval"]
 STAGE_SCHEMA = config_check.load_schema(SCHEMA_PATH)
 ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
-# Where Snakemake keeps its copies of results that are on object storage; else the results.
+# The folder of Snakemake's copies of results on object storage, or else of the results.
 IS_STORED = workflow.storage_settings.default_storage_provider is not None
 place_of = workflow.modifier.path_modifier.apply_default_storage
 PRODUCTS = targets.products(Path(RESULTS), EXPERIMENTS, list(OF_BASES))
@@ -22,9 +22,9 @@ OF_ALL_BASES = {**OF_BASES, bases.OWN: config}
 # Not an output of a rule, so that it outlives a rerun.
 HASH_CACHE = Path(f"{RESULTS}/models/hashes.json")
 
-# What the two checkpoints write, as an input of every rule after them whose age does not count. Once a
-# checkpoint is done, Snakemake 9.27 looks again only at the rules that depend on it directly: the
-# others would run, training among them, though nothing that they read has changed.
+# The outputs of the two checkpoints, as inputs of every later rule, ignoring their age. Once a
+# checkpoint is done, Snakemake 9.27 reconsiders only the rules that depend on it directly: the others,
+# training among them, would run although none of their inputs has changed.
 CHECKPOINTS = ancient(["<results>/data/rows.parquet", "<results>/data/clips.parquet"])
 
 
@@ -33,7 +33,7 @@ def stored_folder(url):
     return storage(f"{url}/", keep_local=True)
 
 
-# Those that the URLs of manifests lie in.
+# The folders of manifests on object storage.
 RECORDINGS_URLS = object_storage.folders(config["manifest"])
 RECORDINGS = list(map(stored_folder, RECORDINGS_URLS))
 OTHER_RECORDINGS_URLS = object_storage.folders(config["eval"]["other_manifest"] or [])
@@ -82,10 +82,10 @@ def checked_models(base):
     return ancient([f"{RESULTS}/{base}models/checked.txt"] if is_on_hub else [])
 
 
-# What texts may hold depends on them.
+# The marks that texts may have depend on them.
 FAMILIES = sorted(set(FAMILY_OF.values()))
 
-# Waited for before anything is listed and measured, too.
+# Everything waits for this, including listing and measuring.
 CHECKED_MODELS = checked_models(bases.OWN)
 CODEC = demo_files(config["codec"])
 
@@ -156,7 +156,7 @@ onstart:
         print(line, file=sys.stderr)
 
 
-# Printed when this process ends, so that it comes after Snakemake's own lines on each failed job.
+# Printed at the end of this process, after Snakemake's own lines on each failed job.
 onerror:
     lines = failures.failure_lines(LOGS, LOGS_BEFORE)
     atexit.register(print, *lines, sep="\n", file=sys.stderr)

@@ -1,8 +1,8 @@
-# The settings of each stage, a file of its own.
+# The settings of each stage, in a file for each.
 
 
-# Write the part of the config that one stage reads, as it is for one base. Its bytes change only
-# when that part changes, so a changed setting reruns its stage and what follows, nothing else.
+# Write the part of the config that one stage reads, for one base. Its bytes change only when that
+# part changes, so a changed setting reruns its stage and those after it, nothing else.
 # reads:  config.yaml and the command line
 # writes: <results>/{base}config/{stage}.json
 rule stage_config:

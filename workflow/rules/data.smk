@@ -1,9 +1,9 @@
-# From the manifest to packed training rows; all experiments share them, on each base its own rows.
+# From the manifest to packed training rows. All experiments share them; rows are packed for each base.
 
 
 # List the rows of all manifests and the recordings that each shard measures. It is a checkpoint:
-# Snakemake looks again once the shards are written, and does not measure those whose bytes are
-# the same as before.
+# Snakemake plans again once the shards are written, and does not measure those whose bytes have not
+# changed.
 # reads:  the manifests
 # writes: <results>/data/rows.parquet, <results>/data/recordings/{shard}.parquet
 checkpoint list_rows:
@@ -46,7 +46,7 @@ checkpoint list_rows:
         " --log {log:q}"
 
 
-# Measure the recordings of one shard: length, level, quality and, where asked for, transcripts.
+# Measure the recordings of one shard: length, level, quality and, if configured, transcripts.
 # reads:  <results>/data/recordings/{shard}.parquet, the recordings that it lists
 # writes: <results>/data/measured/{shard}.parquet
 rule measure_shard:
@@ -163,7 +163,7 @@ rule estimate:
         " --estimate {output.estimate:q} --log {log:q}"
 
 
-# Show the recordings, and what validation made of them, as a page with players.
+# Show the recordings and the results of validation, as a page with players.
 # reads:  <results>/data/{rows,clips,rejected}.parquet, <results>/data/measured/,
 #         <results>/data/validation.json, some of the recordings
 # writes: <results>/data/index.html
@@ -237,7 +237,7 @@ rule tokenize_shard:
         " --num-threads {threads} --log {log:q}"
 
 
-# Pack codes and text into rows of full length, as one base takes them.
+# Pack codes and text into full rows, for one base.
 # reads:  <results>/data/clips.parquet, <results>/codes/, tokenizer and template of the base as
 #         pinned
 # writes: <results>/{base}packed/{train,eval}.parquet, <results>/{base}packed/packing.json

@@ -1,7 +1,7 @@
-# How good each adapter is.
+# Evaluation of each adapter.
 
 
-# Evaluate an adapter beside its base: losses, speech on held-out prompts, and the verdict.
+# Compare an adapter with its base: losses, speech on held-out prompts, and the verdict.
 # reads:  <results>/data/clips.parquet and its held-out recordings, packed/eval.parquet of its base,
 #         <results>/experiments/{experiment}/train/adapter/, the adapter train.init_adapter if
 #         any, the base, the codec
@@ -77,7 +77,7 @@ rule eval_adapter:
         " --compile-cache {params.results:q}/compiled --log {log:q}"
 
 
-# Refuse an adapter whose verdict is not the one that eval.require asks for.
+# Refuse an adapter whose verdict does not meet eval.require.
 # reads:  <results>/experiments/{experiment}/eval/verdict.json
 # writes: <results>/experiments/{experiment}/eval/accepted.txt
 rule accept_adapter:

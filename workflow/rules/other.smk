@@ -1,7 +1,7 @@
-# What was there before: recordings that the adapters are not for, such as other speakers or another
-# language. They pass through the rules of the manifest's, into <results>/other/, and are all held
-# out, so that the report can say what was forgotten. Included only if the config gives
-# eval.other_manifest; no rule outside this file depends on it, but for report and package.
+# Recordings that the adapters are not meant for, such as other speakers or another language. They go
+# through the same rules as those of the manifest, into <results>/other/, and are all held out, so that
+# the report can show what was forgotten. Included only if the config has eval.other_manifest; outside
+# this file, only report and package depend on it.
 #
 # An evaluation needs a few hundred clips, so one shard holds all of them.
 OTHER_CONFIG = targets.config_of_other(config)
@@ -57,7 +57,7 @@ use rule list_rows as list_rows_other with:
         stamp=lambda wildcards: recordings.stamp_of(Path(OTHER_MEMORY)),
 
 
-# Measure its recordings, with the settings of the manifest's.
+# Measure its recordings, with the same settings as for the manifest.
 # reads:  <results>/other/data/recordings/{shard}.parquet, the recordings that it lists
 # writes: <results>/other/data/measured/{shard}.parquet
 use rule measure_shard as measure_shard_other with:
@@ -73,7 +73,7 @@ use rule measure_shard as measure_shard_other with:
         "<benchmarks>/other/measure/{shard}.tsv"
 
 
-# Accept or reject each row; those that training has too are rejected.
+# Accept or reject each row; rows that are also in training are rejected.
 # reads:  <results>/other/data/rows.parquet, <results>/other/data/measured/,
 #         <results>/data/clips.parquet
 # writes: <results>/other/data/{clips,rejected}.parquet, <results>/other/data/validation.json,
@@ -118,7 +118,7 @@ use rule tokenize_shard as tokenize_shard_other with:
         "<benchmarks>/other/tokenize/{shard}.tsv"
 
 
-# Pack its clips, with the settings of the manifest's. No row is for training.
+# Pack its clips, with the same settings as for the manifest. No row is for training.
 # reads:  <results>/other/data/clips.parquet, <results>/other/codes/, tokenizer and template of the
 #         base as pinned
 # writes: <results>/{base}other/packed/eval.parquet, <results>/{base}other/packed/packing.json;
@@ -143,7 +143,7 @@ use rule pack_rows as pack_rows_other with:
         splits=["eval"],
 
 
-# Evaluate an adapter beside its base on these clips, as on the held-out ones.
+# Compare an adapter with its base on these clips, as on the held-out ones.
 # reads:  <results>/other/data/clips.parquet and its recordings, other/packed/eval.parquet of its base,
 #         <results>/experiments/{experiment}/train/adapter/, the adapter train.init_adapter if
 #         any, the base, the codec

@@ -1,8 +1,8 @@
-# What a user of the adapter gets.
+# The files that a user of the adapter gets.
 
 
-# Package an adapter with its model card, samples, metrics and provenance, and prove in a fresh
-# process that the package loads.
+# Package an adapter with its model card, samples, metrics and provenance, and verify in a
+# fresh process that the package loads.
 # reads:  the data's counts, the experiment's adapter, curves, metrics and samples, the settings of
 #         every stage
 # writes: <results>/adapters/{experiment}/, <results>/adapters/{experiment}.zip
@@ -70,8 +70,8 @@ rule package_adapter:
         " --package-dir {output.package:q} --archive {output.archive:q} --log {log:q}"
 
 
-# Publish a form on the Hub; only the target push asks for it. It runs where Snakemake does, for the
-# network of that machine.
+# Publish a form on the Hub; only the target push runs this. It runs on the machine of Snakemake, for its
+# network.
 # reads:  <results>/adapters/{experiment}/ or <results>/{form}/{experiment}/, the verdict of eval, the
 #         token of huggingface_hub
 # writes: <results>/pushed/{form}/{experiment}.json, the repository push.repo
@@ -108,8 +108,8 @@ rule push_adapter:
         " --pushed {output.pushed:q} --log {log:q}"
 
 
-# Write a full checkpoint of base and adapter, in the names of Transformers (merged) or of Boson AI's
-# own code (original), and prove in a fresh process that it equals the adapter.
+# Write a full checkpoint of base and adapter, with the names of Transformers (merged) or of Boson AI's
+# own code (original), and verify in a fresh process that it equals base and adapter.
 # reads:  the experiment's adapter, packed/eval.parquet of its base, the base, the codec
 # writes: <results>/{form}/{experiment}/
 rule merge_adapter:

@@ -1,4 +1,4 @@
-# The page that people look at.
+# The report.
 
 
 # Render the report of all experiments.

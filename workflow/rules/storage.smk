@@ -1,8 +1,8 @@
-# Recordings on object storage. Included only if a manifest is there.
+# Recordings on object storage. Included only if there is a manifest on it.
 
 
-# Bring the folders of all manifests on object storage to this machine, once: each is listed and
-# copied as a whole. The copies stay for every job that reads recordings.
+# Copy the folders of all manifests on object storage to this machine, once, each as a whole. The copies
+# stay for every job that reads recordings.
 # reads:  the folders
 # writes: <resources>/fetched.txt, which lists the copies; these are below .snakemake/storage/
 rule fetch_recordings:

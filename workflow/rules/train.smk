@@ -72,9 +72,9 @@ rule train_adapter:
         " --compile-cache {params.results:q}/compiled --log {log:q}"
 
 
-# Put a finished adapter in the place of the one before. Snakemake removes the outputs of a job when
-# it starts: those of a training that starts again would be gone for hours. What decides the training
-# decides this copy, too: an adapter of other settings is never taken for up to date.
+# Replace the previous adapter by a finished one. Snakemake removes the outputs of a job when it starts,
+# so those of a training that starts again would be gone for hours. This copy has the same inputs and
+# parameters as training, so an adapter of other settings never counts as up to date.
 # reads:  <results>/experiments/{experiment}/train/finished/
 # writes: <results>/experiments/{experiment}/train/adapter/
 rule publish_adapter:
