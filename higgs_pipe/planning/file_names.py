@@ -20,7 +20,7 @@ MANIFESTS_IN_FOLDER = (
     METADATA_CSV,
 )
 
-# Recordings, and the transcripts beside them.
+# Recordings, of one name the first in this order is taken, and the transcripts beside them.
 AUDIO_ENDINGS = (
     *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".caf"),
     *(".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr"),

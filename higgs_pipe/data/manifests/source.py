@@ -14,6 +14,7 @@ from typing import Any
 
 from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.manifests.fields import Fields, RowFault
+from higgs_pipe.data.manifests.transcripts import kind_of_transcript
 from higgs_pipe.data.spans import Span
 from higgs_pipe.planning.bounds import (
     MAX_FAULTS,
@@ -189,12 +190,12 @@ class Source:
         """Return the text of a transcript; an empty one is left to the validation.
 
         Raises:
-            RowFault: There is no such file, or it is not UTF-8 text of at most
-            ``MAX_TRANSCRIPT_BYTES``.
+            RowFault: There is no such file, it is not UTF-8 text of at most
+                ``MAX_TRANSCRIPT_BYTES``, or it holds more than the words.
         """
         try:
             content = as_utf8(read_file(Path(path), MAX_TRANSCRIPT_BYTES))
-            return decoded(content.removeprefix(codecs.BOM_UTF8), path).strip()
+            text = decoded(content.removeprefix(codecs.BOM_UTF8), path).strip()
         except FileNotFoundError:
             raise RowFault(f"the transcript {path} does not exist") from None
         except UnfitFileError as error:
@@ -205,6 +206,9 @@ class Source:
             raise RowFault(f"the transcript {path} cannot be read ({error.strerror})") from None
         except ValueError:
             raise RowFault(f"the transcript {path!r:.60} is not a file name") from None
+        if kind := kind_of_transcript(text):
+            raise RowFault(f"the transcript holds {kind}; write what is said there, and no more")
+        return text
 
 
 def as_utf8(content: bytes) -> bytes:

@@ -120,9 +120,42 @@ def test_a_speaker_in_the_config_comes_before_the_name_of_the_folder(tmp_path: P
 
 def test_a_second_transcript_of_a_recording_is_left_out(tmp_path: Path) -> None:
     fill(tmp_path, "x.wav", "x.lab", "x.txt")
-    assert facts(tmp_path) == [("x", "This is x.lab.", None)]
-    left_out = {"a transcript of this name was taken": [f"{tmp_path}/x.txt"]}
+    assert facts(tmp_path) == [("x", "This is x.txt.", None)]
+    left_out = {"a transcript of this name was taken": [f"{tmp_path}/x.lab"]}
     assert read(tmp_path).left_out == left_out
+
+
+NOT_WORDS = {
+    "0 3000000 sil\n3000000 6100000 hh\n": "labels with times",
+    "0 46797 She had your dark suit.": "labels with times",
+    "0.000000\t1.500000\tHello there.": "labels with times",
+    "0.5\t1.5\tHello\n1.5\t2\t\n": "labels with times",
+    "1\n00:00:00,000 --> 00:00:01,500\nHello.\n": "subtitles",
+    "WEBVTT\n\n00:00.000 --> 00:01.500\nHello.": "subtitles",
+    '{"text": "Hello.", "segments": []}': "JSON",
+    'File type = "ooTextFile"\nObject class = "TextGrid"': "a TextGrid",
+}
+WORDS = (
+    *("0 800 is the number.", "10 20 thirty.", "1 2 3\n4 5 6.", "0 1234 5678", "2 to 1 --> won"),
+    *("{braces} he said", "5 6 seven\n3 4 and five", "3.5 4.5"),
+)
+
+
+def test_a_transcript_that_holds_more_than_words_is_a_fault(tmp_path: Path) -> None:
+    for number, text in enumerate(NOT_WORDS):
+        fill(tmp_path, f"{number}.wav")
+        (tmp_path / f"{number}.txt").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path)
+    for number, kind in enumerate(NOT_WORDS.values()):
+        assert has_line_with(str(caught.value), f"{number}.txt", f"the transcript holds {kind}")
+
+
+def test_a_transcript_may_hold_numbers(tmp_path: Path) -> None:
+    for number, text in enumerate(WORDS):
+        fill(tmp_path, f"{number}.wav")
+        (tmp_path / f"{number}.txt").write_text(text)
+    assert [row.text for row in read(tmp_path).rows] == list(WORDS)
 
 
 def test_a_recording_without_a_transcript_is_a_row_without_text(tmp_path: Path) -> None:
@@ -137,8 +170,8 @@ def test_what_no_row_comes_from_is_counted_by_the_reason(tmp_path: Path) -> None
     fill(tmp_path, "a.wav", "a.txt", "a.mp3", "b.txt", "notes.pdf", "._a.wav", "sub/c.TextGrid")
     left_out = read(tmp_path).left_out
     names = sorted(Path(name).name for files in left_out.values() for name in files)
-    assert names == ["._a.wav", "a.wav", "b.txt", "c.TextGrid", "notes.pdf"]
-    assert [row.audio for row in read(tmp_path).rows] == ["a.mp3"]
+    assert names == ["._a.wav", "a.mp3", "b.txt", "c.TextGrid", "notes.pdf"]
+    assert [row.audio for row in read(tmp_path).rows] == ["a.wav"]
 
 
 def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:

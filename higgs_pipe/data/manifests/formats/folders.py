@@ -14,6 +14,7 @@ from higgs_pipe.data.manifests.formats.samples import read_samples
 from higgs_pipe.data.manifests.formats.tables import read_csv, read_jsonl
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source
 from higgs_pipe.planning.file_names import (
+    AUDIO_ENDINGS,
     METADATA,
     METADATA_CSV,
     METADATA_JSON,
@@ -75,15 +76,16 @@ def read_folder(source: Source) -> RawRows:
         if not described.isdisjoint(file.parents):
             continue  # what its table does not name is noted later
         if stem := audio_stem(file):
-            if recordings.setdefault(_composed(folder, stem), file) is not file:
-                source.leave_out("a recording of this name was taken in another format", str(file))
+            if other := _take(recordings, _composed(folder, stem), file):
+                reason = "a recording of this name was taken in another format"
+                source.leave_out(reason, str(other))
         elif file.name.endswith(TRANSCRIPTS_ENDING):
             for line, text in source.lines(str(file)):
                 name, _, words = text.strip().partition(" ")
                 spoken[_composed(folder, file.with_name(name))] = Said(str(file), line, words)
         elif stem := transcript_stem(file):
-            if transcripts.setdefault(_composed(folder, stem), file) is not file:
-                source.leave_out("a transcript of this name was taken", str(file))
+            if other := _take(transcripts, _composed(folder, stem), file):
+                source.leave_out("a transcript of this name was taken", str(other))
         else:
             ending = file.suffix.lower() or "no ending"
             source.leave_out(f"not a recording or a transcript ({ending})", str(file))
@@ -99,6 +101,25 @@ def read_folder(source: Source) -> RawRows:
         source.leave_out("a transcript without a recording of its name", f"{said.file}:{said.line}")
     for transcript in transcripts.values():
         source.leave_out("a transcript without a recording of its name", str(transcript))
+
+
+def _take(taken: dict[Path, Path], stem: Path, file: Path) -> Path | None:
+    """Take a file under its name, unless a better one was; return the one that is left out."""
+    other = taken.setdefault(stem, file)
+    if other is file:
+        return None
+    if _preference(file) < _preference(other):
+        taken[stem] = file
+        return other
+    return file
+
+
+def _preference(file: Path) -> int:
+    """Return 0 for what is taken first: audio that is not compressed, words before labels."""
+    ending = file.suffix.lower()
+    if ending in AUDIO_ENDINGS:
+        return AUDIO_ENDINGS.index(ending)
+    return int(ending == ".lab")
 
 
 def _composed(folder: Path, path: Path) -> Path:
