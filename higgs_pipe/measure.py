@@ -21,7 +21,13 @@ from higgs_pipe.data.audio import (
     SegmentOutsideError,
     open_audio,
 )
-from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, lost_share, to_mono
+from higgs_pipe.data.channels import (
+    channel_to_take,
+    loss_of_mean_db,
+    lost_share,
+    separate_share,
+    to_mono,
+)
 from higgs_pipe.data.clips.reasons import Fault, Reason
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.quality import (
@@ -188,6 +194,7 @@ def _measure(
         "num_channels": audio.samples.shape[1],
         "encoding": header.encoding,
         "channel": channel,
+        "separate_share": separate_share(audio.samples),
         **vars(measure_audio(mono, audio.sample_rate_hz, mono_peak)),
         # A channel that is clipped is so in their mean, too.
         "peak": highest,

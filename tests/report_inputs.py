@@ -195,6 +195,7 @@ class Inputs:
             "num_rejected": 5,
             "num_references": 0,
             "num_clips_of_one_channel": 0,
+            "num_clips_of_separate_channels": 0,
             "num_rejected_by_reason": {"too_short": 2, "silent": 3},
             "seconds": 2160.0,
             "hours": 0.6,

@@ -199,6 +199,11 @@ FILE_COLUMNS = (
     Column("sample_rate_hz", pa.int32(), "Sample rate of the file, in Hz."),
     Column("num_channels", pa.int32(), "Channels of the file."),
     CHANNEL_COLUMN,
+    Column(
+        "separate_share",
+        pa.float32(),
+        "Share of power that a second channel has alone: 0 in one sound, to 0.5 with two voices.",
+    ),
     Column("encoding", pa.string(), "Container and encoding of the file, such as WAV PCM_16."),
     Column("audio_sha256", pa.string(), "SHA-256 of the file's bytes."),
     Column("pcm_sha256", pa.string(), "SHA-256 of the decoded samples; finds duplicates."),
@@ -226,7 +231,7 @@ SPEECH_COLUMNS = (
 
 MEASURED = TableSpec(
     name="measured recordings",
-    version=4,
+    version=5,
     made_by="measure_shard",
     columns=(
         *RECORDINGS.columns,
@@ -241,7 +246,7 @@ MEASURED = TableSpec(
 
 CLIPS = TableSpec(
     name="clips",
-    version=5,
+    version=6,
     made_by="judge_clips",
     columns=(
         Column("clip_id", pa.string(), "Unique id."),

@@ -14,7 +14,7 @@ import soundfile as sf
 from helpers import run_validation, write_stage_config
 
 from higgs_pipe import tokenize_audio
-from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, to_mono
+from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, separate_share, to_mono
 from higgs_pipe.higgs.v2 import miniature
 
 RATE = 24_000
@@ -56,6 +56,28 @@ def test_the_loudest_channel_is_taken_where_the_mean_is_far_quieter(
     assert channel_to_take(samples) == taken
     expected = samples.mean(axis=1) if taken is None else samples[:, taken]
     assert np.array_equal(to_mono(samples, taken)[:, 0], expected)
+
+
+TURN = np.arange(len(speech(1, 6.0))) // RATE % 2  # a second each, six blocks but those between
+
+
+@pytest.mark.parametrize(
+    ("gains", "share"),
+    [
+        ([(1.0, 0.0), (0.0, 1.0)], 0.43),  # a voice in each channel
+        ([(1.0, 0.2), (0.2, 1.0)], 0.41),  # each is heard a little by the other's microphone
+        ([(1.0, 0.0), (0.0, 0.5)], 0.18),  # one of them at half the level
+        ([(1.0, 0.5), (0.5, 1.0)], 0.0),  # two voices in a stereo picture
+        ([(1.0, 0.1), (1.0, 0.1)], 0.0),  # both on the left
+        ([(1.0, 0.0)] * 2, 0.0),
+        ([(1.0,), (1.0,)], 0.0),
+    ],
+)
+def test_channels_that_are_alone_by_turns_are_separate(
+    gains: list[tuple[float, ...]], share: float
+) -> None:
+    samples = speech(1, 6.0)[:, None] * np.array(gains)[TURN]  # (num_samples, num_channels)
+    assert separate_share(samples.astype(np.float32)) == pytest.approx(share, abs=0.03)
 
 
 @pytest.fixture
@@ -105,6 +127,15 @@ def test_measures_and_codes_of_cancelling_channels_are_those_of_the_louder_one(
     rows = pq.read_table(stereo / "codes.parquet").to_pylist()
     codes = {row["clip_id"]: row["codes"] for row in rows}
     assert codes["turned"] == codes["louder"]
+
+
+def test_a_voice_in_each_channel_is_counted(stereo: Path) -> None:
+    assert judged(stereo)[2]["num_clips_of_separate_channels"] == 0
+    turns = np.concatenate([np.stack([A, 0 * A], axis=1), np.stack([0 * A, B], axis=1)])
+    sf.write(stereo / "0.wav", turns, RATE)
+    clips, _, summary = judged(stereo)
+    assert summary["num_clips_of_separate_channels"] == 1
+    assert clips["0"]["separate_share"] == pytest.approx(0.43, abs=0.08)
 
 
 def test_cancelling_channels_are_rejected_if_the_setting_says_so(stereo: Path) -> None:

@@ -41,6 +41,12 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
             "clips whose channels cancel when mixed to mono: %d; their loudest channel is used",
             num_clips,
         )
+    if num_clips := validation.num_clips_of_separate_channels:
+        logger.warning(
+            "clips with another sound in each channel, such as two speakers: %d; their mean is "
+            "encoded. Where a text is what one of them says, save that channel as a file",
+            num_clips,
+        )
     for kind, finding in validation.text_findings.items():
         logger.info(
             "rows whose texts have %s: %d, such as %s",

@@ -115,6 +115,7 @@ class ValidationSummary(Result):
     num_texts_from_transcripts: int
     num_references: int
     num_clips_of_one_channel: int
+    num_clips_of_separate_channels: int  # such as a voice in each
     splits: dict[str, Share]
     split_by: str
     overlap: dict[str, int]

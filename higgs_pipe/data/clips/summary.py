@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from higgs_pipe.config.settings import DataConfig
+from higgs_pipe.data.channels import MIN_SEPARATE_SHARE
 from higgs_pipe.data.clips.candidates import Clip
 from higgs_pipe.data.clips.contradictions import find_contradictions
 from higgs_pipe.data.clips.corpus import Corpus
@@ -75,6 +76,9 @@ def summarize(
         num_texts_from_transcripts=_count(targets, "text_source", "transcript"),
         num_references=len(corpus.references),
         num_clips_of_one_channel=sum(clip["channel"] is not None for clip in targets),
+        num_clips_of_separate_channels=sum(
+            clip["separate_share"] > MIN_SEPARATE_SHARE for clip in targets
+        ),
         splits={
             split: Share(**_amount([clip for clip in targets if clip["split"] == split]))
             for split in (TRAIN, EVAL)
