@@ -51,6 +51,17 @@ def test_a_base_in_bfloat16_keeps_float32_matrices_and_gradients() -> None:
         assert (ours - of_peft).norm() < 0.02 * of_peft.norm()
 
 
+def test_a_base_that_becomes_float32_forgets_the_rounded_matrices() -> None:
+    expected = output_and_gradients(adapted(dtype=torch.bfloat16).float(), torch.float32)
+    fused = adapted(dtype=torch.bfloat16)
+    matrices = fuse_lora(fused)
+    matrices.refresh()
+    fused.float()
+    matrices.refresh()
+    found = output_and_gradients(fused, torch.float32)
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
 def test_what_is_not_plain_lora_is_left_to_peft(options: dict[str, Any]) -> None:
     expected = output_and_gradients(adapted(**options))

@@ -284,7 +284,9 @@ def test_ends_are_no_repetition_and_forced_codes_stay() -> None:
 
 def test_speech_is_written_in_16_bits_and_clipped_at_full_scale(tmp_path: Path) -> None:
     sound = np.array([0.0, 0.5, 2.0, -2.0], np.float32)
-    Spoken(sound, 24_000, np.zeros((1, 8), np.int16), has_stopped=True).write(tmp_path / "a.wav")
+    spoken = Spoken(sound, 24_000, np.zeros((1, 8), np.int16), has_stopped=True)
+    assert spoken.duration_seconds == 4 / 24_000
+    spoken.write(tmp_path / "a.wav")
     info = sf.info(tmp_path / "a.wav")
     assert (info.format, info.subtype, info.samplerate) == ("WAV", "PCM_16", 24_000)
     assert sf.read(tmp_path / "a.wav", dtype="int16")[0].tolist() == [0, 16_384, 32_767, -32_768]

@@ -88,6 +88,15 @@ def test_a_shard_lists_each_recording_of_its_rows_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_manifest_and_its_root_are_read_where_they_were_fetched_to() -> None:
+    fetched = {"s3://b/corpus": "/here"}
+    entry = ManifestEntry(path="s3://b/corpus/m.csv", root="s3://b/corpus/wavs", speaker="ada")
+    expected = entry.model_copy(update={"path": "/here/m.csv", "root": "/here/wavs"})
+    assert list_rows._local(entry, fetched) == expected
+    assert list_rows._local("s3://b/corpus/m.csv", fetched) == "/here/m.csv"
+    assert list_rows._local(ManifestEntry(path="m.csv"), fetched) == ManifestEntry(path="m.csv")
+
+
 def test_the_table_of_rows_gives_back_every_row(tmp_path: Path) -> None:
     rows = [ROWS[0] | {"speaker": "s", "scene": "A hall.", "split": "eval", "lang": "x"}, ROWS[1]]
     list_shards(tmp_path, rows)

@@ -507,6 +507,24 @@ def test_the_revision_of_the_command_comes_before_that_of_the_package(
             Speaker.load(adapter=package, base_revision=named)
 
 
+def test_the_codec_is_of_the_revision_of_the_command_or_else_of_the_package(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(codec: Pretrained, *_: object) -> None:
+        raise Seen(f"{codec.name}@{codec.revision}")
+
+    provenance = json.loads((package / "provenance.json").read_text())
+    provenance["codec"] |= {"codec": "ada/codec", "revision": "of-the-package"}
+    (package / "provenance.json").write_text(json.dumps(provenance))
+    monkeypatch.setattr("higgs_pipe.higgs.speaker.load_base", lambda *_: None)
+    monkeypatch.setattr("higgs_pipe.higgs.speaker.load_adapter", lambda *_: None)
+    monkeypatch.setattr("higgs_pipe.higgs.speaker.load_codec", look)
+    with pytest.raises(Seen, match="ada/codec@of-the-package"):
+        Speaker.load(adapter=package)
+    with pytest.raises(Seen, match="own/codec@mine"):
+        Speaker.load(adapter=package, codec="own/codec", codec_revision="mine")
+
+
 def test_a_damaged_provenance_is_refused(package: Path) -> None:
     (package / "provenance.json").write_text("{}")
     with pytest.raises(UserError, match=r"provenance\.json"):

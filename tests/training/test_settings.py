@@ -13,6 +13,7 @@ from reference import base_with_lora
 from safetensors.torch import load_file
 
 import higgs_pipe.train
+from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows, collate
@@ -195,6 +196,32 @@ def test_samples_are_of_the_identity_where_they_decide(corpus: PackedCorpus) -> 
     decides = {"keep_best_by": "stop_rate", "sample_steps": 7}
     before, after = (identity(corpus, decides | more) for more in ({}, {"num_samples": 9}))
     assert before["settings"] != after["settings"]
+
+
+def test_every_setting_is_of_the_identity_but_those_of_launch_log_and_samples(
+    corpus: PackedCorpus,
+) -> None:
+    known = json.loads(identity(corpus, {})["settings"])["train"].keys()
+    assert set(TrainConfig.model_fields) - set(known) == {
+        *("num_processes", "num_machines", "main_process_ip", "main_process_port", "device"),
+        *("accelerate_config", "timeout_seconds", "init_adapter", "stop_on_alarm", "preflight"),
+        *("log_steps", "save_steps", "save_total_limit", "tracker"),
+        *("sample_steps", "num_samples", "sampling"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [("fingerprint", "base weights"), ("config_fingerprint", "base config")],
+)
+def test_another_base_of_the_same_name_is_another_run(
+    corpus: PackedCorpus, changed: str, named: str
+) -> None:
+    stage, rows = stage_of(corpus, {}), (corpus.train_rows, corpus.eval_rows)
+    base = base_of_rows(corpus.train_rows, stage.pretrained_base)
+    other = base.model_copy(update={changed: "f" * 64})
+    one, two = (run_identity(stage, each, *rows, Accelerator(cpu=True)) for each in (base, other))
+    assert [key for key in one if one[key] != two[key]] == [named]
 
 
 def test_other_rows_are_another_run(corpus: PackedCorpus) -> None:

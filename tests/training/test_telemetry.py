@@ -1,5 +1,6 @@
 """Speed and where the time goes, by a clock that ticks by hand."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,3 +85,14 @@ def test_on_cuda_the_phases_are_those_of_the_device() -> None:
             matrix @ matrix
     measured.count(1, 1, 1)
     assert measured.line()["forward_seconds"] > 0
+
+
+def test_the_peak_of_a_cpu_is_the_resident_sets_in_10_to_the_9_bytes(
+    clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(ru_maxrss=2_000_000)  # KiB, on Linux
+    monkeypatch.setattr("higgs_pipe.training.telemetry.resource.getrusage", lambda _: usage)
+    measured = Telemetry(torch.device("cpu"), longest_row=1, frame_rate_hz=25)
+    step(measured, clock, forward=2)
+    measured.count(1, 1, 1)
+    assert measured.line()["peak_memory_gb"] == pytest.approx(2.048)

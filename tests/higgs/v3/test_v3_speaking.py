@@ -13,6 +13,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.generation import generate
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
+from higgs_pipe.higgs.v3.generation import undelayed
 
 GREEDY = Sampling(temperature=0, max_seconds=1)
 SAMPLED = Sampling(max_seconds=1, seed=3)
@@ -93,3 +94,9 @@ def test_what_it_cannot_speak_is_refused(speaker: Speaker, name: Any) -> None:
 def test_a_system_message_is_refused(v3_base: Path) -> None:
     with pytest.raises(UserError, match="system_prompt is a system message"):
         Speaker.load(str(v3_base), system_prompt="Speak softly.")
+
+
+def test_a_0_stands_for_what_is_no_code() -> None:
+    """BOC is 8, EOC 9; of three frames the second has BOC and EOC for codes."""
+    frames = np.array([[1, 8, 3, 9], [8, 2, 9, 4]], np.int16).T
+    assert undelayed(frames, num_frames=3, stream_eos=9).tolist() == [[1, 2], [0, 0], [3, 4]]
