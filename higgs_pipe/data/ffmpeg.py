@@ -233,6 +233,8 @@ def _frames(container: "InputContainer", stream: "AudioStream") -> Iterator["Aud
 
 def _samples_of(frame: "AudioFrame") -> npt.NDArray[Any]:
     """Return the samples of a frame: (num_samples, num_channels), int16 or float32."""
+    if frame.format.name.startswith("s64"):
+        raise DecodingError("holds integers of 64 bits; save it as WAV or FLAC")
     array = frame.to_ndarray()  # planar (num_channels, num_samples), or packed (1, all)
     array = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
     if array.dtype in (np.int16, np.float32):

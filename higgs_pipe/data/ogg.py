@@ -55,8 +55,8 @@ def ogg_pages(content: bytes) -> Iterator[Page]:
     while place >= 0:
         header = content[place : place + PAGE_HEADER.size].ljust(PAGE_HEADER.size, b"\0")
         _, _, flags, granule, serial, number, _, num_segments = PAGE_HEADER.unpack(header)
-        segments = content[place + PAGE_HEADER.size :][:num_segments]
-        num_bytes = PAGE_HEADER.size + num_segments + sum(segments)
+        start = place + PAGE_HEADER.size
+        num_bytes = PAGE_HEADER.size + num_segments + sum(content[start : start + num_segments])
         yield Page(place, num_bytes, flags, granule, serial, number)
         place = content.find(b"OggS\0", place + num_bytes)
 

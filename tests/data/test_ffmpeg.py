@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -322,6 +323,15 @@ def test_a_gap_in_the_times_of_a_recording_is_named_with_its_place(tmp_path: Pat
     path = write(tmp_path / "a.webm", "libopus", speech(48_000), 48_000, gap_seconds=0.5)
     with pytest.raises(AudioError, match=r"a\.webm .* 0\.5 s at 2\.0 s$"):
         read_header(path)
+
+
+def test_samples_that_numpy_does_not_take_are_refused(tmp_path: Path) -> None:
+    described = struct.pack(">d4s5I", 24_000, b"lpcm", 2, 8, 1, 1, 64)
+    chunks = ((b"desc", described), (b"data", bytes(4 + 8 * 24_000)))
+    content = b"".join(name + struct.pack(">q", len(chunk)) + chunk for name, chunk in chunks)
+    (tmp_path / "a.caf").write_bytes(b"caff\0\1\0\0" + content)
+    with pytest.raises(AudioError, match=r"a\.caf holds integers of 64 bits"):
+        read_header(tmp_path / "a.caf")
 
 
 def test_audio_that_begins_after_its_video_is_refused(tmp_path: Path) -> None:
