@@ -254,7 +254,7 @@ def write_speech(
         differences=[],
     )
     if takes.prompts:
-        with activity("measuring what was spoken"):
+        with activity("measuring the speech"):
             takes.listen(listener)
         clusters = _clusters(takes.prompts)
         generation = generation.model_copy(

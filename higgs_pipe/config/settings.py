@@ -312,7 +312,7 @@ class LoraSettings(Section):
 
     forbidden = tuple(
         Forbidden(
-            f"init olora and pissa do not go with {key}",
+            f"init olora and pissa cannot be combined with {key}",
             {"init": Value(("olora", "pissa")), key: TRUE},
         )
         for key in ("use_rslora", "use_dora")
@@ -383,7 +383,7 @@ class TrainConfig(Section):
             {"keep_best_by": Value(("stop_rate", "length_ratio")), "sample_steps": OFF},
         ),
         Forbidden(
-            "lora.init olora and pissa do not go with init_adapter",
+            "lora.init olora and pissa cannot be combined with init_adapter",
             {"init_adapter": ON, "lora.init": Value(("olora", "pissa"))},
         ),
     )

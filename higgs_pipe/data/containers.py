@@ -76,7 +76,7 @@ def end_fault(path: Path, file: sf.SoundFile) -> str | None:
         file.format == "W64" and file.subtype not in SAMPLE_NUM_BYTES
     ):
         kind = f"{file.format_info}, {file.subtype_info}"
-        return f"is {kind}: nothing there tells whether it is whole; convert it to WAV or FLAC"
+        return f"is {kind}, which does not show whether it is complete; convert it to WAV or FLAC"
     state = path.stat()
     return _end_fault(path, file.format, file.frames, state.st_size, state.st_mtime_ns)
 

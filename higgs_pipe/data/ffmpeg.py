@@ -171,7 +171,7 @@ def _decode(path: Path, kind: Container) -> Decoded:
 def _only_stream(container: "InputContainer") -> "AudioStream":
     if len(container.streams.audio) != 1:
         raise DecodingError(
-            f"holds {len(container.streams.audio)} streams of audio; save one as WAV or FLAC"
+            f"holds {len(container.streams.audio)} audio streams; save one as WAV or FLAC"
         )
     return container.streams.audio[0]
 
@@ -194,7 +194,7 @@ def _write_frames(
             first.sample_rate,
             first.layout.nb_channels,
         ):
-            raise DecodingError("changes its sample rate or channels on the way")
+            raise DecodingError("changes its sample rate or channels midway")
         if frame.pts is not None and first.pts is not None:
             seconds = (frame.pts - first.pts) * float(stream.time_base or 0)
             gap_seconds = seconds - num_samples / first.sample_rate

@@ -31,7 +31,7 @@ def flac_fault(content: bytes, num_samples: int) -> str | None:
         num_samples: What it declares, per channel.
     """
     if sum(content.count(start) for start in START) > 1:
-        return "holds several FLAC streams, one behind the other"
+        return "holds several FLAC streams, one after the other"
     start = content.find(b"fLaC")
     smallest, largest = struct.unpack(">HH", content[start + 8 : start + 12])
     num_frames = _num_frames(content)

@@ -37,7 +37,7 @@ def ogg_fault(content: bytes) -> str | None:
         if not page.flags & FIRST_PAGE_FLAG:
             has_other_page = True
         elif has_other_page:
-            return "holds several Ogg streams, one behind the other"
+            return "holds several Ogg streams, one after the other"
         before = previous.get(page.serial)
         # Whoever joins a broadcast has its headers, then pages from its middle.
         if before and before.granule and page.number != (before.number + 1) % 2**32:

@@ -43,7 +43,7 @@ def failure_lines(logs_dir: Path, before: Mapping[Path, FileState]) -> list[str]
     ]
     if len(logs_by_cause) > NUM_CAUSES_SHOWN:
         lines += ["", f"... and {len(logs_by_cause) - NUM_CAUSES_SHOWN} other errors"]
-    return [*lines, "", "Then run the same command again; what is finished stays."]
+    return [*lines, "", "Then run the same command again; finished results are kept."]
 
 
 def _told(cause: str, logs: list[Path]) -> Iterator[str]:

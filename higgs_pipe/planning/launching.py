@@ -159,14 +159,14 @@ def check_slurm() -> None:
         asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError(
-            "Slurm's commands are not here (sinfo is missing). Run this on a machine from which "
-            "jobs are submitted, such as a login node."
+            "Slurm's commands are not here (sinfo is missing). Run this on a machine that submits "
+            "jobs, such as a login node."
         ) from None
     if asked.returncode != 0:
         fact = asked.stderr.strip().splitlines()[-1:] or [f"exit code {asked.returncode}"]
         raise UserError(
             f"Slurm does not answer: {fact[0]}. Nothing was submitted. When `sinfo` lists "
-            "partitions again, run the same command; what is finished stays."
+            "partitions again, run the same command; finished results are kept."
         )
 
 

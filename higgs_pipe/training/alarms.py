@@ -151,7 +151,7 @@ class Alarms:
         return (
             f"the {split} audio loss is under {FLOOR_SHARE:.0%} of the codes' entropy, which no "
             f"speech model reaches on unseen clips ({'; '.join(low)} nats): it sees the codes that "
-            "it should predict, and will generate silence. Look for labels that are not shifted, "
+            "it should predict, and will generate silence. Look for unshifted labels, "
             "or for the same recordings in both splits."
         )
 
@@ -161,7 +161,7 @@ class Alarms:
             return None
         return (
             f"the held-out loss of the stream EOS labels is {loss:.3f}; before training it was "
-            f"{self._base_stop_loss:.3f}. Clips may never end. Raise "
+            f"{self._base_stop_loss:.3f}. Speech may never end. Raise "
             "train.learning_rate or train.num_epochs; check in preflight.json that every clip has "
             "its EOS labels."
         )
@@ -182,15 +182,15 @@ class Alarms:
             return None
         return (
             f"the loss of codebook {', '.join(stuck)} stays at ln V = {uniform:.3f}, a blind guess:"
-            " nothing is learnt there. Check that the codes come from the base model's codec, and "
-            "that train.lora.target_modules include the audio FFN."
+            " it learns nothing. Check that the codes come from the base model's codec, and "
+            "that train.lora.target_modules includes the audio FFN."
         )
 
     def _gradient_zero(self, line: Line) -> str | None:
         if line["grad_norm"] != 0:
             return None
         return (
-            "the gradient norm is 0: nothing is learnt. Check that the step's rows have labels, "
+            "the gradient norm is 0: nothing is learned. Check that the step's rows have labels, "
             "and that train.dtype does not round the gradient to zero."
         )
 
@@ -214,7 +214,7 @@ class Alarms:
             return None
         return (
             f"the adapter's weights are still those of step {before['step']}: the optimizer does "
-            "not reach them, or train.learning_rate is too low for their dtype."
+            "not update them, or train.learning_rate is too low for their dtype."
         )
 
 

@@ -166,7 +166,7 @@ def difference_of_graphs(
                 if not error <= TOLERANCE:
                     return f"the {name} of a replayed micro-step is off by {error:.1%}"
     except torch.OutOfMemoryError:
-        return "memory does not suffice for a graph beside a plain micro-step"
+        return "memory does not suffice for a graph in addition to a plain micro-step"
     finally:
         state.clear_gradients()
     return None

@@ -271,7 +271,7 @@ FORBIDDEN = {
     "at least one task needs a weight above 0": ("pack.tasks", NO_TASK),
     "text or audio needs a weight above 0": ("train.loss_weights", {"text": 0, "audio": 0}),
     "a codebook needs a weight above 0": ("train.loss_weights", {"codebooks": [0, 0.0]}),
-    "init olora and pissa do not go with use_dora": (
+    "init olora and pissa cannot be combined with use_dora": (
         "experiments.e.lora",
         {"init": "pissa", "use_dora": True},
     ),

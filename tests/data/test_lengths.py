@@ -43,7 +43,7 @@ def test_a_file_holds_what_it_declares(
 def test_a_format_whose_end_nothing_tells_is_refused(tmp_path: Path, container: str) -> None:
     subtype = {"XI": "DPCM_16", "WVE": "ALAW"}.get(container, "PCM_16")
     sf.write(tmp_path / "a.bin", noise(1), RATE, format=container, subtype=subtype)
-    with pytest.raises(AudioError, match=r"a\.bin .* whole; convert it to WAV or FLAC$"):
+    with pytest.raises(AudioError, match=r"a\.bin .* complete; convert it to WAV or FLAC$"):
         read_header(tmp_path / "a.bin")
 
 

@@ -11,9 +11,9 @@ from higgs_pipe.data.clips.splits import Key, assign_splits, groups_of, keys_of
 from higgs_pipe.data.specs import EVAL, TRAIN
 from higgs_pipe.errors import UserError
 
-# What to change where too many clips share something to be split.
+# The remedies if too many clips share something to be split.
 LOOSENED_BY = {
-    "audio": "add other recordings, or, where conversations share what is only heard in them, set "
+    "audio": "add other recordings, or, if conversations only share recordings as context, set "
     "data.keep_context_together to false",
     "text": "set data.keep_text_together to false",
     "dialogue": "add other dialogues",

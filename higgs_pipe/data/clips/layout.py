@@ -19,15 +19,15 @@ def layout_fault(conversation: Conversation[Span]) -> Fault | None:
         elif num_recordings > 1:
             fact = f"turn {number} holds {num_recordings} recordings"
         elif num_recordings and not is_blank(turn.text):
-            fact = f"turn {number} has other words beside its recording than the user's before it"
+            fact = f"turn {number} has another text with its recording than the user turn before it"
         else:
             continue
         return Fault(Reason.CONVERSATION_LAYOUT, fact)
     if conversation.turns[-1].role == USER:
-        fact = f"turn {len(conversation.turns)} is a user's, and nothing answers it"
+        fact = f"turn {len(conversation.turns)} is a user's, without an answer"
         return Fault(Reason.CONVERSATION_LAYOUT, fact)
     for heard in conversation.utterances():
         if is_blank(heard.text):
-            fact = f"no words belong to the recording of turn {heard.turn_number}"
+            fact = f"the recording of turn {heard.turn_number} has no text"
             return Fault(Reason.TEXT_EMPTY, fact)
     return None

@@ -95,7 +95,7 @@ def _instruction(plain: Sequence[Candidate]) -> str | None:
     texts = [c.row.text.strip() for c in plain]
     begin = INSTRUCTION.match(texts[0]) if len(texts) >= MIN_CLIPS_OF_NAMES else None
     if begin and all(text.startswith(begin.group()) for text in texts):
-        return f"all texts begin with {begin.group().strip()!r:.80}, which nobody says"
+        return f"all texts begin with {begin.group().strip()!r:.80}, which is not spoken"
     return None
 
 

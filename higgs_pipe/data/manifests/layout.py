@@ -119,7 +119,7 @@ def references_apart(turns: Sequence[SpokenTurn], hints: Hints) -> list[SpokenTu
         asked: SpokenTurn = Turn(USER, tuple(parts))
         is_request = any(CLONING_REQUEST.search(text) for text in asked.texts)
         if is_request and not asked.recordings:
-            raise RowFault("the text asks for a reference's voice, and there is no reference")
+            raise RowFault("the text asks for a reference's voice, but there is no reference")
         apart = _apart(asked, turn, hints) if asked.recordings else None
         found += apart or [*user_turns, turn]
         if apart:

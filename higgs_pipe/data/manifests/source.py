@@ -201,7 +201,7 @@ class Source:
         except UnfitFileError as error:
             raise RowFault(f"the transcript {path} {error}") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise RowFault(f"the transcript {path} is not whole gzip ({error})") from None
+            raise RowFault(f"the transcript {path} is not complete gzip ({error})") from None
         except OSError as error:
             raise RowFault(f"the transcript {path} cannot be read ({error.strerror})") from None
         except ValueError:
@@ -222,7 +222,7 @@ def as_utf8(content: bytes) -> bytes:
     try:
         return content.decode("utf-16").encode()
     except UnicodeError as error:
-        raise RowFault(f"not whole UTF-16 ({error}); save it as UTF-8") from None
+        raise RowFault(f"not valid UTF-16 ({error}); save it as UTF-8") from None
 
 
 def decoded(raw: bytes, name: str = "") -> str:
@@ -250,7 +250,7 @@ def parse_json(text: str) -> Any:
     except json.JSONDecodeError as error:
         raise RowFault(f"not JSON: {error.msg} (column {error.colno})") from None
     except (ValueError, RecursionError) as error:
-        raise RowFault(f"not JSON that can be read: {error}") from None
+        raise RowFault(f"not readable JSON: {error}") from None
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> Fields:

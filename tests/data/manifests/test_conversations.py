@@ -395,7 +395,7 @@ def test_a_fault_in_json_lines_has_its_line(tmp_path: Path) -> None:
     lines += [{"messages": [*OK, user("A" * 100_001), *OK], "id": "e"}]
     message = message_of(write(tmp_path, "m.jsonl", "".join(f"{json.dumps(x)}\n" for x in lines)))
     assert f"{tmp_path}/m.jsonl:2: no message of the assistant" in message
-    assert f"{tmp_path}/m.jsonl:3: 'scene' has no place beside `messages`" in message
+    assert f"{tmp_path}/m.jsonl:3: 'scene' cannot be given with `messages`" in message
     assert has_line_with(message, "m.jsonl:4", "turn 3", "'\\ud83d'")
     assert has_line_with(message, "m.jsonl:5", "turn 3", "100,000")
 

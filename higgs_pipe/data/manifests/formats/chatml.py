@@ -56,7 +56,7 @@ def read_chatml_samples(source: Source) -> RawRows:
             fields, conversation = read_chatml(sample)
             others = {key: sample[key] for key in sample if key not in CHATML_KEYS}
             if misplaced := sorted(others.keys() & OUR_KEYS - set(CHATML_ROW_KEYS)):
-                raise RowFault(f"{misplaced[0]!r} has no place beside `messages`; leave it out")
+                raise RowFault(f"{misplaced[0]!r} cannot be given with `messages`; leave it out")
             fields |= others | {"speaker": _speaker(sample), **_declared(sample, fields)}
             yield RawRow(source.path, line, fields, conversation)
 
@@ -180,7 +180,7 @@ def _turns(sample: Mapping[str, Any], hints: Hints) -> list[SpokenTurn]:
     if [turn.role for turn in head] not in ([], [SYSTEM], [SCENE], [SYSTEM, SCENE]) or any(
         turn.role in (SYSTEM, SCENE) for turn in turns[len(head) :]
     ):
-        raise RowFault("one system message and then one scene may come first, and none later")
+        raise RowFault("only one system message, then one scene, may come first, and none later")
     return turns
 
 
@@ -196,7 +196,7 @@ def _message(message: Any, place: str) -> SpokenTurn:
         case _:
             raise RowFault(f"{place}: expected an object with `role` and `content`")
     if message.get("recipient"):
-        raise RowFault(f"{place}: `recipient` has no place in speech; leave it out")
+        raise RowFault(f"{place}: `recipient` is not supported for speech; leave it out")
     parts = [_part(part, place) for part in _contents(message)]
     return Turn(role, tuple(parts))
 
@@ -211,7 +211,7 @@ def _part(part: Any, place: str) -> str | Span:
         case {"type": "audio"}:
             return _audio_part(part, place)
         case {"type": "input_audio"}:
-            raise RowFault(f"{place}: audio in base64 is not read; save it as a file and name that")
+            raise RowFault(f"{place}: base64 audio is not read; save it to a file and name that")
     raise RowFault(
         f'{place}: expected text, {{"type": "text", "text": ...}} or {{"type": "audio", '
         f'"audio_url": ...}}, found {shown(part)}'
@@ -223,16 +223,16 @@ def _audio_part(part: Mapping[str, Any], place: str) -> Span:
     path, offset, duration = (part.get(key) for key in ("audio_url", "offset", "duration"))
     is_inline = isinstance(path, str) and path.startswith("data:")
     if is_inline or (part.get("raw_audio") and path in ("", None, "placeholder")):
-        raise RowFault(f"{place}: audio in base64 is not read; save it as a file and name that")
+        raise RowFault(f"{place}: base64 audio is not read; save it to a file and name that")
     if not isinstance(path, str) or not path.strip():
         raise RowFault(f"{place}: `audio_url` must be the path of a recording, found {shown(path)}")
     if path.lower().startswith("file:"):
         path, num_prefixes = FILE_ADDRESS.subn("", path)
         if not num_prefixes:
-            raise RowFault(f"{place}: a file: address must hold an absolute path: {shown(path)}")
+            raise RowFault(f"{place}: a file: URL must have an absolute path: {shown(path)}")
         path = unquote(path)
     elif ADDRESS.match(path):
-        raise RowFault(f"{place}: {shown(path)} is an address; download it and name the file")
+        raise RowFault(f"{place}: {shown(path)} is a URL; download it and name the file")
     if offset is None:  # `duration` alone is that of the file
         return Span(os.fspath(Path(path)))
     if not (is_number(offset) and offset >= 0) or not (

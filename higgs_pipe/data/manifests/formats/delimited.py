@@ -121,7 +121,9 @@ def rows_of_cells(
         given = {key: int(number) for key, number in source.columns.items() if number.isdigit()}
         roles = roles_of([values for _, values in rows], given, default_roles)
         if _is_unknown_header(rows, roles):
-            source.note(f"{source.path}:1: taken for a header; its fields are told by their values")
+            source.note(
+                f"{source.path}:1: taken for a header; its fields are known by their values"
+            )
             rows = rows[1:]
         for line, values in rows:
             with source.at(f"{source.path}:{line}"):
@@ -149,7 +151,7 @@ def _named_rows(source: Source, cells: Cells, header: list[str]) -> RawRows:
     for line, values in cells:
         with source.at(f"{source.path}:{line}"):
             if len(values) != len(header):
-                raise RowFault(f"{len(values)} fields, the header has {len(header)}")
+                raise RowFault(f"{len(values)} fields, but the header has {len(header)}")
             cells_by_name = dict(zip(header, values, strict=True))
             fields = renamed(cells_by_name, columns)
             if "audio" not in fields and (found := find_recording(source.root, fields.get("id"))):
@@ -165,7 +167,7 @@ def _fields_by_role(values: Sequence[str], roles: Sequence[Role], root: Path) ->
     elif len(values) > len(roles) > 2 and roles[-1] == "text" and "raw text" not in roles:
         values = [*values[:last], "|".join(values[last:])]  # a delimiter within the text
     if len(values) != len(roles):
-        raise RowFault(f"{len(values)} fields, most lines have {len(roles)}")
+        raise RowFault(f"{len(values)} fields, but most lines have {len(roles)}")
     fields: Fields = {}
     for role, value in zip(roles, map(str.strip, values), strict=True):
         if role == "raw text":

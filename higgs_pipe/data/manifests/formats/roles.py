@@ -120,7 +120,7 @@ def roles_of(
         roles: list[Role] = [None] * num_fields
         for key, number in given.items():
             if not 1 <= number <= num_fields:
-                raise RowFault(f"`columns` names field {number} as {key}, lines have {num_fields}")
+                raise RowFault(f"`columns` names field {number} as {key}; lines have {num_fields}")
             roles[number - 1] = key
         return tuple(roles)
     whole = [[value.strip() for value in row] for row in rows if len(row) == num_fields]
@@ -138,8 +138,8 @@ def roles_of(
     text = columns[found.index("text")]
     if text.share(PHONEMES) > 0.5:
         raise RowFault(
-            f"the text is written in phonemes ({text.values[0]!r:.60}); bring the list with the "
-            "text as people write it"
+            f"the text is written in phonemes ({text.values[0]!r:.60}); give a list with the "
+            "text in ordinary spelling"
         )
     return tuple(found)
 

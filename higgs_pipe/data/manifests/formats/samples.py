@@ -140,11 +140,11 @@ def read_ref_speakers(
         references[tag] = words.removeprefix(tag).strip(), path
     tags = set(SPEAKER_TAG.findall(text))
     if unknown := sorted(tags - references.keys()):
-        raise RowFault(f"the text has {unknown[0]}, and `ref_speakers` has no reference for it")
+        raise RowFault(f"the text has {unknown[0]}, but `ref_speakers` has no reference for it")
     if len(references) > 1 and not tags:
         raise RowFault(
-            f"there are {len(references)} `ref_speakers`, and no tag such as [SPEAKER0] in the "
-            "text says who speaks"
+            f"there are {len(references)} `ref_speakers`, but the text has no tag such as "
+            "[SPEAKER0]"
         )
     turns = [text_turn(SCENE, scene)] if scene and scene.strip() else []
     for tag, (words, path) in references.items():

@@ -96,7 +96,7 @@ def read_parquet(source: Source) -> RawRows:
                 extract_to = source.extract_to
                 if extract_to is None:
                     raise RowFault(
-                        f"{audio!r} holds recordings, and there is no folder to write them to"
+                        f"{audio!r} holds recordings, but there is no folder to write them to"
                     )
             wanted = [name for name in names if name in {*OUR_KEYS, *columns.values()}]
             _check_columns(table, [name for name in wanted if not (extract_to and name == audio)])

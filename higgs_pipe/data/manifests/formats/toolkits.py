@@ -54,7 +54,7 @@ def read_kaldi(source: Source) -> RawRows:
             if audio.endswith("|"):
                 source.fault(
                     f"{folder / WAV_SCP}:{place}",
-                    f"{recording!r} is a command; write its output to a file and name that",
+                    f"{recording!r} is a command; write its output to a file and give its path",
                 )
                 continue
             fields = {"id": utterance, "text": text, **speaker, **seconds, "audio": audio}
@@ -140,7 +140,7 @@ def _cut_fields(cut: Fields) -> Fields:
     if not isinstance(channels, list) or len(channels) != 1:
         raise RowFault("the file has several channels; save the cut's channel as a file")
     if start < -ROUNDING_SECONDS or start + duration > cut_duration + ROUNDING_SECONDS:
-        raise RowFault("the supervision reaches outside the cut; cut at the supervision")
+        raise RowFault("the supervision extends outside the cut; cut at the supervision")
     fields = {
         "id": cut.get("id"),
         "audio": audio,
