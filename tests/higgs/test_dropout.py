@@ -9,7 +9,7 @@ import torch
 from helpers import PackedCorpus, dropping_model
 
 from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
-from higgs_pipe.higgs.dropout import RowDropout, position_keys
+from higgs_pipe.higgs.dropout import PositionKeys, RowDropout, position_keys
 from higgs_pipe.higgs.model import DualLossModel
 
 WEIGHTS = torch.full((10,), 1e-3, dtype=torch.float64)  # of text, 8 codebooks, stop
@@ -86,3 +86,14 @@ def test_masks_of_positions_features_and_layers_are_independent(tiny_base: Path)
         correlation = torch.corrcoef(views[:60])
         off_diagonal = correlation - torch.diag(correlation.diag())
         assert off_diagonal.abs().max() < 6 / views.shape[1] ** 0.5
+
+
+def test_a_batch_without_seeds_forgets_the_keys_of_the_one_before() -> None:
+    keys = PositionKeys()
+    routed = torch.tensor([0, 2, 1])
+    keys.put(torch.tensor([5, 7, 9], dtype=torch.int32), routed, num_text=2)
+    assert [part.tolist() for part in (keys.all, keys.text, keys.audio) if part is not None] == [
+        *([5, 7, 9], [5, 9], [7])
+    ]
+    keys.put(None, routed, num_text=2)
+    assert (keys.all, keys.text, keys.audio) == (None, None, None)

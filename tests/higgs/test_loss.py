@@ -122,6 +122,9 @@ def test_the_loss_in_chunks_is_the_plain_loss(
     assert weighted is not None
     assert found.prediction is not None
     gradients = torch.autograd.grad(weighted, wanted)
+    twice = chunked_loss(head, hidden, labels, NUM_ENTRIES, max_logits_mb, 2 * weights).weighted
+    half = torch.autograd.grad(twice / 2, wanted)  # type: ignore[operator]
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(half, expected, strict=True))
     assert torch.allclose(found.loss, plain, atol=1e-12)
     assert torch.equal(found.prediction, head(hidden).view(11, 3, 5).argmax(-1))
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(gradients, expected, strict=True))

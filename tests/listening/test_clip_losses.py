@@ -47,3 +47,18 @@ def test_clips_are_grouped_by_length_and_by_the_parts_that_they_have() -> None:
     found = ClipLosses(clips, alone, losses, losses, sums, sums).breakdown().groups
     assert {g.name for g in found if g.kind == "length"} == {"below 2 s", "20 s and more"}
     assert [g.name for g in found if g.kind == "position"] == ["start", "end"]
+
+
+def test_the_loss_of_a_group_is_the_mean_of_its_codebooks() -> None:
+    """Codebook 0 has 9 nats over 9 labels, codebook 1 has 3 over 1: the mean of 1 and 3."""
+    clips: list[Any] = [
+        {"clip_id": name, "text": name, "speaker": "ada", "language": None}
+        | {"duration_seconds": 1.0, "task": "speech"}
+        for name in ("a", "b")
+    ]
+    sums = LossSums(torch.tensor([1.0, 9.0, 3.0, 1.0]), torch.tensor([1.0, 9.0, 1.0, 1.0]))
+    losses = [replace(losses_of(1.0), sums=sums) for _ in clips]
+    alone = Clusters.of(["a", "b"], [None] * 2, [None] * 2)
+    found = ClipLosses(clips, alone, losses, losses, [sums] * 2, [sums] * 2).breakdown().groups
+    [group] = [each for each in found if each.kind == "speaker"]
+    assert (group.base, group.adapter, group.num_clips) == (2.0, 2.0, 2)

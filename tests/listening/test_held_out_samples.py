@@ -8,8 +8,10 @@ import pytest
 
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.listening.held_out import HeldOutClips
+from higgs_pipe.listening.speaking import choose_prompts
 
 RATE_HZ = 25.0
+TOO_LONG = {"a": 24, "b": 25, "c": 26}  # frames; all but a and b
 
 
 def clip(clip_id: str, **columns: Any) -> dict[str, Any]:
@@ -64,3 +66,11 @@ def test_a_conversation_is_spoken_by_its_first_target() -> None:
     assert (found.task, found.text) == ("conversation", "First.")
     assert [each["clip_id"] for each in found.recordings] == ["r"]
     assert found.duration_seconds == 0.5
+
+
+def test_a_clip_of_exactly_the_cap_is_spoken() -> None:
+    samples: list[Any] = [SimpleNamespace(sample=packed(name, n)) for name, n in TOO_LONG.items()]
+    found = choose_prompts(samples, num_prompts=9, max_frames=25.0)
+    assert {each.sample.sample_id for each in found.chosen} == {"a", "b"}
+    assert found.num_too_long == 1
+    assert choose_prompts(samples, num_prompts=0, max_frames=25.0).num_too_long == 0

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.training import planner
 from higgs_pipe.training.card import card_of
 from higgs_pipe.training.forecast import KINDS, forecast
-from higgs_pipe.training.plan import Plan, choose_plan, micro_step_seconds
-from higgs_pipe.training.state import TrainingState
+from higgs_pipe.training.plan import Plan, choose_plan, micro_step_seconds, plan_without_card
+from higgs_pipe.training.state import Progress, TrainingState
 
 # docs/performance.md, one H200, the middle of each range: compiled, recomputed layers, positions,
 # peak GB of a micro-step, positions per second (None: not measured). Compiled, the peaks are those
@@ -114,6 +115,45 @@ def test_no_more_rows_are_planned_than_a_process_has_in_a_step(
     choice = choose_plan(formulas[True], settings, num_bytes, 2048, True, num_processes)
     assert choice.plan.rows_per_micro_batch == rows
     assert choice.plan.recomputed_layers == (0 if num_bytes > 1e9 else 28)
+
+
+@pytest.mark.parametrize(("layers", "fits"), [(4, False), (10, True), (12, True), (True, True)])
+def test_layers_of_the_config_have_to_be_enough(
+    formulas: dict[bool, MemoryFormula], layers: int | bool, fits: bool
+) -> None:
+    num_bytes = formulas[True].activations(2048, 10)  # for a row, of which ten are recomputed
+    settings = TrainConfig(gradient_checkpointing=layers, rows_per_step=1)
+    choice = choose_plan(formulas[True], settings, num_bytes, 2048, True)
+    assert choice.fits == fits
+    assert choice.plan.recomputed_layers == (28 if layers is True else layers)
+
+
+@pytest.mark.parametrize(("layers", "expected"), [("auto", 0), (False, 0), (True, 5), (2, 2)])
+def test_layers_are_recomputed_on_a_cpu_if_the_config_says_so(layers: Any, expected: int) -> None:
+    for is_padded in (False, True):
+        settings = TrainConfig(gradient_checkpointing=layers, cuda_graphs=is_padded or "auto")
+        plan = plan_without_card(settings, num_layers=5, is_compiled=False)
+        assert plan == Plan(1, expected, is_compiled=False, is_padded=is_padded)
+    assert plan_without_card(TrainConfig(gradient_checkpointing=9), 5, False).recomputed_layers == 5
+
+
+@pytest.mark.parametrize("layers", ["auto", 1])
+def test_out_of_memory_recomputes_more_layers_only_where_the_config_leaves_it(layers: Any) -> None:
+    noted: list[Any] = []
+    short: Any = planner.Planner(
+        model=SimpleNamespace(num_layers=2, recomputed_layers=1),  # type: ignore[arg-type]
+        settings=TrainConfig(gradient_checkpointing=layers),
+        inputs=SimpleNamespace(row_lengths=[9], rows_per_process=1, follow=lambda *_: None),  # type: ignore[arg-type]
+        state=SimpleNamespace(plan=Plan(1, 1, False), progress=Progress(step=3)),  # type: ignore[arg-type]
+        accelerator=SimpleNamespace(device=torch.device("cpu")),  # type: ignore[arg-type]
+    )
+    short.note = lambda step, plan, told: noted.append((step, plan["recomputed_layers"]))
+    if layers == "auto":
+        short.shrink()
+        assert noted == [(3, 2)]
+        return
+    with pytest.raises(UserError, match="one packed row of 9 positions with 1 of 2 layers"):
+        short.shrink()
 
 
 def plan_lines(metrics: list[dict[str, Any]]) -> list[tuple[int, int, int]]:

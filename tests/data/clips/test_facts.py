@@ -68,6 +68,8 @@ def sound_rows(folder: Path, num_rows: int = 3) -> list[Fields]:
         ({"duration": "3.0"}, None),
         ({"duration": 12.0}, "duration_mismatch"),
         ({"duration": 1.2}, "duration_mismatch"),
+        ({"duration": 3.4}, "duration_mismatch"),
+        ({"duration": 3.08}, None),  # a tenth of a second is rounding
         ({"duration": 0}, None),  # not known
         ({"sampling_rate": 24_000}, None),
         ({"sample_rate": 24}, None),  # kHz

@@ -231,3 +231,16 @@ def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
     assert (heard["audio"], heard["context"]) == (0, 1)
     apart = overlap([held_out, *talk("x", "eval", is_target=True)], DataConfig())
     assert set(apart.values()) == {0}
+
+
+def test_a_long_segment_of_one_split_overlaps_each_one_of_the_other_within_it() -> None:
+    def segment(start: float, end: float) -> dict[str, Any]:
+        span = {"audio_sha256": "a", "start_seconds": start, "end_seconds": end}
+        own = {"clip_id": str(start), "pcm_sha256": str(start), "text": "", "dialogue_id": None}
+        return span | own | {"conversation": None}
+
+    long_and_short, within_the_long = [(0, 10), (1, 2)], [(5, 6), (10, 12)]
+    for train, held_out in [(long_and_short, within_the_long), (within_the_long, long_and_short)]:
+        clips = [segment(*span) | {"split": "train"} for span in train]
+        clips += [segment(*span) | {"split": "eval"} for span in held_out]
+        assert overlap(clips, DataConfig())["audio"] == 1
