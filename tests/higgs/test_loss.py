@@ -37,6 +37,11 @@ def test_the_loss_divides_sums_by_counts_once_as_worked_by_hand() -> None:
     assert losses["eval_loss"] == pytest.approx(1.5 + 1.5)
 
 
+def test_the_audio_loss_is_the_mean_of_codebooks_of_unequal_counts() -> None:
+    sums = LossSums(torch.tensor([0.0, 9.0, 3.0, 0.0]), torch.tensor([1.0, 9.0, 1.0, 1.0]))
+    assert named_losses(sums)["audio_loss"] == 2.0  # of 1 and 3
+
+
 def test_the_objective_of_parts_adds_up_to_the_objective_of_the_whole() -> None:
     total = SUMS.total()
     parts = [objective(sample, total.count).item() for sample in SUMS.loss]
@@ -123,7 +128,8 @@ def test_the_loss_in_chunks_is_the_plain_loss(
     assert found.prediction is not None
     gradients = torch.autograd.grad(weighted, wanted)
     twice = chunked_loss(head, hidden, labels, NUM_ENTRIES, max_logits_mb, 2 * weights).weighted
-    half = torch.autograd.grad(twice / 2, wanted)  # type: ignore[operator]
+    assert twice is not None
+    half = torch.autograd.grad(twice / 2, wanted)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(half, expected, strict=True))
     assert torch.allclose(found.loss, plain, atol=1e-12)
     assert torch.equal(found.prediction, head(hidden).view(11, 3, 5).argmax(-1))

@@ -62,3 +62,16 @@ def test_the_loss_of_a_group_is_the_mean_of_its_codebooks() -> None:
     found = ClipLosses(clips, alone, losses, losses, [sums] * 2, [sums] * 2).breakdown().groups
     [group] = [each for each in found if each.kind == "speaker"]
     assert (group.base, group.adapter, group.num_clips) == (2.0, 2.0, 2)
+
+
+def test_groups_of_a_kind_are_listed_from_the_largest() -> None:
+    clips: list[Any] = [
+        {"clip_id": str(number), "text": "", "speaker": speaker, "language": None}
+        | {"duration_seconds": 1.0, "task": "speech"}
+        for number, speaker in enumerate(["ada", "cyd", "ben", "cyd"])
+    ]
+    losses = [losses_of(1.0) for _ in clips]
+    sums = [each.sums for each in losses]
+    alone = Clusters.of(list("0123"), [None] * 4, [None] * 4)
+    found = ClipLosses(clips, alone, losses, losses, sums, sums).breakdown().groups
+    assert [g.name for g in found if g.kind == "speaker"] == ["cyd", "ada", "ben"]

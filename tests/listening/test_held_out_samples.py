@@ -74,3 +74,14 @@ def test_a_clip_of_exactly_the_cap_is_spoken() -> None:
     assert {each.sample.sample_id for each in found.chosen} == {"a", "b"}
     assert found.num_too_long == 1
     assert choose_prompts(samples, num_prompts=0, max_frames=25.0).num_too_long == 0
+
+
+def test_prompts_are_drawn_from_all_clips_and_not_the_first_by_name() -> None:
+    names = [f"clip-{number:02d}" for number in range(40)]
+    samples: list[Any] = [SimpleNamespace(sample=packed(name, 9)) for name in names]
+    drawn = choose_prompts(samples, num_prompts=10, max_frames=25.0).chosen
+    again = choose_prompts(samples[::-1], num_prompts=10, max_frames=25.0).chosen
+    ids = [each.sample.sample_id for each in drawn]
+    assert ids == [each.sample.sample_id for each in again]
+    assert set(ids) & set(names[20:])
+    assert ids != sorted(ids)

@@ -139,6 +139,18 @@ def test_a_sample_that_can_never_fit_is_rejected_with_its_place(
     assert len(kept) == summary["train"]["num_samples"] > 0
 
 
+def test_a_sample_of_exactly_a_row_fits(corpus: PackedCorpus, tmp_path: Path) -> None:
+    corpus.pack(tmp_path / "wide", max_tokens=1024, tasks=SPEECH_ONLY)
+    kept = samples_of(tmp_path / "wide/train.parquet")
+    rows = pq.read_table(tmp_path / "wide/train.parquet").to_pylist()
+    longest = max(length for row in rows for length in row["sample_lengths"])
+    summary = corpus.pack(tmp_path / "narrow", max_tokens=longest, tasks=SPEECH_ONLY)
+    assert summary["train"]["num_samples"] == len(kept)
+    assert not summary["rejected"]
+    fewer = corpus.pack(tmp_path / "less", max_tokens=longest - 1, tasks=SPEECH_ONLY)
+    assert fewer["rejected"]
+
+
 def test_a_reference_that_does_not_fit_is_left_out_and_counted(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:

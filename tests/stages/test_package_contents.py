@@ -137,6 +137,19 @@ def test_the_package_has_evals_files_and_trains_adapter(results: Path) -> None:
     }
 
 
+def test_the_packaged_adapter_names_its_base_without_a_folder(results: Path) -> None:
+    trained, packaged = (
+        {
+            json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"],
+            json.loads((folder / "base_model.json").read_text())["name"],
+        }
+        for folder in (results / "experiments/voice/train/adapter", results / "adapters/voice")
+    )
+    [path] = trained
+    assert Path(path).is_absolute()
+    assert packaged == {Path(path).name}
+
+
 def test_each_table_of_the_data_has_its_own_hash(
     corpus: PackedCorpus, provenance: dict[str, Any]
 ) -> None:

@@ -23,7 +23,13 @@ from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.training import planner
 from higgs_pipe.training.card import card_of
 from higgs_pipe.training.forecast import KINDS, forecast
-from higgs_pipe.training.plan import Plan, choose_plan, micro_step_seconds, plan_without_card
+from higgs_pipe.training.plan import (
+    Plan,
+    choose_plan,
+    micro_step_seconds,
+    plan_without_card,
+    rows_of_process,
+)
 from higgs_pipe.training.state import Progress, TrainingState
 
 # docs/performance.md, one H200, the middle of each range: compiled, recomputed layers, positions,
@@ -145,7 +151,7 @@ def test_out_of_memory_recomputes_more_layers_only_where_the_config_leaves_it(la
         settings=TrainConfig(gradient_checkpointing=layers),
         inputs=SimpleNamespace(row_lengths=[9], rows_per_process=1, follow=lambda *_: None),  # type: ignore[arg-type]
         state=SimpleNamespace(plan=Plan(1, 1, False), progress=Progress(step=3)),  # type: ignore[arg-type]
-        accelerator=SimpleNamespace(device=torch.device("cpu")),  # type: ignore[arg-type]
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
     )
     short.note = lambda step, plan, told: noted.append((step, plan["recomputed_layers"]))
     if layers == "auto":
@@ -309,3 +315,8 @@ def test_on_cuda_a_probe_measures_memory_and_survives_a_lack_of_it() -> None:
     needed = card.peak_bytes(lambda: torch.empty(10**8, dtype=torch.uint8, device="cuda"))
     assert needed == pytest.approx(1e8, rel=0.05)
     assert card.peak_bytes(lambda: torch.empty(10**13, dtype=torch.uint8, device="cuda")) is None
+
+
+def test_a_process_takes_the_larger_share_of_a_step_that_does_not_divide() -> None:
+    five = TrainConfig(rows_per_step=5)
+    assert [rows_of_process(five, n) for n in (1, 2, 3, 5, 8)] == [5, 3, 2, 1, 1]
