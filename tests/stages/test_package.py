@@ -176,7 +176,7 @@ def test_the_card_says_what_was_forgotten_and_not_where_it_lies(
     edit_result(other / "verdict.json", sentences=["It has forgotten."])
     folder = run_package(corpus, results, tmp_path / "adapters")
     page = shown(folder / "README.md")
-    part = page[page.index("<h2>What was there before</h2>") :]
+    part = page[page.index("<h2>Forgetting</h2>") :]
     assert "On 3 recordings that the adapter is not meant for" in part
     assert "<li>It has forgotten.</li>" in part
     losses = json.loads((other / "metrics.json").read_text())

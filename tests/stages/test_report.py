@@ -95,7 +95,7 @@ def test_what_was_forgotten_is_in_the_verdict_and_has_its_own_part(inputs: Input
     inputs.add_other("worse", num_clips=33, num_rejected_by_reason={"also_in_training": 4})
     page = inputs.html()
     start = page.index('id="other"')
-    assert 'What was there before: <span class="worse">It has forgotten.</span>' in page[:start]
+    assert 'Forgetting: <span class="worse">It has forgotten.</span>' in page[:start]
     part = words(page[start : page.index('id="training"')])
     assert "33 clips" in part
     assert "Left out: also in training 4." in part
