@@ -113,9 +113,8 @@ def _end_fault(
             return flac_fault(path.read_bytes(), num_samples)
         case "OGG":
             return ogg_fault(path.read_bytes())
-        case "MP3":
+        case _:
             return mp3_fault(path, num_samples)
-    return None
 
 
 def _head(path: Path) -> bytes:

@@ -163,6 +163,17 @@ def test_an_mp3_holds_the_frames_that_it_declares_within_one(tmp_path: Path, num
             decode(tmp_path / "a.mp3")
 
 
+def test_a_header_frame_of_fraunhofers_encoder_declares_frames_too(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.mp3", noise(3), RATE)
+    content = bytearray((tmp_path / "a.mp3").read_bytes())
+    num_frames = len(Mp3Frames(bytes(content)).places)
+    place = max(content.find(b"Info"), content.find(b"Xing"))
+    content[place : place + 18] = b"VBRI" + bytes(10) + struct.pack(">I", num_frames - 4)
+    (tmp_path / "a.mp3").write_bytes(content)
+    with pytest.raises(AudioError, match=rf"declares {num_frames - 4} .* {num_frames}$"):
+        read_header(tmp_path / "a.mp3")
+
+
 def cut_flac(content: bytes) -> bytes:
     return without_frame(content, 115)  # of 118
 
