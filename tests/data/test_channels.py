@@ -144,3 +144,12 @@ def test_cancelling_channels_are_rejected_if_the_setting_says_so(stereo: Path) -
     assert " 17 dB " in rejected["turned"]["message"]
     assert len(clips) == 5
     assert summary["num_clips_of_one_channel"] == 0
+
+
+def test_polarity_that_turns_late_in_a_long_recording_is_found() -> None:
+    """In 44 of 300 blocks of 4096 samples: more than a tenth."""
+    left = np.random.default_rng(0).standard_normal(300 * 4096, np.float32) / 20
+    right = left.copy()
+    right[256 * 4096 :] *= -1
+    assert channel_to_take(np.stack([left, left], axis=1)) is None
+    assert channel_to_take(np.stack([left, right], axis=1)) is not None

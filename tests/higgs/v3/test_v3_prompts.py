@@ -98,6 +98,10 @@ def test_a_tag_is_one_token(renderer: PromptRenderer) -> None:
     assert prompt.ids[2] == renderer.tokenizer.get_vocab()["<|emotion:anger|>"]
 
 
+def test_a_text_loses_its_outer_white_space_alone(renderer: PromptRenderer) -> None:
+    assert renderer.clean("\n Two  words. \t") == "Two  words."
+
+
 def test_many_prompts_at_once_are_those_of_one_by_one(renderer: PromptRenderer) -> None:
     conversations = [conversation for conversation, _, _ in CONVERSATIONS.values()]
     refused = Conversation((Turn("scene", ("A hall.",)), *conversations[0].turns))
