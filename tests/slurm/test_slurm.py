@@ -221,8 +221,8 @@ def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
 def train_alone(project: Path, output: Path) -> Path:
     """Train on the rows of a project in this process, which does the work of both machines."""
     config = project / "results/config/train.json"
-    splits = [project / f"results/packed/{split}.parquet" for split in ("train", "eval")]
-    higgs_pipe.train.run(config, *splits, output)
+    packed = project / "results/packed"
+    higgs_pipe.train.run(config, packed / "train.parquet", packed / "eval.parquet", output)
     return output
 
 
