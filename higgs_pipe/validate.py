@@ -1,30 +1,35 @@
 """Stage 1c: judge every row, and split the accepted clips into train and eval."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.config.stages import ValidateStage, load_stage
-from higgs_pipe.data.clips.candidates import Clip, Measured
 from higgs_pipe.data.clips.corpus import assemble
 from higgs_pipe.data.clips.judging import Judgement, judge
+from higgs_pipe.data.clips.measured import MeasuredSpans
 from higgs_pipe.data.clips.overview import log_warnings, table_lines
 from higgs_pipe.data.clips.reasons import Reason, Rejection
-from higgs_pipe.data.clips.summary import hours_of, summarize
+from higgs_pipe.data.clips.references import Links, References
+from higgs_pipe.data.clips.summary import Judged, hours_of, summarize
 from higgs_pipe.data.clips.texts import normalized
 from higgs_pipe.data.clips.trained import TrainedClips
 from higgs_pipe.data.clips.transcripts import check_texts
+from higgs_pipe.data.files import temporary_folder
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.row import Row
-from higgs_pipe.data.manifests.row_table import read_rows
-from higgs_pipe.data.spans import Span
-from higgs_pipe.data.specs import CLIPS, EVAL, MEASURED, REJECTED, SHARD_CLIPS, TRAIN
-from higgs_pipe.data.table_rows import TableRow, rows_of
-from higgs_pipe.data.tables import read_table, shard_path, write_shards, write_table
+from higgs_pipe.data.manifests.row_table import StoredRows
+from higgs_pipe.data.prompt_rules import PromptRules
+from higgs_pipe.data.specs import CLIPS, EVAL, REJECTED, SHARD_CLIPS, TRAIN
+from higgs_pipe.data.table_rows import TableRows
+from higgs_pipe.data.tables import open_table, write_shards, write_table
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.rules import rules_of
 
@@ -63,55 +68,61 @@ def run(
             be empty. Then nothing is written.
     """
     stage = load_stage(ValidateStage, config)
-    listed = read_rows(rows)
-    manifest = replace(listed, rows=tuple(map(normalized, listed.rows)))
     rules = [rules_of(family) for family in families]
-    trained = None
-    needed_splits: tuple[str, ...] = (TRAIN, EVAL)
-    if trained_clips is not None:
-        trained, needed_splits = TrainedClips.read(trained_clips), (EVAL,)
-        rows_held_out = tuple(replace(row, split=EVAL) for row in manifest.rows)
-        manifest = replace(manifest, rows=rows_held_out)
-    measured = _read_measured(measured_dir, stage.data.num_shards, manifest.rows)
-    if trained is None:
-        _check_split_is_known(manifest.rows, stage.data)
-    judgement = judge(manifest.rows, measured, stage, rules, trained)
-    _check_enough_accepted(judgement, len(manifest.rows), stage)
-    if stage.validate_.check_texts:
-        check_texts(judgement.accepted)
-    corpus = assemble(judgement.accepted, measured, stage.data, needed_splits)
-    summary = summarize(corpus, judgement, manifest, stage.data)
-
-    write_table(clips, CLIPS, corpus.clips)
-    write_table(rejected, REJECTED, list(map(_rejected_row, judgement.rejections)))
-    write_shards(shards_dir, SHARD_CLIPS, _by_shard(corpus.clips, stage.data.num_shards))
+    trained = None if trained_clips is None else TrainedClips.read(trained_clips)
+    stored = StoredRows(rows, normalized if trained is None else _held_out)
+    judged = _write_clips(clips, stored, measured_dir, stage, rules, trained)
+    summary = summarize(clips, judged, stored, stage.data)
+    write_table(rejected, REJECTED, list(map(_rejected_row, judged.rejections)))
+    write_shards(shards_dir, SHARD_CLIPS, _by_shard(clips, stage.data.num_shards))
     summary.write(validation)
-    log_warnings(summary, judgement.rejections)
+    log_warnings(summary, judged.rejections)
     logger.info("%s", "\n".join(table_lines(summary.hours_by_part)))
 
 
-def _read_measured(measured_dir: Path, num_shards: int, rows: Sequence[Row]) -> Measured:
-    """Read the rows of MEASURED of every span that the rows name."""
-    measured: dict[Span, TableRow] = {}
-    for index in range(num_shards):
-        shard = rows_of(read_table(shard_path(measured_dir, index), MEASURED)[0])
-        measured |= {Span.of(columns): columns for columns in shard}
-    for row in rows:
-        for span in row.all_spans:
-            if span not in measured:
-                raise UserError(
-                    f"{row.place}: {span.name} was not measured; "
-                    "run: snakemake --forcerun measure_shard"
-                )
-    return measured
+def _write_clips(
+    clips: Path,
+    rows: StoredRows,
+    measured_dir: Path,
+    stage: ValidateStage,
+    rules: Sequence[PromptRules],
+    trained: TrainedClips | None,
+) -> Judged:
+    """Write the table of clips; the measures are in memory for as long as that takes."""
+    measured = MeasuredSpans.read(measured_dir, stage.data.num_shards)
+    if trained is None:
+        _check_split_is_known(rows, stage.data)
+    with temporary_folder(clips.with_name("drafts")) as folder:
+        judgement = judge(rows, measured, stage, rules, folder / "drafts.parquet", trained)
+        _check_enough_accepted(judgement, len(rows), stage)
+        if stage.validate_.check_texts:
+            check_texts(judgement.accepted, rows)
+        needed_splits = (TRAIN, EVAL) if trained is None else (EVAL,)
+        corpus = assemble(judgement.accepted, stage.data, needed_splits)
+        references = References(measured)
+        corpus.write(clips, _links(rows, judgement, references), references)
+    return Judged(judgement.rejections, corpus.groups)
 
 
-def _check_split_is_known(rows: Sequence[Row], data: DataConfig) -> None:
+def _held_out(row: Row) -> Row:
+    return replace(normalized(row), split=EVAL)
+
+
+def _links(rows: StoredRows, judgement: Judgement, references: References) -> Iterator[Links]:
+    """Yield the links of the accepted clips that have references or a conversation."""
+    rejected = {rejection.row.clip_id for rejection in judgement.rejections}
+    has_reference = pc.field("ref_audio_path").is_valid()
+    for row in rows.where(has_reference | pc.field("file_conversation").is_valid()):
+        if row.clip_id not in rejected:
+            yield references.link(row)
+
+
+def _check_split_is_known(rows: StoredRows, data: DataConfig) -> None:
     """Check that every row has the key to split by."""
     needed = {"given": "split", "speaker": "speaker"}.get(data.split_by)
     if needed is None:
         return
-    lacking = [f"{row.place}: {row.clip_id}" for row in rows if getattr(row, needed) is None]
+    lacking = [f"{row.place}: {row.clip_id}" for row in rows.where(pc.field(needed).is_null())]
     if lacking:
         raise UserError(
             f"data.split_by is {data.split_by}, but {len(lacking):,} of {len(rows):,} rows have no "
@@ -160,11 +171,13 @@ def _rejected_row(rejection: Rejection) -> dict[str, Any]:
     }
 
 
-def _by_shard(clips: Sequence[Clip], num_shards: int) -> list[list[Clip]]:
-    by_shard: list[list[Clip]] = [[] for _ in range(num_shards)]
-    for clip in sorted(clips, key=lambda clip: str(clip["clip_id"])):
-        by_shard[shard_of(clip["clip_id"], num_shards)].append(clip)
-    return by_shard
+def _by_shard(clips: Path, num_shards: int) -> Iterator[TableRows]:
+    """Yield the clips of each shard, sorted by id."""
+    columns = [column.name for column in SHARD_CLIPS.columns]
+    table = open_table(clips, CLIPS)[0].read(columns=columns).sort_by("clip_id")
+    shards = pa.array([shard_of(row["clip_id"], num_shards) for row in TableRows(table)])
+    for shard in range(num_shards):
+        yield TableRows(table.filter(pc.equal(shards, shard)))
 
 
 if __name__ == "__main__":

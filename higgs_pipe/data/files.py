@@ -49,16 +49,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder; it replaces the folder ``path`` if the block succeeds."""
-    aside = _temporary(path)
-    shutil.rmtree(aside, ignore_errors=True)
-    folder = aside / path.name
+    with temporary_folder(path) as aside:
+        folder = aside / path.name
+        folder.mkdir()
+        yield folder
+        _replace_folder(path, folder, aside)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; remove it in the end."""
+    folder = _temporary(path)
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        with _locked(aside / LOCK):
+        with _locked(folder / LOCK):
             yield folder
-            _replace_folder(path, folder, aside)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replace_folder(path: Path, folder: Path, aside: Path) -> None:

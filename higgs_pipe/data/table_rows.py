@@ -2,15 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import pyarrow as pa
-
-
-def rows_of(table: pa.Table) -> "list[TableRow]":
-    """Return the rows of a table; values are made on access."""
-    columns = {name: _values(table[name].combine_chunks()) for name in table.column_names}
-    return [TableRow(columns, index) for index in range(table.num_rows)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,9 +25,35 @@ class TableRow(Mapping[str, Any]):
         return len(self._columns)
 
 
-def _values(column: pa.Array) -> Sequence[Any]:
+class TableRows(Sequence[TableRow]):
+    """The rows of a table; rows and values are made on access."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._columns = {name: _values(table[name]) for name in table.column_names}
+
+    @overload
+    def __getitem__(self, index: int) -> TableRow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TableRow]: ...
+
+    def __getitem__(self, index: int | slice) -> TableRow | list[TableRow]:
+        places = range(len(self))[index]
+        if isinstance(places, int):
+            return TableRow(self._columns, places)
+        return [TableRow(self._columns, place) for place in places]
+
+    def __iter__(self) -> Iterator[TableRow]:
+        return (TableRow(self._columns, index) for index in range(len(self)))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+
+def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     """Return a column as a sequence, of Python numbers if possible, which is faster."""
     is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
     if is_number and column.null_count == 0:
         return memoryview(column.to_numpy())
-    return cast(Sequence[Any], column)
+    return cast(Sequence[Any], column.chunk(0) if column.num_chunks == 1 else column)

@@ -6,7 +6,7 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -156,13 +156,14 @@ def write_table(
 
 
 def write_shards(
-    folder: Path, spec: TableSpec, shards: Sequence[Sequence[Mapping[str, Any]]]
+    folder: Path, spec: TableSpec, shards: Iterable[Sequence[Mapping[str, Any]]]
 ) -> None:
     """Write one table per shard, ``shard-00000.parquet`` ...; remove shards of earlier runs."""
-    paths = [shard_path(folder, index) for index in range(len(shards))]
-    for path, rows in zip(paths, shards, strict=True):
+    paths = set()
+    for index, rows in enumerate(shards):
+        paths.add(path := shard_path(folder, index))
         write_table(path, spec, rows)
-    for stale in set(folder.glob("shard-*.parquet")) - set(paths):
+    for stale in set(folder.glob("shard-*.parquet")) - paths:
         stale.unlink()
 
 

@@ -1,13 +1,14 @@
 """Rows that passed their own checks, as clips."""
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from higgs_pipe.data.clips.splits import OtherRecording
+from higgs_pipe.data.clips.keys import OtherRecording
+from higgs_pipe.data.clips.measured import Measured
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.quality import TextMeasures, measure_text
-from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS, ROW_COLUMNS
 from higgs_pipe.data.speech import word_error_rate
 
@@ -18,8 +19,6 @@ PART_OF_COLUMN = {
     **dict.fromkeys((measure.name for measure in fields(TextMeasures)), "text_measures"),
 }
 
-# A row of MEASURED for each span.
-Measured: TypeAlias = Mapping[Span, Mapping[str, Any]]
 # A row of CLIPS.
 Clip: TypeAlias = Mapping[str, Any]
 
@@ -28,7 +27,8 @@ Clip: TypeAlias = Mapping[str, Any]
 class ClippedRow(Mapping[str, Any]):
     """A row of CLIPS that copies nothing from its manifest row and recording.
 
-    ``text_source`` is manifest or transcript; the last three are None until they are known.
+    ``text_source`` is manifest or transcript; ``split`` is the given one, and ``conversation``
+    names files, until the whole corpus is known.
     """
 
     row: Row
@@ -57,34 +57,13 @@ class ClippedRow(Mapping[str, Any]):
 OWN_COLUMNS = {"word_error_rate", "text_source", "split", "reference_id", "conversation"}
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A sound row as a clip, and the other recordings of its conversation.
-
-    ``clip`` is a row of CLIPS; its split, reference_id and conversation are not set yet.
-    """
-
-    row: Row
-    clip: ClippedRow
-    others: tuple[OtherRecording, ...]
-
-
-def candidate_of(row: Row, measured: Measured, is_transcript: bool) -> Candidate:
-    """Return a sound row as a clip; ``is_transcript`` if its text is a transcript."""
-    others = tuple(
-        OtherRecording(
-            {
-                **measured[heard.recording],
-                "text": heard.text,
-                "speaker": row.speaker,
-                "dialogue_id": None,
-            },
-            heard.is_target,
-        )
-        for heard in row.utterances
-        if not heard.is_own
-    )
-    return Candidate(row, clip_of(row, measured[row.span], is_transcript), others)
+def others_of_row(place: int, row: Row, measured: Measured) -> Iterator[OtherRecording]:
+    """Yield the recordings of a row's conversation, but its own; it becomes the clip ``place``."""
+    for heard in row.utterances:
+        if not heard.is_own:
+            said = {"text": heard.text, "speaker": row.speaker, "dialogue_id": None}
+            columns = ChainMap(said, cast("dict[str, Any]", measured[heard.recording]))
+            yield OtherRecording(place, columns, heard.is_target)
 
 
 def alone(row: Row, text: str) -> Row:
@@ -93,7 +72,7 @@ def alone(row: Row, text: str) -> Row:
 
 
 def clip_of(row: Row, recording: Mapping[str, Any], is_transcript: bool = False) -> ClippedRow:
-    """Return a row of CLIPS; its split, reference_id and conversation are None.
+    """Return a row of CLIPS, of the given split; its references are not linked yet.
 
     Args:
         row: The row.
@@ -108,4 +87,6 @@ def clip_of(row: Row, recording: Mapping[str, Any], is_transcript: bool = False)
         measure_text(row.text, row.language, recording["duration_seconds"]),
         word_error_rate(row.text, transcript) if compares else None,
         "transcript" if is_transcript else "manifest",
+        split=row.split,
+        conversation=None if row.conversation is None else row.conversation.to_json(),
     )

@@ -1,13 +1,19 @@
 """Recordings of which the rows say different things: other words, or another speaker."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
 from higgs_pipe.data.clips.candidates import Clip
+from higgs_pipe.data.clips.keys import numbered, numbers_of
 from higgs_pipe.data.clips.results import Contradictions
 from higgs_pipe.data.text import bare_words
 
+SAID_COLUMNS = (*("clip_id", "pcm_sha256", "text", "speaker", "reference_id", "manifest", "line"),)
 NUM_EXAMPLES = 5
 NUM_SHOWN_CHARACTERS = 40
 
@@ -29,31 +35,41 @@ def find_contradictions(
     Equal samples are one recording. Texts count by their bare words.
 
     Args:
-        targets: Rows of CLIPS.
+        targets: Rows of CLIPS, SAID_COLUMNS at least; read twice.
         references: Rows of CLIPS that the targets name as their references.
 
     Returns:
         By ``texts`` and ``speakers``; what no recording has is left out.
     """
-    by_recording: dict[str, list[_Said]] = defaultdict(list)
-    for said in _all_said(targets, references):
-        by_recording[said.pcm_sha256].append(said)
-    found: dict[str, list[str]] = defaultdict(list)
-    for rows in by_recording.values():
-        texts = {bare_words(row.text): row for row in reversed(rows)}
-        speakers = {row.speaker: row for row in reversed(rows) if row.speaker is not None}
-        if len(texts) > 1:
-            found["texts"].append(_example([(row.text, row.place) for row in texts.values()]))
-        if len(speakers) > 1:
-            pairs = [(speaker, row.place) for speaker, row in speakers.items()]
-            found["speakers"].append(_example(pairs))
+    samples = pa.array([said.pcm_sha256 for said in _all_said(targets, references)], pa.string())
+    recordings = numbers_of(numbered(pa.chunked_array([samples])))
+    is_repeated = np.bincount(recordings)[recordings] > 1
+    texts: dict[str, dict[str, _Said]] = defaultdict(dict)
+    speakers: dict[str, dict[str, _Said]] = defaultdict(dict)
+    for said in compress(_all_said(targets, references), is_repeated):
+        texts[said.pcm_sha256].setdefault(bare_words(said.text), said)
+        if said.speaker is not None:
+            speakers[said.pcm_sha256].setdefault(said.speaker, said)
+    found = {
+        "speakers": [
+            _example([(speaker, said.place) for speaker, said in by_speaker.items()])
+            for by_speaker in speakers.values()
+            if len(by_speaker) > 1
+        ],
+        "texts": [
+            _example([(said.text, said.place) for said in by_text.values()])
+            for by_text in texts.values()
+            if len(by_text) > 1
+        ],
+    }
     return {
         kind: Contradictions(num_recordings=len(examples), examples=examples[:NUM_EXAMPLES])
-        for kind, examples in sorted(found.items())
+        for kind, examples in found.items()
+        if examples
     }
 
 
-def _all_said(targets: Sequence[Clip], references: Sequence[Clip]) -> Iterator[_Said]:
+def _all_said(targets: Iterable[Clip], references: Iterable[Clip]) -> Iterator[_Said]:
     by_id = {clip["clip_id"]: clip for clip in references}
     for clip in targets:
         place = f"{clip['manifest']}:{clip['line']}"

@@ -1,24 +1,40 @@
 """Overlap of the splits, found in the finished table of clips, independently of how it was made."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from higgs_pipe.config.settings import DataConfig
-from higgs_pipe.data.clips.splits import OtherRecording
+from higgs_pipe.data.clips.keys import (
+    ColumnOf,
+    Numbers,
+    OtherRecording,
+    numbered,
+    numbers_of,
+    with_others,
+    words_of,
+)
 from higgs_pipe.data.conversation import ClipId, Conversation
-from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, REFERENCE, TRAIN
-from higgs_pipe.data.text import bare_words
+from higgs_pipe.data.table_rows import TableRows
 
-# A row of CLIPS.
-Clip = Mapping[str, Any]
+Flags = npt.NDArray[np.bool_]
+REFERENCE_COLUMNS = (
+    *("clip_id", "start_seconds", "end_seconds", "pcm_sha256", "audio_sha256"),
+    *("text", "speaker", "dialogue_id"),
+)
 
 
-def overlap(clips: Sequence[Clip], data: DataConfig) -> dict[str, int]:
+def overlap(column_of: ColumnOf, data: DataConfig) -> dict[str, int]:
     """Count what both splits share.
 
     Args:
-        clips: Rows of CLIPS, with their splits and references.
+        column_of: Returns a column of CLIPS, with splits and references, by its name.
         data: The settings of the split.
 
     Returns:
@@ -28,67 +44,82 @@ def overlap(clips: Sequence[Clip], data: DataConfig) -> dict[str, int]:
         conversations of the other. All are 0, except ``texts`` without ``data.keep_text_together``
         and ``context`` without ``data.keep_context_together``.
     """
-    references = {clip["clip_id"]: clip for clip in clips if clip["split"] == REFERENCE}
-    targets: dict[str, list[Clip]] = {}
-    heard: dict[str, list[Clip]] = {}
-    for split in (TRAIN, EVAL):
-        own = [clip for clip in clips if clip["split"] == split]
-        others = [other for clip in own for other in others_of(clip, references)]
-        targets[split] = own + [other.columns for other in others if other.is_target]
-        heard[split] = [other.columns for other in others if not other.is_target]
+    others = list(others_of(column_of))
+    splits = column_of("split")
+    owners = pa.array([other.clip for other in others], pa.int64())
+    splits = pa.chunked_array([*splits.chunks, *splits.take(owners).chunks])
+    in_train, in_eval = (pc.equal(splits, split).to_numpy() for split in (TRAIN, EVAL))
+    num_clips = len(splits) - len(others)
+    is_target = np.array([True] * num_clips + [other.is_target for other in others])
 
-    def num_shared(value_of: Callable[[Clip], Any]) -> int:
-        in_train, in_eval = ({value_of(clip) for clip in targets[s]} for s in (TRAIN, EVAL))
-        return len((in_train & in_eval) - {None, ""})
+    def values(name: str) -> pa.ChunkedArray:
+        return with_others(column_of(name), name, others)
+
+    def num_shared(texts: pa.ChunkedArray) -> int:
+        return _num_shared(numbers_of(numbered(texts)), in_train & is_target, in_eval & is_target)
+
+    samples, files = (numbers_of(numbered(values(n))) for n in ("pcm_sha256", "audio_sha256"))
+    starts = values("start_seconds").fill_null(0.0).to_numpy()
+    bounds = np.stack([starts, values("end_seconds").fill_null(math.inf).to_numpy()])
+
+    def num_shared_audio(train: Flags, held_out: Flags) -> int:
+        num_overlapping = _num_overlapping(files, bounds, train, held_out)
+        return _num_shared(samples, train, held_out) + num_overlapping
 
     found = {
-        "audio": _num_shared_audio(targets[TRAIN], targets[EVAL]),
-        "texts": num_shared(lambda clip: bare_words(clip["text"])),
-        "dialogues": num_shared(lambda clip: clip["dialogue_id"]),
-        "context": _num_shared_audio(targets[TRAIN], heard[EVAL])
-        + _num_shared_audio(heard[TRAIN], targets[EVAL]),
+        "audio": num_shared_audio(in_train & is_target, in_eval & is_target),
+        "texts": num_shared(words_of(values("text"))),
+        "dialogues": num_shared(values("dialogue_id")),
+        "context": num_shared_audio(in_train & is_target, in_eval & ~is_target)
+        + num_shared_audio(in_train & ~is_target, in_eval & is_target),
     }
     if data.split_by == "speaker":
-        found["speakers"] = num_shared(lambda clip: clip["speaker"])
+        found["speakers"] = num_shared(values("speaker"))
     if data.split_by == "recording":
-        found["recordings"] = num_shared(lambda clip: clip["audio_sha256"])
+        found["recordings"] = num_shared(values("audio_sha256"))
     return found
 
 
-def others_of(clip: Clip, references: Mapping[str, Clip]) -> list[OtherRecording]:
-    """Return the recordings in a clip's conversation, other than its own.
-
-    Args:
-        clip: A row of CLIPS.
-        references: The rows whose split is REFERENCE, by clip id.
-    """
-    if clip["conversation"] is None:
-        return []
-    conversation = Conversation.from_json(clip["conversation"], ClipId.of)
-    return [
-        OtherRecording(references[heard.recording.clip_id], heard.is_target)
-        for heard in conversation.utterances()
-        if heard.recording.clip_id in references
-    ]
+def references_of(column_of: ColumnOf) -> dict[str, Mapping[str, Any]]:
+    """Return the rows of CLIPS whose split is REFERENCE, by clip id."""
+    is_reference = pc.equal(column_of("split"), REFERENCE)
+    columns = {name: column_of(name).filter(is_reference) for name in REFERENCE_COLUMNS}
+    return {row["clip_id"]: row for row in TableRows(pa.table(columns))}
 
 
-def _num_shared_audio(train: Sequence[Clip], held_out: Sequence[Clip]) -> int:
-    """Return the number of equal samples, and of overlapping segments, in both splits."""
-    train_hashes, held_out_hashes = ({clip["pcm_sha256"] for clip in s} for s in (train, held_out))
-    return len(train_hashes & held_out_hashes) + _num_overlapping(train, held_out)
+def others_of(column_of: ColumnOf) -> Iterator[OtherRecording]:
+    """Yield the recordings in the conversations of clips, other than their own."""
+    conversations = column_of("conversation")
+    if conversations.null_count == len(conversations):
+        return
+    references = references_of(column_of)
+    for place in np.flatnonzero(conversations.is_valid()).tolist():
+        text = conversations[place].as_py()
+        for heard in Conversation.from_json(text, ClipId.of).utterances():
+            if heard.recording.clip_id in references:
+                columns = references[heard.recording.clip_id]
+                yield OtherRecording(place, columns, heard.is_target)
 
 
-def _num_overlapping(train: Sequence[Clip], held_out: Sequence[Clip]) -> int:
+def _num_shared(numbers: Numbers, train: Flags, held_out: Flags) -> int:
+    """Return how many numbers are in both splits; -1 is none."""
+    shared = np.intersect1d(numbers[train], numbers[held_out])
+    return int(np.count_nonzero(shared >= 0))
+
+
+def _num_overlapping(
+    files: Numbers, bounds: npt.NDArray[np.float64], train: Flags, held_out: Flags
+) -> int:
     """Return the number of segments that begin within a segment of the other split."""
-    spans = sorted(
-        (clip["audio_sha256"], *Span.in_file(clip).bounds_seconds, side)
-        for side, clips in enumerate((train, held_out))
-        for clip in clips
-    )
+    chosen = np.concatenate([np.flatnonzero(train), np.flatnonzero(held_out)])
+    sides = np.repeat([0, 1], [train.sum(), held_out.sum()])
+    starts, ends = bounds[:, chosen]
+    order = np.lexsort((sides, ends, starts, files[chosen]))
     num_overlapping = 0
-    reach = [("", 0.0), ("", 0.0)]  # the farthest end so far, by side
-    for path, start, end, side in spans:
-        if (path, start) < reach[1 - side]:
+    reach = [(-1, 0.0), (-1, 0.0)]  # the farthest end so far, by side
+    columns = (column[order].data for column in (files[chosen], starts, ends, sides))
+    for file, start, end, side in zip(*columns, strict=True):
+        if (file, start) < reach[1 - side]:
             num_overlapping += 1
-        reach[side] = max(reach[side], (path, end))
+        reach[side] = max(reach[side], (file, end))
     return num_overlapping

@@ -2,13 +2,24 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from higgs_pipe.data.clips.candidates import Candidate, Clip, Measured, alone, clip_of
+from higgs_pipe.data.clips.candidates import ClippedRow, alone, clip_of
+from higgs_pipe.data.clips.measured import Measured
 from higgs_pipe.data.conversation import ClipId
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import REFERENCE
+
+
+class Links(NamedTuple):
+    """Columns of a clip that name its references."""
+
+    clip_id: str
+    reference_id: str | None
+    conversation: str | None
 
 
 class References:
@@ -16,17 +27,16 @@ class References:
 
     def __init__(self, measured: Measured) -> None:
         self._measured = measured
-        self._clips: dict[tuple[str, str], Clip] = {}  # by samples and text
+        self._clips: dict[tuple[str, str], ClippedRow] = {}  # by samples and text
         self._num_texts: Counter[str] = Counter()
 
     @property
-    def clips(self) -> list[Clip]:
+    def clips(self) -> Sequence[ClippedRow]:
         """Rows of CLIPS, in the order in which clips name them first."""
         return list(self._clips.values())
 
-    def link(self, candidate: Candidate, split: str) -> Clip:
-        """Return the finished row of CLIPS: its split, and the ids of its references."""
-        row = candidate.row
+    def link(self, row: Row) -> Links:
+        """Return the references of a row by their ids."""
         reference_id, conversation = None, None
         if row.reference_span is not None and row.ref_text is not None:
             reference_id = self._id_of(row, row.reference_span, row.ref_text)
@@ -37,9 +47,7 @@ class References:
             )
             named = row.conversation.map_recordings(lambda _: ClipId(next(ids)))
             conversation = named.to_json()
-        return replace(
-            candidate.clip, split=split, reference_id=reference_id, conversation=conversation
-        )
+        return Links(row.clip_id, reference_id, conversation)
 
     def _id_of(self, row: Row, span: Span, text: str) -> str:
         recording = self._measured[span]
@@ -50,6 +58,6 @@ class References:
             # Another text for the same audio gives another id.
             other = hashlib.sha256(f"{pcm_sha256} {text}".encode()).hexdigest()
             name = pcm_sha256 if self._num_texts[pcm_sha256] == 1 else other
-            own = replace(alone(row, text), clip_id=f"ref-{name[:16]}")
-            self._clips[key] = replace(clip_of(own, recording), split=REFERENCE)
+            own = replace(alone(row, text), clip_id=f"ref-{name[:16]}", split=REFERENCE)
+            self._clips[key] = clip_of(own, recording)
         return str(self._clips[key]["clip_id"])

@@ -4,20 +4,24 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.data.channels import MIN_SEPARATE_SHARE
 from higgs_pipe.data.clips.candidates import Clip
-from higgs_pipe.data.clips.contradictions import find_contradictions
-from higgs_pipe.data.clips.corpus import Corpus
+from higgs_pipe.data.clips.contradictions import SAID_COLUMNS, find_contradictions
 from higgs_pipe.data.clips.judging import Judgement
+from higgs_pipe.data.clips.keys import Numbers, numbered, numbers_of
 from higgs_pipe.data.clips.overlap import overlap
 from higgs_pipe.data.clips.reasons import Reason, Rejection
 from higgs_pipe.data.clips.results import (
     ClipSeconds,
+    Contradictions,
     Hours,
     LeftOut,
     Loss,
@@ -29,10 +33,12 @@ from higgs_pipe.data.clips.results import (
     SpeakersWithOneClip,
     ValidationSummary,
 )
-from higgs_pipe.data.clips.texts import find_in_texts
-from higgs_pipe.data.manifests.row import ManifestRows
+from higgs_pipe.data.clips.texts import TEXT_COLUMNS, find_in_texts
+from higgs_pipe.data.manifests.row_table import StoredRows
 from higgs_pipe.data.quality import outliers
-from higgs_pipe.data.specs import EVAL, TRAIN
+from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN
+from higgs_pipe.data.table_rows import TableRows
+from higgs_pipe.data.tables import open_table
 
 NUM_NAMED = 20  # of a list that may be as long as the corpus
 
@@ -49,24 +55,38 @@ OUTLIER_MEASURES = (
     "characters_per_second",
     "words_per_second",
 )
+SUMMARY_COLUMNS = (
+    *("clip_id", "duration_seconds", "channel", "separate_share", "text_source", "pcm_sha256"),
+    *("split", "speaker", "language", "scene", "reference_id", *OUTLIER_MEASURES),
+)
 
 
-def summarize(
-    corpus: Corpus, judgement: Judgement, manifest: ManifestRows, data: DataConfig
-) -> ValidationSummary:
+class Judged(NamedTuple):
+    """Facts of a corpus beside its table of clips."""
+
+    rejections: Sequence[Rejection]
+    groups: Numbers  # of each target; targets of one group share a split
+
+
+def summarize(clips: Path, judged: Judged, rows: StoredRows, data: DataConfig) -> ValidationSummary:
     """Count what was accepted and rejected.
 
     Args:
-        corpus: The accepted clips and their references.
-        judgement: The accepted and the rejected rows.
-        manifest: All rows.
+        clips: The table of the accepted clips, and below them their references.
+        judged: The rejected rows, and the groups of the accepted ones.
+        rows: All rows.
         data: The settings of the split.
     """
-    targets, rejections = corpus.targets, judgement.rejections
+    table = open_table(clips, CLIPS)[0]
+    shared = overlap(lambda name: table.read(columns=[name]).column(name), data)
+    findings = find_in_texts(table.read(columns=list(TEXT_COLUMNS)))
+    num_targets = len(judged.groups)
+    contradictions = _contradictions(table.read(columns=list(SAID_COLUMNS)), num_targets)
+    targets = TableRows(table.read(columns=list(SUMMARY_COLUMNS)).slice(0, num_targets))
+    rejections = judged.rejections
     reasons = Counter(rejection.fault.reason for rejection in rejections)
     seconds = [clip["duration_seconds"] for clip in targets]
-    outside = [row for row in manifest.rows if row.is_outside_root]
-    shared = overlap(corpus.clips, data)
+    outside = [f"{row.place}: {row.audio}" for row in rows.where(pc.field("is_outside_root"))]
     return ValidationSummary(
         num_rows=len(targets) + len(rejections),
         **_amount(targets),
@@ -74,7 +94,7 @@ def summarize(
         num_rejected_by_reason={r.value: reasons[r] for r in Reason if reasons[r]},
         rejected=_losses(rejections),
         num_texts_from_transcripts=_count(targets, "text_source", "transcript"),
-        num_references=len(corpus.references),
+        num_references=table.metadata.num_rows - num_targets,
         num_clips_of_one_channel=sum(clip["channel"] is not None for clip in targets),
         num_clips_of_separate_channels=sum(
             clip["separate_share"] > MIN_SEPARATE_SHARE for clip in targets
@@ -86,7 +106,7 @@ def summarize(
         split_by=data.split_by,
         overlap=shared,
         num_audio_shared_by_splits=shared["audio"],
-        largest_group_num_clips=max(Counter(corpus.groups).values()),
+        largest_group_num_clips=int(np.bincount(judged.groups).max()),
         clip_seconds=ClipSeconds(
             min=min(seconds), median=statistics.median(seconds), max=max(seconds)
         ),
@@ -97,23 +117,19 @@ def summarize(
         speakers_with_one_clip=SpeakersWithOneClip(
             speakers=_speakers_without_reference(targets), message=ONE_CLIP_MESSAGE
         ),
-        duplicates=[
-            [clip["clip_id"] for clip in equal]
-            for equal in _grouped(targets, "pcm_sha256").values()
-            if len(equal) > 1
-        ],
-        contradictions=find_contradictions(targets, corpus.references),
+        duplicates=_duplicates(targets),
+        contradictions=contradictions,
         outliers=_outliers(targets),
-        text_findings=find_in_texts(candidate.row for candidate in judgement.accepted),
+        text_findings=findings,
         outside_root=OutsideRoot(
             num_rows=len(outside),
-            first_rows=[f"{row.place}: {row.audio}" for row in outside[:NUM_NAMED]],
+            first_rows=outside[:NUM_NAMED],
         ),
-        ignored_manifest_keys=dict(manifest.ignored_keys),
-        manifest_notes=list(manifest.notes),
+        ignored_manifest_keys=dict(rows.ignored_keys),
+        manifest_notes=list(rows.notes),
         left_out={
             reason: LeftOut(num_files=len(files), first_files=files[:NUM_NAMED])
-            for reason, files in manifest.left_out.items()
+            for reason, files in rows.left_out.items()
         },
         shared_scene=_shared_scene(targets),
     )
@@ -121,7 +137,8 @@ def summarize(
 
 def hours_of(judgement: Judgement) -> Hours:
     """Count the hours kept and lost before the clips are split."""
-    clips = [candidate.clip for candidate in judgement.accepted]
+    columns = ["duration_seconds", "split", "speaker", "language"]
+    clips = TableRows(judgement.accepted.table(columns))
     return Hours(
         kept=Share(**_amount(clips)),
         splits={},
@@ -189,12 +206,26 @@ def _losses(rejections: Sequence[Rejection]) -> Losses:
     )
 
 
+def _contradictions(clips: pa.Table, num_targets: int) -> dict[str, Contradictions]:
+    return find_contradictions(
+        TableRows(clips.slice(0, num_targets)), TableRows(clips.slice(num_targets))
+    )
+
+
+def _duplicates(targets: TableRows) -> list[list[str]]:
+    """Return the ids of clips with equal samples."""
+    samples = numbers_of(numbered(targets.table["pcm_sha256"]))
+    repeated = np.flatnonzero(np.bincount(samples)[samples] > 1)
+    equal = _grouped([targets[index] for index in repeated.tolist()], "pcm_sha256")
+    return [[clip["clip_id"] for clip in clips] for clips in equal.values()]
+
+
 def _speakers_without_reference(targets: Sequence[Clip]) -> list[str]:
     """Return speakers of one recording, without a reference in each row: nothing to clone from."""
     return [
         speaker
         for speaker, clips in _grouped(targets, "speaker").items()
-        if len({clip["pcm_sha256"] for clip in clips}) == 1
+        if all(clip["pcm_sha256"] == clips[0]["pcm_sha256"] for clip in clips)
         and any(clip["reference_id"] is None for clip in clips)
     ]
 

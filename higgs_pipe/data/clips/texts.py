@@ -2,14 +2,26 @@
 
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-from higgs_pipe.data.clips.results import TextFinding
-from higgs_pipe.data.manifests.row import Row
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from higgs_pipe.data.clips.candidates import Clip
+from higgs_pipe.data.clips.results import TextFinding
+from higgs_pipe.data.conversation import ClipId, Conversation
+from higgs_pipe.data.manifests.row import Row
+from higgs_pipe.data.specs import REFERENCE
+
+TEXT_COLUMNS = (
+    *("clip_id", "manifest", "line", "split"),
+    *("text", "scene", "conversation", "reference_id"),
+)
+CLIPS_AT_ONCE = 2_000
 NUM_EXAMPLES = 5
 NUM_EXAMPLE_CHARACTERS = 80
 
@@ -69,37 +81,51 @@ def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def texts_of(row: Row) -> Iterator[str]:
-    """Yield every text of a row that reaches a prompt."""
-    if row.conversation is None:
-        yield row.text
-    else:
-        for turn in row.conversation.turns:
-            yield from turn.texts
-    yield from (text for text in (row.ref_text, row.scene) if text is not None)
+def find_in_texts(clips: pa.Table) -> dict[str, TextFinding]:
+    """Count the clips with a text that may not be spoken as written.
 
-
-def find_in_texts(rows: Iterable[Row]) -> dict[str, TextFinding]:
-    """Count the rows with a text that may not be spoken as written.
+    Args:
+        clips: The table of CLIPS with their references, TEXT_COLUMNS at least.
 
     Returns:
         By kind (a key of ``PATTERNS``), the number of rows and the first few texts with their
         places. Kinds without a row are left out.
     """
-    found: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
+    is_reference = pc.field("split") == REFERENCE
+    referred = clips.filter(is_reference).select(["clip_id", "text"])
+    references = dict(zip(*(column.to_pylist() for column in referred.columns), strict=True))
+    num_rows: Counter[str] = Counter()
+    examples: dict[str, list[str]] = defaultdict(list)
+    batches = clips.filter(~is_reference).to_batches(CLIPS_AT_ONCE)
+    for clip in chain.from_iterable(batch.to_pylist() for batch in batches):
         kinds: dict[str, str] = {}
-        for text in texts_of(row):
+        for text in _texts_of(clip, references):
             if SUSPECT.search(text):
                 for kind in _kinds(text):
                     kinds.setdefault(kind, text)
+        num_rows.update(kinds.keys())
         for kind, text in kinds.items():
-            found[kind].append(f"{row.place}: {text:.{NUM_EXAMPLE_CHARACTERS}}")
+            if len(examples[kind]) < NUM_EXAMPLES:
+                place = f"{clip['manifest']}:{clip['line']}"
+                examples[kind].append(f"{place}: {text:.{NUM_EXAMPLE_CHARACTERS}}")
     return {
-        kind: TextFinding(num_rows=len(found[kind]), examples=found[kind][:NUM_EXAMPLES])
+        kind: TextFinding(num_rows=num_rows[kind], examples=examples[kind])
         for kind in PATTERNS
-        if kind in found
+        if kind in num_rows
     }
+
+
+def _texts_of(clip: Clip, references: Mapping[str, str]) -> Iterator[str]:
+    """Yield every text of a clip that reaches a prompt."""
+    if clip["conversation"] is None:
+        yield clip["text"]
+    else:
+        for turn in Conversation.from_json(clip["conversation"], ClipId.of).turns:
+            yield from turn.texts
+    if clip["reference_id"] is not None:
+        yield references[clip["reference_id"]]
+    if clip["scene"] is not None:
+        yield clip["scene"]
 
 
 def _kinds(text: str) -> list[str]:

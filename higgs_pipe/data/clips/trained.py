@@ -3,72 +3,80 @@
 Such rows of ``eval.other_manifest`` are rejected: what was trained on cannot have been forgotten.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from higgs_pipe.config.settings import DataConfig
-from higgs_pipe.data.clips.candidates import Candidate, Clip
-from higgs_pipe.data.clips.overlap import others_of
+from higgs_pipe.data.clips.drafts import Drafts
+from higgs_pipe.data.clips.keys import OtherRecording, keys_of
+from higgs_pipe.data.clips.overlap import REFERENCE_COLUMNS, others_of, references_of
 from higgs_pipe.data.clips.reasons import Fault, Reason
-from higgs_pipe.data.clips.splits import Key, OtherRecording, keys_of
-from higgs_pipe.data.specs import CLIPS, REFERENCE, TRAIN
+from higgs_pipe.data.specs import CLIPS, TRAIN
+from higgs_pipe.data.table_rows import TableRows
 from higgs_pipe.data.tables import open_table
 
 # Names of dialogues and speakers may mean something else in another manifest.
 COMPARED = ("audio", "text", "recording")
-COLUMNS = (
-    *("clip_id", "manifest", "line", "text", "speaker", "dialogue_id", "split"),
-    *("audio_path", "start_seconds", "end_seconds", "pcm_sha256", "audio_sha256"),
-    *("reference_id", "conversation"),
-)
+COLUMNS = (*REFERENCE_COLUMNS, "manifest", "line", "split", "reference_id", "conversation")
 
 
 @dataclass(frozen=True)
 class TrainedClips:
-    """The training split: rows of CLIPS, and the other recordings that each is trained with."""
+    """The training split: rows of CLIPS, and the other recordings that they are trained with."""
 
-    clips: tuple[Clip, ...]
-    others: tuple[Sequence[OtherRecording], ...]
+    clips: pa.Table  # COLUMNS
+    others: Sequence[OtherRecording]
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read ``clips.parquet`` of the manifest that adapters are trained on."""
-        rows = open_table(path, CLIPS)[0].read(columns=list(COLUMNS)).to_pylist()
-        references = {row["clip_id"]: row for row in rows if row["split"] == REFERENCE}
-        trained = [row for row in rows if row["split"] == TRAIN]
-        return cls(tuple(trained), tuple(_heard(clip, references) for clip in trained))
+        table = open_table(path, CLIPS)[0].read(columns=list(COLUMNS))
+        references = references_of(table.column)
+        heard = list(others_of(table.column))
+        for index, name in enumerate(table["reference_id"].to_pylist()):
+            if name is not None:
+                heard.append(OtherRecording(index, references[name], is_target=True))
+        is_trained = pc.equal(table["split"], TRAIN).to_numpy()
+        places = np.cumsum(is_trained) - 1
+        # All that is heard counts as if it were a target.
+        others = [
+            OtherRecording(int(places[other.clip]), other.columns, is_target=True)
+            for other in sorted(heard, key=lambda other: other.clip)
+            if is_trained[other.clip]
+        ]
+        return cls(table.filter(pa.array(is_trained)), others)
 
-    def faults(self, candidates: Sequence[Candidate], data: DataConfig) -> dict[str, Fault]:
+    def faults(self, drafts: Drafts, data: DataConfig) -> dict[str, Fault]:
         """Return the rows that have audio or text of the training split, by clip id.
 
         Args:
-            candidates: Sound rows of another manifest.
+            drafts: Sound rows of another manifest.
             data: The settings of the split: texts count with ``keep_text_together``, other segments
                 of a file with ``split_by: recording``.
         """
-        clips = [*self.clips, *(candidate.clip for candidate in candidates)]
-        others = [*self.others, *(candidate.others for candidate in candidates)]
-        keys = keys_of(clips, data, others)
         num_trained = len(self.clips)
-        trained: dict[Key, Clip] = {}
-        for clip, own in zip(self.clips, keys[:num_trained], strict=True):
-            for key in own:
-                trained.setdefault(key, clip)
+        added = (other._replace(clip=num_trained + other.clip) for other in drafts.others)
+
+        def column_of(name: str) -> pa.ChunkedArray:
+            return pa.chunked_array([*self.clips[name].chunks, *drafts.column(name).chunks])
+
+        keys = keys_of(column_of, data, [*self.others, *added])
+        owners = keys.first_owners(np.arange(keys.num_clips) < num_trained)
+        trained = TableRows(self.clips)
         faults = {}
-        for candidate, own in zip(candidates, keys[num_trained:], strict=True):
-            shared = next((key for key in own if key.kind in COMPARED and key in trained), None)
+        for index, clip_id in enumerate(drafts.column("clip_id").to_pylist(), start=num_trained):
+            own = (key for key in keys.of(index) if keys.kind(key) in COMPARED)
+            shared = next((key for key in own if owners[key] < num_trained), None)
             if shared is not None:
-                place = f"{trained[shared]['manifest']}:{trained[shared]['line']}"
-                fact = f"training has the same {shared.kind}, at {place}"
-                faults[candidate.row.clip_id] = Fault(Reason.ALSO_IN_TRAINING, fact)
+                row = trained[int(owners[shared])]
+                fact = (
+                    f"training has the same {keys.kind(shared)}, at {row['manifest']}:{row['line']}"
+                )
+                faults[clip_id] = Fault(Reason.ALSO_IN_TRAINING, fact)
         return faults
-
-
-def _heard(clip: Clip, references: Mapping[str, Clip]) -> list[OtherRecording]:
-    """Return the other recordings of a trained clip, references too, as if they were targets."""
-    heard = [other.columns for other in others_of(clip, references)]
-    if clip["reference_id"] is not None:
-        heard.append(references[clip["reference_id"]])
-    return [OtherRecording(columns, is_target=True) for columns in heard]

@@ -1,6 +1,6 @@
 """The table of rows that ``list_rows`` writes and ``validate`` reads."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.manifests.row import ManifestRows, Row
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import ROWS
-from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.data.tables import open_table, write_table
 
 PATHS = ("audio_path", "ref_audio_path")
 # What many rows say alike.
 SHARED = ("manifest", "audio", "speaker", "language", "scene", "dialogue_id", "split")
-ROWS_AT_ONCE = 10_000
+ROWS_AT_ONCE = 2_000
 
 
 def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -> None:
@@ -40,6 +40,44 @@ def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -
     write_table(path, ROWS, rows, metadata)
 
 
+class StoredRows:
+    """Rows on disk that :func:`write_rows` wrote; each loop reads them anew, a few at a time.
+
+    Args:
+        path: The table.
+        changed: Changes each row that is read.
+
+    Raises:
+        UserError: The table is missing or of another version.
+    """
+
+    def __init__(self, path: Path, changed: Callable[[Row], Row] = lambda row: row) -> None:
+        self._table, stamp = open_table(path, ROWS)
+        self._changed = changed
+        self.ignored_keys: dict[str, int] = stamp["ignored_keys"]
+        self.notes: tuple[str, ...] = tuple(stamp["notes"])
+        self.left_out: dict[str, list[str]] = stamp["left_out"]
+
+    def __len__(self) -> int:
+        return int(self._table.metadata.num_rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.where(None)
+
+    def where(self, is_wanted: pc.Expression | None) -> Iterator[Row]:
+        """Yield the rows whose columns fulfil a condition, all without one."""
+        for batch in self._table.iter_batches(ROWS_AT_ONCE):
+            part = pa.Table.from_batches([batch])
+            found = part if is_wanted is None else part.filter(is_wanted)
+            known: dict[str, Any] = {}
+            for columns in found.to_pylist():
+                yield self._changed(_row(columns, known))
+
+    def with_ids(self, clip_ids: Collection[str]) -> Iterator[Row]:
+        """Yield the rows with some ids."""
+        return self.where(pc.field("clip_id").isin(pa.array(sorted(clip_ids), pa.string())))
+
+
 def read_rows(path: Path, clip_ids: Collection[str] | None = None) -> ManifestRows:
     """Read what :func:`write_rows` wrote.
 
@@ -50,13 +88,9 @@ def read_rows(path: Path, clip_ids: Collection[str] | None = None) -> ManifestRo
     Raises:
         UserError: The table is missing or of another version.
     """
-    table, stamp = read_table(path, ROWS)
-    if clip_ids is not None:
-        table = table.filter(pc.is_in(table["clip_id"], pa.array(sorted(clip_ids), pa.string())))
-    known: dict[str, Any] = {}
-    batches = table.to_batches(max_chunksize=ROWS_AT_ONCE)
-    rows = tuple(_row(columns, known) for batch in batches for columns in batch.to_pylist())
-    return ManifestRows(rows, stamp["ignored_keys"], tuple(stamp["notes"]), stamp["left_out"])
+    stored = StoredRows(path)
+    rows = tuple(stored if clip_ids is None else stored.with_ids(clip_ids))
+    return ManifestRows(rows, stored.ignored_keys, stored.notes, stored.left_out)
 
 
 def _columns(row: Row) -> dict[str, Any]:

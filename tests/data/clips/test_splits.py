@@ -8,14 +8,21 @@ import random
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from higgs_pipe.config.settings import DataConfig
+from higgs_pipe.data.clips.keys import groups_of, keys_of
 from higgs_pipe.data.clips.overlap import overlap
-from higgs_pipe.data.clips.splits import Key, assign_splits, groups_of, keys_of
+from higgs_pipe.data.clips.splits import assign_splits
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.data.hashing import shard_of, unit_hash
+from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.text import bare_words
+
+
+def split_groups(groups: list[str], given: Any, eval_fraction: float, seed: int) -> list[str]:
+    return assign_splits(pa.array(groups).dictionary_encode(), given, eval_fraction, seed)
 
 
 def numbered(num_groups: int) -> list[str]:
@@ -43,7 +50,7 @@ def test_one_shard_takes_everything() -> None:
 
 def test_a_group_is_held_out_when_its_hash_is_below_the_fraction() -> None:
     groups = numbered(30)
-    splits = assign_splits(groups, [None] * 30, eval_fraction=0.3, seed=5)
+    splits = split_groups(groups, [None] * 30, eval_fraction=0.3, seed=5)
     for group, split in zip(groups, splits, strict=True):
         digest = hashlib.sha256(f"split\x1f5\x1f{group}".encode()).hexdigest()
         assert split == ("eval" if int(digest[:14], 16) / 16**14 < 0.3 else "train")
@@ -52,49 +59,49 @@ def test_a_group_is_held_out_when_its_hash_is_below_the_fraction() -> None:
 def test_clips_of_one_group_share_a_split_for_every_seed() -> None:
     groups = ["a", "b", "a", "c", "b", "a"]
     for seed in range(100):
-        splits = assign_splits(groups, [None] * 6, eval_fraction=0.5, seed=seed)
+        splits = split_groups(groups, [None] * 6, eval_fraction=0.5, seed=seed)
         assert splits[0] == splits[2] == splits[5]
         assert splits[1] == splits[4]
 
 
 def test_a_given_split_wins_for_the_whole_group() -> None:
-    splits = assign_splits(["a", "a", "b"], [None, "eval", "train"], eval_fraction=0.01, seed=0)
+    splits = split_groups(["a", "a", "b"], [None, "eval", "train"], eval_fraction=0.01, seed=0)
     assert splits == ["eval", "eval", "train"]
     given = ["eval", "eval", None, "train"]
-    assert assign_splits(["a", "b", "c", "d"], given, eval_fraction=0.01, seed=0)[:2] == given[:2]
+    assert split_groups(["a", "b", "c", "d"], given, eval_fraction=0.01, seed=0)[:2] == given[:2]
 
 
 def test_two_groups_always_give_both_sides() -> None:
     for seed in range(100):
         for fraction in (0.001, 0.999):
-            splits = assign_splits(["a", "b"], [None, None], fraction, seed)
+            splits = split_groups(["a", "b"], [None, None], fraction, seed)
             assert sorted(splits) == ["eval", "train"]
 
 
 def test_a_free_group_fills_the_side_that_the_given_splits_leave_empty() -> None:
     for seed in range(20):
-        assert assign_splits(["a", "b"], ["eval", None], 0.999, seed) == ["eval", "train"]
-        assert assign_splits(["a", "b"], ["train", None], 0.001, seed) == ["train", "eval"]
+        assert split_groups(["a", "b"], ["eval", None], 0.999, seed) == ["eval", "train"]
+        assert split_groups(["a", "b"], ["train", None], 0.001, seed) == ["train", "eval"]
 
 
 def test_one_group_goes_to_train() -> None:
-    assert assign_splits(["a", "a"], [None, None], 0.5, seed=0) == ["train", "train"]
+    assert split_groups(["a", "a"], [None, None], 0.5, seed=0) == ["train", "train"]
 
 
 def test_another_seed_gives_another_split() -> None:
-    first, second = (assign_splits(numbered(50), [None] * 50, 0.5, seed) for seed in (0, 1))
+    first, second = (split_groups(numbered(50), [None] * 50, 0.5, seed) for seed in (0, 1))
     assert first != second
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.5])
 def test_the_held_out_share_is_near_the_fraction(fraction: float) -> None:
-    splits = assign_splits(numbered(4000), [None] * 4000, fraction, seed=0)
+    splits = split_groups(numbered(4000), [None] * 4000, fraction, seed=0)
     assert splits.count("eval") / 4000 == pytest.approx(fraction, abs=0.02)
 
 
 def test_adding_groups_moves_no_other_group() -> None:
-    few = assign_splits(numbered(100), [None] * 100, 0.2, seed=0)
-    many = assign_splits(numbered(200), [None] * 200, 0.2, seed=0)
+    few = split_groups(numbered(100), [None] * 100, 0.2, seed=0)
+    many = split_groups(numbered(200), [None] * 200, 0.2, seed=0)
     assert many[:100] == few
 
 
@@ -117,9 +124,26 @@ def clip(
     }
 
 
+def groups_among(clips: list[dict[str, Any]], **settings: Any) -> list[str]:
+    """The name of each clip's group."""
+    keys = keys_of(table_of(clips).column, DataConfig(**settings))
+    groups: list[str] = groups_of(keys).to_pylist()
+    return groups
+
+
+def table_of(clips: list[dict[str, Any]]) -> pa.Table:
+    """Some columns of the table of clips."""
+    columns = [field for field in CLIPS.schema if field.name in clip() or field.name == "clip_id"]
+    return pa.Table.from_pylist(clips, pa.schema(columns))
+
+
+def overlap_of(clips: list[dict[str, Any]], **settings: Any) -> dict[str, int]:
+    return overlap(table_of(clips).column, DataConfig(**settings))
+
+
 def together(clips: list[dict[str, Any]], **settings: Any) -> list[list[int]]:
     """Which clips, by their numbers, share a side."""
-    groups = groups_of(keys_of(clips, DataConfig(**settings)))
+    groups = groups_among(clips, **settings)
     return [
         [index for index, group in enumerate(groups) if group == name]
         for name in dict.fromkeys(groups)
@@ -135,7 +159,7 @@ def test_clips_that_share_audio_are_one_group_however_they_share_it() -> None:
         clip("other.wav", 2.0, 3.0, pcm="d"),  # inside that copy
         clip("alone.wav", pcm="e"),
     ]
-    assert groups_of(keys_of(clips, DataConfig())) == ["a", "a", "c", "a", "a", "e"]
+    assert groups_among(clips) == ["a", "a", "c", "a", "a", "e"]
 
 
 def test_a_short_segment_does_not_hide_the_long_one_before_it() -> None:
@@ -144,7 +168,7 @@ def test_a_short_segment_does_not_hide_the_long_one_before_it() -> None:
 
 
 def test_no_clip_gives_no_group() -> None:
-    assert groups_of([]) == []
+    assert groups_among([]) == []
 
 
 def test_clips_of_one_text_are_one_group_unless_texts_may_be_on_both_sides() -> None:
@@ -175,7 +199,7 @@ def test_turns_of_a_dialogue_are_one_group() -> None:
 def test_a_split_by_speaker_keeps_speakers_whole_and_is_named_by_them() -> None:
     clips = [clip("a.wav", speaker="x"), clip("b.wav", speaker="y"), clip("c.wav", speaker="x")]
     assert together(clips) == [[0], [1], [2]]
-    assert groups_of(keys_of(clips, DataConfig(split_by="speaker"))) == ["x", "y", "x"]
+    assert groups_among(clips, split_by="speaker") == ["x", "y", "x"]
 
 
 def test_a_split_by_recording_keeps_all_segments_of_a_file_together() -> None:
@@ -187,17 +211,17 @@ def test_a_split_by_recording_keeps_all_segments_of_a_file_together() -> None:
 def test_groups_are_those_of_a_plain_search() -> None:
     generator = random.Random(0)
     for _ in range(50):
-        keys = [
-            [Key("audio", f"{index:02d}")]
-            + [Key("text", str(generator.randrange(25))) for _ in range(generator.randrange(3))]
-            for index in range(20)
+        texts, dialogues = ([str(generator.randrange(25)) for _ in range(20)] for _ in range(2))
+        clips = [
+            clip(f"{i}.wav", pcm=f"{i:02d}", text=texts[i], dialogue=dialogues[i])
+            for i in range(20)
         ]
         linked = [{i} for i in range(20)]
         for _ in range(20):
             for i, j in itertools.product(range(20), repeat=2):
-                if set(keys[i]) & set(keys[j]):
+                if texts[i] == texts[j] or dialogues[i] == dialogues[j]:
                     linked[i] = linked[j] = linked[i] | linked[j]
-        assert groups_of(keys) == [f"{min(group):02d}" for group in linked]
+        assert groups_among(clips) == [f"{min(group):02d}" for group in linked]
 
 
 def test_the_overlap_counts_what_lies_on_both_sides() -> None:
@@ -210,9 +234,9 @@ def test_the_overlap_counts_what_lies_on_both_sides() -> None:
         clip("o.wav", split="eval", text="!"),
     ]
     found = {"audio": 2, "texts": 1, "dialogues": 1, "context": 0}
-    assert overlap(clips, DataConfig()) == found
-    assert overlap(clips, DataConfig(split_by="speaker")) == found | {"speakers": 1}
-    assert overlap(clips, DataConfig(split_by="recording")) == found | {"recordings": 1}
+    assert overlap_of(clips) == found
+    assert overlap_of(clips, split_by="speaker") == found | {"speakers": 1}
+    assert overlap_of(clips, split_by="recording") == found | {"recordings": 1}
 
 
 def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
@@ -225,11 +249,11 @@ def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
         return [own | {"conversation": Conversation(turns).to_json()}, reference]
 
     held_out = clip("p.wav", pcm="p", split="eval") | {"clip_id": "p"}
-    learned = overlap([held_out, *talk("x", "train", is_target=True)], DataConfig())
+    learned = overlap_of([held_out, *talk("x", "train", is_target=True)])
     assert (learned["audio"], learned["context"]) == (1, 0)
-    heard = overlap([held_out, *talk("x", "train", is_target=False)], DataConfig())
+    heard = overlap_of([held_out, *talk("x", "train", is_target=False)])
     assert (heard["audio"], heard["context"]) == (0, 1)
-    apart = overlap([held_out, *talk("x", "eval", is_target=True)], DataConfig())
+    apart = overlap_of([held_out, *talk("x", "eval", is_target=True)])
     assert set(apart.values()) == {0}
 
 
@@ -243,4 +267,4 @@ def test_a_long_segment_of_one_split_overlaps_each_one_of_the_other_within_it() 
     for train, held_out in [(long_and_short, within_the_long), (within_the_long, long_and_short)]:
         clips = [segment(*span) | {"split": "train"} for span in train]
         clips += [segment(*span) | {"split": "eval"} for span in held_out]
-        assert overlap(clips, DataConfig())["audio"] == 1
+        assert overlap_of(clips)["audio"] == 1

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from higgs_pipe.data.clips.texts import PATTERNS, find_in_texts, normalized
-from higgs_pipe.data.conversation import Conversation, Turn
+from higgs_pipe.data.clips.texts import PATTERNS, TEXT_COLUMNS, find_in_texts, normalized
+from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.spans import Span
+from higgs_pipe.data.specs import CLIPS
 
 NFD = unicodedata.normalize("NFD", "Café Nguyễn 한국")
 NFC = unicodedata.normalize("NFC", NFD)
@@ -23,8 +25,18 @@ def row_of(text: str, line: int = 1, **fields: object) -> Row:
     return Row(manifest="m.jsonl", line=line, **(empty | values | fields))  # type: ignore[arg-type]
 
 
+def clips_of(*clips: dict[str, Any]) -> pa.Table:
+    """A table of clips of one manifest, each on its own line."""
+    fields = [CLIPS.schema.field(name) for name in TEXT_COLUMNS]
+    rows = [
+        {"clip_id": str(line), "manifest": "m.jsonl", "line": line, "split": "train", **clip}
+        for line, clip in enumerate(clips)
+    ]
+    return pa.Table.from_pylist(rows, pa.schema(fields))
+
+
 def kinds_of(text: str) -> set[str]:
-    return set(find_in_texts([row_of(text)]))
+    return set(find_in_texts(clips_of({"text": text})))
 
 
 def test_all_texts_of_a_row_become_nfc() -> None:
@@ -89,17 +101,26 @@ def test_a_text_has_the_findings_it_should(text: str, kinds: set[str]) -> None:
 
 
 def test_rows_are_counted_once_with_the_first_texts_and_their_places() -> None:
-    rows = [row_of(f"It was {year}.", line, scene="Room 5") for line, year in enumerate((1, 2, 3))]
-    found = find_in_texts([*rows, row_of("No number.", 9)])
+    clips = [{"text": f"It was {year}.", "scene": "Room 5"} for year in (1, 2, 3)]
+    found = find_in_texts(clips_of(*clips, {"text": "No number."}))
     assert list(found) == ["digits"]
     assert found["digits"].num_rows == 3
     assert found["digits"].examples[0] == "m.jsonl:0: It was 1."
 
 
-@pytest.mark.parametrize("field", ["ref_text", "scene"])
-def test_every_text_of_a_prompt_is_looked_at(field: str) -> None:
-    row = replace(row_of("Hello."), **{field: "See www.example.org"})  # type: ignore[arg-type]
-    assert set(find_in_texts([row])) == {"urls"}
+@pytest.mark.parametrize("where", ["reference", "scene", "turn"])
+def test_every_text_of_a_prompt_is_looked_at(where: str) -> None:
+    link = "See www.example.org"
+    own = Turn("assistant", (ClipId("0"),), is_target=True)
+    turns: tuple[Turn[ClipId], ...] = (Turn("user", (link,)), own)
+    clip = {
+        "reference": {"reference_id": "r"},
+        "scene": {"scene": link},
+        "turn": {"conversation": Conversation(turns).to_json()},
+    }[where]
+    reference = {"clip_id": "r", "text": link if where == "reference" else "", "split": "reference"}
+    found = find_in_texts(clips_of({"text": "Hello.", **clip}, reference))
+    assert {kind: finding.num_rows for kind, finding in found.items()} == {"urls": 1}
 
 
 def test_the_quick_look_misses_nothing() -> None:
