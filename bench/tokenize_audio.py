@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.audio import decode
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import sha256_of_file
+from higgs_pipe.data.packing.spool import Spool
+from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.higgs.codec import encode, load_codec
 from higgs_pipe.higgs.miniature_codec import calibrate_codebooks
 from higgs_pipe.higgs.v2.miniature import CHAT_TEMPLATE, build_tokenizer
@@ -130,7 +133,8 @@ def variant_on_cpu(name: str, codec: str, clips: list[Clip]) -> Callable[[], dic
     model, info = load_codec(Pretrained("codec", codec), torch.device("cpu"))
     _resident(model)
     if name == "stage":
-        return lambda: {r["clip_id"]: r["codes"] for r in encode_clips(clips, model, info, 0.0)}
+        rows = partial(rows_of_stage, clips, model, info, 0.0, num_threads=1)
+        return lambda: {row["clip_id"]: row["codes"] for row in rows()}
     batches = list(
         equal_length_batches(decode_ahead(clips, info, float("inf"), num_threads=1), info, 0.0)
     )
@@ -323,7 +327,7 @@ def compare_on_gpu(
             )
 
     def codes(dtype: str, max_batch_seconds: float, chosen: list[Clip]) -> Any:
-        rows = encode_clips(
+        rows = rows_of_stage(
             chosen, model, replace(info, dtype=dtype), max_batch_seconds, os.cpu_count() or 1
         )
         return np.concatenate([row["codes"] for row in rows])
@@ -343,6 +347,14 @@ def compare_on_gpu(
             (codes("float32", 0, clips) == codes("bfloat16", 0, clips)).mean(axis=0).tolist()
         ),
     }
+
+
+def rows_of_stage(
+    clips: list[Clip], model: Any, info: CodecInfo, max_batch_seconds: float, num_threads: int
+) -> list[dict[str, Any]]:
+    """The rows that the stage would write."""
+    with Spool(Path(tempfile.gettempdir()), np.int16) as spool:
+        return list(encode_clips(clips, model, info, max_batch_seconds, num_threads, spool))
 
 
 def peak_bytes_of(work: Callable[[], Any], device: torch.device) -> int | None:

@@ -7,10 +7,11 @@ next batches, a bounded time ahead.
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ from higgs_pipe.config.stages import TokenizeStage, load_stage
 from higgs_pipe.data.audio import AudioError, decode
 from higgs_pipe.data.channels import to_mono
 from higgs_pipe.data.hashing import sha256_of_file
+from higgs_pipe.data.packing.spool import Spool
 from higgs_pipe.data.specs import SHARD_CLIPS, CodecInfo, codes_spec
-from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.data.table_rows import TableRows
+from higgs_pipe.data.tables import read_table, table_writer, to_arrow
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
 from higgs_pipe.higgs.codes import Codes
@@ -34,7 +37,7 @@ from higgs_pipe.training.card import Card, card_of, free_memory
 logger = logging.getLogger("higgs_pipe")
 
 # A row of SHARD_CLIPS, a row of a table of codes, and a clip with its waveform (T * hop_length,).
-ShardClip: TypeAlias = dict[str, Any]
+ShardClip: TypeAlias = Mapping[str, Any]
 CodesRow: TypeAlias = dict[str, Any]
 Decoded: TypeAlias = tuple[ShardClip, torch.Tensor]
 
@@ -42,6 +45,7 @@ MAX_BATCH_SECONDS_ON_GPU = 240.0  # longer ones were not measured
 BYTES_PER_SECOND = 45e6  # of audio: 0.9 GB for 20 s in float32
 USABLE_SHARE = 0.8
 LOOK_AHEAD_SECONDS = 120.0  # 12 MB at 24 kHz
+CLIPS_PER_GROUP = 500  # of rows, which Parquet's writer holds: 40 MB for clips of 10 s
 
 
 def run(
@@ -68,8 +72,9 @@ def run(
     """
     stage = load_stage(TokenizeStage, config)
     settings = stage.tokenize
-    clips = read_table(shard_clips, SHARD_CLIPS)[0].to_pylist()
-    with claim_device(settings.device) as device:
+    clips = TableRows(read_table(shard_clips, SHARD_CLIPS)[0])
+    codes.parent.mkdir(parents=True, exist_ok=True)
+    with Spool(codes.parent, np.int16) as spool, claim_device(settings.device) as device:
         on_gpu = device.type == "cuda"
         torch.set_num_threads(1 if on_gpu else num_threads)
         pinned = (
@@ -83,29 +88,30 @@ def run(
         max_batch_seconds = settings.max_batch_seconds
         if max_batch_seconds is None:
             max_batch_seconds = batch_seconds(card_of(device))
-        rows = encode_clips(clips, model, info, max_batch_seconds, num_threads if on_gpu else 1)
-    write_table(codes, codes_spec(info.num_codebooks), rows, info.as_metadata())
-    seconds = sum(row["num_frames"] for row in rows) / info.frame_rate_hz
+        num_threads = num_threads if on_gpu else 1
+        rows = encode_clips(clips, model, info, max_batch_seconds, num_threads, spool)
+        num_frames = _write(codes, info, rows)
     logger.info(
         "%s: %d clips, %.0f s of audio, encoded on %s in %s",
         codes.stem,
-        len(rows),
-        seconds,
+        len(clips),
+        num_frames / info.frame_rate_hz,
         device,
         info.dtype,
     )
 
 
 def encode_clips(
-    clips: list[ShardClip],
+    clips: Collection[ShardClip],
     model: HiggsAudioV2TokenizerModel,
     info: CodecInfo,
     max_batch_seconds: float,
-    num_decoding_threads: int = 1,
-) -> list[CodesRow]:
-    """Return the rows of a table of codes, sorted by clip_id.
+    num_decoding_threads: int,
+    spool: Spool,
+) -> Iterator[CodesRow]:
+    """Encode clips; return the rows of a table of codes, sorted by clip_id.
 
-    Memory holds the codes, one batch and the look-ahead, but not the audio of the shard.
+    Memory holds one batch and the look-ahead, but neither the audio nor the codes of the shard.
 
     Args:
         clips: Rows of SHARD_CLIPS.
@@ -114,6 +120,7 @@ def encode_clips(
         max_batch_seconds: Audio per batch; a longer clip is a batch of its own, so 0 encodes
             one by one.
         num_decoding_threads: Files decoded at the same time, while the codec runs.
+        spool: Holds the codes until they are read, as int16.
 
     Raises:
         UserError: A file changed or vanished since validate, or a clip does not fit in memory.
@@ -122,29 +129,44 @@ def encode_clips(
     order = sorted(clips, key=lambda clip: (-clip["duration_seconds"], clip["clip_id"]))
     look_ahead_seconds = max(LOOK_AHEAD_SECONDS, max_batch_seconds)
     decoded = decode_ahead(order, info, look_ahead_seconds, num_decoding_threads)
-    rows: list[CodesRow] = []
-    # One block: small arrays, kept between waveforms that come and go, would fragment the heap.
-    codes = bytearray()
+    encoded: list[_Encoded] = []
     with activity("encoding", len(clips), "clips") as encoding:
         for batch in equal_length_batches(decoded, info, max_batch_seconds):
             waveforms = torch.stack([waveform for _, waveform in batch])  # (B, T * hop_length)
-            for (clip, _), clip_codes in zip(
-                batch, encode_in_memory(model, waveforms, info), strict=True
-            ):
-                codes += clip_codes.tobytes()
-                rows.append(
-                    {
-                        "clip_id": clip["clip_id"],
-                        "num_frames": len(clip_codes),
-                        "audio_sha256": clip["audio_sha256"],
-                    }
-                )
+            all_codes = encode_in_memory(model, waveforms, info)
+            for (clip, _), codes in zip(batch, all_codes, strict=True):
+                encoded.append(_Encoded(clip, spool.append(codes), len(codes)))
             encoding.advance(len(batch))
-    frames = np.frombuffer(codes, np.int16).reshape(-1, info.num_codebooks)  # (sum of T, K)
-    ends = np.cumsum([row["num_frames"] for row in rows])
-    for row, end in zip(rows, ends, strict=True):
-        row["codes"] = frames[end - row["num_frames"] : end]
-    return sorted(rows, key=lambda row: str(row["clip_id"]))
+    encoded.sort(key=lambda found: str(found.clip["clip_id"]))
+    return (found.row(spool, info.num_codebooks) for found in encoded)
+
+
+class _Encoded(NamedTuple):
+    """A clip and the place of its codes in the spool."""
+
+    clip: ShardClip
+    start: int
+    num_frames: int
+
+    def row(self, spool: Spool, num_codebooks: int) -> CodesRow:
+        """Return the row of a table of codes."""
+        codes = spool.read(self.start, self.num_frames * num_codebooks)
+        return {
+            "clip_id": self.clip["clip_id"],
+            "codes": codes.reshape(self.num_frames, num_codebooks),
+            "num_frames": self.num_frames,
+            "audio_sha256": self.clip["audio_sha256"],
+        }
+
+
+def _write(path: Path, info: CodecInfo, rows: Iterator[CodesRow]) -> int:
+    """Write a table of codes, a group of rows at a time; return its number of frames."""
+    spec, num_frames = codes_spec(info.num_codebooks), 0
+    with table_writer(path, spec, info.as_metadata()) as writer:
+        while group := list(islice(rows, CLIPS_PER_GROUP)):
+            writer.write_table(to_arrow(spec, group, writer.schema))
+            num_frames += sum(row["num_frames"] for row in group)
+    return num_frames
 
 
 def batch_seconds(card: Card | None) -> float:
@@ -201,7 +223,7 @@ def decode_ahead(
     """
     waiting: deque[tuple[ShardClip, Future[torch.Tensor]]] = deque()
     waiting_seconds = 0.0
-    checksums: dict[Path, str] = {}  # a long recording is hashed once, not per segment
+    checksums: dict[str, str] = {}  # a long recording is hashed once, not per segment
     executor = ThreadPoolExecutor(num_threads)
     try:
         for clip in clips:
@@ -242,18 +264,19 @@ def equal_length_batches(
         yield batch
 
 
-def _waveform(clip: ShardClip, info: CodecInfo, checksums: dict[Path, str]) -> torch.Tensor:
-    path = Path(clip["audio_path"])
+def _waveform(clip: ShardClip, info: CodecInfo, checksums: dict[str, str]) -> torch.Tensor:
+    name: str = clip["audio_path"]
+    path = Path(name)
     try:
         audio = decode(path, clip["start_seconds"], clip["end_seconds"])
-        if path not in checksums:
-            checksums[path] = sha256_of_file(path)
+        if name not in checksums:
+            checksums[name] = sha256_of_file(path)
     except AudioError as error:
         raise UserError(
             f"clip {clip['clip_id']!r}: {error}; it was readable when it was validated. "
             "Restore the file, or run: snakemake --forcerun measure_shard"
         ) from None
-    if checksums[path] != clip["audio_sha256"]:
+    if checksums[name] != clip["audio_sha256"]:
         raise UserError(
             f"clip {clip['clip_id']!r}: {path} changed since it was validated; "
             "run: snakemake --forcerun measure_shard"

@@ -32,7 +32,7 @@ STAGES = {
     "validate": Stage("validate", "judge_clips", "validate", 11),
     "clips_page": Stage("validate", "clips_page", "clips_page", 4),
     "estimate": Stage("validate", "estimate", "estimate", 4),
-    "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 6),
+    "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 7),
     "pack": Stage("pack", "pack_rows", "pack", 8),
     "train": Stage("train", "train_adapter", "train", 9),
     "eval": Stage("eval", "eval_adapter", "evaluate", 7),

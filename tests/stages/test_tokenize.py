@@ -23,6 +23,7 @@ from higgs_pipe import tokenize_audio
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.codes_store import CodesStore
+from higgs_pipe.data.packing.spool import Spool
 from higgs_pipe.data.specs import SHARD_CLIPS, codes_spec
 from higgs_pipe.data.tables import read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
@@ -189,6 +190,7 @@ def one_by_one(tones: list[Path], codec: Any, tiny_base: Path) -> dict[str, list
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_no_code_depends_on_batches_threads_or_shards(
+    tmp_path: Path,
     tones: list[Path],
     one_by_one: dict[str, list],
     codec: Any,
@@ -198,11 +200,10 @@ def test_no_code_depends_on_batches_threads_or_shards(
 ) -> None:
     clips = [clip_of(path) for path in tones]
     shards = [clips[i::num_shards] for i in range(num_shards)]
-    rows = [
-        row
-        for shard in shards
-        for row in encode_clips(shard, codec[0], codec[1], max_batch_seconds, num_threads)
-    ]
+    rows: list[dict[str, Any]] = []
+    for shard in shards:
+        with Spool(tmp_path, np.int16) as spool:
+            rows += encode_clips(shard, codec[0], codec[1], max_batch_seconds, num_threads, spool)
     assert {row["clip_id"]: row["codes"].tolist() for row in rows} == one_by_one
 
 
@@ -233,8 +234,9 @@ def test_the_lean_residual_unit_is_the_native_one_and_spares_its_input(
 
 
 def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(
-    tmp_path: Path, tones: list[Path], tiny_base: Path
+    tmp_path: Path, tones: list[Path], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tokenize_audio, "CLIPS_PER_GROUP", 3)
     tables = []
     num_torch_threads = torch.get_num_threads()
     for num_threads, settings in [(1, {}), (2, {"max_batch_seconds": 30.0})]:
@@ -243,6 +245,9 @@ def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(
         tables.append((tmp_path / "codes.parquet").read_bytes())
     torch.set_num_threads(num_torch_threads)
     assert tables[0] == tables[1]
+    groups = pq.ParquetFile(tmp_path / "codes.parquet").metadata
+    sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+    assert (sum(sizes), set(sizes[:-1])) == (len(tones), {3})
     assert pq.read_table(tmp_path / "codes.parquet")["clip_id"].to_pylist() == sorted(
         path.stem for path in tones
     )
