@@ -7,7 +7,8 @@ the way; resident memory, open files and threads are read five times a second, a
 is set beside the second. Rows: each stage runs in a process of its own, at a tenth of the rows and
 at all of them. list_rows, validate and pack take ``--num-rows`` segments: the measures of one stand
 for all, and codes are random. measure and tokenize decode ``--num-clips`` FLAC files of a second,
-and encode them by a tiny codec. Ends with 1 if the training grows.
+and encode them by a tiny codec. ``--only`` measures some stages, and replaces their rows of the
+page. Ends with 1 if the training grows.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,9 +261,11 @@ class Cost(NamedTuple):
     peak_bytes: int
 
 
-def costs_at(num_rows: int, num_clips: int) -> dict[str, Cost]:
-    """Measure each stage on so many rows, or clips that are decoded."""
+def costs_at(num_rows: int, num_clips: int, stages: Collection[str]) -> dict[str, Cost]:
+    """Measure some stages on so many rows, or clips that are decoded."""
     from higgs_pipe.higgs.v2 import miniature
+
+    costs: dict[str, Cost] = {}
 
     def run(stage: str, number: int, *words: str) -> Cost:
         found = in_child(*(words or (__file__, "--stage", stage, name)))
@@ -270,21 +273,27 @@ def costs_at(num_rows: int, num_clips: int) -> dict[str, Cost]:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_manifest(folder, num_rows)
-        costs = {"list_rows": run("list_rows", num_rows)}
-        pretend_to_measure(folder)
-        costs["validate"] = run("validate", num_rows)
+        if not {"list_rows", "validate"}.isdisjoint(stages):
+            write_manifest(folder, num_rows)
+            costs["list_rows"] = run("list_rows", num_rows)
+        if "validate" in stages:
+            pretend_to_measure(folder)
+            costs["validate"] = run("validate", num_rows)
     with tempfile.TemporaryDirectory() as name:
         base = Path(name) / "tiny-higgs"
-        miniature.build(base, hidden_size=64)
-        num_shards = str(write_corpus(Path(name), num_rows, 1.0, 3.0))
-        options = ("--in-child", "pack", name, num_shards, "--base-model", str(base))
-        costs["pack"] = run("pack", num_rows, str(Path(__file__).with_name("pack.py")), *options)
+        if "pack" in stages:
+            miniature.build(base, hidden_size=64)
+            num_shards = str(write_corpus(Path(name), num_rows, 1.0, 3.0))
+            options = ("--in-child", "pack", name, num_shards, "--base-model", str(base))
+            program = str(Path(__file__).with_name("pack.py"))
+            costs["pack"] = run("pack", num_rows, program, *options)
     with tempfile.TemporaryDirectory() as name:
-        write_recordings(Path(name), num_clips)
-        costs["measure"] = run("measure", num_clips)
-        costs["tokenize"] = run("tokenize", num_clips)
-    return {name: costs[name] for name in STAGES}
+        if not {"measure", "tokenize"}.isdisjoint(stages):
+            write_recordings(Path(name), num_clips)
+        for stage in ("measure", "tokenize"):
+            if stage in stages:
+                costs[stage] = run(stage, num_clips)
+    return {name: costs[name] for name in STAGES if name in stages}
 
 
 STAGES = ("list_rows", "measure", "validate", "tokenize", "pack")
@@ -316,6 +325,18 @@ def growth_table(few: dict[str, Cost], many: dict[str, Cost]) -> list[str]:
     return lines
 
 
+def with_rows_replaced(page: Path, lines: list[str], about: str) -> list[str]:
+    """Return the section of a page, where the rows of some stages are those of ``lines``."""
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    own = {stage: row for stage, row in rows.items() if stage in STAGES}
+    section = page.read_text(encoding="utf-8").partition("<!-- soak -->\n")[2]
+    section = section.partition("\n<!-- end of soak -->")[0]
+    note = f"Measured again: {', '.join(own)}"
+    kept = [line for line in section.splitlines() if not line.startswith(note)]
+    found = [own.get(f"{line}|".split("|")[1].strip(), line) for line in kept]
+    return [found[0], "", f"{note}: {about}", *found[1:]]
+
+
 def main() -> int:
     """Measure, print and write; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -324,6 +345,7 @@ def main() -> int:
     parser.add_argument("--num-clips", type=int, default=20_000)
     parser.add_argument("--page", type=Path, help="page whose part is replaced")
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--only", nargs="+", choices=STAGES, help="stages; without a training")
     parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
@@ -332,9 +354,15 @@ def main() -> int:
     for name, least in (("steps", MIN_STEPS), ("rows", MIN_ROWS), ("clips", MIN_CLIPS)):
         if getattr(options, f"num_{name}") < least:
             parser.error(f"--num-{name}: at least {least:,}, or nothing can be seen to grow")
-    few, many = (costs_at(options.num_rows // n, options.num_clips // n) for n in (10, 1))
+    stages = options.only or STAGES
+    few, many = (costs_at(options.num_rows // n, options.num_clips // n, stages) for n in (10, 1))
     lines = growth_table(few, many)
     print("\n".join(lines), flush=True)
+    about = f"{machine_now()}, on which {os.getloadavg()[2]:.1f} processes ran at a time."
+    if options.only:
+        if options.page:
+            put_table(options.page, "soak", with_rows_replaced(options.page, lines, about))
+        return 0
     with tempfile.TemporaryDirectory() as name:
         trained = train_long(Path(name), options.num_steps)
     print("\n".join(training_table(trained)))
@@ -342,8 +370,6 @@ def main() -> int:
         found = {stage: [cost._asdict() for cost in (few[stage], many[stage])] for stage in STAGES}
         options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if options.page:
-        load = os.getloadavg()[2]
-        about = f"{machine_now()}, on which {load:.1f} processes ran at a time."
         table = [about, "", *lines, "", *training_table(trained)]
         put_table(options.page, "soak", table)
     return int(trained.grows)
