@@ -290,7 +290,7 @@ def _header(path: Path, file: sf.SoundFile) -> Header:
 
 
 def _check_whole(path: Path, present: int, declared: int, allowed: float, unit: str) -> None:
-    if present < declared - allowed:
+    if present < max(declared - allowed, min(declared, 1)):
         raise AudioError(
             f"{path} is cut off: it declares {declared:,} {unit} and holds {present:,}"
         )

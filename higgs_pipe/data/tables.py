@@ -45,6 +45,8 @@ class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
         self._lock = threading.Lock()
         with _damage_named(path, made_by):
             super().__init__(path, page_checksum_verification=True)
+        groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
+        self._check_count(self.metadata.num_rows, sum(group.num_rows for group in groups))
 
     def stamp(self) -> dict[str, Any]:
         """Return the metadata that the table's writer stamped, or {} if another program wrote it.
@@ -63,17 +65,31 @@ class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
     def read(self, *args: Any, **kwargs: Any) -> pa.Table:
         """Read columns of all rows; arguments as in pyarrow."""
         with self._lock, _damage_named(self._path, self._made_by):
-            return super().read(*args, **kwargs)
+            table = super().read(*args, **kwargs)
+        self._check_count(self.metadata.num_rows, table.num_rows)
+        return table
 
-    def read_row_group(self, *args: Any, **kwargs: Any) -> pa.Table:
+    def read_row_group(self, i: int, *args: Any, **kwargs: Any) -> pa.Table:
         """Read a row group; arguments as in pyarrow."""
         with self._lock, _damage_named(self._path, self._made_by):
-            return super().read_row_group(*args, **kwargs)
+            table = super().read_row_group(i, *args, **kwargs)
+        self._check_count(self.metadata.row_group(i).num_rows, table.num_rows)
+        return table
 
     def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
-        """Read batches of rows, for one thread; arguments as in pyarrow."""
+        """Read all rows in batches, for one thread; arguments as in pyarrow."""
+        num_rows = 0
         with _damage_named(self._path, self._made_by):
-            yield from super().iter_batches(*args, **kwargs)
+            for batch in super().iter_batches(*args, **kwargs):
+                num_rows += len(batch)
+                yield batch
+        self._check_count(self.metadata.num_rows, num_rows)
+
+    def _check_count(self, declared: int, num_rows: int) -> None:
+        """Check a number of rows: damaged metadata can make pyarrow leave rows out in silence."""
+        if num_rows != declared:
+            fact = f"it declares {declared:,} rows and holds {num_rows:,}"
+            raise _damaged(self._path, fact, self._made_by)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 from helpers import ROOT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from higgs_pipe import measure
@@ -148,6 +148,7 @@ def check(path: Path) -> None:
 @pytest.mark.parametrize("name", ENCODINGS)
 @settings(FUZZ, max_examples=100)
 @given(splices=SPLICES, in_header=st.booleans())
+@example(splices=[(0.15625, 1, b"\xff\xfe"), (0.03125, 0, b"\0")], in_header=True)  # an empty MP3
 def test_a_changed_recording_is_measured_or_has_a_reason(
     name: str, splices: Splices, in_header: bool
 ) -> None:
