@@ -57,7 +57,7 @@ def separate_share(samples: Samples) -> float:
     are recorded, each is alone by turns, and two that speak alike give almost 0.5.
 
     Args:
-        samples: (num_samples, num_channels). What follows the last whole block does not count.
+        samples: (num_samples, num_channels). Samples after the last whole block are ignored.
     """
     num_channels = samples.shape[1]
     if num_channels == 1:
