@@ -108,7 +108,6 @@ def test_the_transcript_of_the_demo_alone_is_known(
     v3_base: Path,
     codec: Path,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heard: list[str] = []
