@@ -230,8 +230,8 @@ def signed(value: float) -> str:
 def _after_correction(leading: list[MeasureVerdict]) -> list[MeasureVerdict]:
     """Return the measures that are better or worse even after correction (Holm, 1979).
 
-    Without it, at least one of ten measures of an adapter that changes nothing would differ in two
-    cases out of five.
+    Without it, at least one of eight independent measures would differ by chance in one evaluation
+    of three.
     """
     tested = sorted(
         (measure.difference.p_value, measure.name, measure)
