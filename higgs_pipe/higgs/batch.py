@@ -285,7 +285,8 @@ def check_row(row: PackedRow, config: BaseShape) -> None:
         raise UserError(f"{name}: lengths of samples, tokens and labels disagree; {remedy}")
     if int(is_audio.sum()) != num_frames or len(row.audio_labels) != num_frames:
         raise UserError(
-            f"{name}: {int(is_audio.sum())} audio placeholders for {num_frames} frames; {remedy}"
+            f"{name}: {int(is_audio.sum())} audio placeholders for {num_frames} frames and "
+            f"{len(row.audio_labels)} frames of labels; {remedy}"
         )
     starts = np.cumsum(row.sample_lengths) - row.sample_lengths
     if (row.labels[starts] != IGNORED).any() or is_audio[starts].any():
@@ -295,6 +296,5 @@ def check_row(row: PackedRow, config: BaseShape) -> None:
         or row.audio_input_ids.max() >= config.codebook_size
     ):
         raise UserError(
-            f"{name}: ids beyond the model's vocabulary; it was packed for another base_model; "
-            + remedy
+            f"{name}: ids beyond the model's vocabulary, of another base_model; {remedy}"
         )

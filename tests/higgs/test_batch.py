@@ -101,6 +101,7 @@ def test_any_row_is_read_by_its_index(corpus: PackedCorpus) -> None:
     [
         ({"sample_lengths": np.array([5], np.int32)}, "lengths"),
         ({"audio_input_ids": np.zeros((2, 8), np.int16)}, "placeholders for 2 frames"),
+        ({"audio_labels": np.zeros((2, 8), np.int16)}, "and 2 frames of labels"),
         ({"labels": "first"}, "first position"),
         ({"input_ids": "beyond"}, "vocabulary"),
     ],

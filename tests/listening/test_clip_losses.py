@@ -34,6 +34,20 @@ def test_the_worst_clips_are_those_of_the_adapter() -> None:
     ]
 
 
+def test_the_worst_twenty_clips_are_listed() -> None:
+    ids = [f"{number:02d}" for number in range(25)]
+    clips: list[Any] = [
+        {"clip_id": name, "text": name, "speaker": None, "language": None}
+        | {"duration_seconds": 1.0, "task": "speech"}
+        for name in ids
+    ]
+    losses = [losses_of(float(number)) for number in range(25)]
+    alone = Clusters.of(ids, [None] * 25, [None] * 25)
+    sums = [each.sums for each in losses]
+    found = ClipLosses(clips, alone, losses, losses, sums, sums).breakdown().worst_clips
+    assert [clip.clip_id for clip in found] == ids[:4:-1]
+
+
 def test_clips_are_grouped_by_length_and_by_the_parts_that_they_have() -> None:
     clips: list[Any] = [
         {"clip_id": name, "text": name, "speaker": None, "language": None}

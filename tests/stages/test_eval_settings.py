@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,13 +17,18 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import generation
 from higgs_pipe.higgs.adapter_files import BASE_FILE
+from higgs_pipe.higgs.frame_losses import FrameLosses
 from higgs_pipe.higgs.lora import add_lora
+from higgs_pipe.higgs.loss import LossSums
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.listening import speaking
+from higgs_pipe.listening.clip_losses import ClipLosses
 from higgs_pipe.listening.clusters import Clusters
+from higgs_pipe.listening.held_out import HeldOutSample
+from higgs_pipe.listening.spoken import ADAPTER, BASE, RECORDING, Generation, VoiceTotals
 from higgs_pipe.listening.text_use import OtherTexts
-from higgs_pipe.listening.verdict import HEADLINES, Verdict
+from higgs_pipe.listening.verdict import HEADLINES, Verdict, judge
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +129,7 @@ def test_clips_are_grouped_and_judged_by_what_they_are(
 ) -> None:
     speakers_of_texts: list[Any] = []
     grouped: list[Any] = []
+    num_entries: list[int] = []
     other_texts, of = OtherTexts, Clusters.of
 
     def noted_texts(rows: Any, speakers: Any, place: Any) -> Any:
@@ -132,6 +140,11 @@ def test_clips_are_grouped_and_judged_by_what_they_are(
         grouped.append(names)
         return of(*names)
 
+    def noted_judge(*differences: Any, **facts: Any) -> Any:
+        num_entries.append(facts["num_entries"])
+        return judge(*differences, **facts)
+
+    monkeypatch.setattr(evaluate, "judge", noted_judge)
     monkeypatch.setattr(evaluate, "OtherTexts", noted_texts)
     monkeypatch.setattr(Clusters, "of", noted_groups)
     config = write_stage_config(
@@ -149,6 +162,50 @@ def test_clips_are_grouped_and_judged_by_what_they_are(
     assert [Path(path).stem for path in recordings] == ids
     [first, *_] = Verdict.read(tmp_path / "eval/verdict.json").sentences
     assert first == HEADLINES[clips_of].no_evidence
+    assert num_entries == [1026]  # 1024 codes, and both ends of a stream
+
+
+def test_a_row_of_clips_has_each_models_values() -> None:
+    """A dialogue's target: 4 nats over 2 text labels, 3 and 6 over 3 labels of two codebooks."""
+    turns = [{"speaker": "ada", "duration_seconds": 2.0}, {"speaker": "ben", "duration_seconds": 3}]
+    named: Any = {"clip_id": "a", "speaker": "ada", "language": "de", "duration_seconds": 2.0}
+    sample: Any = SimpleNamespace(sample_id="a")
+    text = "[SPEAKER0] Yes.\n[SPEAKER1] No."
+    described = evaluate._described(HeldOutSample(sample, named, "dialogue", text, tuple(turns)))
+    assert described["duration_seconds"] == 5
+    count = torch.tensor([2.0, 3.0, 3.0, 2.0])
+    adapter, base = (
+        FrameLosses(LossSums(loss, count), np.ones(2), np.ones(2), at_end, before_end)
+        for loss, at_end, before_end in (
+            (torch.tensor([4.0, 3.0, 6.0, 1.0]), 0.75, 0.125),
+            (torch.tensor([6.0, 9.0, 6.0, 8.0]), 0.25, 0.5),
+        )
+    )
+    alone = Clusters.of(["a"], [None], [None])
+    losses = ClipLosses([described], alone, [adapter], [base], [adapter.sums], [base.sums])
+    [row] = evaluate.clip_rows(losses)
+    assert row == {
+        **{"clip_id": "a", "speaker": "ada, ben", "language": "de", "task": "dialogue"},
+        **{"adapter_loss": 3.5, "adapter_text_loss": 2.0, "adapter_audio_loss": 1.5},
+        **{"adapter_stop_loss": 0.5, "adapter_stop_at_end": 0.75},
+        **{"adapter_stop_before_end": 0.125, "base_loss": 5.5, "base_text_loss": 3.0},
+        **{"base_audio_loss": 2.5, "base_stop_loss": 4.0, "base_stop_at_end": 0.25},
+        **{"base_stop_before_end": 0.5, "num_text_labels": 2, "num_audio_labels": 6},
+    }
+
+
+def test_measures_of_a_voice_are_those_of_the_temperature() -> None:
+    voices = [
+        VoiceTotals(voice=voice, temperature=temperature, measures={str(number): None})
+        for number, (voice, temperature) in enumerate(
+            [(RECORDING, None), (BASE, 1.0), (ADAPTER, 1.0), (BASE, 0.5), (ADAPTER, 0.5)]
+        )
+    ]
+    settings: Any = {"num_prompts": 1, "num_too_long": 0, "max_seconds": 1.0, "seed": 0}
+    spoken = Generation(**settings, speech_models={}, voices=voices, differences=[])
+    found = [spoken.totals(ADAPTER, t) for t in (None, 1.0, 0.5, 0.7)]
+    assert found == [{"2": None}, {"2": None}, {"4": None}, {}]
+    assert spoken.totals(RECORDING) == {"0": None}
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,14 @@ def test_a_killed_job_leaves_no_half_shard_and_the_rerun_gives_identical_bytes(
     assert measured.read_bytes() == uninterrupted
 
 
+def test_a_recording_whose_mean_is_silent_is_silent(tmp_path: Path) -> None:
+    wave = 1.5e-4 * np.sin(np.arange(24_000) / 20)  # above the limit of 1e-4; half of it is not
+    sf.write(tmp_path / "a.wav", np.stack([wave, 0 * wave], axis=1), 24_000, subtype="FLOAT")
+    [row] = measure_segments(tmp_path, [Span(str(tmp_path / "a.wav"))])
+    assert row["reason"] == "silent"
+    assert "7.5e-05" in row["fact"]
+
+
 def test_a_channel_that_clips_is_told_though_their_mean_does_not(tmp_path: Path) -> None:
     wave = np.clip(1.5 * np.sin(np.arange(24_000) / 20), -1, 1)
     sf.write(tmp_path / "a.wav", np.stack([wave, 0.1 * wave], axis=1), 24_000)

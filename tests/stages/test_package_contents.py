@@ -16,7 +16,7 @@ from higgs_pipe import evaluate, package, verify
 from higgs_pipe import train as train_stage
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
-from higgs_pipe.training.results import Proof
+from higgs_pipe.training.results import EvalMetrics, Proof
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODEC_COMMIT = COMMIT[::-1]
@@ -53,7 +53,7 @@ def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
         "tokenize": codec,
         "pack": base | {"pack": {"system_prompt": "Say it.", "clean_text": False}},
         "eval": base | {"eval": {"device": "cpu", "num_prompts": 0}},
-        "package": base | codec | {"package": PACKAGE},
+        "package": base | codec | {"package": PACKAGE, "eval": {"other_manifest": "other.jsonl"}},
         "train": base | {"train": SETTINGS},
     }
     configs = {
@@ -73,6 +73,14 @@ def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
     outputs = experiment / "eval", experiment / "samples"
     adapter = experiment / "train/adapter"
     evaluate.run(configs["eval"], corpus.clips, corpus.eval_rows, adapter, *outputs)
+    other = shutil.copytree(experiment / "eval", experiment / "eval/other")
+    metrics = EvalMetrics.read(other / "metrics.json")
+    changed = {
+        model: getattr(metrics, model).model_copy(update={"num_clips": 29, "eval_audio_loss": loss})
+        for model, loss in (("base", 6.25), ("adapter", 5.25))
+    }
+    metrics.model_copy(update=changed).write(other / "metrics.json")
+    edit_result(other / "verdict.json", sentences=["Others sound alike."])
     make_package(folder, corpus, configs["package"], folder / "adapters/voice")
     return folder
 
@@ -219,6 +227,19 @@ def test_the_counts_of_the_card_are_those_of_their_files(results: Path, card: li
         assert result["dataset"]["name"] == "3 held-out clips"
         for metric in result["metrics"]:
             assert metric["value"] == metrics[metric["type"]]
+
+
+def test_the_card_says_how_the_other_recordings_sound(results: Path, card: list[str]) -> None:
+    of_verdict, start, end = map(
+        card.index, ("## Is it better than the base?", "## Forgetting", "## Data")
+    )
+    text = " ".join(card[start:end])
+    assert "On 29 recordings" in text
+    assert "the audio loss is 6.2500 with the base and 5.2500 with the adapter." in text
+    assert "- Others sound alike." in card[start:end]
+    verdict = json.loads((results / "experiments/voice/eval/verdict.json").read_text())
+    shown = [line.replace("\\", "") for line in card[of_verdict:start] if line[:2] == "- "]
+    assert shown == [f"- {sentence}" for sentence in verdict["sentences"]]
 
 
 def test_hours_and_clips_of_the_card_are_those_of_the_training_split(

@@ -24,6 +24,7 @@ from higgs_pipe.training import planner
 from higgs_pipe.training.card import card_of
 from higgs_pipe.training.forecast import KINDS, forecast
 from higgs_pipe.training.plan import (
+    Choice,
     Plan,
     choose_plan,
     micro_step_seconds,
@@ -110,6 +111,43 @@ def test_each_card_gets_the_plan_that_suits_it(
     plans = {card.memory_gb: (card.rows_per_micro_batch, card.recomputed_layers) for card in found}
     assert plans == expected
     assert all(card.fits and card.memory_gib.total < card.memory_gb - 0.5 for card in found)
+
+
+@pytest.mark.parametrize(("measured", "factor"), [(1.25, 1.25), (0.1, 0.5)])  # 0.5 at least
+def test_the_worst_card_and_probe_decide_the_plan(
+    formulas: dict[bool, MemoryFormula],
+    monkeypatch: pytest.MonkeyPatch,
+    measured: float,
+    factor: float,
+) -> None:
+    """Of two processes, the other one has less memory, a slower card and a higher peak."""
+    formula, num_trained = formulas[False], 10**8
+    activations = formula.activations(2048, 0)
+    peak = measured * activations + 4 * num_trained  # with the gradients
+    of_other = iter([70e9, peak, 100e12])
+    found: list[Any] = []
+
+    def choose(scaled: MemoryFormula, _: Any, num_bytes: float, *rest: Any) -> Choice:
+        found.append((scaled.activations(2048, 0) / activations, num_bytes))
+        assert rest == (2048, False, 2, 100e12, len(found) == 2)  # the second with graphs
+        return Choice(Plan(2, 0, is_compiled=False), 1.0, fits=True)
+
+    monkeypatch.setattr(planner, "gather_object", lambda mine: [*mine, next(of_other)])
+    monkeypatch.setattr(planner, "memory_formula", lambda *_: formula)
+    monkeypatch.setattr(planner, "collate", lambda *_, **__: torch.empty(0))
+    monkeypatch.setattr(planner, "learn_nothing", lambda *_: None)
+    monkeypatch.setattr(planner, "choose_plan", choose)
+    one: Any = planner.Planner(
+        model=SimpleNamespace(num_layers=28, shape=None, native=SimpleNamespace(config=None)),  # type: ignore[arg-type]
+        settings=TrainConfig(cuda_graphs=False),
+        inputs=SimpleNamespace(row_lengths=[9, 2048], rows=[None, None]),  # type: ignore[arg-type]
+        state=SimpleNamespace(parameters=[torch.empty(num_trained, device="meta")]),  # type: ignore[arg-type]
+        accelerator=SimpleNamespace(device=torch.device("cpu"), num_processes=2),
+    )
+    plan, _ = one._plan_by_probe(PretendedCard(80e9, peak=peak / 2), is_compiled=False)
+    assert plan.rows_per_micro_batch == 2
+    around = formula.logits + WORKSPACE_BYTES + 12 * num_trained  # gradients and moments
+    assert found == [pytest.approx((factor, 0.95 * 70e9 - around))] * 2
 
 
 @pytest.mark.parametrize("num_bytes", [80e9, 1e6])  # enough, and not enough for a row

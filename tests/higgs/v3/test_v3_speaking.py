@@ -14,6 +14,7 @@ from higgs_pipe.higgs.generation import generate
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
 from higgs_pipe.higgs.v3.generation import undelayed
+from higgs_pipe.higgs.v3.native import parts_of
 
 GREEDY = Sampling(temperature=0, max_seconds=1)
 SAMPLED = Sampling(max_seconds=1, seed=3)
@@ -37,6 +38,22 @@ def test_a_prompts_speech_does_not_depend_on_those_beside_it(
         assert np.array_equal(one.codes, other.codes)
         assert one.has_stopped == other.has_stopped
     assert len({tuple(g.codes[0]) for g in together}) == len(prompts)
+
+
+def test_positions_of_a_prompt_begin_at_0_behind_its_padding(speaker: Speaker) -> None:
+    prompts = [speaker.prompt(SpeechPrompt(text)) for text in ("One.", "A longer second text.")]
+    model: Any = speaker.model
+    body = parts_of(model).body
+    seen: list[list[list[int]]] = []
+    hook = body.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["position_ids"].tolist()), with_kwargs=True
+    )
+    generate(model, prompts, Sampling(temperature=0, max_seconds=0.04), 25.0, batch_size=2)
+    hook.remove()
+    for row, prompt in enumerate(prompts):
+        length = len(prompt.input_ids)
+        assert seen[0][row][-length:] == list(range(length))
+        assert [step[row] for step in seen[1:]] == [[length + n] for n in range(len(seen) - 1)]
 
 
 def test_speech_has_the_length_and_the_sound_of_its_codes(speaker: Speaker) -> None:
