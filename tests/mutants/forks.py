@@ -4,6 +4,7 @@ What takes long to import is imported once, before the first fork; the package a
 imported in each fork, from its copy.
 """
 
+import gc
 import json
 import os
 import py_compile
@@ -65,6 +66,7 @@ class Outcome:
     failed: list[str]  # tests
     output: str
     seconds: float
+    cpu_seconds: float
 
     @property
     def fault(self) -> str | None:
@@ -137,7 +139,7 @@ class Run:
                 traceback.print_exc()
             os._exit(code & 0xFF)
 
-    def ended(self, status: int) -> Outcome:
+    def ended(self, status: int, cpu_seconds: float) -> Outcome:
         """Undo the mistake and return what the ended process left."""
         self.to_undo.close()
         failed, output = self.scratch / "failed", self.scratch / "output"
@@ -147,13 +149,20 @@ class Run:
             json.loads(failed.read_text()) if failed.is_file() else [],
             output.read_text(errors="replace") if output.is_file() else "",
             time.monotonic() - self.started,
+            cpu_seconds,
         )
 
 
 def import_what_is_slow() -> None:
-    """Import the libraries that the tests use, for all forks."""
+    """Import the libraries that the tests use, for all forks.
+
+    No fork's garbage collector looks through their objects: pytest's five collections at its end
+    would take longer than a short test.
+    """
     for name in SLOW_IMPORTS:
         import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 def copy_tree(tree: Path) -> None:
@@ -182,23 +191,27 @@ def run_all(jobs: Sequence[Job], trees: Sequence[Path]) -> Iterator[Outcome]:
             while waiting and free:
                 run = Run(waiting.popleft(), free.pop())
                 running[run.start()] = run
-            process, status = wait_for_one(running)
+            process, status, cpu_seconds = wait_for_one(running)
             run = running.pop(process)
             free.append(run.tree)
-            yield run.ended(status)
+            yield run.ended(status, cpu_seconds)
     finally:
         for process in running:
             kill_group(process)
 
 
-def wait_for_one(running: dict[int, Run]) -> tuple[int, int]:
-    """Wait until a process ends, kill those that take too long; return its id and status."""
+def wait_for_one(running: dict[int, Run]) -> tuple[int, int, float]:
+    """Wait until a process ends, and kill those that take too long.
+
+    Returns:
+        Its id, its status, and the seconds of CPU that it and its children used.
+    """
     while True:
         for process, run in running.items():
-            ended, status = os.waitpid(process, os.WNOHANG)
+            ended, status, used = os.wait4(process, os.WNOHANG)
             if ended:
                 kill_group(process)  # what a test may have left behind
-                return process, status
+                return process, status, used.ru_utime + used.ru_stime
             if time.monotonic() - run.started > run.job.max_seconds:
                 kill_group(process)
         time.sleep(POLL_SECONDS)

@@ -95,11 +95,12 @@ def unchanged_jobs(mistakes: Sequence[Mistake], num_jobs: int) -> list[Job]:
 def line_of(outcome: Outcome) -> str:
     """Describe an outcome in a line: mistake, promise, and the test that noticed."""
     mistake, fault = outcome.job.mistake, outcome.fault
+    seconds = f"({outcome.seconds:.0f} s, {outcome.cpu_seconds:.1f} of CPU time)"
     if mistake is None:
         found = fault or f"{len(outcome.job.tests)} named tests pass"
-        return f"{outcome.job.title}: {found} ({outcome.seconds:.0f} s)"
+        return f"{outcome.job.title}: {found} {seconds}"
     found = f"FAULT: {fault}" if fault else f"noticed by {name_of(outcome.failed[0])}"
-    return f"{mistake.title} | {mistake.promise} | {found} ({outcome.seconds:.0f} s)"
+    return f"{mistake.title} | {mistake.promise} | {found} {seconds}"
 
 
 def name_of(test: str) -> str:

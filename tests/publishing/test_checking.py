@@ -290,6 +290,10 @@ def test_the_zip_has_equal_bytes_with_another_umask_and_other_times(
         os.utime(path, (1, 1))
     write_zip(copy, tmp_path / "two.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        for entry in archive.infolist():
+            assert entry.date_time == (1980, 1, 1, 0, 0, 0)
+            assert (entry.create_system, entry.external_attr >> 16) == (3, stat.S_IFREG | 0o644)
 
 
 def test_the_adapter_fits_the_base_that_it_was_trained_on(package: Path, tiny_base: Path) -> None:

@@ -3,19 +3,24 @@
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
-from helpers import PackedCorpus, edit_result, write_stage_config
+from helpers import PackedCorpus, Seen, edit_result, write_stage_config
 
 from higgs_pipe import evaluate, package, verify
 from higgs_pipe import train as train_stage
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
+from higgs_pipe.publishing.card import CardFacts, licence_of, metadata, model_card
+from higgs_pipe.publishing.samples import PublishedSample
 from higgs_pipe.training.results import EvalMetrics, Proof
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -43,8 +48,11 @@ def codec_info_of_the_hub(table: Path) -> CodecInfo:
 
 
 @pytest.fixture(scope="module")
-def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results up to the package ``voice`` of an experiment with overrides."""
+def made(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CardFacts]:
+    """Results up to the package ``voice`` of an experiment with overrides; the facts of its card.
+
+    Eval's files for the other recordings, those for the held-out clips with other numbers.
+    """
     folder = tmp_path_factory.mktemp("results")
     base = {"base_model": str(corpus.base)}
     codec = {"codec": str(corpus.base / "audio_tokenizer")}
@@ -81,12 +89,28 @@ def results(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
     }
     metrics.model_copy(update=changed).write(other / "metrics.json")
     edit_result(other / "verdict.json", sentences=["Others sound alike."])
-    make_package(folder, corpus, configs["package"], folder / "adapters/voice")
-    return folder
+    return folder, make_package(folder, corpus, configs["package"], folder / "adapters/voice")
 
 
-def make_package(results: Path, corpus: PackedCorpus, config: Path, output: Path) -> None:
+@pytest.fixture(scope="module")
+def results(made: tuple[Path, CardFacts]) -> Path:
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def facts(made: tuple[Path, CardFacts]) -> CardFacts:
+    return made[1]
+
+
+def make_package(results: Path, corpus: PackedCorpus, config: Path, output: Path) -> CardFacts:
+    rendered: list[CardFacts] = []
+
+    def render(facts: CardFacts) -> str:
+        rendered.append(facts)
+        return model_card(facts)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "model_card", render)
         patch.setattr(package, "verify_in_fresh_process", verified)
         patch.setattr(package, "read_codec_info", codec_info_of_the_hub)
         package.run(
@@ -99,6 +123,8 @@ def make_package(results: Path, corpus: PackedCorpus, config: Path, output: Path
             package_dir=output,
             archive=output.with_suffix(".zip"),
         )
+    [facts] = rendered
+    return facts
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +253,75 @@ def test_the_counts_of_the_card_are_those_of_their_files(results: Path, card: li
         assert result["dataset"]["name"] == "3 held-out clips"
         for metric in result["metrics"]:
             assert metric["value"] == metrics[metric["type"]]
+
+
+def test_a_base_in_a_folder_is_given_by_hand_and_not_linked(facts: CardFacts) -> None:
+    local = replace(facts, base=replace(facts.base, revision=None))
+    of_hub, of_folder = model_card(facts), model_card(local)
+    assert metadata(facts).base_model == "tiny-higgs"
+    assert metadata(local).base_model is None
+    assert "speak --adapter voice --text" in of_hub
+    assert "speak --adapter voice --base tiny-higgs --text" in of_folder
+
+
+def test_the_hub_plays_the_adapters_samples(facts: CardFacts) -> None:
+    spoken = replace(facts, samples=[PublishedSample("Yes.", "base.wav", "adapter.wav")])
+    assert metadata(spoken)["widget"] == [{"text": "Yes.", "output": {"url": "adapter.wav"}}]
+    assert "| Yes. | [listen](base.wav) | [listen](adapter.wav) |" in model_card(spoken)
+
+
+@pytest.mark.parametrize(
+    ("lines", "licence"),
+    [
+        ("license: other\nlicense_name: boson", "boson"),
+        ("license: apache-2.0", "apache-2.0"),
+        ("tags: [a]", None),
+    ],
+)
+def test_the_licence_of_a_model_is_that_of_its_own_card(
+    tmp_path: Path, lines: str, licence: str | None
+) -> None:
+    assert licence_of(tmp_path) is None
+    (tmp_path / "README.md").write_text(f"---\n{lines}\n---\n# A base\n")
+    assert licence_of(tmp_path) == licence
+
+
+def test_rows_that_were_packed_apart_are_not_packaged(
+    results: Path, corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*rows: Path) -> None:
+        raise Seen(*rows)
+
+    monkeypatch.setattr(package, "check_packed_together", look)
+    with pytest.raises(Seen) as seen:
+        make_package(results, corpus, results / "config/package.json", tmp_path / "voice")
+    assert seen.value.args == (corpus.train_rows, corpus.eval_rows)
+
+
+def test_the_change_of_a_logit_is_its_largest_up_or_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The adapter lowers one logit by 3 and raises another by 2."""
+    logits = [torch.tensor([1.0, 5.0]), torch.tensor([4.0, 3.0])]
+    seen: list[Any] = []
+
+    class Model:
+        shape, model = None, SimpleNamespace(disable_adapter=nullcontext)
+
+        def parameters(self) -> Any:
+            return iter(logits)
+
+        def logits(self, _: Any) -> Any:
+            return None, logits.pop(0)
+
+    def collate(rows: Any, _: Any) -> torch.Tensor:
+        seen.append(rows)
+        return logits[0]
+
+    monkeypatch.setattr(verify, "collate", collate)
+    model: Any = Model()
+    assert verify._max_logit_change(model, ["first", "second"]) == 3  # type: ignore[arg-type]
+    assert seen == [["first"]]
 
 
 def test_the_card_says_how_the_other_recordings_sound(results: Path, card: list[str]) -> None:
