@@ -17,7 +17,11 @@ from higgs_pipe.higgs.codes import delay
 from higgs_pipe.higgs.generation import recorded_samples
 from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.listening import takes
-from higgs_pipe.listening.takes import Takes, recording_of
+from higgs_pipe.listening.clusters import Clusters
+from higgs_pipe.listening.comparison import ListenedMeasures
+from higgs_pipe.listening.listener import Impression
+from higgs_pipe.listening.spoken import ADAPTER, BASE, CODEC, RECORDING
+from higgs_pipe.listening.takes import Take, Takes, recording_of
 
 RATE = 24_000
 WHOLE = {"start_seconds": None, "end_seconds": None, "channel": None}
@@ -63,6 +67,132 @@ def test_a_speakers_other_recordings_are_those_of_other_prompts() -> None:
     spoken: Any = Takes(prompts, info=None, takes={}, references=[])  # type: ignore[arg-type]
     heard: Any = ["0", "1", "2", "3", "4"]
     assert [spoken._others(number, heard) for number in range(5)] == [["2"], [], ["0"], [], []]
+
+
+def sound(level: float, num_samples: int = RATE) -> Any:
+    return np.full(num_samples, level, np.float32)
+
+
+class Hearing:
+    """In place of speech models: the transcript is the level of the samples."""
+
+    def hear(self, samples: Any, rate_hz: int) -> Impression:
+        assert rate_hz == RATE
+        return Impression(transcript=f"{samples[0]:.3f}")
+
+
+def a_dialogue_and_a_clip() -> Takes:
+    """Two prompts, the first a dialogue of two voices; each waveform has a level of its own."""
+
+    def prompt(sample_id: str, **facts: Any) -> Any:
+        return SimpleNamespace(sample=SimpleNamespace(sample_id=sample_id), **facts)
+
+    two: dict[str, Any] = {"speakers": "ada, ben", "has_one_voice": False}
+    two |= {"text": "[SPEAKER0] Ja.\n[SPEAKER1] Nein.", "words": "Ja.\nNein."}
+    one: dict[str, Any] = {"speakers": None, "has_one_voice": True, "text": "So.", "words": "So."}
+    prompts = [
+        prompt("d", task="dialogue_cloning", clip={"language": "de", "speaker": "ada"}, **two),
+        prompt("s", task="cloning", clip={"language": None, "speaker": None}, **one),
+    ]
+    codes = np.arange(6, dtype=np.int16).reshape(3, 2)
+    found: dict[Any, list[Take]] = {}
+    for number, (voice, temperature, has_stopped) in enumerate(
+        [(RECORDING, None, None), (CODEC, None, None), (BASE, 0.25, True), (ADAPTER, 0.25, False)]
+    ):
+        found[voice, temperature] = [
+            Take(sound(level), codes, has_stopped)
+            for level in (0.1 + number / 50, 0.2 + number / 50)
+        ]
+    info: Any = SimpleNamespace(sample_rate_hz=RATE, codebook_size=6)
+    references = [[sound(0.5, 100), sound(0.6, 200)], [sound(0.7, 50)]]
+    return Takes(prompts, info, found, references)
+
+
+def test_each_take_is_compared_with_the_texts_and_recordings_of_its_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[Any] = []
+
+    def compare(
+        heard: Any, text: str, language: Any, recording: Any, reference: Any, _: Any
+    ) -> Any:
+        of_reference = reference and reference.transcript
+        compared.append((heard.transcript, text, language, recording.transcript, of_reference))
+        return ListenedMeasures(transcript=heard.transcript)
+
+    monkeypatch.setattr(takes, "compare_impression", compare)
+    spoken = a_dialogue_and_a_clip()
+    nobody: Any = Hearing()
+    spoken.listen(nobody)
+    levels = [(f"{0.1 + n / 50:.3f}", f"{0.2 + n / 50:.3f}") for n in range(4)]
+    assert compared == [
+        facts
+        for first, second in levels
+        for facts in (
+            (first, "Ja.\nNein.", "de", "0.100", None),  # of two references, each may be another's
+            (second, "So.", None, "0.200", "0.700"),
+        )
+    ]
+    keys = ("clip_id", "voice", "temperature", "sample", "reference", "has_stopped", "transcript")
+    assert [tuple(row[key] for key in keys) for row in spoken.rows()] == [
+        ("d", "recording", None, "01-recording.wav", "01-reference.wav", None, "0.100"),
+        ("d", "codec", None, "01-codec.wav", "01-reference.wav", None, "0.120"),
+        ("d", "base", 0.25, "01-base-t0.25.wav", "01-reference.wav", True, "0.140"),
+        ("d", "adapter", 0.25, "01-adapter-t0.25.wav", "01-reference.wav", False, "0.160"),
+        ("s", "recording", None, "02-recording.wav", "02-reference.wav", None, "0.200"),
+        ("s", "codec", None, "02-codec.wav", "02-reference.wav", None, "0.220"),
+        ("s", "base", 0.25, "02-base-t0.25.wav", "02-reference.wav", True, "0.240"),
+        ("s", "adapter", 0.25, "02-adapter-t0.25.wav", "02-reference.wav", False, "0.260"),
+    ]
+    first = spoken.rows()[0]
+    assert (first["text"], first["task"]) == (
+        "[SPEAKER0] Ja.\n[SPEAKER1] Nein.",
+        "dialogue_cloning",
+    )
+    assert (first["speaker"], first["language"]) == ("ada, ben", "de")
+    assert (first["duration_seconds"], first["repeated_frame_share"]) == (1, 0)
+
+
+def test_the_wavs_of_a_prompt_have_its_number(tmp_path: Path) -> None:
+    a_dialogue_and_a_clip().write(tmp_path)
+    found = {path.name: sf.read(path) for path in tmp_path.iterdir()}
+    assert {rate for _, rate in found.values()} == {RATE}
+    for number, level in (("01", 0.16), ("02", 0.26)):
+        assert found[f"{number}-adapter-t0.25.wav"][0] == pytest.approx(level, abs=1e-4)
+    both, _ = found["01-reference.wav"]
+    assert both == pytest.approx([0.5] * 100 + [0.6] * 200, abs=1e-4)
+    assert len(found) == 10
+
+
+def test_the_differences_are_those_of_adapter_and_base_at_each_temperature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoken = a_dialogue_and_a_clip()
+    nobody: Any = Hearing()
+    spoken.listen(nobody)
+    seen: list[Any] = []
+
+    def transcripts(heard: Any) -> list[str]:
+        return [each.listened.transcript for each in heard]
+
+    def compare(adapter: Any, base: Any, recordings: Any, _: Any, num_entries: int) -> Any:
+        seen.append((*map(transcripts, (adapter, base, recordings)), num_entries))
+        return {}
+
+    def total(heard: Any, recordings: Any, _: Any, num_entries: int) -> Any:
+        seen.append((transcripts(heard), transcripts(recordings), num_entries))
+        return {}
+
+    monkeypatch.setattr(takes, "differences", compare)
+    monkeypatch.setattr(takes, "totals", total)
+    alone = Clusters.of(["d", "s"], [None] * 2, [None] * 2)
+    recorded, codec, base, adapter = (
+        [f"{level + number / 50:.3f}" for level in (0.1, 0.2)] for number in range(4)
+    )
+    assert [each.temperature for each in spoken.differences(alone)] == [0.25]
+    assert seen.pop() == (adapter, base, recorded, 6)
+    assert [each.voice for each in spoken.totals(alone)] == [RECORDING, CODEC, BASE, ADAPTER]
+    assert seen == [(heard, recorded, 6) for heard in (recorded, codec, base, adapter)]
 
 
 @pytest.mark.parametrize("base", ["tiny_base", "v3_base"])
