@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from helpers import tone
 
 from higgs_pipe.config.settings import Sampling
@@ -13,6 +14,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.generation import generate
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
+from higgs_pipe.higgs.v3 import generation
 from higgs_pipe.higgs.v3.generation import undelayed
 from higgs_pipe.higgs.v3.native import parts_of
 
@@ -54,6 +56,31 @@ def test_positions_of_a_prompt_begin_at_0_behind_its_padding(speaker: Speaker) -
         length = len(prompt.input_ids)
         assert seen[0][row][-length:] == list(range(length))
         assert [step[row] for step in seen[1:]] == [[length + n] for n in range(len(seen) - 1)]
+
+
+def test_another_seed_gives_another_take(speaker: Speaker) -> None:
+    samplings = [Sampling(max_seconds=0.2, seed=seed) for seed in (3, 3, 4)]
+    one, same, other = (speaker.speak(["One."], sampling)[0].codes for sampling in samplings)
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_codes_are_drawn_in_float32_over_a_base_in_bfloat16(
+    v3_base: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: set[torch.dtype] = set()
+    force = generation._with_forced_boc
+
+    def look(scores: torch.Tensor, *rest: Any) -> torch.Tensor:
+        dtypes.add(scores.dtype)
+        return force(scores, *rest)
+
+    monkeypatch.setattr(generation, "_with_forced_boc", look)
+    codec = str(tiny_base / "audio_tokenizer")
+    halved = Speaker.load(str(v3_base), codec=codec, device="cpu", dtype="bfloat16")
+    assert halved.model.dtype == torch.bfloat16
+    halved.speak(["One."], Sampling(max_seconds=0.04))
+    assert dtypes == {torch.float32}
 
 
 def test_speech_has_the_length_and_the_sound_of_its_codes(speaker: Speaker) -> None:
