@@ -85,7 +85,7 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
     num_faulty = sum(row["reason"] is not None for row in measured_rows)
     seconds = sum(row["duration_seconds"] or 0 for row in measured_rows)
     logger.info(
-        "%s: %d files, %.0f s of audio, measured; %d with a fault",
+        "%s: measured %d files, %.0f s of audio; faults: %d",
         measured.stem,
         len(files),
         seconds,

@@ -21,6 +21,7 @@ from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.quality import AudioMeasures, TextMeasures
 from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN
 from higgs_pipe.data.tables import read_table
+from higgs_pipe.data.units import in_words, number
 from higgs_pipe.higgs.rules import rules_of
 from higgs_pipe.reporting.charts import draw_durations, draw_hours, draw_loss
 from higgs_pipe.reporting.experiments import (
@@ -29,7 +30,6 @@ from higgs_pipe.reporting.experiments import (
     read_experiments,
     setting_lines,
 )
-from higgs_pipe.reporting.measures import rounded
 from higgs_pipe.reporting.other import read_other
 from higgs_pipe.reporting.pages import render_page
 from higgs_pipe.reporting.prompts import SpeechFiles, read_listening
@@ -145,10 +145,10 @@ def _facts(experiments: Sequence[Experiment]) -> list[tuple[str, str]]:
     runs = [experiment.run for experiment in experiments]
     seconds = sum(experiment.log.seconds for experiment in experiments)
     return [
-        ("Fine-tuned from", _joined(experiment.base_model for experiment in experiments)),
+        ("Base model", _joined(experiment.base_model for experiment in experiments)),
         ("Trained", _joined(run.started_at[:16].replace("T", " ") + " UTC" for run in runs)),
-        ("On", _joined(run.machine for run in runs)),
-        ("For", f"{seconds / 60:,.1f} minutes"),
+        ("Machine", _joined(run.machine for run in runs)),
+        ("Training time", f"{seconds / 60:,.1f} minutes"),
     ]
 
 
@@ -165,8 +165,9 @@ def _seconds_by_split(clips: pa.Table) -> dict[str, Sequence[float]]:
 
 @dataclass(frozen=True)
 class MeasuredLine:
-    """A measure of the clips: its description, and its 5 %, 50 % and 95 % quantiles as text."""
+    """A measure of the clips, with its 5 %, 50 % and 95 % quantiles as text."""
 
+    name: str
     description: str
     quantiles: list[str]
 
@@ -179,8 +180,10 @@ def _measured(clips: pa.Table) -> list[MeasuredLine]:
         column = in_splits[measure.name].drop_null()
         if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
             quantiles = np.quantile(column.to_numpy(), [0.05, 0.5, 0.95])
-            texts = [rounded(quantile) for quantile in quantiles]
-            lines.append(MeasuredLine(measure.metadata["description"].rstrip("."), texts))
+            texts = [number(quantile) for quantile in quantiles]
+            name = in_words(measure.name)
+            name = name[0].upper() + name[1:]
+            lines.append(MeasuredLine(name, measure.metadata["description"].rstrip("."), texts))
     return lines
 
 

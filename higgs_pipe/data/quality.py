@@ -90,8 +90,8 @@ class TextMeasures:
     num_words: int = _measure(
         "Words between spaces; where a script has no spaces, each letter counts as one."
     )
-    characters_per_second: float = _measure("num_characters by the length of the clip.")
-    words_per_second: float = _measure("num_words by the length of the clip.")
+    characters_per_second: float = _measure("Characters per second of the clip.")
+    words_per_second: float = _measure("Words per second of the clip.")
     script: str | None = _measure("Script of most letters, by ISO 15924; missing: no letters.")
     fits_language: bool | None = _measure(
         "Whether the language is written in that script; missing: either is unknown."

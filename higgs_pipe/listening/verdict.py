@@ -28,7 +28,7 @@ class Measure:
 
     name: str  # key of the differences
     words: str
-    unit: str
+    unit: str  # empty: a share, or a number without a unit
     better: Literal["lower", "higher"]
     leads: bool = False  # can make the overall verdict
     negligible: float = 0.0  # differences up to this much count as none
@@ -54,11 +54,13 @@ HEADLINES = {
     ),
     "eval.other_manifest": Headlines(
         better="Nothing forgotten: better than the base on the other recordings too.",
-        worse="Worse than the base on what was there before: the adapter has forgotten some of it.",
-        no_evidence="No evidence that the adapter has forgotten what was there before.",
+        worse="Worse than the base on the other recordings: the adapter has forgotten something.",
+        no_evidence="No evidence that the adapter has forgotten anything.",
         shows_audio_loss=True,
     ),
 }
+
+NOT_CALLED_BETTER = "So the adapter is not called better, although some measures are."
 
 NATS = "nats per label"
 MEASURES = (
@@ -73,15 +75,15 @@ MEASURES = (
         only_where_trained=True,
     ),
     Measure("text_use", "use of the text", NATS, "higher", False, MIN_LOSS_DIFFERENCE),
-    Measure("stop_rate", "share that stops", "of the prompts", "higher", True),
-    Measure("runaway_rate", "share of runaways", "of the prompts", "lower", True),
-    Measure("duration_error", "error of the duration", "octaves", "lower", True),
-    Measure("silence_error", "error of the silence share", "of the time", "lower"),
-    Measure("longest_silence_excess", "excess of the longest silence", "s", "lower"),
-    Measure("repeated_frame_excess", "excess of repeated frames", "of the frames", "lower"),
-    Measure("code_distance", "distance of the code distribution", "0 to 1", "lower"),
-    Measure("word_error_rate", "word error rate", "errors per word", "lower", True),
-    Measure("character_error_rate", "character error rate", "errors per character", "lower"),
+    Measure("stop_rate", "share of prompts that stop", "", "higher", True),
+    Measure("runaway_rate", "share of prompts that run away", "", "lower", True),
+    Measure("duration_error", "error of the length", "octaves", "lower", True),
+    Measure("silence_error", "error of the share of silence", "", "lower"),
+    Measure("longest_silence_excess", "longest silence beyond the recording's", "s", "lower"),
+    Measure("repeated_frame_excess", "repeated frames beyond the recording's", "", "lower"),
+    Measure("code_distance", "distance of the codes from the recordings'", "", "lower"),
+    Measure("word_error_rate", "word error rate", "", "lower", True),
+    Measure("character_error_rate", "character error rate", "", "lower"),
     Measure("speaker_similarity", "similarity to the recording's voice", "cosine", "higher", True),
     Measure(
         "speaker_similarity_to_reference", "similarity to the reference's voice", "cosine", "higher"
@@ -182,11 +184,13 @@ def judge(
         overall, reasons = "no evidence", surely_better
         headline = headlines.no_evidence
     sentences = [headline, *(m.sentence for m in reasons), *perhaps_worse, *doubts]
+    if overall == "no evidence" and surely_better:
+        sentences.append(NOT_CALLED_BETTER)
     if overall == "no evidence" and headlines.shows_audio_loss:
         sentences.append(next(m.sentence for m in measures if m.name == "audio_loss"))
     for text in measures:
         if text.name == "text_loss" and text.outcome == "better" and not surely_better:
-            sentences.append(f"{text.sentence} Text loss alone makes no adapter better.")
+            sentences.append(f"{text.sentence} Text loss alone does not decide.")
     return Verdict(
         overall=overall, sentences=sentences, clustered_by=clustered_by, measures=measures
     )
@@ -208,18 +212,31 @@ def _outcome(measure: Measure, difference: Difference | None) -> tuple[Outcome, 
     if difference is None:
         return "not measured", "not measured"
     if difference.num_clips < MIN_CLIPS:
-        return "no evidence", f"{difference.num_clips} clips, and {MIN_CLIPS} are needed"
+        return (
+            "no evidence",
+            f"no evidence with {difference.num_clips} clips, at least {MIN_CLIPS} are needed",
+        )
     if difference.low is None or difference.high is None:
-        return "no evidence", f"{difference.num_clusters} independent clips are too few"
-    numbers = f"{signed(difference.value)} ({signed(difference.low)} to {signed(difference.high)})"
+        return "no evidence", f"no evidence with {difference.num_clusters} independent clips"
     gain_low, gain_high = difference.low, difference.high
     if measure.better == "lower":
         gain_low, gain_high = -difference.high, -difference.low
     if gain_low > measure.negligible:
-        return "better", f"better, {numbers} {measure.unit}"
-    if gain_high < -measure.negligible:
-        return "worse", f"worse, {numbers} {measure.unit}"
-    return "no evidence", f"no evidence, {numbers} {measure.unit}"
+        outcome: Outcome = "better"
+    elif gain_high < -measure.negligible:
+        outcome = "worse"
+    else:
+        outcome = "no evidence"
+    return outcome, f"{outcome}, {with_interval(difference, measure.unit)}"
+
+
+def with_interval(difference: Difference, unit: str) -> str:
+    """Render a difference: ``-0.25 nats per label (95 % interval -0.4 to -0.1)``."""
+    text = f"{signed(difference.value)} {unit}".rstrip()
+    if difference.low is None or difference.high is None:
+        return text
+    bounds = f"{signed(difference.low)} to {signed(difference.high)}"
+    return f"{text} ({100 * LEVEL:g} % interval {bounds})"
 
 
 def signed(value: float) -> str:
@@ -254,12 +271,12 @@ def _doubts(audio_loss: float, num_entries: int, text_use: Difference | None) ->
     blind_guess = math.log(num_entries)
     if audio_loss > blind_guess:
         doubts.append(
-            f"The adapter's audio loss, {audio_loss:.2f}, is above that of a blind guess, "
-            f"ln {num_entries} = {blind_guess:.2f}: it has not learned to speak."
+            f"The adapter has not learned to speak: its audio loss, {audio_loss:.2f}, is above a "
+            f"blind guess, ln {num_entries} = {blind_guess:.2f}."
         )
     if text_use is not None and (text_use.low is None or text_use.low <= 0):
         doubts.append(
-            "Nothing shows that the adapter follows its text: with other clips' texts its audio "
-            f"loss differs by {signed(text_use.value)} nats per label."
+            "Nothing shows that the adapter follows its text: with the text of another clip, its "
+            f"audio loss differs by {with_interval(text_use, NATS)}."
         )
     return doubts

@@ -14,9 +14,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from higgs_pipe.data.units import in_words
+from higgs_pipe.data.units import in_words, number
 from higgs_pipe.reporting.experiments import COLOURS, Experiment
-from higgs_pipe.reporting.measures import rounded
 from higgs_pipe.training.results import LoggedLine
 
 INK = "#010203"
@@ -145,7 +144,7 @@ def draw_measure(
     for bound in bounds:
         axes.axvline(bound, color=INK, linewidth=1.2, linestyle="--")
     _style(axes, name, "rows")
-    words = f"{len(accepted):,} accepted rows, median {rounded(np.median(values))} over all"
+    words = f"{len(accepted):,} accepted rows, median {number(np.median(values))} over all"
     title = in_words(name)
     description = f"Histogram of {title}: {words}; {len(rejected):,} rejected."
     return _as_chart(figure, title[0].upper() + title[1:], description)

@@ -1,4 +1,4 @@
-"""Clips to listen to: a random sample, those unlike their speaker's others, and rejected rows."""
+"""Clips to listen to: a random sample, outliers of each speaker, and rejected rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

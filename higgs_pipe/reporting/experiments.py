@@ -171,7 +171,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list):
-            flat[prefix + key] = ", ".join(str(part) for part in value)
+            flat[prefix + key] = ", ".join(str(part) for part in value) or "[]"
         else:
             flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
     return flat

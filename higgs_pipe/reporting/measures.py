@@ -62,18 +62,20 @@ class SpeechMeasure:
 
 
 DIFFERENCE_NOTES = {
-    "duration_error": "difference: in the error of the length, in octaves",
-    "silence_error": "difference: in the distance from the recording's share",
-    "longest_silence_excess": "difference: in the excess over the recording's",
-    "repeated_frame_excess": "difference: in the excess over the recording's",
-    "quality_shortfall": "difference: in the shortfall from the recording's",
+    "duration_error": "difference in distance from the recording's length, in octaves",
+    "silence_error": "difference in distance from the recording's share",
+    "longest_silence_excess": "difference in excess over the recording's",
+    "repeated_frame_excess": "difference in excess over the recording's",
+    "quality_shortfall": "difference in shortfall from the recording's",
 }
 
 
 SPEECH_MEASURES = (
     SpeechMeasure("stop_rate", "Stops by itself", "stop_rate", "%"),
-    SpeechMeasure("runaway_rate", "Runs away: to the cap, or twice as long", "runaway_rate", "%"),
-    SpeechMeasure("duration_ratio", "Length, of the recording's", "duration_error", "×"),
+    SpeechMeasure(
+        "runaway_rate", "Runs away (to the cap, or over twice as long)", "runaway_rate", "%"
+    ),
+    SpeechMeasure("duration_ratio", "Length relative to the recording", "duration_error", "×"),
     SpeechMeasure("silence_share", "Silence", "silence_error", "%"),
     SpeechMeasure("longest_silence_seconds", "Longest silence", "longest_silence_excess", "s"),
     SpeechMeasure("repeated_frame_share", "Repeated frames", "repeated_frame_excess", "%"),
@@ -83,16 +85,20 @@ SPEECH_MEASURES = (
         "character_error_rate", "Character error rate", "character_error_rate", "%", "asr"
     ),
     SpeechMeasure(
-        "speaker_similarity", "Voice like the recording's", "speaker_similarity", "", "speaker"
+        "speaker_similarity",
+        "Similarity to the recording's voice",
+        "speaker_similarity",
+        "",
+        "speaker",
     ),
     SpeechMeasure(
         "speaker_similarity_to_others",
-        "Voice like the speaker's other clips",
+        "Similarity to the speaker's other clips",
         "speaker_similarity_to_others",
         "",
         "speaker",
     ),
-    SpeechMeasure("dnsmos", "Quality, DNSMOS", "quality_shortfall", "", "dnsmos"),
+    SpeechMeasure("dnsmos", "Quality (DNSMOS)", "quality_shortfall", "", "dnsmos"),
 )
 
 
@@ -140,7 +146,7 @@ def _loss_lines(metrics: EvalMetrics, judged: Mapping[str, MeasureVerdict]) -> l
     if text_use and text_use.difference:
         lines.append(
             MeasureLine(
-                "Use of the text: audio loss with another clip’s text, less that with its own",
+                "Use of the text: audio loss with another clip’s text minus that with its own",
                 "",
                 "",
                 signed(text_use.difference.value),
@@ -231,11 +237,6 @@ def _estimate(estimate: Estimate | None, unit: str) -> str:
         return ""
     value = 100 * estimate.value if unit == "%" else estimate.value
     return f"{value:.1f} %" if unit == "%" else f"{value:.2f} {unit}".rstrip()
-
-
-def rounded(value: float) -> str:
-    """Render a number with four significant digits, and never with an exponent."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def signed(value: float, num_decimals: int = 3) -> str:

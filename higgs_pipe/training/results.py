@@ -207,6 +207,11 @@ class TrainingLog:
         return named[0] if named else min(self.held_out[1:], key=lambda line: line.eval_loss)
 
     @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the training; the last of them may have no training line."""
+        return max(self.training[-1].step, self.held_out[-1].step)
+
+    @property
     def seconds(self) -> float:
         """Length of the training, from pre-flight to the adapter's last evaluation."""
         return (self.kept_lines or self.training)[-1].seconds

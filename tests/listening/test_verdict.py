@@ -7,7 +7,14 @@ import pytest
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.listening.intervals import Difference
-from higgs_pipe.listening.verdict import MEASURES, Measure, Verdict, judge
+from higgs_pipe.listening.verdict import (
+    HEADLINES,
+    MEASURES,
+    NOT_CALLED_BETTER,
+    Measure,
+    Verdict,
+    judge,
+)
 
 LOWER, EQUAL, HIGHER = -1, 0, 1
 
@@ -28,6 +35,7 @@ def difference(
 
 
 FOLLOWS_TEXT = difference(HIGHER)
+FORGOTTEN = HEADLINES["eval.other_manifest"]
 
 
 def verdict_of(
@@ -79,14 +87,14 @@ def test_leading_measures_decide(signs: dict[str, int], overall: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sign", "words"),
+    ("sign", "headline"),
     [
-        (HIGHER, "has forgotten"),
-        (EQUAL, "No evidence that the adapter has forgotten"),
-        (LOWER, "too"),
+        (HIGHER, FORGOTTEN.worse),
+        (EQUAL, FORGOTTEN.no_evidence),
+        (LOWER, FORGOTTEN.better),
     ],
 )
-def test_on_other_recordings_the_verdict_says_what_was_forgotten(sign: int, words: str) -> None:
+def test_on_other_recordings_the_verdict_says_what_was_forgotten(sign: int, headline: str) -> None:
     told = judge(
         {"audio_loss": difference(sign)},
         audio_loss=5.0,
@@ -96,13 +104,13 @@ def test_on_other_recordings_the_verdict_says_what_was_forgotten(sign: int, word
         clips_of="eval.other_manifest",
     )
     here = verdict_of(audio_loss=difference(sign))
-    assert words in told.sentences[0]
+    assert told.sentences[0] == headline
     assert (told.overall, told.measures) == (here.overall, here.measures)
     assert any(sentence.startswith("Audio loss: ") for sentence in told.sentences)
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
-def test_each_measure_knows_its_good_direction(measure: Measure) -> None:
+def test_each_measure_has_its_good_direction(measure: Measure) -> None:
     name = measure.name
     higher_is_better = name in ("text_use", "stop_rate") or name.startswith("speaker_similarity")
     expected = ("better", "worse") if higher_is_better else ("worse", "better")
@@ -125,14 +133,14 @@ def test_one_cluster_alone_is_no_evidence() -> None:
     assert outcomes(verdict_of(stop_loss=alone))["stop_loss"] == "no evidence"
 
 
-def test_what_is_missing_is_not_measured_and_not_zero() -> None:
+def test_a_missing_measure_is_not_measured_rather_than_zero() -> None:
     verdict = verdict_of(stop_loss=difference(EQUAL))
     assert outcomes(verdict)["word_error_rate"] == "not measured"
     [words] = [measure for measure in verdict.measures if measure.name == "word_error_rate"]
     assert words.difference is None
 
 
-def test_a_difference_of_a_loss_within_rounding_is_none() -> None:
+def test_a_loss_difference_within_rounding_does_not_count() -> None:
     tiny = difference(LOWER, scale=0.004)  # -0.0008 (-0.0012 to -0.0004)
     assert outcomes(verdict_of(stop_loss=tiny))["stop_loss"] == "no evidence"
     tiny_loss = difference(HIGHER, scale=0.004)
@@ -140,7 +148,7 @@ def test_a_difference_of_a_loss_within_rounding_is_none() -> None:
     assert outcomes(verdict_of(code_distance=tiny))["code_distance"] == "better"
 
 
-def test_a_chance_among_many_measures_decides_nothing_but_forbids_better() -> None:
+def test_a_chance_among_many_measures_decides_nothing_except_not_better() -> None:
     """p = 0.02 is a difference by itself, and not the smallest of four measures."""
     others: dict[str, Any] = {
         name: difference(EQUAL) for name in ("duration_error", "stop_rate", "stop_loss")
@@ -154,7 +162,7 @@ def test_a_chance_among_many_measures_decides_nothing_but_forbids_better() -> No
     assert verdict_of(word_error_rate=by_chance).overall == "worse"
 
 
-def test_a_second_measure_is_held_to_what_the_first_has_left() -> None:
+def test_a_second_measure_is_tested_at_the_level_that_the_first_leaves() -> None:
     """Holm: of two, 0.025 for the smaller probability and 0.05 for the other."""
     surely_better = difference(LOWER, p_value=0.001)
     for p_value, overall in ((0.04, "worse"), (0.06, "no evidence")):
@@ -162,10 +170,11 @@ def test_a_second_measure_is_held_to_what_the_first_has_left() -> None:
         assert verdict_of(audio_loss=surely_better, stop_rate=worse).overall == overall
 
 
-def test_above_a_blind_guess_is_never_better_and_said_in_words() -> None:
+def test_an_audio_loss_above_a_blind_guess_is_never_better_and_explained() -> None:
     blind = verdict_of(adapter_audio_loss=6.94, stop_loss=difference(LOWER))
     assert blind.overall == "no evidence"
     assert any("6.94" in sentence and "ln 1026 = 6.93" in sentence for sentence in blind.sentences)
+    assert blind.sentences[-1] == NOT_CALLED_BETTER
     assert verdict_of(adapter_audio_loss=6.93, stop_loss=difference(LOWER)).overall == "better"
 
 
@@ -181,16 +190,16 @@ def test_an_adapter_that_ignores_its_text_is_never_better() -> None:
 def test_the_headline_comes_first_then_the_measure_that_decided() -> None:
     verdict = verdict_of(stop_rate=difference(LOWER), stop_loss=difference(LOWER))
     assert verdict.sentences[0].startswith("Worse")
-    assert "-0.2 (-0.3 to -0.1)" in verdict.sentences[1]
+    assert "-0.2 (95 % interval -0.3 to -0.1)" in verdict.sentences[1]
     assert len(verdict.sentences) == 2
     nothing = verdict_of(stop_rate=difference(EQUAL))
     [stop_rate] = [measure for measure in nothing.measures if measure.name == "stop_rate"]
-    assert "0 (-0.1 to +0.1)" in stop_rate.sentence
+    assert "0 (95 % interval -0.1 to +0.1)" in stop_rate.sentence
 
 
 def test_a_required_verdict_names_the_measure_that_failed() -> None:
     worse = verdict_of(stop_rate=difference(LOWER))
-    with pytest.raises(UserError, match=r"not_worse[^$]*Share that stops: worse, -0\.2"):
+    with pytest.raises(UserError, match=r"not_worse[^$]*worse, -0\.2 \(.* -0\.3 to -0\.1\)"):
         worse.require("not_worse")
     undecided = verdict_of(stop_rate=difference(EQUAL))
     undecided.require("not_worse")
@@ -210,7 +219,7 @@ def test_a_difference_of_an_unknown_name_is_a_bug() -> None:
         verdict_of(stopp_rate=difference(LOWER))
 
 
-def test_after_one_measure_that_may_be_chance_no_other_decides() -> None:
+def test_once_a_measure_may_be_chance_no_weaker_one_decides() -> None:
     """Holm: of two, the smaller p-value must be below 0.025, or the larger one does not count."""
     chance = difference(LOWER, p_value=0.03)
     assert verdict_of(audio_loss=chance, stop_loss=difference(LOWER, 0.04)).overall == "no evidence"

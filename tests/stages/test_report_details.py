@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from report_inputs import Inputs, rows, words
+from report_inputs import Inputs, TextOfPage, evaluation_line, rows, words
 
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.packing.results import PackingSummary
@@ -80,7 +81,7 @@ def test_a_measure_is_drawn_with_its_bounds_and_the_rejected_apart(drawn: list[F
     assert list(bound.get_xdata()) == [10, 10]
 
 
-def test_hours_are_bars_from_above_in_their_order(drawn: list[Figure]) -> None:
+def test_hours_are_bars_in_their_order_from_the_top(drawn: list[Figure]) -> None:
     charts.draw_hours("Hours", {"ada": 3.0, "ben": 1.0})
     axes: Any = drawn[0].axes[0]
     assert [bar.get_width() for bar in axes.patches] == [3, 1]
@@ -89,7 +90,7 @@ def test_hours_are_bars_from_above_in_their_order(drawn: list[Figure]) -> None:
     assert bottom > top
 
 
-def test_those_with_most_hours_are_named_first() -> None:
+def test_the_speakers_with_most_hours_come_first() -> None:
     shares: Any = {name: SimpleNamespace(hours=hours) for name, hours in (("a", 1.0), ("b", 2.0))}
     assert list(largest(shares)) == ["b", "a"]
 
@@ -146,12 +147,12 @@ def test_the_page_names_temperature_and_clusters_of_its_results(inputs: Inputs) 
 # --- Other recordings, measures, training ---------------------------------------------------------
 
 
-def test_what_was_not_spoken_of_other_recordings_is_counted_apart(inputs: Inputs) -> None:
+def test_unspoken_prompts_of_other_recordings_are_counted_separately(inputs: Inputs) -> None:
     inputs.add_other()
     inputs.experiments["default"]["eval/other/generation.json"]["num_too_long"] = 7
     page = inputs.html()
-    assert "longer than eval.max_seconds" not in words(page[: page.index('id="other"')])
-    assert "longer than eval.max_seconds = 10: 7." in words(page)
+    assert "eval.max_seconds" not in words(page[: page.index('id="other"')])
+    assert re.search(r"eval\.max_seconds = 10\b[^.:]*: 7\.", words(page))
 
 
 def test_a_clip_that_two_bases_reject_alike_is_left_out_once(
@@ -176,15 +177,33 @@ def test_a_clip_that_two_bases_reject_alike_is_left_out_once(
 
 
 def test_the_use_of_the_text_has_its_interval(inputs: Inputs) -> None:
-    label = "Use of the text: audio loss with another clip’s text, less that with its own"
-    assert rows(inputs.html(), label) == [["", "", "", "", "+0.500 +0.400 to +0.600", "better"]]
+    found = [row for row in TextOfPage(inputs.html()).rows if row[0].startswith("Use of the text")]
+    assert [row[1:] for row in found] == [["", "", "", "", "+0.500 +0.400 to +0.600", "better"]]
 
 
 def test_the_adapter_kept_is_the_one_that_training_names(inputs: Inputs) -> None:
     lines = inputs.experiments["default"]["train/metrics.jsonl"]
     lines.append({"step": 40, "kept_step": 40, "seconds": 90.0})  # by its samples, not its loss
-    kept = "default keeps the adapter of step 40, whose held-out loss is 8.650."
-    assert kept in words(inputs.html())
+    assert re.search(r"default keeps [^.]* step 40, [^.]* 8\.650\.", words(inputs.html()))
+
+
+def test_steps_after_the_last_logged_one_are_counted(inputs: Inputs) -> None:
+    lines = inputs.experiments["default"]["train/metrics.jsonl"]
+    lines.append(evaluation_line(44, 8.4))  # log_steps is 10
+    assert rows(inputs.html(), "default")[-1][0] == "44"
+
+
+def test_a_report_of_changed_code_names_its_commit(inputs: Inputs) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    inputs.experiments["default"]["train/run.json"]["git_commit"] = f"{commit}-dirty"
+    assert f"git checkout {commit}\n" in inputs.html()
+
+
+def test_the_commands_of_the_report_are_targets_of_the_makefile(inputs: Inputs) -> None:
+    targets = re.findall(r"^make (\w+)$", inputs.html(), re.MULTILINE)
+    phony = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets
+    assert set(targets) <= set(phony)
 
 
 def test_every_experiment_has_its_colour_in_the_legend(inputs: Inputs) -> None:

@@ -219,7 +219,7 @@ def test_summary_counts_by_hand(tmp_path: Path, rows: list[Fields]) -> None:
     assert summary["ignored_manifest_keys"] == {"gain": 1}
 
 
-def test_a_speaker_with_one_clip_is_told_that_cloning_falls_back(
+def test_a_speaker_with_one_clip_is_named_because_cloning_falls_back(
     tmp_path: Path, rows: list[Fields], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="higgs_pipe"):
@@ -520,7 +520,7 @@ def test_a_single_recording_cannot_be_split(tmp_path: Path, rows: list[Fields]) 
 
 
 @pytest.mark.parametrize(("given", "missing"), [("train", "eval"), ("eval", "train")])
-def test_splits_given_to_one_side_only_stop_the_run(
+def test_rows_given_to_one_split_only_stop_the_run(
     tmp_path: Path, rows: list[Fields], given: str, missing: str
 ) -> None:
     with pytest.raises(UserError, match=f"for {missing}: .* in {given}") as caught:
@@ -738,7 +738,7 @@ def test_a_clip_unlike_its_speakers_others_is_listed(
         outputs = run(tmp_path, rows)
     found = outputs.summary["outliers"]["eve"]["rms_dbfs"]
     assert (list(found["clips"]), found["num_clips"]) == (["e4"], 1)
-    assert "eve: rms_dbfs of e4 is -36.99 dBFS, the median " in caplog.text
+    assert "eve, rms_dbfs: 1, farthest e4 with -36.99 dBFS" in caplog.text
 
 
 def test_hours_lost_are_counted_by_reason_speaker_and_language(
@@ -923,7 +923,7 @@ def test_a_rejected_turn_takes_its_dialogue_with_it(tmp_path: Path, rows: list[F
     assert [clip["clip_id"] for clip in outputs.clips] == ["a", "d"]
 
 
-def test_a_dialogue_lies_on_one_side(tmp_path: Path) -> None:
+def test_a_dialogue_is_in_one_split(tmp_path: Path) -> None:
     rows = [
         row | {"dialogue_id": f"d{i % 3}", "turn": i // 3}
         for i, row in enumerate(many_rows(tmp_path))

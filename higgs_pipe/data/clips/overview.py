@@ -35,7 +35,7 @@ def log_warnings(validation: ValidationSummary, rejections: Sequence[Rejection])
             list_offenders(found.examples),
         )
     if outlier_lines := _outlier_lines(validation.outliers):
-        logger.info("clips unlike their speaker's others:\n%s", list_offenders(outlier_lines))
+        logger.info("clips unlike their speaker's other clips:\n%s", list_offenders(outlier_lines))
     if num_clips := validation.num_clips_of_one_channel:
         logger.warning(
             "clips whose channels cancel when mixed to mono: %d; their loudest channel is used",
@@ -80,9 +80,8 @@ def _outlier_lines(found: Mapping[str, Mapping[str, Outliers]]) -> list[str]:
         for measure, of_measure in measures.items():
             clip_id, value = next(iter(of_measure.clips.items()))
             lines.append(
-                f"{speaker}: {measure} of {clip_id} is {with_unit(measure, value)}, the median "
-                f"{with_unit(measure, of_measure.median)} (clips like this: "
-                f"{of_measure.num_clips})"
+                f"{speaker}, {measure}: {of_measure.num_clips}, farthest {clip_id} with "
+                f"{with_unit(measure, value)}; median {with_unit(measure, of_measure.median)}"
             )
     return lines
 
