@@ -211,7 +211,7 @@ def test_a_signal_that_is_ignored_or_handled_stays_so(handler: object, tmp_path:
     assert found == [handler, handler]
 
 
-def test_a_full_disk_is_a_sentence_and_any_other_error_of_the_system_a_bug(
+def test_a_full_disk_is_a_user_error_and_any_other_error_of_the_system_a_bug(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*, number: int) -> None:
@@ -225,7 +225,7 @@ def test_a_full_disk_is_a_sentence_and_any_other_error_of_the_system_a_bug(
         main(fail, ["--number", str(errno.EFAULT)])
 
 
-def test_the_launcher_of_several_processes_is_told_the_sentence(
+def test_the_launcher_of_several_processes_gets_the_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = tmp_path / "error.json"

@@ -23,7 +23,7 @@ def test_that_leaves_nothing():
 """
 
 
-def test_whatever_a_test_leaves_running_is_killed_and_fails_it(tmp_path: Path) -> None:
+def test_what_a_test_leaves_running_is_killed_and_fails_the_test(tmp_path: Path) -> None:
     """Also processes in sessions of their own, whose parents have ended."""
     (tmp_path / "leftovers_of.py").write_text(
         "import leftovers\nfrom leftovers import *\nleftovers.GRACE_SECONDS = 1.0\n"

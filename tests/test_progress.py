@@ -64,7 +64,7 @@ def test_a_line_for_the_file_alone_does_not_count_as_a_sign_of_life(lines: list[
     assert "loading" in lines
 
 
-def test_of_nested_activities_the_innermost_speaks(lines: list[str]) -> None:
+def test_of_nested_activities_the_innermost_is_reported(lines: list[str]) -> None:
     logger.info("before")
     with activity("training"):
         with activity("speaking"):

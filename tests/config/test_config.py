@@ -96,7 +96,7 @@ def test_every_setting_of_the_shipped_config_is_its_default_but_for_the_demo() -
     assert load(SHIPPED) == load(demo)
 
 
-def test_the_settings_of_the_demo_are_accepted_and_no_defaults() -> None:
+def test_the_settings_of_the_demo_are_accepted_and_are_not_defaults() -> None:
     settings = yaml.safe_load(DEMO_SETTINGS.read_text())
     changed = load(merge(SHIPPED, settings))
     for name in leaves(settings):

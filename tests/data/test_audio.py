@@ -119,7 +119,7 @@ def test_a_segment_ends_at_the_nearest_sample_or_10_ms_beyond_the_file() -> None
 
 @pytest.mark.parametrize("read", [read_header, decode])
 @pytest.mark.parametrize("name", ["none.wav", "file/a.wav"])
-def test_a_missing_file_is_told_apart(
+def test_a_missing_file_has_a_reason_of_its_own(
     tmp_path: Path, read: Callable[[Path], object], name: str
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -151,7 +151,7 @@ def test_the_error_of_a_file_that_is_not_audio_tells_what_it_is(
     assert not isinstance(caught.value, AudioMissingError)
 
 
-def test_a_directory_is_no_audio(tmp_path: Path) -> None:
+def test_a_directory_is_not_audio(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="is not a file"):
         decode(tmp_path)
 

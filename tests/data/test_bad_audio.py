@@ -142,7 +142,7 @@ def test_a_file_that_is_not_audio_is_unreadable(tmp_path: Path, content: bytes, 
     assert fact in row["fact"]
 
 
-def test_a_recording_of_no_samples_is_unreadable(tmp_path: Path) -> None:
+def test_a_recording_without_samples_is_unreadable(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", np.zeros(0), RATE)
     row = measured_file(tmp_path / "a.wav")
     assert (row["reason"], row["duration_seconds"]) == ("audio_unreadable", None)
@@ -176,7 +176,7 @@ def test_a_little_above_full_scale_is_legal(tmp_path: Path) -> None:
     assert row["clipping_fraction"] > 0.01
 
 
-def test_a_folder_and_a_pipe_named_like_recordings_are_no_files(tmp_path: Path) -> None:
+def test_a_folder_and_a_pipe_named_like_recordings_are_not_files(tmp_path: Path) -> None:
     (tmp_path / "x.wav").mkdir()
     os.mkfifo(tmp_path / "pipe.wav")  # reading it would wait for ever
     for name in ("x.wav", "pipe.wav"):

@@ -313,7 +313,7 @@ def test_a_stream_that_changes_on_the_way_is_refused(
         read_header(path)
 
 
-def test_a_stream_of_no_samples_is_refused(tmp_path: Path) -> None:
+def test_a_stream_without_samples_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.amr").write_bytes(b"#!AMR\n")
     with pytest.raises(AudioError, match=r"a\.amr holds no samples$"):
         read_header(tmp_path / "a.amr")

@@ -59,7 +59,7 @@ def test_a_chunk_behind_the_audio_of_wave64_is_not_heard(tmp_path: Path, ending:
 
 
 @pytest.mark.parametrize("name", ["a.w64", "a.sph"])
-def test_a_length_that_its_writer_did_not_know(tmp_path: Path, name: str) -> None:
+def test_a_file_whose_writer_did_not_know_its_length(tmp_path: Path, name: str) -> None:
     content = second(tmp_path / name, CHECKED[name])
     if name == "a.w64":  # as a writer to a pipe leaves it: read to its end
         place = content.index(b"data\xf3\xac") + 16

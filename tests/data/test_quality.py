@@ -209,7 +209,7 @@ def test_real_recordings_have_the_measures_of_clean_speech() -> None:
         assert text.fits_language
 
 
-def test_what_is_50_db_below_the_peak_is_in_the_band_and_no_less() -> None:
+def test_the_band_reaches_to_50_db_below_the_peak_and_no_further() -> None:
     for below_db, expected_hz in ((40, 8_000), (60, 1_000)):
         overtone = sine(8_000, 0.5 * 10 ** (-below_db / 20))
         assert measured(sine(1_000, 0.5) + overtone).bandwidth_hz == pytest.approx(
@@ -257,7 +257,7 @@ def test_characters_words_and_script_counted_by_hand(
     assert measures.script == script
 
 
-def test_a_control_token_is_not_said() -> None:
+def test_a_control_token_is_not_spoken() -> None:
     measures = measure_text("<|emotion:happy|> Hello, world!", "en", 0.5)
     assert measures == measure_text("Hello, world!", "en", 0.5)
 
@@ -312,7 +312,7 @@ def test_outliers_are_far_from_the_median() -> None:
     assert outliers([10, 11, 11, 12, 12, 13, 13, 17, 18, 5]) == [8, 9]
 
 
-def test_one_wild_value_hides_no_other() -> None:
+def test_one_extreme_value_hides_no_other() -> None:
     assert outliers([10, 11, 11, 12, 12, 13, 13, 30, 1e6]) == [7, 8]
 
 

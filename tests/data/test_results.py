@@ -54,7 +54,7 @@ def test_a_digit_that_changed_since_it_was_written_is_refused(tmp_path: Path) ->
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_a_sentence_that_names_the_rule(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_user_error_that_names_the_rule(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="count_rule") as caught:
         Counts.read(tmp_path / "counts.json")
     assert str(tmp_path / "counts.json") in str(caught.value)

@@ -17,7 +17,7 @@ from higgs_pipe.data.tables import TableFile, read_table, write_table
 from higgs_pipe.errors import UserError
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_no_table(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_user_error_and_leaves_no_table(tmp_path: Path) -> None:
     codes = np.random.default_rng(0).integers(0, 1024, (10_000, 8), np.int16)
     row = {"clip_id": "a", "codes": codes, "num_frames": len(codes), "audio_sha256": "0"}
     table = tmp_path / "codes.parquet"

@@ -36,7 +36,7 @@ from higgs_pipe.training.results import (
 )
 
 SEED = 20_261_126
-NUM_FLIPS = 25  # of one bit; then a cut, and sixteen zeros
+NUM_FLIPS = 25  # of one bit; then a truncation, and sixteen zeros
 
 
 def table(spec: TableSpec) -> Callable[[Path], Any]:
@@ -134,5 +134,5 @@ def test_no_damage_of_a_file_changes_a_result_in_silence(
             equal += 1
         except UserError:
             refused += 1
-    record("a flipped bit, a cut, zeros", f"`{name}`", refused=refused, equal=equal)
+    record("a flipped bit, a truncation, zeros", f"`{name}`", refused=refused, equal=equal)
     assert refused > NUM_FLIPS / 5  # the rest hit what nothing reads

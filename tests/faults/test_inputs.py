@@ -50,8 +50,8 @@ INPUTS = [
 
 
 @pytest.mark.parametrize(("name", "option"), INPUTS)
-@pytest.mark.parametrize("fault", ["missing", "cut", "another version"])
-def test_an_input_that_is_not_what_it_should_be_is_named(
+@pytest.mark.parametrize("fault", ["missing", "truncated", "other-version"])
+def test_a_missing_truncated_or_other_version_input_is_named(
     name: str,
     option: str,
     fault: str,
@@ -68,7 +68,7 @@ def test_an_input_that_is_not_what_it_should_be_is_named(
         table = copy = Path(shutil.copy(stage.inputs[option], tmp_path / "input.parquet"))
     if fault == "missing":
         table.unlink()
-    elif fault == "cut":
+    elif fault == "truncated":
         table.write_bytes(table.read_bytes()[:-100])
     else:
         other_version(table)
@@ -77,7 +77,7 @@ def test_an_input_that_is_not_what_it_should_be_is_named(
     said = stderr.read_text()
     assert (code, stage.results_in(folder)) == (2, {}), said
     assert has_line_with(said, table.name, "snakemake --forcerun")
-    record(f"an input that is {fault}", f"{name}, its {option}", refused=1)
+    record(f"{fault} input", f"{name}, its {option}", refused=1)
 
 
 def test_codes_of_another_codec_are_refused_by_pack(
@@ -106,8 +106,8 @@ LEFT = [
 
 
 @pytest.mark.parametrize(("name", "file"), LEFT)
-@pytest.mark.parametrize("fault", ["missing", "cut"])
-def test_a_result_of_an_experiment_that_is_missing_or_cut_is_named(
+@pytest.mark.parametrize("fault", ["missing", "truncated"])
+def test_a_missing_or_truncated_result_of_an_experiment_is_named(
     name: str,
     file: str,
     fault: str,
@@ -120,7 +120,7 @@ def test_a_result_of_an_experiment_that_is_missing_or_cut_is_named(
     copy = Path(shutil.copytree(experiment, tmp_path / "a/b"))
     content = (copy / file).read_bytes()
     (copy / file).unlink()
-    if fault == "cut":
+    if fault == "truncated":
         (copy / file).write_bytes(content[: len(content) // 2])
     option = {"package": {"experiment_dir": copy}, "report": {"experiments_dir": copy.parent}}
     folder = emptied(tmp_path / "results")
@@ -129,7 +129,7 @@ def test_a_result_of_an_experiment_that_is_missing_or_cut_is_named(
     said = stderr.read_text()
     assert (code, results_in(folder)) == (2, {}), said
     assert Path(file).name in said
-    record(f"a result that is {fault}", f"{name}, `{file}`", refused=1)
+    record(f"{fault} result", f"{name}, `{file}`", refused=1)
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "package"])

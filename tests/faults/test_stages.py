@@ -91,7 +91,7 @@ def assert_refused(stage: Stage, folder: Path, code: int, said: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_disk_that_is_full_is_a_sentence_and_the_rerun_is_whole(
+def test_a_disk_that_is_full_is_a_user_error_and_the_rerun_is_whole(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
     stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"
@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_is_a_sentence_and_the_rerun_is_whole(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_that_may_not_be_written_is_a_sentence(
+def test_a_folder_that_may_not_be_written_is_a_user_error(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
     stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"

@@ -52,7 +52,9 @@ def test_delay_and_labels_agree_with_plain_loops(codes: np.ndarray) -> None:
 
 
 @given(st.integers(1, 9), st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1))
-def test_several_recordings_at_once_are_each_as_alone(num_codebooks: Any, described: Any) -> None:
+def test_several_recordings_at_once_give_what_each_gives_alone(
+    num_codebooks: Any, described: Any
+) -> None:
     rng = np.random.default_rng(0)
     recordings = [
         rng.integers(0, 1024, (num_frames, num_codebooks)).astype(np.int16)

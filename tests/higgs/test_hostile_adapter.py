@@ -55,7 +55,9 @@ def seal(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("content", NOT_AN_OBJECT, ids=range(len(NOT_AN_OBJECT)))
-def test_a_config_that_is_no_object_is_named_by_each_reader(adapter: Path, content: bytes) -> None:
+def test_a_config_that_is_not_an_object_is_named_by_each_reader(
+    adapter: Path, content: bytes
+) -> None:
     (adapter / ADAPTER_CONFIG).write_bytes(content)
     seal(adapter)
     with pytest.raises(UserError, match=ADAPTER_CONFIG):
@@ -66,7 +68,7 @@ def test_a_config_that_is_no_object_is_named_by_each_reader(adapter: Path, conte
         read_changes(adapter)
 
 
-def test_a_base_that_is_no_name_is_refused(adapter: Path) -> None:
+def test_a_base_that_is_not_a_name_is_refused(adapter: Path) -> None:
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())
     (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": 17}))
     with pytest.raises(UserError, match=rf"{ADAPTER_CONFIG} is damaged .*base 17"):
@@ -95,7 +97,7 @@ def test_weights_whose_header_lies_are_refused(adapter: Path, content: bytes) ->
 
 
 @pytest.mark.parametrize("content", NOT_AN_OBJECT, ids=range(len(NOT_AN_OBJECT)))
-def test_a_provenance_that_is_no_object_is_named(adapter: Path, content: bytes) -> None:
+def test_a_provenance_that_is_not_an_object_is_named(adapter: Path, content: bytes) -> None:
     (adapter / "provenance.json").write_bytes(content)
     for read in (adapter_origin, name_of):
         with pytest.raises(UserError, match=r"provenance\.json is damaged"):

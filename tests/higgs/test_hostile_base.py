@@ -102,7 +102,7 @@ def test_a_template_gets_a_gigabyte_and_no_more(base: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
-def test_garbage_in_a_small_file_is_a_sentence(base: Path, name: str, content: str) -> None:
+def test_garbage_in_a_small_file_is_a_user_error(base: Path, name: str, content: str) -> None:
     if name == "tokenizer_config.json" and content.startswith("{"):
         return  # keys that nobody reads
     (base / name).write_text(content, errors="surrogatepass")
@@ -153,7 +153,7 @@ def test_a_tokenizer_without_a_token_of_the_template_is_named(base: Path) -> Non
         '{"audio_tokenizer": {"audio_tokenizer_name_or_path": 1}}',
     ],
 )
-def test_a_processor_that_names_no_codec_is_a_sentence(base: Path, content: str) -> None:
+def test_a_processor_that_names_no_codec_is_a_user_error(base: Path, content: str) -> None:
     shutil.rmtree(base / "audio_tokenizer")
     (base / "processor_config.json").write_text(content)
     with pytest.raises(UserError, match="names no codec"):
@@ -161,7 +161,7 @@ def test_a_processor_that_names_no_codec_is_a_sentence(base: Path, content: str)
 
 
 @pytest.mark.parametrize("content", ["garbage", "[]", "{}", "[" * 100_000, '{"weight_map": 1}'])
-def test_an_index_that_is_none_is_named_by_the_merge(base: Path, content: str) -> None:
+def test_a_file_that_is_not_an_index_is_named_by_the_merge(base: Path, content: str) -> None:
     (base / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match=r"index\.json"):
         Shards(base)

@@ -162,7 +162,7 @@ def test_what_is_trained_in_full_keeps_master_weights_beside_a_bfloat16_base(
     )
 
 
-def test_a_trainable_token_that_is_none_is_a_sentence(tiny_base: Path) -> None:
+def test_an_unknown_trainable_token_is_a_user_error(tiny_base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     settings = LoraSettings(trainable_tokens=["<|eot_id|>", "<|no_such|>"])
     with pytest.raises(UserError, match=r"trainable_tokens.*\n +<\|no_such\|>\n"):
@@ -203,7 +203,7 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(
         check_base(tmp_path / "adapter", other)
 
 
-def test_beside_pissa_what_is_trained_in_full_is_saved_as_it_is(
+def test_beside_pissa_parts_trained_in_full_are_saved_unchanged(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     settings = LoraSettings(r=R, init="pissa", train_in_full=["audio_head"])

@@ -193,7 +193,7 @@ def test_the_first_layers_are_computed_again_and_no_gradient_changes(
     assert found == passes
 
 
-def test_dropout_of_the_bases_attention_is_on_in_training_alone(
+def test_dropout_of_the_bases_attention_is_on_only_in_training(
     tiny_base: Path, rows: list[PackedRow]
 ) -> None:
     plain, dropping, recomputing = (

@@ -191,7 +191,7 @@ def test_every_file_that_decides_is_in_the_hash_of_a_checkpoint(tmp_path: Path) 
     assert len(found) == 1 + len(names)
 
 
-def test_a_setting_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_setting_that_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
     config = write_stage_config(tmp_path / "codec.json", codec="c")
     with pytest.raises(UserError, match="'judge'"):
         pin_model.run(config, "judge", tmp_path / "models/judge.json")

@@ -310,7 +310,7 @@ def of_few_messages(tiny_base: Path, tmp_path: Path) -> Path:
     return base
 
 
-def test_what_the_template_cannot_render_is_a_sentence_where_it_is_asked_for(
+def test_what_the_template_cannot_render_is_a_user_error_where_it_is_asked_for(
     of_few_messages: Path, corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(of_few_messages)))
@@ -323,6 +323,6 @@ def test_what_the_template_cannot_render_is_a_sentence_where_it_is_asked_for(
         packed.pack(tmp_path / "packed", max_tokens=512)
 
 
-def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"base_model '.*nowhere'"):
         ChatRenderer(Pretrained("base_model", str(tmp_path / "nowhere")))

@@ -72,7 +72,7 @@ def test_the_length_of_a_voice_is_that_of_all_prompts_together() -> None:
     assert found["duration_ratio"].value == pytest.approx(6 / 8)
 
 
-def test_what_nobody_measured_is_none() -> None:
+def test_a_measure_without_values_is_none() -> None:
     found = totals([heard(codes=None)] * 3, RECORDINGS, CLIPS, 4)
     for name in ("word_error_rate", "speaker_similarity", "dnsmos", "code_distance"):
         assert found[name] is None

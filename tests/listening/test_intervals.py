@@ -111,7 +111,7 @@ def test_clips_are_grouped_by_speaker_else_recording_else_not(
     assert (clusters.by, clusters.index.max() + 1) == (by, num_clusters)
 
 
-def test_an_unknown_speaker_is_a_speaker_alone() -> None:
+def test_each_clip_of_an_unknown_speaker_is_its_own_cluster() -> None:
     clusters = Clusters.of(CLIPS[:6], [None] * 6, ["a", None, "a", None, "b", "c"])
     assert clusters.index.tolist() == [0, 1, 0, 2, 3, 4]
 
@@ -121,7 +121,7 @@ def test_a_clip_spoken_twice_is_one_cluster() -> None:
     assert (clusters.by, clusters.index.tolist()) == ("clip", [0, 1, 0, 1])
 
 
-def test_twenty_equal_answers_are_not_certain() -> None:
+def test_twenty_equal_answers_still_have_an_interval() -> None:
     ones = np.ones(20)
     found = mean_difference((ones, ones), (ones, ones), by_clip(20), yes_or_no=True)
     assert found.value == 0

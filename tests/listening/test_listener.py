@@ -149,7 +149,7 @@ def test_dnsmos_hears_full_scale_at_most() -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere.onnx", "page.onnx", "other.onnx"])
-def test_what_is_not_dnsmos_is_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_file_other_than_dnsmos_is_a_user_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "page.onnx").write_text("<html>")
     path = tmp_path / name
     if name == "other.onnx":

@@ -71,7 +71,7 @@ def test_a_histogram_counts_each_codebook() -> None:
     assert code_histogram(codes, 4).tolist() == [[2, 0, 1, 0], [0, 1, 2, 0]]
 
 
-def test_distances_are_0_of_like_shares_and_1_of_nothing_in_common() -> None:
+def test_distances_are_0_for_equal_shares_and_1_for_disjoint_ones() -> None:
     first = np.array([[2.0, 2, 0, 0]])
     assert code_distance(first, first * 7) == pytest.approx(0)
     assert code_distance(first, first[:, ::-1]) == pytest.approx(1)

@@ -62,7 +62,7 @@ def test_a_transcript_is_the_letters_that_the_model_finds_likeliest(
     assert listen(waveform, asr=models["asr"]).transcript == expected
 
 
-def test_quality_is_what_squim_says(models: dict[str, str], waveform: np.ndarray) -> None:
+def test_quality_is_the_result_of_squim(models: dict[str, str], waveform: np.ndarray) -> None:
     model = torchaudio.models.squim_objective_base().eval()
     model.load_state_dict(torch.load(models["quality"]))
     expected = [score.item() for score in model(torch.from_numpy(waveform.T))]
@@ -147,12 +147,14 @@ def test_a_sequence_to_sequence_recogniser_is_heard_too(
         ("speaker", "validate.speech_models.speaker .*nowhere.* cannot be loaded"),
     ],
 )
-def test_a_model_that_is_nowhere_is_a_sentence(tmp_path: Path, setting: str, message: str) -> None:
+def test_a_model_that_is_nowhere_is_a_user_error(
+    tmp_path: Path, setting: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         SpeechModels(SpeechModelConfig(**{setting: str(tmp_path / "nowhere")}), CPU)
 
 
-def test_a_file_that_holds_no_weights_is_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_holds_no_weights_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_text("<html>")
     with pytest.raises(UserError, match=r"state_dict of torchaudio's squim_objective_base"):
         SpeechModels(SpeechModelConfig(quality=str(tmp_path / "weights.pt")), CPU)

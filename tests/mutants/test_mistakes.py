@@ -57,7 +57,7 @@ def test_every_setting_that_decides_a_result_has_a_mistake() -> None:
     assert sorted(settings - named) == sorted(OTHERWISE)
 
 
-def test_a_mistake_that_no_longer_fits_is_told(tmp_path: Path) -> None:
+def test_a_mistake_that_no_longer_fits_is_named(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text("a = 1\nb = 1\n")
     (tmp_path / "test_code.py").write_text("def test_a(): ...\n")
 

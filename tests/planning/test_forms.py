@@ -124,7 +124,7 @@ def test_a_form_that_no_family_in_use_has_is_refused_before_a_base_is_there(
     forms.check(config_of("x", "original"), tmp_path, both | {"a": "acme/base"})  # not known yet
 
 
-def test_room_is_needed_for_the_codec_of_a_bundle_in_float32_beside_v2_alone(
+def test_only_beside_v2_is_room_needed_for_a_bundles_codec_in_float32(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two bases of 1,000 values, merged; 100 of the second's are the codec of both."""

@@ -88,7 +88,7 @@ def test_a_starter_on_another_machine_is_not_watched(start: Start) -> None:
     assert process_tree.ancestors({VARIABLE: elsewhere}) == []
 
 
-def test_a_starter_that_is_no_ancestor_is_watched_alone(start: Start) -> None:
+def test_only_a_starter_that_is_not_an_ancestor_is_watched(start: Start) -> None:
     """As a task of srun, which Slurm's daemon starts."""
     other = subprocess.Popen(["sleep", "60"], start_new_session=True)
     named = Process.of(other.pid)

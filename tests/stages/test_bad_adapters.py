@@ -123,7 +123,7 @@ def test_a_good_adapter_is_better(fresh: PackedCorpus, good: Path, tmp_path: Pat
     verdict.require("better")
 
 
-def test_no_step_at_all_is_no_evidence(learned: PackedCorpus, tmp_path: Path) -> None:
+def test_without_any_step_there_is_no_evidence(learned: PackedCorpus, tmp_path: Path) -> None:
     pretrained = Pretrained("base_model", str(learned.base))
     base = load_base(pretrained, torch.float32)
     add_lora(base, LoraSettings(), seed=0).save_pretrained(tmp_path / "adapter")
@@ -155,7 +155,9 @@ def test_shuffled_transcripts_do_not_make_a_fresh_base_better(
     assert any("follows its text" in sentence for sentence in verdict.sentences)
 
 
-def test_what_never_stops_is_worse_at_stopping(learned: PackedCorpus, tmp_path: Path) -> None:
+def test_an_adapter_that_never_stops_is_worse_at_stopping(
+    learned: PackedCorpus, tmp_path: Path
+) -> None:
     """Learned from clips that begin as these and go on: its audio loss is not worse."""
     longer = going_on(learned, tmp_path / "longer", num_frames=60)  # 2.4 s
     adapter = train(learned.base, longer.eval_rows, tmp_path / "train", BY_HEART)

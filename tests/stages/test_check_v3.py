@@ -104,7 +104,7 @@ def test_a_text_that_does_not_come_back_from_its_tokens_is_a_failure(
     assert "'The moon'" in found.found
 
 
-def test_the_transcript_of_the_demo_alone_is_known(
+def test_only_the_transcript_of_the_demo_is_known(
     v3_base: Path,
     codec: Path,
     tmp_path: Path,

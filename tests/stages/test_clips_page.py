@@ -52,7 +52,7 @@ def test_each_reason_is_heard_before_a_second_row_of_another(tmp_path: Path) -> 
     assert "And 2 more" in rejected
 
 
-def test_a_filter_stands_with_the_rows_beyond_it(tmp_path: Path) -> None:
+def test_a_filter_is_shown_with_the_rows_beyond_it(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 10)
     for row in rows[:3]:  # of 1.0 to 1.2 s
         row["text"] += " And on and on it goes in haste."

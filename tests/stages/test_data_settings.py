@@ -76,7 +76,7 @@ def test_texts_that_look_wrong_are_accepted_if_they_are_not_checked(
     assert len(rows_by_id(data / "clips.parquet")) == 40
 
 
-def test_what_an_entry_says_is_for_rows_that_do_not(tmp_path: Path) -> None:
+def test_the_values_of_an_entry_are_for_rows_without_their_own(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"audio": f"{n}.wav", "text": f"Say {n}."} for n in range(4)]
     rows[0] |= {"speaker": "own", "language": "de", "split": "eval"}
     for n in range(4):

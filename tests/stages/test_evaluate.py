@@ -161,7 +161,9 @@ def test_two_processes_give_the_numbers_of_one(
     assert len(pq.read_table(two / "clips.parquet")) == len(clips)
 
 
-def test_a_directory_without_an_adapter_is_a_sentence(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_a_directory_without_an_adapter_is_a_user_error(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="no adapter for this base_model"):
         run(corpus, tmp_path / "nothing", tmp_path / "out")
 
@@ -295,7 +297,7 @@ def test_the_verdict_is_on_what_was_spoken_at_the_first_temperature(spoken: Path
     assert judged["code_distance"] != at_half["measures"]["code_distance"]
 
 
-def test_base_and_adapter_speak_each_for_itself(spoken: Path) -> None:
+def test_base_and_adapter_have_their_own_takes(spoken: Path) -> None:
     base, adapter = (spoken / f"samples/01-{voice}-t1.wav" for voice in ("base", "adapter"))
     assert base.read_bytes() != adapter.read_bytes()
 
@@ -349,7 +351,7 @@ def test_a_dialogue_and_a_conversation_are_spoken_as_they_are_packed(
     assert conversation["duration_seconds"] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_what_is_too_long_to_be_spoken_is_counted(
+def test_prompts_too_long_to_be_spoken_are_counted(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     run(corpus, adapter, tmp_path, num_prompts=5, max_seconds=1.2)

@@ -208,7 +208,7 @@ def test_a_change_that_was_not_measured_yet_is_not_forgotten(listed: Listed) -> 
 # --- Measuring ------------------------------------------------------------------------------------
 
 
-def test_a_recording_is_measured_or_its_fault_told(tmp_path: Path) -> None:
+def test_a_recording_is_measured_or_its_fault_is_named(tmp_path: Path) -> None:
     tone(tmp_path / "a.wav", 2.0)
     (tmp_path / "page.wav").write_text("<!DOCTYPE html>")
     paths = [str(tmp_path / name) for name in ("a.wav", "none.wav", "page.wav")]
@@ -292,7 +292,7 @@ def test_a_recording_whose_mean_is_silent_is_silent(tmp_path: Path) -> None:
     assert "7.5e-05" in row["fact"]
 
 
-def test_a_channel_that_clips_is_told_though_their_mean_does_not(tmp_path: Path) -> None:
+def test_a_clipping_channel_is_reported_though_the_mean_does_not_clip(tmp_path: Path) -> None:
     wave = np.clip(1.5 * np.sin(np.arange(24_000) / 20), -1, 1)
     sf.write(tmp_path / "a.wav", np.stack([wave, 0.1 * wave], axis=1), 24_000)
     [row] = measure_segments(tmp_path, [Span(str(tmp_path / "a.wav"), None, None)])

@@ -162,9 +162,7 @@ def test_a_reference_that_does_not_fit_is_left_out_and_counted(
     )
 
 
-def test_no_sample_that_fits_is_an_error_with_each_place(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_if_no_sample_fits_the_error_has_each_place(corpus: PackedCorpus, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"11 samples of the train split") as caught:
         corpus.pack(tmp_path, max_tokens=64)
     facts = str(caught.value).splitlines()[1:]
@@ -173,7 +171,7 @@ def test_no_sample_that_fits_is_an_error_with_each_place(
     assert not (tmp_path / "train.parquet").exists()
 
 
-def test_no_sample_that_the_template_renders_is_an_error_with_that_reason(
+def test_if_the_template_renders_no_sample_the_error_says_so(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     parts = [{"clip_id": "clip-01"}]
@@ -357,7 +355,7 @@ def test_nothing_but_the_tables_is_left_behind(corpus: PackedCorpus, tmp_path: P
     assert {path.name for path in (tmp_path / "a").iterdir()} == made
 
 
-def test_a_disk_without_room_is_a_sentence(
+def test_a_disk_without_room_is_a_user_error(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -368,7 +366,7 @@ def test_a_disk_without_room_is_a_sentence(
 
 
 @pytest.mark.parametrize("num_bytes", [1_000, 9_000])
-def test_a_disk_that_fills_up_while_the_codes_are_copied_is_a_sentence(
+def test_a_disk_that_fills_up_while_the_codes_are_copied_is_a_user_error(
     corpus: PackedCorpus, tmp_path: Path, num_bytes: int
 ) -> None:
     with files_of_at_most(num_bytes), pytest.raises(UserError, match=r"\d+\.\d\d GB of temporary"):

@@ -48,7 +48,7 @@ def test_texts_stay_as_they_are_where_they_are_not_cleaned(
     assert {text.count(f"{SAID}<|eot_id|>") for text in texts} == {2}
 
 
-def test_the_questions_of_a_conversation_are_cleaned_if_the_setting_says_so(
+def test_user_turns_of_a_conversation_are_cleaned_if_the_setting_says_so(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     turns = [

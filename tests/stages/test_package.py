@@ -215,7 +215,7 @@ def test_samples_are_what_eval_spoke_at_the_first_temperature(
     assert "| text | base | adapter |" in card
 
 
-def test_no_file_of_the_package_tells_a_folder_a_person_or_a_clip(
+def test_no_file_of_the_package_reveals_a_folder_a_person_or_a_clip(
     packaged: Path, corpus: PackedCorpus
 ) -> None:
     private = [str(corpus.directory), str(corpus.base.parent), str(Path.cwd()), "manifest.jsonl"]

@@ -221,7 +221,7 @@ def test_a_public_repository_is_refused_for_a_private_adapter(hub: Hub, package:
     assert on_hub(hub) == {}
 
 
-def test_a_repository_that_is_private_stays_so_and_is_told(hub: Hub, package: Path) -> None:
+def test_a_private_repository_stays_private_and_this_is_reported(hub: Hub, package: Path) -> None:
     hub.create(REPO, private=True)
     assert run_push(package, private=False)["private"] is True
 
@@ -239,7 +239,7 @@ def test_an_adapter_without_the_required_verdict_is_not_pushed(hub: Hub, package
     assert hub.requests == []
 
 
-def test_a_card_that_the_hub_refuses_is_a_sentence(hub: Hub, package: Path) -> None:
+def test_a_card_that_the_hub_refuses_is_a_user_error(hub: Hub, package: Path) -> None:
     change(package, licence="nonsense")
     with pytest.raises(UserError, match=r"(?s)ada/voice: .*\"license\" must.*package.license"):
         run_push(package)
@@ -261,7 +261,7 @@ def test_several_experiments_need_a_repository_each(hub: Hub, package: Path) -> 
     assert set(hub.repositories) == {"ada/voice-default"}
 
 
-def test_a_refused_token_is_a_sentence(
+def test_a_refused_token_is_a_user_error(
     hub: Hub, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_other")
@@ -269,7 +269,7 @@ def test_a_refused_token_is_a_sentence(
         run_push(package)
 
 
-def test_no_token_is_a_sentence(
+def test_no_token_is_a_user_error(
     hub: Hub, package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
@@ -278,7 +278,9 @@ def test_no_token_is_a_sentence(
         run_push(package)
 
 
-def test_no_network_is_a_sentence(hub: Hub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_a_user_error(
+    hub: Hub, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
     with pytest.raises(UserError, match="ada/voice: the Hub cannot be reached"):
         run_push(package)

@@ -118,7 +118,7 @@ def test_a_batch_out_of_memory_is_halved_and_gives_the_codes_of_each_alone(
         assert np.array_equal(codes, encode(model, waveform[None], info)[0])
 
 
-def test_a_clip_that_does_not_fit_in_memory_is_a_sentence(
+def test_a_clip_that_does_not_fit_in_memory_is_a_user_error(
     codec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def limited(*_: Any) -> Any:
@@ -460,7 +460,7 @@ def test_a_codec_with_missing_weights_is_refused(tmp_path: Path, tiny_base: Path
         load_codec(Pretrained("codec", str(tmp_path)), CPU)
 
 
-def test_a_codec_that_is_nowhere_is_a_sentence(tmp_path: Path) -> None:
+def test_a_codec_that_is_nowhere_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"codec '.*nowhere'"):
         load_codec(Pretrained("codec", str(tmp_path / "nowhere")), CPU)
 

@@ -455,7 +455,7 @@ def without_labels(source: Path, output: Path, column: str) -> Path:
     return output
 
 
-def test_cuda_without_a_gpu_is_a_sentence(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_cuda_without_a_gpu_is_a_user_error(corpus: PackedCorpus, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(UserError, match="cuda"):

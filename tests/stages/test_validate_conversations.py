@@ -241,13 +241,13 @@ def sides(folder: Path, *samples: Fields) -> list[dict[str, str]]:
     return found
 
 
-def test_what_one_conversation_learns_is_learned_on_no_other_side(tmp_path: Path) -> None:
+def test_targets_of_one_conversation_are_targets_in_no_other_split(tmp_path: Path) -> None:
     """Not the last target alone: a is an earlier target of x."""
     samples = [talk("a", "b", id="x", start_index=0), plain("a"), plain("c"), plain("d")]
     assert all(split["x"] == split["a"] for split in sides(tmp_path, *samples))
 
 
-def test_a_clip_that_a_conversation_hears_lies_on_its_side(tmp_path: Path) -> None:
+def test_a_clip_heard_in_a_conversation_is_in_its_split(tmp_path: Path) -> None:
     samples = [talk("a", "b", id="x"), plain("a"), plain("c"), plain("d")]
     assert all(split["x"] == split["a"] for split in sides(tmp_path, *samples))
 

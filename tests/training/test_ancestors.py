@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_earlier_adapter_is_never_resumed(
     ],
     ids=str,
 )
-def test_what_differs_is_a_sentence_before_training(
+def test_what_differs_is_a_user_error_before_training(
     corpus: PackedCorpus, ancestor: Path, lora: dict[str, Any], tokens: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -239,7 +239,7 @@ def remove(folder: Path) -> None:
         (remove, ("has no", WEIGHTS)),
     ],
 )
-def test_a_damaged_adapter_is_a_sentence(
+def test_a_damaged_adapter_is_a_user_error(
     corpus: PackedCorpus,
     ancestor: Path,
     tmp_path: Path,

@@ -109,7 +109,7 @@ def test_graphs_of_several_shapes_share_the_memory_of_one(micro_steps: MicroStep
     assert reserved[-1] - reserved[0] <= of_own_pools / 2
 
 
-def test_what_cannot_be_captured_is_computed_plainly_and_harms_nothing(
+def test_a_step_that_cannot_be_captured_is_computed_plainly(
     micro_steps: MicroSteps,
 ) -> None:
     def waiting(batch: PackedBatch, weights: Tensor) -> Tensor:

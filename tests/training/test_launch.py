@@ -104,7 +104,7 @@ def test_mixed_precision_is_refused_in_favour_of_the_dtype(
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
-def test_a_tracker_that_is_not_installed_is_a_sentence(
+def test_a_tracker_that_is_not_installed_is_a_user_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tracker: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

@@ -43,7 +43,7 @@ def test_the_warmup_is_rounded_to_whole_steps(fraction: float, num_steps: int) -
     assert [rate < 1 for rate in found] == [n < num_steps for n in range(10)]
 
 
-def test_8_bit_adamw_without_a_gpu_is_a_sentence() -> None:
+def test_8_bit_adamw_without_a_gpu_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"adamw_8bit.*CUDA.*train\.optimizer: adamw"):
         make_optimizer([], TrainConfig(optimizer="adamw_8bit"), torch.device("cpu"))
 

@@ -47,7 +47,7 @@ MEASURED = [
 BASE_GB = 11.7
 
 
-def test_a_row_that_does_not_fit_while_compiling_is_a_sentence(
+def test_a_row_that_does_not_fit_while_compiling_is_a_user_error(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_out(*_: object) -> bool:

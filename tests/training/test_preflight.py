@@ -446,7 +446,9 @@ def test_a_frozen_lora_group_is_named(model: DualLossModel, sample: PackedRow) -
     )
 
 
-def test_no_gradient_at_all_is_said_once(model: DualLossModel, sample: PackedRow) -> None:
+def test_gradients_missing_everywhere_are_one_message(
+    model: DualLossModel, sample: PackedRow
+) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("_lm_head.weight"):
             parameter.data.zero_()

@@ -493,7 +493,7 @@ def test_a_checkpoint_of_other_data_is_never_resumed(
     assert [p.name for p in (tmp_path / "checkpoints/set-aside").iterdir()] == ["step-00000001.pt"]
 
 
-def test_no_checkpoint_is_no_error(checkpoints: Callable[..., Checkpoints]) -> None:
+def test_a_missing_checkpoint_is_not_an_error(checkpoints: Callable[..., Checkpoints]) -> None:
     assert checkpoints().load_latest() is None
     checkpoints().clear()
 

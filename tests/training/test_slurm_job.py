@@ -37,7 +37,7 @@ def test_rank_address_and_port_come_from_slurm() -> None:
     assert found.main_process_port == FIRST_PORT + 3456
 
 
-def test_what_is_given_stays() -> None:
+def test_an_address_and_port_that_are_given_stay() -> None:
     found = options(ROOT / "workflow/accelerate.yaml", main_process_ip="me", main_process_port=9)
     place_in_slurm_job(found, JOB)
     assert (found.main_process_ip, found.main_process_port) == ("me", 9)

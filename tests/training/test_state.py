@@ -41,7 +41,7 @@ def test_gradients_add_up_in_place_until_the_update() -> None:
 
 
 @pytest.mark.parametrize("lines", ["", "{}\n", "{}\n{", "{}\n[]\n"])
-def test_lines_that_are_no_json_objects_have_no_hash(lines: str) -> None:
+def test_lines_that_are_not_json_objects_have_no_hash(lines: str) -> None:
     assert with_hash(lines) == ""
     assert LINES_HASH in with_hash("{}\n{}\n")
 

@@ -118,7 +118,7 @@ def test_a_config_with_a_value_that_yaml_cannot_read_is_named(
     assert str(tmp_path / "config.yaml") in capsys.readouterr().err
 
 
-def test_a_folder_with_a_config_of_its_own_takes_that(tmp_path: Path) -> None:
+def test_a_folder_with_its_own_config_uses_that(tmp_path: Path) -> None:
     own, shipped = tmp_path / "config.yaml", ROOT / "config.yaml"
     assert config_path_or_exit(own, shipped) == str(shipped)
     own.write_text("# all at its default\n")

@@ -34,7 +34,7 @@ def test_unit_hash_is_the_first_seven_bytes_of_sha256_over_two_to_the_56() -> No
     assert unit_hash("split", 7, "a") == int(digest[:14], 16) / 16**14
 
 
-def test_unit_hash_tells_parts_apart() -> None:
+def test_unit_hash_depends_on_where_parts_begin() -> None:
     assert unit_hash("a", "bc") != unit_hash("ab", "c")
 
 
@@ -71,14 +71,14 @@ def test_a_given_split_wins_for_the_whole_group() -> None:
     assert split_groups(["a", "b", "c", "d"], given, eval_fraction=0.01, seed=0)[:2] == given[:2]
 
 
-def test_two_groups_always_give_both_sides() -> None:
+def test_two_groups_always_give_both_splits() -> None:
     for seed in range(100):
         for fraction in (0.001, 0.999):
             splits = split_groups(["a", "b"], [None, None], fraction, seed)
             assert sorted(splits) == ["eval", "train"]
 
 
-def test_a_free_group_fills_the_side_that_the_given_splits_leave_empty() -> None:
+def test_a_free_group_fills_the_split_that_the_given_ones_leave_empty() -> None:
     for seed in range(20):
         assert split_groups(["a", "b"], ["eval", None], 0.999, seed) == ["eval", "train"]
         assert split_groups(["a", "b"], ["train", None], 0.001, seed) == ["train", "eval"]
@@ -99,7 +99,7 @@ def test_the_held_out_share_is_near_the_fraction(fraction: float) -> None:
     assert splits.count("eval") / 4000 == pytest.approx(fraction, abs=0.02)
 
 
-def test_adding_groups_moves_no_other_group() -> None:
+def test_adding_groups_does_not_move_other_groups() -> None:
     few = split_groups(numbered(100), [None] * 100, 0.2, seed=0)
     many = split_groups(numbered(200), [None] * 200, 0.2, seed=0)
     assert many[:100] == few
@@ -171,7 +171,7 @@ def test_no_clip_gives_no_group() -> None:
     assert groups_among([]) == []
 
 
-def test_clips_of_one_text_are_one_group_unless_texts_may_be_on_both_sides() -> None:
+def test_clips_of_one_text_are_one_group_unless_texts_may_be_in_both_splits() -> None:
     texts = ["Yes, I am.", "yes  i AM", "No.", "Yes, I am not.", "...", "?!"]
     clips = [clip(f"{index}.wav", text=text) for index, text in enumerate(texts)]
     assert together(clips) == [[0, 1], [2], [3], [4], [5]]
@@ -224,7 +224,7 @@ def test_groups_are_those_of_a_plain_search() -> None:
         assert groups_among(clips) == [f"{min(group):02d}" for group in linked]
 
 
-def test_the_overlap_counts_what_lies_on_both_sides() -> None:
+def test_the_overlap_counts_what_is_in_both_splits() -> None:
     clips = [
         clip("l.wav", 0.0, 5.0, split="train", dialogue="d", speaker="x"),
         clip("l.wav", 4.0, 6.0, split="eval", dialogue="d", speaker="x"),

@@ -50,7 +50,7 @@ def test_a_speaker_of_one_recording_and_no_reference_cannot_be_cloned(
     assert summary._speakers_without_reference(clips) == (["ada"] if is_named else [])
 
 
-def test_losses_are_hours_and_those_of_unknown_length_are_counted_apart() -> None:
+def test_lost_hours_are_summed_and_rows_of_unknown_length_counted() -> None:
     def rejection(seconds: float | None, language: str | None) -> Any:
         row = SimpleNamespace(speaker="ada", language=language)
         fault = SimpleNamespace(reason=Reason.TOO_SHORT)

@@ -279,7 +279,7 @@ def test_a_system_message_of_its_own_keeps_the_turns_and_its_scene() -> None:
     assert turns == (*expected, said("Target."), heard("t.wav", is_target=True))
 
 
-def test_an_answer_in_other_words_than_the_request_is_no_plain_speech() -> None:
+def test_an_answer_in_other_words_than_the_request_is_not_plain_speech() -> None:
     turns = turns_of([user("A joke?"), assistant(text("Knock, knock."), audio("t.wav"))])
     assert turns[1].parts == ("Knock, knock.", Span("t.wav"))
     fields, _ = read_chatml({"messages": [user("A joke?"), assistant("Ha.", audio("t.wav"))]})
@@ -440,7 +440,7 @@ def test_a_sample_declares_the_length_of_its_last_target(tmp_path: Path) -> None
     assert first.declared_sample_rate_hz is None
 
 
-def test_a_speaker_that_is_the_id_of_the_sample_is_none(tmp_path: Path) -> None:
+def test_a_speaker_that_is_the_id_of_the_sample_is_not_a_speaker(tmp_path: Path) -> None:
     (row,) = rows_of(
         tmp_path, {"messages": OK, "speaker": "sample_0", "misc": {"sample_id": "sample_0"}}
     )

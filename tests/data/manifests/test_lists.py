@@ -111,7 +111,7 @@ def test_a_header_of_unknown_names_is_not_a_row(tmp_path: Path) -> None:
     assert has_line_with("\n".join(found.notes), "list.txt:1", "header")
 
 
-def test_a_speaker_that_nobody_knows_is_none(tmp_path: Path) -> None:
+def test_a_speaker_called_unknown_is_not_a_speaker(tmp_path: Path) -> None:
     rows = listed(tmp_path, *lines_of("{path}|{text}|unknown"))
     assert {row.speaker for row in rows} == {None}
 
@@ -147,9 +147,7 @@ def test_ljspeech_named_as_the_format_does_not_make_a_path_an_id(tmp_path: Path)
         [f"ada|Good day, {i}.|Yes, {i}.|And {i}?" for i in range(4)],  # no recording, no id
     ],
 )
-def test_a_list_that_does_not_tell_is_refused_with_its_lines(
-    tmp_path: Path, lines: list[str]
-) -> None:
+def test_an_ambiguous_list_is_refused_with_its_lines(tmp_path: Path, lines: list[str]) -> None:
     message = refusal(tmp_path, *lines)
     assert has_line_with(message, "list.txt", "columns: {audio: '1'")
     assert lines[0].replace("|", " | ") in message

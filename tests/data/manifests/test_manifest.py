@@ -171,7 +171,7 @@ def test_unknown_keys_are_counted(tmp_path: Path) -> None:
         ('{"audio": "a.wav", "text": "A.", "n": ' + "9" * 5000 + "}", ("JSON",)),
     ],
 )
-def test_a_line_that_is_no_row_is_a_fault_with_its_place(
+def test_a_line_that_is_not_a_row_is_a_fault_with_its_place(
     tmp_path: Path, line: str, tokens: tuple[str, ...]
 ) -> None:
     path = write(tmp_path / "m.jsonl", "", '{"audio": "good.wav", "text": "G."}', line)

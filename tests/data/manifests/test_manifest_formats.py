@@ -332,7 +332,7 @@ def test_whole_numbers_of_a_column_with_gaps_are_read(tmp_path: Path) -> None:
         ({"dialogue_id": 7, "turn": 1}, ("`dialogue_id`", "7")),
     ],
 )
-def test_a_turn_that_is_none_is_a_fault(
+def test_an_invalid_turn_is_a_fault(
     tmp_path: Path, values: dict[str, Any], tokens: tuple[str, ...]
 ) -> None:
     row = {"audio": "a.wav", "text": "A.", **values}
@@ -436,7 +436,7 @@ def test_an_id_that_is_taken_is_named_with_both_places(tmp_path: Path, name: str
         ),
     ],
 )
-def test_a_line_that_is_no_row_is_a_fault_with_its_place(
+def test_a_line_that_is_not_a_row_is_a_fault_with_its_place(
     tmp_path: Path, name: str, line: str, tokens: tuple[str, ...]
 ) -> None:
     assert has_line_with(message_of(write_lines(tmp_path, name, row_of(name, "a"), line)), *tokens)
@@ -665,14 +665,16 @@ def test_recordings_inside_parquet_are_read_a_few_at_a_time(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 no table PAR1"])
-def test_a_parquet_file_that_is_none_is_a_fault(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_parquet_in_spite_of_its_name_is_a_fault(
+    tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "m.parquet").write_bytes(content)
     assert "not a readable Parquet file" in message_of(
         ManifestEntry(path=str(tmp_path / "m.parquet"))
     )
 
 
-def test_a_file_of_no_format_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_an_unrecognised_manifest_names_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Buy milk.\n")
     message = message_of(ManifestEntry(path=str(tmp_path / "notes.txt")))
     assert "notes.txt: the manifest fits no format; looked for a JSON object" in message

@@ -109,7 +109,7 @@ def test_training_never_hears_held_out_audio_as_a_rows_own_reference(
     assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_HELD_OUT])
 
 
-def test_a_reference_that_is_no_clip_names_the_rule() -> None:
+def test_a_reference_that_is_not_a_clip_names_the_rule() -> None:
     with pytest.raises(UserError, match=r"\n  gone\nrun: snakemake --forcerun judge_clips"):
         Drawn([clip("a", "x", reference_id="gone")])
 
@@ -305,7 +305,7 @@ def test_the_target_text_alone_is_cleaned() -> None:
     assert texts == ["Do as told.", "A hall.", "I am own.", "I AM A."]
 
 
-def test_in_a_conversation_the_questions_of_targets_alone_are_cleaned() -> None:
+def test_in_a_conversation_only_user_turns_before_targets_are_cleaned() -> None:
     written = [
         {"role": role, "parts": [part], "is_target": is_target}
         for role, part, is_target in (

@@ -59,7 +59,7 @@ def test_a_bundle_as_codec_gives_the_codes_of_the_codec_beside_v2(
     assert found == others
 
 
-def test_a_bundle_that_says_nothing_of_its_codec_has_the_published_one() -> None:
+def test_a_bundle_that_does_not_describe_its_codec_has_the_published_one() -> None:
     """As SGLang-Omni's test of its copy of the published config counts them."""
     config = codec_config({"model_type": "higgs_multimodal_qwen3", "audio_encoder_config": {}})
     with torch.device("meta"):
@@ -121,6 +121,6 @@ def test_what_a_bundle_lacks_is_said_before_or_while_it_is_loaded(
         load_codec(bundle(folder), torch.device("cpu"))
 
 
-def test_a_base_with_its_codec_beside_it_is_no_codec(tiny_base: Path, v3_base: Path) -> None:
+def test_a_base_with_a_codec_beside_it_is_not_a_codec(tiny_base: Path, v3_base: Path) -> None:
     assert folder_fault("codec", str(v3_base)) is None
     assert "base_model" in (folder_fault("codec", str(tiny_base)) or "")

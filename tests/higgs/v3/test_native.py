@@ -115,7 +115,7 @@ def test_the_heads_that_repeat_the_embeddings_may_be_there_or_not(
     assert not [name for name in with_heads if "head" in name]
 
 
-def test_an_audio_head_that_is_no_copy_is_refused(v3_base: Path, tmp_path: Path) -> None:
+def test_an_audio_head_that_is_not_a_copy_is_refused(v3_base: Path, tmp_path: Path) -> None:
     def untie(tensors: dict[str, Any]) -> None:
         tensors["tied.head.modality_heads.0.weight"][0, 0] += 1
 

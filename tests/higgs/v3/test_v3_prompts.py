@@ -98,7 +98,7 @@ def test_a_tag_is_one_token(renderer: PromptRenderer) -> None:
     assert prompt.ids[2] == renderer.tokenizer.get_vocab()["<|emotion:anger|>"]
 
 
-def test_a_text_loses_its_outer_white_space_alone(renderer: PromptRenderer) -> None:
+def test_a_text_loses_only_its_outer_white_space(renderer: PromptRenderer) -> None:
     assert renderer.clean("\n Two  words. \t") == "Two  words."
 
 
@@ -162,6 +162,6 @@ def test_a_tokenizer_without_a_tag_is_refused(
         renderer_of(Pretrained("base_model", str(tmp_path)))
 
 
-def test_validation_knows_the_rules_of_each_family() -> None:
+def test_validation_applies_the_rules_of_each_family() -> None:
     assert {model_type: renderer.rules for model_type, renderer in RENDERERS.items()} == RULES
     assert [family.name for family in FAMILIES] == [rules.model for rules in RULES.values()]

@@ -129,7 +129,7 @@ REFUSED: dict[str, tuple[SpeechPrompt, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_it_cannot_speak_is_refused(speaker: Speaker, name: Any) -> None:
+def test_a_prompt_that_it_cannot_speak_is_refused(speaker: Speaker, name: Any) -> None:
     prompt, fact = REFUSED[name]
     with pytest.raises(UserError, match=fact):
         speaker.speak([prompt], GREEDY)
@@ -140,7 +140,7 @@ def test_a_system_message_is_refused(v3_base: Path) -> None:
         Speaker.load(str(v3_base), system_prompt="Speak softly.")
 
 
-def test_a_0_stands_for_what_is_no_code() -> None:
+def test_a_0_stands_for_whatever_is_not_a_code() -> None:
     """BOC is 8, EOC 9; of three frames the second has BOC and EOC for codes."""
     frames = np.array([[1, 8, 3, 9], [8, 2, 9, 4]], np.int16).T
     assert undelayed(frames, num_frames=3, stream_eos=9).tolist() == [[1, 2], [0, 0], [3, 4]]
