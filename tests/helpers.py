@@ -73,7 +73,7 @@ SECRETS = {
 
 
 def plant_secrets(folder: Path) -> dict[str, str]:
-    """The environment of somebody with secrets: variables, and files that libraries look for."""
+    """An environment with secrets: variables, and the files that libraries look for."""
     (folder / "token").write_text("hf_7QvThisIsPlanted")
     (folder / "netrc").write_text(
         "machine api.wandb.ai\n  login user\n  password wb_8QvThisIsPlanted\n"
@@ -182,7 +182,7 @@ def recordings_of(spans: Iterable[Span]) -> list[dict[str, Any]]:
 
 
 def edit_result(path: Path, **values: Any) -> None:
-    """Give a JSON result other values, and no hashes, as its writer never would."""
+    """Change values of a JSON result and remove its hash, which its writer never does."""
     content = json.loads(path.read_text(encoding="utf-8")) | values
     for key in ("sha256", "sha256_beside"):
         content.pop(key, None)
@@ -259,7 +259,7 @@ class PackedCorpus:
 
 @contextmanager
 def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """As on a full disk, writing more into a file fails."""
+    """Let writes to a file fail as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -315,7 +315,7 @@ def train(
 
 
 def end_in_step(patch: pytest.MonkeyPatch, number: int) -> list[int]:
-    """Send SIGTERM to this process in its step of this number; the list grows by each step."""
+    """Send SIGTERM to this process in the given step; the list gets an entry per step."""
     step = Stepper.step
     steps: list[int] = []
 
@@ -354,7 +354,7 @@ def evaluate_in(
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 200.0) -> None:
-    """Return as soon as a condition holds; a busy machine may need long for it.
+    """Wait until a condition holds; on a busy machine that may take long.
 
     Raises:
         TimeoutError: It does not hold in time.
@@ -367,7 +367,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 200.0) -> None:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Return whether a process has ended, also if its parent has not noticed."""
+    """Return whether a process has ended, even if its parent has not collected it."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -162,7 +162,7 @@ class Hub:
         return 200, {"transfer": "multipart", "objects": objects}
 
     def upload(self, oid: str, size: int) -> dict[str, Any]:
-        """Tell where a file goes, whole or in parts."""
+        """Answer where a file is to be uploaded, whole or in parts."""
         href = f"{self.url}/lfs/{oid}"
         if size <= PART_BYTES:
             return {"href": href}

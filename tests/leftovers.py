@@ -69,6 +69,6 @@ def no_process_left() -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Kill what fixtures of wider scope have left."""
+    """Kill the processes that fixtures of wider scope have left."""
     if not session.config.getoption("numprocesses", default=None):  # else its workers, marked, too
         kill(left_running().keys())

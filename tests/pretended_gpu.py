@@ -44,7 +44,7 @@ class Repeated:
 
 
 class PretendedCapture:
-    """Keeps what it captured; fails at the capture of this number."""
+    """Records what it captures, and fails at the given capture."""
 
     def __init__(self, failing: int | None = None) -> None:
         self.captured: list[Repeated] = []
@@ -76,13 +76,13 @@ def pretend_to_capture(patch: pytest.MonkeyPatch, capture: PretendedCapture) -> 
 
 
 def trace_only(patch: pytest.MonkeyPatch, backend: Any = "eager") -> None:
-    """Lets ``torch.compile`` trace all and compile nothing, which takes seconds and not minutes."""
+    """Makes ``torch.compile`` trace everything and compile nothing: seconds, not minutes."""
     torch._dynamo.reset()
     patch.setattr(torch, "compile", partial(torch.compile, backend=backend))
 
 
 def run_out_of_memory_once(patch: pytest.MonkeyPatch, step: int) -> None:
-    """The last process's first micro-batch of this step does not fit, the first time."""
+    """Lets the last process's first micro-batch of this step run out of memory, once."""
     micro_step = Stepper._micro_step
     failed: list[int] = []
 

@@ -183,7 +183,7 @@ def blank_row(spec: TableSpec) -> dict[str, Any]:
 
 
 class Inputs:
-    """The files that the page is made from, each a value that a test may change."""
+    """The input files of the page, as values that a test may change."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
