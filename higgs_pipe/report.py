@@ -4,6 +4,7 @@ The page makes no network requests, and the same inputs give the same bytes. Eve
 be in the files: a missing one is an error, never a blank or a zero.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -128,6 +129,9 @@ def run(
         measured=_measured(table),
         packings=packings,
         settings=setting_lines(experiments),
+        adapter_paths={
+            name: shlex.quote(str(experiments_dir.parent / "adapters" / name)) for name in names
+        },
     )
     for chart in (*loss_charts, *data_charts):
         write_text(figures / f"{chart.file_name}.svg", chart.file)

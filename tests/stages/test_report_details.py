@@ -1,6 +1,7 @@
 """Details of the page and its charts: order, colours, marks, and whose numbers they are."""
 
 import re
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,6 +198,11 @@ def test_a_report_of_changed_code_names_its_commit(inputs: Inputs) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     inputs.experiments["default"]["train/run.json"]["git_commit"] = f"{commit}-dirty"
     assert f"git checkout {commit}\n" in inputs.html()
+
+
+def test_the_command_to_speak_has_the_folder_of_these_results(inputs: Inputs) -> None:
+    inputs.folder /= "my results"
+    assert f"--adapter '{inputs.folder}/adapters/default' --text" in unescape(inputs.html())
 
 
 def test_the_commands_of_the_report_are_targets_of_the_makefile(inputs: Inputs) -> None:
