@@ -33,8 +33,9 @@ TEXT = "This is sentence number {}, and it says something of ordinary length."
 
 def write_corpus(directory: Path, num_clips: int, min_seconds: float, max_seconds: float) -> int:
     """The tables of clips and codes of ``num_clips`` clips; returns the number of shards."""
+    from higgs_pipe.data.arrow import to_arrow
     from higgs_pipe.data.specs import CLIPS, CodecInfo, codes_spec
-    from higgs_pipe.data.tables import table_writer, to_arrow
+    from higgs_pipe.data.tables import table_writer
 
     rng = np.random.default_rng(0)
     info = CodecInfo(
@@ -122,7 +123,7 @@ def build(directory: Path, base_model: str, num_shards: int) -> dict[str, Any]:
     from higgs_pipe.config.stages import Pretrained
     from higgs_pipe.data.packing.clips import Clips
     from higgs_pipe.data.packing.codes_store import CodesStore
-    from higgs_pipe.data.packing.spool import Spool
+    from higgs_pipe.data.spool import Spool
     from higgs_pipe.higgs.packer import Packer
     from higgs_pipe.higgs.v2.renderer import ChatRenderer
 

@@ -51,8 +51,8 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.audio import decode
 from higgs_pipe.data.files import write_json
 from higgs_pipe.data.hashing import sha256_of_file
-from higgs_pipe.data.packing.spool import Spool
 from higgs_pipe.data.specs import CodecInfo
+from higgs_pipe.data.spool import Spool
 from higgs_pipe.higgs.codec import encode, load_codec
 from higgs_pipe.higgs.miniature_codec import calibrate_codebooks
 from higgs_pipe.higgs.v2.miniature import CHAT_TEMPLATE, build_tokenizer
@@ -354,7 +354,8 @@ def rows_of_stage(
 ) -> list[dict[str, Any]]:
     """The rows that the stage would write."""
     with Spool(Path(tempfile.gettempdir()), np.int16) as spool:
-        return list(encode_clips(clips, model, info, max_batch_seconds, num_threads, spool))
+        encoded = encode_clips(clips, model, info, max_batch_seconds, num_threads, spool)
+        return [clip.row(spool, info.num_codebooks) for clip in encoded]
 
 
 def peak_bytes_of(work: Callable[[], Any], device: torch.device) -> int | None:

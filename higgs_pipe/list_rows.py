@@ -4,16 +4,15 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.config.stages import ListRowsStage, load_stage
-from higgs_pipe.data.files import write_text
+from higgs_pipe.data.files import atomic_write
 from higgs_pipe.data.hashing import sha256_of_file, shard_of
 from higgs_pipe.data.manifests.embedded import remove_unused
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.manifests.row_table import write_rows
+from higgs_pipe.data.manifests.row_table import StoredRows, write_rows
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import open_table, write_shards
@@ -22,8 +21,8 @@ from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
     FileState,
     Memory,
-    memory_text,
     read_memory,
+    save_memory,
     state_of,
 )
 from higgs_pipe.planning.storage import fetched_path
@@ -67,26 +66,25 @@ def run(
     )
     entries = [_local(entry, json.loads(fetched)) for entry in named]
     embedded = rows.absolute().with_name("embedded")
-    manifest = read_manifests(entries, extract_to=embedded)
+    write_rows(rows, read_manifests(entries, extract_to=embedded), stamp)
+    stored = StoredRows(rows)
     shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]
-    for row in manifest.rows:
+    for row in stored:
         shards[shard_of(row.clip_id, len(shards))].update(row.all_spans)
-    paths = {span.audio_path for shard in shards for span in shard}
-    seen = {path: state_of(path) for path in sorted(paths)}
-    before = Memory() if memory is None else read_memory(memory)
-    first_seen = _first_seen(seen, before, measured_dir)
-    write_rows(rows, manifest, stamp)
-    write_shards(
-        recordings_dir,
-        RECORDINGS,
-        [
-            [_recording(span, first_seen[span.audio_path]) for span in sorted(shard, key=_order)]
-            for shard in shards
-        ],
+    paths = sorted({span.audio_path for shard in shards for span in shard})
+    seen = {path: state_of(path) for path in paths}
+    first_seen = {} if memory is None else _first_seen(seen, read_memory(memory), measured_dir)
+    recordings = (
+        (
+            {**span._asdict(), **first_seen.get(span.audio_path, seen[span.audio_path])._asdict()}
+            for span in sorted(shard, key=_order)
+        )
+        for shard in shards
     )
+    write_shards(recordings_dir, RECORDINGS, recordings)
     if memory is not None:
-        touched = {path: state for path, state in first_seen.items() if state != seen[path]}
-        write_text(memory, memory_text(Memory(stamp, seen, touched)))
+        with atomic_write(memory) as temporary:
+            save_memory(temporary, Memory(stamp, seen, first_seen))
     if num_removed := remove_unused(embedded, paths):
         logger.info("%s: removed %d recordings that no row names", embedded, num_removed)
     names = [entry if isinstance(entry, str) else entry.path for entry in named]
@@ -94,7 +92,7 @@ def run(
     logger.info(
         "%s: %d rows, %d recordings or segments to measure in %d shards",
         ", ".join(names),
-        len(manifest.rows),
+        len(stored),
         num_spans,
         len(shards),
     )
@@ -113,16 +111,18 @@ def _local(entry: str | ManifestEntry, fetched: Mapping[str, str]) -> str | Mani
 def _first_seen(
     seen: Mapping[str, FileState], before: Memory, measured_dir: Path | None
 ) -> dict[str, FileState]:
-    """Return the state in which each recording was first seen with its present bytes.
+    """Return the states in which recordings were first seen with their present bytes.
 
-    A recording with the same size but another modification time is hashed again.
+    Only of those that were touched since. A recording with the same size but another modification
+    time is hashed again.
     """
-    first_seen = dict(seen)
+    first_seen = {}
     touched = []
     for path, state in seen.items():
         earlier = before.seen.get(path)
         if earlier == state:
-            first_seen[path] = before.first_seen.get(path, state)
+            if path in before.first_seen:
+                first_seen[path] = before.first_seen[path]
         elif earlier is not None and earlier.num_bytes == state.num_bytes is not None:
             touched.append(path)
     hashes = _measured_hashes(touched, measured_dir)
@@ -136,7 +136,8 @@ def _first_seen(
             num_changed += 1
     if touched:
         logger.info("%d recordings were touched, %d of them changed", len(touched), num_changed)
-    return first_seen
+    was_touched = {path for path, state in first_seen.items() if state != seen[path]}
+    return {path: first_seen[path] for path in sorted(was_touched)}
 
 
 def _measured_hashes(
@@ -158,11 +159,6 @@ def _measured_hashes(
                 state = FileState(row["num_bytes"], row["mtime_ns"])
                 found[row["audio_path"], state] = row["audio_sha256"]
     return found
-
-
-def _recording(span: Span, state: FileState) -> dict[str, Any]:
-    """Return a row of RECORDINGS."""
-    return {**span._asdict(), **state._asdict()}
 
 
 def _order(span: Span) -> tuple[str, float, float]:

@@ -16,8 +16,8 @@ from higgs_pipe.data.packing.results import (
     PackingSummary,
     RejectedSample,
 )
-from higgs_pipe.data.packing.spool import Spool
 from higgs_pipe.data.specs import EVAL, TRAIN, packed_spec
+from higgs_pipe.data.spool import Spool
 from higgs_pipe.data.tables import shard_path, write_table
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.packed_for import rows_metadata

@@ -9,7 +9,6 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,10 +21,10 @@ from higgs_pipe.config.stages import TokenizeStage, load_stage
 from higgs_pipe.data.audio import AudioError, decode
 from higgs_pipe.data.channels import to_mono
 from higgs_pipe.data.hashing import sha256_of_file
-from higgs_pipe.data.packing.spool import Spool
 from higgs_pipe.data.specs import SHARD_CLIPS, CodecInfo, codes_spec
+from higgs_pipe.data.spool import Spool
 from higgs_pipe.data.table_rows import TableRows
-from higgs_pipe.data.tables import read_table, table_writer, to_arrow
+from higgs_pipe.data.tables import read_table, table_writer, write_groups
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import encode, load_codec, to_codec_input
 from higgs_pipe.higgs.codes import Codes
@@ -46,6 +45,24 @@ BYTES_PER_SECOND = 45e6  # of audio: 0.9 GB for 20 s in float32
 USABLE_SHARE = 0.8
 LOOK_AHEAD_SECONDS = 120.0  # 12 MB at 24 kHz
 CLIPS_PER_GROUP = 500  # of rows, which Parquet's writer holds: 40 MB for clips of 10 s
+
+
+class EncodedClip(NamedTuple):
+    """A clip and the place of its codes in the spool."""
+
+    clip: ShardClip
+    start: int
+    num_frames: int
+
+    def row(self, spool: Spool, num_codebooks: int) -> CodesRow:
+        """Return the row of a table of codes."""
+        codes = spool.read(self.start, self.num_frames * num_codebooks)
+        return {
+            "clip_id": self.clip["clip_id"],
+            "codes": codes.reshape(self.num_frames, num_codebooks),
+            "num_frames": self.num_frames,
+            "audio_sha256": self.clip["audio_sha256"],
+        }
 
 
 def run(
@@ -89,13 +106,16 @@ def run(
         if max_batch_seconds is None:
             max_batch_seconds = batch_seconds(card_of(device))
         num_threads = num_threads if on_gpu else 1
-        rows = encode_clips(clips, model, info, max_batch_seconds, num_threads, spool)
-        num_frames = _write(codes, info, rows)
+        encoded = encode_clips(clips, model, info, max_batch_seconds, num_threads, spool)
+        spec = codes_spec(info.num_codebooks)
+        with table_writer(codes, spec, info.as_metadata()) as writer:
+            rows = (clip.row(spool, info.num_codebooks) for clip in encoded)
+            write_groups(writer, spec, rows, CLIPS_PER_GROUP)
     logger.info(
         "%s: %d clips, %.0f s of audio, encoded on %s in %s",
         codes.stem,
         len(clips),
-        num_frames / info.frame_rate_hz,
+        sum(clip.num_frames for clip in encoded) / info.frame_rate_hz,
         device,
         info.dtype,
     )
@@ -108,8 +128,8 @@ def encode_clips(
     max_batch_seconds: float,
     num_decoding_threads: int,
     spool: Spool,
-) -> Iterator[CodesRow]:
-    """Encode clips; return the rows of a table of codes, sorted by clip_id.
+) -> list[EncodedClip]:
+    """Encode clips; return them sorted by clip_id, their codes in the spool.
 
     Memory holds one batch and the look-ahead, but neither the audio nor the codes of the shard.
 
@@ -129,44 +149,15 @@ def encode_clips(
     order = sorted(clips, key=lambda clip: (-clip["duration_seconds"], clip["clip_id"]))
     look_ahead_seconds = max(LOOK_AHEAD_SECONDS, max_batch_seconds)
     decoded = decode_ahead(order, info, look_ahead_seconds, num_decoding_threads)
-    encoded: list[_Encoded] = []
+    encoded: list[EncodedClip] = []
     with activity("encoding", len(clips), "clips") as encoding:
         for batch in equal_length_batches(decoded, info, max_batch_seconds):
             waveforms = torch.stack([waveform for _, waveform in batch])  # (B, T * hop_length)
             all_codes = encode_in_memory(model, waveforms, info)
             for (clip, _), codes in zip(batch, all_codes, strict=True):
-                encoded.append(_Encoded(clip, spool.append(codes), len(codes)))
+                encoded.append(EncodedClip(clip, spool.append(codes), len(codes)))
             encoding.advance(len(batch))
-    encoded.sort(key=lambda found: str(found.clip["clip_id"]))
-    return (found.row(spool, info.num_codebooks) for found in encoded)
-
-
-class _Encoded(NamedTuple):
-    """A clip and the place of its codes in the spool."""
-
-    clip: ShardClip
-    start: int
-    num_frames: int
-
-    def row(self, spool: Spool, num_codebooks: int) -> CodesRow:
-        """Return the row of a table of codes."""
-        codes = spool.read(self.start, self.num_frames * num_codebooks)
-        return {
-            "clip_id": self.clip["clip_id"],
-            "codes": codes.reshape(self.num_frames, num_codebooks),
-            "num_frames": self.num_frames,
-            "audio_sha256": self.clip["audio_sha256"],
-        }
-
-
-def _write(path: Path, info: CodecInfo, rows: Iterator[CodesRow]) -> int:
-    """Write a table of codes, a group of rows at a time; return its number of frames."""
-    spec, num_frames = codes_spec(info.num_codebooks), 0
-    with table_writer(path, spec, info.as_metadata()) as writer:
-        while group := list(islice(rows, CLIPS_PER_GROUP)):
-            writer.write_table(to_arrow(spec, group, writer.schema))
-            num_frames += sum(row["num_frames"] for row in group)
-    return num_frames
+    return sorted(encoded, key=lambda found: str(found.clip["clip_id"]))
 
 
 def batch_seconds(card: Card | None) -> float:

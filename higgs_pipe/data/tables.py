@@ -6,16 +6,16 @@ Letters used here and everywhere: B rows, S positions of a row, T codec frames, 
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from higgs_pipe.data.arrow import to_arrow
 from higgs_pipe.data.files import atomic_write, full_disk_named
 from higgs_pipe.data.hashing import sha256_of_bytes
 from higgs_pipe.data.specs import CodecInfo, TableSpec
@@ -23,7 +23,7 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.planning.file_names import shard_name
 
 METADATA_KEY = b"higgs_pipe"
-ROWS_AT_ONCE = 50_000  # while a table is written
+ROWS_PER_GROUP = 50_000  # of a table; those of one group are in memory while it is written
 CHECKSUM_KEY = b"higgs_pipe_sha256"  # of the metadata; each page of the table has its own
 
 # What pyarrow raises where bytes of a file changed.
@@ -157,7 +157,7 @@ def _encodings(spec: TableSpec) -> dict[str, Any]:
 def write_table(
     path: Path,
     spec: TableSpec,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
     metadata: dict[str, Any] | None = None,
 ) -> None:
     """Write ``rows`` (one dictionary per row), cast strictly to the table's columns.
@@ -166,13 +166,48 @@ def write_table(
         pyarrow.ArrowInvalid, KeyError: A value does not fit its column, or a key is missing.
     """
     with table_writer(path, spec, metadata) as writer:
-        for first in range(0, max(len(rows), 1), ROWS_AT_ONCE):
-            part = rows[first : first + ROWS_AT_ONCE]
-            writer.write_table(to_arrow(spec, part, writer.schema))
+        if not write_groups(writer, spec, rows, ROWS_PER_GROUP):
+            writer.write_table(to_arrow(spec, [], writer.schema))
+
+
+def write_groups(
+    writer: pq.ParquetWriter, spec: TableSpec, rows: Iterable[Mapping[str, Any]], num_at_once: int
+) -> int:
+    """Write rows in groups of ``num_at_once``; return how many there were."""
+    num_rows, remaining = 0, iter(rows)
+    while group := list(islice(remaining, num_at_once)):
+        writer.write_table(to_arrow(spec, group, writer.schema))
+        num_rows += len(group)
+    return num_rows
+
+
+def write_parts(
+    path: Path,
+    spec: TableSpec,
+    parts: Iterable[pa.Table],
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Write Arrow tables as one; the bytes are those of :func:`write_table`."""
+    with table_writer(path, spec, metadata) as writer:
+        for group in _of_equal_size(parts, ROWS_PER_GROUP):
+            columns = [column.combine_chunks() for column in group.columns]
+            writer.write_table(pa.Table.from_arrays(columns, schema=writer.schema))
+
+
+def _of_equal_size(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of ``num_rows``; the last one may have fewer."""
+    rest: pa.Table | None = None
+    for table in tables:
+        rest = table if rest is None else pa.concat_tables([rest, table])
+        while rest.num_rows >= num_rows:
+            yield rest.slice(0, num_rows)
+            rest = rest.slice(num_rows)
+    if rest is not None and rest.num_rows:
+        yield rest
 
 
 def write_shards(
-    folder: Path, spec: TableSpec, shards: Iterable[Sequence[Mapping[str, Any]]]
+    folder: Path, spec: TableSpec, shards: Iterable[Iterable[Mapping[str, Any]]]
 ) -> None:
     """Write one table per shard, ``shard-00000.parquet`` ...; remove shards of earlier runs."""
     paths = set()
@@ -186,46 +221,6 @@ def write_shards(
 def shard_path(folder: Path, index: int) -> Path:
     """Return the path of a shard's table."""
     return folder / f"{shard_name(index)}.parquet"
-
-
-def to_arrow(
-    spec: TableSpec, rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None
-) -> pa.Table:
-    """Return ``rows`` as an Arrow table with the columns of ``spec``.
-
-    A value of a list column may be a NumPy array: (n,), or (n, K) for a matrix of codes.
-    """
-    columns = [
-        _to_array(column.type, [row[column.name] for row in rows]) for column in spec.columns
-    ]
-    return pa.Table.from_arrays(columns, schema=schema or spec.schema)
-
-
-def _to_array(arrow_type: pa.DataType, values: list[Any]) -> pa.Array:
-    if values and isinstance(values[0], np.ndarray):
-        return _lists(arrow_type, np.concatenate(values), [len(value) for value in values])
-    return pa.array(values, type=arrow_type)
-
-
-def lists_to_arrow(spec: TableSpec, columns: Mapping[str, tuple[Any, Any]]) -> pa.Table:
-    """Return the Arrow table of a ``spec`` that has only list columns.
-
-    Args:
-        spec: The table.
-        columns: For each column, the items of all rows joined in order, as a NumPy or Arrow array
-            (n,), or (n, K) for a matrix of codes; and the number of items per row.
-    """
-    arrays = [_lists(column.type, *columns[column.name]) for column in spec.columns]
-    return pa.Table.from_arrays(arrays, schema=spec.schema)
-
-
-def _lists(arrow_type: pa.DataType, items: Any, lengths: npt.ArrayLike) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    item_type = arrow_type.value_type
-    if pa.types.is_fixed_size_list(item_type):
-        codes = pa.array(items.reshape(-1), item_type.value_type)
-        items = pa.FixedSizeListArray.from_arrays(codes, type=item_type)
-    return pa.ListArray.from_arrays(offsets, pa.array(items, item_type), type=arrow_type)
 
 
 def open_table(path: Path, spec: TableSpec) -> tuple[TableFile, dict[str, Any]]:

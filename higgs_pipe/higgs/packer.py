@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from higgs_pipe.config.settings import PackConfig
+from higgs_pipe.data.arrow import lists_to_arrow
 from higgs_pipe.data.conversation import Conversation
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
@@ -26,10 +27,10 @@ from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import CLIP_TASKS, CONVERSATION, TASKS, Planner, SamplePlan
 from higgs_pipe.data.packing.results import PackedSplit, RejectedSample
-from higgs_pipe.data.packing.spool import Spool, check_free_space
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import CLIPS, packed_spec
-from higgs_pipe.data.tables import lists_to_arrow, table_writer
+from higgs_pipe.data.spool import Spool, check_free_space
+from higgs_pipe.data.tables import table_writer
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.codes import IGNORED
 from higgs_pipe.higgs.prompts import NotRendered, Prompt, PromptRenderer

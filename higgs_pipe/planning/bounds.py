@@ -8,7 +8,7 @@ Lengths and rates of recordings are settings: ``validate.max_clip_seconds`` and
 MIB = 2**20
 
 # A manifest as text, unpacked: three million rows of 350 bytes. It is read whole, and takes some
-# six times its size.
+# four times its size.
 MAX_MANIFEST_BYTES = 1024 * MIB
 # A line of it. A row with a conversation of an hour has some 100 kB.
 MAX_LINE_BYTES = 16 * MIB
@@ -20,7 +20,7 @@ MAX_TEXT_CHARS = 100_000
 MAX_TRANSCRIPT_BYTES = 4 * MAX_TEXT_CHARS
 # Keys of a JSON object, columns of a table, fields of a line.
 MAX_KEYS = 1_000
-# Rows of all manifests: their ids, paths and texts take about 2 kB each while they are checked.
+# Rows of all manifests: their ids, paths and texts take about 0.6 kB each while they are checked.
 MAX_ROWS = 50_000_000
 # A Parquet table of one value a column holds millions of rows in no bytes, so that it passes for
 # small. Rows of recordings have a path each.

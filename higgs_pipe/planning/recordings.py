@@ -49,20 +49,20 @@ def state_of(path: str) -> FileState:
     return FileState(found.st_size, found.st_mtime_ns)
 
 
-def memory_text(memory: Memory) -> str:
-    """Return the text of a memory's file."""
-    return json.dumps(vars(memory))
+def save_memory(path: Path, memory: Memory) -> None:
+    """Write a memory as JSON, recording by recording."""
+    with path.open("w", encoding="utf-8") as stream:
+        json.dump(vars(memory), stream)
 
 
 def read_memory(path: Path) -> Memory:
-    """Read a :func:`memory_text`; a missing or damaged file is an empty memory."""
+    """Read what :func:`save_memory` wrote; a missing or damaged file is an empty memory."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Memory(
-            values["stamp"],
-            {name: FileState(*state) for name, state in values["seen"].items()},
-            {name: FileState(*state) for name, state in values["first_seen"].items()},
-        )
+        values = json.loads(path.read_bytes())
+        for states in (values["seen"], values["first_seen"]):
+            for name, state in states.items():
+                states[name] = FileState(*state)  # in place: there may be millions
+        return Memory(values["stamp"], values["seen"], values["first_seen"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return Memory()
 

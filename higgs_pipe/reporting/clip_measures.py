@@ -1,7 +1,7 @@
 """A histogram per measure of the clips, with the filters and the clips that they reject."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def values_of_clips(clips: pa.Table) -> Values:
     return {name: _finite(clips[name].drop_null().to_numpy()) for name in NAMES}
 
 
-def values_of_rejected(rows: Sequence[Row], measured_dir: Path) -> Values:
+def values_of_rejected(rows: Iterable[Row], measured_dir: Path) -> Values:
     """Return the known, finite values of each measure, over rows that were rejected.
 
     A row whose recording could not be measured, or that has no text, has none.

@@ -1,5 +1,6 @@
 """Rows that hold no values of their own."""
 
+import json
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +9,11 @@ import pyarrow as pa
 import pytest
 
 from higgs_pipe.data import tables
-from higgs_pipe.data.clips import corpus, drafts, keys, texts
+from higgs_pipe.data.clips import drafts, keys, texts
 from higgs_pipe.data.clips.measured import MeasuredSpans
 from higgs_pipe.data.manifests import row_table
-from higgs_pipe.data.manifests.row_table import read_rows
+from higgs_pipe.data.manifests.reading import read_manifests
+from higgs_pipe.data.manifests.row_table import RowColumns, read_rows
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.table_rows import TableRows
@@ -57,8 +59,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
 
 @pytest.fixture
 def batches_of_100(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (row_table, tables, corpus):
-        monkeypatch.setattr(module, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(row_table, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 100)
     for module in (drafts, texts):
         monkeypatch.setattr(module, "CLIPS_AT_ONCE", 100)
     monkeypatch.setattr(keys, "TEXTS_AT_ONCE", 100)
@@ -66,8 +68,25 @@ def batches_of_100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("batches_of_100")
 def test_a_row_takes_less_than_half_a_kilobyte_of_validate(corpora: Mapping[int, Path]) -> None:
-    peaks = {num_rows: peak_of_validate(folder) for num_rows, folder in corpora.items()}
+    peaks = {num_rows: peak_of("validate", folder) for num_rows, folder in corpora.items()}
     assert (peaks[1300] - peaks[300]) / 1000 < 500  # beside the columns, which Arrow holds
+
+
+@pytest.mark.usefixtures("batches_of_100")
+def test_a_row_takes_less_than_half_a_kilobyte_of_list_rows(corpora: Mapping[int, Path]) -> None:
+    peaks = {number: peak_of("list_rows", folder) for number, folder in corpora.items()}
+    assert (peaks[1300] - peaks[300]) / 1000 < 500  # beside its columns
+
+
+def test_rows_in_columns_are_found_by_their_number_and_in_order(tmp_path: Path) -> None:
+    lines = [json.dumps({"audio": f"{i}.wav", "text": f"Text {i}."}) for i in range(5)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    rows = list(read_manifests([str(tmp_path / "m.jsonl")]).rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_table, "ROWS_AT_ONCE", 2)
+        columns = RowColumns(rows)
+        assert [columns[i] for i in (0, 3, 4, -1)] == [rows[i] for i in (0, 3, 4, 4)]
+        assert (len(columns), list(columns)) == (5, rows)
 
 
 @pytest.mark.usefixtures("batches_of_100")
@@ -90,12 +109,12 @@ def test_equal_values_of_many_rows_are_one_object(corpora: Mapping[int, Path]) -
     assert len({id(row.manifest) for row in rows}) == 1
 
 
-def peak_of_validate(folder: Path) -> int:
+def peak_of(stage: str, folder: Path) -> int:
     from soak import run_stage
 
-    run_stage("validate", folder)  # what is imported and made once
+    run_stage(stage, folder)  # what is imported and made once
     tracemalloc.start()
-    run_stage("validate", folder)
+    run_stage(stage, folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak

@@ -11,8 +11,8 @@ from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
     FileState,
     Memory,
-    memory_text,
     read_memory,
+    save_memory,
     stamp_of,
     state_of,
 )
@@ -24,7 +24,7 @@ def memory(tmp_path: Path) -> Path:
     (tmp_path / "a.wav").write_bytes(b"abc")
     paths = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
     remembered = Memory("stamp", {path: state_of(path) for path in paths})
-    (tmp_path / "memory.json").write_text(memory_text(remembered))
+    save_memory(tmp_path / "memory.json", remembered)
     assert read_memory(tmp_path / "memory.json") == remembered
     return tmp_path / "memory.json"
 
@@ -60,7 +60,7 @@ def test_a_state_that_comes_back_gives_a_stamp_of_its_own(memory: Path) -> None:
     os.utime(path, ns=(1, 1))
     listed = read_memory(memory)
     seen = {**listed.seen, str(path): state_of(str(path))}
-    memory.write_text(memory_text(Memory(planned, seen)))
+    save_memory(memory, Memory(planned, seen))
     os.utime(path, ns=(0, 0))
     assert stamp_of(memory) not in (planned, "stamp")
 

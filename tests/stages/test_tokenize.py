@@ -23,8 +23,8 @@ from higgs_pipe import tokenize_audio
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.packing.codes_store import CodesStore
-from higgs_pipe.data.packing.spool import Spool
 from higgs_pipe.data.specs import SHARD_CLIPS, codes_spec
+from higgs_pipe.data.spool import Spool
 from higgs_pipe.data.tables import read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec import (
@@ -203,7 +203,8 @@ def test_no_code_depends_on_batches_threads_or_shards(
     rows: list[dict[str, Any]] = []
     for shard in shards:
         with Spool(tmp_path, np.int16) as spool:
-            rows += encode_clips(shard, codec[0], codec[1], max_batch_seconds, num_threads, spool)
+            encoded = encode_clips(shard, codec[0], codec[1], max_batch_seconds, num_threads, spool)
+            rows += [clip.row(spool, codec[1].num_codebooks) for clip in encoded]
     assert {row["clip_id"]: row["codes"].tolist() for row in rows} == one_by_one
 
 

@@ -10,12 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from higgs_pipe.config.settings import DataConfig
+from higgs_pipe.data.arrow import to_arrow
 from higgs_pipe.data.clips.drafts import Drafts
 from higgs_pipe.data.clips.keys import Keys, groups_of, keys_of
 from higgs_pipe.data.clips.references import Links, References
 from higgs_pipe.data.clips.splits import assign_splits
 from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN
-from higgs_pipe.data.tables import ROWS_AT_ONCE, table_writer, to_arrow
+from higgs_pipe.data.tables import write_parts
 from higgs_pipe.errors import UserError
 
 NO_LINKS = Links("", None, None)
@@ -50,12 +51,9 @@ class Corpus:
             linked: The links of those clips that have any, in order.
             references: What the links name, complete when the last link was taken.
         """
-        with table_writer(path, CLIPS) as writer:
-            for part in _in_parts(self._tables(linked, references), ROWS_AT_ONCE):
-                columns = [column.combine_chunks() for column in part.columns]
-                writer.write_table(pa.Table.from_arrays(columns, schema=writer.schema))
+        write_parts(path, CLIPS, self._parts(linked, references))
 
-    def _tables(self, linked: Iterable[Links], references: References) -> Iterator[pa.Table]:
+    def _parts(self, linked: Iterable[Links], references: References) -> Iterator[pa.Table]:
         """Yield the rows of CLIPS, some at a time."""
         links, first = iter(linked), 0
         following = next(links, None)
@@ -98,18 +96,6 @@ def assemble(
     splits = assign_splits(groups, given, data.eval_fraction, data.split_seed)
     _check_splits(splits, needed_splits, keys, len(groups.dictionary))
     return Corpus(accepted, splits, groups.indices.to_numpy())
-
-
-def _in_parts(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of ``num_rows``; the last one may have fewer."""
-    rest: pa.Table | None = None
-    for table in tables:
-        rest = table if rest is None else pa.concat_tables([rest, table])
-        while rest.num_rows >= num_rows:
-            yield rest.slice(0, num_rows)
-            rest = rest.slice(num_rows)
-    if rest is not None and rest.num_rows:
-        yield rest
 
 
 def _check_splits(

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from higgs_pipe.data.clips.keys import OtherRecording
 from higgs_pipe.data.specs import CLIPS
-from higgs_pipe.data.tables import open_table, table_writer, to_arrow
+from higgs_pipe.data.tables import open_table, table_writer, write_groups
 
 CLIPS_AT_ONCE = 2_000
 
@@ -37,11 +36,8 @@ class Drafts:
         cls, path: Path, clips: Iterable[Mapping[str, Any]], others: Sequence[OtherRecording]
     ) -> Self:
         """Write rows of DRAFTS to a file; ``others`` is complete when the last one was taken."""
-        clips, num_clips = iter(clips), 0
         with table_writer(path, DRAFTS) as writer:
-            while part := list(islice(clips, CLIPS_AT_ONCE)):
-                writer.write_table(to_arrow(DRAFTS, part, writer.schema))
-                num_clips += len(part)
+            num_clips = write_groups(writer, DRAFTS, clips, CLIPS_AT_ONCE)
         return cls(path, np.ones(num_clips, np.bool_), others)
 
     def __len__(self) -> int:

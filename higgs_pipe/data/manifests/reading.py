@@ -2,7 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from higgs_pipe.config.settings import ManifestEntry
@@ -11,14 +12,38 @@ from higgs_pipe.data.manifests.detection import LOOKED_FOR, detect
 from higgs_pipe.data.manifests.fields import OUR_KEYS, REQUIRED_KEYS, RowFault
 from higgs_pipe.data.manifests.formats import READERS, TABLES
 from higgs_pipe.data.manifests.formats.roles import is_audio_path
-from higgs_pipe.data.manifests.row import ManifestRows, Row
-from higgs_pipe.data.manifests.source import Findings, RawRow, Source, TooManyFaultsError
+from higgs_pipe.data.manifests.row import Row
+from higgs_pipe.data.manifests.row_table import ManifestRows, RowColumns
+from higgs_pipe.data.manifests.source import Findings, RawRow, RawRows, Source, TooManyFaultsError
 from higgs_pipe.errors import NUM_OFFENDERS_SHOWN, UserError, list_offenders
-from higgs_pipe.planning.bounds import MAX_IGNORED_KEYS, MAX_ROWS
+from higgs_pipe.planning.bounds import MAX_FAULTS, MAX_IGNORED_KEYS, MAX_ROWS
 from higgs_pipe.planning.folders import audio_stem, files_below
 
 OTHER_KEYS = "(other keys)"
 ROW_EXAMPLE = '{"audio": "wavs/a.wav", "text": "What is said."}'
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Sound rows of the manifests, and their keys that are not ours."""
+
+    rows: RowColumns = field(default_factory=RowColumns)
+    numbers: dict[str, int] = field(default_factory=dict)  # of the rows, by their ids
+    ignored_keys: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Row) -> Row | None:
+        """Add a row; return the one that has its id already, if any."""
+        first = self.numbers.setdefault(row.clip_id, len(self.rows))
+        self.rows.append(row)
+        return None if first == len(self.rows) - 1 else self.rows[first]
+
+    def ignore(self, keys: Iterable[str]) -> None:
+        """Count keys of a row that are not used."""
+        for key in keys:
+            if key in self.ignored_keys or len(self.ignored_keys) < MAX_IGNORED_KEYS:
+                self.ignored_keys[key] += 1
+            else:
+                self.ignored_keys[OTHER_KEYS] += 1
 
 
 def read_manifests(
@@ -38,15 +63,13 @@ def read_manifests(
             a row; lists every fault of every manifest, equal ones once.
     """
     findings = Findings()
-    rows: dict[str, Row] = {}
-    ignored_keys: Counter[str] = Counter()
+    found = _Found()
     num_manifests: Counter[str] = Counter()  # by speaker
     try:
         for manifest in manifests:
             entry = ManifestEntry(path=manifest) if isinstance(manifest, str) else manifest
             source = Source(entry.path, _root(entry), _columns(entry), findings, extract_to)
-            own_rows = _read_manifest(entry, source, rows, ignored_keys)
-            num_manifests.update({row.speaker for row in own_rows if row.speaker is not None})
+            num_manifests.update(_read_manifest(entry, source, found))
     except TooManyFaultsError:
         raise UserError(_message(findings.faults, is_all=False)) from None
     if findings.faults:
@@ -57,47 +80,89 @@ def read_manifests(
             "same people; rename them if they are not"
         ] = None
     return ManifestRows(
-        tuple(rows.values()),
-        dict(sorted(ignored_keys.items())),
+        found.rows,
+        dict(sorted(found.ignored_keys.items())),
         tuple(findings.notes),
         {reason: sorted(names) for reason, names in sorted(findings.left_out.items())},
     )
 
 
-def _read_manifest(
-    entry: ManifestEntry, source: Source, rows: dict[str, Row], ignored_keys: Counter[str]
-) -> list[Row]:
-    """Return the rows of a manifest; add them, by their ids, and their keys that are not ours."""
-    own_rows: list[Row] = []
+def _read_manifest(entry: ManifestEntry, source: Source, found: _Found) -> set[str]:
+    """Add what a manifest holds; return its speakers. One row at a time is in memory."""
+    speakers: set[str] = set()
+    recordings: set[str] = set()
+    faults: list[tuple[str, str]] = []  # of rows; those of the reader are listed first
     raw_rows = _raw_rows(entry, source)
-    if lacking := _key_of_no_row(raw_rows):
+    head = _until_complete(raw_rows)
+    if lacking := _key_of_no_row(head):
         source.fault(*lacking)
-        return []
-    for raw in raw_rows:
+        return set()
+    for raw in itertools.chain(head, raw_rows):
         if row_faults := faults_of(raw):
-            for fault in row_faults:
-                source.fault(f"{raw.file}:{raw.line}", fault)
+            if len(faults) < MAX_FAULTS:
+                faults += [(f"{raw.file}:{raw.line}", fault) for fault in row_faults]
             continue
         row = checked_row(raw, source.root, source.extract_to)
-        own_rows.append(row)
-        first = rows.setdefault(row.clip_id, row)
-        if first is not row:
-            source.fault(
-                row.place,
+        if first := found.add(row):
+            fact = (
                 f"the id {row.clip_id!r} is taken by {first.place}; give each row an `id` of "
-                "its own (without one, a row takes its audio path)",
+                "its own (without one, a row takes its audio path)"
             )
-        for key in (*(raw.fields.keys() - OUR_KEYS), *unusable_keys(raw.fields)):
-            if key in ignored_keys or len(ignored_keys) < MAX_IGNORED_KEYS:
-                ignored_keys[key] += 1
-            else:
-                ignored_keys[OTHER_KEYS] += 1
-    _note_unread_files(own_rows, source)
-    return own_rows
+            faults.append((row.place, fact))
+        found.ignore((*(raw.fields.keys() - OUR_KEYS), *unusable_keys(raw.fields)))
+        if row.speaker is not None:
+            speakers.add(row.speaker)
+        if source.is_folder:
+            recordings.update(span.audio_path for span in row.all_spans)
+    for place, fact in faults:
+        source.fault(place, fact)
+    _note_unread_files(recordings, source)
+    return speakers
 
 
-def _raw_rows(entry: ManifestEntry, source: Source) -> list[RawRow]:
-    """Return the rows of one manifest, with the values that its entry gives for all."""
+def _until_complete(raw_rows: RawRows) -> list[RawRow]:
+    """Take rows until each required key had a value: all of them if one never has."""
+    taken: list[RawRow] = []
+    lacking = set(REQUIRED_KEYS)
+    while lacking and (raw := next(raw_rows, None)):
+        taken.append(raw)
+        lacking -= {key for key in REQUIRED_KEYS if raw.fields.get(key) is not None}
+    return taken
+
+
+def _raw_rows(entry: ManifestEntry, source: Source) -> RawRows:
+    """Yield the rows of one manifest, with the values that its entry gives for all."""
+    name = _format_of(entry, source)
+    if name is None:
+        return
+    if entry.columns and name not in TABLES:
+        source.fault(entry.path, f"leave out `columns`: {name} has none to rename")
+        return
+    given = {"speaker": entry.speaker, "language": entry.language, "split": entry.split}
+    unseen = dict(source.columns)
+    num_faults, num_rows = len(source.findings.faults), 0
+    for raw in READERS[name](source):
+        num_rows += 1
+        if num_rows > MAX_ROWS:
+            source.fault(entry.path, f"more than {MAX_ROWS:,} rows; split the corpus")
+            return
+        for ours in unseen.keys() & raw.fields.keys():
+            del unseen[ours]
+        for key, value in given.items():
+            own = raw.fields.get(key)
+            is_blank = own is None or (isinstance(own, str) and not own.strip())
+            if value is not None and (is_blank or key in raw.guessed):
+                raw.fields[key] = value
+        yield raw
+    if num_rows:
+        for ours, theirs in unseen.items():
+            source.fault(entry.path, f"no row has {theirs!r}, which `columns` names as {ours}")
+    elif len(source.findings.faults) == num_faults:
+        source.fault(entry.path, "the manifest is empty")
+
+
+def _format_of(entry: ManifestEntry, source: Source) -> str | None:
+    """Return the format of a manifest; None after a fault."""
     name: str | None = entry.format
     if name == "auto":
         with source.at(entry.path):
@@ -107,29 +172,7 @@ def _raw_rows(entry: ManifestEntry, source: Source) -> list[RawRow]:
                     f"the manifest fits no format; looked for {LOOKED_FOR}. "
                     "Or name its `format` in config.yaml"
                 )
-    if name is None or name == "auto":
-        return []
-    if entry.columns and name not in TABLES:
-        source.fault(entry.path, f"leave out `columns`: {name} has none to rename")
-        return []
-    num_faults = len(source.findings.faults)
-    raw_rows = list(itertools.islice(READERS[name](source), MAX_ROWS + 1))
-    if len(raw_rows) > MAX_ROWS:
-        source.fault(entry.path, f"more than {MAX_ROWS:,} rows; split the corpus")
-        return []
-    if not raw_rows and len(source.findings.faults) == num_faults:
-        source.fault(entry.path, "the manifest is empty")
-    for ours, theirs in source.columns.items():
-        if raw_rows and not any(ours in raw.fields for raw in raw_rows):
-            source.fault(entry.path, f"no row has {theirs!r}, which `columns` names as {ours}")
-    given = {"speaker": entry.speaker, "language": entry.language, "split": entry.split}
-    for raw in raw_rows:
-        for key, value in given.items():
-            own = raw.fields.get(key)
-            is_blank = own is None or (isinstance(own, str) and not own.strip())
-            if value is not None and (is_blank or key in raw.guessed):
-                raw.fields[key] = value
-    return raw_rows
+    return None if name == "auto" else name
 
 
 def _key_of_no_row(raw_rows: Sequence[RawRow]) -> tuple[str, str] | None:
@@ -164,14 +207,13 @@ def _likely_columns(values: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {**({"audio": audio[0]} if audio else {}), **({"text": text} if text else {})}
 
 
-def _note_unread_files(rows: Sequence[Row], source: Source) -> None:
-    """Note the recordings below a folder that is a manifest and that no row names."""
-    folder = Path(source.path)
-    if not folder.is_dir():
+def _note_unread_files(recordings: Iterable[str], source: Source) -> None:
+    """Note the recordings below a folder that is a manifest, other than those that rows name."""
+    if not source.is_folder:
         return
-    named = {str(Path(span.audio_path).resolve()) for row in rows for span in row.all_spans}
+    named = {str(Path(path).resolve()) for path in recordings}
     left_out = {name for names in source.findings.left_out.values() for name in names}
-    for file in files_below(folder):
+    for file in files_below(Path(source.path)):
         if audio_stem(file) and str(file) not in left_out and str(file.resolve()) not in named:
             source.leave_out("a recording that no row names", str(file))
 

@@ -1,6 +1,6 @@
 """A checked row of a manifest, as all later stages see it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from higgs_pipe.data.conversation import Conversation, Utterance
@@ -63,13 +63,3 @@ class Row:
         """All that must be measured to judge the row."""
         references = [] if self.reference_span is None else [self.reference_span]
         return [self.span, *references, *(heard.recording for heard in self.utterances)]
-
-
-@dataclass(frozen=True)
-class ManifestRows:
-    """The rows of all manifests, in order, with notes on how they were read."""
-
-    rows: tuple[Row, ...]
-    ignored_keys: dict[str, int]  # how many rows had each unknown key
-    notes: tuple[str, ...] = ()  # such as names of columns that were guessed
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # files below folders, by reason

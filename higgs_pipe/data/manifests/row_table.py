@@ -1,23 +1,72 @@
-"""The table of rows that ``list_rows`` writes and ``validate`` reads."""
+"""Rows of manifests in columns: in memory as they are read, and in the table of ``list_rows``."""
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from higgs_pipe.data.arrow import to_arrow
 from higgs_pipe.data.conversation import Conversation
-from higgs_pipe.data.manifests.row import ManifestRows, Row
+from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import ROWS
-from higgs_pipe.data.tables import open_table, write_table
+from higgs_pipe.data.tables import open_table, write_parts
 
+NAMES = tuple(field.name for field in fields(Row))
 PATHS = ("audio_path", "ref_audio_path")
 # What many rows say alike.
 SHARED = ("manifest", "audio", "speaker", "language", "scene", "dialogue_id", "split")
 ROWS_AT_ONCE = 2_000
+
+
+class RowColumns:
+    """Rows in memory in the columns of ROWS, a fifth of their size as objects; made on access."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._parts: list[pa.Table] = []  # each of ROWS_AT_ONCE rows
+        self._rest: list[Row] = []
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Row) -> None:
+        """Add a row."""
+        self._rest.append(row)
+        if len(self._rest) == ROWS_AT_ONCE:
+            self._parts.append(_to_arrow(self._rest))
+            self._rest.clear()
+
+    def __len__(self) -> int:
+        return len(self._parts) * ROWS_AT_ONCE + len(self._rest)
+
+    def __getitem__(self, index: int) -> Row:
+        part, place = divmod(range(len(self))[index], ROWS_AT_ONCE)
+        if part == len(self._parts):
+            return self._rest[place]
+        return next(_rows_of(self._parts[part].slice(place, 1)))
+
+    def __iter__(self) -> Iterator[Row]:
+        for part in self._parts:
+            yield from _rows_of(part)
+        yield from self._rest
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the rows as tables of ROWS, some at a time."""
+        yield from self._parts
+        if self._rest:
+            yield _to_arrow(self._rest)
+
+
+@dataclass(frozen=True)
+class ManifestRows:
+    """The rows of all manifests, in order, with notes on how they were read."""
+
+    rows: RowColumns
+    ignored_keys: dict[str, int]  # how many rows had each unknown key
+    notes: tuple[str, ...] = ()  # such as names of columns that were guessed
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # files below folders, by reason
 
 
 def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -> None:
@@ -30,14 +79,13 @@ def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -
             Snakemake runs ``judge_clips`` after each ``list_rows``; otherwise it would take the
             shards of clips for updated, and encode all of them again.
     """
-    rows = [_columns(row) for row in manifest.rows]
     metadata = {
         "ignored_keys": manifest.ignored_keys,
         "notes": manifest.notes,
         "left_out": manifest.left_out,
         "recordings_stamp": recordings_stamp,
     }
-    write_table(path, ROWS, rows, metadata)
+    write_parts(path, ROWS, manifest.rows.tables(), metadata)
 
 
 class StoredRows:
@@ -69,9 +117,7 @@ class StoredRows:
         for batch in self._table.iter_batches(ROWS_AT_ONCE):
             part = pa.Table.from_batches([batch])
             found = part if is_wanted is None else part.filter(is_wanted)
-            known: dict[str, Any] = {}
-            for columns in found.to_pylist():
-                yield self._changed(_row(columns, known))
+            yield from map(self._changed, _rows_of(found))
 
     def with_ids(self, clip_ids: Collection[str]) -> Iterator[Row]:
         """Yield the rows with some ids."""
@@ -89,12 +135,16 @@ def read_rows(path: Path, clip_ids: Collection[str] | None = None) -> ManifestRo
         UserError: The table is missing or of another version.
     """
     stored = StoredRows(path)
-    rows = tuple(stored if clip_ids is None else stored.with_ids(clip_ids))
+    rows = RowColumns(stored if clip_ids is None else stored.with_ids(clip_ids))
     return ManifestRows(rows, stored.ignored_keys, stored.notes, stored.left_out)
 
 
+def _to_arrow(rows: Iterable[Row]) -> pa.Table:
+    return to_arrow(ROWS, [_columns(row) for row in rows])
+
+
 def _columns(row: Row) -> dict[str, Any]:
-    columns = {field.name: getattr(row, field.name) for field in fields(Row)}
+    columns = {name: getattr(row, name) for name in NAMES}
     for name in PATHS:
         columns[name] = None if columns[name] is None else str(columns[name])
     conversation = columns.pop("conversation")
@@ -102,11 +152,17 @@ def _columns(row: Row) -> dict[str, Any]:
     return columns
 
 
-def _row(columns: dict[str, Any], known: dict[str, Any]) -> Row:
-    """Return the row; equal values of many rows are one object in memory, kept in ``known``."""
-    text = columns.pop("file_conversation")
-    shared = {name: known.setdefault(value, value) for name in SHARED if (value := columns[name])}
-    paths = {name: None if columns[name] is None else Path(columns[name]) for name in PATHS}
-    return Row(
-        **columns | shared | paths, conversation=text and Conversation.from_json(text, Span.of)
-    )
+def _rows_of(table: pa.Table) -> Iterator[Row]:
+    """Yield the rows of a part of ROWS; equal values of many rows are one object in memory."""
+    texts: dict[str, str] = {}
+    paths: dict[str, Path] = {}
+    for columns in table.to_pylist():
+        for name in SHARED:
+            if (value := columns[name]) is not None:
+                columns[name] = texts.setdefault(value, value)
+        for name in PATHS:
+            if (value := columns[name]) is not None:
+                columns[name] = paths.get(value) or paths.setdefault(value, Path(value))
+        conversation = columns.pop("file_conversation")
+        columns["conversation"] = conversation and Conversation.from_json(conversation, Span.of)
+        yield Row(**columns)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,16 @@ class Source:
     findings: Findings = field(default_factory=Findings)
     extract_to: Path | None = None  # folder for recordings that a manifest holds itself
 
+    @cached_property
+    def is_folder(self) -> bool:
+        """Return whether the manifest is a folder."""
+        return Path(self.path).is_dir()
+
     def file_of(self, *names: str) -> "Source":
         """Return the source of the first file in the folder that exists under these names."""
-        folder = Path(self.path)
-        if not folder.is_dir():
+        if not self.is_folder:
             return self
+        folder = Path(self.path)
         name = next((name for name in names if (folder / name).exists()), names[-1])
         return replace(self, path=str(folder / name))
 
@@ -157,13 +163,16 @@ class Source:
 
     def json_samples(self, path: str) -> Iterator[tuple[int, Fields]]:
         """Yield the objects of a JSON array with their numbers, or as :meth:`json_objects`."""
-        content = Source(path, self.root, {}).content(path)
-        if content is None or not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        if not self._is_array(path):
             yield from self.json_objects(path)
             return
         with self.at(path):
             value = self.json_document(path)
             yield from self.numbered(value if isinstance(value, list) else [], path)
+
+    def _is_array(self, path: str) -> bool:
+        content = Source(path, self.root, {}).content(path) or b""
+        return content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
     def json_document(self, path: str) -> Any:
         """Return the value of a JSON file; None after a fault of its lines.

@@ -410,7 +410,7 @@ def test_an_array_that_is_broken_is_a_fault(tmp_path: Path, content: str) -> Non
 
 
 def rows_of(folder: Path, *samples: Fields) -> tuple[Row, ...]:
-    return read_manifests([write(folder, "m.json", json.dumps(samples))]).rows
+    return tuple(read_manifests([write(folder, "m.json", json.dumps(samples))]).rows)
 
 
 def test_a_sample_has_its_place_its_ids_and_absolute_paths(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from helpers import has_line_with
 
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.manifests.row import ManifestRows
+from higgs_pipe.data.manifests.row_table import ManifestRows
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import targets
 

@@ -38,7 +38,7 @@ LAYOUTS = {
 def listed(folder: Path, *lines: str, name: str = "list.txt", **options: object) -> tuple[Row, ...]:
     (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     entry = ManifestEntry.model_validate({"path": str(folder / name), **options})
-    return read_manifests([entry]).rows
+    return tuple(read_manifests([entry]).rows)
 
 
 def refusal(folder: Path, *lines: str, **options: Any) -> str:

@@ -24,7 +24,7 @@ def write(path: Path, *lines: str) -> str:
 
 def rows_of(folder: Path, *rows: dict[str, Any]) -> tuple[Row, ...]:
     path = write(folder / "m.jsonl", *(json.dumps(row) for row in rows))
-    return read_manifests([path]).rows
+    return tuple(read_manifests([path]).rows)
 
 
 def message_of(*paths: str) -> str:

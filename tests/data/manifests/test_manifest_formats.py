@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def entry_of(name: str, **changes: Any) -> ManifestEntry:
     return ManifestEntry(path=str(MANIFESTS / name / file), **{**options, **changes})
 
 
-def nowhere(rows: tuple[Row, ...]) -> list[Row]:
+def nowhere(rows: Iterable[Row]) -> list[Row]:
     """The rows without their places, which differ between twins."""
     return [
         replace(
@@ -151,7 +152,7 @@ def test_every_format_has_an_example_that_is_in_the_table() -> None:
 
 
 def read_example_of_jsonl() -> tuple[Row, ...]:
-    return read_manifests([str(MANIFESTS / "jsonl" / "manifest.jsonl")]).rows
+    return tuple(read_manifests([str(MANIFESTS / "jsonl" / "manifest.jsonl")]).rows)
 
 
 def test_parquet_has_the_rows_of_the_table_that_it_was_made_from(tmp_path: Path) -> None:

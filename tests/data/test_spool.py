@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from higgs_pipe.data.packing.spool import Spool
+from higgs_pipe.data.spool import Spool
 
 
 def open_files() -> list[str]:
