@@ -27,7 +27,7 @@ from higgs_pipe.higgs.v3.native import HiggsV3Config, HiggsV3Model
 
 NUM_FRAMES = (9, 14, 20, 28, 37, 50)
 K, BOC, EOC = 8, 1024, 1025
-# EOC labels of codebook k of 7 - k that fill its frames.
+# EOC labels of codebook k, of the 7 - k that fill its frames.
 KINDS = {
     "first of codebook 0": lambda k: int(k == 0),
     "first of each codebook": lambda k: 1,

@@ -17,7 +17,7 @@ from pages import put_table
 UNIT_COSTS = Path(__file__).with_name("unit_costs.toml")
 HOURS = (100, 1_000, 10_000, 100_000, 1_000_000)
 MIN_SHARDS, MAX_SHARDS = 8, 2_000
-# Cores and GPUs of the machines that are there, from so many hours of speech on.
+# Cores and GPUs of the assumed machines, by the hours of speech from which on they are used.
 MACHINES = {0: (16, 1), 10_000: (128, 8), 1_000_000: (1_024, 64)}
 SECONDS_PER_HOUR = 3600
 

@@ -274,7 +274,7 @@ def peak_megabytes_apart(variant: str, shape: str, arguments: Sequence[str]) -> 
     """:func:`peak_megabytes` in a process of its own."""
     measured = subprocess.run(
         [sys.executable, __file__, *arguments, "--measure-memory", variant, shape],
-        # Freed blocks go back to the system, so that the resident set is what is in use.
+        # Return freed blocks to the system, so that the resident set is what is in use.
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
         check=True,
         capture_output=True,
@@ -413,7 +413,7 @@ def micro_step(
         chosen = clips[:NATIVE_BATCH_SIZE]
         return native, num_real_tokens(chosen), sum(len(c.audio_input_ids) for c in chosen)
     rows = packed_rows(clips, ROW_LENGTH_ON_GPU)[: variant.num_rows]
-    # Seeds draw dropout as training does, without a generator.
+    # Dropout is drawn from seeds, as in training, without a generator.
     batch = collate(rows, config, dropout_seeds=range(len(rows))).to(device)
     num_positions, num_frames = batch.input_ids.shape[1], batch.audio_input_ids.shape[1]
     model = DualLossModel(adapted).train()
