@@ -177,11 +177,11 @@ def test_the_card_says_what_was_forgotten_and_not_where_it_lies(
     folder = run_package(corpus, results, tmp_path / "adapters")
     page = shown(folder / "README.md")
     part = page[page.index("<h2>Forgetting</h2>") :]
-    assert "On 3 recordings that the adapter is not meant for" in part
+    assert "On 3 recordings" in part
     assert "<li>It has forgotten.</li>" in part
     losses = json.loads((other / "metrics.json").read_text())
     base, adapter = (losses[model]["eval_audio_loss"] for model in ("base", "adapter"))
-    assert f"audio loss is {base:.4f} with the base and {adapter:.4f} with the adapter" in part
+    assert re.search(rf"\b{base:.4f}\b[^.]* base [^.]*\b{adapter:.4f}\b[^.]* adapter\b", part)
     assert not any(b"secret" in content for content in files_of(folder).values())
 
 

@@ -298,7 +298,7 @@ def test_the_losses_of_the_earlier_adapter_stand_beside_those_of_its_heir(inputs
     experiment["eval/metrics.json"]["ancestor"] = ancestor
     experiment["train/run.json"]["ancestor"] = {"name": "<b>Ada", "fingerprint": "f" * 64}
     page = words(inputs.html())
-    assert "It continued from <b>Ada, which has 9.875" in page
+    assert re.search(r"<b>Ada\b[^.]* 9\.875\b", page)
 
 
 def test_the_preflight_is_a_table(inputs: Inputs) -> None:
@@ -416,9 +416,9 @@ def test_each_base_has_what_was_packed_for_it(inputs: Inputs) -> None:
 
 
 def test_recordings_in_both_splits_bring_a_caution(inputs: Inputs) -> None:
-    assert "No recording is in both splits." in words(inputs.html())
+    assert "Caution:" not in words(inputs.html())
     inputs.validation["num_audio_shared_by_splits"] = 2
-    assert "Caution: recordings in both splits: 2." in words(inputs.html())
+    assert re.search(r"Caution: [^.]*: 2\.", words(inputs.html()))
 
 
 HOSTILE = '<script>alert("x")</script>&\'<img src=x onerror=y>${{7*7}}'
