@@ -17,7 +17,7 @@ from higgs_pipe import tokenize_audio
 from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.higgs.v3 import miniature as v3_miniature
 
-pytest_plugins = ["leftovers"]
+pytest_plugins = ["leftovers", "workflow.forked_stages"]
 
 
 @pytest.hookimpl(trylast=True)  # when they are in random order

@@ -37,6 +37,8 @@ from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.v2.original_form import native_name
 from higgs_pipe.training.form_results import FormProof, MergeRecord
 
+pytestmark = pytest.mark.usefixtures("processes_as_forks")
+
 
 @pytest.fixture(scope="module")
 def trained(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:

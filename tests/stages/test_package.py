@@ -39,6 +39,8 @@ EVAL = {"device": "cpu", "num_prompts": 3, "max_seconds": 2.0, "temperatures": [
 DESCRIPTION = "A <img src=x onerror=alert(1)> voice\n# of `ours` | [link](https://example.org) $x$"
 PACKAGE = {"license": "cc0-1.0", "description": DESCRIPTION}
 
+pytestmark = pytest.mark.usefixtures("processes_as_forks")
+
 
 @pytest.fixture(scope="module")
 def experiment(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

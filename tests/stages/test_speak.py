@@ -340,6 +340,7 @@ def test_what_cannot_be_spoken_is_refused_by_name(
     assert not Path("out.wav").exists()
 
 
+@pytest.mark.usefixtures("processes_as_forks")
 def test_the_command_line_speaks_and_ends_a_mistake_with_code_2(
     tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -1,8 +1,9 @@
 """Stages in forks of a process that has imported them: started within 0.1 s in place of 5.
 
 ``forking_python()`` is a program that hands the command line of a stage, its folder, its
-environment and its streams to that process, and ends with the exit code of the fork. Whatever else
-it is given, such as the launcher of a training, it does as Python.
+environment and its streams to that process, and ends with the exit code of the fork. So do the
+launcher of a training and the process that it starts. Whatever else the program is given, such as
+several processes of a training, it does as Python.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 from leftovers import unmarked_environment
 from workflow.forked_snakemake import run_and_end
 
@@ -28,7 +31,12 @@ from higgs_pipe.cli import main
 from higgs_pipe.planning.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
+LAUNCHER = "higgs_pipe.training.launch"
+# Stages, and what they start themselves.
 MODULES = {f"higgs_pipe.{stage.module}" for stage in STAGES.values()}
+MODULES |= {LAUNCHER, "higgs_pipe.verify", "higgs_pipe.prove_form", "higgs_pipe.speak"}
+# What the launcher imports after its options are read.
+LATER = ("accelerate.commands.launch", "torch.distributed.elastic.multiprocessing.errors")
 PYTHON = """#!{python} -SE
 import array, json, os, socket, sys
 words = sys.argv[1:]
@@ -54,7 +62,7 @@ def forking_python() -> Path:
     program.write_text(PYTHON.format(python=sys.executable, address=address, modules=MODULES))
     program.chmod(0o755)
     process = subprocess.Popen(
-        [sys.executable, "-m", "workflow.forked_stages", address],
+        [sys.executable, "-m", "workflow.forked_stages", address, str(program)],
         env=unmarked_environment()
         | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -62,6 +70,14 @@ def forking_python() -> Path:
     atexit.register(process.kill)
     assert process.stdout.readline() == b"ready\n"
     return program
+
+
+@pytest.fixture(scope="module")
+def processes_as_forks() -> Iterator[None]:
+    """What a test of a module starts by ``sys.executable`` is a fork if it is a stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(forking_python()))
+        yield
 
 
 def serve(address: str) -> None:
@@ -98,16 +114,20 @@ def answer(client: socket.socket) -> NoReturn:
 
 
 def run_stage(job: dict[str, Any]) -> None:
-    """Run a stage as its command line would."""
+    """Run a stage or the launcher as its command line would."""
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["environment"])
     module, *words = job["words"]
-    sys.argv = [module, *words]
-    main(importlib.import_module(module).run, words)
+    program = importlib.import_module(module)
+    sys.argv = [program.__file__, *words]
+    if module == LAUNCHER:
+        sys.exit(program.main(words))
+    main(program.run, words)
 
 
 if __name__ == "__main__":
-    for module in MODULES:
+    for module in (*MODULES, *LATER):
         importlib.import_module(module)
+    sys.executable = sys.argv[2]  # of what a stage starts
     serve(sys.argv[1])
