@@ -143,6 +143,7 @@ def test_batch_and_packing_change_no_number(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("processes_as_forks")
 def test_two_processes_give_the_numbers_of_one(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("processes_as_forks")
 def test_two_processes_give_the_adapter_of_one(v3_corpus: PackedCorpus, tmp_path: Path) -> None:
     def case(name: str) -> dict[str, str]:
         settings: dict[str, Any] = EXACT | {

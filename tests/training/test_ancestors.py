@@ -122,6 +122,7 @@ def test_run_json_names_the_earlier_adapter(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("processes_as_forks")
 def test_two_processes_start_from_it_too(
     corpus: PackedCorpus, ancestor: Path, tmp_path: Path
 ) -> None:

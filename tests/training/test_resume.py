@@ -32,6 +32,7 @@ from helpers import (
 )
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from workflow.forked_stages import forking_python
 
 import higgs_pipe.train
 from higgs_pipe.errors import UserError
@@ -59,13 +60,14 @@ def start(
     output: Path,
     num_processes: int | None = None,
     program: Sequence[str] = PROGRAM,
+    python: str = sys.executable,
     **settings: object,
 ) -> subprocess.Popen[str]:
     """Train in a process of its own, or under the launcher as the rule does."""
     config = write_stage_config(
         output / "train.json", base_model=str(corpus.base), train=SETTINGS | settings
     )
-    command = [sys.executable]
+    command = [python]
     if num_processes is not None:
         launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
         command += shlex.split(launcher)[1:]
@@ -94,6 +96,14 @@ def finish(process: subprocess.Popen[str]) -> str:
     return stderr
 
 
+def train_to_the_end(
+    corpus: PackedCorpus, output: Path, num_processes: int | None = None, **settings: object
+) -> str:
+    """Train in forks, which start sooner; return what was said on stderr."""
+    python = str(forking_python())
+    return finish(start(corpus, output, num_processes, python=python, **settings))
+
+
 def wait_for_step(output: Path, step: int) -> None:
     """Until metrics.jsonl has a line of that step."""
     metrics = output / "metrics.jsonl"
@@ -117,7 +127,7 @@ def losses(output: Path) -> list[tuple[int, float]]:
 @pytest.fixture(scope="module")
 def uninterrupted(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted")
-    finish(start(corpus, output))
+    train_to_the_end(corpus, output)
     return output
 
 
@@ -143,7 +153,7 @@ def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
         assert not (tmp_path / "adapter").exists()
         (tmp_path / "metrics.jsonl").unlink()  # as Snakemake does with a declared output
 
-    stderr = finish(start(corpus, tmp_path))
+    stderr = train_to_the_end(corpus, tmp_path)
     assert "resuming after step" in stderr
     assert_same_run(tmp_path, uninterrupted)
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -161,7 +171,7 @@ def test_kill_9_while_saving_falls_back_to_the_checkpoint_before(
     assert list((tmp_path / "checkpoints").glob(".step-00000016.pt.*.tmp"))
     newest.write_bytes(newest.read_bytes()[:-2000])
 
-    stderr = finish(start(corpus, tmp_path))
+    stderr = train_to_the_end(corpus, tmp_path)
     assert f"{newest} is damaged" in stderr
     assert "resuming after step 8\n" in stderr
     assert not list((tmp_path / "checkpoints").glob(".*"))
@@ -183,7 +193,7 @@ def last_words(launcher: subprocess.Popen[str]) -> str:
 @pytest.fixture(scope="module")
 def uninterrupted_on_two(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted-on-two")
-    finish(start(corpus, output, 2, num_epochs=20))
+    train_to_the_end(corpus, output, 2, num_epochs=20)
     return output
 
 
@@ -220,7 +230,7 @@ def test_two_processes_that_are_stopped_end_as_if_nothing_had(
     assert "checkpoint saved" in last_words(launcher)
     assert launcher.returncode == 128 + signal.SIGTERM
 
-    assert "resuming after step" in finish(start(corpus, tmp_path, 2, num_epochs=20))
+    assert "resuming after step" in train_to_the_end(corpus, tmp_path, 2, num_epochs=20)
     assert_same_run(tmp_path, uninterrupted_on_two)
 
 
@@ -242,7 +252,7 @@ def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
     assert last_words(launcher).startswith("SIGKILL ended process 1.")
     assert launcher.returncode == 128 + signal.SIGKILL
 
-    assert "resuming after step" in finish(start(corpus, tmp_path, 2, num_epochs=20))
+    assert "resuming after step" in train_to_the_end(corpus, tmp_path, 2, num_epochs=20)
     assert_same_run(tmp_path, uninterrupted_on_two)
 
 
@@ -261,7 +271,7 @@ def test_two_processes_of_which_one_hangs_end_and_go_on_exactly(
     assert launcher.returncode == 2
     assert not hung.is_running()
 
-    assert "resuming after step" in finish(start(corpus, tmp_path, 2, num_epochs=20))
+    assert "resuming after step" in train_to_the_end(corpus, tmp_path, 2, num_epochs=20)
     assert_same_run(tmp_path, uninterrupted_on_two)
 
 

@@ -1,9 +1,11 @@
 """Stages in forks of a process that has imported them: started within 0.1 s in place of 5.
 
 ``forking_python()`` is a program that hands the command line of a stage, its folder, its
-environment and its streams to that process, and ends with the exit code of the fork. So do the
-launcher of a training and the process that it starts. Whatever else the program is given, such as
-several processes of a training, it does as Python.
+environment and its streams to that process, and ends with the exit code of the fork. The launcher
+of a training is a fork, too, and so are the processes that it starts. Whatever else the program is
+given it does as Python.
+
+A signal that is sent to such a program does not reach the fork, which is killed if it ends.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ import gc
 import importlib
 import json
 import os
+import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,26 +32,24 @@ import pytest
 from leftovers import unmarked_environment
 from workflow.forked_snakemake import run_and_end
 
-from higgs_pipe.cli import main
 from higgs_pipe.planning.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
-LAUNCHER = "higgs_pipe.training.launch"
-# Stages, and what they start themselves.
 MODULES = {f"higgs_pipe.{stage.module}" for stage in STAGES.values()}
-MODULES |= {LAUNCHER, "higgs_pipe.verify", "higgs_pipe.prove_form", "higgs_pipe.speak"}
-# What the launcher imports after its options are read.
-LATER = ("accelerate.commands.launch", "torch.distributed.elastic.multiprocessing.errors")
+MODULES |= {f"higgs_pipe.{name}" for name in ("training.launch", "verify", "prove_form", "speak")}
+FORKED = MODULES | {str(ROOT / "tests/launched/train_cases.py")}
+# What that program and the launcher import late.
+LATER = ("pretended_gpu", "reference", "accelerate.commands.launch", "torch.distributed.run")
 PYTHON = """#!{python} -SE
 import array, json, os, socket, sys
-words = sys.argv[1:]
-if words[:1] != ["-m"] or words[1] not in {modules!r}:
-    os.execv({python!r}, [{python!r}, *words])
+words = [word for word in sys.argv[1:] if word not in ("-u", "-m")]
+if not words or words[0] not in {forked!r}:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     streams = array.array("i", [0, 1, 2])
     server.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
-    job = dict(words=words[1:], cwd=os.getcwd(), environment=dict(os.environ))
+    job = dict(words=words, cwd=os.getcwd(), environment=dict(os.environ))
     server.sendall(json.dumps(job).encode() + b"\\n")
     answer = server.makefile().readline()
 sys.exit(int(answer or 1))
@@ -59,7 +62,7 @@ def forking_python() -> Path:
     folder = tempfile.mkdtemp(prefix="stages-")
     address = f"{folder}/socket"
     program = Path(folder, "python")
-    program.write_text(PYTHON.format(python=sys.executable, address=address, modules=MODULES))
+    program.write_text(PYTHON.format(python=sys.executable, address=address, forked=FORKED))
     program.chmod(0o755)
     process = subprocess.Popen(
         [sys.executable, "-m", "workflow.forked_stages", address, str(program)],
@@ -97,33 +100,40 @@ def serve(address: str) -> None:
 
 
 def answer(client: socket.socket) -> NoReturn:
-    """Run the job of a client in a child of this process; tell its exit code."""
+    """Run the job of a client in a child of this process; tell its exit code.
+
+    If the client ends before, the child is killed.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, streams, *_ = socket.recv_fds(client, 1, 3)
+    job = json.loads(client.makefile().readline())
     child = os.fork()
     if child == 0:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
-        job = json.loads(client.makefile().readline())
         client.close()
-        run_and_end(partial(run_stage, job))
+        run_and_end(partial(run_program, job))
+    ended = os.pidfd_open(child)
+    if ended not in select.select([ended, client], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    client.sendall(f"{code}\n".encode())
+    with suppress(BrokenPipeError):
+        client.sendall(f"{code}\n".encode())
     os._exit(0)
 
 
-def run_stage(job: dict[str, Any]) -> None:
-    """Run a stage or the launcher as its command line would."""
+def run_program(job: dict[str, Any]) -> None:
+    """Run a module or a script as the interpreter would."""
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["environment"])
-    module, *words = job["words"]
-    program = importlib.import_module(module)
-    sys.argv = [program.__file__, *words]
-    if module == LAUNCHER:
-        sys.exit(program.main(words))
-    main(program.run, words)
+    sys.argv = job["words"]
+    if sys.argv[0] in MODULES:
+        sys.modules.pop(sys.argv[0])  # else a warning
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":
