@@ -52,8 +52,9 @@ check-v3: $(READY)
 	@test -n "$(BASE)" || { echo "name the checkpoint: make check-v3 BASE=FOLDER" >&2; exit 2; }
 	$(IN_VENV) python -m higgs_pipe.check_v3 --base "$(BASE)" $(if $(CODEC),--codec "$(CODEC)")
 
-# Two workers, each with files of its own; conftest.py puts the slow files first.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE pytest -n 2 --dist loadfile \
+# Three workers, each with files of its own: on two cores, as a quarter of the time is waiting.
+# conftest.py puts the slow files first.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE pytest -n 3 --dist loadfile \
   --no-loadscope-reorder $(if $(SEED),--randomly-seed=$(SEED))
 
 .PHONY: test
