@@ -1,6 +1,7 @@
 """Rendering of the HTML pages: one self-contained file each, without network requests."""
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +46,7 @@ def _csp_hash(script: str) -> str:
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
+@functools.cache  # keeps compiled templates
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("higgs_pipe", "templates/report"),
