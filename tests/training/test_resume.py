@@ -97,7 +97,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def train_to_the_end(
-    corpus: PackedCorpus, output: Path, num_processes: int | None = None, **settings: object
+    corpus: PackedCorpus, output: Path, num_processes: int | None = None, **settings: Any
 ) -> str:
     """Train in forks, which start sooner; return what was said on stderr."""
     python = str(forking_python())

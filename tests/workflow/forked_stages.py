@@ -115,7 +115,7 @@ def answer(client: socket.socket) -> NoReturn:
         client.close()
         run_and_end(partial(run_program, job))
     ended = os.pidfd_open(child)
-    if ended not in select.select([ended, client], [], [])[0]:
+    if ended not in select.select([ended, client.fileno()], [], [])[0]:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with suppress(BrokenPipeError):
