@@ -23,9 +23,10 @@ from higgs_pipe.planning.recordings import (
     Memory,
     read_memory,
     save_memory,
-    state_of,
+    states_of,
 )
 from higgs_pipe.planning.storage import fetched_path
+from higgs_pipe.planning.targets import manifests
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -50,11 +51,11 @@ def run(
             shard name, for one job to measure. A hash of its id assigns a row to a shard, and a
             row's place in the manifest is not written there, so adding, changing or removing a
             row changes the bytes of its own shard alone. So does a recording whose bytes change.
-        memory: JSON to read, if it exists, and to write: the state of every recording.
+        memory: JSON to read, if it exists, and to write: the state of every recording and manifest.
         measured_dir: The measures of an earlier run, if any: their hashes distinguish a recording
             that was only touched from one that changed.
-        stamp: Text to write to ``memory``; Snakemake passes another one when a recording has
-            changed.
+        stamp: Text to write to ``memory``; Snakemake passes another one when a recording or
+            manifest has changed.
         fetched: JSON object, for manifests on object storage: the local path of each folder's URL.
 
     Raises:
@@ -66,13 +67,14 @@ def run(
     )
     entries = [_local(entry, json.loads(fetched)) for entry in named]
     embedded = rows.absolute().with_name("embedded")
+    states_of_manifests = states_of(manifests(stage.model_dump()))  # before they are read
     write_rows(rows, read_manifests(entries, extract_to=embedded), stamp)
     stored = StoredRows(rows)
     shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]
     for row in stored:
         shards[shard_of(row.clip_id, len(shards))].update(row.all_spans)
     paths = sorted({span.audio_path for shard in shards for span in shard})
-    seen = {path: state_of(path) for path in paths}
+    seen = states_of(paths)
     first_seen = {} if memory is None else _first_seen(seen, read_memory(memory), measured_dir)
     recordings = (
         (
@@ -84,7 +86,7 @@ def run(
     write_shards(recordings_dir, RECORDINGS, recordings)
     if memory is not None:
         with atomic_write(memory) as temporary:
-            save_memory(temporary, Memory(stamp, seen, first_seen))
+            save_memory(temporary, Memory(stamp, seen, first_seen, states_of_manifests))
     if num_removed := remove_unused(embedded, paths):
         logger.info("%s: removed %d recordings that no row names", embedded, num_removed)
     names = [entry if isinstance(entry, str) else entry.path for entry in named]

@@ -1,15 +1,19 @@
-"""The state of every recording, so that Snakemake notices one that changed in place.
+"""The state of every recording and manifest, so that Snakemake notices one that changed in place.
 
-``list_rows`` remembers the size and modification time of all recordings in a file beside its
+``list_rows`` remembers the size and modification time of all these files in a file beside its
 tables, with the stamp that Snakemake gave it as a parameter. The next plan uses the same stamp if
-every recording is as remembered, and another one otherwise, so that Snakemake runs ``list_rows``
-again. The file is not an output of the rule, so Snakemake does not delete it.
+every file is as remembered, and another one otherwise, so that Snakemake runs ``list_rows`` again.
+The memory is not an output of the rule, so Snakemake does not delete it.
+
+Manifests are also inputs of the rule, but Snakemake asks only whether an input is newer than the
+output. It would not notice that a manifest was replaced by an older file: by ``mv``, ``cp -p``, or
+from an archive.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,18 +30,20 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """States of the recordings that ``list_rows`` has seen.
+    """States of the files that ``list_rows`` has seen.
 
     Attributes:
         stamp: The parameter given to ``list_rows``.
         seen: The state of each recording by its path.
         first_seen: The state in which a recording was first seen with the same bytes, if it
             differs: the file was only touched since.
+        manifests: The state of each file of the manifests by its path.
     """
 
     stamp: str = FIRST_STAMP
     seen: Mapping[str, FileState] = field(default_factory=dict)
     first_seen: Mapping[str, FileState] = field(default_factory=dict)
+    manifests: Mapping[str, FileState] = field(default_factory=dict)
 
 
 def state_of(path: str) -> FileState:
@@ -59,22 +65,32 @@ def read_memory(path: Path) -> Memory:
     """Read what :func:`save_memory` wrote; a missing or damaged file is an empty memory."""
     try:
         values = json.loads(path.read_bytes())
-        for states in (values["seen"], values["first_seen"]):
+        manifests = values.get("manifests", {})
+        for states in (values["seen"], values["first_seen"], manifests):
             for name, state in states.items():
                 states[name] = FileState(*state)  # in place: there may be millions
-        return Memory(values["stamp"], values["seen"], values["first_seen"])
+        return Memory(values["stamp"], values["seen"], values["first_seen"], manifests)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return Memory()
 
 
-def stamp_of(path: Path) -> str:
-    """Return the stamp for ``list_rows``: the remembered one, or another if a recording changed.
+def states_of(paths: Iterable[str]) -> dict[str, FileState]:
+    """Return the state of each file by its path."""
+    return {path: state_of(path) for path in paths}
+
+
+def stamp_of(path: Path, manifests: Iterable[str]) -> str:
+    """Return the stamp for ``list_rows``: the remembered one, or another if a file changed.
 
     Args:
         path: The memory.
+        manifests: The files of the manifests.
     """
     memory = read_memory(path)
+    if memory == Memory():
+        return FIRST_STAMP
     changed = [(p, now) for p, seen in memory.seen.items() if (now := state_of(p)) != seen]
+    changed += sorted(states_of(manifests).items() ^ memory.manifests.items(), key=repr)
     if not changed:
         return memory.stamp
     return hashlib.sha256(json.dumps([memory.stamp, changed]).encode()).hexdigest()

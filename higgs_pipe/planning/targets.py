@@ -73,19 +73,9 @@ def inputs(paths: Sequence[str]) -> list[str]:
     """Return the paths that can be inputs of a rule.
 
     A missing file cannot; its stage reports it with a remedy. Nor can a path with braces, which
-    Snakemake takes for wildcards: see :func:`stamp_of_braced`.
+    Snakemake takes for wildcards; :func:`higgs_pipe.planning.recordings.stamp_of` knows its state.
     """
-    return [path for path in paths if Path(path).is_file() and not _has_brace(path)]
-
-
-def stamp_of_braced(paths: Sequence[str]) -> str:
-    """Return a hash of the files whose paths have braces, as a parameter instead of an input."""
-    braced = [Path(path) for path in paths if Path(path).is_file() and _has_brace(path)]
-    return hashlib.sha256("".join(map(_sha256, braced)).encode()).hexdigest() if braced else ""
-
-
-def _has_brace(path: str) -> bool:
-    return "{" in path or "}" in path
+    return [path for path in paths if Path(path).is_file() and not {"{", "}"} & {*path}]
 
 
 # Weights, config, tokenizer and chat template.

@@ -15,22 +15,28 @@ from higgs_pipe.planning.recordings import (
     save_memory,
     stamp_of,
     state_of,
+    states_of,
 )
 
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Path:
-    """A memory of a file that is there and of one that is not."""
-    (tmp_path / "a.wav").write_bytes(b"abc")
-    paths = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
-    remembered = Memory("stamp", {path: state_of(path) for path in paths})
+    """A memory of a recording that is there, of one that is not, and of a manifest."""
+    for name in ("a.wav", "m.jsonl"):
+        (tmp_path / name).write_bytes(b"abc")
+    recordings = states_of(str(tmp_path / name) for name in ("a.wav", "b.wav"))
+    remembered = Memory("stamp", recordings, manifests=states_of([str(tmp_path / "m.jsonl")]))
     save_memory(tmp_path / "memory.json", remembered)
     assert read_memory(tmp_path / "memory.json") == remembered
     return tmp_path / "memory.json"
 
 
+def stamp(memory: Path, *manifests: str) -> str:
+    return stamp_of(memory, [str(memory.with_name(name)) for name in manifests or ("m.jsonl",)])
+
+
 def test_the_stamp_stays_while_every_recording_is_as_remembered(memory: Path) -> None:
-    assert stamp_of(memory) == "stamp"
+    assert stamp(memory) == "stamp"
 
 
 @pytest.mark.parametrize("change", ["bytes", "touched", "removed", "appeared"])
@@ -47,22 +53,37 @@ def test_any_change_of_a_recording_gives_another_stamp(memory: Path, change: str
             path.unlink()
         case "appeared":
             memory.with_name("b.wav").write_bytes(b"b")
-    stamp = stamp_of(memory)
-    assert stamp != "stamp"
-    assert stamp_of(memory) == stamp
+    changed = stamp(memory)
+    assert changed != "stamp"
+    assert stamp(memory) == changed
+
+
+def test_a_manifest_replaced_by_an_older_file_gives_another_stamp(memory: Path) -> None:
+    """Snakemake looks at the age of an input alone."""
+    older = memory.with_name("older.jsonl")
+    older.write_bytes(b"xyz")
+    os.utime(older, ns=(0, 0))
+    older.rename(memory.with_name("m.jsonl"))
+    assert stamp(memory) != "stamp"
+
+
+def test_a_file_more_or_less_among_the_manifests_gives_another_stamp(memory: Path) -> None:
+    memory.with_name("{n}.jsonl").touch()
+    assert stamp(memory, "m.jsonl", "{n}.jsonl") != "stamp"
+    assert stamp_of(memory, []) != "stamp"
 
 
 def test_a_state_that_comes_back_gives_a_stamp_of_its_own(memory: Path) -> None:
     """Listed in another state meanwhile, it would pass for listed in this one."""
     path = memory.with_name("a.wav")
     os.utime(path, ns=(0, 0))
-    planned = stamp_of(memory)
+    planned = stamp(memory)
     os.utime(path, ns=(1, 1))
     listed = read_memory(memory)
     seen = {**listed.seen, str(path): state_of(str(path))}
-    save_memory(memory, Memory(planned, seen))
+    save_memory(memory, Memory(planned, seen, manifests=listed.manifests))
     os.utime(path, ns=(0, 0))
-    assert stamp_of(memory) not in (planned, "stamp")
+    assert stamp(memory) not in (planned, "stamp")
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"stamp": 1}', '{"stamp": "s", "seen": [1]}'])
@@ -70,7 +91,7 @@ def test_a_memory_that_cannot_be_read_is_empty(tmp_path: Path, text: str | None)
     if text is not None:
         (tmp_path / "m.json").write_text(text)
     assert read_memory(tmp_path / "m.json") == Memory()
-    assert stamp_of(tmp_path / "m.json") == FIRST_STAMP
+    assert stamp_of(tmp_path / "m.json", ["m.jsonl"]) == FIRST_STAMP
 
 
 def test_the_state_of_a_missing_file_is_unknown(tmp_path: Path) -> None:

@@ -60,6 +60,17 @@ def test_a_touched_recording_redoes_nothing(finished: Path) -> None:
     assert snakemake(finished) == []
 
 
+def test_a_manifest_replaced_by_an_older_file_is_read_again(finished: Path) -> None:
+    manifest, older = finished / "m.jsonl", finished / "older.jsonl"
+    older.write_text(manifest.read_text().replace("Text number 3", "Words number 3"))
+    os.utime(older, (1e9, 1e9))
+    older.rename(manifest)
+    assert snakemake(finished) == [("judge_clips", ""), ("list_rows", "")]
+    texts = pq.read_table(finished / "results/data/clips.parquet")["text"].to_pylist()
+    assert "Words number 3 here." in texts
+    assert snakemake(finished) == []
+
+
 @pytest.mark.parametrize("has_equal_size", [True, False])
 def test_a_recording_changed_in_place_redoes_its_shard_alone(
     finished: Path, has_equal_size: bool

@@ -27,7 +27,6 @@ from higgs_pipe.planning.targets import (
     inputs,
     is_within,
     products,
-    stamp_of_braced,
     versions,
 )
 
@@ -298,16 +297,11 @@ def test_braces_in_the_path_of_a_manifest_are_no_wildcards(workdir: Path) -> Non
     assert jobs(workdir, "--config", "manifest=my {voice}/m.jsonl") == EVERYTHING
 
 
-def test_a_manifest_with_braces_in_its_path_is_a_parameter_of_its_content(tmp_path: Path) -> None:
+def test_a_manifest_with_braces_in_its_path_is_no_input(tmp_path: Path) -> None:
     plain, braced = tmp_path / "m.jsonl", tmp_path / "{m}.jsonl"
     for path in (plain, braced):
         path.write_text("one")
-    paths = [str(plain), str(braced), str(tmp_path / "missing.jsonl")]
-    assert inputs(paths) == [str(plain)]
-    before = stamp_of_braced(paths)
-    braced.write_text("two")
-    assert stamp_of_braced(paths) != before
-    assert stamp_of_braced(paths[:1]) == ""
+    assert inputs([str(plain), str(braced), str(tmp_path / "missing.jsonl")]) == [str(plain)]
 
 
 def test_the_rules_are_formatted() -> None:

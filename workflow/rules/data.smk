@@ -35,10 +35,11 @@ checkpoint list_rows:
         fetched=lambda wildcards, input: object_storage.fetched_text(
             RECORDINGS_URLS, input.fetched
         ),
-        braced=lambda wildcards: targets.stamp_of_braced(targets.manifests(config)),
-        # Another one if a recording changed in place. It may not depend on `output`: Snakemake
-        # reruns a rule for a changed parameter only if that does not.
-        stamp=lambda wildcards: recordings.stamp_of(Path(RECORDINGS_MEMORY)),
+        # Another one if a recording or manifest changed in place. It may not depend on `output`:
+        # Snakemake reruns a rule for a changed parameter only if that does not.
+        stamp=lambda wildcards: recordings.stamp_of(
+            Path(RECORDINGS_MEMORY), targets.manifests(config)
+        ),
     shell:
         "{params.environment} python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"
         " --recordings-dir {params.recordings_dir:q} --measured-dir {params.measured_dir:q}"

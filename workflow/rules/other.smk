@@ -51,10 +51,9 @@ use rule list_rows as list_rows_other with:
         fetched=lambda wildcards, input: object_storage.fetched_text(
             OTHER_RECORDINGS_URLS, input.fetched
         ),
-        braced=lambda wildcards: targets.stamp_of_braced(
-            targets.manifests(OTHER_CONFIG)
+        stamp=lambda wildcards: recordings.stamp_of(
+            Path(OTHER_MEMORY), targets.manifests(OTHER_CONFIG)
         ),
-        stamp=lambda wildcards: recordings.stamp_of(Path(OTHER_MEMORY)),
 
 
 # Measure its recordings, with the same settings as for the manifest.
