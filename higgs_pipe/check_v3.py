@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import Sampling
 from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.data.files import prepare_for
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import Codes, delay
 from higgs_pipe.higgs.pretrained import checkpoint_dir
@@ -64,8 +65,9 @@ def run(
         speech: WAV file to write.
 
     Raises:
-        UserError: A check failed, or the checkpoint cannot be loaded.
+        UserError: A check failed, the checkpoint cannot be loaded, or the WAV cannot be written.
     """
+    prepare_for(speech)
     named = Pretrained("base", base)
     check_tensors(named)
     speaker = Speaker.load(base)

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import Device, Dtype, Sampling
+from higgs_pipe.data.files import prepare_for
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.generation import DEFAULT_BATCH_SIZE, Spoken
 from higgs_pipe.higgs.speaker import DEFAULT_MAX_PIECE_LENGTH, Speaker
@@ -118,6 +119,8 @@ def run(
             f"{len(references)} recordings after --reference and {len(transcripts)} transcripts "
             "after --reference-text; give one transcript per recording."
         )
+    for path in texts_by_path:
+        prepare_for(path)
     speaker = Speaker.load(
         base,
         adapter,
@@ -171,7 +174,8 @@ def _texts_by_path(
     if texts is None or out_dir is None or text is not None or out is not None:
         raise UserError("give --text and --out, or --texts and --out-dir.")
     try:
-        lines = texts.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also ends a line at a form feed or U+2028, as no editor does.
+        lines = texts.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--texts {texts} cannot be read as UTF-8 text: {error}") from None
     by_path = {

@@ -28,6 +28,25 @@ LOCK = ".lock"
 OTHER_HOST_SECONDS = 24 * 3600.0
 
 
+def prepare_for(path: Path) -> None:
+    """Create the folder of a file that is written later, after long work.
+
+    Raises:
+        UserError: ``path`` is a folder, or its own folder cannot be created or written to.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {path.parent} cannot be created ({os.strerror(error.errno or 0)}); "
+            "name another one."
+        ) from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {path.parent} is read-only; name another one.")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds."""

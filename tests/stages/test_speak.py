@@ -292,12 +292,23 @@ def test_a_file_of_texts_gives_a_wav_per_line_and_says_which_did_not_stop(
     assert "0003.wav" not in warning
 
 
+def test_lines_of_a_file_are_those_of_an_editor_without_its_byte_order_mark(
+    tmp_path: Path,
+) -> None:
+    texts = tmp_path / "lines.txt"
+    texts.write_bytes("\ufeffOne\u2028and two.\r\n\r\nThree.\n".encode())
+    found = speak._texts_by_path(None, texts, None, tmp_path)
+    assert found == {tmp_path / "0001.wav": "One\u2028and two.", tmp_path / "0003.wav": "Three."}
+
+
 SPOKEN = {"text": "Hi", "out": Path("out.wav")}
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to say": ({"out": Path("out.wav")}, "--text"),
     "nowhere to write": ({"text": "Hi"}, "--out"),
     "two kinds of text": ({**SPOKEN, "texts": Path("lines.txt")}, "--texts"),
     "no WAV": ({"text": "Hi", "out": Path("out.mp3")}, "out.mp3"),
+    "a folder": ({"text": "Hi", "out": Path("folder.wav")}, "folder.wav"),
+    "out in a file": ({"text": "Hi", "out": Path("r.wav/out.wav")}, "r.wav"),
     "no texts": ({"texts": Path("blank.txt"), "out_dir": Path("o")}, "--texts blank.txt .*text"),
     "no such texts": ({"texts": Path("absent.txt"), "out_dir": Path("o")}, "absent.txt"),
     "empty text": ({**SPOKEN, "text": " \u200b"}, "text 1"),
@@ -334,6 +345,7 @@ def test_what_cannot_be_spoken_is_refused_by_name(
     for path, samples in (("r.wav", noise), ("s.wav", 0 * noise), ("t.wav", noise[:2400])):
         sf.write(path, samples, 24_000)
     Path("blank.txt").write_text(" \n\n")
+    Path("folder.wav").mkdir()
     options, place = FAULTS[name]
     with pytest.raises(UserError, match=place):
         speak.run(**{"base": str(tiny_base), **options})
