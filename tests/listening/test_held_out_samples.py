@@ -28,7 +28,7 @@ def packed(clip_id: str, num_frames: int, num_reference_frames: int = 0) -> Any:
 
 TURNS = [
     clip("b", speaker="ben", dialogue_id="d", turn=2),
-    clip("a", speaker="ada", dialogue_id="d", turn=1),
+    clip("a", speaker="zoe", dialogue_id="d", turn=1),
     clip("c", speaker="ben", dialogue_id="d", turn=3),
 ]
 
@@ -49,7 +49,7 @@ def test_a_turn_that_was_packed_alone_is_not_a_dialogue(
 def test_the_words_of_a_dialogue_are_in_the_order_of_its_turns_without_tags() -> None:
     found = HeldOutClips(TURNS).sample(packed("a", 99), RATE_HZ)
     assert found.text == "[SPEAKER0] a\n[SPEAKER1] b\n[SPEAKER1] c"
-    assert (found.words, found.speakers) == ("a\nb\nc", "ada, ben")
+    assert (found.words, found.speakers) == ("a\nb\nc", "zoe, ben")
     assert found.duration_seconds == pytest.approx(3.9)
     assert not found.has_one_voice
 

@@ -1,5 +1,6 @@
 """The recordings of prompts, as the codec got them."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +109,39 @@ def a_dialogue_and_a_clip() -> Takes:
     return Takes(prompts, info, found, references)
 
 
+def test_takes_are_collected_by_voice_and_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    info: Any = SimpleNamespace(sample_rate_hz=RATE)
+    prompts: Any = [SimpleNamespace(sample=SimpleNamespace(codes=n), recordings=n) for n in (1, 2)]
+    monkeypatch.setattr(takes, "recording_of", lambda recordings, _: f"recording {recordings}")
+    monkeypatch.setattr(takes, "decode", lambda _, codes, __: f"decoded {codes}")
+    monkeypatch.setattr(takes, "references_of", lambda prompt, *_: [prompt.recordings])
+    spoken: Any = {
+        voice: {
+            t: [
+                SimpleNamespace(samples=f"{voice} {t} {n}", codes=n, has_stopped=n == 1)
+                for n in (1, 2)
+            ]
+            for t in (1.0, 0.5)
+        }
+        for voice in (BASE, ADAPTER)
+    }
+    codec: Any = None
+    found: Any = Takes.collect(prompts, spoken, codec, info)
+    assert found.references == [[1], [2]]
+    told = {
+        drawn: [(take.samples, take.codes, take.has_stopped) for take in of_prompts]
+        for drawn, of_prompts in found.takes.items()
+    }
+    expected: dict[Any, Any] = {
+        (voice, t): [(f"{voice} {t} 1", 1, True), (f"{voice} {t} 2", 2, False)]
+        for t in (1.0, 0.5)
+        for voice in (BASE, ADAPTER)
+    }
+    expected[RECORDING, None] = [("recording 1", 1, None), ("recording 2", 2, None)]
+    expected[CODEC, None] = [("decoded 1", 1, None), ("decoded 2", 2, None)]
+    assert told == expected
+
+
 def test_each_take_is_compared_with_the_texts_and_recordings_of_its_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -144,6 +178,8 @@ def test_each_take_is_compared_with_the_texts_and_recordings_of_its_prompt(
         ("s", "base", 0.25, "02-base-t0.25.wav", "02-reference.wav", True, "0.240"),
         ("s", "adapter", 0.25, "02-adapter-t0.25.wav", "02-reference.wav", False, "0.260"),
     ]
+    without = replace(spoken, references=[[], []])
+    assert {row["reference"] for row in without.rows()} == {None}
     first = spoken.rows()[0]
     assert (first["text"], first["task"]) == (
         "[SPEAKER0] Ja.\n[SPEAKER1] Nein.",

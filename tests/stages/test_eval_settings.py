@@ -25,7 +25,7 @@ from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.listening import speaking
 from higgs_pipe.listening.clip_losses import ClipLosses
 from higgs_pipe.listening.clusters import Clusters
-from higgs_pipe.listening.held_out import HeldOutSample
+from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample
 from higgs_pipe.listening.spoken import ADAPTER, BASE, RECORDING, Generation, VoiceTotals
 from higgs_pipe.listening.text_use import OtherTexts
 from higgs_pipe.listening.verdict import HEADLINES, Verdict, judge
@@ -192,6 +192,19 @@ def test_a_row_of_clips_has_each_models_values() -> None:
         **{"base_audio_loss": 2.5, "base_stop_loss": 4.0, "base_stop_at_end": 0.25},
         **{"base_stop_before_end": 0.5, "num_text_labels": 2, "num_audio_labels": 6},
     }
+
+
+def test_a_held_out_dialogue_has_no_turn_that_was_trained_on(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    turns = {"clip-03": {"turn": 1}, "clip-04": {"turn": 2}, "clip-09": {"turn": 3}}  # 4: training
+    changed = corpus.changed(
+        tmp_path, {name: turn | {"dialogue_id": "d"} for name, turn in turns.items()}
+    )
+    prompt = SimpleNamespace(audio_input_ids=np.zeros((0, 8)))
+    packed: Any = SimpleNamespace(sample_id="clip-03", codes=np.zeros((999, 8)), prompt=prompt)
+    found = HeldOutClips.read(changed.clips).sample(packed, frame_rate_hz=25.0)
+    assert [clip["clip_id"] for clip in found.recordings] == ["clip-03", "clip-09"]
 
 
 def test_measures_of_a_voice_are_those_of_the_temperature() -> None:

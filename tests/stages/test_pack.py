@@ -114,7 +114,9 @@ def test_packing_twice_gives_the_same_bytes_and_another_seed_others(
 
 
 def test_the_summary_counts_what_is_in_the_rows(corpus: PackedCorpus, tmp_path: Path) -> None:
-    summary = corpus.pack(tmp_path, max_tokens=512)["train"]
+    packing = corpus.pack(tmp_path, max_tokens=512)
+    summary = packing["train"]
+    assert packing["max_tokens"] == 512
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
     assert summary["num_rows"] == len(rows)
     assert summary["num_tokens"] == sum(len(row["input_ids"]) for row in rows)

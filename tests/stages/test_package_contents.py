@@ -15,11 +15,15 @@ import pytest
 import torch
 import yaml
 from helpers import PackedCorpus, Seen, edit_result, write_stage_config
+from safetensors.torch import load_file
 
 from higgs_pipe import evaluate, package, verify
 from higgs_pipe import train as train_stage
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
+from higgs_pipe.higgs.packed_for import base_of_rows
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.publishing.card import CardFacts, licence_of, metadata, model_card
 from higgs_pipe.publishing.samples import PublishedSample
 from higgs_pipe.training.results import EvalMetrics, Proof
@@ -218,10 +222,12 @@ def test_the_settings_of_training_are_the_experiments(
 
 
 def test_the_commit_of_the_base_is_in_provenance_and_card(
-    provenance: dict[str, Any], card: list[str]
+    corpus: PackedCorpus, provenance: dict[str, Any], card: list[str]
 ) -> None:
     base = provenance["base_model"]
     assert (base["name"], base["revision"]) == ("tiny-higgs", COMMIT)
+    pinned = PinnedModel.of(Pretrained("base_model", str(corpus.base)))
+    assert base["fingerprint"] == pinned.fingerprint
     assert any(line.startswith(f'revision = "{COMMIT}"') for line in card)
     assert "base_model: tiny-higgs" in card
 
@@ -297,6 +303,36 @@ def test_rows_that_were_packed_apart_are_not_packaged(
     with pytest.raises(Seen) as seen:
         make_package(results, corpus, results / "config/package.json", tmp_path / "voice")
     assert seen.value.args == (corpus.train_rows, corpus.eval_rows)
+
+
+def test_the_proof_has_the_numbers_of_what_was_packaged(
+    results: Path, corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_the_hub(*arguments: Any) -> PinnedModel:
+        return base_of_rows(*arguments).model_copy(update={"revision": COMMIT})
+
+    monkeypatch.setattr(verify, "base_of_rows", of_the_hub)
+    experiment, packaged = results / "experiments/voice", results / "adapters/voice"
+    inputs = corpus.eval_rows, experiment / "eval/metrics.json"
+    verify.run(results / "config/eval.json", packaged, *inputs, tmp_path / "proof.json")
+    proof = Proof.read(tmp_path / "proof.json")
+    weights = load_file(packaged / "adapter_model.safetensors")
+    base = PinnedModel.of(Pretrained("base_model", str(corpus.base)))
+    assert vars(proof) == {
+        "num_adapter_tensors": len(weights),
+        "max_logit_change": proof.max_logit_change,
+        "eval_loss": pytest.approx(evaluated(results)["adapter"]["eval_loss"]),
+        "base_fingerprint": base.fingerprint,
+        "base_revision": COMMIT,
+    }
+    assert proof.max_logit_change > 0
+
+
+def test_the_chart_of_the_card_is_that_of_the_loss(results: Path, card: list[str]) -> None:
+    log = (results / "experiments/voice/train/metrics.jsonl").read_text().splitlines()
+    losses = [line["eval_loss"] for line in map(json.loads, log) if "eval_loss" in line]
+    ends = f"held-out from {losses[0]:.3f} at step 0 to {losses[-1]:.3f} at step 1"
+    assert ends in " ".join(card).replace("\\", "")
 
 
 def test_the_change_of_a_logit_is_its_largest_up_or_down(

@@ -213,6 +213,29 @@ TALK = [
 ]
 
 
+def test_scenes_and_references_are_dropped_each_by_its_own_draw() -> None:
+    rows = [clip(f"{i}", "x", scene="A hall.") for i in range(100)]
+    drawn = Drawn(rows, tasks=CLONING, scene_dropout=0.5, reference_dropout=0.5)
+    found = Counter((plan.has_scene, bool(plan.references)) for plan in drawn.plans.values())
+    assert len(found) == 4
+    assert min(found.values()) > 10
+
+
+def test_the_references_of_a_dialogue_are_dropped_one_by_one() -> None:
+    rows = [clip("a", "x"), clip("b", "y")]
+    for i in range(100):
+        names = [(f"{i}-x", "x"), (f"{i}-y", "y")]
+        rows += [clip(*name, dialogue_id=f"{i}", turn=n) for n, name in enumerate(names)]
+    drawn = Drawn(rows, tasks=DIALOGUE_CLONING | {"speech": 1e-9}, reference_dropout=0.5)
+    found = Counter(len(plan.references) for plan in drawn.plans.values() if plan.is_dialogue)
+    assert [found[n] > 10 for n in range(3)] == [True] * 3
+
+
+def test_a_conversation_is_nobodys_reference() -> None:
+    drawn = Drawn([clip("a", "x"), clip("b", "x", conversation="[]")], tasks=CLONING)
+    assert (drawn.references("a"), drawn.reasons("a")) == ([], [NO_REFERENCE])
+
+
 def test_a_dialogue_is_one_target_with_its_speakers_tagged() -> None:
     drawn = Drawn(TALK, tasks=DIALOGUE)
     assert list(drawn.plans) == ["t0"]
