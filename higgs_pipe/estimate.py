@@ -10,7 +10,7 @@ import numpy as np
 
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, TrainConfig
-from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage, merge
+from higgs_pipe.config.stages import EstimateStage, Pretrained, load_stage
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.planner import CONVERSATION, SamplePlan
@@ -23,6 +23,7 @@ from higgs_pipe.higgs.prompts import NotRendered, PromptRenderer
 from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.higgs.text_tokens import TextTokens, count_text_tokens
 from higgs_pipe.planning import bases
+from higgs_pipe.planning.config_check import merge
 from higgs_pipe.training.forecast import PACKED_FILL, ExperimentEstimate, estimate_experiment
 
 logger = logging.getLogger("higgs_pipe")

@@ -43,6 +43,18 @@ class Value:
         return {"type": "array", "items": one} if self.each else one
 
 
+class Odd:
+    """The condition that a whole number is odd."""
+
+    def holds(self, value: Any) -> bool:
+        """Return whether ``value`` meets the condition."""
+        return bool(value % 2 == 1)
+
+    def schema(self) -> JsonSchema:
+        """Return the JSON schema of the values that meet the condition."""
+        return {"not": {"multipleOf": 2}}
+
+
 ZERO, EACH_ZERO, TRUE, OFF = Value((0,)), Value((0,), each=True), Value((True,)), Value((None,))
 ON = Value((None, False), others=True)
 
@@ -58,7 +70,7 @@ class Forbidden:
     """
 
     message: str
-    keys: Mapping[str, Value]
+    keys: Mapping[str, Value | Odd]
 
     def is_in(self, section: BaseModel) -> bool:
         """Return whether the section has this combination."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from higgs_pipe.config.rules import EACH_ZERO, OFF, ON, TRUE, ZERO, Forbidden, Section, Value
+from higgs_pipe.config.rules import EACH_ZERO, OFF, ON, TRUE, ZERO, Forbidden, Odd, Section, Value
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32", "float64"]
@@ -310,12 +310,15 @@ LoraPreset = Literal["attention", "audio", "all"]
 class LoraSettings(Section):
     """The adapter, in PEFT's terms."""
 
-    forbidden = tuple(
-        Forbidden(
-            f"init olora and pissa cannot be combined with {key}",
-            {"init": Value(("olora", "pissa")), key: TRUE},
-        )
-        for key in ("use_rslora", "use_dora")
+    forbidden = (
+        *(
+            Forbidden(
+                f"init olora and pissa cannot be combined with {key}",
+                {"init": Value(("olora", "pissa")), key: TRUE},
+            )
+            for key in ("use_rslora", "use_dora")
+        ),
+        Forbidden("init orthogonal needs an even r", {"init": Value(("orthogonal",)), "r": Odd()}),
     )
 
     r: int = Field(16, ge=1, le=1024, description="Rank.")
@@ -385,6 +388,14 @@ class TrainConfig(Section):
         Forbidden(
             "lora.init olora and pissa cannot be combined with init_adapter",
             {"init_adapter": ON, "lora.init": Value(("olora", "pissa"))},
+        ),
+        Forbidden(  # PEFT decomposes in float32
+            "lora.init olora and pissa cannot be combined with dtype float64",
+            {"dtype": Value(("float64",)), "lora.init": Value(("olora", "pissa"))},
+        ),
+        Forbidden(  # PEFT refuses weights that are not floats
+            "lora.init pissa cannot be combined with quantization",
+            {"quantization": ON, "lora.init": Value(("pissa",))},
         ),
     )
 

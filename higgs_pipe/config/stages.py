@@ -33,6 +33,7 @@ from higgs_pipe.config.settings import (
     ValidateConfig,
 )
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.config_check import merge
 
 
 @dataclass(frozen=True)
@@ -220,12 +221,3 @@ def load_stage(stage: type[StageT], path: Path, overrides: str | None = None) ->
             f"{path}: the settings are refused:\n{list_offenders(offenders)}\n"
             "Fix them in config.yaml and run snakemake again."
         ) from None
-
-
-def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with ``overrides`` laid over it, section by section."""
-    merged = dict(base)
-    for key, value in overrides.items():
-        both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = merge(base[key], value) if both_sections else value
-    return merged

@@ -12,6 +12,7 @@ import jsonschema  # type: ignore[import-untyped]  # ships no types
 import yaml
 
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.bases import without_base
 from higgs_pipe.planning.bounds import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_VALUES
 from higgs_pipe.planning.config_faults import faults_of
 from higgs_pipe.planning.schemas import Schema, branch, types
@@ -58,8 +59,8 @@ def load_config(
             replace those of ``config.yaml``.
 
     Raises:
-        UserError: Keys are unknown or missing, or values have the wrong type or are out of
-            bounds; the message lists the first 20 and counts the rest.
+        UserError: Keys are unknown or missing, or values have the wrong type, are out of bounds or
+            may not be combined; the message lists the first 20 and counts the rest.
     """
     if fault := _amount_fault(config):
         raise UserError(f"The config is refused: {fault}.")
@@ -67,16 +68,45 @@ def load_config(
     own = {key: value for key, value in config.items() if key not in SNAKEMAKE_KEYS}
     own |= {key: value for key, value in (given or {}).items() if key == "experiments"}
     own = _coerced(own, schema, schema)
-    errors = sorted(_Validator(schema).iter_errors(own), key=lambda error: str(error.json_path))
-    faults = list(dict.fromkeys(fault for error in errors for fault in faults_of(error, schema)))
+    faults = _faults(own, schema)
+    if not faults:
+        _fill_defaults(own, schema, schema)
+        faults = _faults_of_experiments(own, schema)
     if faults:
         raise UserError(
             "The config is refused:\n"
             f"{list_offenders(faults)}\n"
             "Fix config.yaml, or the values of --config and --configfile, and run snakemake again."
         )
-    _fill_defaults(own, schema, schema)
     return {**own, **{key: config[key] for key in SNAKEMAKE_KEYS if key in config}}
+
+
+def _faults(config: Mapping[str, Any], schema: Schema) -> list[str]:
+    errors = sorted(_Validator(schema).iter_errors(config), key=lambda error: str(error.json_path))
+    return list(dict.fromkeys(fault for error in errors for fault in faults_of(error, schema)))
+
+
+def _faults_of_experiments(config: Mapping[str, Any], schema: Schema) -> list[str]:
+    """Return the faults of the complete settings of each experiment.
+
+    A value that it overrides may not go together with one that it takes from ``train``.
+    """
+    complete = {
+        name: merge(config["train"], without_base(changes))
+        for name, changes in config["experiments"].items()
+    }
+    settings = {"additionalProperties": schema["properties"]["train"]}
+    of_experiments = {"$defs": schema["$defs"], "properties": {"experiments": settings}}
+    return _faults({"experiments": complete}, of_experiments)
+
+
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``overrides`` laid over it, section by section."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both_sections else value
+    return merged
 
 
 def config_path_or_exit(own: Path, shipped: Path) -> str:

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from higgs_pipe.config.reference import reference_text
 from higgs_pipe.config.schema import schema_text
 from higgs_pipe.config.settings import Config, ManifestEntry
-from higgs_pipe.config.stages import STAGES, load_stage, merge
+from higgs_pipe.config.stages import STAGES, load_stage
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import config_check, launching
+from higgs_pipe.planning.config_check import merge
 
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
@@ -275,6 +276,15 @@ FORBIDDEN = {
         "experiments.e.lora",
         {"init": "pissa", "use_dora": True},
     ),
+    "init orthogonal needs an even r": ("train.lora", {"init": "orthogonal", "r": 3}),
+    "lora.init olora and pissa cannot be combined with dtype float64": (
+        "train",
+        {"dtype": "float64", "lora": {"init": "olora"}},
+    ),
+    "lora.init pissa cannot be combined with quantization": (
+        "train",
+        {"quantization": "4bit", "lora": {"init": "pissa"}},
+    ),
 }
 
 
@@ -298,6 +308,8 @@ def test_a_forbidden_combination_is_refused_by_schema_and_models(
         ("train.loss_weights", {"text": 0, "codebooks": [0, 0.5]}),
         ("train.lora", {"init": "pissa", "use_dora": False}),
         ("train.lora", {"init": "default", "use_dora": True, "use_rslora": True}),
+        ("train.lora", {"init": "orthogonal"}),
+        ("train.lora", {"r": 3}),
     ],
 )
 def test_an_allowed_combination_is_accepted_by_schema_and_models(
@@ -305,6 +317,22 @@ def test_an_allowed_combination_is_accepted_by_schema_and_models(
 ) -> None:
     config = with_value(MINIMAL, dotted, values)
     assert Config.model_validate(config).model_dump(by_alias=True) == load(config)
+
+
+def test_an_override_that_does_not_go_with_train_is_refused() -> None:
+    config = with_value(MINIMAL, "train.lora.init", "pissa")
+    both = {"a": {"lora": {"use_dora": True}}, "b": {"lora": {"r": 3}}, "c": {"dtype": "float64"}}
+    lines = refusal(with_value(config, "experiments", both)).splitlines()
+    assert lines[1].startswith("  experiments.a.lora: init olora and pissa")
+    assert lines[2].startswith("  experiments.c: lora.init olora and pissa")
+    assert len(lines) == 4
+
+
+def test_an_override_that_goes_with_train_alone_is_accepted() -> None:
+    config = with_value(MINIMAL, "train.sample_steps", 2)
+    load(with_value(config, "experiments", {"e": {"keep_best_by": "stop_rate"}}))
+    without = {"e": {"keep_best_by": "stop_rate", "sample_steps": None}}
+    assert "experiments.e: keep_best_by" in refusal(with_value(config, "experiments", without))
 
 
 def test_validation_listens_only_where_a_model_is_named() -> None:

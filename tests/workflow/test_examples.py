@@ -6,8 +6,7 @@ import yaml
 from helpers import ROOT
 
 from higgs_pipe.config.settings import Config
-from higgs_pipe.config.stages import merge
-from higgs_pipe.planning.config_check import load_schema, stage_config_text
+from higgs_pipe.planning.config_check import load_schema, merge, stage_config_text
 
 BARE: dict[str, Any] = {"manifest": "m", "base_model": "b", "codec": "c"}
 OF_MEMORY = {

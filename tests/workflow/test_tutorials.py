@@ -13,7 +13,7 @@ from helpers import ROOT
 
 from higgs_pipe import speak
 from higgs_pipe.config.settings import Config
-from higgs_pipe.config.stages import merge
+from higgs_pipe.planning.config_check import merge
 from higgs_pipe.planning.stages import STAGES
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
