@@ -3,6 +3,8 @@
 import json
 import logging
 import signal
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +17,12 @@ from helpers import PackedCorpus, Seen, train, write_stage_config
 from reference import base_with_lora
 from safetensors.torch import load_file
 
+import higgs_pipe
 import higgs_pipe.train
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.adapter_files import Ancestor
 from higgs_pipe.higgs.batch import PackedRow, PackedRows
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.train import Training
@@ -26,6 +30,8 @@ from higgs_pipe.training import processes
 from higgs_pipe.training.checkpoints import Checkpoints
 from higgs_pipe.training.evaluation import Evaluation
 from higgs_pipe.training.held_out import held_out_sums
+from higgs_pipe.training.results import Preflight, RunInfo, TrainedSettings
+from higgs_pipe.training.run_info import PACKAGES, git_commit, processor, run_info, write_run
 from higgs_pipe.training.state import Progress, TrainingState
 from higgs_pipe.training.step_inputs import PlannedStep, epoch_steps
 
@@ -308,3 +314,53 @@ def test_weights_and_biases_writes_into_the_folder_of_the_run(tmp_path: Path) ->
     assert (project, config["tracker"]) == ("higgs-pipe", "wandb")
     assert options == {"init_kwargs": {"wandb": {"dir": str(output / "logs"), "name": "ada"}}}
     assert (output / "logs").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("device", "machine"),
+    [("cpu", processor()), ("cuda:1", "3 × A card of cuda:1")],
+    ids=["cpu", "cuda"],
+)
+def test_a_run_says_where_and_with_what_it_began(
+    device: str, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda which: f"A card of {which}")
+    ancestor = Ancestor(name="voice", fingerprint="0" * 64)
+    before = datetime.now(UTC).replace(microsecond=0)
+    found = run_info(torch.device(device), num_processes=3, ancestor=ancestor)
+    assert before <= datetime.fromisoformat(found.started_at) <= datetime.now(UTC)
+    assert vars(found) == {
+        "started_at": found.started_at,
+        "machine": machine,
+        "num_processes": 3,
+        "higgs_pipe": higgs_pipe.__version__,
+        "git_commit": git_commit(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "ancestor": ancestor,
+    }
+
+
+def test_a_run_is_written_down_with_the_settings_that_it_has(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def look(device: torch.device, num_processes: int, ancestor: Any) -> Any:
+        asked.append((device.type, num_processes, ancestor))
+        raise Seen
+
+    monkeypatch.setattr(higgs_pipe.train, "run_info", look)
+    with pytest.raises(Seen):
+        train(corpus, tmp_path, preflight=False)
+    assert asked == [("cpu", 1, None)]
+    settings = TrainConfig(num_epochs=7, lora={"r": 3})
+    stage = TrainStage(base_model="base", base_model_revision="main", train=settings)
+    parts = {"text": 5, "audio": 7}
+    checked: dict[str, Any] = {"checks": []}
+    write_run(tmp_path, run_info(torch.device("cpu"), 1), stage, parts, checked)
+    written = TrainedSettings.read(tmp_path / "config.json")
+    assert (written.base_model, written.base_model_revision) == ("base", "main")
+    assert written.train == settings.model_dump()
+    assert json.loads((tmp_path / "trainable_parameters.json").read_text()) == parts
+    assert Preflight.read(tmp_path / "preflight.json").checks == []
+    assert RunInfo.read(tmp_path / "run.json").num_processes == 1
