@@ -1,6 +1,7 @@
 """Settings of eval and accept through the stages, by what is computed and spoken."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import PackedCorpus, Seen, write_stage_config
 
 from higgs_pipe import accept, evaluate
@@ -17,6 +19,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import generation
 from higgs_pipe.higgs.adapter_files import BASE_FILE
+from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.frame_losses import FrameLosses
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import LossSums
@@ -29,6 +32,7 @@ from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample
 from higgs_pipe.listening.spoken import ADAPTER, BASE, RECORDING, Generation, VoiceTotals
 from higgs_pipe.listening.text_use import OtherTexts
 from higgs_pipe.listening.verdict import HEADLINES, Verdict, judge
+from higgs_pipe.training.held_out import held_out_sums
 
 
 @pytest.fixture(scope="module")
@@ -124,45 +128,78 @@ def test_the_folder_of_compiled_code_reaches_evaluation(
     assert seen.value.args == (code,)
 
 
-def test_clips_are_grouped_and_judged_by_what_they_are(
-    corpus: PackedCorpus, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    speakers_of_texts: list[Any] = []
-    grouped: list[Any] = []
-    num_entries: list[int] = []
-    other_texts, of = OtherTexts, Clusters.of
+@dataclass
+class Noted:
+    """What an evaluation, of other recordings by its options, handed on."""
 
-    def noted_texts(rows: Any, speakers: Any, place: Any) -> Any:
-        speakers_of_texts.append(speakers)
-        return other_texts(rows, speakers, place)
+    verdict: Path
+    speakers_of_texts: list[Any] = field(default_factory=list)
+    grouped: list[Any] = field(default_factory=list)
+    num_entries: list[int] = field(default_factory=list)
+    losses: list[ClipLosses] = field(default_factory=list)
 
-    def noted_groups(*names: Any) -> Any:
-        grouped.append(names)
-        return of(*names)
 
-    def noted_judge(*differences: Any, **facts: Any) -> Any:
-        num_entries.append(facts["num_entries"])
+@pytest.fixture(scope="module")
+def noted(corpus: PackedCorpus, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Noted:
+    folder = tmp_path_factory.mktemp("noted")
+    found, group = Noted(folder / "eval/verdict.json"), Clusters.of
+
+    def texts(rows: Any, speakers: Any, place: Any) -> Any:
+        found.speakers_of_texts.append(speakers)
+        return OtherTexts(rows, speakers, place)
+
+    def groups(*names: Any) -> Any:
+        found.grouped.append(names)
+        return group(*names)
+
+    def judged(*differences: Any, **facts: Any) -> Any:
+        found.num_entries.append(facts["num_entries"])
         return judge(*differences, **facts)
 
-    monkeypatch.setattr(evaluate, "judge", noted_judge)
-    monkeypatch.setattr(evaluate, "OtherTexts", noted_texts)
-    monkeypatch.setattr(Clusters, "of", noted_groups)
+    def losses(**parts: Any) -> ClipLosses:
+        found.losses.append(ClipLosses(**parts))
+        return found.losses[-1]
+
     config = write_stage_config(
-        tmp_path / "eval.json",
+        folder / "eval.json",
         base_model=str(corpus.base),
         eval={"device": "cpu", "num_prompts": 0},
     )
-    outputs = tmp_path / "eval", tmp_path / "samples"
-    clips_of = "eval.other_manifest"
-    evaluate.run(config, corpus.clips, corpus.eval_rows, adapter, *outputs, clips_of=clips_of)
-    ids, speakers = ["clip-03", "clip-06", "clip-09"], ["high", "low", "high"]
-    assert speakers_of_texts[0] == dict(zip(ids, speakers, strict=True))
-    found_ids, recordings, found_speakers = grouped[0]
-    assert (found_ids, found_speakers) == (ids, speakers)
-    assert [Path(path).stem for path in recordings] == ids
-    [first, *_] = Verdict.read(tmp_path / "eval/verdict.json").sentences
-    assert first == HEADLINES[clips_of].no_evidence
-    assert num_entries == [1026]  # 1024 codes, and both ends of a stream
+    outputs = folder / "eval", folder / "samples"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "OtherTexts", texts)
+        patch.setattr(evaluate, "judge", judged)
+        patch.setattr(evaluate, "ClipLosses", losses)
+        patch.setattr(Clusters, "of", groups)
+        clips_of = "eval.other_manifest"
+        evaluate.run(config, corpus.clips, corpus.eval_rows, adapter, *outputs, clips_of=clips_of)
+    return found
+
+
+IDS, SPEAKERS = ["clip-03", "clip-06", "clip-09"], ["high", "low", "high"]
+
+
+def test_clips_are_grouped_and_judged_by_what_they_are(noted: Noted) -> None:
+    assert noted.speakers_of_texts[0] == dict(zip(IDS, SPEAKERS, strict=True))
+    found_ids, recordings, found_speakers = noted.grouped[0]
+    assert (found_ids, found_speakers) == (IDS, SPEAKERS)
+    assert [Path(path).stem for path in recordings] == IDS
+    [first, *_] = Verdict.read(noted.verdict).sentences
+    assert first == HEADLINES["eval.other_manifest"].no_evidence
+    assert noted.num_entries == [1026]  # 1024 codes, and both ends of a stream
+
+
+def test_the_base_reads_the_other_texts_too(corpus: PackedCorpus, noted: Noted) -> None:
+    base = DualLossModel(load_base(Pretrained("base_model", str(corpus.base)), torch.float32))
+    speakers = dict(zip(IDS, SPEAKERS, strict=True))
+    rows = OtherTexts(PackedRows(corpus.eval_rows), speakers, base.place_of_text)
+    expected = held_out_sums(base, rows, Accelerator(cpu=True), 1)
+    [losses] = noted.losses
+    for sums, of_base, of_adapter in zip(
+        expected.values(), losses.base_other_text, losses.adapter_other_text, strict=True
+    ):
+        assert torch.allclose(sums.loss, of_base.loss)
+        assert not torch.allclose(sums.loss, of_adapter.loss)
 
 
 def test_a_row_of_clips_has_each_models_values() -> None:

@@ -175,6 +175,16 @@ def test_alarms_know_the_entropy_of_held_out_codes(corpus: PackedCorpus) -> None
     assert training_of(corpus).alarms.entropies[0] == pytest.approx(by_hand)
 
 
+def test_alarms_and_telemetry_know_the_whole_run(
+    corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [7, 9, 8, 6, 5]
+    monkeypatch.setattr(PackedRows, "row_lengths", lambda _: lengths)
+    training = training_of(corpus, rows_per_step=2, num_epochs=3)
+    assert training.num_steps == training.alarms.num_steps == 9
+    assert training.telemetry.longest_row == 9
+
+
 def test_patience_ends_a_run_after_so_many_losses_without_a_new_lowest(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
