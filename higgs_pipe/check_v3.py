@@ -18,6 +18,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.files import prepare_for
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codes import Codes, delay
+from higgs_pipe.higgs.family import V3, family_of_base
 from higgs_pipe.higgs.pretrained import checkpoint_dir
 from higgs_pipe.higgs.prompts import ModelPrompt
 from higgs_pipe.higgs.shards import Shards
@@ -65,10 +66,13 @@ def run(
         speech: WAV file to write.
 
     Raises:
-        UserError: A check failed, the checkpoint cannot be loaded, or the WAV cannot be written.
+        UserError: A check failed, the checkpoint cannot be loaded or is of another family, or the
+            WAV cannot be written.
     """
     prepare_for(speech)
     named = Pretrained("base", base)
+    if (family := family_of_base(named)) is not V3:
+        raise UserError(f"{base} is a {family.name} checkpoint; name one of {V3.name}.")
     check_tensors(named)
     speaker = Speaker.load(base)
     is_published = len(speaker.renderer.tokenizer) == PUBLISHED_NUM_TOKENS

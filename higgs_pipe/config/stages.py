@@ -205,9 +205,16 @@ def load_stage(stage: type[StageT], path: Path, overrides: str | None = None) ->
         overrides: JSON object of an experiment, merged into the ``train`` section.
 
     Raises:
-        UserError: A key is unknown, or a value has the wrong type or is out of bounds.
+        UserError: The file cannot be read as JSON, a key is unknown, or a value has the wrong type
+            or is out of bounds.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as the settings of a stage ({error}); run snakemake, which "
+            "writes them to results/config/."
+        ) from None
     if overrides is not None:
         values["train"] = merge(values["train"], json.loads(overrides))
     try:

@@ -429,3 +429,12 @@ def test_every_setting_is_read_by_some_stage() -> None:
     for section, name in split.items():
         keys |= {f"{section}.{key}" for key in SCHEMA["$defs"][name]["properties"]}
     assert keys <= read
+
+
+@pytest.mark.parametrize("text", [None, "{", b"\xff"])
+def test_a_stages_settings_that_cannot_be_read_are_named(tmp_path: Path, text: Any) -> None:
+    path = tmp_path / "train.json"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"train\.json cannot be read"):
+        load_stage(STAGES["train"], path)

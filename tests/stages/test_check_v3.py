@@ -61,6 +61,11 @@ def test_published_weights_must_meet_every_check(
         check_v3.run(str(v3_base), str(codec), recording, "A tone.", tmp_path / "out.wav")
 
 
+def test_a_checkpoint_of_another_family_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a Higgs Audio v2 checkpoint"):
+        check_v3.run(str(tiny_base), speech=tmp_path / "out.wav")
+
+
 def test_another_codec_is_named_by_its_tensor(v3_base: Path, codec: Path, tmp_path: Path) -> None:
     other = shutil.copytree(codec, tmp_path / "codec")
     tensors = load_file(other / "model.safetensors")

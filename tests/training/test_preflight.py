@@ -23,6 +23,7 @@ from higgs_pipe.higgs.codes import delay
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.renderers import renderer_of
 from higgs_pipe.training.preflight import checks as preflight
 from higgs_pipe.training.preflight import data_checks as preflight_data
 from higgs_pipe.training.preflight import model_checks as preflight_model
@@ -44,8 +45,8 @@ NAMES = [
 BRIEF: dict[str, Any] = {"rows_per_step": 2, "num_epochs": 1, "log_steps": 1}
 
 
-def adapted(base: Any, **lora: Any) -> DualLossModel:
-    return DualLossModel(add_lora(base, LoraSettings(**lora), seed=0)).train()
+def adapted(base: Any, tokenizer: Any = None, **lora: Any) -> DualLossModel:
+    return DualLossModel(add_lora(base, LoraSettings(**lora), 0, tokenizer)).train()
 
 
 @pytest.fixture
@@ -464,16 +465,16 @@ def test_gradients_missing_everywhere_are_one_message(
         {"use_dora": True},
         {"init": "pissa"},
         {"train_in_full": ["audio_head", "audio_embeddings"]},
+        {"trainable_tokens": ["<|eot_id|>"]},
     ],
-    ids=["attention", "dora", "pissa", "in full"],
+    ids=["attention", "dora", "pissa", "in full", "tokens"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_kind_of_adapter_passes(
     tiny_base: Path, corpus: PackedCorpus, lora: dict[str, Any], dtype: Any
 ) -> None:
-    result = run(
-        adapted(load_base(Pretrained("base_model", str(tiny_base)), dtype), **lora), corpus
-    )
+    base = Pretrained("base_model", str(tiny_base))
+    result = run(adapted(load_base(base, dtype), renderer_of(base).tokenizer, **lora), corpus)
     assert "failed" not in statuses(result).values()
     (gradients,) = [c["found"] for c in result["checks"] if c["name"] == "LoRA gradients"]
     assert ("audio_lm_head, embed_audio_tokens" in gradients) == ("train_in_full" in lora)

@@ -39,6 +39,7 @@ def num_ids(native: HiggsAudioV2ForConditionalGeneration) -> tuple[int, int]:
     """Return how many text ids, and how many ids of a codebook, have an embedding and an output."""
     body = native.model
     embedded = body.embed_audio_tokens.embed_audio_tokens.num_embeddings
-    num_text = min(body.embed_tokens.num_embeddings, native.text_lm_head.out_features)
+    # By the weight, which PEFT's wrapper for train.lora.trainable_tokens has too.
+    num_text = min(len(body.embed_tokens.weight), native.text_lm_head.out_features)
     num_audio = min(embedded, native.audio_lm_head.out_features)
     return num_text, num_audio // native.config.num_codebooks
