@@ -27,7 +27,6 @@ OTHERWISE = {
     "train.cuda_graphs": "changes the speed alone, as test_graphs shows",
     "train.compile": "changes the speed alone, as test_model shows",
     "eval.compile": "changes the speed alone, as test_model shows",
-    "package.dtype": "tests/stages/test_merge.py makes and proves whole checkpoints",
     "package.forms": "tests/planning/test_forms.py plans each form",
 }
 

@@ -16,6 +16,7 @@ import soundfile as sf
 import torch
 from helpers import (
     PackedCorpus,
+    Seen,
     edit_result,
     files_of_at_most,
     has_line_with,
@@ -175,6 +176,7 @@ def test_a_checkpoint_names_the_commits_of_base_and_codec(
 
 def test_without_rounding_all_greedy_codes_are_the_adapters(trained: Path, tmp_path: Path) -> None:
     folder = run_merge(trained, tmp_path / "merged/default", dtype="float32")
+    assert MergeRecord.read(folder / "merge.json").dtype == "float32"
     proof = FormProof.read(folder / "proof.json")
     assert len(proof.first_seconds) == 3
     assert all(s.num_equal_frames == s.num_frames > 0 for s in proof.first_seconds)
@@ -324,7 +326,10 @@ def test_speak_takes_a_moved_checkpoint_as_base_and_finds_its_codec(
     assert Path(speaker.codec_info.codec) == moved / "audio_tokenizer"
 
 
-def test_a_base_that_changed_since_training_is_not_merged(trained: Path, tmp_path: Path) -> None:
+def test_a_base_that_changed_since_training_is_not_merged(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "write_form", None)  # nothing is written first
     results = shutil.copytree(trained, tmp_path / "results")
     path = results / "train/adapter/base_model.json"
     edit_result(path, fingerprint="0" * 64)
@@ -433,6 +438,33 @@ def test_a_full_disk_leaves_nothing_behind(trained: Path, tmp_path: Path) -> Non
     with files_of_at_most(200_000), pytest.raises(UserError, match="no room"):
         run_merge(trained, tmp_path / "merged/default")
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["merge.json"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_per_value", "has_codec"),
+    [("bfloat16", 2, True), ("float32", 4, True), ("bfloat16", 2, False)],
+)
+def test_the_room_is_that_of_the_weights_and_the_codec(
+    corpus: PackedCorpus,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    bytes_per_value: int,
+    has_codec: bool,
+) -> None:
+    def look(_: Path, num_bytes: int) -> None:
+        raise Seen(num_bytes)
+
+    monkeypatch.setattr(merge, "check_room", look)
+    form = "merged" if has_codec else "original"
+    with pytest.raises(Seen) as seen:
+        run_merge(trained, tmp_path / form / "default", dtype=dtype)
+    weights = load_file(trained / "base/model.safetensors").values()
+    codec = (corpus.base / "audio_tokenizer").iterdir()
+    expected = bytes_per_value * sum(weight.numel() for weight in weights)
+    expected += sum(path.stat().st_size for path in codec) if has_codec else 0
+    assert seen.value.args == (expected,)
 
 
 def test_room_is_checked_before_anything_is_written(
