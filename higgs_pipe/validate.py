@@ -67,13 +67,14 @@ def run(
         UserError: Too many rows are rejected, the rows lack the key to split by, or a split would
             be empty. Then nothing is written.
     """
+    pa.set_memory_pool(pa.system_memory_pool())  # which Python shares: each uses what is free
     stage = load_stage(ValidateStage, config)
     rules = [rules_of(family) for family in families]
     trained = None if trained_clips is None else TrainedClips.read(trained_clips)
     stored = StoredRows(rows, normalized if trained is None else _held_out)
     judged = _write_clips(clips, stored, measured_dir, stage, rules, trained)
     summary = summarize(clips, judged, stored, stage.data)
-    write_table(rejected, REJECTED, list(map(_rejected_row, judged.rejections)))
+    write_table(rejected, REJECTED, map(_rejected_row, judged.rejections))
     write_shards(shards_dir, SHARD_CLIPS, _by_shard(clips, stage.data.num_shards))
     summary.write(validation)
     log_warnings(summary, judged.rejections)
@@ -88,12 +89,15 @@ def _write_clips(
     rules: Sequence[PromptRules],
     trained: TrainedClips | None,
 ) -> Judged:
-    """Write the table of clips; the measures are in memory for as long as that takes."""
-    measured = MeasuredSpans.read(measured_dir, stage.data.num_shards)
+    """Write the table of clips. The measures are in memory only where rows need them."""
+
+    def measured() -> MeasuredSpans:
+        return MeasuredSpans.read(measured_dir, stage.data.num_shards)
+
     if trained is None:
         _check_split_is_known(rows, stage.data)
     with temporary_folder(clips.with_name("drafts")) as folder:
-        judgement = judge(rows, measured, stage, rules, folder / "drafts.parquet", trained)
+        judgement = judge(rows, measured(), stage, rules, folder / "drafts.parquet", trained)
         _check_enough_accepted(judgement, len(rows), stage)
         if stage.validate_.check_texts:
             check_texts(judgement.accepted, rows)

@@ -64,6 +64,7 @@ class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
 
     def read(self, *args: Any, **kwargs: Any) -> pa.Table:
         """Read columns of all rows; arguments as in pyarrow."""
+        pa.default_memory_pool().release_unused()  # by tables that were read before
         with self._lock, _damage_named(self._path, self._made_by):
             table = super().read(*args, **kwargs)
         self._check_count(self.metadata.num_rows, table.num_rows)

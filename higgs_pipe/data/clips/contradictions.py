@@ -5,11 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-
 from higgs_pipe.data.clips.candidates import Clip
-from higgs_pipe.data.clips.keys import numbered, numbers_of
+from higgs_pipe.data.clips.keys import may_repeat
 from higgs_pipe.data.clips.results import Contradictions
 from higgs_pipe.data.text import bare_words
 
@@ -41,9 +38,7 @@ def find_contradictions(
     Returns:
         By ``texts`` and ``speakers``; what no recording has is left out.
     """
-    samples = pa.array([said.pcm_sha256 for said in _all_said(targets, references)], pa.string())
-    recordings = numbers_of(numbered(pa.chunked_array([samples])))
-    is_repeated = np.bincount(recordings)[recordings] > 1
+    is_repeated = may_repeat(said.pcm_sha256 for said in _all_said(targets, references))
     texts: dict[str, dict[str, _Said]] = defaultdict(dict)
     speakers: dict[str, dict[str, _Said]] = defaultdict(dict)
     for said in compress(_all_said(targets, references), is_repeated):

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from higgs_pipe.data.clips.keys import OtherRecording
 from higgs_pipe.data.specs import CLIPS
-from higgs_pipe.data.tables import open_table, table_writer, write_groups
+from higgs_pipe.data.tables import TableFile, open_table, table_writer, write_groups
 
 CLIPS_AT_ONCE = 2_000
 
@@ -27,7 +27,7 @@ DRAFTS = replace(
 class Drafts:
     """Clips in the manifest's order, some of those in a file."""
 
-    path: Path
+    file: TableFile
     is_kept: npt.NDArray[np.bool_]  # of each row of the file
     others: Sequence[OtherRecording]  # in the clips' conversations, in their order
 
@@ -38,14 +38,14 @@ class Drafts:
         """Write rows of DRAFTS to a file; ``others`` is complete when the last one was taken."""
         with table_writer(path, DRAFTS) as writer:
             num_clips = write_groups(writer, DRAFTS, clips, CLIPS_AT_ONCE)
-        return cls(path, np.ones(num_clips, np.bool_), others)
+        return cls(open_table(path, DRAFTS)[0], np.ones(num_clips, np.bool_), others)
 
     def __len__(self) -> int:
         return int(self.is_kept.sum())
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Return some columns of the clips."""
-        table = open_table(self.path, DRAFTS)[0].read(columns=list(columns))
+        table = self.file.read(columns=list(columns))
         return table if self.is_kept.all() else table.filter(pa.array(self.is_kept))
 
     def column(self, name: str) -> pa.ChunkedArray:
@@ -55,7 +55,7 @@ class Drafts:
     def tables(self) -> Iterator[pa.Table]:
         """Yield the clips with all their columns, a part at a time."""
         first = 0
-        for batch in open_table(self.path, DRAFTS)[0].iter_batches(CLIPS_AT_ONCE):
+        for batch in self.file.iter_batches(CLIPS_AT_ONCE):
             is_kept = self.is_kept[first : first + len(batch)]
             yield pa.Table.from_batches([batch]).filter(pa.array(is_kept))
             first += len(batch)
@@ -67,4 +67,4 @@ class Drafts:
         is_kept[is_kept] = stays
         others = [other for other in self.others if stays[other.clip]]
         moved = [other._replace(clip=int(places[other.clip])) for other in others]
-        return Drafts(self.path, is_kept, moved)
+        return Drafts(self.file, is_kept, moved)

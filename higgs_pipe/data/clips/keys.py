@@ -183,6 +183,14 @@ def numbers_of(values: pa.DictionaryArray) -> Numbers:
     return numbers
 
 
+def may_repeat(texts: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Return for each text whether another one has its hash, as all equal texts have: (n,)."""
+    hashes = np.fromiter(map(hash, texts), np.int64)
+    _, places, times = np.unique(hashes, return_inverse=True, return_counts=True)
+    repeats: npt.NDArray[np.bool_] = times[places] > 1
+    return repeats
+
+
 def _span_numbers(values: ColumnOf) -> Numbers:
     """Return a number per recording; spans that overlap, also through others, have equal ones."""
     files = numbers_of(numbered(values("audio_sha256")))  # copies and links are one file

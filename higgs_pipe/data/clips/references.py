@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 from higgs_pipe.data.clips.candidates import ClippedRow, alone, clip_of
@@ -23,12 +24,20 @@ class Links(NamedTuple):
 
 
 class References:
-    """Collects the references of rows, and the other recordings of conversations."""
+    """Collects the references of rows, and the other recordings of conversations.
 
-    def __init__(self, measured: Measured) -> None:
-        self._measured = measured
+    Args:
+        read_measured: Reads the measures of all recordings, when the first row names a reference.
+    """
+
+    def __init__(self, read_measured: Callable[[], Measured]) -> None:
+        self._read_measured = read_measured
         self._clips: dict[tuple[str, str], ClippedRow] = {}  # by samples and text
         self._num_texts: Counter[str] = Counter()
+
+    @cached_property
+    def _measured(self) -> Measured:
+        return self._read_measured()
 
     @property
     def clips(self) -> Sequence[ClippedRow]:

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from higgs_pipe.data.channels import MIN_SEPARATE_SHARE
 from higgs_pipe.data.clips.candidates import Clip
 from higgs_pipe.data.clips.contradictions import SAID_COLUMNS, find_contradictions
 from higgs_pipe.data.clips.judging import Judgement
-from higgs_pipe.data.clips.keys import Numbers, numbered, numbers_of
+from higgs_pipe.data.clips.keys import Numbers, may_repeat
 from higgs_pipe.data.clips.overlap import overlap
 from higgs_pipe.data.clips.reasons import Reason, Rejection
 from higgs_pipe.data.clips.results import (
@@ -214,10 +215,9 @@ def _contradictions(clips: pa.Table, num_targets: int) -> dict[str, Contradictio
 
 def _duplicates(targets: TableRows) -> list[list[str]]:
     """Return the ids of clips with equal samples."""
-    samples = numbers_of(numbered(targets.table["pcm_sha256"]))
-    repeated = np.flatnonzero(np.bincount(samples)[samples] > 1)
-    equal = _grouped([targets[index] for index in repeated.tolist()], "pcm_sha256")
-    return [[clip["clip_id"] for clip in clips] for clips in equal.values()]
+    is_repeated = may_repeat(clip["pcm_sha256"] for clip in targets)
+    equal = _grouped(list(compress(targets, is_repeated)), "pcm_sha256")
+    return [[clip["clip_id"] for clip in clips] for clips in equal.values() if len(clips) > 1]
 
 
 def _speakers_without_reference(targets: Sequence[Clip]) -> list[str]:
