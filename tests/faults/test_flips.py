@@ -61,9 +61,15 @@ def checkpoint(file: Path) -> Any:
     return state["weights"].tolist()
 
 
+def rows(path: Path) -> tuple[Any, ...]:
+    """Return every row, and what else was noted of the manifests."""
+    found = read_rows(path)
+    return *found.rows, found.ignored_keys, found.notes, found.left_out
+
+
 # Each file of a run, and the reader that its next stages use.
 READERS: dict[str, Callable[[Path], Any]] = {
-    "data/rows.parquet": read_rows,
+    "data/rows.parquet": rows,
     "data/measured/shard-00000.parquet": table(MEASURED),
     "data/clips.parquet": table(CLIPS),
     "data/validation.json": ValidationSummary.read,
