@@ -23,7 +23,8 @@ class Happened:
 
 
 def table(noted: Sequence[Happened]) -> list[str]:
-    """Return the table as lines of Markdown, below a line with date, machine and sums."""
+    """Return the table as sorted lines of Markdown, below a line with date, machine and sums."""
+    noted = sorted(noted, key=lambda each: (each.fault.lower(), each.stage))
     total = sum(each.refused + each.equal + each.lost for each in noted)
     lost = sum(each.lost for each in noted)
     return [
