@@ -296,6 +296,7 @@ def costs_at(num_rows: int, num_clips: int, stages: Collection[str]) -> dict[str
     return {name: costs[name] for name in STAGES if name in stages}
 
 
+AGAIN = "Measured again: "
 STAGES = ("list_rows", "measure", "validate", "tokenize", "pack")
 
 
@@ -331,10 +332,19 @@ def with_rows_replaced(page: Path, lines: list[str], about: str) -> list[str]:
     own = {stage: row for stage, row in rows.items() if stage in STAGES}
     section = page.read_text(encoding="utf-8").partition("<!-- soak -->\n")[2]
     section = section.partition("\n<!-- end of soak -->")[0]
-    note = f"Measured again: {', '.join(own)}"
-    kept = [line for line in section.splitlines() if not line.startswith(note)]
-    found = [own.get(f"{line}|".split("|")[1].strip(), line) for line in kept]
-    return [found[0], "", f"{note}: {about}", *found[1:]]
+    paragraphs = section.split("\n\n")
+    kept = [text for text in paragraphs if not _stages_measured_again(text) <= own.keys()]
+    found = [
+        own.get(f"{line}|".split("|")[1].strip(), line) for line in "\n\n".join(kept).splitlines()
+    ]
+    return [found[0], "", f"{AGAIN}{', '.join(own)}: {about}", *found[1:]]
+
+
+def _stages_measured_again(paragraph: str) -> set[str]:
+    """Return the stages that a note on later measurements names; of any other text, itself."""
+    if not paragraph.strip().startswith(AGAIN):
+        return {paragraph}
+    return set(paragraph.strip().removeprefix(AGAIN).partition(":")[0].split(", "))
 
 
 def main() -> int:

@@ -196,3 +196,18 @@ def test_a_missed_goal_ends_the_command_with_1(
         found = json.loads(output.read_text())
         assert found["rows"][0]["value"] == ratio
         assert found["cpu_minutes"] == {"packing": 0.5, "gpu": 0.5}
+
+
+def test_stages_measured_again_replace_their_rows_and_their_notes(tmp_path: Path) -> None:
+    from soak import with_rows_replaced
+
+    page = tmp_path / "page.md"
+    notes = ["Measured again: pack: Monday", "Measured again: pack, measure: Tuesday"]
+    table = ["| stage | rows |", "|---|---|", "| pack | 1 |", "| measure | 2 |"]
+    lines = "\n".join(["Sunday", "", notes[0], "", notes[1], "", *table])
+    page.write_text(f"<!-- soak -->\n{lines}\n<!-- end of soak -->\n")
+    found = with_rows_replaced(page, ["| pack | 3 |"], "Friday")
+    assert found == [
+        *("Sunday", "", "Measured again: pack: Friday", "", notes[1], ""),
+        *(*table[:2], "| pack | 3 |", table[3]),
+    ]
