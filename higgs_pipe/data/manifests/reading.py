@@ -98,9 +98,9 @@ def _read_manifest(entry: ManifestEntry, source: Source, found: _Found) -> set[s
         source.fault(*lacking)
         return set()
     for raw in itertools.chain(head, raw_rows):
+        del faults[MAX_FAULTS:]  # no more are told
         if row_faults := faults_of(raw):
-            if len(faults) < MAX_FAULTS:
-                faults += [(f"{raw.file}:{raw.line}", fault) for fault in row_faults]
+            faults += [(f"{raw.file}:{raw.line}", fault) for fault in row_faults]
             continue
         row = checked_row(raw, source.root, source.extract_to)
         if first := found.add(row):
