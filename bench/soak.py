@@ -332,19 +332,17 @@ def with_rows_replaced(page: Path, lines: list[str], about: str) -> list[str]:
     own = {stage: row for stage, row in rows.items() if stage in STAGES}
     section = page.read_text(encoding="utf-8").partition("<!-- soak -->\n")[2]
     section = section.partition("\n<!-- end of soak -->")[0]
-    paragraphs = section.split("\n\n")
-    kept = [text for text in paragraphs if not _stages_measured_again(text) <= own.keys()]
-    found = [
-        own.get(f"{line}|".split("|")[1].strip(), line) for line in "\n\n".join(kept).splitlines()
-    ]
+    paragraphs = [text for text in section.split("\n\n") if not _is_note_on(own, text)]
+    kept = "\n\n".join(paragraphs).splitlines()
+    found = [own.get(f"{line}|".split("|")[1].strip(), line) for line in kept]
     return [found[0], "", f"{AGAIN}{', '.join(own)}: {about}", *found[1:]]
 
 
-def _stages_measured_again(paragraph: str) -> set[str]:
-    """Return the stages that a note on later measurements names; of any other text, itself."""
-    if not paragraph.strip().startswith(AGAIN):
-        return {paragraph}
-    return set(paragraph.strip().removeprefix(AGAIN).partition(":")[0].split(", "))
+def _is_note_on(stages: Collection[str], paragraph: str) -> bool:
+    """Return whether a paragraph says that some of these stages, and no others, were measured."""
+    note = paragraph.strip()
+    named = note.removeprefix(AGAIN).partition(":")[0].split(", ")
+    return note.startswith(AGAIN) and set(named) <= set(stages)
 
 
 def main() -> int:
