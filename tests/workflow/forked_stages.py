@@ -42,7 +42,9 @@ FORKED = MODULES | {str(ROOT / "tests/launched/train_cases.py")}
 LATER = ("pretended_gpu", "reference", "accelerate.commands.launch", "torch.distributed.run")
 PYTHON = """#!{python} -SE
 import array, json, os, socket, sys
-words = [word for word in sys.argv[1:] if word not in ("-u", "-m")]
+words = sys.argv[1:]
+while words[:1] in (["-u"], ["-m"]):
+    del words[0]
 if not words or words[0] not in {forked!r}:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
