@@ -173,13 +173,13 @@ def pretend_to_measure(folder: Path) -> None:
     known: dict[str, Any] = {}
     config = written(folder / "measure.json", {})
     for shard in range(NUM_SHARDS):
-        recordings = read_table(shard_path(folder / "recordings", shard), RECORDINGS)[0].to_pylist()
+        recordings = read_table(shard_path(folder / "recordings", shard), RECORDINGS).to_pylist()
         if not known:
             first = folder / "first.parquet"
             of_first = [r for r in recordings if r["audio_path"].endswith("00000.flac")][:1]
             write_table(first, RECORDINGS, of_first)
             measure.run(config, first, folder / "known.parquet")
-            known = read_table(folder / "known.parquet", MEASURED)[0].to_pylist()[0]
+            known = read_table(folder / "known.parquet", MEASURED).to_pylist()[0]
         rows = [
             {**known, **row, "pcm_sha256": f"{shard:08x}{index:056x}"}
             for index, row in enumerate(recordings)

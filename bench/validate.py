@@ -86,7 +86,7 @@ class Stage:
 
     def check(self) -> None:
         """That every recording was measured."""
-        reasons = read_table(self.measured, MEASURED)[0].column("reason")
+        reasons = read_table(self.measured, MEASURED).column("reason")
         if reasons.null_count != len(reasons):
             raise SystemExit(f"{self.measured}: not every recording is sound")
 

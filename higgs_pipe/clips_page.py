@@ -51,8 +51,8 @@ def run(
     stage = load_stage(ClipsPageStage, config)
     num_players = stage.report.num_players
     summary = ValidationSummary.read(validation)
-    targets = in_splits(read_table(clips, CLIPS)[0])
-    rejections = read_table(rejected, REJECTED)[0].to_pylist()
+    targets = in_splits(read_table(clips, CLIPS))
+    rejections = read_table(rejected, REJECTED).to_pylist()
     rejected_rows = read_rows(rows, {rejection["clip_id"] for rejection in rejections}).rows
 
     values = values_of_clips(targets)

@@ -15,7 +15,7 @@ from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row_table import StoredRows, write_rows
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
-from higgs_pipe.data.tables import open_table, write_shards
+from higgs_pipe.data.tables import read_table, write_shards
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
@@ -153,7 +153,7 @@ def _measured_hashes(
     columns = ["audio_path", "num_bytes", "mtime_ns", "audio_sha256"]
     for shard in sorted(measured_dir.glob("shard-*.parquet")):
         try:
-            table = open_table(shard, MEASURED)[0].read(columns)
+            table = read_table(shard, MEASURED, columns)
         except UserError:
             continue  # by another version, or damaged
         for row in table.to_pylist():

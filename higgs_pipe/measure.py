@@ -68,7 +68,7 @@ def run(config: Path, recordings: Path, measured: Path, num_threads: int = 1) ->
             cannot be loaded.
     """
     limits = load_stage(MeasureStage, config).validate_
-    rows = read_table(recordings, RECORDINGS)[0].to_pylist()
+    rows = read_table(recordings, RECORDINGS).to_pylist()
     files = [list(of_file) for _, of_file in groupby(rows, key=lambda row: row["audio_path"])]
     measured_rows: list[dict[str, Any]] = []
     with (

@@ -99,7 +99,7 @@ def run(
         other = read_other(other_validation, other_packing, read_listening(spoken))
     validated = ValidationSummary.read(validation)
     packings = {base: PackingSummary.read(at) for base, at in zip(bases, packing, strict=True)}
-    table, _ = read_table(clips, CLIPS)
+    table = read_table(clips, CLIPS)
     loss_charts = [
         draw_loss(title, key, experiments)
         for title, key in CHARTS.items()

@@ -89,7 +89,7 @@ def run(
     """
     stage = load_stage(TokenizeStage, config)
     settings = stage.tokenize
-    clips = TableRows(read_table(shard_clips, SHARD_CLIPS)[0])
+    clips = TableRows(read_table(shard_clips, SHARD_CLIPS))
     codes.parent.mkdir(parents=True, exist_ok=True)
     with Spool(codes.parent, np.int16) as spool, claim_device(settings.device) as device:
         on_gpu = device.type == "cuda"

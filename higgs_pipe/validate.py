@@ -29,7 +29,7 @@ from higgs_pipe.data.manifests.row_table import StoredRows
 from higgs_pipe.data.prompt_rules import PromptRules
 from higgs_pipe.data.specs import CLIPS, EVAL, REJECTED, SHARD_CLIPS, TRAIN
 from higgs_pipe.data.table_rows import TableRows
-from higgs_pipe.data.tables import open_table, write_shards, write_table
+from higgs_pipe.data.tables import read_table, write_shards, write_table
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.rules import rules_of
 
@@ -178,7 +178,7 @@ def _rejected_row(rejection: Rejection) -> dict[str, Any]:
 def _by_shard(clips: Path, num_shards: int) -> Iterator[TableRows]:
     """Yield the clips of each shard, sorted by id."""
     columns = [column.name for column in SHARD_CLIPS.columns]
-    table = open_table(clips, CLIPS)[0].read(columns=columns).sort_by("clip_id")
+    table = read_table(clips, CLIPS, columns).sort_by("clip_id")
     shards = pa.array([shard_of(row["clip_id"], num_shards) for row in TableRows(table)])
     for shard in range(num_shards):
         yield TableRows(table.filter(pc.equal(shards, shard)))

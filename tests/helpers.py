@@ -231,7 +231,7 @@ class PackedCorpus:
 
     def changed(self, directory: Path, changes: Mapping[str, Mapping[str, Any]]) -> "PackedCorpus":
         """The corpus with other values in some clips of its table; not packed."""
-        table, _ = read_table(self.clips, CLIPS)
+        table = read_table(self.clips, CLIPS)
         rows = [row | changes.get(row["clip_id"], {}) for row in table.to_pylist()]
         write_table(directory / "data" / "clips.parquet", CLIPS, rows)
         shutil.copy(self.directory / "data" / "validation.json", directory / "data")

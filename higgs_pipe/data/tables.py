@@ -62,29 +62,31 @@ class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
             raise _damaged(self._path, "the checksum of its metadata differs", self._made_by)
         return cast(dict[str, Any], json.loads(text))
 
-    def read(self, *args: Any, **kwargs: Any) -> pa.Table:
-        """Read columns of all rows; arguments as in pyarrow."""
+    def read(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """Read all rows, of all columns or of some."""
         pa.default_memory_pool().release_unused()  # by tables that were read before
         with self._lock, _damage_named(self._path, self._made_by):
-            table = super().read(*args, **kwargs)
+            table = super().read(None if columns is None else list(columns))
         self._check_count(self.metadata.num_rows, table.num_rows)
         return table
 
-    def read_row_group(self, i: int, *args: Any, **kwargs: Any) -> pa.Table:
-        """Read a row group; arguments as in pyarrow."""
+    def read_row_group(self, i: int, columns: Iterable[str] | None = None) -> pa.Table:
+        """Read a row group, of all columns or of some."""
         with self._lock, _damage_named(self._path, self._made_by):
-            table = super().read_row_group(i, *args, **kwargs)
+            table = super().read_row_group(i, None if columns is None else list(columns))
         self._check_count(self.metadata.row_group(i).num_rows, table.num_rows)
         return table
 
-    def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
-        """Read all rows in batches, for one thread; arguments as in pyarrow."""
-        num_rows = 0
+    def iter_batches(
+        self, num_rows: int, columns: Iterable[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Read all rows in batches of at most ``num_rows``, for one thread."""
+        num_read, names = 0, None if columns is None else list(columns)
         with _damage_named(self._path, self._made_by):
-            for batch in super().iter_batches(*args, **kwargs):
-                num_rows += len(batch)
+            for batch in super().iter_batches(num_rows, columns=names):
+                num_read += len(batch)
                 yield batch
-        self._check_count(self.metadata.num_rows, num_rows)
+        self._check_count(self.metadata.num_rows, num_read)
 
     def _check_count(self, declared: int, num_rows: int) -> None:
         """Check a number of rows: damaged metadata can make pyarrow leave rows out in silence."""
@@ -224,11 +226,8 @@ def shard_path(folder: Path, index: int) -> Path:
     return folder / f"{shard_name(index)}.parquet"
 
 
-def open_table(path: Path, spec: TableSpec) -> tuple[TableFile, dict[str, Any]]:
+def open_table(path: Path, spec: TableSpec) -> TableFile:
     """Open a table and check that it is the expected one.
-
-    Returns:
-        The table and the metadata that its writer stamped.
 
     Raises:
         UserError: The file is missing or damaged, or another version wrote it.
@@ -242,13 +241,12 @@ def open_table(path: Path, spec: TableSpec) -> tuple[TableFile, dict[str, Any]]:
             f"{found[0]!r}, version {found[1]}, with columns {table.schema_arrow.names}; "
             f"{_remedy(spec.made_by)}"
         )
-    return table, stamp
+    return table
 
 
-def read_table(path: Path, spec: TableSpec) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the table and its writer's metadata; errors as for :func:`open_table`."""
-    table, stamp = open_table(path, spec)
-    return table.read(), stamp
+def read_table(path: Path, spec: TableSpec, columns: Iterable[str] | None = None) -> pa.Table:
+    """Read a table, all columns or some; errors as for :func:`open_table`."""
+    return open_table(path, spec).read(columns)
 
 
 def read_codec_info(path: Path) -> CodecInfo:

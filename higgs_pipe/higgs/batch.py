@@ -57,7 +57,7 @@ class PackedRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.codec_info = read_codec_info(path)
-        self._table, _ = open_table(path, packed_spec(self.codec_info.num_codebooks))
+        self._table = open_table(path, packed_spec(self.codec_info.num_codebooks))
         if len(self) == 0:
             raise UserError(f"{path}: no packed row; run: snakemake --forcerun pack_rows")
         metadata = self._table.metadata

@@ -10,7 +10,7 @@ import numpy as np
 
 from higgs_pipe.data.conversation import ClipId, Conversation
 from higgs_pipe.data.specs import CLIPS, EVAL, REFERENCE
-from higgs_pipe.data.tables import open_table
+from higgs_pipe.data.tables import read_table
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.generation import RecordedSample, recorded_samples
 
@@ -68,7 +68,7 @@ class HeldOutClips:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read ``clips.parquet``."""
-        table = open_table(path, CLIPS)[0].read(columns=list(COLUMNS))
+        table = read_table(path, CLIPS, COLUMNS)
         return cls([row for row in table.to_pylist() if row["split"] in (EVAL, REFERENCE)])
 
     def sample(self, packed: RecordedSample, frame_rate_hz: float) -> HeldOutSample:

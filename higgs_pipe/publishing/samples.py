@@ -34,7 +34,7 @@ def publish_samples(
     Raises:
         UserError: A WAV is missing or truncated.
     """
-    found, _ = read_table(table, GENERATED)
+    found = read_table(table, GENERATED)
     rows = found.to_pylist()
     first = temperatures_of(rows)[:1]
     texts = {row["clip_id"]: row["text"] for row in rows}

@@ -62,7 +62,7 @@ def values_of_rejected(rows: Iterable[Row], measured_dir: Path) -> Values:
     wanted = pa.array(sorted({span.audio_path for span in spans}), pa.string())
     clips: list[Mapping[str, Any]] = []
     for shard in sorted(measured_dir.glob("shard-*.parquet")):
-        table = read_table(shard, MEASURED)[0]
+        table = read_table(shard, MEASURED)
         for recording in table.filter(pc.is_in(table["audio_path"], wanted)).to_pylist():
             if recording["peak"] is not None:
                 clips += [clip_of(row, recording) for row in spans.get(Span.of(recording), ())]

@@ -106,7 +106,7 @@ def read_listening(spoken: dict[str, SpeechFiles]) -> Listening:
     tables: dict[str, dict[str, dict[str, Row]]] = {}
     temperature = None
     for name, files in spoken.items():
-        table, _ = read_table(files.table, GENERATED)
+        table = read_table(files.table, GENERATED)
         rows = table.to_pylist()
         temperature = next(iter(temperatures_of(rows)), None)
         tables[name] = _by_prompt(rows, temperature)

@@ -39,7 +39,7 @@ def measured(folder: Path, *segments: tuple[str, float | None, float | None]) ->
     write_table(folder / "recordings.parquet", RECORDINGS, rows)
     config = write_stage_config(folder / "measure.json")
     measure.run(config, folder / "recordings.parquet", folder / "measured.parquet")
-    found: list[Row] = read_table(folder / "measured.parquet", MEASURED)[0].to_pylist()
+    found: list[Row] = read_table(folder / "measured.parquet", MEASURED).to_pylist()
     return found
 
 

@@ -340,9 +340,7 @@ def test_measures_go_through_a_table(tmp_path: Path) -> None:
     texts = [measure_text("Hello", "en", 2.0), measure_text("12", None, 2.0)]
     rows: list[dict[str, Any]] = [asdict(measured(bursts())) | asdict(text) for text in texts]
     write_table(tmp_path / "m.parquet", spec, rows)
-    for row, read in zip(
-        rows, read_table(tmp_path / "m.parquet", spec)[0].to_pylist(), strict=True
-    ):
+    for row, read in zip(rows, read_table(tmp_path / "m.parquet", spec).to_pylist(), strict=True):
         for name, value in row.items():
             assert read[name] == (pytest.approx(value) if isinstance(value, float) else value)
 

@@ -147,8 +147,8 @@ def validated(folder: Path, samples: list[dict[str, Any]]) -> tuple[dict[str, st
     (folder / "m.jsonl").write_text("".join(lines), encoding="utf-8")
     settings = {"max_rejected_fraction": 1.0}
     data = run_validation(folder, manifest=str(folder / "m.jsonl"), validate=settings)
-    clips = read_table(data / "clips.parquet", CLIPS)[0].to_pylist()
-    rejected = read_table(data / "rejected.parquet", REJECTED)[0].to_pylist()
+    clips = read_table(data / "clips.parquet", CLIPS).to_pylist()
+    rejected = read_table(data / "rejected.parquet", REJECTED).to_pylist()
     texts = {clip["clip_id"]: clip["text"] for clip in clips}
     return texts, [f"{row['reason']}: {row['message']}" for row in rejected]
 

@@ -40,7 +40,7 @@ NUM_FLIPS = 25  # of one bit; then a truncation, and sixteen zeros
 
 
 def table(spec: TableSpec) -> Callable[[Path], Any]:
-    return lambda path: open_table(path, spec)[0].read()
+    return lambda path: open_table(path, spec).read()
 
 
 def packed(path: Path) -> Any:

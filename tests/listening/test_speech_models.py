@@ -211,12 +211,12 @@ def judged(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> 
 
 
 def test_a_text_unlike_its_recording_is_rejected(judged: Path) -> None:
-    [rejected] = read_table(judged / "data/rejected.parquet", REJECTED)[0].to_pylist()
+    [rejected] = read_table(judged / "data/rejected.parquet", REJECTED).to_pylist()
     assert (rejected["clip_id"], rejected["reason"]) == ("2", "word_error_rate")
 
 
 def test_an_empty_text_becomes_the_transcript_and_says_so(judged: Path) -> None:
-    clips = read_table(judged / "data/clips.parquet", CLIPS)[0].to_pylist()
+    clips = read_table(judged / "data/clips.parquet", CLIPS).to_pylist()
     heard = json.loads((judged / "heard.json").read_text())
     sources = {clip["clip_id"]: clip["text_source"] for clip in clips}
     assert sources == dict.fromkeys("014", "manifest") | {"3": "transcript"}
@@ -228,7 +228,7 @@ def test_an_empty_text_becomes_the_transcript_and_says_so(judged: Path) -> None:
 
 
 def test_every_measure_of_the_models_is_a_column(judged: Path) -> None:
-    for clip in read_table(judged / "data/clips.parquet", CLIPS)[0].to_pylist():
+    for clip in read_table(judged / "data/clips.parquet", CLIPS).to_pylist():
         assert np.linalg.norm(clip["speaker_embedding"]) == pytest.approx(1, abs=1e-5)
         assert None not in (clip["transcript"], clip["stoi"], clip["pesq"], clip["si_sdr_db"])
 

@@ -44,7 +44,7 @@ def measure_segments(folder: Path, segments: list[Span], **options: Any) -> list
     settings = options.pop("validate", {})
     config = write_stage_config(folder / "measure.json", validate=settings)
     measure.run(config, folder / "r.parquet", folder / "measured.parquet", **options)
-    rows: list[dict[str, Any]] = read_table(folder / "measured.parquet", MEASURED)[0].to_pylist()
+    rows: list[dict[str, Any]] = read_table(folder / "measured.parquet", MEASURED).to_pylist()
     return rows
 
 
@@ -80,7 +80,7 @@ def test_a_shard_lists_each_recording_of_its_rows_once(tmp_path: Path) -> None:
         for name, start in (("a", 1), ("b", 0.5), ("c", 1))
     ]
     list_shards(tmp_path, rows, num_shards=1)
-    table, _ = read_table(tmp_path / "recordings/shard-00000.parquet", RECORDINGS)
+    table = read_table(tmp_path / "recordings/shard-00000.parquet", RECORDINGS)
     assert [tuple(row.values())[:3] for row in table.to_pylist()] == [
         (f"{tmp_path}/long.wav", 0.5, 2.0),
         (f"{tmp_path}/long.wav", 1.0, 2.0),

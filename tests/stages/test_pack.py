@@ -243,7 +243,7 @@ def test_codes_are_those_of_the_shards_in_any_order(corpus: PackedCorpus, tmp_pa
 
 
 def test_the_corpus_is_what_the_tests_say_it_is(corpus: PackedCorpus) -> None:
-    clips = read_table(corpus.clips, CLIPS)[0].to_pylist()
+    clips = read_table(corpus.clips, CLIPS).to_pylist()
     assert sum(c["split"] == TRAIN for c in clips) == 11
 
 

@@ -158,7 +158,7 @@ def test_what_was_measured_of_a_take_stands_beside_it_and_sorts(inputs: Inputs) 
         **{"repeated_frame_share": 0.25, "num_words": 10, "num_word_errors": 3},
         **{"transcript": "Who is that?", "similarity_to_recording": 0.8, "dnsmos": 3.25},
     }
-    spoken = read_table(table, GENERATED)[0].to_pylist()
+    spoken = read_table(table, GENERATED).to_pylist()
     changed = [row | measured if row["voice"] == "adapter" else row for row in spoken]
     write_table(table, GENERATED, changed)
     inputs.run()
@@ -175,7 +175,7 @@ def test_another_base_has_its_own_takes_beside_its_adapters(inputs: Inputs) -> N
     inputs.experiments["other"]["train/config.json"]["base_model"] = "resources/tiny-higgs-v3"
     inputs.write()
     table = inputs.folder / "experiments/other/eval/generation.parquet"
-    spoken = read_table(table, GENERATED)[0].to_pylist()
+    spoken = read_table(table, GENERATED).to_pylist()
     changed = [row | {"duration_seconds": 3.0} if row["voice"] == "base" else row for row in spoken]
     write_table(table, GENERATED, changed)
     inputs.run()
@@ -350,7 +350,7 @@ def test_measures_are_those_of_clips_in_splits_and_lengths_of_each(inputs: Input
     inputs.clip_seconds = np.array([9.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])  # c0 and c5 are held out
     inputs.write()
     table = inputs.folder / "clips.parquet"
-    clips = read_table(table, CLIPS)[0].to_pylist()
+    clips = read_table(table, CLIPS).to_pylist()
     levels = [-20.0, -30.0, -30.0, -30.0, -30.0, -30.0, -90.0]
     clips = [
         clip | {"rms_dbfs": level, "dc_offset": 8.625e-5}
@@ -370,7 +370,7 @@ def test_measures_are_those_of_clips_in_splits_and_lengths_of_each(inputs: Input
 def test_the_takes_of_the_first_temperature_are_heard(inputs: Inputs) -> None:
     inputs.write()
     table = inputs.folder / "experiments/default/eval/generation.parquet"
-    spoken = read_table(table, GENERATED)[0].to_pylist()
+    spoken = read_table(table, GENERATED).to_pylist()
     again = [r | {"temperature": 0.3, "duration_seconds": 3.0} for r in spoken if r["temperature"]]
     write_table(table, GENERATED, [*spoken, *again])
     inputs.run()

@@ -104,7 +104,7 @@ def test_prompts_are_sorted_by_the_worst_of_all_adapters(inputs: Inputs) -> None
     inputs.write()
     for name, similarity, seconds in (("default", 0.9, 1.0), ("other", 0.25, 8.0)):
         table = inputs.folder / f"experiments/{name}/eval/generation.parquet"
-        spoken = read_table(table, GENERATED)[0].to_pylist()
+        spoken = read_table(table, GENERATED).to_pylist()
         heard = {"similarity_to_recording": similarity, "duration_seconds": seconds}
         changed = [row | heard if row["voice"] == "adapter" else row for row in spoken]
         write_table(table, GENERATED, changed)
@@ -136,7 +136,7 @@ def test_the_page_names_temperature_and_clusters_of_its_results(inputs: Inputs) 
     experiment["eval/verdict.json"]["clustered_by"] = "speaker"
     inputs.write()
     table = inputs.folder / "experiments/default/eval/generation.parquet"
-    spoken = read_table(table, GENERATED)[0].to_pylist()
+    spoken = read_table(table, GENERATED).to_pylist()
     changed = [row | {"temperature": row["temperature"] and 0.7} for row in spoken]
     write_table(table, GENERATED, changed)
     inputs.run()

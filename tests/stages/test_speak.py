@@ -56,7 +56,7 @@ def speaker(tiny_base: Path) -> Speaker:
 
 
 def rows_of(corpus: PackedCorpus) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_table(corpus.clips, CLIPS)[0].to_pylist()
+    rows: list[dict[str, Any]] = read_table(corpus.clips, CLIPS).to_pylist()
     return rows
 
 
@@ -612,7 +612,7 @@ def test_an_overfitted_base_speaks_its_training_clips_back(
     codes = {
         row["clip_id"]: np.asarray(row["codes"])
         for shard in sorted(few.codes_dir.iterdir())
-        for row in read_table(shard, codes_spec(8))[0].to_pylist()
+        for row in read_table(shard, codes_spec(8)).to_pylist()
     }
     rows = rows_of(few)
     codec = Speaker.load(adapter=tmp_path / "train/adapter")

@@ -74,7 +74,7 @@ def encode_paths(paths: list[Path], output: Path, base: Path, **settings: object
     codes = output / "codes.parquet"
     config, shard = write_inputs(paths, output, base, **settings)
     tokenize_audio.run(config, shard, codes)
-    table, _ = read_table(codes, codes_spec(8))
+    table = read_table(codes, codes_spec(8))
     return {row["clip_id"]: row for row in table.to_pylist()}
 
 
@@ -404,7 +404,7 @@ def test_a_segment_has_the_codes_of_its_own_frames_alone(tmp_path: Path, tiny_ba
     config, shard = write_inputs([], tmp_path, tiny_base)
     write_table(shard, SHARD_CLIPS, clips)
     tokenize_audio.run(config, shard, tmp_path / "codes.parquet")
-    cut, of_part = read_table(tmp_path / "codes.parquet", codes_spec(8))[0].to_pylist()
+    cut, of_part = read_table(tmp_path / "codes.parquet", codes_spec(8)).to_pylist()
     assert of_part["num_frames"] == 20
     assert of_part["codes"] == cut["codes"]
 

@@ -49,12 +49,12 @@ class Outputs:
 
     @property
     def clips(self) -> list[Fields]:
-        rows: list[Fields] = read_table(self.folder / "clips.parquet", CLIPS)[0].to_pylist()
+        rows: list[Fields] = read_table(self.folder / "clips.parquet", CLIPS).to_pylist()
         return rows
 
     @property
     def rejected(self) -> list[Fields]:
-        rows: list[Fields] = read_table(self.folder / "rejected.parquet", REJECTED)[0].to_pylist()
+        rows: list[Fields] = read_table(self.folder / "rejected.parquet", REJECTED).to_pylist()
         return rows
 
     @property
@@ -68,7 +68,7 @@ class Outputs:
 
     def shard(self, number: int) -> list[Fields]:
         path = self.folder / "shards" / f"shard-{number:05d}.parquet"
-        rows: list[Fields] = read_table(path, SHARD_CLIPS)[0].to_pylist()
+        rows: list[Fields] = read_table(path, SHARD_CLIPS).to_pylist()
         return rows
 
     def clip(self, clip_id: str) -> Fields:

@@ -66,12 +66,12 @@ def run(folder: Path, *samples: Fields, families: tuple[str, ...] = (V2,), **dat
 
 
 def clips_of(folder: Path) -> dict[str, Fields]:
-    clips = read_table(folder / "clips.parquet", CLIPS)[0].to_pylist()
+    clips = read_table(folder / "clips.parquet", CLIPS).to_pylist()
     return {clip["clip_id"]: clip for clip in clips}
 
 
 def rejected_of(folder: Path) -> dict[str, tuple[str, str]]:
-    rows = read_table(folder / "rejected.parquet", REJECTED)[0].to_pylist()
+    rows = read_table(folder / "rejected.parquet", REJECTED).to_pylist()
     return {row["clip_id"]: (row["reason"], row["message"]) for row in rows}
 
 
@@ -116,7 +116,7 @@ def test_a_recording_of_several_conversations_is_one_clip_in_one_shard(tmp_path:
     (reference,) = {turns[2]["parts"][0]["clip_id"] for turns in (x, y)}
     assert sum(clip["split"] == "reference" for clip in clips.values()) == 1
     path = out / "shards" / f"shard-{shard_of(reference, 3):05d}.parquet"
-    assert reference in read_table(path, SHARD_CLIPS)[0]["clip_id"].to_pylist()
+    assert reference in read_table(path, SHARD_CLIPS)["clip_id"].to_pylist()
 
 
 def test_a_part_of_a_recording_is_a_clip_of_that_part(tmp_path: Path) -> None:

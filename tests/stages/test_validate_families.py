@@ -42,8 +42,8 @@ def judged(folder: Path, families: tuple[str, ...]) -> dict[str, str]:
         data={"num_shards": 1, "eval_fraction": 0.3},
         validate={"max_rejected_fraction": 1.0, "check_texts": False},
     )
-    accepted = read_table(data / "clips.parquet", CLIPS)[0].to_pylist()
-    rejected = read_table(data / "rejected.parquet", REJECTED)[0].to_pylist()
+    accepted = read_table(data / "clips.parquet", CLIPS).to_pylist()
+    rejected = read_table(data / "rejected.parquet", REJECTED).to_pylist()
     return {row["clip_id"]: "" for row in accepted if row["clip_id"] in ROWS} | {
         row["clip_id"]: row["reason"] for row in rejected
     }
@@ -95,7 +95,7 @@ def test_tags_do_not_count_as_words_of_a_text(tmp_path: Path) -> None:
     judged(tmp_path, (V3,))
     clips = {
         row["clip_id"]: row
-        for row in read_table(tmp_path / "data/clips.parquet", CLIPS)[0].to_pylist()
+        for row in read_table(tmp_path / "data/clips.parquet", CLIPS).to_pylist()
     }
     assert clips["tagged"]["num_characters"] == len("Well,thisisnot.")
     assert clips["tagged"]["num_words"] == 4

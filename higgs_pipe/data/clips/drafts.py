@@ -38,14 +38,14 @@ class Drafts:
         """Write rows of DRAFTS to a file; ``others`` is complete when the last one was taken."""
         with table_writer(path, DRAFTS) as writer:
             num_clips = write_groups(writer, DRAFTS, clips, CLIPS_AT_ONCE)
-        return cls(open_table(path, DRAFTS)[0], np.ones(num_clips, np.bool_), others)
+        return cls(open_table(path, DRAFTS), np.ones(num_clips, np.bool_), others)
 
     def __len__(self) -> int:
         return int(self.is_kept.sum())
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Return some columns of the clips."""
-        table = self.file.read(columns=list(columns))
+        table = self.file.read(columns)
         return table if self.is_kept.all() else table.filter(pa.array(self.is_kept))
 
     def column(self, name: str) -> pa.ChunkedArray:

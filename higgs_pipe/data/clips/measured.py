@@ -11,7 +11,7 @@ import pyarrow as pa
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED
 from higgs_pipe.data.table_rows import TableRow, TableRows
-from higgs_pipe.data.tables import open_table, shard_path
+from higgs_pipe.data.tables import read_table, shard_path
 
 # A row of MEASURED for each span.
 Measured: TypeAlias = Mapping[Span, Mapping[str, Any]]
@@ -43,7 +43,7 @@ class MeasuredSpans(Mapping[Span, TableRow]):
             UserError: A table is missing, damaged or of another version.
         """
         paths = [shard_path(folder, index) for index in range(num_shards)]
-        return cls([open_table(path, MEASURED)[0].read(columns=COLUMNS) for path in paths])
+        return cls([read_table(path, MEASURED, COLUMNS) for path in paths])
 
     def __getitem__(self, span: Span) -> TableRow:
         wanted, found = hash(span), None

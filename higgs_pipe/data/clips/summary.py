@@ -78,12 +78,12 @@ def summarize(clips: Path, judged: Judged, rows: StoredRows, data: DataConfig) -
         rows: All rows.
         data: The settings of the split.
     """
-    table = open_table(clips, CLIPS)[0]
-    shared = overlap(lambda name: table.read(columns=[name]).column(name), data)
-    findings = find_in_texts(table.read(columns=list(TEXT_COLUMNS)))
+    table = open_table(clips, CLIPS)
+    shared = overlap(lambda name: table.read([name]).column(name), data)
+    findings = find_in_texts(table.read(TEXT_COLUMNS))
     num_targets = len(judged.groups)
-    contradictions = _contradictions(table.read(columns=list(SAID_COLUMNS)), num_targets)
-    targets = TableRows(table.read(columns=list(SUMMARY_COLUMNS)).slice(0, num_targets))
+    contradictions = _contradictions(table.read(SAID_COLUMNS), num_targets)
+    targets = TableRows(table.read(SUMMARY_COLUMNS).slice(0, num_targets))
     rejections = judged.rejections
     reasons = Counter(rejection.fault.reason for rejection in rejections)
     seconds = [clip["duration_seconds"] for clip in targets]

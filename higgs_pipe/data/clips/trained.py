@@ -19,7 +19,7 @@ from higgs_pipe.data.clips.overlap import REFERENCE_COLUMNS, others_of, referenc
 from higgs_pipe.data.clips.reasons import Fault, Reason
 from higgs_pipe.data.specs import CLIPS, TRAIN
 from higgs_pipe.data.table_rows import TableRows
-from higgs_pipe.data.tables import open_table
+from higgs_pipe.data.tables import read_table
 
 # Names of dialogues and speakers may mean something else in another manifest.
 COMPARED = ("audio", "text", "recording")
@@ -36,7 +36,7 @@ class TrainedClips:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read ``clips.parquet`` of the manifest that adapters are trained on."""
-        table = open_table(path, CLIPS)[0].read(columns=list(COLUMNS))
+        table = read_table(path, CLIPS, COLUMNS)
         references = references_of(table.column)
         heard = list(others_of(table.column))
         for index, name in enumerate(table["reference_id"].to_pylist()):

@@ -100,7 +100,8 @@ class StoredRows:
     """
 
     def __init__(self, path: Path, changed: Callable[[Row], Row] = lambda row: row) -> None:
-        self._table, stamp = open_table(path, ROWS)
+        self._table = open_table(path, ROWS)
+        stamp = self._table.stamp()
         self._changed = changed
         self.ignored_keys: dict[str, int] = stamp["ignored_keys"]
         self.notes: tuple[str, ...] = tuple(stamp["notes"])

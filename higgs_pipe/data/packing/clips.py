@@ -37,8 +37,8 @@ class Clips:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the columns of ``clips.parquet`` that packing needs."""
-        table, _ = open_table(path, CLIPS)
-        return cls(table.read(columns=list(CLIP_COLUMNS)))
+        table = open_table(path, CLIPS)
+        return cls(table.read(CLIP_COLUMNS))
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table.select(TEXT_COLUMNS)

@@ -46,7 +46,7 @@ class CodesStore:
                     f"{self.codec_info.dtype}); {REMEDY}"
                 )
         spec = codes_spec(self.codec_info.num_codebooks)
-        tables = [open_table(shard, spec)[0] for shard in shards]
+        tables = [open_table(shard, spec) for shard in shards]
         listing = [table.read(columns=["clip_id", "num_frames"]) for table in tables]
         self._place(pa.concat_tables(listing), clip_ids)
         num_codes = int(self.num_frames.sum()) * self.codec_info.num_codebooks

@@ -31,8 +31,8 @@ def validated(
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     limits = {"max_rejected_fraction": 0.9, **settings}
     data = run_validation(folder, manifest=str(folder / name), validate=limits)
-    clips = read_table(data / "clips.parquet", CLIPS)[0].to_pylist()
-    rejected = read_table(data / "rejected.parquet", REJECTED)[0].to_pylist()
+    clips = read_table(data / "clips.parquet", CLIPS).to_pylist()
+    rejected = read_table(data / "rejected.parquet", REJECTED).to_pylist()
     summary = json.loads((data / "validation.json").read_text())
     return (
         {clip["clip_id"]: clip for clip in clips},

@@ -784,8 +784,8 @@ def run_validate(folder: Path, manifest: Any, **limits: float) -> tuple[list[Any
         validate={"max_rejected_fraction": 1, **limits},
     )
     return (
-        read_table(out / "clips.parquet", CLIPS)[0].to_pylist(),
-        read_table(out / "rejected.parquet", REJECTED)[0].to_pylist(),
+        read_table(out / "clips.parquet", CLIPS).to_pylist(),
+        read_table(out / "rejected.parquet", REJECTED).to_pylist(),
     )
 
 
@@ -854,7 +854,7 @@ def test_codes_of_a_segment_are_those_of_the_file_cut_out(segmented: Path, tiny_
     codes = folder / "codes.parquet"
     config = write_stage_config(folder / "t.json", codec=str(tiny_base / miniature.AUDIO_TOKENIZER))
     tokenize_audio.run(config, folder / "data" / "shards" / "shard-00000.parquet", codes)
-    by_id = {row["clip_id"]: row for row in read_table(codes, codes_spec(8))[0].to_pylist()}
+    by_id = {row["clip_id"]: row for row in read_table(codes, codes_spec(8)).to_pylist()}
     assert by_id["second"]["codes"] == by_id["cut"]["codes"]
     assert by_id["whole"]["num_frames"] == 100
     assert by_id["second"]["codes"] != by_id["whole"]["codes"][:25]
