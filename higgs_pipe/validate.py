@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from higgs_pipe.cli import main
 from higgs_pipe.config.settings import DataConfig
 from higgs_pipe.config.stages import ValidateStage, load_stage
+from higgs_pipe.data.arrow import memory_shared_with_python
 from higgs_pipe.data.clips.corpus import assemble
 from higgs_pipe.data.clips.judging import Judgement, judge
 from higgs_pipe.data.clips.measured import MeasuredSpans
@@ -36,6 +37,7 @@ from higgs_pipe.higgs.rules import rules_of
 logger = logging.getLogger("higgs_pipe")
 
 
+@memory_shared_with_python()
 def run(
     config: Path,
     rows: Path,
@@ -67,7 +69,6 @@ def run(
         UserError: Too many rows are rejected, the rows lack the key to split by, or a split would
             be empty. Then nothing is written.
     """
-    pa.set_memory_pool(pa.system_memory_pool())  # which Python shares: each uses what is free
     stage = load_stage(ValidateStage, config)
     rules = [rules_of(family) for family in families]
     trained = None if trained_clips is None else TrainedClips.read(trained_clips)

@@ -1,6 +1,7 @@
-"""Rows, and lists of numbers, as Arrow tables with the columns of a :class:`TableSpec`."""
+"""Rows and lists of numbers as Arrow tables with the columns of a spec, and Arrow's memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,19 @@ def _lists(arrow_type: pa.DataType, items: Any, lengths: npt.ArrayLike) -> pa.Ar
         codes = pa.array(items.reshape(-1), item_type.value_type)
         items = pa.FixedSizeListArray.from_arrays(codes, type=item_type)
     return pa.ListArray.from_arrays(offsets, pa.array(items, item_type), type=arrow_type)
+
+
+@contextmanager
+def memory_shared_with_python() -> Iterator[None]:
+    """Let Arrow take memory where Python does, so that each uses what the other has freed."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+def release_freed_memory() -> None:
+    """Return the memory of dropped tables, which Arrow would keep, to the system."""
+    pa.default_memory_pool().release_unused()

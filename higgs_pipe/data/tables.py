@@ -64,7 +64,6 @@ class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
 
     def read(self, columns: Iterable[str] | None = None) -> pa.Table:
         """Read all rows, of all columns or of some."""
-        pa.default_memory_pool().release_unused()  # by tables that were read before
         with self._lock, _damage_named(self._path, self._made_by):
             table = super().read(None if columns is None else list(columns))
         self._check_count(self.metadata.num_rows, table.num_rows)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import files_of_at_most
 
+from higgs_pipe.data.arrow import memory_shared_with_python
 from higgs_pipe.data.specs import codes_spec
 from higgs_pipe.data.tables import TableFile, open_table, write_table
 from higgs_pipe.errors import UserError
@@ -24,6 +25,13 @@ def test_a_full_disk_is_a_user_error_and_leaves_no_table(tmp_path: Path) -> None
     with files_of_at_most(20_000), pytest.raises(UserError, match=r"codes\.parquet"):
         write_table(table, codes_spec(8), [row])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arrow_takes_memory_where_python_does_until_the_block_ends() -> None:
+    before = pa.default_memory_pool().backend_name
+    with memory_shared_with_python():
+        assert pa.default_memory_pool().backend_name == "system" != before
+    assert pa.default_memory_pool().backend_name == before
 
 
 def test_no_changed_byte_of_a_table_passes_in_silence(tmp_path: Path) -> None:
