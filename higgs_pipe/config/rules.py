@@ -3,60 +3,85 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 JsonSchema = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Value:
-    """A condition on the value of one key.
-
-    Attributes:
-        listed: Values that meet it; as in JSON, 0 is not False.
-        others: Whether every other value meets it instead.
-        each: Whether the value is a list, each item of which must meet it.
-    """
-
-    listed: tuple[Any, ...]
-    others: bool = False
-    each: bool = False
+class Condition(Protocol):
+    """A condition on the value of one setting."""
 
     def holds(self, value: Any) -> bool:
         """Return whether ``value`` meets the condition."""
-        if self.each:
-            return isinstance(value, list) and all(map(self._holds_for_one, value))
-        return self._holds_for_one(value)
 
-    def _holds_for_one(self, value: Any) -> bool:
-        return self.others != any(
+    def schema(self) -> JsonSchema:
+        """Return the JSON schema of the values that meet the condition."""
+
+
+class OneOf:
+    """The value is one of these; as in JSON, 0 is not False."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def holds(self, value: Any) -> bool:
+        """Return whether ``value`` is one of the values."""
+        return any(
             value == listed and isinstance(value, bool) == isinstance(listed, bool)
-            for listed in self.listed
+            for listed in self.values
         )
 
     def schema(self) -> JsonSchema:
-        """Return the JSON schema of the values that meet the condition."""
-        listed = {"enum": list(self.listed)}
-        one = {"not": listed} if self.others else listed
-        return {"type": "array", "items": one} if self.each else one
+        """Return the schema of the values."""
+        return {"enum": list(self.values)}
 
 
-class Odd:
-    """The condition that a whole number is odd."""
+class Not:
+    """The value does not meet a condition."""
+
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
 
     def holds(self, value: Any) -> bool:
-        """Return whether ``value`` meets the condition."""
+        """Return whether ``value`` does not meet it."""
+        return not self.condition.holds(value)
+
+    def schema(self) -> JsonSchema:
+        """Return the schema of all other values."""
+        return {"not": self.condition.schema()}
+
+
+class EachIs:
+    """The value is a list, each item of which meets a condition."""
+
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
+
+    def holds(self, value: Any) -> bool:
+        """Return whether ``value`` is such a list."""
+        return isinstance(value, list) and all(map(self.condition.holds, value))
+
+    def schema(self) -> JsonSchema:
+        """Return the schema of such lists."""
+        return {"type": "array", "items": self.condition.schema()}
+
+
+class IsOdd:
+    """The value, a whole number, is odd."""
+
+    def holds(self, value: Any) -> bool:
+        """Return whether ``value`` is odd."""
         return bool(value % 2 == 1)
 
     def schema(self) -> JsonSchema:
-        """Return the JSON schema of the values that meet the condition."""
+        """Return the schema of odd numbers."""
         return {"not": {"multipleOf": 2}}
 
 
-ZERO, EACH_ZERO, TRUE, OFF = Value((0,)), Value((0,), each=True), Value((True,)), Value((None,))
-ON = Value((None, False), others=True)
+IS_TRUE, IS_ZERO, IS_NULL = OneOf(True), OneOf(0), OneOf(None)
+IS_SET = Not(OneOf(None, False))
 
 
 @dataclass(frozen=True)
@@ -65,18 +90,18 @@ class Forbidden:
 
     Attributes:
         message: The rule, as an error states it.
-        keys: Keys, dotted within the section, and a condition each; all of them together are
-            refused.
+        conditions: A condition for each key, dotted within the section; the section is refused if
+            all of them hold.
     """
 
     message: str
-    keys: Mapping[str, Value | Odd]
+    conditions: Mapping[str, Condition]
 
     def is_in(self, section: BaseModel) -> bool:
         """Return whether the section has this combination."""
         return all(
             condition.holds(reduce(getattr, key.split("."), section))
-            for key, condition in self.keys.items()
+            for key, condition in self.conditions.items()
         )
 
     def schema(self, model: type[BaseModel]) -> JsonSchema:
@@ -86,7 +111,7 @@ class Forbidden:
         default does not meet the condition.
         """
         parts = []
-        for dotted, condition in self.keys.items():
+        for dotted, condition in self.conditions.items():
             first, *rest = dotted.split(".")
             default = reduce(getattr, rest, model.model_fields[first].get_default())
             part = condition.schema()

@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from higgs_pipe.config.rules import EACH_ZERO, OFF, ON, TRUE, ZERO, Forbidden, Odd, Section, Value
+from higgs_pipe.config.rules import (
+    IS_NULL,
+    IS_SET,
+    IS_TRUE,
+    IS_ZERO,
+    EachIs,
+    Forbidden,
+    IsOdd,
+    OneOf,
+    Section,
+)
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float32", "float64"]
@@ -217,7 +227,8 @@ class ValidateConfig(MeasureConfig):
 
     forbidden = tuple(
         Forbidden(
-            f"{setting} needs speech_models.{model}", {setting: ON, f"speech_models.{model}": OFF}
+            f"{setting} needs speech_models.{model}",
+            {setting: IS_SET, f"speech_models.{model}": IS_NULL},
         )
         for setting, model in NEEDED_MODELS.items()
     )
@@ -261,7 +272,7 @@ class TaskMix(Section):
     forbidden = (
         Forbidden(
             "at least one task needs a weight above 0",
-            dict.fromkeys(("speech", "cloning", "dialogue", "dialogue_cloning"), ZERO),
+            dict.fromkeys(("speech", "cloning", "dialogue", "dialogue_cloning"), IS_ZERO),
         ),
     )
 
@@ -314,11 +325,11 @@ class LoraSettings(Section):
         *(
             Forbidden(
                 f"init olora and pissa cannot be combined with {key}",
-                {"init": Value(("olora", "pissa")), key: TRUE},
+                {"init": OneOf("olora", "pissa"), key: IS_TRUE},
             )
             for key in ("use_rslora", "use_dora")
         ),
-        Forbidden("init orthogonal needs an even r", {"init": Value(("orthogonal",)), "r": Odd()}),
+        Forbidden("init orthogonal needs an even r", {"init": OneOf("orthogonal"), "r": IsOdd()}),
     )
 
     r: int = Field(16, ge=1, le=1024, description="Rank.")
@@ -360,8 +371,8 @@ class LossWeights(Section):
     """
 
     forbidden = (
-        Forbidden("text or audio needs a weight above 0", {"text": ZERO, "audio": ZERO}),
-        Forbidden("a codebook needs a weight above 0", {"codebooks": EACH_ZERO}),
+        Forbidden("text or audio needs a weight above 0", {"text": IS_ZERO, "audio": IS_ZERO}),
+        Forbidden("a codebook needs a weight above 0", {"codebooks": EachIs(IS_ZERO)}),
     )
 
     text: float = Field(1.0, ge=0, description="Weight of the mean text loss.")
@@ -383,19 +394,19 @@ class TrainConfig(Section):
     forbidden = (
         Forbidden(
             "keep_best_by stop_rate and length_ratio need sample_steps",
-            {"keep_best_by": Value(("stop_rate", "length_ratio")), "sample_steps": OFF},
+            {"keep_best_by": OneOf("stop_rate", "length_ratio"), "sample_steps": IS_NULL},
         ),
         Forbidden(
             "lora.init olora and pissa cannot be combined with init_adapter",
-            {"init_adapter": ON, "lora.init": Value(("olora", "pissa"))},
+            {"init_adapter": IS_SET, "lora.init": OneOf("olora", "pissa")},
         ),
         Forbidden(  # PEFT decomposes in float32
             "lora.init olora and pissa cannot be combined with dtype float64",
-            {"dtype": Value(("float64",)), "lora.init": Value(("olora", "pissa"))},
+            {"dtype": OneOf("float64"), "lora.init": OneOf("olora", "pissa")},
         ),
         Forbidden(  # PEFT refuses weights that are not floats
             "lora.init pissa cannot be combined with quantization",
-            {"quantization": ON, "lora.init": Value(("pissa",))},
+            {"quantization": IS_SET, "lora.init": OneOf("pissa")},
         ),
     )
 
