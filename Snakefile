@@ -19,14 +19,16 @@ import higgs_pipe.planning.file_names as file_names
 import higgs_pipe.planning.forms as forms
 import higgs_pipe.planning.interruption as interruption
 import higgs_pipe.planning.launching as launching
+import higgs_pipe.planning.manifests as manifests
 import higgs_pipe.planning.model_types as model_types
 import higgs_pipe.planning.models as models
+import higgs_pipe.planning.pinning as pinning
 import higgs_pipe.planning.prerequisites as prerequisites
+import higgs_pipe.planning.products as products
 import higgs_pipe.planning.recordings as recordings
 import higgs_pipe.planning.results as results
 import higgs_pipe.planning.stages as stages
 import higgs_pipe.planning.storage as object_storage
-import higgs_pipe.planning.targets as targets
 
 config_check.or_exit(prerequisites.check_snakemake)
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
@@ -86,7 +88,7 @@ config_check.or_exit(models.check_folders, config, DEMO_BASES)
 DEMO_SETTINGS = ROOT / "examples" / "demo" / "settings.yaml"
 demo_changes = {}
 if any(
-    targets.is_within(c["base_model"], folder)
+    models.is_within(c["base_model"], folder)
     for c in OF_BASES.values()
     for folder in DEMO_BASES
 ):
@@ -101,7 +103,9 @@ FAMILY_OF = {
     for name in config["experiments"]
 }
 if workflow.is_main_process:  # while a job runs, what it has written fills the disk
-    forms.check_or_exit(config, Path(workflow.pathvars.apply("<results>")), FAMILY_OF)
+    config_check.or_exit(
+        forms.check, config, Path(workflow.pathvars.apply("<results>")), FAMILY_OF
+    )
 
 
 include: "workflow/rules/common.smk"

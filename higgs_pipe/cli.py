@@ -19,13 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from higgs_pipe.errors import UserError
+from higgs_pipe.errors import EXIT_USER_ERROR, UserError
 from higgs_pipe.planning import process_tree
 from higgs_pipe.planning.interruption import SAME_SIGNAL_SECONDS
 
 logger = logging.getLogger("higgs_pipe")
 
-EXIT_USER_ERROR = 2
 # Where torchrun looks for a message; set in each of several processes.
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # What a user can put right: no room, no right, a disk that fails or is read-only.

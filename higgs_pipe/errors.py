@@ -1,7 +1,8 @@
-"""The exception for errors that a user can fix."""
+"""The exceptions for errors that a user can fix, and their exit code."""
 
 from collections.abc import Sequence
 
+EXIT_USER_ERROR = 2
 NUM_OFFENDERS_SHOWN = 20
 
 

@@ -17,6 +17,7 @@ from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED, RECORDINGS
 from higgs_pipe.data.tables import read_table, write_shards
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.manifests import manifest_files
 from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
     FileState,
@@ -26,7 +27,6 @@ from higgs_pipe.planning.recordings import (
     states_of,
 )
 from higgs_pipe.planning.storage import fetched_path
-from higgs_pipe.planning.targets import manifests
 
 logger = logging.getLogger("higgs_pipe")
 
@@ -67,7 +67,7 @@ def run(
     )
     entries = [_local(entry, json.loads(fetched)) for entry in named]
     embedded = rows.absolute().with_name("embedded")
-    states_of_manifests = states_of(manifests(stage.model_dump()))  # before they are read
+    states_of_manifests = states_of(manifest_files(stage.model_dump()))  # before they are read
     write_rows(rows, read_manifests(entries, extract_to=embedded), stamp)
     stored = StoredRows(rows)
     shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]

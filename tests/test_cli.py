@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from higgs_pipe.cli import EXIT_USER_ERROR, main
+from higgs_pipe.cli import main
 from higgs_pipe.data.files import atomic_write
-from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.errors import EXIT_USER_ERROR, UserError, list_offenders
 from higgs_pipe.planning import process_tree
 from higgs_pipe.planning.stages import STAGES
 

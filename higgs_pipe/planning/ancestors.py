@@ -2,14 +2,12 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.planning.checkpoint_files import read_object
-from higgs_pipe.planning.config_check import EXIT_USER_ERROR
 from higgs_pipe.planning.launching import train_setting
 from higgs_pipe.planning.user_files import UnfitFileError
 
@@ -47,10 +45,8 @@ def ancestor_option(config: Mapping[str, Any], experiment: str) -> str:
     return "" if folder is None else f"--ancestor-dir {shlex.quote(folder)}"
 
 
-def check_ancestors_or_exit(
-    config: Mapping[str, Any], results: Path, is_stored: bool = False
-) -> None:
-    """End Snakemake with exit code 2 if an experiment cannot continue from its adapter.
+def check_ancestors(config: Mapping[str, Any], results: Path, is_stored: bool = False) -> None:
+    """Check that each experiment can continue from its adapter.
 
     An adapter that another experiment of the same config will train is checked by training.
 
@@ -58,6 +54,9 @@ def check_ancestors_or_exit(
         config: The complete config.
         results: The folder of results.
         is_stored: Whether the results are on object storage, where training cannot look.
+
+    Raises:
+        UserError: Some cannot; lists all.
     """
     faults = [
         f"{experiment}: {fault}"
@@ -65,8 +64,7 @@ def check_ancestors_or_exit(
         if (fault := _fault(config, experiment, results, is_stored))
     ]
     if faults:
-        print(f"train.init_adapter is refused:\n{list_offenders(faults)}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR)
+        raise UserError(f"train.init_adapter is refused:\n{list_offenders(faults)}")
 
 
 def _fault(

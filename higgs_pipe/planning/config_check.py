@@ -11,14 +11,13 @@ from typing import Any, TypeVar, cast
 import jsonschema  # type: ignore[import-untyped]  # ships no types
 import yaml
 
-from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.errors import EXIT_USER_ERROR, UserError, list_offenders
 from higgs_pipe.planning.bases import without_base
 from higgs_pipe.planning.bounds import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_VALUES
 from higgs_pipe.planning.config_faults import faults_of
 from higgs_pipe.planning.schemas import Schema, branch, types
 from higgs_pipe.planning.user_files import UnfitFileError, read_file
 
-EXIT_USER_ERROR = 2
 Result = TypeVar("Result")
 # The one in C is ten times as fast; not every PyYAML has it.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -211,6 +210,12 @@ def use_demo_settings(
                     changed[f"{section}.{key}"] = value
                 config[section][key] = value
     return changed
+
+
+def demo_lines(changes: Mapping[str, Any], settings_path: Path) -> list[str]:
+    """Return the sentence on settings in force only for the demo's miniature, if there are any."""
+    listed = ", ".join(f"{key}: {value}" for key, value in changes.items())
+    return [f"base_model is the demo's miniature; {settings_path} sets {listed}"] if listed else []
 
 
 def stage_config_text(config: Mapping[str, Any], stage: str, schema: Schema) -> str:

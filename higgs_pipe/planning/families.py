@@ -8,7 +8,7 @@ from pathlib import Path
 
 from higgs_pipe.planning.checkpoint_files import read_object
 from higgs_pipe.planning.model_types import V2, V3
-from higgs_pipe.planning.targets import is_within
+from higgs_pipe.planning.models import is_within
 
 PUBLISHED = {
     "bosonai/higgs-audio-v2-generation-3B-base": V2,

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from higgs_pipe.planning.checkpoint_files import read_header
 from higgs_pipe.planning.model_types import BUNDLED_CODECS, V3
 from higgs_pipe.planning.user_files import UnfitFileError
 
-EXIT_USER_ERROR = 2
 PEFT, FULL_FORMS = "peft", ("merged", "original")
 IMPOSSIBLE = ((V3, "original"),)  # model_type and form
 NUM_BYTES = {"bfloat16": 2, "float32": 4}
@@ -69,17 +67,6 @@ def left_out(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str
                 f"{', '.join(others)}, whose merged form has the published names already"
             )
     return lines
-
-
-def check_or_exit(
-    config: Mapping[str, Any], results_dir: Path, families: Mapping[str, str]
-) -> None:
-    """Call :func:`check`; a form that cannot be made ends Snakemake with exit code 2."""
-    try:
-        check(config, results_dir, families)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
 
 
 def check(config: Mapping[str, Any], results_dir: Path, families: Mapping[str, str]) -> None:

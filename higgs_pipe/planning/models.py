@@ -17,7 +17,6 @@ from higgs_pipe.planning.checkpoint_files import (
     size_fault,
 )
 from higgs_pipe.planning.model_types import BUNDLED_CODECS, CODEC, V2, V3
-from higgs_pipe.planning.targets import is_within
 from higgs_pipe.planning.user_files import UnfitFileError
 
 # By the setting that names a checkpoint: what it must be, and the `model_type` of each that it may
@@ -55,6 +54,11 @@ def check_folders(config: Mapping[str, Any], demo_bases: Iterable[str]) -> None:
             f"These checkpoints cannot be used:\n{list_offenders(faults)}\n"
             "Fix them in your config, or with --config, and run snakemake again."
         )
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Return whether ``path`` is ``folder`` or lies below it; neither need exist."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def is_hub_id(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from higgs_pipe.errors import UserError, list_offenders
-from higgs_pipe.planning.targets import manifest_entries
+from higgs_pipe.planning.manifests import manifest_entries
 
 SCHEME = "s3"
 PLUGIN = "snakemake_storage_plugin_s3"

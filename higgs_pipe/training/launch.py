@@ -30,7 +30,7 @@ from typing import Any, cast
 import psutil
 import yaml
 
-from higgs_pipe.cli import EXIT_USER_ERROR
+from higgs_pipe.errors import EXIT_USER_ERROR
 from higgs_pipe.planning import process_tree
 
 # Torchrun's options, given by the environment because Accelerate does not pass them. Torchrun shall

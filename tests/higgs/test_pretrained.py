@@ -23,7 +23,7 @@ from higgs_pipe.higgs.loading_errors import not_loaded
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.higgs.pretrained import PinnedModel, weight_fingerprint
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
-from higgs_pipe.planning.targets import checkpoint_hash
+from higgs_pipe.planning.pinning import checkpoint_hash
 
 
 @pytest.fixture

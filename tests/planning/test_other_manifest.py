@@ -1,7 +1,7 @@
 """The config by which ``eval.other_manifest`` is listed and judged."""
 
 from higgs_pipe.config.settings import Config
-from higgs_pipe.planning.targets import config_of_other
+from higgs_pipe.planning.manifests import config_of_other
 
 
 def test_the_other_manifest_is_listed_in_one_shard() -> None:

@@ -27,7 +27,7 @@ from higgs_pipe.higgs.adapter_files import BASE_FILE
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.higgs.packed_for import base_of_rows
-from higgs_pipe.planning.ancestors import ancestor_option, check_ancestors_or_exit
+from higgs_pipe.planning.ancestors import ancestor_option, check_ancestors
 from higgs_pipe.train import Training
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity
 from higgs_pipe.training.results import RunInfo
@@ -258,26 +258,23 @@ def config_of(experiments: dict[str, Any], lora: dict[str, Any]) -> dict[str, An
     return {"train": {"init_adapter": None, "lora": lora}, "experiments": experiments}
 
 
-def refusal(config: dict[str, Any], results: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as exit_:
-        check_ancestors_or_exit(config, results)
-    assert exit_.value.code == 2
-    return capsys.readouterr().err
+def refusal(config: dict[str, Any], results: Path) -> str:
+    with pytest.raises(UserError) as error:
+        check_ancestors(config, results)
+    return str(error.value)
 
 
 LORA = {"r": 4, "alpha": 8, "use_rslora": False, "use_dora": False}
 
 
-def test_the_plan_finds_what_is_missing_or_differs(
-    ancestor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_finds_what_is_missing_or_differs(ancestor: Path, tmp_path: Path) -> None:
     experiments = {
         "fits": {"init_adapter": str(ancestor)},
         "wider": {"init_adapter": str(ancestor), "lora": {"r": 8}},
         "gone": {"init_adapter": str(tmp_path / "gone")},
         "fresh": {},
     }
-    printed = refusal(config_of(experiments, LORA), tmp_path, capsys)
+    printed = refusal(config_of(experiments, LORA), tmp_path)
     assert has_line_with(printed, "wider:", "r: 4", "r: 8")
     assert has_line_with(printed, "gone:", "has no")
     assert len(printed.splitlines()) == 3
@@ -291,13 +288,13 @@ def test_eval_gets_the_folder_of_the_earlier_adapter_as_one_word() -> None:
 
 
 def test_the_plan_lets_an_experiment_start_from_another_but_not_from_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     first = {"init_adapter": str(tmp_path / "experiments/first/train/adapter")}
-    check_ancestors_or_exit(config_of({"first": {}, "second": first}, LORA), tmp_path)
-    with pytest.raises(SystemExit):  # on object storage, training cannot look at it
-        check_ancestors_or_exit(config_of({"first": {}, "second": first}, LORA), tmp_path, True)
+    check_ancestors(config_of({"first": {}, "second": first}, LORA), tmp_path)
+    with pytest.raises(UserError):  # on object storage, training cannot look at it
+        check_ancestors(config_of({"first": {}, "second": first}, LORA), tmp_path, True)
     package = {"init_adapter": str(tmp_path / "adapters/first")}
     for own in (first, package):
-        printed = refusal(config_of({"first": own}, LORA), tmp_path, capsys)
+        printed = refusal(config_of({"first": own}, LORA), tmp_path)
         assert has_line_with(printed, "first:", "its own result")

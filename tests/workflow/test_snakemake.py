@@ -21,14 +21,10 @@ from workflow.stub_checkout import make_stub_checkout, snakemake, write_config
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning.launching import environment, launch_command, launch_settings
+from higgs_pipe.planning.manifests import inputs
+from higgs_pipe.planning.models import is_within
+from higgs_pipe.planning.products import closing_lines, products, versions
 from higgs_pipe.planning.stages import STAGES
-from higgs_pipe.planning.targets import (
-    closing_lines,
-    inputs,
-    is_within,
-    products,
-    versions,
-)
 
 BIN = Path(sys.executable).parent
 EVERYTHING = {

@@ -106,7 +106,7 @@ rule pin_model:
         # Snakemake would not compare a function of `input`.
         content=lambda wildcards: (
             demo_version(OF_ALL_BASES[wildcards.base][wildcards.model])
-            or targets.checkpoint_hash(
+            or pinning.checkpoint_hash(
                 OF_ALL_BASES[wildcards.base][wildcards.model], HASH_CACHE
             )
         ),

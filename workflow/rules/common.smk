@@ -12,8 +12,8 @@ ACCELERATE_CONFIG = ROOT / "workflow" / "accelerate.yaml"
 # The folder of Snakemake's copies of results on object storage, or else of the results.
 IS_STORED = workflow.storage_settings.default_storage_provider is not None
 place_of = workflow.modifier.path_modifier.apply_default_storage
-PRODUCTS = targets.products(Path(RESULTS), EXPERIMENTS, list(OF_BASES))
-VERSIONS_BEFORE = targets.versions(PRODUCTS)
+PRODUCTS = products.products(Path(RESULTS), EXPERIMENTS, list(OF_BASES))
+VERSIONS_BEFORE = products.versions(PRODUCTS)
 LOGS = Path(place_of(workflow.pathvars.apply("<logs>")))
 LOGS_BEFORE = {}
 RECORDINGS_MEMORY = f"{RESULTS}/data/recordings.json"
@@ -63,7 +63,7 @@ def demo_files(*names):
             [
                 folder
                 for folder in DEMO_BASES
-                if any(targets.is_within(name, folder) for name in names)
+                if any(models.is_within(name, folder) for name in names)
             ]
         )
     )
@@ -151,7 +151,7 @@ onstart:
         interruption.end_as_ctrl_c()
     elif workflow.is_main_process and workflow.executor_plugin.name == "slurm":
         config_check.or_exit(launching.check_slurm)
-    notes = targets.demo_lines(demo_changes, DEMO_SETTINGS)
+    notes = config_check.demo_lines(demo_changes, DEMO_SETTINGS)
     for line in [*notes, *forms.left_out(config, FAMILY_OF)]:
         print(line, file=sys.stderr)
 
@@ -163,7 +163,7 @@ onerror:
 
 
 onsuccess:
-    lines = targets.closing_lines(PRODUCTS, VERSIONS_BEFORE)
+    lines = products.closing_lines(PRODUCTS, VERSIONS_BEFORE)
     if IS_STORED:
         lines = [
             f"results  {workflow.storage_settings.default_storage_prefix}/{RESULTS}"

@@ -10,7 +10,9 @@ checkpoint list_rows:
     input:
         config="<results>/config/list_rows.json",
         checked=CHECKED_MODELS,
-        manifests=lambda wildcards: local(targets.inputs(targets.manifests(config))),
+        manifests=lambda wildcards: local(
+            manifests.inputs(manifests.manifest_files(config))
+        ),
         fetched=RECORDINGS,
     output:
         rows="<results>/data/rows.parquet",
@@ -28,7 +30,7 @@ checkpoint list_rows:
         version=stages.STAGES["list_rows"].version,
         environment=environment,
         # Another one if a recording is added to a manifest that is a folder.
-        recordings_in_folders=lambda wildcards: targets.recordings_in_folders(config),
+        recordings_in_folders=lambda wildcards: manifests.recordings_in_folders(config),
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
         measured_dir=lambda wildcards, output: Path(output.rows).with_name("measured"),
         memory=RECORDINGS_MEMORY,
@@ -38,7 +40,7 @@ checkpoint list_rows:
         # Another one if a recording or manifest changed in place. It may not depend on `output`:
         # Snakemake reruns a rule for a changed parameter only if that does not.
         stamp=lambda wildcards: recordings.stamp_of(
-            Path(RECORDINGS_MEMORY), targets.manifests(config)
+            Path(RECORDINGS_MEMORY), manifests.manifest_files(config)
         ),
     shell:
         "{params.environment} python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"

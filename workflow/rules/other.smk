@@ -4,7 +4,7 @@
 # this file, only report and package depend on it.
 #
 # An evaluation needs a few hundred clips, so one shard holds all of them.
-OTHER_CONFIG = targets.config_of_other(config)
+OTHER_CONFIG = manifests.config_of_other(config)
 OTHER_SHARDS = file_names.shard_names(OTHER_CONFIG["data"]["num_shards"])
 OTHER_MEMORY = workflow.pathvars.apply("<results>/other/data/recordings.json")
 
@@ -31,7 +31,7 @@ use rule list_rows as list_rows_other with:
         config="<results>/other/config/list_rows.json",
         checked=CHECKED_MODELS,
         manifests=lambda wildcards: local(
-            targets.inputs(targets.manifests(OTHER_CONFIG))
+            manifests.inputs(manifests.manifest_files(OTHER_CONFIG))
         ),
         fetched=OTHER_RECORDINGS,
     output:
@@ -44,7 +44,7 @@ use rule list_rows as list_rows_other with:
     benchmark:
         "<benchmarks>/other/list_rows.tsv"
     params:
-        recordings_in_folders=lambda wildcards: targets.recordings_in_folders(
+        recordings_in_folders=lambda wildcards: manifests.recordings_in_folders(
             OTHER_CONFIG
         ),
         memory=OTHER_MEMORY,
@@ -52,7 +52,7 @@ use rule list_rows as list_rows_other with:
             OTHER_RECORDINGS_URLS, input.fetched
         ),
         stamp=lambda wildcards: recordings.stamp_of(
-            Path(OTHER_MEMORY), targets.manifests(OTHER_CONFIG)
+            Path(OTHER_MEMORY), manifests.manifest_files(OTHER_CONFIG)
         ),
 
 

@@ -1,6 +1,6 @@
 # One adapter per experiment.
 config_check.or_exit(launching.check_launches, config)
-ancestors.check_ancestors_or_exit(config, Path(RESULTS), IS_STORED)
+config_check.or_exit(ancestors.check_ancestors, config, Path(RESULTS), IS_STORED)
 
 
 # Train an adapter.

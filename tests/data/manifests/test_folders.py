@@ -14,7 +14,7 @@ from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row_table import ManifestRows
 from higgs_pipe.errors import UserError
-from higgs_pipe.planning import targets
+from higgs_pipe.planning import manifests
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -107,7 +107,7 @@ def test_the_transcripts_of_librispeech_are_read(tmp_path: Path) -> None:
     assert found.left_out == {
         "a transcript without a recording of its name": [f"{tmp_path}/84/121/84-121.trans.txt:3"]
     }
-    assert str(tmp_path / "84/121/84-121.trans.txt") in targets.manifests(
+    assert str(tmp_path / "84/121/84-121.trans.txt") in manifests.manifest_files(
         {"manifest": str(tmp_path)}
     )
 
@@ -196,7 +196,7 @@ def test_recordings_that_the_metadata_does_not_name_are_left_out(
 def test_transcripts_of_every_kind_are_planned(tmp_path: Path) -> None:
     fill(tmp_path, "ada/x.wav", "ada/x.lab", "y.txt", "z.normalized.txt", "dev/metadata.csv")
     config = {"manifest": str(tmp_path)}
-    planned = {Path(path).name for path in targets.manifests(config)}
+    planned = {Path(path).name for path in manifests.manifest_files(config)}
     assert planned >= {"x.lab", "y.txt", "z.normalized.txt", "metadata.csv"}
 
 
@@ -216,11 +216,11 @@ def test_metadata_in_folders_below_describe_what_lies_there(tmp_path: Path) -> N
 
 def test_a_recording_that_is_added_to_a_folder_changes_the_plan(tmp_path: Path) -> None:
     config = {"manifest": [str(fill(tmp_path, "ada/x.wav", "ada/x.txt"))]}
-    before = targets.recordings_in_folders(config)
+    before = manifests.recordings_in_folders(config)
     fill(tmp_path, "ada/x.wav", "notes.pdf")
-    assert targets.recordings_in_folders(config) == before
+    assert manifests.recordings_in_folders(config) == before
     fill(tmp_path, "ada/y.wav")
-    assert targets.recordings_in_folders(config) != before
+    assert manifests.recordings_in_folders(config) != before
 
 
 # --- Samples of the older trainers ----------------------------------------------------------------

@@ -35,7 +35,7 @@ from higgs_pipe.data.specs import CLIPS, REJECTED, codes_spec
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.v2 import miniature
-from higgs_pipe.planning import config_check, targets
+from higgs_pipe.planning import config_check, manifests
 
 MANIFESTS = ROOT / "examples" / "manifests"
 COMMON_VOICE = {"audio": "path", "text": "sentence", "speaker": "client_id"}
@@ -768,8 +768,8 @@ def test_a_folder_stands_for_the_files_that_its_reader_looks_at(tmp_path: Path) 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     expected = [str(tmp_path / "metadata.json"), str(tmp_path / "sub" / "x.txt")]
-    assert targets.manifests({"manifest": {"path": str(tmp_path)}}) == expected
-    assert targets.manifests({"manifest": ["a", expected[0]]}) == ["a", *expected]
+    assert manifests.manifest_files({"manifest": {"path": str(tmp_path)}}) == expected
+    assert manifests.manifest_files({"manifest": ["a", expected[0]]}) == ["a", *expected]
 
 
 # --- Segments -------------------------------------------------------------------------------------
