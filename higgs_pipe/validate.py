@@ -19,10 +19,9 @@ from higgs_pipe.data.clips.measured import MeasuredSpans
 from higgs_pipe.data.clips.overview import log_warnings, table_lines
 from higgs_pipe.data.clips.reasons import Reason, Rejection
 from higgs_pipe.data.clips.references import Links, References
-from higgs_pipe.data.clips.summary import Judged, hours_of, summarize
-from higgs_pipe.data.clips.texts import normalized
+from higgs_pipe.data.clips.summary import Outcome, hours_of, summarize
 from higgs_pipe.data.clips.trained import TrainedClips
-from higgs_pipe.data.clips.transcripts import check_texts
+from higgs_pipe.data.clips.wrong_texts import check_texts
 from higgs_pipe.data.files import temporary_folder
 from higgs_pipe.data.hashing import shard_of
 from higgs_pipe.data.manifests.row import Row
@@ -72,13 +71,13 @@ def run(
     stage = load_stage(ValidateStage, config)
     rules = [rules_of(family) for family in families]
     trained = None if trained_clips is None else TrainedClips.read(trained_clips)
-    stored = StoredRows(rows, normalized if trained is None else _held_out)
-    judged = _write_clips(clips, stored, measured_dir, stage, rules, trained)
-    summary = summarize(clips, judged, stored, stage.data)
-    write_table(rejected, REJECTED, map(_rejected_row, judged.rejections))
+    stored = StoredRows(rows) if trained is None else StoredRows(rows, _held_out)
+    outcome = _write_clips(clips, stored, measured_dir, stage, rules, trained)
+    summary = summarize(clips, outcome, stored, stage.data)
+    write_table(rejected, REJECTED, map(_rejected_row, outcome.rejections))
     write_shards(shards_dir, SHARD_CLIPS, _by_shard(clips, stage.data.num_shards))
     summary.write(validation)
-    log_warnings(summary, judged.rejections)
+    log_warnings(summary, outcome.rejections)
     logger.info("%s", "\n".join(table_lines(summary.hours_by_part)))
 
 
@@ -89,7 +88,7 @@ def _write_clips(
     stage: ValidateStage,
     rules: Sequence[PromptRules],
     trained: TrainedClips | None,
-) -> Judged:
+) -> Outcome:
     """Write the table of clips. The measures are in memory only where rows need them."""
 
     def measured() -> MeasuredSpans:
@@ -106,11 +105,11 @@ def _write_clips(
         corpus = assemble(judgement.accepted, stage.data, needed_splits)
         references = References(measured)
         corpus.write(clips, _links(rows, judgement, references), references)
-    return Judged(judgement.rejections, corpus.groups)
+    return Outcome(judgement.rejections, corpus.groups)
 
 
 def _held_out(row: Row) -> Row:
-    return replace(normalized(row), split=EVAL)
+    return replace(row, split=EVAL)
 
 
 def _links(rows: StoredRows, judgement: Judgement, references: References) -> Iterator[Links]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from higgs_pipe.data import tables
-from higgs_pipe.data.clips import drafts, keys, texts
+from higgs_pipe.data.clips import drafts, keys, text_findings
 from higgs_pipe.data.clips.measured import MeasuredSpans
 from higgs_pipe.data.manifests import row_table
 from higgs_pipe.data.manifests.reading import read_manifests
@@ -61,7 +61,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
 def batches_of_100(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_table, "ROWS_AT_ONCE", 100)
     monkeypatch.setattr(tables, "ROWS_PER_GROUP", 100)
-    for module in (drafts, texts):
+    for module in (drafts, text_findings):
         monkeypatch.setattr(module, "CLIPS_AT_ONCE", 100)
     monkeypatch.setattr(keys, "TEXTS_AT_ONCE", 100)
 

@@ -59,11 +59,11 @@ OWN_COLUMNS = {"word_error_rate", "text_source", "split", "reference_id", "conve
 
 def others_of_row(place: int, row: Row, measured: Measured) -> Iterator[OtherRecording]:
     """Yield the recordings of a row's conversation, but its own; it becomes the clip ``place``."""
-    for heard in row.utterances:
-        if not heard.is_own:
-            said = {"text": heard.text, "speaker": row.speaker, "dialogue_id": None}
-            columns = ChainMap(said, cast("dict[str, Any]", measured[heard.recording]))
-            yield OtherRecording(place, columns, heard.is_target)
+    for utterance in row.utterances:
+        if not utterance.is_own:
+            said = {"text": utterance.text, "speaker": row.speaker, "dialogue_id": None}
+            columns = ChainMap(said, cast("dict[str, Any]", measured[utterance.recording]))
+            yield OtherRecording(place, columns, utterance.is_target)
 
 
 def alone(row: Row, text: str) -> Row:

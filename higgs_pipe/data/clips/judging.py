@@ -1,31 +1,27 @@
 """Judging: each row becomes a candidate clip, or is rejected with a reason."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product, takewhile
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow.compute as pc
 
-from higgs_pipe.config.settings import DataConfig, ValidateConfig
+from higgs_pipe.config.settings import DataConfig, FilterConfig, ValidateConfig
 from higgs_pipe.config.stages import ValidateStage
 from higgs_pipe.data.clips import filters
 from higgs_pipe.data.clips.candidates import ClippedRow, alone, clip_of, others_of_row
-from higgs_pipe.data.clips.declared import declared_fault
 from higgs_pipe.data.clips.drafts import Drafts
 from higgs_pipe.data.clips.keys import OtherRecording, groups_of, keys_of
-from higgs_pipe.data.clips.layout import layout_fault
 from higgs_pipe.data.clips.measured import Measured
 from higgs_pipe.data.clips.reasons import Fault, Reason, Rejection
-from higgs_pipe.data.clips.text_faults import text_fault
+from higgs_pipe.data.clips.row_faults import row_fault
 from higgs_pipe.data.clips.trained import TrainedClips
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.manifests.row_table import StoredRows
 from higgs_pipe.data.prompt_rules import PromptRules
-from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import EVAL, TRAIN
 from higgs_pipe.data.table_rows import TableRows
 from higgs_pipe.data.text import is_blank
@@ -69,27 +65,14 @@ def judge(
     Raises:
         UserError: A recording was not measured.
     """
-    faults: dict[str, Fault] = {}
-    others: list[OtherRecording] = []
-
-    def clips() -> Iterator[ClippedRow]:
-        place = 0
-        for row in rows:
-            recordings = _recordings_of(row, measured)
-            found = _judge_row(row, recordings, stage.validate_, rules)
-            if isinstance(found, Fault):
-                faults[row.clip_id] = found
-                continue
-            others.extend(others_of_row(place, found.row, recordings))
-            place += 1
-            yield found
-
-    sound = Drafts.write(drafts, clips(), others)
+    rows_alone = RowJudge(measured, stage.validate_, rules)
+    sound = Drafts.write(drafts, rows_alone.clips(rows), rows_alone.others)
+    faults = rows_alone.faults
     shared = _split_conflicts(sound, stage.data)
     if trained is not None:
         shared |= trained.faults(sound, stage.data)
     shared |= _dialogue_faults(rows, faults | shared)
-    faults |= shared
+    faults = faults | shared
     rejected = rows.with_ids(faults) if faults else ()
     return Judgement(
         sound.without(shared) if shared else sound,
@@ -100,112 +83,83 @@ def judge(
     )
 
 
-def _recordings_of(row: Row, measured: Measured) -> Measured:
-    """Return the rows of MEASURED of all spans of a row."""
-    found = {span: measured.get(span) for span in row.all_spans}
-    recordings = {span: recording for span, recording in found.items() if recording is not None}
-    for span in found.keys() - recordings:
-        raise UserError(
-            f"{row.place}: {span.name} was not measured; run: snakemake --forcerun measure_shard"
-        )
-    return recordings
+class RowJudge:
+    """Judges rows by themselves.
 
+    Args:
+        measured: The rows of MEASURED of all their spans.
+        limits: The settings.
+        rules: The prompt rules of each family of base models that the rows are for.
 
-def _judge_row(
-    given: Row, measured: Measured, limits: ValidateConfig, rules: Sequence[PromptRules]
-) -> ClippedRow | Fault:
-    row = _filled(given, measured) if limits.fill_missing_text else given
-    faults = (text_fault(row, of_family) for of_family in rules)
-    if fault := next(filter(None, faults), None) or _fault(row, measured, limits):
-        return fault
-    if fault := _short_reference(row, measured, rules):
-        return fault
-    clip = clip_of(row, measured[row.span], is_transcript=row is not given)
-    return _filtered(clip, measured, limits) or clip
-
-
-def _filled(row: Row, measured: Measured) -> Row:
-    """Return the row; a missing text is replaced by the recogniser's transcript."""
-    transcript = measured[row.span]["transcript"]
-    is_lacking = row.conversation is None and is_blank(row.text)
-    return replace(row, text=transcript) if is_lacking and transcript else row
-
-
-def _fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None:
-    """Return the first fault of a row's recordings, except for filters."""
-    if fault := _conversation_fault(row, measured, limits):
-        return fault
-    if fault := _audio_fault(row.span, measured, limits):
-        return fault
-    if fault := declared_fault(row, measured[row.span]):
-        return fault
-    reference = row.reference_span
-    if reference is None:
-        return None
-    if fault := _audio_fault(reference, measured, limits):
-        is_missing = fault.reason is Reason.AUDIO_MISSING
-        reason = Reason.REFERENCE_MISSING if is_missing else Reason.REFERENCE_UNREADABLE
-        return Fault(reason, fault.fact)
-    # A reference is a whole file, so it holds any segment of that file.
-    if any(
-        measured[reference][of] == measured[row.span][of] for of in ("audio_sha256", "pcm_sha256")
-    ):
-        return Fault(Reason.REFERENCE_IS_TARGET, "`ref_audio` is the same recording as `audio`")
-    return None
-
-
-def _conversation_fault(row: Row, measured: Measured, limits: ValidateConfig) -> Fault | None:
-    """Return the first fault of a turn, or of a prompt that holds audio of a target."""
-    if row.conversation and (fault := layout_fault(row.conversation)):
-        return fault
-    for heard in row.utterances:
-        if fault := _audio_fault(heard.recording, measured, limits):
-            return Fault(fault.reason, f"turn {heard.turn_number}: {fault.fact}")
-    for prompt, target in product(row.utterances, row.utterances):
-        if prompt.is_target or not target.is_target:
-            continue
-        one, other = measured[prompt.recording], measured[target.recording]
-        has_equal_samples = one["pcm_sha256"] == other["pcm_sha256"]
-        if has_equal_samples or Span.in_file(one).overlaps(Span.in_file(other)):
-            fact = f"turn {prompt.turn_number} holds audio of turn {target.turn_number}, a target"
-            return Fault(Reason.REFERENCE_IS_TARGET, fact)
-    return None
-
-
-def _short_reference(row: Row, measured: Measured, rules: Sequence[PromptRules]) -> Fault | None:
-    """Return the fault of a conversation's reference that a family of base models cannot take.
-
-    For other rows packing chooses the reference, and can replace it.
+    Attributes:
+        faults: The faults of the rows so far that are rejected, by clip id.
+        others: The recordings in the conversations of the clips so far, in their order.
     """
-    for heard in takewhile(lambda heard: not heard.is_target, row.utterances):
-        place, seconds = f"turn {heard.turn_number}", measured[heard.recording]["duration_seconds"]
-        faults = (of_family.reference_fault(place, seconds) for of_family in rules)
-        if fault := next(filter(None, faults), None):
+
+    def __init__(
+        self, measured: Measured, limits: ValidateConfig, rules: Sequence[PromptRules]
+    ) -> None:
+        self._measured = measured
+        self._limits = limits
+        self._rules = rules
+        self.faults: dict[str, Fault] = {}
+        self.others: list[OtherRecording] = []
+
+    def clips(self, rows: Iterable[Row]) -> Iterator[ClippedRow]:
+        """Yield the rows without a fault as clips.
+
+        Raises:
+            UserError: A recording was not measured.
+        """
+        num_clips = 0
+        for row in rows:
+            recordings = self._recordings_of(row)
+            found = self._judge(row, recordings)
+            if isinstance(found, Fault):
+                self.faults[row.clip_id] = found
+            else:
+                self.others.extend(others_of_row(num_clips, found.row, recordings))
+                num_clips += 1
+                yield found
+
+    def _recordings_of(self, row: Row) -> Measured:
+        """Return the rows of MEASURED of all spans of a row."""
+        recordings = {}
+        for span in row.all_spans:
+            recording = self._measured.get(span)
+            if recording is None:
+                raise UserError(
+                    f"{row.place}: {span.name} was not measured; "
+                    "run: snakemake --forcerun measure_shard"
+                )
+            recordings[span] = recording
+        return recordings
+
+    def _judge(self, given: Row, measured: Measured) -> ClippedRow | Fault:
+        """Return a row as a clip, or its first fault."""
+        row = _with_transcript(given, measured) if self._limits.fill_missing_text else given
+        if fault := row_fault(row, measured, self._limits, self._rules):
             return fault
-    return None
+        clip = clip_of(row, measured[row.span], is_transcript=row is not given)
+        return _filter_fault(clip, measured, self._limits.filters) or clip
 
 
-def _audio_fault(span: Span, measured: Measured, limits: ValidateConfig) -> Fault | None:
-    """Return the fault of a recording; too short takes precedence over all others."""
-    found = measured[span]
-    seconds = found["duration_seconds"]
-    if seconds is not None and seconds < limits.min_clip_seconds:
-        fact = f"lasts {seconds:.3f} s, less than {limits.min_clip_seconds:g} s"
-        return Fault(Reason.TOO_SHORT, f"{span.name} {fact}")
-    if found["reason"] is not None:
-        return Fault(Reason[found["reason"].upper()], found["fact"])
-    return None
+def _with_transcript(row: Row, measured: Measured) -> Row:
+    """Return the row; the recogniser's transcript takes the place of a missing text."""
+    transcript = measured[row.span]["transcript"]
+    is_missing = row.conversation is None and is_blank(row.text)
+    return replace(row, text=transcript) if is_missing and transcript else row
 
 
-def _filtered(clip: ClippedRow, measured: Measured, limits: ValidateConfig) -> Fault | None:
-    """Return the first filter that rejects a target of the clip's row, or None."""
+def _filter_fault(clip: ClippedRow, measured: Measured, limits: FilterConfig) -> Fault | None:
+    """Return the fault of the first filter that a target of the clip's row does not pass."""
     targets = [("", clip)]
-    for heard in clip.row.utterances:
-        if heard.is_target and not heard.is_own:
-            other = clip_of(alone(clip.row, heard.text), measured[heard.recording])
-            targets.append((f"turn {heard.turn_number}: ", other))
+    for utterance in clip.row.utterances:
+        if utterance.is_target and not utterance.is_own:
+            other = clip_of(alone(clip.row, utterance.text), measured[utterance.recording])
+            targets.append((f"turn {utterance.turn_number}: ", other))
     for place, target in targets:
-        if found := filters.faults(target, limits.filters):
+        if found := filters.faults(target, limits):
             return replace(found[0], fact=place + found[0].fact)
     return None
 

@@ -40,7 +40,7 @@ def overlap(column_of: ColumnOf, data: DataConfig) -> dict[str, int]:
     Returns:
         The number of ``audio`` (equal samples, and overlapping segments), ``texts`` and
         ``dialogues`` that are targets in both splits; of ``speakers`` or ``recordings`` too, if
-        the split is by these; and of ``context``: targets of one split that are heard in
+        the split is by these; and of ``context``: targets of one split that are utterance in
         conversations of the other. All are 0, except ``texts`` without ``data.keep_text_together``
         and ``context`` without ``data.keep_context_together``.
     """
@@ -95,10 +95,10 @@ def others_of(column_of: ColumnOf) -> Iterator[OtherRecording]:
     references = references_of(column_of)
     for place in np.flatnonzero(conversations.is_valid()).tolist():
         text = conversations[place].as_py()
-        for heard in Conversation.from_json(text, ClipId.of).utterances():
-            if heard.recording.clip_id in references:
-                columns = references[heard.recording.clip_id]
-                yield OtherRecording(place, columns, heard.is_target)
+        for utterance in Conversation.from_json(text, ClipId.of).utterances():
+            if utterance.recording.clip_id in references:
+                columns = references[utterance.recording.clip_id]
+                yield OtherRecording(place, columns, utterance.is_target)
 
 
 def _num_shared(numbers: Numbers, train: Flags, held_out: Flags) -> int:

@@ -51,8 +51,8 @@ class References:
             reference_id = self._id_of(row, row.reference_span, row.ref_text)
         if row.conversation is not None:
             ids = iter(
-                row.clip_id if heard.is_own else self._id_of(row, heard.recording, heard.text)
-                for heard in row.utterances
+                row.clip_id if said.is_own else self._id_of(row, said.recording, said.text)
+                for said in row.utterances
             )
             named = row.conversation.map_recordings(lambda _: ClipId(next(ids)))
             conversation = named.to_json()

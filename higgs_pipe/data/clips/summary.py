@@ -35,7 +35,7 @@ from higgs_pipe.data.clips.results import (
     SpeakersWithOneClip,
     ValidationSummary,
 )
-from higgs_pipe.data.clips.texts import TEXT_COLUMNS, find_in_texts
+from higgs_pipe.data.clips.text_findings import TEXT_COLUMNS, find_in_texts
 from higgs_pipe.data.manifests.row_table import StoredRows
 from higgs_pipe.data.quality import outliers
 from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN
@@ -63,19 +63,21 @@ SUMMARY_COLUMNS = (
 )
 
 
-class Judged(NamedTuple):
-    """Facts of a corpus beside its table of clips."""
+class Outcome(NamedTuple):
+    """What judging and splitting found, beside the table of clips."""
 
     rejections: Sequence[Rejection]
-    groups: Numbers  # of each target; targets of one group share a split
+    groups: Numbers  # (N,) of each target; targets of one group share a split
 
 
-def summarize(clips: Path, judged: Judged, rows: StoredRows, data: DataConfig) -> ValidationSummary:
+def summarize(
+    clips: Path, outcome: Outcome, rows: StoredRows, data: DataConfig
+) -> ValidationSummary:
     """Count what was accepted and rejected.
 
     Args:
         clips: The table of the accepted clips, and below them their references.
-        judged: The rejected rows, and the groups of the accepted ones.
+        outcome: The rejected rows, and the groups of the accepted ones.
         rows: All rows.
         data: The settings of the split.
     """
@@ -87,10 +89,10 @@ def summarize(clips: Path, judged: Judged, rows: StoredRows, data: DataConfig) -
 
     shared = overlap(lambda name: read([name]).column(name), data)
     findings = find_in_texts(read(TEXT_COLUMNS))
-    num_targets = len(judged.groups)
+    num_targets = len(outcome.groups)
     contradictions = _contradictions(read(SAID_COLUMNS), num_targets)
     targets = TableRows(read(SUMMARY_COLUMNS).slice(0, num_targets))
-    rejections = judged.rejections
+    rejections = outcome.rejections
     reasons = Counter(rejection.fault.reason for rejection in rejections)
     seconds = [clip["duration_seconds"] for clip in targets]
     outside = [f"{row.place}: {row.audio}" for row in rows.where(pc.field("is_outside_root"))]
@@ -113,7 +115,7 @@ def summarize(clips: Path, judged: Judged, rows: StoredRows, data: DataConfig) -
         split_by=data.split_by,
         overlap=shared,
         num_audio_shared_by_splits=shared["audio"],
-        largest_group_num_clips=int(np.bincount(judged.groups).max()),
+        largest_group_num_clips=int(np.bincount(outcome.groups).max()),
         clip_seconds=ClipSeconds(
             min=min(seconds), median=statistics.median(seconds), max=max(seconds)
         ),

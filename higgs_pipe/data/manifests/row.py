@@ -62,4 +62,4 @@ class Row:
     def all_spans(self) -> list[Span]:
         """All that must be measured to judge the row."""
         references = [] if self.reference_span is None else [self.reference_span]
-        return [self.span, *references, *(heard.recording for heard in self.utterances)]
+        return [self.span, *references, *(utterance.recording for utterance in self.utterances)]

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.conversation import Conversation, Turn
+from higgs_pipe.data.manifests.checking import checked_row
 from higgs_pipe.data.manifests.fields import RowFault
 from higgs_pipe.data.manifests.formats.chatml import read_chatml
 from higgs_pipe.data.manifests.formats.samples import read_ref_speakers
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row import Row
+from higgs_pipe.data.manifests.source import RawRow
 from higgs_pipe.data.spans import Span
 from higgs_pipe.errors import UserError
 
@@ -586,3 +588,11 @@ def test_no_sample_raises_anything_but_a_user_error(
             str(error).encode()
         else:
             assert all(row.text is not None for row in rows)
+
+
+def test_the_texts_of_a_conversation_are_composed() -> None:
+    turns = (Turn("user", ("Ja\u0308.", Span("r.wav"))), Turn("assistant", (Span("a.wav"),), True))
+    raw = RawRow("m.jsonl", 1, {"audio": "a.wav", "text": "Ja\u0308."}, Conversation(turns))
+    row = checked_row(raw, Path("/clips"))
+    assert row.conversation is not None
+    assert [turn.texts for turn in row.conversation.turns] == [("Jä.",), ()]

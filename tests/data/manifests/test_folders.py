@@ -328,6 +328,8 @@ def test_a_path_in_mixed_forms_and_with_backslashes_is_found(tmp_path: Path) -> 
 
 def test_texts_and_names_are_composed(tmp_path: Path) -> None:
     row = {"audio": "a.wav", "text": "Ja\u0308.", "speaker": "Jose\u0301", "ref_audio": "r.wav"}
-    (tmp_path / "m.jsonl").write_text(json.dumps(row | {"ref_text": "No\u0308."}))
-    (row_read,) = read(tmp_path / "m.jsonl").rows
-    assert (row_read.text, row_read.speaker, row_read.ref_text) == ("Jä.", "José", "Nö.")
+    row |= {"ref_text": "No\u0308.", "scene": "Ein Cafe\u0301, abends."}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    (found,) = read(tmp_path / "m.jsonl").rows
+    assert (found.text, found.speaker, found.ref_text) == ("Jä.", "José", "Nö.")
+    assert found.scene == "Ein Café, abends."

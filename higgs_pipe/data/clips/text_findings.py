@@ -1,12 +1,9 @@
-"""Texts of rows: normalised to NFC, and searched for parts that are not spoken as written."""
+"""Parts of texts that may not be spoken as they are written, counted by kind."""
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +11,6 @@ import pyarrow.compute as pc
 from higgs_pipe.data.clips.candidates import Clip
 from higgs_pipe.data.clips.results import TextFinding
 from higgs_pipe.data.conversation import ClipId, Conversation
-from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.specs import REFERENCE
 
 TEXT_COLUMNS = (
@@ -63,22 +59,6 @@ PATTERNS = {
 }
 # The model's own marks: who speaks, and sound events.
 OWN_MARKS = re.compile(r"\[SPEAKER\d+\]|<(SE(?:_[se])?)>\[[^\[\]]*\]</\1>")
-
-
-def normalized(row: Row) -> Row:
-    """Return the row with all its texts, and its speaker, in Unicode's form NFC."""
-    changed: dict[str, Any] = {}
-    for name in ("text", "ref_text", "scene", "speaker"):
-        text = getattr(row, name)
-        if text is not None and not unicodedata.is_normalized("NFC", text):
-            changed[name] = _nfc(text)
-    if row.conversation is not None:
-        changed["conversation"] = row.conversation.map_texts(_nfc)
-    return replace(row, **changed) if changed else row
-
-
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
 
 
 def find_in_texts(clips: pa.Table) -> dict[str, TextFinding]:

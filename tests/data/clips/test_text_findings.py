@@ -1,28 +1,15 @@
-"""Texts of rows: one Unicode form, and counts of what is not spoken as it is written."""
+"""Counts of what is not spoken as it is written."""
 
 from __future__ import annotations
 
-import unicodedata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from higgs_pipe.data.clips.texts import PATTERNS, TEXT_COLUMNS, find_in_texts, normalized
+from higgs_pipe.data.clips.text_findings import PATTERNS, TEXT_COLUMNS, find_in_texts
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
-from higgs_pipe.data.manifests.row import Row
-from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS
-
-NFD = unicodedata.normalize("NFD", "Café Nguyễn 한국")
-NFC = unicodedata.normalize("NFC", NFD)
-
-
-def row_of(text: str, line: int = 1, **fields: object) -> Row:
-    empty = dict.fromkeys(("speaker", "language", "scene", "ref_audio_path", "ref_text", "split"))
-    values = {"audio": "a.wav", "audio_path": Path("/a.wav"), "text": text, "clip_id": str(line)}
-    return Row(manifest="m.jsonl", line=line, **(empty | values | fields))  # type: ignore[arg-type]
 
 
 def clips_of(*clips: dict[str, Any]) -> pa.Table:
@@ -37,17 +24,6 @@ def clips_of(*clips: dict[str, Any]) -> pa.Table:
 
 def kinds_of(text: str) -> set[str]:
     return set(find_in_texts(clips_of({"text": text})))
-
-
-def test_all_texts_of_a_row_become_nfc() -> None:
-    turns = (Turn("user", (NFD, Span("/r.wav"))), Turn("assistant", (Span("/a.wav"),), True))
-    given = row_of(NFD, ref_text=NFD, scene=NFD, speaker=NFD, conversation=Conversation(turns))
-    row = normalized(given)
-    assert len(NFD) > len(NFC)
-    assert (row.text, row.ref_text, row.scene, row.speaker) == (NFC,) * 4
-    assert row.conversation is not None
-    assert row.conversation.turns[0] == Turn("user", (NFC, Span("/r.wav")))
-    assert normalized(row) == row
 
 
 @pytest.mark.parametrize(
