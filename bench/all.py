@@ -122,8 +122,8 @@ def packing_rows() -> list[Row]:
         miniature.build(Path(base), hidden_size=64)
         speed, growth, fill = [], [], []
         for _ in range(NUM_ROUNDS):
-            processor = native(base, 100, **speech, free_codec=True)
-            stage = measured("pack", base, 5_000, **speech)
+            processor = native(base, 400, **speech, free_codec=True)
+            stage = measured("pack", base, 10_000, **speech)
             small, large = (
                 measured("pack", base, size, min_seconds=1.0, max_seconds=3.0)
                 for size in (2_000, 20_000)

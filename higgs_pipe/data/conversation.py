@@ -50,12 +50,12 @@ class Turn(Generic[R]):
     @property
     def texts(self) -> tuple[str, ...]:
         """The texts among the parts."""
-        return tuple(part for part in self.parts if isinstance(part, str))
+        return tuple([part for part in self.parts if isinstance(part, str)])
 
     @property
     def recordings(self) -> tuple[R, ...]:
         """The recordings among the parts."""
-        return tuple(part for part in self.parts if not isinstance(part, str))
+        return tuple([part for part in self.parts if not isinstance(part, str)])
 
 
 @dataclass(frozen=True, slots=True)

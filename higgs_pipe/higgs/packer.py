@@ -115,10 +115,11 @@ class Packer:
         """:meth:`_take` each sample; reject a conversation that the template does not render."""
         plans, conversations, prompts = rendering
         shorter: list[SamplePlan] = []
+        records: list[npt.NDArray[np.int32]] = []
         for plan, conversation, prompt in zip(plans, conversations, prompts.result(), strict=True):
             if isinstance(prompt, Prompt):
                 recordings = [part for turn in conversation.turns for part in turn.recordings]
-                shorter += self._take(plan, prompt, recordings, planner, spool)
+                shorter += self._take(plan, prompt, recordings, planner, records)
             elif plan.drawn_task == CONVERSATION:
                 self._reject(
                     plan, "not_in_chat_template", f"{prompt.fact}; rewrite the conversation"
@@ -127,6 +128,8 @@ class Packer:
                 raise UserError(
                     f"{self._clips.place(plan.targets[0])}: {prompt.fact}; {self._renderer.remedy}"
                 )
+        if records:
+            spool.append(np.concatenate(records))
         return shorter
 
     def _take(
@@ -135,9 +138,9 @@ class Packer:
         prompt: Prompt,
         recordings: Sequence[Recording],
         planner: Planner,
-        spool: Spool,
+        records: list[npt.NDArray[np.int32]],
     ) -> list[SamplePlan]:
-        """Spool a sample that fits into a row; otherwise return shorter samples to try."""
+        """Append a sample that fits to ``records``; otherwise return shorter samples to try."""
         num_frames = [
             sum(int(self._codes.num_frames[clip]) for clip in recording.clips)
             for recording in recordings
@@ -161,7 +164,8 @@ class Packer:
         self._names.append(plan.targets[0])
         self._lengths.append(length)
         record = _record(prompt, recordings)
-        self._ends.append(spool.append(record) + len(record))
+        records += record
+        self._ends.append(self._ends[-1] + sum(map(len, record)))
         return []
 
     def _reject(self, plan: SamplePlan, reason: str, message: str) -> None:
@@ -242,12 +246,15 @@ class Packer:
         return cast("str", self._clips.ids[self._names[sample]].as_py())
 
 
-def _record(prompt: Prompt, recordings: Sequence[Recording]) -> npt.NDArray[np.int32]:
-    """Return a sample as one array: sizes, each recording (is it a target, clips), the prompt."""
+def _record(prompt: Prompt, recordings: Sequence[Recording]) -> list[npt.NDArray[np.int32]]:
+    """Return the parts of a sample's record: sizes and recordings (is it a target, clips), prompt.
+
+    :func:`_from_record` reads them joined.
+    """
     described = [len(prompt.ids), len(recordings)]
     for recording, is_target in zip(recordings, prompt.is_target, strict=True):
         described += [is_target, len(recording.clips), *recording.clips]
-    return np.concatenate([np.array(described, np.int32), prompt.ids, prompt.labels])
+    return [np.array(described, np.int32), prompt.ids, prompt.labels]
 
 
 def _from_record(record: npt.NDArray[np.int32]) -> tuple[Prompt, list[Recording]]:

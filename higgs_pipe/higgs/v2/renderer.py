@@ -30,7 +30,7 @@ class Shape:
     """
 
     fixed_ids: tuple[TokenIds, ...]
-    fixed_labels: tuple[TokenIds, ...]
+    fixed_labels: tuple[TokenIds | None, ...]  # None: none of the run's tokens is a label
     open_pieces: tuple[tuple[str, ...], ...]
     is_target: tuple[bool, ...]
 
@@ -43,11 +43,17 @@ class Shape:
 
     def prompt(self, open_ids: Sequence[TokenIds]) -> Prompt:
         """Return the prompt of a conversation, from the tokens of its open pieces."""
-        ids, labels = [self.fixed_ids[0]], [self.fixed_labels[0]]
-        for i, piece in enumerate(open_ids):
-            ids += [piece, self.fixed_ids[i + 1]]
-            labels += [np.full(len(piece), IGNORED, np.int32), self.fixed_labels[i + 1]]
-        return Prompt(np.concatenate(ids), np.concatenate(labels), self.is_target)
+        runs = [self.fixed_ids[0]]
+        for piece, fixed in zip(open_ids, self.fixed_ids[1:], strict=True):
+            runs += [piece, fixed]
+        ids = np.concatenate(runs)
+        labels = np.full(len(ids), IGNORED, np.int32)
+        end = 0
+        for i, run in enumerate(runs):
+            start, end = end, end + len(run)
+            if i % 2 == 0 and (fixed_labels := self.fixed_labels[i // 2]) is not None:
+                labels[start:end] = fixed_labels
+        return Prompt(ids, labels, self.is_target)
 
 
 class ChatRenderer(ChatTemplate):
@@ -125,7 +131,7 @@ class ChatRenderer(ChatTemplate):
 
     def _shape_of(self, conversation: Conversation[Any]) -> Shape | None:
         key = tuple(
-            (turn.role, turn.is_target, *(isinstance(part, str) for part in turn.parts))
+            (turn.role, turn.is_target, *[isinstance(part, str) for part in turn.parts])
             for turn in conversation.turns
         )
         if key not in self._shapes:
@@ -161,9 +167,10 @@ class ChatRenderer(ChatTemplate):
                 open_pieces.append(tuple(fragments))
                 fixed.append(([], []))
         empty = [np.empty(0, np.int32)]
+        fixed_labels = [np.concatenate(empty + run) for _, run in fixed]
         return Shape(
             fixed_ids=tuple(np.concatenate(empty + run) for run, _ in fixed),
-            fixed_labels=tuple(np.concatenate(empty + run) for _, run in fixed),
+            fixed_labels=tuple(run if (run != IGNORED).any() else None for run in fixed_labels),
             open_pieces=tuple(open_pieces),
             is_target=prompt.is_target,
         )
