@@ -29,9 +29,9 @@ logger = logging.getLogger("higgs_pipe")
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # What a user can put right: no room, no right, a disk that fails or is read-only.
 OF_THE_DISK = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EIO, errno.ESTALE, errno.ENOTDIR),
-)
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.EIO, errno.ESTALE, errno.ENOTDIR,
+)  # fmt: skip
 METAVARS: dict[type, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 
 

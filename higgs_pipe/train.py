@@ -105,15 +105,15 @@ def run(
         lost_process_named(accelerator, stage.train.timeout_seconds),
         only_training_in(output_dir, accelerator),
     ):
-        tables = PackedRows(train_rows), PackedRows(eval_rows)
+        packed, held_out = PackedRows(train_rows), PackedRows(eval_rows)
         base = base_of_rows(train_rows, stage.pretrained_base, eval_rows)
         if (licence := family_of_base(base.pretrained).licence) and accelerator.is_main_process:
             logger.warning("%s", licence.notice)
-        training = Training(stage, base, *tables, accelerator)
+        training = Training(stage, base, packed, held_out, accelerator)
         checked: dict[str, Any] = {"checks": []}
         if stage.train.preflight:
             start = "base" if training.ancestor is None else "earlier adapter"
-            checked = check_before_training(training.model, *tables, accelerator, start)
+            checked = check_before_training(training.model, packed, held_out, accelerator, start)
         if accelerator.is_main_process:
             info = run_info(accelerator.device, accelerator.num_processes, training.ancestor)
             write_run(output_dir, info, stage, training.trainable_parameters, checked)

@@ -19,9 +19,9 @@ logger = logging.getLogger("higgs_pipe")
 
 MAX_FLASH_HEAD_DIM = 256
 # Before PyTorch 2.12 grouped queries need no argument, and there is none.
-GROUPED_QUERIES: dict[str, Any] = {
-    name: True for name in ("enable_gqa",) if name in inspect.signature(varlen_attn).parameters
-}
+GROUPED_QUERIES: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
 
 
 class SampleBounds(NamedTuple):

@@ -97,6 +97,7 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return cast(Tensor, type(self).forward(self, x, *args, **kwargs))
     adapter = self.active_adapters[0]
     a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+    rounded_a, rounded_b = self.rounded or (a.detach().to(x.dtype), b.detach().to(x.dtype))
     dropout = self.lora_dropout[adapter]
     has_dropout = self.training and not isinstance(dropout, nn.Identity)
     output = _low_rank_linear(
@@ -106,7 +107,8 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.base_layer.bias,
         a,
         b,
-        *(self.rounded or (a.detach().to(x.dtype), b.detach().to(x.dtype))),
+        rounded_a,
+        rounded_b,
         self.scaling[adapter],
     )
     return torch.unflatten(output, 0, x.shape[:-1])

@@ -20,9 +20,9 @@ from higgs_pipe.planning.user_files import UnfitFileError
 
 # What Transformers raises, beside OSError and ValueError, where a file holds something unexpected.
 CONTENT_FAULTS = (
-    *(AttributeError, LookupError, RecursionError, TypeError),
-    *(StrictDataclassError, SafetensorError),
-)
+    AttributeError, LookupError, RecursionError, TypeError,
+    StrictDataclassError, SafetensorError,
+)  # fmt: skip
 
 
 def checkpoint_json(path: Path) -> dict[str, Any]:

@@ -29,9 +29,15 @@ from higgs_pipe.higgs.shards import Shards
 PEFT_PREFIX = "base_model.model."
 # Settings of PEFT that change the formula; this pipeline trains none of them.
 UNKNOWN_FORMULAS = (
-    *("rank_pattern", "alpha_pattern", "layer_replication", "target_parameters"),
-    *("fan_in_fan_out", "lora_bias", "use_qalora", "megatron_config"),
-)
+    "rank_pattern", "alpha_pattern", "layer_replication", "target_parameters",
+    "fan_in_fan_out", "lora_bias", "use_qalora", "megatron_config",
+)  # fmt: skip
+# What PEFT calls the tensors of a module that it has changed.
+PARTS = (
+    "lora_A.weight", "lora_B.weight", "lora_magnitude_vector",
+    "lora_embedding_A", "lora_embedding_B", "base_layer.weight",
+    "token_adapter.trainable_tokens_delta",
+)  # fmt: skip
 
 
 class Change(Protocol):
@@ -140,11 +146,7 @@ def read_changes(adapter_dir: Path) -> dict[str, list[Change]]:
 
 def _split(key: str) -> tuple[str, str, str]:
     """Return module, dot and part of a tensor's key."""
-    for part in (
-        *("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
-        *("lora_embedding_A", "lora_embedding_B", "base_layer.weight"),
-        "token_adapter.trainable_tokens_delta",
-    ):
+    for part in PARTS:
         if key.endswith(f".{part}"):
             return key.removesuffix(f".{part}"), ".", part
     return key.rpartition(".")

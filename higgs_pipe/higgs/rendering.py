@@ -29,9 +29,9 @@ MEMORY = Path("/proc/self/statm")  # its first number: the pages of the process
 
 # All that an expression of a template can raise; its memory and its time are bounded apart.
 TEMPLATE_FAULTS = (
-    *(TemplateError, ArithmeticError, AttributeError, LookupError, NameError, RuntimeError),
-    *(TypeError, ValueError),
-)
+    TemplateError, ArithmeticError, AttributeError, LookupError, NameError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 class _TooLongError(BaseException):

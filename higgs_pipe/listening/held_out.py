@@ -16,9 +16,9 @@ from higgs_pipe.higgs.generation import RecordedSample, recorded_samples
 
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s*")
 COLUMNS = (
-    *("clip_id", "audio_path", "start_seconds", "end_seconds", "channel", "duration_seconds"),
-    *("text", "speaker", "language", "dialogue_id", "turn", "conversation", "split"),
-)
+    "clip_id", "audio_path", "start_seconds", "end_seconds", "channel", "duration_seconds",
+    "text", "speaker", "language", "dialogue_id", "turn", "conversation", "split",
+)  # fmt: skip
 
 Clip = Mapping[str, Any]  # COLUMNS of a row of CLIPS
 

@@ -24,21 +24,21 @@ LARGEST = {
     "head_dim": 2**12,
 }
 SIZES_OF_BODY = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim"),
-)
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim",
+)  # fmt: skip
 # By model_type. Without these, a default would be taken that is another model's.
 NUMBERS_OF_BASE = {
     V2: (
-        *(*SIZES_OF_BODY, "num_codebooks", "codebook_size"),
-        *("audio_token_id", "audio_bos_token_id", "audio_delay_token_id"),
-        *("audio_stream_bos_id", "audio_stream_eos_id"),
+        *SIZES_OF_BODY, "num_codebooks", "codebook_size",
+        "audio_token_id", "audio_bos_token_id", "audio_delay_token_id",
+        "audio_stream_bos_id", "audio_stream_eos_id",
     ),
     V3: (
         *(f"text_config.{key}" for key in SIZES_OF_BODY),
-        *("audio_encoder_config.num_codebooks", "audio_encoder_config.vocab_size"),
+        "audio_encoder_config.num_codebooks", "audio_encoder_config.vocab_size",
     ),
-}
+}  # fmt: skip
 SECTIONS = ("text_config", "audio_encoder_config")
 
 

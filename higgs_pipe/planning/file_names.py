@@ -22,10 +22,10 @@ MANIFESTS_IN_FOLDER = (
 
 # Recordings, of one name the first in this order is taken, and the transcripts beside them.
 AUDIO_ENDINGS = (
-    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".caf"),
-    *(".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr"),
-    *(".sph", ".oga", ".wv"),
-)
+    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".caf",
+    ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr",
+    ".sph", ".oga", ".wv",
+)  # fmt: skip
 # LibriSpeech's: a line per recording of the folder, its name and what is said.
 TRANSCRIPTS_ENDING = ".trans.txt"
 TRANSCRIPT_ENDINGS = (".txt", ".lab", ".normalized.txt", ".original.txt")

@@ -7,9 +7,9 @@ from typing import Any
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Settings whose values are folders or files of this machine, or Hub ids.
 CHECKPOINTS = (
-    *("base_model", "codec", "asr", "quality", "speaker", "dnsmos"),
-    *("accelerate_config", "init_adapter"),
-)
+    "base_model", "codec", "asr", "quality", "speaker", "dnsmos",
+    "accelerate_config", "init_adapter",
+)  # fmt: skip
 # Settings that describe the machine or the recordings, and no result.
 PRIVATE = ("manifest", "other_manifest", "main_process_ip")
 

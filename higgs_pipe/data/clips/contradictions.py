@@ -10,7 +10,7 @@ from higgs_pipe.data.clips.keys import may_repeat
 from higgs_pipe.data.clips.results import Contradictions
 from higgs_pipe.data.text import bare_words
 
-SAID_COLUMNS = (*("clip_id", "pcm_sha256", "text", "speaker", "reference_id", "manifest", "line"),)
+SAID_COLUMNS = ("clip_id", "pcm_sha256", "text", "speaker", "reference_id", "manifest", "line")
 NUM_EXAMPLES = 5
 NUM_SHOWN_CHARACTERS = 40
 

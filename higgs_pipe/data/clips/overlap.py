@@ -25,9 +25,9 @@ from higgs_pipe.data.table_rows import TableRows
 
 Flags = npt.NDArray[np.bool_]
 REFERENCE_COLUMNS = (
-    *("clip_id", "start_seconds", "end_seconds", "pcm_sha256", "audio_sha256"),
-    *("text", "speaker", "dialogue_id"),
-)
+    "clip_id", "start_seconds", "end_seconds", "pcm_sha256", "audio_sha256",
+    "text", "speaker", "dialogue_id",
+)  # fmt: skip
 
 
 def overlap(column_of: ColumnOf, data: DataConfig) -> dict[str, int]:

@@ -58,9 +58,9 @@ OUTLIER_MEASURES = (
     "words_per_second",
 )
 SUMMARY_COLUMNS = (
-    *("clip_id", "duration_seconds", "channel", "separate_share", "text_source", "pcm_sha256"),
-    *("split", "speaker", "language", "scene", "reference_id", *OUTLIER_MEASURES),
-)
+    "clip_id", "duration_seconds", "channel", "separate_share", "text_source", "pcm_sha256",
+    "split", "speaker", "language", "scene", "reference_id", *OUTLIER_MEASURES,
+)  # fmt: skip
 
 
 class Outcome(NamedTuple):

@@ -14,9 +14,9 @@ from higgs_pipe.data.conversation import ClipId, Conversation
 from higgs_pipe.data.specs import REFERENCE
 
 TEXT_COLUMNS = (
-    *("clip_id", "manifest", "line", "split"),
-    *("text", "scene", "conversation", "reference_id"),
-)
+    "clip_id", "manifest", "line", "split",
+    "text", "scene", "conversation", "reference_id",
+)  # fmt: skip
 CLIPS_AT_ONCE = 2_000
 NUM_EXAMPLES = 5
 NUM_EXAMPLE_CHARACTERS = 80

@@ -15,9 +15,9 @@ from higgs_pipe.data.table_rows import TableRows
 from higgs_pipe.errors import UserError, list_offenders
 
 COLUMNS = (
-    *("speaker", "text", "pcm_sha256"),
-    *("script", "duration_seconds", "characters_per_second"),
-)
+    "speaker", "text", "pcm_sha256",
+    "script", "duration_seconds", "characters_per_second",
+)  # fmt: skip
 SHOWN_COLUMNS = ("manifest", "line", "clip_id", "text")
 
 # Fewer clips than these show too little to stop a run.

@@ -8,38 +8,38 @@ from higgs_pipe.data.manifests.fields import REQUIRED_KEYS, Fields, RowFault, en
 ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("scene", "split", "dialogue_id", "turn"), ()),
     "audio": (
-        *("audio_file", "audio_path", "audio_filepath", "audio_filename", "audio_url"),
-        *("file_name", "filename", "file_path", "filepath", "file", "path"),
-        *("wav", "wav_path", "wav_file", "wav_filename", "target_audio_path", "recording"),
+        "audio_file", "audio_path", "audio_filepath", "audio_filename", "audio_url",
+        "file_name", "filename", "file_path", "filepath", "file", "path",
+        "wav", "wav_path", "wav_file", "wav_filename", "target_audio_path", "recording",
     ),
     "text": (
-        *("transcription", "transcript", "sentence", "txt", "normalized_text", "text_normalized"),
-        *("normalized_transcription", "target_transcript", "target_text", "utterance"),
+        "transcription", "transcript", "sentence", "txt", "normalized_text", "text_normalized",
+        "normalized_transcription", "target_transcript", "target_text", "utterance",
     ),
     "id": ("utt_id", "utterance_id", "sample_id", "segment_id"),
     "speaker": ("speaker_id", "speaker_name", "spk", "spk_id", "client_id"),
     "language": ("lang", "language_code", "lang_code", "lang_id", "locale"),
     "start_seconds": (
-        *("start", "start_time", "start_s", "start_sec", "begin", "begin_time", "offset"),
-        *("segment_start", "start_second", "start_ms", "start_time_ms", "begin_ms", "offset_ms"),
+        "start", "start_time", "start_s", "start_sec", "begin", "begin_time", "offset",
+        "segment_start", "start_second", "start_ms", "start_time_ms", "begin_ms", "offset_ms",
     ),
     "end_seconds": (
-        *("end", "end_time", "end_s", "end_sec", "stop", "segment_end", "end_second"),
-        *("end_ms", "end_time_ms", "stop_ms"),
+        "end", "end_time", "end_s", "end_sec", "stop", "segment_end", "end_second",
+        "end_ms", "end_time_ms", "stop_ms",
     ),
     "ref_audio": (
-        *("ref_audio_file", "ref_audio_path", "reference_audio", "reference_audio_path"),
-        *("prompt_audio", "prompt_audio_path", "prompt_wav"),
+        "ref_audio_file", "ref_audio_path", "reference_audio", "reference_audio_path",
+        "prompt_audio", "prompt_audio_path", "prompt_wav",
     ),
     "ref_text": (
-        *("ref_transcript", "ref_audio_text", "reference_text", "reference_transcript"),
-        *("prompt_text", "prompt_transcript"),
+        "ref_transcript", "ref_audio_text", "reference_text", "reference_transcript",
+        "prompt_text", "prompt_transcript",
     ),
     "duration_seconds": (
-        *("duration", "duration_s", "duration_sec", "dur", "audio_duration", "duration_ms"),
+        "duration", "duration_s", "duration_sec", "dur", "audio_duration", "duration_ms",
     ),
     "sample_rate_hz": ("sample_rate", "sampling_rate", "samplerate", "sr"),
-}
+}  # fmt: skip
 
 
 # Columns that are taken before one called text: what is said, with numbers and signs written out.

@@ -12,8 +12,8 @@ DECLARED_KEYS = ("duration_seconds", "sample_rate_hz")
 NUMBER_KEYS = (*SECONDS_KEYS, *DECLARED_KEYS, "turn")
 TEXT_KEYS = (
     *REQUIRED_KEYS,
-    *("id", "speaker", "language", "scene", "ref_audio", "ref_text", "split", "dialogue_id"),
-)
+    "id", "speaker", "language", "scene", "ref_audio", "ref_text", "split", "dialogue_id",
+)  # fmt: skip
 OUR_KEYS = frozenset({*TEXT_KEYS, *NUMBER_KEYS})
 
 LARGEST_INT = 2**31 - 1  # of a column of whole numbers
@@ -22,10 +22,10 @@ LARGEST_INT = 2**31 - 1  # of a column of whole numbers
 COUNTRIES_FOR_LANGUAGES = frozenset({"jp", "kr", "cn", "cz"})
 LONG_LANGUAGE_CODES = frozenset(
     {
-        *("eng", "deu", "ger", "fra", "fre", "spa", "por", "ita", "nld", "rus", "ukr", "pol"),
-        *("jpn", "kor", "zho", "chi", "cmn", "yue", "ara", "hin", "vie", "tur"),
+        "eng", "deu", "ger", "fra", "fre", "spa", "por", "ita", "nld", "rus", "ukr", "pol",
+        "jpn", "kor", "zho", "chi", "cmn", "yue", "ara", "hin", "vie", "tur",
     }
-)
+)  # fmt: skip
 
 Fields = dict[str, Any]
 

@@ -18,10 +18,10 @@ TENSOR_PREFIXES = (
 )
 # Keys of `text_config`, a Llama config, that the native config has under the same name.
 TEXT_KEYS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"),
-    *("initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias"),
-)
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
+    "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias",
+)  # fmt: skip
 # As published. The native port has 2048, and servers would refuse longer requests; the positions
 # are rotary, so that no weight depends on it.
 MAX_POSITIONS = 131_072

@@ -33,17 +33,17 @@ from higgs_pipe.planning import model_types
 # The 84 added tokens, in the order of their ids: 151643 and on in the real tokenizer. Nobody who
 # could read it has written down the names of eight of them.
 QWEN_TOKENS = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
-    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
-    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<tool_call>"),
-    *("</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
-    *("<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
-)
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<tool_call>",
+    "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>",
+)  # fmt: skip
 PROMPT_TOKENS = (
-    *("<|tts|>", "<|unknown_1|>", "<|unknown_2|>", "<|audio|>", "<|audio_end|>", "<|text|>"),
-    *("<|text_end|>", "<|eoc|>", "<|unknown_3|>", "<|unknown_4|>", "<|unknown_5|>"),
-    *("<|unknown_6|>", "<|ref_audio|>", "<|ref_text|>"),
-)
+    "<|tts|>", "<|unknown_1|>", "<|unknown_2|>", "<|audio|>", "<|audio_end|>", "<|text|>",
+    "<|text_end|>", "<|eoc|>", "<|unknown_3|>", "<|unknown_4|>", "<|unknown_5|>",
+    "<|unknown_6|>", "<|ref_audio|>", "<|ref_text|>",
+)  # fmt: skip
 ADDED_TOKENS = (*QWEN_TOKENS, *PROMPT_TOKENS, *TAG_TOKENS)
 NUM_TEXT_TOKENS_FULL = 151_643
 NUM_IDS_FULL = 151_936  # rows of the text embeddings; the last ones belong to no token

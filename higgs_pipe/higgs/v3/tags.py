@@ -15,25 +15,25 @@ NAME = "Higgs TTS 3"
 PROMPT_TOKENS = frozenset(
     f"<|{name}|>"
     for name in (
-        *("tts", "text", "text_end", "audio", "audio_end", "eoc", "ref_text", "ref_audio"),
-        *("chatml", "im_start", "im_end", "endoftext"),
+        "tts", "text", "text_end", "audio", "audio_end", "eoc", "ref_text", "ref_audio",
+        "chatml", "im_start", "im_end", "endoftext",
     )
-)
+)  # fmt: skip
 
 # By category, in the order of the tokens' ids.
 EMOTIONS = (
-    *("elation", "amusement", "enthusiasm", "determination", "pride", "contentment", "affection"),
-    *("relief", "contemplation", "confusion", "surprise", "awe", "longing", "arousal", "anger"),
-    *("fear", "disgust", "bitterness", "sadness", "shame", "helplessness"),
-)
+    "elation", "amusement", "enthusiasm", "determination", "pride", "contentment", "affection",
+    "relief", "contemplation", "confusion", "surprise", "awe", "longing", "arousal", "anger",
+    "fear", "disgust", "bitterness", "sadness", "shame", "helplessness",
+)  # fmt: skip
 ENVIRONMENTS = ("music", "noise")  # in the tokenizer; documented nowhere
 STYLES = ("singing", "shouting", "whispering")
 SOUNDS = (
-    *("cough", "laughter", "crying", "screaming", "burping", "humming", "sigh", "sniff", "sneeze"),
-)
+    "cough", "laughter", "crying", "screaming", "burping", "humming", "sigh", "sniff", "sneeze",
+)  # fmt: skip
 SPEEDS_AND_PITCHES = (
-    *("speed_very_slow", "speed_slow", "speed_fast", "speed_very_fast", "pitch_low", "pitch_high"),
-)
+    "speed_very_slow", "speed_slow", "speed_fast", "speed_very_fast", "pitch_low", "pitch_high",
+)  # fmt: skip
 PAUSES = ("pause", "long_pause")
 EXPRESSIVENESS = ("expressive_high", "expressive_low")
 CHATML = "<|chatml|>"
@@ -45,10 +45,10 @@ def _named(category: str, values: tuple[str, ...]) -> tuple[str, ...]:
 
 # As their ids follow each other in the tokenizer, among them one that is no tag.
 TOKENS = (
-    *(*_named("emotion", EMOTIONS), *_named("env", ENVIRONMENTS), *_named("style", STYLES)),
-    *(*_named("sfx", SOUNDS), *_named("prosody", SPEEDS_AND_PITCHES), *_named("prosody", PAUSES)),
-    *(CHATML, *_named("prosody", EXPRESSIVENESS)),
-)
+    *_named("emotion", EMOTIONS), *_named("env", ENVIRONMENTS), *_named("style", STYLES),
+    *_named("sfx", SOUNDS), *_named("prosody", SPEEDS_AND_PITCHES), *_named("prosody", PAUSES),
+    CHATML, *_named("prosody", EXPRESSIVENESS),
+)  # fmt: skip
 TAGS = frozenset(TOKENS) - {CHATML}
 # They stand where they fall; all others hold for a whole text and stand before its first word.
 PLACED_TAGS = frozenset(

@@ -145,8 +145,9 @@ def _is_delayed(frames: Array, config: BaseShape) -> bool:
     margin = config.num_margin_frames
     if len(frames) <= num_delayed_frames(0, frames.shape[1], margin):
         return False
-    stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
-    return np.array_equal(delay([undelay(frames, margin)], *stream, margin), frames)
+    codes = undelay(frames, margin)
+    bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
+    return np.array_equal(delay([codes], bos, eos, margin), frames)
 
 
 def check_labels(samples: Sequence[PackedRow], config: BaseShape) -> Check:

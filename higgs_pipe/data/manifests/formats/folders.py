@@ -119,7 +119,7 @@ def _preference(file: Path) -> int:
     ending = file.suffix.lower()
     if ending in AUDIO_ENDINGS:
         return AUDIO_ENDINGS.index(ending)
-    return int(ending == ".lab")
+    return 1 if ending == ".lab" else 0
 
 
 def _composed(folder: Path, path: Path) -> Path:

@@ -28,12 +28,12 @@ NUM_LINES_TO_TELL = 8  # in fewer, each speaker may speak once
 # What lists say of a clip beside who speaks, in a word each.
 OTHER_LABELS = frozenset(
     {
-        *("neutral", "happy", "happiness", "sad", "sadness", "angry", "anger", "calm"),
-        *("fear", "fearful", "disgust", "disgusted", "surprise", "surprised", "excited", "sleepy"),
-        *("whisper", "amused", "m", "f", "male", "female"),
-        *("train", "training", "eval", "val", "valid", "validation", "dev", "test"),
+        "neutral", "happy", "happiness", "sad", "sadness", "angry", "anger", "calm",
+        "fear", "fearful", "disgust", "disgusted", "surprise", "surprised", "excited", "sleepy",
+        "whisper", "amused", "m", "f", "male", "female",
+        "train", "training", "eval", "val", "valid", "validation", "dev", "test",
     }
-)
+)  # fmt: skip
 PHONEMES = re.compile(r"[ˈˌːɪʊəɛɔɹʃʒθðɑɡɐɾʔ]")
 
 
