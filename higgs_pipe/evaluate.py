@@ -35,7 +35,7 @@ from higgs_pipe.higgs.lora import check_base, load_adapter
 from higgs_pipe.higgs.loss import LossSums, named_accuracies, named_losses
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.packed_for import base_of_rows
-from higgs_pipe.listening.clip_losses import ClipLosses, held_out_frames
+from higgs_pipe.listening.clip_losses import ClipLosses
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample, read_samples
 from higgs_pipe.listening.intervals import Difference
@@ -50,7 +50,7 @@ from higgs_pipe.listening.text_use import OtherTexts
 from higgs_pipe.listening.verdict import judge
 from higgs_pipe.progress import activity
 from higgs_pipe.training.compiling import compile_where_it_pays
-from higgs_pipe.training.held_out import held_out_sums, total_of
+from higgs_pipe.training.held_out import held_out_frames, held_out_sums, total_of
 from higgs_pipe.training.results import EvalMetrics, SplitMetrics
 
 logger = logging.getLogger("higgs_pipe")

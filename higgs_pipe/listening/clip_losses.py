@@ -6,14 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from higgs_pipe.higgs.batch import PackedRows, collate
-from higgs_pipe.higgs.frame_losses import FrameLosses, frame_losses
+from higgs_pipe.higgs.frame_losses import FrameLosses
 from higgs_pipe.higgs.loss import LossSums
-from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.listening.breakdown import (
     HEADINGS,
     Breakdown,
@@ -24,41 +19,12 @@ from higgs_pipe.listening.breakdown import (
 )
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.intervals import Difference, mean_difference
-from higgs_pipe.progress import activity
 
 LENGTH_LIMITS_SECONDS = (2, 5, 10, 20)
 PARTS = ("start", "middle", "end")
 NUM_WORST_CLIPS = 20
 
 Array = npt.NDArray[np.float64]
-
-
-@torch.inference_mode()
-def held_out_frames(
-    model: DualLossModel, rows: PackedRows, accelerator: Accelerator, rows_per_batch: int
-) -> dict[str, FrameLosses]:
-    """Compute the losses of every held-out sample, on every process alike.
-
-    Args:
-        model: The model.
-        rows: The packed held-out rows; they are shared out over the processes.
-        accelerator: The Accelerator of this process.
-        rows_per_batch: Rows per forward pass.
-
-    Returns:
-        By sample id, in the order of the ids.
-    """
-    model.eval()
-    found: list[tuple[str, FrameLosses]] = []
-    mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-    with activity("held-out losses", len(mine), "rows") as evaluating:
-        for start in range(0, len(mine), rows_per_batch):
-            indices = mine[start : start + rows_per_batch]
-            batch = collate([rows[i] for i in indices], model.shape)
-            losses = frame_losses(model, batch.to(accelerator.device))
-            found += zip(batch.sample_ids, losses, strict=True)
-            evaluating.advance(len(indices))
-    return dict(sorted(gather_object(found), key=lambda item: item[0]))
 
 
 @dataclass(frozen=True, eq=False)
