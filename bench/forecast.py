@@ -69,7 +69,8 @@ def tables(config: Any) -> list[str]:
 
 def cells_of(card: CardForecast) -> list[str]:
     """Plan, memory and speed."""
-    plan = f"{card.rows_per_micro_batch} rows"
+    num_rows = card.rows_per_micro_batch
+    plan = "1 row" if num_rows == 1 else f"{num_rows} rows"
     if card.recomputed_layers:
         plan += f", {card.recomputed_layers} layers recomputed"
     return [plan, f"{card.memory_gib.total:.1f} GiB", f"{card.positions_per_second:,.0f}"]

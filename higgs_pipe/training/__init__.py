@@ -1,1 +1,1 @@
-"""Training parts not specific to Higgs: step inputs, optimizer, processes, checkpoints, metrics."""
+"""Training, the same for every family: steps, optimizer, processes, checkpoints, metrics."""

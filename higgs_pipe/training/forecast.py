@@ -75,8 +75,10 @@ class CardForecast(ResultPart):
         how = "compiled" if self.is_compiled else "not compiled"
         if self.recomputed_layers:
             how += f", {self.recomputed_layers} layers recomputed"
+        num_rows = self.rows_per_micro_batch
+        rows = "1 row" if num_rows == 1 else f"{num_rows} rows"
         return (
-            f"{place}{self.memory_gib.total:.1f} GiB, {self.rows_per_micro_batch} rows at once, "
+            f"{place}{self.memory_gib.total:.1f} GiB, {rows} at once, "
             f"{how}; {self.hours:.2f} h, about ${self.dollars:.2f}"
         )
 
