@@ -142,6 +142,85 @@ def test_every_difference_is_a_measure_of_the_verdict() -> None:
     assert found.keys() <= names
 
 
+MEASURED: dict[str, Any] = {
+    "num_word_errors": 1,
+    "num_words": 2,
+    "num_character_errors": 3,
+    "num_characters": 10,
+    "similarity_to_recording": 0.1,
+    "similarity_to_reference": 0.2,
+    "similarity_to_others": 0.4,
+    "dnsmos": 2.0,
+}
+
+
+def test_each_total_is_of_its_own_measure() -> None:
+    voice = [heard(3.0, silence=0.4, longest=0.7, **MEASURED)] * 3
+    found = totals(voice, RECORDINGS, CLIPS, 4)
+    assert {name: total and total.value for name, total in found.items()} == pytest.approx(
+        {
+            "stop_rate": 1,
+            "runaway_rate": 0,
+            "word_error_rate": 1 / 2,
+            "character_error_rate": 3 / 10,
+            "speaker_similarity": 0.1,
+            "speaker_similarity_to_reference": 0.2,
+            "speaker_similarity_to_others": 0.4,
+            "duration_ratio": 3 / 2,
+            "silence_share": 0.4,
+            "longest_silence_seconds": 0.7,
+            "repeated_frame_share": 0.5,
+            "dnsmos": 2,
+            "code_distance": 0,
+        }
+    )
+
+
+def test_each_difference_is_of_its_own_measure() -> None:
+    """The base has no error; frames that repeat less than in the recording are no merit."""
+    adapter = heard(4.1, silence=0.4, longest=0.7, **MEASURED)
+    adapter = replace(adapter, sound=replace(adapter.sound, repeated_frame_share=0.9))
+    nothing: dict[str, Any] = dict.fromkeys(MEASURED, 0) | {"num_words": 2}
+    base = heard(**nothing | {"num_characters": 10, "dnsmos": 3.0})
+    base = replace(base, sound=replace(base.sound, repeated_frame_share=0.3))
+    found = differences([adapter] * 3, [base] * 3, [recording(dnsmos=3.0)] * 3, CLIPS, 4)
+    assert {name: change and change.value for name, change in found.items()} == pytest.approx(
+        {
+            "stop_rate": 0,
+            "runaway_rate": 1,
+            "word_error_rate": 1 / 2,
+            "character_error_rate": 3 / 10,
+            "speaker_similarity": 0.1,
+            "speaker_similarity_to_reference": 0.2,
+            "speaker_similarity_to_others": 0.4,
+            "duration_error": np.log2(4.1 / 2),
+            "silence_error": 0.3,
+            "longest_silence_excess": 0.5,
+            "repeated_frame_excess": 0.4,
+            "quality_shortfall": 1,
+            "code_distance": 0,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["stop_rate", "runaway_rate"])
+def test_equal_answers_of_all_prompts_leave_an_interval(name: str) -> None:
+    """Without the two clusters that are added, its width would be zero."""
+    found: Any = totals([heard()] * 3, RECORDINGS, CLIPS, 4)[name]
+    assert found.low < found.high
+    compared: Any = differences([heard()] * 3, [heard()] * 3, RECORDINGS, CLIPS, 4)[name]
+    assert compared.low < 0 < compared.high
+
+
+def test_the_code_distance_is_of_the_prompts_whose_codes_are_known() -> None:
+    other = np.array([[1, 0], [1, 0], [3, 2]], np.int16)
+    voice = [heard(codes=None), heard(codes=other), heard(codes=other)]
+    found = totals(voice, RECORDINGS, CLIPS, 4)["code_distance"]
+    assert (found.value, found.num_clips) == (pytest.approx(1), 2)
+    compared = differences(voice, [heard()] * 3, RECORDINGS, CLIPS, 4)["code_distance"]
+    assert (compared.value, compared.num_clips) == (pytest.approx(1), 2)
+
+
 def test_a_prompt_spoken_at_two_temperatures_is_one_clip() -> None:
     clusters = Clusters.of(["a", "b", "a", "b"], [None] * 4, [None] * 4)
     found = totals([heard()] * 4, [recording()] * 4, clusters, 4)

@@ -88,6 +88,12 @@ def test_a_column_that_one_cluster_holds_alone_has_no_interval() -> None:
     assert (found.value, found.low) == (3, None)
 
 
+def test_a_clip_that_counts_for_one_model_alone_is_counted() -> None:
+    ones = np.ones(3)
+    found = mean_difference((ones, ones), ([1, 1, 0], ones), by_clip(3))
+    assert (found.num_clips, found.num_clusters) == (3, 3)
+
+
 def test_clips_without_a_count_are_not_counted() -> None:
     found = mean_estimate([1.0, 0, 2], [1, 0, 1], by_clip(3))
     assert (found.num_clips, found.num_clusters) == (2, 2)
@@ -133,6 +139,8 @@ def test_eight_of_eight_that_no_longer_stop_are_a_difference() -> None:
     found = mean_difference((0 * ones, ones), (ones, ones), by_clip(8), yes_or_no=True)
     assert (found.value, found.low) == (-1, -1)
     assert found.high == pytest.approx(-0.35, abs=0.01)
+    assert found.p_value is not None
+    assert 0 < found.p_value < 0.05
 
 
 @pytest.mark.parametrize("skewness", [0, 1])
@@ -208,3 +216,14 @@ def test_twenty_that_stop_may_be_nineteen_of_twenty() -> None:
     found = mean_estimate(ones, ones, by_clip(20), yes_or_no=True)
     assert (found.value, found.high) == (1, 1)
     assert found.low == pytest.approx(0.86, abs=0.01)
+    none = mean_estimate(0 * ones, ones, by_clip(20), yes_or_no=True)
+    assert none.low == 0
+    assert none.high == pytest.approx(0.14, abs=0.01)
+
+
+def test_equal_answers_of_a_speakers_clips_are_one_answer() -> None:
+    speakers = Clusters.of([str(n) for n in range(10)], ["x"] * 10, list("aabbccddee"))
+    several = mean_estimate(np.ones(10), np.ones(10), speakers, yes_or_no=True)
+    each = mean_estimate(np.ones(5), np.ones(5), by_clip(5), yes_or_no=True)
+    assert several.num_clusters == each.num_clusters == 5
+    assert several.low == pytest.approx(each.low)

@@ -54,6 +54,12 @@ def test_one_word_makes_the_faint_noise_around_it_silence() -> None:
     assert measure_speech(samples, RATE_HZ).silence_share == pytest.approx(0.9)
 
 
+def test_a_click_does_not_make_the_soft_parts_of_speech_silence() -> None:
+    """The 95th percentile is of the speech, 30 dB above its soft parts; the click is louder."""
+    samples = np.concatenate([tone(0.8, 0.1), tone(0.16, 0.1 / 10**1.5), tone(0.04, 1.0)])
+    assert measure_speech(samples, RATE_HZ).silence_share == 0
+
+
 def test_no_sample_at_all_is_silence_of_no_length() -> None:
     found = measure_speech(silence(0), RATE_HZ, np.zeros((0, 8), np.int16))
     assert (found.duration_seconds, found.silence_share) == (0, 1)

@@ -106,7 +106,7 @@ def test_on_other_recordings_the_verdict_says_what_was_forgotten(sign: int, head
     here = verdict_of(audio_loss=difference(sign))
     assert told.sentences[0] == headline
     assert (told.overall, told.measures) == (here.overall, here.measures)
-    assert any(sentence.startswith("Audio loss: ") for sentence in told.sentences)
+    assert [s.startswith("Audio loss: ") for s in told.sentences] == [False, True]
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
@@ -117,6 +117,26 @@ def test_each_measure_has_its_good_direction(measure: Measure) -> None:
     given: list[dict[str, Any]] = [{name: difference(sign)} for sign in (HIGHER, LOWER)]
     found = [outcomes(verdict_of(**differences))[name] for differences in given]
     assert tuple(found) == expected
+
+
+def test_these_measures_lead_and_no_others() -> None:
+    """As docs/verdict.md lists them."""
+    leading = {
+        *("audio_loss", "stop_loss", "stop_rate", "runaway_rate", "duration_error"),
+        *("word_error_rate", "speaker_similarity", "quality_shortfall"),
+    }
+    for name in (measure.name for measure in MEASURES):
+        given: list[dict[str, Any]] = [{name: difference(sign)} for sign in (HIGHER, LOWER)]
+        found = {verdict_of(**differences).overall for differences in given}
+        assert found == ({"better", "worse"} if name in leading else {"no evidence"}), name
+
+
+def test_losses_alone_need_more_than_rounding() -> None:
+    tiny = difference(HIGHER, scale=0.004)  # 0.0008 (0.0004 to 0.0012)
+    given: dict[str, Any] = {measure.name: tiny for measure in MEASURES}
+    found = outcomes(verdict_of(**given))
+    losses = {"audio_loss", "stop_loss", "text_loss", "text_use"}
+    assert {name for name, outcome in found.items() if outcome == "no evidence"} == losses
 
 
 def test_fewer_clips_than_eight_are_no_evidence_whatever_their_interval() -> None:
@@ -160,6 +180,14 @@ def test_a_chance_among_many_measures_decides_nothing_except_not_better() -> Non
     surely_better = {"duration_error": difference(LOWER)}
     assert verdict_of(word_error_rate=by_chance, **others | surely_better).overall == "no evidence"
     assert verdict_of(word_error_rate=by_chance).overall == "worse"
+
+
+def test_a_better_text_loss_is_put_into_its_place_where_nothing_else_is_better() -> None:
+    alone = verdict_of(text_loss=difference(LOWER), audio_loss=difference(EQUAL))
+    assert alone.sentences[-1].startswith("Text loss: better")
+    with_audio = verdict_of(text_loss=difference(LOWER), audio_loss=difference(LOWER))
+    assert len(with_audio.sentences) == 2
+    assert with_audio.sentences[1].startswith("Audio loss: better")
 
 
 def test_a_second_measure_is_tested_at_the_level_that_the_first_leaves() -> None:
