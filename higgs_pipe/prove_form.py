@@ -59,13 +59,13 @@ ROUNDOFF = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2**-8}
 class Observed:
     """Results of a model on held-out rows."""
 
-    logits: list[Tensor]  # of the first row, by head: as Rows.logits
+    logits: list[Tensor]  # of the first row, by head: as HeldOutRows.logits
     frames: list[Codes]  # (F, K) per prompt, delayed, of the first second
     eval_loss: float
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class HeldOutRows:
     """The held-out rows, and how to run models on them."""
 
     table: PackedRows
@@ -124,7 +124,7 @@ def run(
     model = DualLossModel(adapted).to(accelerator.device).eval()
     table = PackedRows(eval_rows)
     prompts = [s for i in range(len(table)) for s in recorded_samples(table[i], model.shape)]
-    rows = Rows(table, prompts[:NUM_PROMPTS], accelerator, stage.eval.rows_per_batch)
+    rows = HeldOutRows(table, prompts[:NUM_PROMPTS], accelerator, stage.eval.rows_per_batch)
     with float32_arithmetic(model):
         expected = rows.observe(model)
         with adapted.disable_adapter():

@@ -38,7 +38,7 @@ logger = logging.getLogger("higgs_pipe")
 # A row of SHARD_CLIPS, a row of a table of codes, and a clip with its waveform (T * hop_length,).
 ShardClip: TypeAlias = Mapping[str, Any]
 CodesRow: TypeAlias = dict[str, Any]
-Decoded: TypeAlias = tuple[ShardClip, torch.Tensor]
+DecodedClip: TypeAlias = tuple[ShardClip, torch.Tensor]
 
 MAX_BATCH_SECONDS_ON_GPU = 240.0  # longer ones were not measured
 BYTES_PER_SECOND = 45e6  # of audio: 0.9 GB for 20 s in float32
@@ -198,7 +198,7 @@ def encode_in_memory(
 
 def decode_ahead(
     clips: Iterable[ShardClip], info: CodecInfo, look_ahead_seconds: float, num_threads: int
-) -> Iterator[Decoded]:
+) -> Iterator[DecodedClip]:
     """Decode clips in threads, in order, while the caller works.
 
     libsndfile, NumPy and PyTorch release the GIL, so threads suffice.
@@ -232,8 +232,8 @@ def decode_ahead(
 
 
 def equal_length_batches(
-    decoded: Iterable[Decoded], info: CodecInfo, max_batch_seconds: float
-) -> Iterator[list[Decoded]]:
+    decoded: Iterable[DecodedClip], info: CodecInfo, max_batch_seconds: float
+) -> Iterator[list[DecodedClip]]:
     """Yield consecutive clips of equal length as batches.
 
     Args:
@@ -244,7 +244,7 @@ def equal_length_batches(
     Yields:
         Lists of (clip, waveform (T * hop_length,)), one T per list.
     """
-    batch: list[Decoded] = []
+    batch: list[DecodedClip] = []
     for clip, waveform in decoded:
         max_clips = max(1, int(max_batch_seconds * info.sample_rate_hz / len(waveform)))
         if batch and (len(batch[0][1]) != len(waveform) or len(batch) >= max_clips):

@@ -9,7 +9,7 @@ WAVE64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
 TAGS = (b"ID3", b"TAG", b"APET")  # without a chunk around them
 
 
-class Layout(NamedTuple):
+class ChunkLayout(NamedTuple):
     """Layout of the chunks in one kind of file."""
 
     first_place: int
@@ -19,15 +19,15 @@ class Layout(NamedTuple):
     counts_header: bool = False  # the size counts name and size, too
 
 
-RIFF = Layout(12, struct.Struct("<4sI"), b"data")
+RIFF = ChunkLayout(12, struct.Struct("<4sI"), b"data")
 # By the first four bytes.
 LAYOUTS = {
     b"RIFF": RIFF,
     b"RF64": RIFF,
-    b"RIFX": Layout(12, struct.Struct(">4sI"), b"data"),
-    b"FORM": Layout(12, struct.Struct(">4sI"), b"SSND"),
-    b"caff": Layout(8, struct.Struct(">4sq"), b"data", step=1),
-    b"riff": Layout(40, struct.Struct("<16sq"), WAVE64_DATA, step=8, counts_header=True),
+    b"RIFX": ChunkLayout(12, struct.Struct(">4sI"), b"data"),
+    b"FORM": ChunkLayout(12, struct.Struct(">4sI"), b"SSND"),
+    b"caff": ChunkLayout(8, struct.Struct(">4sq"), b"data", step=1),
+    b"riff": ChunkLayout(40, struct.Struct("<16sq"), WAVE64_DATA, step=8, counts_header=True),
 }
 
 
@@ -76,7 +76,7 @@ def audio_chunk(path: Path) -> AudioChunk | None:
     return None if audio is None else AudioChunk(*audio, place, wav_format)
 
 
-def _is_chunk(layout: Layout, name: bytes, end: int, num_file_bytes: int) -> bool:
+def _is_chunk(layout: ChunkLayout, name: bytes, end: int, num_file_bytes: int) -> bool:
     if layout.counts_header:  # names are of any bytes
         return end < num_file_bytes + layout.step
     return all(32 <= byte < 127 for byte in name)

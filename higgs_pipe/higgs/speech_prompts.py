@@ -80,7 +80,7 @@ def _delivery(text: str, tags: Collection[str]) -> tuple[str, str]:
     return found, rest
 
 
-class Heard(NamedTuple):
+class CodedRecording(NamedTuple):
     """A recording in a conversation by its codes (T, K); those of the target are not read."""
 
     codes: Codes
@@ -108,13 +108,18 @@ def model_prompt(
     lines = SPEAKER_TAG.sub(r"\n\1 ", prompt.text).strip()
     tags = [f"[SPEAKER{i}] " if prompt.is_dialogue else "" for i in range(len(prompt.voices))]
     references = [
-        (voice.text if SPEAKER_TAG.match(voice.text) else tag + voice.text, Heard(voice.codes))
+        (
+            voice.text if SPEAKER_TAG.match(voice.text) else tag + voice.text,
+            CodedRecording(voice.codes),
+        )
         for tag, voice in zip(tags, prompt.voices, strict=True)
     ]
     shape = renderer.shape
     none = np.empty((0, shape.num_codebooks), np.int16)
     scenes = (prompt.scene,) if prompt.scene else ()
-    conversation = speech_conversation(system_prompt, scenes, references, lines, Heard(none), clean)
+    conversation = speech_conversation(
+        system_prompt, scenes, references, lines, CodedRecording(none), clean
+    )
     try:
         whole = renderer.prompt(conversation)
     except RenderError as fact:

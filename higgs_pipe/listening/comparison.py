@@ -1,7 +1,7 @@
 """Several voices compared over prompts: totals, and adapter against base.
 
-One :class:`Heard` per prompt and voice (recording, codec round trip, base, adapter); lists of the
-voices have the same prompts in the same order::
+One :class:`MeasuredTake` per prompt and voice (recording, codec round trip, base, adapter); the
+lists of all voices have the same prompts in the same order::
 
     totals(adapter, recordings, clusters, num_entries)           # a column of the table
     differences(adapter, base, recordings, clusters, num_entries)  # for the verdict
@@ -50,7 +50,7 @@ class ListenedMeasures:
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class MeasuredTake:
     """One waveform of a prompt, with its measures."""
 
     sound: SoundMeasures
@@ -67,7 +67,7 @@ class Heard:
 Term = tuple[float, float] | None  # a sum and what it is over; None: not measured
 
 
-def total_terms(heard: Heard, recording: Heard) -> dict[str, Term]:
+def total_terms(heard: MeasuredTake, recording: MeasuredTake) -> dict[str, Term]:
     """Return the terms that a prompt adds to the totals of its voice."""
     sound, listened = heard.sound, heard.listened
     seconds, share = sound.duration_seconds, sound.repeated_frame_share
@@ -81,7 +81,7 @@ def total_terms(heard: Heard, recording: Heard) -> dict[str, Term]:
     }
 
 
-def compared_terms(heard: Heard, recording: Heard) -> dict[str, Term]:
+def compared_terms(heard: MeasuredTake, recording: MeasuredTake) -> dict[str, Term]:
     """Return the terms that a prompt adds to the measures that compare adapter and base."""
     sound, recorded = heard.sound, recording.sound
     ratio = sound.duration_seconds / recorded.duration_seconds
@@ -97,7 +97,7 @@ def compared_terms(heard: Heard, recording: Heard) -> dict[str, Term]:
     }
 
 
-def _shared_terms(heard: Heard, recording: Heard) -> dict[str, Term]:
+def _shared_terms(heard: MeasuredTake, recording: MeasuredTake) -> dict[str, Term]:
     listened = heard.listened
     is_runaway = None
     if heard.has_stopped is not None:
@@ -131,7 +131,10 @@ CODE_DISTANCE = "code_distance"
 
 
 def totals(
-    voice: Sequence[Heard], recordings: Sequence[Heard], clusters: Clusters, num_entries: int
+    voice: Sequence[MeasuredTake],
+    recordings: Sequence[MeasuredTake],
+    clusters: Clusters,
+    num_entries: int,
 ) -> dict[str, Estimate | None]:
     """Total every measure of one voice over the prompts.
 
@@ -169,9 +172,9 @@ def totals(
 
 
 def differences(
-    adapter: Sequence[Heard],
-    base: Sequence[Heard],
-    recordings: Sequence[Heard],
+    adapter: Sequence[MeasuredTake],
+    base: Sequence[MeasuredTake],
+    recordings: Sequence[MeasuredTake],
     clusters: Clusters,
     num_entries: int,
 ) -> dict[str, Difference | None]:
@@ -228,7 +231,7 @@ def _columns(voices: Sequence[Sequence[Term]]) -> tuple[list[Array], npt.NDArray
 
 
 def _histograms(
-    voices: Sequence[Sequence[Heard]], num_entries: int
+    voices: Sequence[Sequence[MeasuredTake]], num_entries: int
 ) -> tuple[Array, Array, npt.NDArray[np.intp]]:
     """Return flat histograms, voices side by side, of the prompts whose codes are all known.
 

@@ -18,7 +18,7 @@ from higgs_pipe.higgs.codec import decode, to_codec_input
 from higgs_pipe.higgs.codes import Codes
 from higgs_pipe.higgs.generation import Spoken, write_wav
 from higgs_pipe.listening.clusters import Clusters
-from higgs_pipe.listening.comparison import Heard, differences, totals
+from higgs_pipe.listening.comparison import MeasuredTake, differences, totals
 from higgs_pipe.listening.held_out import HeldOutSample
 from higgs_pipe.listening.intervals import Difference
 from higgs_pipe.listening.listener import Impression, Listener, compare_impression
@@ -54,7 +54,7 @@ class Takes:
     info: CodecInfo
     takes: dict[Drawn, list[Take]]  # one per prompt
     references: list[list[Samples]]  # recordings before the target of each prompt
-    heard: dict[Drawn, list[Heard]] = field(default_factory=dict)
+    heard: dict[Drawn, list[MeasuredTake]] = field(default_factory=dict)
 
     @classmethod
     def collect(
@@ -106,7 +106,7 @@ class Takes:
         ]
         for voice, takes in self.takes.items():
             self.heard[voice] = [
-                Heard(
+                MeasuredTake(
                     sound=measure_speech(take.samples, rate_hz, take.codes),
                     has_stopped=take.has_stopped,
                     codes=take.codes,

@@ -85,23 +85,23 @@ class JobLines(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is shown unchanged."""
-        told: dict[str, Any] = vars(record)
-        event = told.get("event")
-        if event == "run_info" and isinstance(told.get("stats"), dict):
-            self._total = told["stats"].get("total")
+        fields: dict[str, Any] = vars(record)
+        event = fields.get("event")
+        if event == "run_info" and isinstance(fields.get("stats"), dict):
+            self._total = fields["stats"].get("total")
         if event == "progress":
-            self._done, self._total = told["done"], told["total"]
-        if event == "job_info" and "rule_name" in told:
-            makes_files = bool(told.get("output"))  # a target makes none
-            if makes_files and told["rule_name"] not in SETTINGS_RULES:
-                line = {"msg": self._line(told), "levelno": record.levelno}
+            self._done, self._total = fields["done"], fields["total"]
+        if event == "job_info" and "rule_name" in fields:
+            makes_files = bool(fields.get("output"))  # a target makes none
+            if makes_files and fields["rule_name"] not in SETTINGS_RULES:
+                line = {"msg": self._line(fields), "levelno": record.levelno}
                 self._handler.handle(logging.makeLogRecord({**line, "levelname": record.levelname}))
             return False
         is_hidden = str(record.msg).startswith(HIDDEN_BEGINNINGS) and not event
         return event not in HIDDEN_EVENTS and not is_hidden
 
-    def _line(self, told: dict[str, Any]) -> str:
+    def _line(self, fields: dict[str, Any]) -> str:
         count = "" if self._total is None else f"[{self._done}/{self._total}] "
-        wildcards = [str(value) for value in dict(told.get("wildcards") or {}).values()]
-        words = [told["rule_name"], *filter(None, wildcards)]  # the base's may be empty
+        wildcards = [str(value) for value in dict(fields.get("wildcards") or {}).values()]
+        words = [fields["rule_name"], *filter(None, wildcards)]  # the base's may be empty
         return f"{time.strftime('%H:%M:%S')}  {count}{' '.join(words)}"

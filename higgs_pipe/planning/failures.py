@@ -39,14 +39,16 @@ def failure_lines(logs_dir: Path, before: Mapping[Path, FileState]) -> list[str]
     if not logs_by_cause:
         return []
     lines = [
-        line for cause in list(logs_by_cause.items())[:NUM_CAUSES_SHOWN] for line in _told(*cause)
+        line
+        for cause in list(logs_by_cause.items())[:NUM_CAUSES_SHOWN]
+        for line in _cause_lines(*cause)
     ]
     if len(logs_by_cause) > NUM_CAUSES_SHOWN:
         lines += ["", f"... and {len(logs_by_cause) - NUM_CAUSES_SHOWN} other errors"]
     return [*lines, "", "Then run the same command again; finished results are kept."]
 
 
-def _told(cause: str, logs: list[Path]) -> Iterator[str]:
+def _cause_lines(cause: str, logs: list[Path]) -> Iterator[str]:
     """Yield the lines on one cause: the last ones of its message, and the logs that have it."""
     lines = cause.splitlines()
     yield ""

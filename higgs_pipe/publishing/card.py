@@ -22,7 +22,7 @@ from higgs_pipe.publishing.naming import public_name
 from higgs_pipe.publishing.provenance import Provenance
 from higgs_pipe.publishing.samples import PublishedSample
 from higgs_pipe.reporting.charts import Chart
-from higgs_pipe.reporting.experiments import Evaluation
+from higgs_pipe.reporting.experiments import EvalResults
 from higgs_pipe.training.results import EvalMetrics
 
 METRIC_ROWS = (
@@ -69,7 +69,7 @@ class CardFacts:
     settings: PackageConfig
     metrics: EvalMetrics
     verdict: Verdict
-    other: Evaluation | None  # on eval.other_manifest
+    other: EvalResults | None  # on eval.other_manifest
     loss_chart: Chart
     samples: Sequence[PublishedSample]
 

@@ -108,7 +108,7 @@ def _refuse(faults: list[str], fact: str, advice: str) -> None:
         raise UserError(f"{fact}:\n{list_offenders(list(dict.fromkeys(faults)))}\n{advice}")
 
 
-class _UnfitFileError(Exception):
+class _ForeignFileError(Exception):
     """A file that does not belong in a package; the message says why."""
 
 
@@ -118,7 +118,7 @@ def _read_texts(contents: Contents, names: Iterable[str]) -> tuple[dict[str, str
     for name in names:
         try:
             texts[name] = _checked_text(contents.entries[name])
-        except _UnfitFileError as error:
+        except _ForeignFileError as error:
             faults.append(f"{name}: {error}")
     return texts, faults
 
@@ -127,7 +127,7 @@ def _checked_text(entry: Entry) -> str:
     """Return the text of a text file, and "" of weights and audio, whose form is checked.
 
     Raises:
-        _UnfitFileError: The file is of another kind, or malformed.
+        _ForeignFileError: The file is of another kind, or malformed.
     """
     suffix = PurePosixPath(entry.name).suffix
     try:
@@ -140,32 +140,32 @@ def _checked_text(entry: Entry) -> str:
             if suffix in TEXT_SUFFIXES or entry.name == CHECKSUMS:
                 return _decoded(stream, suffix)
     except UNREADABLE as error:
-        raise _UnfitFileError(f"cannot be read ({error})") from None
+        raise _ForeignFileError(f"cannot be read ({error})") from None
     except NotSafetensorsError as error:
-        raise _UnfitFileError(f"not safetensors: {error}") from None
-    raise _UnfitFileError("neither safetensors nor text nor WAV")
+        raise _ForeignFileError(f"not safetensors: {error}") from None
+    raise _ForeignFileError("neither safetensors nor text nor WAV")
 
 
 def _checked_wav(stream: IO[bytes], num_bytes: int) -> str:
     start = stream.read(12)
     if start[:4] != b"RIFF" or start[8:] != b"WAVE" or num_bytes > MAX_WAV_BYTES:
-        raise _UnfitFileError("not a WAV, or too long a one")
+        raise _ForeignFileError("not a WAV, or too long a one")
     return ""
 
 
 def _decoded(stream: IO[bytes], suffix: str) -> str:
     content = stream.read(MAX_TEXT_BYTES + 1)
     if len(content) > MAX_TEXT_BYTES:
-        raise _UnfitFileError(f"text of more than {MAX_TEXT_BYTES:,} bytes")
+        raise _ForeignFileError(f"text of more than {MAX_TEXT_BYTES:,} bytes")
     try:
         text = content.decode()
         if suffix == ".json":
             json.loads(text)
     except (ValueError, RecursionError):
         kind = "JSON" if suffix == ".json" else "UTF-8"
-        raise _UnfitFileError(f"not {kind}") from None
+        raise _ForeignFileError(f"not {kind}") from None
     if suffix == ".svg" and ACTIVE_SVG.search(text):
-        raise _UnfitFileError("a drawing with a script")
+        raise _ForeignFileError("a drawing with a script")
     return text
 
 

@@ -27,7 +27,7 @@ COLOURS = ("#3f8ecf", "#dd7d2b", "#2f9e78", "#a873c4", "#cf5470", "#93903a")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvalResults:
     """Results of an adapter and its base on some recordings."""
 
     metrics: EvalMetrics
@@ -77,8 +77,8 @@ class Experiment:
     run: RunInfo
     log: TrainingLog
     preflight: list[PreflightCheck]
-    held_out: Evaluation
-    other: Evaluation | None  # on eval.other_manifest
+    held_out: EvalResults
+    other: EvalResults | None  # on eval.other_manifest
 
     @property
     def base(self) -> tuple[str, str]:
@@ -132,8 +132,8 @@ def read_experiments(
                 run=RunInfo.read(train / "run.json"),
                 log=TrainingLog.read(train / "metrics.jsonl"),
                 preflight=Preflight.read(train / "preflight.json").checks,
-                held_out=Evaluation.read(evaluated),
-                other=Evaluation.read(evaluated / "other") if has_other else None,
+                held_out=EvalResults.read(evaluated),
+                other=EvalResults.read(evaluated / "other") if has_other else None,
             )
         )
     return experiments

@@ -41,7 +41,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Take:
+class PlayedTake:
     """Speech of one voice for a prompt."""
 
     label: str
@@ -56,7 +56,7 @@ class PromptLine:
     text: str
     who: str
     reference: Player | None
-    takes: list[Take]
+    takes: list[PlayedTake]
     sort_values: dict[str, float]
     rank: int
 
@@ -153,7 +153,7 @@ def _line(
         rows.append((name, spoken[name], row))
     longest = max(row["duration_seconds"] for _, _, row in rows)
     takes = [
-        Take(label, _player(files, row["sample"], longest), _facts(row, recording))
+        PlayedTake(label, _player(files, row["sample"], longest), _facts(row, recording))
         for label, files, row in rows
     ]
     reference = recording["reference"]

@@ -78,7 +78,7 @@ def warm_up(model: DualLossModel, batch: PackedBatch) -> None:
     started = time.perf_counter()
     evaluate_once(model, batch)
     if any(parameter.requires_grad for parameter in model.parameters()):
-        learn_nothing(model, batch)
+        compute_gradients(model, batch)
     if batch.input_ids.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
@@ -86,8 +86,8 @@ def warm_up(model: DualLossModel, batch: PackedBatch) -> None:
     logger.info("compiled the layers in %.1f s; the code is kept in %s", seconds, place)
 
 
-def learn_nothing(model: DualLossModel, batch: PackedBatch) -> tuple[Any, ...]:
-    """Run forward and backward as in a micro-step, but return the gradients instead of adding."""
+def compute_gradients(model: DualLossModel, batch: PackedBatch) -> tuple[Any, ...]:
+    """Return the gradients of a micro-step; nothing is added to those of training."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = label_weights(batch.label_counts(), has_text=model.shape.has_text_loss)
     sums, _ = model(batch, weights, predict=False)

@@ -18,7 +18,7 @@ from higgs_pipe.higgs.memory import WORKSPACE_BYTES
 from higgs_pipe.higgs.model import DualLossModel
 from higgs_pipe.higgs.parameters import memory_formula
 from higgs_pipe.training.card import Card, card_of, free_memory
-from higgs_pipe.training.compiling import compile_where_it_pays, learn_nothing
+from higgs_pipe.training.compiling import compile_where_it_pays, compute_gradients
 from higgs_pipe.training.graphs import (
     Graphs,
     difference_of_graphs,
@@ -73,15 +73,15 @@ class Planner:
             self.model.recomputed_layers = self.model.num_layers  # as small as can be
         is_compiled = self._compile(None if kept is None else kept.is_compiled)
         if kept is not None:
-            plan, told = replace(kept, is_compiled=is_compiled), "after the interruption"
+            plan, reason = replace(kept, is_compiled=is_compiled), "after the interruption"
             if self.settings.cuda_graphs == "auto" and self.accelerator.num_processes > 1:
                 plan = replace(plan, is_padded=False)
         elif card is None:
             plan = plan_without_card(self.settings, self.model.num_layers, is_compiled)
-            told = "by the config"
+            reason = "by the config"
         else:
-            plan, told = self._plan_by_probe(card, is_compiled)
-        self._follow(plan, told)
+            plan, reason = self._plan_by_probe(card, is_compiled)
+        self._follow(plan, reason)
         if self.graphs is not None:
             self._check_graphs(self.graphs)
 
@@ -113,12 +113,12 @@ class Planner:
         )
         self._follow(smaller, "after memory ran out")
 
-    def _follow(self, plan: Plan, told: str) -> None:
-        """Take the next steps by this plan; ``told`` is the reason for the log."""
+    def _follow(self, plan: Plan, reason: str) -> None:
+        """Take the next steps by this plan; the reason is for the log."""
         rows = min(plan.rows_per_micro_batch, self.inputs.rows_per_process)
         plan = replace(plan, rows_per_micro_batch=rows)
         if plan != self.state.plan:
-            self.note(self.state.progress.step, plan.as_dict(), told)
+            self.note(self.state.progress.step, plan.as_dict(), reason)
         self.state.plan = plan
         self.inputs.follow(plan.rows_per_micro_batch, plan.is_padded)
         self.model.recomputed_layers = plan.recomputed_layers
@@ -197,15 +197,15 @@ class Planner:
         )
         plan, _, fits = graphed if self._will_graph(plain, graphed) else plain
         needed = formula.activations(plan.rows_per_micro_batch * positions, plan.recomputed_layers)
-        told = (
+        reason = (
             f"activations {needed / 1e9:.1f} of {num_bytes / 1e9:.1f} GB; a probe needed "
             f"{factor:.2f} of the formula"
         )
         if not fits:
             logger.warning(
-                "the plan may not fit: %s; a step that does not fit is made smaller", told
+                "the plan may not fit: %s; a step that does not fit is made smaller", reason
             )
-        return plan, told
+        return plan, reason
 
     def _will_graph(self, plain: Choice, graphed: Choice) -> bool:
         """Choose whether to replay graphs, and log why not if the config leaves it open."""
@@ -233,7 +233,7 @@ class Planner:
         batch = batch.to(self.accelerator.device)
         for num_recomputed in (0, num_layers) if fits_whole else (num_layers,):
             self.model.recomputed_layers = num_recomputed
-            peaks = gather_object([card.peak_bytes(lambda: learn_nothing(self.model, batch))])
+            peaks = gather_object([card.peak_bytes(lambda: compute_gradients(self.model, batch))])
             if None not in peaks:
                 return num_recomputed, max(peaks)
         raise self._row_too_long(num_layers)

@@ -25,7 +25,7 @@ from higgs_pipe.higgs.family import family_of_model
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.padding import Grid
-from higgs_pipe.training.compiling import learn_nothing
+from higgs_pipe.training.compiling import compute_gradients
 
 
 def main(base: Path, train_rows: Path, output: Path) -> None:
@@ -45,15 +45,15 @@ def main(base: Path, train_rows: Path, output: Path) -> None:
     padded = Grid.of_rows(rows.sizes(), 2).collate([rows[0]], plain.shape, dropout_seeds=[7])
     cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     started = time.perf_counter()
-    gradients = learn_nothing(compiled, batch)
+    gradients = compute_gradients(compiled, batch)
     seconds = time.perf_counter() - started
     files = sorted(str(p.relative_to(cache)) for p in cache.rglob("*.py"))
-    expected = learn_nothing(plain, batch)
+    expected = compute_gradients(plain, batch)
     found = {
         "seconds": seconds,
         "gradient_error": largest_error(gradients, expected),
         "files": files,
-        "gradient_error_padded": largest_error(learn_nothing(compiled, padded), expected),
+        "gradient_error_padded": largest_error(compute_gradients(compiled, padded), expected),
         "files_for_padding": len(list(cache.rglob("*.py"))) - len(files),
     }
     output.write_text(json.dumps(found))

@@ -8,7 +8,7 @@ import pytest
 
 from higgs_pipe.listening import comparison
 from higgs_pipe.listening.clusters import Clusters
-from higgs_pipe.listening.comparison import Heard, ListenedMeasures, differences, totals
+from higgs_pipe.listening.comparison import ListenedMeasures, MeasuredTake, differences, totals
 from higgs_pipe.listening.measures import SoundMeasures
 from higgs_pipe.listening.verdict import MEASURES
 
@@ -23,12 +23,12 @@ def heard(
     has_stopped: bool | None = True,
     codes: np.ndarray | None = CODES,
     **listened: Any,
-) -> Heard:
+) -> MeasuredTake:
     sound = SoundMeasures(seconds, silence, longest, None if codes is None else 0.5)
-    return Heard(sound, has_stopped, codes, ListenedMeasures(**listened))
+    return MeasuredTake(sound, has_stopped, codes, ListenedMeasures(**listened))
 
 
-def recording(**measures: Any) -> Heard:
+def recording(**measures: Any) -> MeasuredTake:
     return heard(has_stopped=None, **measures)
 
 

@@ -30,7 +30,7 @@ from higgs_pipe.higgs.compilation import (
 from higgs_pipe.higgs.compilation_costs import SAVED_SECONDS_PER_POSITION
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
-from higgs_pipe.training.compiling import learn_nothing
+from higgs_pipe.training.compiling import compute_gradients
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 HOUR = 3600 / SAVED_SECONDS_PER_POSITION  # positions that save an hour
@@ -162,7 +162,7 @@ def test_all_layers_run_the_code_of_one(
     assert model.num_layers == 2
     model.compile_layers()
     batch = collate([PackedRows(corpus.train_rows)[0]], model.shape, dropout_seeds=[7])
-    learn_nothing(model, batch)
+    compute_gradients(model, batch)
     assert len(traced) == 2  # before and after attention
 
 
@@ -221,7 +221,7 @@ def test_compiled_layers_of_higgs_tts_3_give_the_plain_gradients(
     compiled = copy.deepcopy(plain)
     compiled.compile_layers()
     batch = collate([PackedRows(v3_corpus.train_rows)[0]], plain.shape, dropout_seeds=[7])
-    assert largest_error(learn_nothing(compiled, batch), learn_nothing(plain, batch)) < 1e-9
+    assert largest_error(compute_gradients(compiled, batch), compute_gradients(plain, batch)) < 1e-9
 
 
 def run_compiled(corpus: PackedCorpus, folder: Path, name: str) -> dict[str, Any]:

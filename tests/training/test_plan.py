@@ -135,7 +135,7 @@ def test_the_worst_card_and_probe_decide_the_plan(
     monkeypatch.setattr(planner, "gather_object", lambda mine: [*mine, next(of_other)])
     monkeypatch.setattr(planner, "memory_formula", lambda *_: formula)
     monkeypatch.setattr(planner, "collate", lambda *_, **__: torch.empty(0))
-    monkeypatch.setattr(planner, "learn_nothing", lambda *_: None)
+    monkeypatch.setattr(planner, "compute_gradients", lambda *_: None)
     monkeypatch.setattr(planner, "choose_plan", choose)
     one: Any = planner.Planner(
         model=SimpleNamespace(num_layers=28, shape=None, native=SimpleNamespace(config=None)),  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ def keys_of(column_of: ColumnOf, data: DataConfig, others: Sequence[OtherRecordi
     owners = np.append(np.arange(num_clips), [other.clip for other in others])
     is_target = np.append(np.ones(num_clips), [other.is_target for other in others]) > 0
     if not is_target.all():
-        _forget_unlearned(numbers, is_target, kinds, data.keep_context_together)
+        _remove_context_keys(numbers, is_target, kinds, data.keep_context_together)
     return Keys(
         kinds=kinds,
         ends=ends,
@@ -210,10 +210,10 @@ def _span_numbers(values: ColumnOf) -> Numbers:
     return found
 
 
-def _forget_unlearned(
+def _remove_context_keys(
     numbers: Numbers, is_target: npt.NDArray[np.bool_], kinds: Sequence[Kind], keeps_context: bool
 ) -> None:
-    """Of recordings that are only heard, keep the audio that is a target elsewhere, if any."""
+    """Remove the keys of context recordings, except audio that is a target elsewhere."""
     targets = numbers[is_target]
     is_learned = np.isin(numbers, targets[targets >= 0])
     is_audio = np.array([kind == "audio" for kind in kinds])

@@ -64,7 +64,7 @@ SUMMARY_COLUMNS = (
 
 
 class Outcome(NamedTuple):
-    """What judging and splitting found, beside the table of clips."""
+    """The findings of judging and splitting, beside the table of clips."""
 
     rejections: Sequence[Rejection]
     groups: Numbers  # (N,) of each target; targets of one group share a split

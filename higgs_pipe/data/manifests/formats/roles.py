@@ -43,7 +43,7 @@ def is_audio_path(value: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Column:
+class FieldValues:
     """The values of one field over the file."""
 
     values: tuple[str, ...]
@@ -124,7 +124,7 @@ def roles_of(
             roles[number - 1] = key
         return tuple(roles)
     whole = [[value.strip() for value in row] for row in rows if len(row) == num_fields]
-    columns = [Column(values) for values in zip(*whole[:NUM_LOOKED_AT], strict=True)]
+    columns = [FieldValues(values) for values in zip(*whole[:NUM_LOOKED_AT], strict=True)]
     is_id_list = default is not None and default[0] == "id"
     found = _decided(columns, is_id_list)
     if found is None and default is not None and _fits(default, columns):
@@ -144,7 +144,7 @@ def roles_of(
     return tuple(found)
 
 
-def _decided(columns: Sequence[Column], is_id_list: bool) -> list[Role] | None:
+def _decided(columns: Sequence[FieldValues], is_id_list: bool) -> list[Role] | None:
     """Return the roles that the columns leave no doubt about, or None.
 
     In a list that begins with ids these may be given twice, which is a fault of their rows.
@@ -191,20 +191,20 @@ def _decided(columns: Sequence[Column], is_id_list: bool) -> list[Role] | None:
     return roles
 
 
-def _fits(roles: Sequence[Role], columns: Sequence[Column]) -> bool:
+def _fits(roles: Sequence[Role], columns: Sequence[FieldValues]) -> bool:
     """Return whether columns may be these, by their number and the language among them."""
     is_as_long = len(roles) == len(columns) and "language" in roles
     return is_as_long and columns[roles.index("language")].is_language
 
 
-def _apart(columns: Sequence[Column], names: list[int]) -> tuple[list[int], list[int]]:
+def _apart(columns: Sequence[FieldValues], names: list[int]) -> tuple[list[int], list[int]]:
     """Return the speaker and the text of two columns that both look like names."""
     speaker, text = sorted(names, key=lambda i: columns[i].num_distinct)
     is_clear = 2 * columns[speaker].num_distinct <= columns[text].num_distinct
     return ([speaker], [text]) if is_clear else (names, [])
 
 
-def _are_alike(one: Column, other: Column) -> bool:
+def _are_alike(one: FieldValues, other: FieldValues) -> bool:
     """Return whether two columns are spellings of the same texts."""
     scores = []
     for left, right in zip(one.values, other.values, strict=True):
