@@ -86,6 +86,18 @@ def test_the_varlen_call_equals_a_loop_over_its_arguments(monkeypatch: pytest.Mo
     assert torch.allclose(packed_attention(*heads, samples()), expected, atol=1e-12)
 
 
+def test_dropout_of_attention_is_drawn_where_the_varlen_call_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
+    heads, found = random_heads(torch.float64), []
+    for attend in (packed_attention, attention_by_sample):
+        torch.manual_seed(1)
+        found.append(attend(*heads, samples(), dropout=0.5))
+    assert torch.equal(*found)
+    assert not torch.allclose(found[0], attention_by_sample(*heads, samples()))
+
+
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_varlen_on_cuda_equals_one_call_a_sample(dtype: Any) -> None:

@@ -96,6 +96,11 @@ def test_any_row_is_read_by_its_index(corpus: PackedCorpus) -> None:
     assert sorted(ids) == [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
 
 
+def test_the_length_of_a_row_is_that_of_all_its_samples(corpus: PackedCorpus) -> None:
+    rows = PackedRows(corpus.train_rows)
+    assert rows.row_lengths() == [len(rows[number].input_ids) for number in range(len(rows))]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -103,16 +108,29 @@ def test_any_row_is_read_by_its_index(corpus: PackedCorpus) -> None:
         ({"audio_input_ids": np.zeros((2, 8), np.int16)}, "placeholders for 2 frames"),
         ({"audio_labels": np.zeros((2, 8), np.int16)}, "and 2 frames of labels"),
         ({"labels": "first"}, "first position"),
+        ({"labels": "too few"}, "lengths"),
         ({"input_ids": "beyond"}, "vocabulary"),
+        ({"audio_input_ids": "beyond"}, "vocabulary"),
+        ({"sample_lengths": "from a frame on"}, "first position"),
     ],
 )
 def test_a_row_that_disagrees_with_itself_is_refused(
     row: PackedRow, config: Any, change: dict[str, Any], message: str
 ) -> None:
-    if change.get("labels") == "first":
-        change = {"labels": np.where(np.arange(len(row.labels)) == 0, 1, row.labels)}
-    if "input_ids" in change:
-        change = {"input_ids": np.where(np.arange(len(row.labels)) == 1, 10**6, row.input_ids)}
+    changes: dict[str, Any] = {
+        "first": np.where(np.arange(len(row.labels)) == 0, 1, row.labels),
+        "too few": row.labels[:-1],
+    }
+    if "sample_lengths" in change:
+        start = int(np.flatnonzero(row.input_ids == config.audio_token_id)[0])
+        changes["from a frame on"] = np.array([start, len(row.labels) - start], np.int32)
+    if "input_ids" in change:  # the first id that the model does not have
+        changes["beyond"] = np.where(np.arange(len(row.labels)) == 1, 320, row.input_ids)
+    if "audio_input_ids" in change:
+        changes["beyond"] = np.where(row.audio_input_ids == 1025, 1026, row.audio_input_ids)
+    change = {
+        key: changes[value] if isinstance(value, str) else value for key, value in change.items()
+    }
     with pytest.raises(UserError, match=f"'{row.sample_ids[0]}'.*{message}.*forcerun pack_rows"):
         collate([replace(row, **change)], config)
 

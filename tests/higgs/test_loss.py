@@ -79,6 +79,19 @@ def test_accuracies_are_shares_of_the_labels() -> None:
     }
 
 
+def test_each_name_has_the_sums_of_its_column() -> None:
+    sums = LossSums(
+        loss=torch.tensor([1.0, 4.0, 9.0, 32.0]),
+        count=torch.tensor([1.0, 2.0, 3.0, 4.0]),
+        correct=torch.ones(4),
+    )
+    assert named_losses(sums) == {
+        **{"loss": 3.5, "text_loss": 1.0, "audio_loss": 2.5, "stop_loss": 8.0},
+        **{"audio_loss_codebook_0": 2.0, "audio_loss_codebook_1": 3.0},
+    }
+    assert list(named_accuracies(sums).values()) == pytest.approx([1, 1 / 2, 1 / 3])
+
+
 def test_what_a_label_weighs_is_the_gradient_of_the_objective() -> None:
     weights = LossWeights(text=0.5, audio=2, eos=0.1, codebooks=[1, 3])
     loss = torch.tensor([6.0, 8.0, 2.0, 1.0], requires_grad=True)
@@ -155,16 +168,18 @@ class LivePeak(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("num_codebooks", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("is_weighted_ahead", [False, True])
 def test_logits_and_their_gradients_stay_within_the_budget(
-    dtype: Any, is_weighted_ahead: bool
+    dtype: Any, is_weighted_ahead: bool, num_codebooks: int
 ) -> None:
-    budget_mb, num_labels, num_entries = 1.0, 400, 8_000  # 12.8 MB of float32 logits
-    head = nn.Linear(4, num_entries, bias=False, dtype=dtype).requires_grad_(False)
+    budget_mb, num_labels, num_logits = 1.0, 400, 8_000  # 12.8 MB of float32 logits
+    num_entries = num_logits // num_codebooks
+    head = nn.Linear(4, num_logits, bias=False, dtype=dtype).requires_grad_(False)
     hidden = torch.randn(num_labels, 4, dtype=dtype, requires_grad=True)
-    labels = torch.randint(0, num_entries, (num_labels, 1))
-    weights = torch.ones(num_labels, 1) if is_weighted_ahead else None
+    labels = torch.randint(0, num_entries, (num_labels, num_codebooks))
+    weights = torch.ones(num_labels, num_codebooks) if is_weighted_ahead else None
     with LivePeak() as memory:
         found = chunked_loss(head, hidden, labels, num_entries, budget_mb, weights, predict=False)
         (found.weighted if is_weighted_ahead else found.loss.sum()).backward()
