@@ -81,6 +81,10 @@ class Source:
         name = next((name for name in names if (folder / name).exists()), names[-1])
         return replace(self, path=str(folder / name))
 
+    def for_a_look(self) -> "Source":
+        """Return the source to look at first; what is found then will be found again."""
+        return replace(self, findings=Findings())
+
     def fault(self, place: str, fact: str) -> None:
         """Note a fault that makes the manifest unusable.
 
@@ -171,7 +175,7 @@ class Source:
             yield from self.numbered(value if isinstance(value, list) else [], path)
 
     def _is_array(self, path: str) -> bool:
-        content = Source(path, self.root, {}).content(path) or b""
+        content = self.for_a_look().content(path) or b""
         return content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
     def json_document(self, path: str) -> Any:

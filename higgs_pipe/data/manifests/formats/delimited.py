@@ -25,7 +25,7 @@ Cells: TypeAlias = Iterator[tuple[int, list[str]]]
 
 def delimiter_of(source: Source) -> str:
     """Return what stands between the fields of a file's first line."""
-    first = next((text for _, text in Source(source.path, source.root, {}).lines(source.path)), "")
+    first = next((text for _, text in source.for_a_look().lines(source.path)), "")
     for delimiter in DELIMITERS:
         if has_names_of(first.split(delimiter), source.columns):
             return delimiter

@@ -1,7 +1,6 @@
 """Tables with a name for each value: JSON Lines, CSV, TSV, Parquet."""
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -84,41 +83,56 @@ def read_parquet(source: Source) -> RawRows:
         return
     try:
         with source.at(source.path), _opened(source.path) as table:
-            names = table.schema_arrow.names
-            _check_amount(table.metadata, Path(source.path).stat().st_size)
-            if repeated := repeated_name(names):
-                raise RowFault(f"the column {repeated!r} is given twice")
-            columns = columns_of(names, source.columns)
-            source.note_columns(columns)
-            audio = columns.get("audio", "audio")
-            extract_to = None
-            if audio in names and pa.types.is_struct(table.schema_arrow.field(audio).type):
-                extract_to = source.extract_to
-                if extract_to is None:
-                    raise RowFault(
-                        f"{audio!r} holds recordings, but there is no folder to write them to"
-                    )
-            wanted = [name for name in names if name in {*OUR_KEYS, *columns.values()}]
-            _check_columns(table, [name for name in wanted if not (extract_to and name == audio)])
-            others = dict.fromkeys(name for name in names if name not in wanted)
-            rows = itertools.count(1)
-            num_at_once = NUM_RECORDINGS_AT_ONCE if extract_to else NUM_ROWS_AT_ONCE
-            for batch in table.iter_batches(num_at_once, columns=wanted):
-                cells = [_values(batch.column(name)) for name in wanted]
-                # A table of no wanted columns still has rows.
-                for values in zip(*cells, strict=True) if cells else [()] * batch.num_rows:
-                    fields: Fields = {**dict(zip(wanted, values, strict=True)), **others}
-                    number = next(rows)
-                    with source.at(f"{source.path}:{number}"):
-                        if extract_to:
-                            fields[audio] = write_embedded(fields[audio], extract_to)
-                        row = in_seconds(renamed(fields, columns), columns)
-                        if extract_to and row["audio"] and not row.get("id"):
-                            row["id"] = Path(row["audio"]).stem
-                        yield RawRow(source.path, number, row)
+            yield from _rows_of(source, table)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         fact = str(error).strip().split("\n")[0]
         source.fault(source.path, f"not a readable Parquet file ({fact:.200})")
+
+
+def _rows_of(source: Source, table: pq.ParquetFile) -> RawRows:
+    """Yield the rows of a table; recordings in it are written out."""
+    names = table.schema_arrow.names
+    _check_amount(table.metadata, Path(source.path).stat().st_size)
+    if repeated := repeated_name(names):
+        raise RowFault(f"the column {repeated!r} is given twice")
+    columns = columns_of(names, source.columns)
+    source.note_columns(columns)
+    audio = columns.get("audio", "audio")
+    extract_to = _folder_of_recordings(source, table, audio)
+    wanted = [name for name in names if name in {*OUR_KEYS, *columns.values()}]
+    _check_columns(table, [name for name in wanted if not (extract_to and name == audio)])
+    others = dict.fromkeys(name for name in names if name not in wanted)
+    num_at_once = NUM_RECORDINGS_AT_ONCE if extract_to else NUM_ROWS_AT_ONCE
+    for number, values in enumerate(_cells(table, wanted, num_at_once), start=1):
+        fields: Fields = {**dict(zip(wanted, values, strict=True)), **others}
+        with source.at(f"{source.path}:{number}"):
+            if extract_to:
+                fields[audio] = write_embedded(fields[audio], extract_to)
+            row = in_seconds(renamed(fields, columns), columns)
+            if extract_to and row["audio"] and not row.get("id"):
+                row["id"] = Path(row["audio"]).stem
+            yield RawRow(source.path, number, row)
+
+
+def _folder_of_recordings(source: Source, table: pq.ParquetFile, audio: str) -> Path | None:
+    """Return the folder for the recordings in a table; None if ``audio`` holds paths.
+
+    Raises:
+        RowFault: There are recordings, and no folder.
+    """
+    schema = table.schema_arrow
+    if audio not in schema.names or not pa.types.is_struct(schema.field(audio).type):
+        return None
+    if source.extract_to is None:
+        raise RowFault(f"{audio!r} holds recordings, but there is no folder to write them to")
+    return source.extract_to
+
+
+def _cells(table: pq.ParquetFile, names: list[str], num_at_once: int) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of each row; a table without the named columns still has rows."""
+    for batch in table.iter_batches(num_at_once, columns=names):
+        cells = [_values(batch.column(name)) for name in names]
+        yield from zip(*cells, strict=True) if cells else [()] * batch.num_rows
 
 
 def _check_amount(declared: pq.FileMetaData, num_bytes: int) -> None:
