@@ -166,7 +166,7 @@ def _options(**values: object) -> SpeakOptions:
 def _texts_by_path(
     text: str | None, texts: Path | None, out: Path | None, out_dir: Path | None
 ) -> dict[Path, str]:
-    """The texts by the WAVs that are written."""
+    """Return the text for each WAV to write."""
     if text is not None and out is not None and texts is None and out_dir is None:
         if out.suffix.lower() != ".wav":
             raise UserError(f"--out {out}: only WAV is written; name a file that ends in .wav.")

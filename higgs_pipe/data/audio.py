@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile as sf
 
-from higgs_pipe.data.containers import (
+from higgs_pipe.data.completeness import (
     end_fault,
     num_bytes_off,
     num_samples_of,

@@ -41,7 +41,7 @@ class AudioChunk(NamedTuple):
 
 
 def audio_chunk(path: Path) -> AudioChunk | None:
-    """Return where the audio of a file lies; None with a tag in front or behind, or no chunks."""
+    """Return where the audio of a file lies; None for a file without chunks, or with a tag."""
     num_file_bytes = path.stat().st_size
     with path.open("rb") as stream:
         layout = LAYOUTS.get(stream.read(4))

@@ -82,7 +82,7 @@ class Decoded:
 
 
 def container_of(beginning: bytes) -> Container | None:
-    """Return the kind of a file by its first 16 bytes, or None if FFmpeg is not to read it."""
+    """Return the kind of a file by its first 16 bytes, or None if another library reads it."""
     return next(
         (kind for kind in CONTAINERS if beginning.startswith(kind.sign, kind.place)),
         None,

@@ -30,7 +30,7 @@ class Page(NamedTuple):
 
 
 def ogg_fault(content: bytes) -> str | None:
-    """Return in words what the pages of an Ogg file lack, or hold twice, or None."""
+    """Return how the pages of an Ogg file are not one whole stream, as a predicate, or None."""
     previous: dict[int, Page] = {}  # by serial number
     page, has_other_page = None, False
     for page in ogg_pages(content):
@@ -62,7 +62,7 @@ def ogg_pages(content: bytes) -> Iterator[Page]:
 
 
 def opus_with_rate(path: Path) -> io.BytesIO | None:
-    """Return an Ogg Opus file that declares no sample rate as one of 48 kHz; None for another.
+    """Return an Ogg Opus file that declares no rate, with 48 kHz filled in; None for any other.
 
     Encoders may leave out the rate of what they encoded, as 0. libsndfile decodes at the lowest
     rate of Opus that is not below it, which would be 8 kHz.
@@ -81,6 +81,6 @@ def opus_with_rate(path: Path) -> io.BytesIO | None:
 
 
 def ogg_checksum(page: bytes | bytearray) -> int:
-    """Return the checksum of a page whose own is 0: CRC-32, but its bits in reverse and from 0."""
+    """Return the checksum of a page, in which it is still 0: CRC-32 of reversed bits, from 0."""
     crc = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{crc:032b}"[::-1], 2)

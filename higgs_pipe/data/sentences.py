@@ -37,7 +37,7 @@ def split_text(text: str, max_length: int) -> list[str]:
 
 
 def _split(text: str, max_length: int, cuts: Sequence[re.Pattern[str]]) -> list[str]:
-    """The pieces with their white space: joined they are the text."""
+    """Return the pieces with their white space; joined, they are the text."""
     if spoken_length(text.strip()) <= max_length:
         return [text]
     ends = [match.end() for match in cuts[0].finditer(text)] if cuts else list(range(1, len(text)))

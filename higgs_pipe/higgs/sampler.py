@@ -68,7 +68,7 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]  # Transformers has no typ
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
     def _drawn(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The drawn codes: (B * K,)."""
+        """Draw the codes: (B * K,)."""
         warped = scores
         for warper in self._warpers:
             warped = warper(input_ids, warped)
@@ -87,13 +87,13 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]  # Transformers has no typ
         return drawn.flatten()
 
     def _noise(self, rows: Sequence[int], scores: Tensor) -> Tensor:
-        """Exponential noise of some prompts, the same on every device: (len(rows) * K, V)."""
+        """Return exponential noise of some prompts, equal on every device: (len(rows) * K, V)."""
         shape = (self._num_codebooks, scores.shape[-1])
         noise = [torch.empty(shape).exponential_(generator=self._generators[row]) for row in rows]
         return torch.cat(noise).to(scores.device)
 
 
 def _draw(scores: Tensor, noise: Tensor) -> Tensor:
-    """A draw from the softmax of scores: the first of independent clocks to ring."""
+    """Draw from the softmax of scores: the smallest of exponential times with these rates."""
     times = noise.clamp_min(torch.finfo(noise.dtype).tiny) / scores.softmax(dim=-1)
     return times.argmin(dim=-1)

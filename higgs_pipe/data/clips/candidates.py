@@ -12,7 +12,7 @@ from higgs_pipe.data.quality import TextMeasures, measure_text
 from higgs_pipe.data.specs import CLIPS, ROW_COLUMNS
 from higgs_pipe.data.speech import word_error_rate
 
-# Which part of a ClippedRow has a column of CLIPS; its recording has those that are not here.
+# The field of a ClippedRow that holds a column of CLIPS; all others are in its recording.
 PART_OF_COLUMN = {
     "clip_id": "row",
     **dict.fromkeys((column.name for column in ROW_COLUMNS), "row"),
@@ -58,7 +58,7 @@ OWN_COLUMNS = {"word_error_rate", "text_source", "split", "reference_id", "conve
 
 
 def others_of_row(place: int, row: Row, measured: Measured) -> Iterator[OtherRecording]:
-    """Yield the recordings of a row's conversation, but its own; it becomes the clip ``place``."""
+    """Yield the other recordings in the conversation of a row that becomes clip ``place``."""
     for utterance in row.utterances:
         if not utterance.is_own:
             said = {"text": utterance.text, "speaker": row.speaker, "dialogue_id": None}
@@ -66,13 +66,13 @@ def others_of_row(place: int, row: Row, measured: Measured) -> Iterator[OtherRec
             yield OtherRecording(place, columns, utterance.is_target)
 
 
-def alone(row: Row, text: str) -> Row:
-    """Return the row of another recording that ``row`` names, without scene, dialogue and turns."""
+def without_context(row: Row, text: str) -> Row:
+    """Return a row with another text, and without scene, dialogue and turns."""
     return replace(row, text=text, scene=None, dialogue_id=None, turn=None, conversation=None)
 
 
 def clip_of(row: Row, recording: Mapping[str, Any], is_transcript: bool = False) -> ClippedRow:
-    """Return a row of CLIPS, of the given split; its references are not linked yet.
+    """Return a row of CLIPS; its split is the given one, and its references are not linked yet.
 
     Args:
         row: The row.

@@ -26,7 +26,7 @@ DRAFTS = replace(
 
 @dataclass(frozen=True)
 class Drafts:
-    """Clips in the manifest's order, some of those in a file."""
+    """The clips in a file, or some of them, in the manifest's order."""
 
     file: TableFile
     is_kept: npt.NDArray[np.bool_]  # of each row of the file
@@ -63,7 +63,7 @@ class Drafts:
             first += len(batch)
 
     def without(self, clip_ids: Collection[str]) -> "Drafts":
-        """Return the clips but some."""
+        """Return the clips whose ids are not among these."""
         stays = np.array([name not in clip_ids for name in self.column("clip_id").to_pylist()])
         is_kept, places = self.is_kept.copy(), np.cumsum(stays) - 1
         is_kept[is_kept] = stays

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from higgs_pipe.config.settings import DataConfig, FilterConfig, ValidateConfig
 from higgs_pipe.config.stages import ValidateStage
 from higgs_pipe.data.clips import filters
-from higgs_pipe.data.clips.candidates import ClippedRow, alone, clip_of, others_of_row
+from higgs_pipe.data.clips.candidates import ClippedRow, clip_of, others_of_row, without_context
 from higgs_pipe.data.clips.drafts import Drafts
 from higgs_pipe.data.clips.keys import OtherRecording, groups_of, keys_of
 from higgs_pipe.data.clips.measured import Measured
@@ -156,7 +156,9 @@ def _filter_fault(clip: ClippedRow, measured: Measured, limits: FilterConfig) ->
     targets = [("", clip)]
     for utterance in clip.row.utterances:
         if utterance.is_target and not utterance.is_own:
-            other = clip_of(alone(clip.row, utterance.text), measured[utterance.recording])
+            other = clip_of(
+                without_context(clip.row, utterance.text), measured[utterance.recording]
+            )
             targets.append((f"turn {utterance.turn_number}: ", other))
     for place, target in targets:
         if found := filters.faults(target, limits):

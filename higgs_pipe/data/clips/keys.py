@@ -29,7 +29,7 @@ ColumnOf: TypeAlias = Callable[[str], pa.ChunkedArray]
 class OtherRecording(NamedTuple):
     """A recording in a clip's conversation, other than the clip's own."""
 
-    clip: int  # the place of that clip among its likes
+    clip: int  # the place of that clip among all clips
     columns: Mapping[str, Any]  # of CLIPS: those of its file, text, speaker and dialogue_id
     is_target: bool
 
@@ -64,7 +64,7 @@ class Keys:
         return [key for row in rows for key in row.tolist() if key >= 0]
 
     def kind(self, key: int) -> Kind:
-        """Return what a key is of."""
+        """Return the kind of property that a key stands for."""
         return self.kinds[int(np.searchsorted(self.ends, key, side="right"))]
 
     def first_owners(self, chosen: npt.NDArray[np.bool_]) -> Numbers:
@@ -173,7 +173,7 @@ def words_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def numbered(values: pa.ChunkedArray) -> pa.DictionaryArray:
-    """Return texts as numbers of the distinct ones, in the order of their first appearance."""
+    """Number the distinct texts, in the order of their first appearance."""
     return values.dictionary_encode().combine_chunks()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from higgs_pipe.data.clips.candidates import ClippedRow, alone, clip_of
+from higgs_pipe.data.clips.candidates import ClippedRow, clip_of, without_context
 from higgs_pipe.data.clips.measured import Measured
 from higgs_pipe.data.conversation import ClipId
 from higgs_pipe.data.manifests.row import Row
@@ -67,6 +67,6 @@ class References:
             # Another text for the same audio gives another id.
             other = hashlib.sha256(f"{pcm_sha256} {text}".encode()).hexdigest()
             name = pcm_sha256 if self._num_texts[pcm_sha256] == 1 else other
-            own = replace(alone(row, text), clip_id=f"ref-{name[:16]}", split=REFERENCE)
+            own = replace(without_context(row, text), clip_id=f"ref-{name[:16]}", split=REFERENCE)
             self._clips[key] = clip_of(own, recording)
         return str(self._clips[key]["clip_id"])

@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 2_000
 
 
 class RowColumns:
-    """Rows in memory in the columns of ROWS, a fifth of their size as objects; made on access."""
+    """Rows in memory as columns of ROWS, a fifth of their size as objects; made on access."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._parts: list[pa.Table] = []  # each of ROWS_AT_ONCE rows

@@ -225,7 +225,7 @@ class Source:
 
 
 def as_utf8(content: bytes) -> bytes:
-    """Return text in UTF-16, which its first bytes tell, as UTF-8; any other as it is.
+    """Return text that begins with the byte order mark of UTF-16 as UTF-8; any other unchanged.
 
     Raises:
         RowFault: It is not whole UTF-16.

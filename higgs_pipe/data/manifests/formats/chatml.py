@@ -62,7 +62,7 @@ def read_chatml_samples(source: Source) -> RawRows:
 
 
 def _declared(sample: Fields, fields: Fields) -> Fields:
-    """Return what a sample says of the file of its last target, where that is all of it."""
+    """Return the length that a sample declares for its last target, if that is a whole file."""
     details = _details(sample)
     parts = [part for message in sample["messages"] for part in _contents(message)]
     durations = [

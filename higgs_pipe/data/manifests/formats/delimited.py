@@ -183,7 +183,7 @@ def _fields_by_role(values: Sequence[str], roles: Sequence[Role], root: Path) ->
 
 
 def find_recording(root: Path, stem: str | None) -> str | None:
-    """Return a recording below ``root``, or below its ``wavs``, with its ending; None without."""
+    """Return the name, with its ending, of a recording below ``root`` or its ``wavs``; or None."""
     if not stem:
         return None
     for name in (f"wavs/{stem}", stem):

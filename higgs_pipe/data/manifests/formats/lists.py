@@ -23,7 +23,7 @@ def read_ljspeech(source: Source) -> RawRows:
 
 
 def read_filelist(source: Source) -> RawRows:
-    """Read ``wavs/a.wav|ada|en|What is said.``, or another order that the fields tell."""
+    """Read ``wavs/a.wav|ada|en|What is said.``, or another order, recognised from the fields."""
     yield from _rows(source, ("audio", "speaker", "language", "text"))
 
 

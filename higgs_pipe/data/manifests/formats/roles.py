@@ -75,25 +75,25 @@ class FieldValues:
         return all(map(is_language_code, filter(None, self.values)))
 
     @property
-    def is_number(self) -> bool:
+    def is_whole_number(self) -> bool:
         """Return whether the values are whole numbers."""
         return all(value.isdigit() for value in self.values)
 
     @property
-    def are_numbers(self) -> bool:
+    def is_measure(self) -> bool:
         """Return whether the values are fractions or several numbers: durations, tones, lengths."""
-        return not self.is_number and all(NUMBERS.fullmatch(value) for value in self.values)
+        return not self.is_whole_number and all(NUMBERS.fullmatch(value) for value in self.values)
 
     @property
     def is_other_label(self) -> bool:
-        """Return whether the values are emotions, genders, splits, or another one in each line."""
+        """Return whether the values are emotions, genders, splits, or all different."""
         is_index = self.num_distinct == len(self.values) >= NUM_LINES_TO_TELL
         return is_index or all(value.lower() in OTHER_LABELS for value in self.values if value)
 
     @property
     def is_name(self) -> bool:
         """Return whether the values look like names or numbers of speakers."""
-        if self.is_number or not self.share(re.compile(rf"\s|{SENTENCE_END.pattern}")):
+        if self.is_whole_number or not self.share(re.compile(rf"\s|{SENTENCE_END.pattern}")):
             return not self.share(UNSPACED)
         is_repeated = len(self.values) >= 4 and 2 * self.num_distinct <= len(self.values)
         return is_repeated and self.share(SENTENCE_END) < 0.2
@@ -161,11 +161,11 @@ def _decided(columns: Sequence[FieldValues], is_id_list: bool) -> list[Role] | N
         return None
     roles[key] = "audio" if has_path else "id"
     open_columns.remove(key)
-    if sum(columns[i].are_numbers for i in open_columns[-2:]) == 2 and len(open_columns) >= 4:
+    if sum(columns[i].is_measure for i in open_columns[-2:]) == 2 and len(open_columns) >= 4:
         open_columns = open_columns[:-3]  # phonemes, their tones, their number per character
-    if sum(columns[i].are_numbers for i in open_columns) > 1:
+    if sum(columns[i].is_measure for i in open_columns) > 1:
         return None  # perhaps the start and the end of a segment
-    open_columns = [i for i in open_columns if not columns[i].are_numbers]
+    open_columns = [i for i in open_columns if not columns[i].is_measure]
     languages = [i for i in open_columns if columns[i].is_language]
     if len(languages) == 1 and len(open_columns) > 1:
         roles[languages[0]] = "language"

@@ -45,7 +45,7 @@ def read_samples(source: Source) -> RawRows:
 
 
 class FilesBelow:
-    """The files below a folder by their names, looked up where one is not at its place."""
+    """The files below a folder, to find by its name one that is not where it should be."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -69,7 +69,7 @@ class FilesBelow:
 
 
 def _read_transcripts(fields: Fields, source: Source) -> None:
-    """Replace the files of transcripts by what they hold.
+    """Replace the names of transcript files by the texts in them.
 
     Raises:
         RowFault: A transcript cannot be read, or a reference has none.

@@ -136,7 +136,7 @@ def _cells(table: pq.ParquetFile, names: list[str], num_at_once: int) -> Iterato
 
 
 def _check_amount(declared: pq.FileMetaData, num_bytes: int) -> None:
-    """Refuse a table that declares more than its file can hold of a corpus.
+    """Refuse a table that declares too much to be a corpus.
 
     Raises:
         RowFault: It has too many columns, or rows that cost it no bytes.

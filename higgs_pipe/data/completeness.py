@@ -1,7 +1,7 @@
-"""Files that hold more or less than libsndfile reads of them.
+"""Completeness of files: one may hold more or less than libsndfile reads of it.
 
 libsndfile reads what a header declares, as far as it is there, and the first of several streams in
-a file; of some formats it reads all that follows the header, whatever was declared.
+a file. In some formats it reads everything after the header, whatever was declared.
 """
 
 import io
@@ -49,7 +49,7 @@ NIST_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 
 
 def wav_with_length(path: Path) -> io.BytesIO | None:
-    """Return a WAV that declares no length with the one that it has; None for any other.
+    """Return a WAV that declares no length, with its length filled in; None for any other file.
 
     Writers to a pipe cannot go back to their header and leave 0 there. What follows is audio to
     its end, unless it begins like another chunk.
@@ -66,7 +66,7 @@ def wav_with_length(path: Path) -> io.BytesIO | None:
 
 
 def end_fault(path: Path, file: sf.SoundFile) -> str | None:
-    """Return in words what a file lacks at its end, or holds behind what libsndfile reads, or None.
+    """Return what is missing or left over at the end of a file, as a predicate; None if nothing.
 
     Args:
         path: The file.
@@ -87,7 +87,7 @@ def num_bytes_off(declared: int) -> float:
 
 
 def num_samples_of(path: Path, file: sf.SoundFile) -> int:
-    """Return the samples per channel; libsndfile takes what follows the audio of Wave64 for it."""
+    """Return the samples per channel; libsndfile counts what follows the audio of a Wave64 file."""
     if file.format != "W64" or (audio := audio_chunk(path)) is None or audio.num_bytes <= 0:
         return int(file.frames)
     num_bytes = SAMPLE_NUM_BYTES[file.subtype] * file.channels
@@ -141,7 +141,7 @@ def _behind_au_data(path: Path) -> str | None:
 
 
 def _chunks_fault(path: Path, num_samples: int, checks_cut: bool) -> str | None:
-    """Look at the format of a file of chunks, at the end of its audio, and behind its chunks.
+    """Check the format of a file of chunks, the end of its audio, and what follows its chunks.
 
     Args:
         path: The file.
@@ -160,7 +160,7 @@ def _chunks_fault(path: Path, num_samples: int, checks_cut: bool) -> str | None:
 
 
 def _format_fault(audio: AudioChunk) -> str | None:
-    """Return a contradiction of two against one in the format of a WAV, or None."""
+    """Return how a WAV header contradicts itself, if two values outvote a third; or None."""
     if len(audio.format) < WAV_FORMAT.size:
         return None
     kind, num_channels, rate_hz, byte_rate, frame_num_bytes, num_bits = WAV_FORMAT.unpack(
@@ -176,7 +176,7 @@ def _format_fault(audio: AudioChunk) -> str | None:
 
 
 def _behind(path: Path, place: int, num_audio_bytes: int) -> str | None:
-    """Return how much is behind the audio, from ``place`` on; zeros do not count."""
+    """Return how much follows the audio, from ``place`` on; None if it is little, or only zeros."""
     num_behind = path.stat().st_size - place
     if num_behind <= num_bytes_off(num_audio_bytes):
         return None
