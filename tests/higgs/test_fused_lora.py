@@ -71,6 +71,15 @@ def test_what_is_not_plain_lora_is_left_to_peft(options: dict[str, Any]) -> None
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_an_adapter_that_is_merged_is_not_added_again() -> None:
+    fused: Any = adapted()
+    fuse_lora(fused)
+    x = torch.randn(NUM_ROWS, SIZE_IN, dtype=torch.float64)
+    expected = fused(x)
+    fused.merge_adapter()
+    assert torch.allclose(fused(x), expected, atol=1e-12)
+
+
 def test_a_disabled_adapter_leaves_the_base() -> None:
     fused: Any = adapted()
     fuse_lora(fused)

@@ -20,6 +20,7 @@ from higgs_pipe.higgs.lora import (
     add_lora,
     check_base,
     load_adapter,
+    load_adapter_exactly,
     save_adapter,
     trainable_parameters,
 )
@@ -201,6 +202,30 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(
     other = base.model_copy(update={"fingerprint": "0" * 64})
     with pytest.raises(UserError, match=f"adapter .*{base.fingerprint[:12]}.*{'0' * 12}.*forcerun"):
         check_base(tmp_path / "adapter", other)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_file_of_an_adapter_that_changed_since_training_is_refused(
+    tiny_base: Path, tmp_path: Path, name: str
+) -> None:
+    model = add_lora(load(tiny_base), LoraSettings(r=R), seed=0)
+    save_adapter(model, adapter_state(model), {}, tmp_path, pinned(tiny_base))
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(UserError, match=f"{name}.*--forcerun train_adapter"):
+        load_adapter(load(tiny_base), tmp_path)
+
+
+def test_the_proof_of_a_merge_reads_what_is_trained_in_full_without_rounding(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    settings = LoraSettings(r=R, train_in_full=["audio_head"])
+    model = add_lora(load(tiny_base, torch.bfloat16), settings, seed=0)
+    state = {name: tensor + 1e-4 for name, tensor in adapter_state(model).items()}
+    save_adapter(model, state, {}, tmp_path, pinned(tiny_base))
+    found = adapter_state(load_adapter_exactly(load(tiny_base, torch.bfloat16), tmp_path))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 def test_beside_pissa_parts_trained_in_full_are_saved_unchanged(
