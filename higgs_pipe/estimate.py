@@ -207,7 +207,8 @@ def amount_of(
     num_clips = split.num_clips
     drawn = pack.tasks.cloning / max(pack.tasks.cloning + pack.tasks.speech, 1e-9)
     own = num_references / max(num_clips, 1) if pack.tasks.cloning else 0.0
-    share = own + (1 - own) * drawn  # of the samples with a reference
+    # Of the samples with a reference.
+    share = (own + (1 - own) * drawn) * (1 - pack.reference_dropout)
     own_frames = split.seconds * frame_rate_hz + num_clips * (0.5 + frames_around)
     around = text_tokens.per_sample + share * text_tokens.per_reference
     num_audio_frames = round((1 + share) * own_frames)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,23 +22,27 @@ import psutil
 import pytest
 import soundfile as sf
 import torch
+from accelerate import Accelerator
 
 import higgs_pipe.evaluate
 import higgs_pipe.train
 from higgs_pipe import clips_page, list_rows, measure, pack, validate
 from higgs_pipe.config.schema import json_schema
 from higgs_pipe.config.settings import Config, LoraSettings
-from higgs_pipe.config.stages import Pretrained
+from higgs_pipe.config.stages import Pretrained, TrainStage, load_stage
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, shard_path, write_table
+from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.planning import config_check
 from higgs_pipe.planning.checkpoint_files import NUMBERS_OF_BASE
 from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.planning.model_types import V2
 from higgs_pipe.planning.recordings import state_of
+from higgs_pipe.train import Training
 from higgs_pipe.training.step import Stepper
 
 ROOT = Path(__file__).parents[1]
@@ -159,13 +164,18 @@ def clips_page_of(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> 
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     sections = {"manifest": str(manifest), "data": {"num_shards": 2}} | sections
-    data = run_validation(folder, **sections)
+    run_validation(folder, **sections)
     config = Config(base_model="b", codec="c", **sections).model_dump(by_alias=True)
     text = config_check.stage_config_text(config, "clips_page", SCHEMA)
-    stage = write_stage_config(folder / "config/clips_page.json", **json.loads(text))
+    return clips_page_with(folder, **json.loads(text))
+
+
+def clips_page_with(folder: Path, **sections: Any) -> str:
+    """The page of the recordings in ``folder / "data"``, by these settings of its stage."""
+    data = folder / "data"
     page = data / "index.html"
     clips_page.run(
-        config=stage,
+        config=write_stage_config(folder / "config/clips_page.json", **sections),
         rows=data / "rows.parquet",
         measured_dir=data / "measured",
         clips=data / "clips.parquet",
@@ -312,6 +322,18 @@ def train(
     )
     higgs_pipe.train.run(config, train_rows or corpus.train_rows, eval_rows, output)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_of(corpus: PackedCorpus, **settings: Any) -> Training:
+    """The training that the stage begins with its config: in this process, on the CPU, exact."""
+    exact = {"device": "cpu", "dtype": "float64", "tracker": "none"}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "train.json"
+        write_stage_config(path, base_model=str(corpus.base), train=exact | settings)
+        stage = load_stage(TrainStage, path)
+    base = base_of_rows(corpus.train_rows, stage.pretrained_base)
+    tables = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
+    return Training(stage, base, *tables, Accelerator(cpu=True))
 
 
 def end_in_step(patch: pytest.MonkeyPatch, number: int) -> list[int]:

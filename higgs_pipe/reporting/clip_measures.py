@@ -22,9 +22,10 @@ from higgs_pipe.data.tables import read_table
 from higgs_pipe.data.text import is_blank
 from higgs_pipe.reporting.charts import Chart, draw_measure
 
-# Whole numbers and words aside, in the order of the page.
+# In the order of the page: measures that are not whole numbers, and those that a filter bounds.
 NAMES = (
     "duration_seconds",
+    "sample_rate_hz",
     *(measure.name for measure in fields(AudioMeasures)),
     *(measure.name for measure in fields(TextMeasures) if measure.type is float),
     "word_error_rate",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from helpers import judge_rows, run_validation, tone, write_stage_config
+from helpers import clips_page_with, judge_rows, run_validation, tone, write_stage_config
 
 from higgs_pipe.config.settings import FilterConfig
 from higgs_pipe.data.hashing import unit_hash
@@ -78,24 +79,49 @@ def test_texts_that_look_wrong_are_accepted_if_they_are_not_checked(
 
 def test_the_values_of_an_entry_are_for_rows_without_their_own(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"audio": f"{n}.wav", "text": f"Say {n}."} for n in range(4)]
-    rows[0] |= {"speaker": "own", "language": "de", "split": "eval"}
+    rows[0] |= {"speaker": "own", "language": "de", "split": "train"}
     for n in range(4):
         tone(tmp_path / f"{n}.wav", 0.5, 100 + 40 * n)
     entry = {"path": str(write_rows(tmp_path, rows))}
-    entry |= {"speaker": "given", "language": "en", "split": "train"}
+    entry |= {"speaker": "given", "language": "en", "split": "eval"}
     clips = rows_by_id(run_validation(tmp_path / "out", manifest=entry) / "clips.parquet")
     values = {i: (c["speaker"], c["language"], c["split"]) for i, c in clips.items()}
-    assert values.pop("0") == ("own", "de", "eval")
-    assert set(values.values()) == {("given", "en", "train")}
+    assert values.pop("0") == ("own", "de", "train")
+    assert set(values.values()) == {("given", "en", "eval")}
+
+
+def test_an_entry_names_its_columns_and_the_folder_of_its_recordings(tmp_path: Path) -> None:
+    lines = ["sound\twords"]
+    for n in range(4):
+        tone(tmp_path / f"sounds/{n}.wav", 0.5, 100 + 40 * n)
+        lines.append(f"{n}.wav\tSay {n}.")
+    (tmp_path / "rows.tsv").write_text("\n".join(lines))
+    entry: dict[str, Any] = {"path": str(tmp_path / "rows.tsv"), "root": str(tmp_path / "sounds")}
+    entry |= {"columns": {"audio": "sound", "text": "words"}}
+    clips = rows_by_id(run_validation(tmp_path / "out", manifest=entry) / "clips.parquet")
+    assert {clip["text"] for clip in clips.values()} == {f"Say {n}." for n in range(4)}
+
+
+def test_an_entry_is_read_in_the_format_that_it_names(tmp_path: Path) -> None:
+    """Recordings with their texts, beside Kaldi's list, by which another would be recognised."""
+    folder = tmp_path / "folder"
+    for n in range(4):
+        tone(folder / f"{n}.wav", 0.5, 100 + 40 * n)
+        (folder / f"{n}.txt").write_text(f"Say {n}.")
+    (folder / "wav.scp").write_text("0 0.wav\n")
+    entry = {"path": str(folder), "format": "folder"}
+    clips = rows_by_id(run_validation(tmp_path / "out", manifest=entry) / "clips.parquet")
+    assert {clip["text"] for clip in clips.values()} == {f"Say {n}." for n in range(4)}
 
 
 # What the models would say of each recording.
 HEARD = {"stoi": 0.75, "pesq": 2.5, "si_sdr_db": 11.0, "transcript": "the sound of three"}
+MODELS = {"asr": "a", "quality": "b"}
 
 
 @pytest.fixture(scope="module")
-def judge_again(tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    """Judges the same three recordings with other filters, as if speech models had listened."""
+def heard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three recordings in ``data``, as if speech models had listened to them."""
     folder = tmp_path_factory.mktemp("filters")
     rows = []
     for n in range(3):
@@ -108,26 +134,33 @@ def judge_again(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         sf.write(folder / f"{n}.wav", samples, 24_000)
         rows.append({"id": f"{n}", "audio": f"{n}.wav", "text": f"The sound of {n}, it is."})
         rows[-1]["language"] = "en"
-    config: dict[str, Any] = {
-        "manifest": str(write_rows(folder, rows)),
-        "data": {"num_shards": 1, "eval_fraction": 0.3},
-        "validate": {"max_rejected_fraction": 1.0},
-    }
-    data = run_validation(folder, **config)
+    data = run_validation(
+        folder,
+        manifest=str(write_rows(folder, rows)),
+        data={"num_shards": 1, "eval_fraction": 0.3},
+        validate={"max_rejected_fraction": 1.0},
+    )
     path = data / "measured/shard-00000.parquet"
     write_table(path, MEASURED, [row | HEARD for row in pq.read_table(path).to_pylist()])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge_again(heard: Path) -> Judge:
+    """Judges the same three recordings with other filters."""
 
     def judge(**filters: Any) -> tuple[Clips, Clips]:
-        models = {"asr": "a", "quality": "b"}
-        limits = config["validate"] | {"speech_models": models, "filters": filters}
-        stage = write_stage_config(folder / "filtered.json", **config | {"validate": limits})
-        judge_rows(stage, data)
-        return rows_by_id(data / "clips.parquet"), rows_by_id(data / "rejected.parquet")
+        stage = json.loads((heard / "config/validate.json").read_text())
+        stage["validate"] |= {"speech_models": MODELS, "filters": filters}
+        judge_rows(write_stage_config(heard / "filtered.json", **stage), heard / "data")
+        clips, rejected = (heard / f"data/{name}.parquet" for name in ("clips", "rejected"))
+        return rows_by_id(clips), rows_by_id(rejected)
 
     return judge
 
 
 BOUNDS = sorted(set(FilterConfig.model_fields) - {"require_language_script"})
+NEAR_ZERO = ("max_dc_offset", "min_stoi", "min_pesq")
 
 
 @pytest.mark.parametrize("setting", BOUNDS)
@@ -146,6 +179,27 @@ def test_a_filter_rejects_a_clip_beyond_it_and_only_then(judge_again: Judge, set
         judge_again(**{setting: beyond})
 
 
-def test_a_text_in_another_script_than_its_language_is_rejected(judge_again: Judge) -> None:
-    clips, _ = judge_again(require_language_script=True)
-    assert len(clips) == 3
+def test_a_text_in_another_script_than_its_language_is_rejected(
+    forty: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) | {"language": "en"} for line in forty.read_text().splitlines()]
+    rows[7]["text"] = "Седьмая запись."
+    for is_on, expected in ((True, {"7": "wrong_script"}), (False, {})):
+        filters = {"require_language_script": is_on}
+        data = run_validation(
+            tmp_path / f"{is_on}",
+            manifest=str(write_rows(tmp_path, rows[:10])),
+            validate={"filters": filters, "max_rejected_fraction": 0.2},
+        )
+        found = rows_by_id(data / "rejected.parquet")
+        assert {name: row["reason"] for name, row in found.items()} == expected
+
+
+def test_the_page_of_the_recordings_shows_each_filter(heard: Path, judge_again: Judge) -> None:
+    judge_again()
+    limits: dict[str, float] = {setting: n for n, setting in enumerate(BOUNDS, start=1)}
+    limits |= {s: n / 100 for s, n in limits.items() if "fraction" in s or s in NEAR_ZERO}
+    limits |= {"min_rms_dbfs": -5}
+    page = clips_page_with(heard, validate={"filters": limits}, report={"num_players": 0})
+    shown = dict(re.findall(r"validate\.filters\.(\w+) = (-?[\d.]+): [\d,]+ rows", page))
+    assert {setting: float(value) for setting, value in shown.items()} == limits

@@ -191,6 +191,106 @@ def test_the_settings_of_an_experiment_decide_its_memory(tiny_base: Path) -> Non
     assert formula(lora={"r": 64}).layer_kept - plain.layer_kept == pytest.approx(ranks)
 
 
+# Values in the matrices of the miniature's layers: hidden 64, 2 layers, FFNs of 128.
+MATRICES = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 6 * 64 * 128)
+
+
+@pytest.mark.parametrize(
+    ("lora", "num_trained"),
+    [
+        ({"target_modules": ["o_proj"]}, 2 * 16 * (64 + 64)),
+        ({"target_modules": ["o_proj"], "r": 3}, 2 * 3 * (64 + 64)),
+        ({"target_modules": ["o_proj"], "use_dora": True}, 2 * (16 * (64 + 64) + 64)),
+        (
+            {"target_modules": ["o_proj"], "train_in_full": ["audio_head"]},
+            2 * 16 * (64 + 64) + 8 * 1026 * 64,
+        ),
+        (
+            {"target_modules": ["o_proj"], "trainable_tokens": ["<|eot_id|>", "<|AUDIO|>"]},
+            2 * 16 * (64 + 64) + 2 * 64,
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_trained_is_counted_as_by_hand(
+    corpus: PackedCorpus, tmp_path: Path, lora: dict[str, Any], num_trained: int
+) -> None:
+    found = only_base(run(tmp_path, corpus, str(corpus.base), train={"lora": lora}))
+    assert found["experiments"]["default"]["parameters"]["trainable"] == num_trained
+
+
+def cards_of(corpus: PackedCorpus, folder: Path, **train: Any) -> list[dict[str, Any]]:
+    found = only_base(run(folder, corpus, str(corpus.base), train=train))
+    cards: list[dict[str, Any]] = found["experiments"]["default"]["cards"]
+    return cards
+
+
+def test_memory_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
+    def gib(purpose: str, **train: Any) -> float:
+        [first, *_] = cards_of(corpus, tmp_path, **train)
+        return float(first["memory_gib"][purpose])
+
+    plain = gib("weights")
+    assert gib("weights", dtype="float32") == pytest.approx(2 * plain)
+    saved = {"8bit": 1.0, "4bit": 1.5}  # bytes of a value
+    for kind, num_bytes in saved.items():
+        less = plain - gib("weights", quantization=kind)
+        assert less == pytest.approx(num_bytes * MATRICES / 2**30)
+    assert gib("logits", max_logits_mb=5) == pytest.approx(5e6 / 2**30)
+
+
+def test_the_forecast_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
+    def values(key: str, **train: Any) -> set[Any]:
+        return {card[key] for card in cards_of(corpus, tmp_path, **train)}
+
+    for layers, expected in ((1, 1), (True, 2), (False, 0)):
+        assert values("recomputed_layers", gradient_checkpointing=layers) == {expected}
+    assert values("rows_per_micro_batch", rows_per_micro_batch=3) == {3}
+    for is_on in (True, False):
+        assert values("is_compiled", compile=is_on) == {is_on}
+    alone, [two, *_] = cards_of(corpus, tmp_path)[0], cards_of(corpus, tmp_path, num_processes=2)
+    assert two["dollars"] / two["hours"] == pytest.approx(2 * alone["dollars"] / alone["hours"])
+
+
+def test_the_steps_of_an_estimate_are_those_of_the_settings(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    def steps(**train: Any) -> int:
+        found = only_base(run(tmp_path, corpus, str(corpus.base), train=train))
+        return int(found["experiments"]["default"]["num_steps"])
+
+    assert steps(max_steps=7) == 7
+    num_rows = steps(rows_per_step=1, num_epochs=1)
+    assert num_rows > 3
+    assert steps(rows_per_step=2, num_epochs=3) == 3 * -(-num_rows // 2)
+
+
+def test_the_shares_of_tasks_and_references_decide_the_frames(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    """A clip's frames are counted twice if all samples have a reference, 1.5 times if half do."""
+
+    def frames(dropout: float = 0, **tasks: float) -> int:
+        pack = {"max_tokens": 512, "tasks": tasks, "reference_dropout": dropout}
+        found = only_base(run(tmp_path, corpus, str(corpus.base), pack=pack))
+        return int(found["train"]["num_audio_frames"])
+
+    alone = frames(cloning=0)
+    assert frames() == pytest.approx(1.5 * alone, abs=1)
+    assert frames(speech=0) == pytest.approx(2 * alone, abs=1)
+    assert frames(speech=3) == pytest.approx(1.25 * alone, abs=1)
+    assert frames(0.25, speech=0) == pytest.approx(1.75 * alone, abs=1)
+
+
+def test_longer_rows_are_fewer(corpus: PackedCorpus, tmp_path: Path) -> None:
+    def num_rows(max_tokens: int) -> int:
+        pack = {"max_tokens": max_tokens}
+        found = only_base(run(tmp_path, corpus, str(corpus.base), pack=pack))
+        return int(found["train"]["num_packed_rows"])
+
+    assert num_rows(256) == pytest.approx(4 * num_rows(1024), abs=4)
+
+
 def test_an_estimate_names_memory_time_and_cost_by_card(
     corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
