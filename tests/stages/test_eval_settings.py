@@ -102,6 +102,36 @@ def test_what_is_spoken_is_that_of_the_settings(
     assert len({row["clip_id"] for row in rows}) == 1
 
 
+def test_the_models_that_listen_are_those_of_the_settings(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(models: Any, _: Any) -> None:
+        raise Seen(models.model_dump())
+
+    monkeypatch.setattr(evaluate, "Listener", look)
+    models = {"asr": "some/recogniser", "speaker": "some/voice", "dnsmos": "some.onnx"}
+    with pytest.raises(Seen) as seen:
+        run(corpus, tmp_path, tmp_path, speech_models=models)
+    assert seen.value.args == (models,)
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_layers_are_compiled_if_the_settings_say_so(
+    corpus: PackedCorpus,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: bool,
+) -> None:
+    def look(*arguments: Any) -> None:
+        raise Seen(arguments[1])
+
+    monkeypatch.setattr(evaluate, "compile_where_it_pays", look)
+    with pytest.raises(Seen) as seen:
+        run(corpus, adapter, tmp_path, compile=setting)
+    assert seen.value.args == (setting,)
+
+
 def test_all_audio_labels_are_counted(corpus: PackedCorpus, adapter: Path, tmp_path: Path) -> None:
     found = run(corpus, adapter, tmp_path)
     metrics = json.loads((found / "metrics.json").read_text())

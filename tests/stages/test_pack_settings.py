@@ -85,6 +85,31 @@ def test_another_seed_draws_other_references(corpus: PackedCorpus, tmp_path: Pat
     assert drawn[0] != drawn[1] != drawn[2]
 
 
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("speech", {"speech": 11}),
+        ("cloning", {"cloning": 11}),
+        ("dialogue", {"dialogue": 5, "cloning": 1}),
+        ("dialogue_cloning", {"dialogue_cloning": 5, "cloning": 1}),
+    ],
+)
+def test_samples_have_the_task_of_by_far_the_largest_weight(
+    corpus: PackedCorpus, tmp_path: Path, task: str, expected: dict[str, int]
+) -> None:
+    """Ten of eleven clips are five dialogues, which tasks of one clip take apart."""
+    pairs = [(0, 1), (2, 4), (5, 7), (8, 10), (11, 12)]
+    turns = {
+        f"clip-{clip:02d}": {"dialogue_id": f"{number}", "turn": turn}
+        for number, pair in enumerate(pairs)
+        for turn, clip in enumerate(pair)
+    }
+    inputs = corpus.changed(tmp_path, turns)
+    weights = {"cloning": 1000, task: 10**6}
+    found = inputs.pack(tmp_path / "packed", max_tokens=1024, tasks=weights)["train"]["tasks"]
+    assert {name: number for name, number in found.items() if number} == expected
+
+
 @pytest.mark.parametrize("dropout", ["scene_dropout", "reference_dropout"])
 def test_a_dropout_removes_its_share_by_the_seed(
     corpus: PackedCorpus, tmp_path: Path, dropout: str

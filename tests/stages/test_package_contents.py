@@ -424,3 +424,25 @@ def test_the_card_names_the_full_checkpoints_instead_of_a_merge_by_hand(card: li
     rows = [line for line in card if line.startswith("| `-")]
     assert rows == ["| `-merged` | with the tensor names of the base |"]
     assert not any("merge_and_unload" in line for line in card)
+
+
+def test_the_provenance_has_the_settings_of_each_stage(tmp_path: Path) -> None:
+    base: dict[str, Any] = {"base_model": "acme/higgs", "base_model_revision": "v2"}
+    codec: dict[str, Any] = {"codec": "acme/codec", "codec_revision": "v1"}
+    given: dict[str, dict[str, Any]] = {
+        "validate": {"data": {"split_seed": 3}, "validate": {"min_clip_seconds": 0.7}},
+        "tokenize": codec | {"tokenize": {"max_batch_seconds": 9.0}},
+        "pack": base | {"pack": {"seed": 4}},
+        "eval": base | {"eval": {"num_processes": 3}},
+        "package": base | codec | {"package": PACKAGE},
+    }
+    for stage, sections in given.items():
+        named = {"manifest": "m.jsonl"} if stage == "validate" else {}
+        write_stage_config(tmp_path / f"{stage}.json", **named, **sections)
+    write_stage_config(tmp_path / "train/config.json", **base, train={"seed": 6})
+    found = package.all_settings(tmp_path, tmp_path)
+    assert found["train"] == base | {"train": {"seed": 6}}
+    for stage, sections in given.items():
+        for key, value in sections.items():
+            has = found[stage][key]
+            assert (has | value if isinstance(value, dict) else value) == has, (stage, key)

@@ -17,6 +17,7 @@ from helpers import (
     has_line_with,
     launch,
     train,
+    training_of,
     write_stage_config,
 )
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.adapter_files import BASE_FILE
-from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.planning.ancestors import ancestor_option, check_ancestors
@@ -62,16 +62,8 @@ def held_out(output: Path) -> list[float]:
 
 def training_from(corpus: PackedCorpus, adapter_dir: Path, **settings: Any) -> Training:
     """A run before its first step."""
-    values = {"device": "cpu", "tracker": "none", **SETTINGS, **settings}
-    stage = TrainStage.model_validate(
-        {
-            "base_model": str(corpus.base),
-            "train": values | {"init_adapter": str(adapter_dir)},
-        }
-    )
-    base = base_of_rows(corpus.train_rows, stage.pretrained_base)
-    tables = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
-    return Training(stage, base, *tables, Accelerator(cpu=True))
+    given = {"dtype": "auto", **SETTINGS, **settings}
+    return training_of(corpus, **given, init_adapter=str(adapter_dir))
 
 
 def test_before_the_first_step_the_weights_are_those_of_the_earlier_adapter(

@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus, train
+from helpers import PackedCorpus, Seen, train
 from safetensors.torch import load_file
 
 from higgs_pipe.config.settings import Sampling, TrainConfig
@@ -105,6 +105,20 @@ def test_base_and_adapter_speak_held_out_prompts_as_speak_does(
             assert np.abs(found - expected.samples).max() < 1e-3
         assert line["sample_stop_rate"] == sum(s.has_stopped for s in spoken) / 2
         assert line["sample_length_ratio"] == sum(len(s.codes) for s in spoken) / num_recorded
+
+
+def test_samples_are_drawn_by_every_setting_of_sampling(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*arguments: Any) -> Any:
+        raise Seen(arguments[2].model_dump())
+
+    monkeypatch.setattr(samples, "generate", look)
+    given = {"temperature": 0.7, "top_p": 0.8, "top_k": 9, "max_seconds": 0.4, "seed": 5}
+    given |= {"ras_win_len": 3, "ras_win_max_num_repeat": 4}
+    with pytest.raises(Seen) as seen:
+        train(corpus, tmp_path, **SETTINGS | SPOKEN | {"sampling": given, "preflight": False})
+    assert seen.value.args == (given,)
 
 
 def test_the_adapter_is_bit_for_bit_that_of_a_training_without_samples(

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus, train, write_stage_config
+from helpers import PackedCorpus, train, training_of, write_stage_config
 from reference import base_with_lora
 from safetensors.torch import load_file
 
 import higgs_pipe.train
-from higgs_pipe.config.settings import TrainConfig
+from higgs_pipe.config.settings import LossWeights, TrainConfig
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows, collate
@@ -28,14 +28,9 @@ ROWS = [3, 0, 2]
 Gradients = dict[str, torch.Tensor]
 
 
-def training_of(corpus: PackedCorpus, **settings: Any) -> Training:
-    exact = {"device": "cpu", "dtype": "float64", "max_grad_norm": 1e9, "lora": {"dropout": 0.0}}
-    stage = TrainStage.model_validate(
-        {"base_model": str(corpus.base), "train": exact | {"tracker": "none"} | settings}
-    )
-    base = base_of_rows(corpus.train_rows, stage.pretrained_base)
-    tables = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
-    return Training(stage, base, *tables, Accelerator(cpu=True))
+def plain_training_of(corpus: PackedCorpus, **settings: Any) -> Training:
+    """A training without clipping and dropout, unless the settings say otherwise."""
+    return training_of(corpus, **{"max_grad_norm": 1e9, "lora": {"dropout": 0.0}} | settings)
 
 
 def take_step(
@@ -60,12 +55,12 @@ def assert_equal(found: Gradients, expected: Gradients) -> None:
 def test_the_gradient_is_that_of_the_weighted_objective(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch, weights: dict[str, Any]
 ) -> None:
-    training = training_of(corpus, loss_weights=weights)
+    training = plain_training_of(corpus, loss_weights=weights)
     found, _ = take_step(training, ROWS, monkeypatch)
     training.model.zero_grad()
     table = PackedRows(corpus.train_rows)
     total = training.model(collate([table[row] for row in ROWS], training.shape))[0].total()
-    objective(total.loss, total.count, training.settings.loss_weights).backward()
+    objective(total.loss, total.count, LossWeights(**weights)).backward()
     named = training.model.named_parameters()
     assert_equal(found, {n: p.grad for n, p in named if p.requires_grad})
 
@@ -78,8 +73,8 @@ def test_gradients_are_clipped_once_and_as_a_whole(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three micro-batches: clipping each of them would change the direction."""
-    free, _ = take_step(training_of(corpus), ROWS, monkeypatch)
-    found, result = take_step(training_of(corpus, max_grad_norm=0.01), ROWS, monkeypatch)
+    free, _ = take_step(plain_training_of(corpus), ROWS, monkeypatch)
+    found, result = take_step(plain_training_of(corpus, max_grad_norm=0.01), ROWS, monkeypatch)
     assert result.grad_norm == pytest.approx(norm_of(free))
     scale = 0.01 / (norm_of(free) + 1e-6)  # as PyTorch defines it
     assert_equal(found, {name: gradient * scale for name, gradient in free.items()})
@@ -89,7 +84,7 @@ def test_gradients_are_clipped_once_and_as_a_whole(
 def test_a_gradient_that_is_not_finite_leaves_the_weights(
     corpus: PackedCorpus, value: float
 ) -> None:
-    training = training_of(corpus)
+    training = plain_training_of(corpus)
     before = [parameter.detach().clone() for parameter in training.state.parameters]
     training.state.parameters[0].register_hook(lambda gradient: gradient * value)
     planned = PlannedStep(step=2, epoch=0, rows=ROWS)
@@ -102,11 +97,11 @@ def test_dropout_is_on_and_depends_on_the_row_alone(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dropped = {"lora": {"dropout": 0.5}}
-    found, _ = take_step(training_of(corpus, **dropped), ROWS, monkeypatch)
-    reordered, _ = take_step(training_of(corpus, **dropped), sorted(ROWS), monkeypatch)
+    found, _ = take_step(plain_training_of(corpus, **dropped), ROWS, monkeypatch)
+    reordered, _ = take_step(plain_training_of(corpus, **dropped), sorted(ROWS), monkeypatch)
     assert_equal(reordered, found)
-    without, _ = take_step(training_of(corpus), ROWS, monkeypatch)
-    other_seed, _ = take_step(training_of(corpus, **dropped, seed=1), ROWS, monkeypatch)
+    without, _ = take_step(plain_training_of(corpus), ROWS, monkeypatch)
+    other_seed, _ = take_step(plain_training_of(corpus, **dropped, seed=1), ROWS, monkeypatch)
     for other in (without, other_seed):
         assert norm_of({n: found[n] - other[n] for n in found}) > 0.1 * norm_of(found)
 
@@ -119,15 +114,17 @@ def test_the_scale_of_lora_is_that_of_the_settings(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any], factor: float
 ) -> None:
     """B is zero at first, so its gradient is the scale times what is fixed."""
-    plain, _ = take_step(training_of(corpus), ROWS, monkeypatch)
-    scaled, _ = take_step(training_of(corpus, lora={"dropout": 0.0} | lora), ROWS, monkeypatch)
+    plain, _ = take_step(plain_training_of(corpus), ROWS, monkeypatch)
+    scaled, _ = take_step(
+        plain_training_of(corpus, lora={"dropout": 0.0} | lora), ROWS, monkeypatch
+    )
     of_b = [name for name in plain if "lora_B" in name]
     assert_equal({n: scaled[n] for n in of_b}, {n: factor * plain[n] for n in of_b})
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_lora_starts_as_peft_does_from_the_seed(corpus: PackedCorpus, seed: int) -> None:
-    start = dict(training_of(corpus, seed=seed).model.model.named_parameters())
+    start = dict(plain_training_of(corpus, seed=seed).model.model.named_parameters())
     for name, expected in base_with_lora(corpus.base, seed=seed).named_parameters():
         if "lora_" in name:
             assert torch.equal(start[name], expected), name

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from helpers import PackedCorpus, Seen, train, write_stage_config
+from helpers import PackedCorpus, Seen, train, training_of, write_stage_config
 from reference import base_with_lora
 from safetensors.torch import load_file
 
@@ -26,8 +25,6 @@ from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.adapter_files import Ancestor
 from higgs_pipe.higgs.batch import PackedRow, PackedRows
-from higgs_pipe.higgs.packed_for import base_of_rows
-from higgs_pipe.train import Training
 from higgs_pipe.training import processes
 from higgs_pipe.training.checkpoints import Checkpoints
 from higgs_pipe.training.evaluation import Evaluation
@@ -42,14 +39,6 @@ FEW: dict[str, Any] = {"rows_per_step": 2, "max_steps": 4, "eval_steps": 100, "p
 # A rate that rises until it harms.
 HARMFUL: dict[str, Any] = {"learning_rate": 0.3, "warmup_fraction": 0.6, "num_epochs": 6}
 HARMFUL |= {"rows_per_step": 3, "eval_steps": 1, "preflight": False}
-
-
-def training_of(corpus: PackedCorpus, **settings: Any) -> Training:
-    exact = {"device": "cpu", "dtype": "float64", "tracker": "none"}
-    stage = TrainStage.model_validate({"base_model": str(corpus.base), "train": exact | settings})
-    base = base_of_rows(corpus.train_rows, stage.pretrained_base)
-    tables = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
-    return Training(stage, base, *tables, Accelerator(cpu=True))
 
 
 def steps_with(metrics: list[dict[str, Any]], key: str) -> list[int]:
@@ -279,14 +268,68 @@ def test_quantization_without_a_gpu_is_refused_by_the_stage(corpus: PackedCorpus
 
 
 def test_the_time_to_wait_for_another_process_is_that_of_the_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[Any] = []
-    monkeypatch.setattr(processes, "Accelerator", lambda **options: given.append(options))
-    settings = TrainConfig(device="cpu", tracker="none", timeout_seconds=7.5)
-    processes.make_accelerator(settings, tmp_path)
-    [handler] = given[0]["kwargs_handlers"]
-    assert handler.timeout.total_seconds() == 7.5
+    def look(**options: Any) -> Any:
+        raise Seen(options["kwargs_handlers"][0].timeout.total_seconds())
+
+    monkeypatch.setattr(processes, "Accelerator", look)
+    with pytest.raises(Seen) as seen:
+        train(corpus, tmp_path, timeout_seconds=7.5)
+    assert seen.value.args == (7.5,)
+
+
+@pytest.mark.parametrize(("is_on", "expected"), [(True, ["high"]), (False, [])])
+def test_a_gpu_multiplies_in_tf32_if_the_settings_say_so(
+    corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch, is_on: bool, expected: list[str]
+) -> None:
+    def load(*_: Any) -> Any:
+        raise Seen
+
+    chosen: list[str] = []
+    on_a_gpu = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr("helpers.Accelerator", lambda **_: on_a_gpu)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.setattr(higgs_pipe.train, "load_base", load)
+    with pytest.raises(Seen):
+        training_of(corpus, tf32=is_on)
+    assert chosen == expected
+
+
+def test_8_bit_adamw_without_a_gpu_is_refused_by_the_stage(corpus: PackedCorpus) -> None:
+    with pytest.raises(UserError, match=r"train\.optimizer"):
+        training_of(corpus, optimizer="adamw_8bit")
+
+
+def test_the_plan_on_a_cpu_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
+    settings: Any = {"rows_per_micro_batch": 2, "gradient_checkpointing": 1}
+    metrics = train(corpus, tmp_path, **FEW | {"max_steps": 1}, **settings)
+    [plan] = [line for line in metrics if "rows_per_micro_batch" in line]
+    assert (plan["rows_per_micro_batch"], plan["recomputed_layers"]) == (2, 1)
+
+
+def test_without_a_tracker_there_are_no_curves(corpus: PackedCorpus, tmp_path: Path) -> None:
+    for tracker, has_curves in (("none", False), ("tensorboard", True)):
+        train(corpus, tmp_path / tracker, **FEW | {"max_steps": 1}, tracker=tracker)
+        assert (tmp_path / tracker / "logs").exists() == has_curves
+
+
+# What the workflow reads, to launch a training.
+LAUNCH: dict[str, Any] = {"num_processes": 2, "num_machines": 2, "main_process_ip": "10.0.0.1"}
+LAUNCH |= {"main_process_port": 29501, "accelerate_config": "own.yaml"}
+
+
+def test_a_run_writes_down_how_it_was_launched(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: Any) -> Any:
+        raise Seen
+
+    monkeypatch.setattr(higgs_pipe.train.Training, "fit", fit)
+    with pytest.raises(Seen):
+        train(corpus, tmp_path, **LAUNCH, preflight=False)
+    written = TrainedSettings.read(tmp_path / "config.json").train
+    assert {key: written[key] for key in LAUNCH} == LAUNCH
 
 
 def likeliest(base: Path, row: PackedRow) -> tuple[list[int], list[int]]:
