@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TABLES = Path(__file__).parent
+OF_SETTINGS = "settings.toml"  # which settings.py reads
 KEYS = {"name", "promise", "file", "old", "new", "tests"}
 
 
@@ -65,13 +66,13 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def read_mistakes(folder: Path = TABLES) -> list[Mistake]:
-    """Read every table of a folder.
+    """Read every table of a folder but that of the settings.
 
     Raises:
         ValueError: A mistake has other keys than ``KEYS``, or changes nothing.
     """
     found = []
-    for path in sorted(folder.glob("*.toml")):
+    for path in sorted(set(folder.glob("*.toml")) - {folder / OF_SETTINGS}):
         for entry in tomllib.loads(path.read_text(encoding="utf-8"))["mistake"]:
             if entry.keys() != KEYS or not entry["tests"] or entry["old"] == entry["new"]:
                 raise ValueError(f"{path}: {entry}")

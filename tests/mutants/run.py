@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mutants.forks import ROOT, Job, Outcome, copy_tree, import_what_is_slow, run_all
 from mutants.mistakes import Mistake, read_mistakes
+from mutants.settings import read_groups
 from pages import machine_now, put_table
 
 MAX_SECONDS = 240.0  # per mistake
@@ -31,7 +32,7 @@ def main() -> int:
     """Run the command; return its exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     arguments = parse_arguments()
-    everything = read_mistakes()
+    everything = all_mistakes()
     if faults := [fault for mistake in everything for fault in mistake.faults(ROOT)]:
         print("\n".join(faults), file=sys.stderr)
         return 1
@@ -58,6 +59,11 @@ def main() -> int:
     if arguments.page and not faulty:
         put_table(arguments.page, "mutants", table(outcomes, summary))
     return 1 if faulty else 0
+
+
+def all_mistakes() -> list[Mistake]:
+    """Return the mistakes of every table."""
+    return [*read_mistakes(), *(mistake for group in read_groups() for mistake in group.mistakes)]
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,7 +1,8 @@
-"""The small mistakes can still be made, and there is one for each setting that decides a result."""
+"""The small mistakes can still be made, and there is one for each setting."""
 
+import copy
 import json
-import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,37 +10,27 @@ from typing import Any
 import pytest
 from helpers import ROOT
 from mutants.mistakes import Mistake, read_mistakes
+from mutants.run import all_mistakes
+from mutants.settings import DROP, WORKFLOW, class_of, read_groups
 
 from higgs_pipe.config.rules import Section
-from higgs_pipe.config.settings import Config
+from higgs_pipe.config.settings import Config, ManifestEntry
+from higgs_pipe.config.stages import STAGES
 
-MISTAKES = read_mistakes()
-# Settings without a mistake, and why.
-OTHERWISE = {
-    "validate.speech_models.device": "needs a GPU",
-    "tokenize.device": "needs a GPU",
-    "tokenize.dtype": "needs a GPU",
-    "train.device": "needs a GPU",
-    "train.tf32": "needs a GPU",
-    "eval.device": "needs a GPU",
-    "eval.num_processes": "changes the speed alone, as test_evaluate shows",
-    "train.rows_per_micro_batch": "changes the speed alone, as test_train shows",
-    "train.cuda_graphs": "changes the speed alone, as test_graphs shows",
-    "train.compile": "changes the speed alone, as test_model shows",
-    "eval.compile": "changes the speed alone, as test_model shows",
-    "package.forms": "tests/planning/test_forms.py plans each form",
-}
+GROUPS = read_groups()
+MISTAKES = all_mistakes()
 
 
-def settings_of(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """The keys of a section and of those in it, dotted."""
+def settings_in(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """The keys of a section and of those in it, dotted; without those that must be given."""
     for name, field in section.model_fields.items():
-        key = f"{prefix}{field.alias or name}"
-        kind = field.annotation
+        key, kind = f"{prefix}{field.alias or name}", field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            yield from settings_of(kind, f"{key}.")
-        else:
+            yield from settings_in(kind, f"{key}.")
+        elif not field.is_required():
             yield key
+        if name in ("manifest", "other_manifest"):
+            yield from settings_in(ManifestEntry, f"{key}.")
 
 
 def test_every_mistake_can_be_made_and_names_tests_that_exist() -> None:
@@ -50,10 +41,31 @@ def test_every_mistake_has_a_name_of_its_own() -> None:
     assert len({mistake.title for mistake in MISTAKES}) == len(MISTAKES) >= 120
 
 
-def test_every_setting_that_decides_a_result_has_a_mistake() -> None:
-    named = {word for m in MISTAKES for word in re.findall(r"[\w.]*\w", m.promise)}
-    settings = set(settings_of(Config))
-    assert sorted(settings - named) == sorted(OTHERWISE)
+def test_every_setting_is_in_the_table_once_for_each_stage_that_reads_it() -> None:
+    read = [(name, key) for name, stage in STAGES.items() for key in settings_in(stage)]
+    listed = [(group.stage, key) for group in GROUPS for key in group.settings]
+    assert sorted(place for place in listed if place[0] != WORKFLOW) == sorted(read)
+    assert len(set(listed)) == len(listed)
+
+
+def test_every_setting_is_seen_to_arrive_somewhere() -> None:
+    seen = {key for group in GROUPS if group.tests for key in group.settings}
+    assert set(settings_in(Config)) - seen == set()
+    assert all(bool(group.tests) != bool(group.reason) for group in GROUPS)
+
+
+def test_a_setting_is_dropped_where_its_stage_reads_it() -> None:
+    assert {class_of(name) for name in STAGES} == {stage.__name__ for stage in STAGES.values()}
+    given: dict[str, Any] = {"data": {"num_shards": 3, "split_seed": 4}}
+    given["manifest"] = ["a", {"path": "b", "root": "c", "speaker": "d"}]
+    for setting, expected in (
+        ("data.split_seed", given | {"data": {"num_shards": 3}}),
+        ("manifest.root", given | {"manifest": ["a", {"path": "b", "speaker": "d"}]}),
+        ("validate.check_texts", given),
+    ):
+        read = copy.deepcopy(given)
+        exec(textwrap.dedent(DROP.format(setting=setting)), {"holders": [read]})
+        assert read == expected
 
 
 def test_a_mistake_that_no_longer_fits_is_named(tmp_path: Path) -> None:
