@@ -155,6 +155,7 @@ def test_a_recording_without_samples_is_unreadable(tmp_path: Path) -> None:
         (np.nan, "audio_non_finite", " 1 samples "),
         (-np.inf, "audio_non_finite", " 1 samples "),
         (-8000.0, "audio_out_of_range", " 8,000 times full scale"),
+        (101.0, "audio_out_of_range", " 101 times full scale"),
         (1e38, "audio_out_of_range", " 1e+38 times full scale"),
     ],
 )

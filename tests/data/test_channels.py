@@ -71,6 +71,7 @@ TURN = np.arange(len(speech(1, 6.0))) // RATE % 2  # a second each, six blocks b
         ([(1.0, 0.1), (1.0, 0.1)], 0.0),  # both on the left
         ([(1.0, 0.0)] * 2, 0.0),
         ([(1.0,), (1.0,)], 0.0),
+        ([(1.0, 0.9, 0.0), (0.9, 1.0, 0.0)], 0.0),  # a third channel that is silent
     ],
 )
 def test_channels_that_are_alone_by_turns_are_separate(

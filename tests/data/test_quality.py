@@ -20,6 +20,7 @@ from higgs_pipe.data.quality import (
     measure_audio,
     measure_text,
     outliers,
+    peak,
     scripts_of_language,
 )
 from higgs_pipe.data.specs import MEASURE_COLUMNS, TableSpec
@@ -70,6 +71,14 @@ def test_peak_and_level_of_a_sine() -> None:
     measures = measured(sine(440, peak=0.5))
     assert measures.peak == pytest.approx(0.5, abs=1e-4)
     assert measures.rms_dbfs == pytest.approx(10 * math.log10(0.5**2 / 2), abs=1e-3)
+
+
+def test_the_peak_may_be_below_zero_and_clipping_just_below_full_scale() -> None:
+    """The largest sample of 16 bits is 32,767 / 32,768."""
+    lopsided = np.array([[0.25], [-0.75]], np.float32).repeat(RATE, axis=0)
+    assert (peak(lopsided), measured(lopsided).clipping_fraction) == (0.75, 0)
+    clipped = np.array([[0.25], [32767 / 32768]], np.float32).repeat(RATE, axis=0)
+    assert measured(clipped).clipping_fraction == 0.5
 
 
 def test_the_level_counts_what_is_left_after_the_last_frame() -> None:
@@ -161,6 +170,19 @@ def test_silence_is_exact_to_the_frame() -> None:
     assert measures.leading_silence_seconds == pytest.approx(0.1)
     assert measures.trailing_silence_seconds == pytest.approx(0.06)
     assert measures.silence_fraction == pytest.approx(0.16 / 0.36)
+
+
+def test_silence_is_counted_in_whole_samples_of_a_frame() -> None:
+    """At 11,025 Hz a frame of 20 ms has 220 samples, not 220.5."""
+    tone = sine(440, peak=0.5, seconds=1)[:2200]
+    found = measure_audio(np.concatenate([np.zeros((11_000, 1), np.float32), tone]), 11_025)
+    assert found.leading_silence_seconds == pytest.approx(11_000 / 11_025)
+
+
+def test_what_16_bits_cannot_hold_is_silence_beside_nothing_louder() -> None:
+    faint = noise(2.0**-18)  # an eighth of a step of 16 bits
+    assert measured(faint).silence_fraction == 1
+    assert measured(noise(2.0**-14)).silence_fraction == 0
 
 
 def test_faint_noise_is_silence_and_loud_noise_is_not() -> None:
@@ -283,6 +305,8 @@ def test_rates_are_counts_by_the_length_of_the_clip() -> None:
         ("こんにちは", "ja", True),
         ("こんにちは", "zh", False),
         ("안녕", "kor", True),
+        ("漢字", "ko", True),
+        ("あああああ abc", "ja", True),  # most letters, not most kinds of letters
         ("Zdravo", "sr", False),
         ("Zdravo", "sr-Latn", True),
         ("Hello", "english", None),
