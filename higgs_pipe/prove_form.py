@@ -139,12 +139,7 @@ def run(
         found = rows.observe(model)
         difference = _distance(found.logits, expected.logits)
         bound = _bound(model.num_layers, stored)
-        if not difference <= min(bound, change):
-            raise UserError(
-                f"{form_dir}: logits differ from the adapter's by {difference:.2%} (RMS), where "
-                f"rounding explains {bound:.2%} and the adapter itself changes {change:.2%}. "
-                "Set package.dtype: float32; if it is set already, report this as a bug."
-            )
+        _check_logits(form_dir, difference, bound, change)
         largest = max(
             float((a - b).abs().max()) for a, b in zip(found.logits, expected.logits, strict=True)
         )
@@ -154,17 +149,8 @@ def run(
                 rows.prompts, found.frames, expected.frames, strict=True
             )
         ]
-    if wrong := [s.sample_id for s in seconds if (s.margin or 0) > s.largest_margin_of_a_tie]:
-        raise UserError(
-            f"{form_dir}: greedy codes differ from the adapter's, and not by a tie, after the "
-            f"prompts of\n{list_offenders(wrong)}\nrun: snakemake --forcerun merge_adapter"
-        )
-    if not abs(found.eval_loss - expected.eval_loss) <= LOSS_BOUND * expected.eval_loss:
-        raise UserError(
-            f"{form_dir}: the held-out loss is {found.eval_loss}, the adapter's is "
-            f"{expected.eval_loss}: rounding moves it by more than {LOSS_BOUND:.1%}. "
-            "Set package.dtype: float32."
-        )
+    _check_speech(form_dir, seconds)
+    _check_loss(form_dir, found.eval_loss, expected.eval_loss)
     FormProof(
         form=form,
         num_tensors_of_equal_bits=(
@@ -190,6 +176,31 @@ def run(
         sum(second.num_equal_frames for second in seconds),
         sum(second.num_frames for second in seconds),
     )
+
+
+def _check_logits(form_dir: Path, difference: float, bound: float, change: float) -> None:
+    if not difference <= min(bound, change):
+        raise UserError(
+            f"{form_dir}: logits differ from the adapter's by {difference:.2%} (RMS), where "
+            f"rounding explains {bound:.2%} and the adapter itself changes {change:.2%}. "
+            "Set package.dtype: float32; if it is set already, report this as a bug."
+        )
+
+
+def _check_speech(form_dir: Path, seconds: Sequence[FirstSecond]) -> None:
+    if wrong := [s.sample_id for s in seconds if (s.margin or 0) > s.largest_margin_of_a_tie]:
+        raise UserError(
+            f"{form_dir}: greedy codes differ from the adapter's, and not by a tie, after the "
+            f"prompts of\n{list_offenders(wrong)}\nrun: snakemake --forcerun merge_adapter"
+        )
+
+
+def _check_loss(form_dir: Path, loss: float, loss_of_adapter: float) -> None:
+    if not abs(loss - loss_of_adapter) <= LOSS_BOUND * loss_of_adapter:
+        raise UserError(
+            f"{form_dir}: the held-out loss is {loss}, the adapter's is {loss_of_adapter}: "
+            f"rounding moves it by more than {LOSS_BOUND:.1%}. Set package.dtype: float32."
+        )
 
 
 def _bound(num_layers: int, stored: torch.dtype) -> float:

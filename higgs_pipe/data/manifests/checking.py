@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -39,63 +40,67 @@ MAX_KILOHERTZ = 1000  # a sample rate below is in kHz
 
 def faults_of(raw: RawRow) -> list[str]:
     """Return everything in a row that no later stage could use."""
+    return [*_type_faults(raw)] or [*_value_faults(raw.fields)]
+
+
+def _type_faults(raw: RawRow) -> Iterator[str]:
+    """Yield what is missing, is of another type, or is no text that can be stored."""
     fields = raw.fields
     others = ", ".join(repr(key) for key in fields if key not in OUR_KEYS)
     found = f"; the row has {others:.200}, which `columns` can name" if others else ""
-    faults = [
-        f"the key {key!r} is missing{found}" for key in REQUIRED_KEYS if fields.get(key) is None
-    ]
+    for key in REQUIRED_KEYS:
+        if fields.get(key) is None:
+            yield f"the key {key!r} is missing{found}"
     for key, value in fields.items():
         if not is_encodable(key):
-            faults.append(f"the key {key!r} is not valid text")
+            yield f"the key {key!r} is not valid text"
         if key not in OUR_KEYS or value is None or key in DECLARED_KEYS:
             continue
         if key in SECONDS_KEYS:
             if not is_number(value) or value < 0:
-                faults.append(f"`{key}` must be a number of seconds, found {shown(value)}")
+                yield f"`{key}` must be a number of seconds, found {shown(value)}"
         elif key == "turn":
             if not is_whole_number(value):
-                faults.append(f"`turn` must be a whole number from 0, found {shown(value)}")
+                yield f"`turn` must be a whole number from 0, found {shown(value)}"
         elif not isinstance(value, str):
-            faults.append(f"`{key}` must be a string, found {shown(value)}")
+            yield f"`{key}` must be a string, found {shown(value)}"
         elif len(value) > MAX_TEXT_CHARS:
-            faults.append(f"`{key}` has more than {MAX_TEXT_CHARS:,} characters: {value[:60]!r}")
+            yield f"`{key}` has more than {MAX_TEXT_CHARS:,} characters: {value[:60]!r}"
         elif not is_encodable(value):
-            faults.append(f"`{key}` is not valid text: {value!r:.60}")
+            yield f"`{key}` is not valid text: {value!r:.60}"
     turns = raw.conversation.turns if raw.conversation else ()
     for number, turn in enumerate(turns, start=1):
         for text in (part if isinstance(part, str) else part.audio_path for part in turn.parts):
             if len(text) > MAX_TEXT_CHARS:
-                faults.append(f"turn {number} has more than {MAX_TEXT_CHARS:,} characters")
+                yield f"turn {number} has more than {MAX_TEXT_CHARS:,} characters"
             elif not is_encodable(text):
-                faults.append(f"turn {number} is not valid text: {text!r:.60}")
-    if faults:
-        return faults
+                yield f"turn {number} is not valid text: {text!r:.60}"
+
+
+def _value_faults(fields: Fields) -> Iterator[str]:
+    """Yield what contradicts itself or cannot be what it should be, in fields of the right type."""
     if not fields["audio"].strip():
-        faults.append("`audio` is blank")
+        yield "`audio` is blank"
     split = _optional(fields, "split")
     if split not in (None, TRAIN, EVAL):
-        faults.append(f"`split` must be {TRAIN!r} or {EVAL!r}, found {split!r}")
+        yield f"`split` must be {TRAIN!r} or {EVAL!r}, found {split!r}"
     if (_optional(fields, "ref_audio") is None) != (_optional(fields, "ref_text") is None):
-        faults.append("`ref_audio` and `ref_text` must be given together")
+        yield "`ref_audio` and `ref_text` must be given together"
     if (_optional(fields, "dialogue_id") is None) != (fields.get("turn") is None):
-        faults.append("`dialogue_id` and `turn` must be given together")
+        yield "`dialogue_id` and `turn` must be given together"
     start_seconds, end_seconds = _segment(fields)
     if end_seconds is not None and end_seconds <= (start_seconds or 0):
-        faults.append(
+        yield (
             f"`end_seconds` must be above `start_seconds`, found {end_seconds:g} and "
             f"{start_seconds or 0:g}"
         )
     if (language := _optional(fields, "language")) and not is_language(language):
-        faults.append(f"`language` is not a language: {language!r:.60}")
+        yield f"`language` is not a language: {language!r:.60}"
     for key in ("text", "ref_text"):
         if is_audio_path(fields.get(key) or "") and " " not in fields[key].strip():
-            faults.append(f"`{key}` is the name of a file: {fields[key]!r:.60}")
+            yield f"`{key}` is the name of a file: {fields[key]!r:.60}"
     if RESERVED_ID.fullmatch(_clip_id(fields)):
-        faults.append(
-            f"the id {_clip_id(fields)!r} has the form of the ids of reference recordings"
-        )
-    return faults
+        yield f"the id {_clip_id(fields)!r} has the form of the ids of reference recordings"
 
 
 def _optional(fields: Fields, key: str) -> str | None:
