@@ -380,3 +380,11 @@ def test_no_file_names_a_path_of_one_machine_or_a_package_host() -> None:
             continue  # audio
         offenders += [f"{path.relative_to(ROOT)}: {hit}" for hit in machine.findall(text)]
     assert offenders == []
+
+
+def test_the_page_of_higgs_names_each_of_its_modules() -> None:
+    folder = PACKAGE / "higgs"
+    page = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    named = re.findall(r"``(\w+)``", page)
+    modules_of_both = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert sorted(named) == sorted({"v2", "v3", *modules_of_both})

@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import soundfile as sf
 
-from higgs_pipe.data.completeness import (
-    end_fault,
-    num_bytes_off,
-    num_samples_of,
-    wav_with_length,
+from higgs_pipe.data.audio_formats.completeness import end_fault, num_bytes_off, num_samples_of
+from higgs_pipe.data.audio_formats.ffmpeg import (
+    Decoded,
+    DecodingError,
+    container_of,
+    decode_container,
 )
-from higgs_pipe.data.ffmpeg import Decoded, DecodingError, container_of, decode_container
-from higgs_pipe.data.mp3 import MAX_FRAME_SAMPLES, mp3_length_is_a_guess, mp3_with_length
-from higgs_pipe.data.ogg import opus_with_rate
+from higgs_pipe.data.audio_formats.mp3 import MAX_FRAME_SAMPLES
+from higgs_pipe.data.audio_formats.repairs import repaired
 from higgs_pipe.planning.bounds import MAX_SEGMENT_SAMPLES
 
 MAX_BLOCK_VALUES = 2**24  # samples of all channels that are read at once: 64 MiB
@@ -253,15 +253,9 @@ def _open(path: Path) -> sf.SoundFile | Decoded:
         raise AudioError(f"{path} has no header that gives its sample rate and format")
     try:
         file = sf.SoundFile(path)
-        if file.format == "MP3" and mp3_length_is_a_guess(path, file.frames):
+        if content := repaired(path, file):
             file.close()
-            file = sf.SoundFile(mp3_with_length(path))
-        if file.format in ("WAV", "WAVEX") and file.frames == 0 and (wav := wav_with_length(path)):
-            file.close()
-            file = sf.SoundFile(wav)
-        if file.subtype == "OPUS" and (opus := opus_with_rate(path)):
-            file.close()
-            file = sf.SoundFile(opus)
+            file = sf.SoundFile(content)
         return file
     except sf.LibsndfileError:
         kind = container_of(beginning)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile as sf
 
-from higgs_pipe.data.ogg import CHECKSUM, ogg_checksum, ogg_pages
+from higgs_pipe.data.audio_formats.ogg import CHECKSUM, ogg_checksum, ogg_pages
 from higgs_pipe.errors import UserError
 
 OPUS_COMPRESSION = 0.92  # about 32 kbit/s for mono at 24 kHz

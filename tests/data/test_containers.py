@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 
 from higgs_pipe.data.audio import AudioError, decode, read_header
-from higgs_pipe.data.mp3 import Mp3Frames
+from higgs_pipe.data.audio_formats.mp3 import Mp3Frames
 
 RATE = 24_000
 ID3 = b"ID3\x03\0\0\0\0\x01\x00" + b"\xff\xfb" * 64  # a tag of 128 bytes that look like frames

@@ -24,8 +24,8 @@ from data.test_fuzz import FUZZ, SPLICES, Splices, spliced
 from helpers import files_of_at_most
 from hypothesis import given
 
-from higgs_pipe.data import ffmpeg
 from higgs_pipe.data.audio import AudioError, decode, read_header
+from higgs_pipe.data.audio_formats import ffmpeg
 from higgs_pipe.errors import UserError
 
 Samples = npt.NDArray[np.float32]

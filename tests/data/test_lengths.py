@@ -13,8 +13,8 @@ import soundfile as sf
 from data.test_containers import RATE, noise
 
 from higgs_pipe.data.audio import AudioError, decode, read_header
-from higgs_pipe.data.mp3 import Mp3Frames
-from higgs_pipe.data.ogg import ogg_checksum, ogg_pages
+from higgs_pipe.data.audio_formats.mp3 import Mp3Frames
+from higgs_pipe.data.audio_formats.ogg import ogg_checksum, ogg_pages
 
 NUM_BYTES = 2 * RATE  # of a second
 CHECKED = {"a.wav": "RF64", "a.w64": "W64", "a.caf": "CAF", "a.sph": "NIST"}

@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 from report_inputs import ADAPTER, SPEAKERS, Inputs, TextOfPage, rows, words
 
-from higgs_pipe.data.ogg import ogg_checksum
+from higgs_pipe.data.audio_formats.ogg import ogg_checksum
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.errors import UserError

@@ -4,7 +4,6 @@ libsndfile reads what a header declares, as far as it is there, and the first of
 a file. In some formats it reads everything after the header, whatever was declared.
 """
 
-import io
 import re
 import struct
 from functools import lru_cache
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import soundfile as sf
 
-from higgs_pipe.data.chunks import AudioChunk, audio_chunk
-from higgs_pipe.data.flac import flac_fault
-from higgs_pipe.data.mp3 import mp3_fault
-from higgs_pipe.data.ogg import ogg_fault
+from higgs_pipe.data.audio_formats.chunks import AudioChunk, audio_chunk
+from higgs_pipe.data.audio_formats.flac import flac_fault
+from higgs_pipe.data.audio_formats.mp3 import mp3_fault
+from higgs_pipe.data.audio_formats.ogg import ogg_fault
 
 # Those of libsndfile whose end is known, from what a header declares or from the stream.
 FORMATS = frozenset(
@@ -42,27 +41,9 @@ SAMPLE_NUM_BYTES = {
     "ULAW": 1,
     "ALAW": 1,
 }
-MAX_CHUNK_NUM_BYTES = 2**32 - 2**16
 WAV_FORMAT = struct.Struct("<HHIIHH")
 UNCOMPRESSED = (1, 3, 0xFFFE)  # integers, floating point, either with more about the channels
 NIST_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
-
-
-def wav_with_length(path: Path) -> io.BytesIO | None:
-    """Return a WAV that declares no length, with its length filled in; None for any other file.
-
-    Writers to a pipe cannot go back to their header and leave 0 there. What follows is audio to
-    its end, unless it begins like another chunk.
-    """
-    content = path.read_bytes()
-    place = content.find(b"data\0\0\0\0", 12)
-    audio = content[place + 8 :]
-    is_chunk = all(32 <= byte < 127 for byte in audio[:4])
-    if place < 0 or place % 2 or is_chunk or not audio.strip(b"\0"):
-        return None
-    order = BYTE_ORDERS.get(content[:4], "<")  # an ID3 tag can be in front
-    size = struct.pack(f"{order}I", min(len(audio), MAX_CHUNK_NUM_BYTES))
-    return io.BytesIO(content[: place + 4] + size + audio)
 
 
 def end_fault(path: Path, file: sf.SoundFile) -> str | None:
@@ -100,7 +81,7 @@ def _end_fault(
 ) -> str | None:
     match container:
         case "WAV" | "WAVEX" if num_samples and b"data\0\0\0\0" in _head(path):
-            return None  # read by wav_with_length
+            return None  # ``repairs`` fills it in
         case "WAV" | "WAVEX" | "AIFF":
             return _chunks_fault(path, num_samples, checks_cut=False)
         case "RF64" | "W64" | "CAF":
