@@ -28,6 +28,11 @@ def unmarked_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != MARK}
 
 
+def name_of_fork(mark: str) -> str:
+    """The name that a fork gives itself: its environment in ``/proc`` is another process's."""
+    return f"test-{mark}"
+
+
 def running() -> set[int]:
     """The numbers of all processes."""
     return {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208 - quicker
@@ -42,7 +47,9 @@ def left_running(before: Set[int] = frozenset()) -> dict[int, str]:
             folder = Path(f"/proc/{process}")
             command = (folder / "cmdline").read_bytes()
             is_of_library = any(name in command for name in OF_LIBRARIES)
-            if marked in (folder / "environ").read_bytes().split(b"\0") and not is_of_library:
+            is_marked = marked in (folder / "environ").read_bytes().split(b"\0")
+            is_fork = (folder / "comm").read_text() == f"{name_of_fork(str(os.getpid()))}\n"
+            if (is_marked or is_fork) and not is_of_library:
                 found[process] = command.replace(b"\0", b" ").decode(errors="replace").strip()
     return found
 

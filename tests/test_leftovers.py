@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from leftovers import MARK, left_running, running
+from helpers import wait_until
+from leftovers import MARK, left_running, name_of_fork, running, unmarked_environment
 
 TESTS = """
 import subprocess, sys, time
@@ -56,3 +57,15 @@ def test_a_process_is_known_by_its_worker() -> None:
         process.kill()
         process.wait()
     assert left == {started.pid: "sleep 60"}
+
+
+def test_a_fork_is_known_by_its_name() -> None:
+    before = running()
+    name = name_of_fork(str(os.getpid()))
+    rename = f"echo -n {name} > /proc/$$/comm; read"
+    command, environment = ["bash", "-c", rename], unmarked_environment()
+    fork = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+    wait_until(lambda: Path(f"/proc/{fork.pid}/comm").read_text().strip() == name)
+    left = left_running(before)
+    fork.communicate()
+    assert left.keys() == {fork.pid}

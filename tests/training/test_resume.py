@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from helpers import (
 )
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
-from workflow.forked_stages import forking_python
+from workflow.forked_stages import Fork
 
 import higgs_pipe.train
 from higgs_pipe.errors import UserError
@@ -52,37 +52,32 @@ SETTINGS: dict[str, Any] = {
     "eval_steps": 7,
     "save_steps": 4,
 }
-PROGRAM = ("-m", "higgs_pipe.train")
 
 
 def start(
-    corpus: PackedCorpus,
-    output: Path,
-    num_processes: int | None = None,
-    program: Sequence[str] = PROGRAM,
-    python: str = sys.executable,
-    **settings: object,
-) -> subprocess.Popen[str]:
+    corpus: PackedCorpus, output: Path, num_processes: int | None = None, **settings: object
+) -> Fork:
     """Train in a process of its own, or under the launcher as the rule does."""
+    words = ["higgs_pipe.train"]
+    if num_processes is not None:
+        launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
+        words = [*shlex.split(launcher)[2:], "-m", "higgs_pipe.train"]
+    words += arguments(corpus, output, **settings)
+    return Fork(words, output, environment_with(OMP_NUM_THREADS="1"))
+
+
+def arguments(corpus: PackedCorpus, output: Path, **settings: object) -> list[str]:
     config = write_stage_config(
         output / "train.json", base_model=str(corpus.base), train=SETTINGS | settings
     )
-    command = [python]
-    if num_processes is not None:
-        launcher = launch_command(num_processes, num_processes, ROOT / "workflow/accelerate.yaml")
-        command += shlex.split(launcher)[1:]
-    command += [*program, "--config", str(config)]
-    command += ["--train-rows", str(corpus.train_rows), "--eval-rows", str(corpus.eval_rows)]
-    command += ["--output-dir", str(output), "--log", str(output / "train.log")]
-    environment = environment_with(OMP_NUM_THREADS="1")
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=output,
-        text=True,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    options = {
+        "config": config,
+        "train-rows": corpus.train_rows,
+        "eval-rows": corpus.eval_rows,
+        "output-dir": output,
+        "log": output / "train.log",
+    }
+    return [word for name, path in options.items() for word in (f"--{name}", str(path))]
 
 
 def train(corpus: PackedCorpus, output: Path, base: Path | None = None, **settings: object) -> None:
@@ -90,7 +85,7 @@ def train(corpus: PackedCorpus, output: Path, base: Path | None = None, **settin
     helpers.train(corpus, output, base=base, **SETTINGS | settings)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Fork) -> str:
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     return stderr
@@ -99,9 +94,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 def train_to_the_end(
     corpus: PackedCorpus, output: Path, num_processes: int | None = None, **settings: Any
 ) -> str:
-    """Train in forks, which start sooner; return what was said on stderr."""
-    python = str(forking_python())
-    return finish(start(corpus, output, num_processes, python=python, **settings))
+    """Return what was said on stderr."""
+    return finish(start(corpus, output, num_processes, **settings))
 
 
 def wait_for_step(output: Path, step: int) -> None:
@@ -163,9 +157,11 @@ def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
 def test_kill_9_while_saving_falls_back_to_the_checkpoint_before(
     corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    process = start(corpus, tmp_path, program=[str(ROOT / "tests/launched/killed_while_saving.py")])
-    process.communicate(timeout=200)
-    assert process.returncode == -signal.SIGKILL
+    script = str(ROOT / "tests/launched/killed_while_saving.py")
+    command = [sys.executable, script, *arguments(corpus, tmp_path)]
+    environment = environment_with(OMP_NUM_THREADS="1")
+    ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL
     newest = max((tmp_path / "checkpoints").glob("*.pt"))
     assert newest.name == "step-00000012.pt"
     assert list((tmp_path / "checkpoints").glob(".step-00000016.pt.*.tmp"))
@@ -178,12 +174,14 @@ def test_kill_9_while_saving_falls_back_to_the_checkpoint_before(
     assert_same_run(tmp_path, uninterrupted)
 
 
-def process_of_rank(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
+def process_of_rank(launcher: Fork, rank: int) -> psutil.Process:
+    """Of the processes of a launcher, which starts them in order."""
     found = psutil.Process(launcher.pid).children()
-    return next(process for process in found if process.environ().get("RANK") == str(rank))
+    assert len(found) == 2
+    return sorted(found, key=lambda process: (process.create_time(), process.pid))[rank]
 
 
-def last_words(launcher: subprocess.Popen[str]) -> str:
+def last_words(launcher: Fork) -> str:
     """The last line on stderr; that there is no traceback above it."""
     _, stderr = launcher.communicate(timeout=200)
     assert "Traceback" not in stderr, stderr
@@ -198,10 +196,10 @@ def uninterrupted_on_two(corpus: PackedCorpus, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def session(corpus: PackedCorpus, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+def session(corpus: PackedCorpus, tmp_path: Path) -> Callable[..., Fork]:
     """Goes on with one training by two processes, and returns once a step is done."""
 
-    def go_on(step: int, **settings: Any) -> subprocess.Popen[str]:
+    def go_on(step: int, **settings: Any) -> Fork:
         launcher = start(corpus, tmp_path, 2, num_epochs=20, **settings)
         wait_for_step(tmp_path, step)
         return launcher
@@ -211,7 +209,7 @@ def session(corpus: PackedCorpus, tmp_path: Path) -> Callable[..., subprocess.Po
 
 @pytest.mark.slow
 def test_two_processes_that_are_stopped_end_as_if_nothing_had(
-    session: Callable[..., subprocess.Popen[str]],
+    session: Callable[..., Fork],
     corpus: PackedCorpus,
     uninterrupted_on_two: Path,
     tmp_path: Path,
@@ -236,7 +234,7 @@ def test_two_processes_that_are_stopped_end_as_if_nothing_had(
 
 @pytest.mark.slow
 def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
-    session: Callable[..., subprocess.Popen[str]],
+    session: Callable[..., Fork],
     corpus: PackedCorpus,
     uninterrupted_on_two: Path,
     tmp_path: Path,
@@ -258,7 +256,7 @@ def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_hangs_end_and_go_on_exactly(
-    session: Callable[..., subprocess.Popen[str]],
+    session: Callable[..., Fork],
     corpus: PackedCorpus,
     uninterrupted_on_two: Path,
     tmp_path: Path,
@@ -279,14 +277,18 @@ def test_two_processes_of_which_one_hangs_end_and_go_on_exactly(
 def test_a_second_training_waits_and_then_names_the_first_one(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
-    """It writes nothing, and the first one goes on."""
+    """It writes nothing, and the first one, which rests meanwhile, goes on."""
     first = start(corpus, tmp_path, num_epochs=1000)
     wait_for_step(tmp_path, 2)
+    first.send_signal(signal.SIGSTOP)
+    done = losses(tmp_path)
     second = start(corpus, tmp_path, 2)
     answer = last_words(second)
     assert second.returncode == 2
     assert f"process {first.pid} on {socket.gethostname()}" in answer
-    assert first.poll() is None
+    assert losses(tmp_path) == done
+    first.send_signal(signal.SIGCONT)
+    wait_for_step(tmp_path, done[-1][0] + 2)
     first.kill()
     first.communicate()
 

@@ -5,7 +5,8 @@ environment and its streams to that process, and ends with the exit code of the 
 of a training is a fork, too, and so are the processes that it starts. Whatever else the program is
 given it does as Python.
 
-A signal that is sent to such a program does not reach the fork, which is killed if it ends.
+A signal that is sent to such a program does not reach the fork, which is killed if it ends. A
+``Fork`` is the fork itself, which signals do reach, and so are the processes of a launcher.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from leftovers import unmarked_environment
+from leftovers import MARK, name_of_fork, unmarked_environment
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 from workflow.forked_snakemake import run_and_end
 
 from higgs_pipe.planning.stages import STAGES
@@ -70,11 +73,72 @@ def forking_python() -> Path:
         [sys.executable, "-m", "workflow.forked_stages", address, str(program)],
         env=unmarked_environment()
         | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,  # which ends with this process, however it ends
         stdout=subprocess.PIPE,
     )
     atexit.register(process.kill)
     assert process.stdout.readline() == b"ready\n"
     return program
+
+
+class Fork:
+    """A stage in a fork with a session of its own: what tests use of ``Popen``.
+
+    It is killed if this process ends.
+    """
+
+    def __init__(self, words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        job = {"words": [*words], "cwd": str(cwd), "environment": {**environment}, "session": True}
+        self.returncode: int | None = None
+        self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.connect(str(forking_python().with_name("socket")))
+        with open(os.devnull, "r+") as nothing:  # noqa: PTH123
+            streams = [stream.fileno() for stream in (nothing, nothing, self.stderr)]
+            socket.send_fds(self.server, [b"x"], streams)
+        self.server.sendall(json.dumps(job).encode() + b"\n")
+        self.answers = self.server.makefile()
+        self.pid = int(self.answers.readline())
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self.server], [], [], 0)[0]:
+            self.returncode = int(self.answers.readline())
+        return self.returncode
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Wait for its end; return what it has written on stderr, after an empty stdout."""
+        if self.poll() is None:
+            self.server.settimeout(timeout)
+            self.returncode = int(self.answers.readline())
+        with self.server, self.answers, self.stderr:
+            self.stderr.seek(0)
+            return "", self.stderr.read()
+
+
+class ProcessOfLauncher(subprocess.Popen):
+    """A fork of the launcher, in place of a new process."""
+
+    def _execute_child(self, *arguments: Any) -> None:
+        """Fork as ``Popen`` would start a program with these arguments."""
+        words, environment = arguments[0], arguments[6]
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.closerange(3, 1000)
+            atexit._clear()
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            words = [*dropwhile(("-u", "-m").__contains__, words[1:])]
+            job = {"words": words, "cwd": str(Path.cwd()), "environment": environment}
+            run_and_end(partial(run_program, job))
+        self._child_created = True
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +157,7 @@ def serve(address: str) -> None:
         server.bind(address)
         server.listen()
         print("ready", flush=True)
-        while True:
+        while server in select.select([server, sys.stdin], [], [])[0]:
             client, _ = server.accept()
             if os.fork() == 0:
                 server.close()
@@ -111,11 +175,15 @@ def answer(client: socket.socket) -> NoReturn:
     job = json.loads(client.makefile().readline())
     child = os.fork()
     if child == 0:
+        if "session" in job:
+            os.setsid()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
         client.close()
         run_and_end(partial(run_program, job))
+    if "session" in job:
+        client.sendall(f"{child}\n".encode())
     ended = os.pidfd_open(child)
     if ended not in select.select([ended, client.fileno()], [], [])[0]:
         os.kill(child, signal.SIGKILL)
@@ -130,6 +198,8 @@ def run_program(job: dict[str, Any]) -> None:
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["environment"])
+    if MARK in os.environ:  # /proc shows the environment in which the server was started
+        Path("/proc/self/comm").write_text(name_of_fork(os.environ[MARK]))
     sys.argv = job["words"]
     if sys.argv[0] in MODULES:
         sys.modules.pop(sys.argv[0])  # else a warning
@@ -142,4 +212,5 @@ if __name__ == "__main__":
     for module in (*MODULES, *LATER):
         importlib.import_module(module)
     sys.executable = sys.argv[2]  # of what a stage starts
+    vars(subprocess_handler)["Popen"] = ProcessOfLauncher
     serve(sys.argv[1])
