@@ -68,6 +68,7 @@ def largest_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
 if __name__ == "__main__":
     inductor.aot_inductor.debug_compile = True  # -O0: the C++ compiler takes most of the time
     inductor.cpp.simdlen = 1
+    inductor.compile_threads = 1  # else it starts processes for them, which take seconds to import
     for norm in (HiggsAudioV2RMSNorm, Qwen3RMSNorm):
         norm.forward = norm_as_precise_as_its_input
     main(*map(Path, sys.argv[1:]))
