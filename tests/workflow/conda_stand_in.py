@@ -6,6 +6,7 @@ native libraries.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,19 @@ def create(arguments: list[str]) -> None:
     subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, prefix], check=True)
     install = [*uv, "pip", "install", "--quiet", "--python", f"{prefix}/bin/python", *packages]
     subprocess.run(install, check=True)
+    copy_compiled(Path(sys.prefix), Path(prefix))
+
+
+def copy_compiled(source: Path, target: Path) -> None:
+    """Give an environment what another one has compiled of the same modules: a minute's work.
+
+    Python compiles anew what does not fit.
+    """
+    for compiled in source.glob("lib/python*/site-packages/**/__pycache__/*.pyc"):
+        folder = target / compiled.parent.relative_to(source)
+        if folder.parent.is_dir():
+            folder.mkdir(exist_ok=True)
+            shutil.copy2(compiled, folder)
 
 
 def main(arguments: list[str]) -> None:
