@@ -12,7 +12,6 @@ files of its folders. Each folder also has::
 
 import logging
 import math
-import shutil
 from pathlib import Path
 
 import jinja2
@@ -21,11 +20,15 @@ import torch
 import higgs_pipe
 from higgs_pipe.cli import main, run_in_fresh_process
 from higgs_pipe.config.stages import MergeStage, PackStage, Pretrained, load_stage
-from higgs_pipe.data.files import atomic_folder, full_disk_named, write_text
+from higgs_pipe.data.files import (
+    atomic_folder,
+    check_free_space,
+    full_disk_named,
+    write_text,
+)
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info
-from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.codec_checkpoint import bundle_of, num_codec_bytes
 from higgs_pipe.higgs.family import Family, family_of_base, full_form, model_shapes
 from higgs_pipe.higgs.forms import FullForm
@@ -123,7 +126,8 @@ def write_form(
         sizes = [math.prod(shape) * dtype.itemsize for shape in written.values()]
         if kind.copies_codec:
             sizes.append(num_codec_bytes(named_codec))
-        check_room(folder, sum(sizes))
+        logger.info("writing %.1f GB", sum(sizes) / 1e9)
+        check_free_space(folder.parent, sum(sizes), "a full checkpoint")
         write_shards(folder, written, dtype, lambda name: merge[sources[name]])
     kind.write_side_files(folder, base.pretrained, named_codec, dtype)
     rounding = merge.rounding
@@ -153,21 +157,6 @@ def write_form(
         higgs_pipe=higgs_pipe.__version__,
         git_commit=git_commit(),
     )
-
-
-def check_room(folder: Path, num_bytes: int) -> None:
-    """Log the size of a checkpoint, and check that the disk of ``folder`` has room for it.
-
-    Raises:
-        UserError: It has no room.
-    """
-    free = shutil.disk_usage(folder).free
-    logger.info("writing %.1f GB", num_bytes / 1e9)
-    if free < num_bytes:
-        raise UserError(
-            f"{folder.parent}: a full checkpoint takes {num_bytes / 1e9:.1f} GB, but the disk has "
-            f"{free / 1e9:.1f} GB free; make room, or move the results with pathvars."
-        )
 
 
 def prove_in_fresh_process(

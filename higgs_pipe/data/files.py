@@ -176,6 +176,20 @@ def full_disk_named(path: Path, what: str = "it") -> Iterator[None]:
         ) from None
 
 
+def check_free_space(directory: Path, num_bytes: int, what: str) -> None:
+    """Check that the disk has room before a stage begins to write.
+
+    Raises:
+        UserError: Fewer than ``num_bytes`` are free on the disk of ``directory``.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise UserError(
+            f"{directory}: {what} takes {num_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
+            "free; free some space, or put the results on a larger disk."
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_write(path) as temporary:

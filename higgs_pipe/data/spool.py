@@ -1,7 +1,6 @@
 """Arrays in a temporary file instead of memory."""
 
 import os
-import shutil
 import tempfile
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -11,21 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from higgs_pipe.data.files import full_disk_named
-from higgs_pipe.errors import UserError
-
-
-def check_free_space(directory: Path, num_bytes: int, what: str) -> None:
-    """Check that the disk has room before a stage begins to write.
-
-    Raises:
-        UserError: Fewer than ``num_bytes`` are free on the disk of ``directory``.
-    """
-    free = shutil.disk_usage(directory).free
-    if free < num_bytes:
-        raise UserError(
-            f"{directory}: {what} takes {num_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
-            "free; free some space, or put the results on a larger disk."
-        )
 
 
 class Spool:

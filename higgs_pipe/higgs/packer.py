@@ -21,6 +21,7 @@ import pyarrow as pa
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.data.arrow import lists_to_arrow
 from higgs_pipe.data.conversation import Conversation
+from higgs_pipe.data.files import check_free_space
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
 from higgs_pipe.data.packing.clips import Clips
@@ -29,7 +30,7 @@ from higgs_pipe.data.packing.planner import CLIP_TASKS, CONVERSATION, TASKS, Pla
 from higgs_pipe.data.packing.results import PackedSplit, RejectedSample
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import CLIPS, packed_spec
-from higgs_pipe.data.spool import Spool, check_free_space
+from higgs_pipe.data.spool import Spool
 from higgs_pipe.data.tables import table_writer
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.codes import IGNORED

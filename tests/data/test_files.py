@@ -1,6 +1,7 @@
 """Atomic writes, and what killed processes leave of them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,9 +17,11 @@ from helpers import environment_with, wait_until
 from higgs_pipe.data.files import (
     OTHER_HOST_SECONDS,
     atomic_folder,
+    check_free_space,
     clear_left_behind,
     write_text,
 )
+from higgs_pipe.errors import UserError
 
 # Begins to write a file or a folder of this name, and hangs.
 WRITER = """
@@ -161,3 +164,13 @@ def test_a_folder_put_there_meanwhile_is_replaced(
         write_text(folder / "own", "whole")
     assert names_in(tmp_path) == ["samples", "samples/own"]
     assert targets.count(tmp_path / "samples") == 2
+
+
+def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    check_free_space(tmp_path, 9_999_999_999, "a full checkpoint")
+    with pytest.raises(UserError, match=r"11\.50 GB.* 10\.00 GB are free"):
+        check_free_space(tmp_path, 11_500_000_000, "a full checkpoint")

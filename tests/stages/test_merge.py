@@ -453,10 +453,10 @@ def test_the_room_is_that_of_the_weights_and_the_codec(
     bytes_per_value: int,
     has_codec: bool,
 ) -> None:
-    def look(_: Path, num_bytes: int) -> None:
+    def look(_: Path, num_bytes: int, what: str) -> None:
         raise Seen(num_bytes)
 
-    monkeypatch.setattr(merge, "check_room", look)
+    monkeypatch.setattr(merge, "check_free_space", look)
     form = "merged" if has_codec else "original"
     with pytest.raises(Seen) as seen:
         run_merge(trained, tmp_path / form / "default", dtype=dtype)
@@ -465,13 +465,3 @@ def test_the_room_is_that_of_the_weights_and_the_codec(
     expected = bytes_per_value * sum(weight.numel() for weight in weights)
     expected += sum(path.stat().st_size for path in codec) if has_codec else 0
     assert seen.value.args == (expected,)
-
-
-def test_room_is_checked_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    merge.check_room(tmp_path, 9_999_999_999)
-    with pytest.raises(UserError, match=r"11\.5 GB.* 10\.0 GB free"):
-        merge.check_room(tmp_path, 11_500_000_000)

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from higgs_pipe.data.files import check_free_space
 from higgs_pipe.data.specs import CodecInfo, codes_spec
-from higgs_pipe.data.spool import Spool, check_free_space
+from higgs_pipe.data.spool import Spool
 from higgs_pipe.data.tables import TableFile, open_table, read_codec_info
 from higgs_pipe.errors import UserError, list_offenders
 
