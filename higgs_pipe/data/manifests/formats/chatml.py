@@ -10,6 +10,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from higgs_pipe.data.conversation import ASSISTANT, SCENE, SYSTEM, USER, Conversation, Turn
+from higgs_pipe.data.manifests.conversations import (
+    Hints,
+    SpokenTurn,
+    row_or_conversation,
+    text_turn,
+    with_references_as_turns,
+)
 from higgs_pipe.data.manifests.fields import (
     OUR_KEYS,
     Fields,
@@ -18,13 +25,6 @@ from higgs_pipe.data.manifests.fields import (
     is_number,
     is_whole_number,
     shown,
-)
-from higgs_pipe.data.manifests.layout import (
-    Hints,
-    SpokenTurn,
-    arranged,
-    references_apart,
-    text_turn,
 )
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source
 from higgs_pipe.data.spans import Span
@@ -101,7 +101,7 @@ def read_chatml(sample: Mapping[str, Any]) -> tuple[Fields, Conversation[Span] |
         ref_transcript=_beside(sample, "ref_transcript", "reference_transcript", "ref_text"),
         target_text=_beside(sample, "target_transcript", "target_text"),
     )
-    return arranged(references_apart(_turns(sample, hints), hints))
+    return row_or_conversation(with_references_as_turns(_turns(sample, hints), hints))
 
 
 def _beside(sample: Mapping[str, Any], *keys: str) -> str:

@@ -8,8 +8,13 @@ from typing import Any
 
 from higgs_pipe.data.conversation import SCENE, USER, Conversation
 from higgs_pipe.data.manifests.columns import columns_of
+from higgs_pipe.data.manifests.conversations import (
+    SPEAKER_TAG,
+    recording_turn,
+    row_or_conversation,
+    text_turn,
+)
 from higgs_pipe.data.manifests.fields import Fields, RowFault, shown
-from higgs_pipe.data.manifests.layout import SPEAKER_TAG, arranged, recording_turn, text_turn
 from higgs_pipe.data.manifests.source import RawRow, RawRows, Source, renamed
 from higgs_pipe.data.spans import Span
 from higgs_pipe.planning.folders import files_below
@@ -149,4 +154,6 @@ def read_ref_speakers(
     turns = [text_turn(SCENE, scene)] if scene and scene.strip() else []
     for tag, (words, path) in references.items():
         turns += [text_turn(USER, f"{tag} {words}" if tags else words), recording_turn(path)]
-    return arranged([*turns, text_turn(USER, text), recording_turn(audio, is_target=True)])
+    return row_or_conversation(
+        [*turns, text_turn(USER, text), recording_turn(audio, is_target=True)]
+    )

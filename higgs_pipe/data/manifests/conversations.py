@@ -28,7 +28,7 @@ SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
 SpokenTurn = Turn[Span]
 
 
-def arranged(turns: Sequence[SpokenTurn]) -> tuple[Fields, Conversation[Span] | None]:
+def row_or_conversation(turns: Sequence[SpokenTurn]) -> tuple[Fields, Conversation[Span] | None]:
     """Return the fields of a row for the turns, and the turns if the fields lose something.
 
     Raises:
@@ -99,7 +99,7 @@ class Hints:
     target_text: str = ""
 
 
-def references_apart(turns: Sequence[SpokenTurn], hints: Hints) -> list[SpokenTurn]:
+def with_references_as_turns(turns: Sequence[SpokenTurn], hints: Hints) -> list[SpokenTurn]:
     """Return the turns with each reference inside a user turn moved to two turns of its own.
 
     Trainers put a reference's text and recording before the target text in one or several user
