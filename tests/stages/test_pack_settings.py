@@ -10,6 +10,7 @@ import pytest
 from helpers import PackedCorpus
 from transformers import AutoTokenizer
 
+from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.specs import codes_spec
 from higgs_pipe.data.tables import read_codec_info, write_table
 from higgs_pipe.errors import UserError
@@ -85,6 +86,26 @@ def test_another_seed_draws_other_references(corpus: PackedCorpus, tmp_path: Pat
     assert drawn[0] != drawn[1] != drawn[2]
 
 
+def test_rows_are_in_the_order_of_the_seed(corpus: PackedCorpus, tmp_path: Path) -> None:
+    orders = []
+    for seed in (0, 3):
+        folder = tmp_path / f"{seed}"
+        corpus.pack(folder, max_tokens=256, seed=seed, tasks={"cloning": 0})
+        rows = pq.read_table(folder / "train.parquet")["sample_ids"].to_pylist()
+        first = [sample_ids[0] for sample_ids in rows]
+        assert first == sorted(first, key=lambda name: unit_hash("row", seed, name))
+        orders.append(first)
+    assert orders[0] != orders[1]
+
+
+# Ten of the eleven clips to train on.
+DIALOGUES = {
+    f"clip-{clip:02d}": {"dialogue_id": f"{number}", "turn": turn, "scene": "A hall."}
+    for number, pair in enumerate([(0, 1), (2, 4), (5, 7), (8, 10), (11, 12)])
+    for turn, clip in enumerate(pair)
+}
+
+
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
@@ -97,17 +118,21 @@ def test_another_seed_draws_other_references(corpus: PackedCorpus, tmp_path: Pat
 def test_samples_have_the_task_of_by_far_the_largest_weight(
     corpus: PackedCorpus, tmp_path: Path, task: str, expected: dict[str, int]
 ) -> None:
-    """Ten of eleven clips are five dialogues, which tasks of one clip take apart."""
-    pairs = [(0, 1), (2, 4), (5, 7), (8, 10), (11, 12)]
-    turns = {
-        f"clip-{clip:02d}": {"dialogue_id": f"{number}", "turn": turn}
-        for number, pair in enumerate(pairs)
-        for turn, clip in enumerate(pair)
-    }
-    inputs = corpus.changed(tmp_path, turns)
+    """Tasks of one clip take the dialogues apart."""
+    inputs = corpus.changed(tmp_path, DIALOGUES)
     weights = {"cloning": 1000, task: 10**6}
     found = inputs.pack(tmp_path / "packed", max_tokens=1024, tasks=weights)["train"]["tasks"]
     assert {name: number for name, number in found.items() if number} == expected
+
+
+def test_a_dialogue_loses_its_scene_as_a_clip_does(corpus: PackedCorpus, tmp_path: Path) -> None:
+    inputs = corpus.changed(tmp_path, DIALOGUES)
+    settings: Any = {"max_tokens": 1024, "tasks": {"dialogue": 10**6}}
+    for share, num_scenes in ((0, 5), (1, 0)):
+        texts = packed_with(inputs, tmp_path / f"{share}", **settings, scene_dropout=share)
+        spoken = [text for text in texts.values() if "[SPEAKER0]" in text]
+        assert len(spoken) == 5
+        assert sum("A hall." in text for text in spoken) == num_scenes
 
 
 @pytest.mark.parametrize("dropout", ["scene_dropout", "reference_dropout"])

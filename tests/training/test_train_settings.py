@@ -279,6 +279,18 @@ def test_the_time_to_wait_for_another_process_is_that_of_the_settings(
     assert seen.value.args == (7.5,)
 
 
+def test_the_message_on_a_silent_process_names_the_time_of_the_settings(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_: Any, seconds: float) -> Any:
+        raise Seen(seconds)
+
+    monkeypatch.setattr(higgs_pipe.train, "lost_process_named", look)
+    with pytest.raises(Seen) as seen:
+        train(corpus, tmp_path, timeout_seconds=7.5)
+    assert seen.value.args == (7.5,)
+
+
 @pytest.mark.parametrize(("is_on", "expected"), [(True, ["high"]), (False, [])])
 def test_a_gpu_multiplies_in_tf32_if_the_settings_say_so(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch, is_on: bool, expected: list[str]

@@ -123,6 +123,7 @@ def test_jobs_ask_for_what_the_settings_say(tmp_path: Path) -> None:
         "tokenize": {"device": "cpu"},
         "train": launch,
         "eval": {"num_processes": 3, "device": "cpu"},
+        "package": {"forms": ["peft", "merged"]},
         "experiments": {"default": {}, "other": {"device": "cuda"}},
     }
     jobs = planned(tmp_path, config)
