@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -69,38 +69,59 @@ def read_folder(source: Source) -> RawRows:
     for table in tables:
         yield from _rows_of_table(source, table)
     described = {table.parent for table in tables}
-    recordings: dict[Path, Path] = {}
-    transcripts: dict[Path, Path] = {}
-    spoken: dict[Path, Said] = {}  # by the recording without its ending
+    # What a table does not name of its own folder is noted later.
+    others = [file for file in files if described.isdisjoint(file.parents)]
+    found = _sort_by_kind(source, folder, others)
+    for stem, transcript in _pair(folder, found).items():
+        yield from _row(
+            source, folder, found.recordings[stem], transcript, found.said.pop(stem, None)
+        )
+    for said in found.said.values():
+        source.leave_out("a transcript without a recording of its name", f"{said.file}:{said.line}")
+    for left in found.transcripts.values():
+        source.leave_out("a transcript without a recording of its name", str(left))
+
+
+class _Found(NamedTuple):
+    """Recordings and transcripts of a folder, by the path of the recording without its ending."""
+
+    recordings: dict[Path, Path]
+    transcripts: dict[Path, Path]
+    said: dict[Path, Said]
+
+
+def _sort_by_kind(source: Source, folder: Path, files: Iterable[Path]) -> _Found:
+    """Sort files into recordings and transcripts; all others are left out."""
+    found = _Found({}, {}, {})
     for file in files:
-        if not described.isdisjoint(file.parents):
-            continue  # what its table does not name is noted later
         if stem := audio_stem(file):
-            if other := _take(recordings, _composed(folder, stem), file):
+            if other := _take(found.recordings, _composed(folder, stem), file):
                 reason = "a recording of this name was taken in another format"
                 source.leave_out(reason, str(other))
         elif file.name.endswith(TRANSCRIPTS_ENDING):
             for line, text in source.lines(str(file)):
                 name, _, words = text.strip().partition(" ")
-                spoken[_composed(folder, file.with_name(name))] = Said(str(file), line, words)
+                stem = _composed(folder, file.with_name(name))
+                found.said[stem] = Said(str(file), line, words)
         elif stem := transcript_stem(file):
-            if other := _take(transcripts, _composed(folder, stem), file):
+            if other := _take(found.transcripts, _composed(folder, stem), file):
                 source.leave_out("a transcript of this name was taken", str(other))
         else:
             ending = file.suffix.lower() or "no ending"
             source.leave_out(f"not a recording or a transcript ({ending})", str(file))
-    pairs = {stem: transcripts.pop(stem, None) for stem in recordings}
+    return found
+
+
+def _pair(folder: Path, found: _Found) -> dict[Path, Path | None]:
+    """Take the transcript of each recording: of its path, or of its place in another folder."""
+    transcripts = found.transcripts
+    pairs = {stem: transcripts.pop(stem, None) for stem in found.recordings}
     apart = _unique_places(folder, transcripts)
     places = _unique_places(folder, {stem: stem for stem, text in pairs.items() if text is None})
     for place, stem in places.items():
         if place in apart:
             pairs[stem] = transcripts.pop(apart[place])
-    for stem, transcript in pairs.items():
-        yield from _row(source, folder, recordings[stem], transcript, spoken.pop(stem, None))
-    for said in spoken.values():
-        source.leave_out("a transcript without a recording of its name", f"{said.file}:{said.line}")
-    for transcript in transcripts.values():
-        source.leave_out("a transcript without a recording of its name", str(transcript))
+    return pairs
 
 
 def _take(taken: dict[Path, Path], stem: Path, file: Path) -> Path | None:
