@@ -239,6 +239,17 @@ def test_memory_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) ->
     assert gib("logits", max_logits_mb=5) == pytest.approx(5e6 / 2**30)
 
 
+def test_activations_are_those_of_a_row(corpus: PackedCorpus, tmp_path: Path) -> None:
+    train = {"rows_per_micro_batch": 1, "gradient_checkpointing": False, "compile": False}
+
+    def gib(max_tokens: int) -> float:
+        pack = {"max_tokens": max_tokens}
+        found = only_base(run(tmp_path, corpus, str(corpus.base), pack=pack, train=train))
+        return float(found["experiments"]["default"]["cards"][0]["memory_gib"]["activations"])
+
+    assert gib(1024) == pytest.approx(4 * gib(256))
+
+
 def test_the_forecast_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
     def values(key: str, **train: Any) -> set[Any]:
         return {card[key] for card in cards_of(corpus, tmp_path, **train)}

@@ -200,14 +200,16 @@ def test_another_branch_takes_the_package_and_leaves_main(hub: Hub, package: Pat
     run_push(package)
     before = on_hub(hub)
     change(package)
-    run_push(package, branch="second")
+    assert run_push(package, branch="second")["branch"] == "second"
     assert on_hub(hub, "second") == contents(package)
     assert on_hub(hub) == before
 
 
 def test_a_tag_names_the_commit_and_never_moves(hub: Hub, package: Path) -> None:
-    commit = run_push(package, tag="v1")["commit"]
+    pushed = run_push(package, tag="v1")
+    commit = pushed["commit"]
     assert hub.repositories[REPO].tags == {"v1": commit}
+    assert pushed["tag"] == "v1"
     run_push(package, tag="v1")
     change(package)
     with pytest.raises(UserError, match=f"tag v1 .*{commit[:12]}"):
