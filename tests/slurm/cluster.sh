@@ -29,7 +29,8 @@ if [[ -f /etc/slurm/slurm.conf && ! -L /etc/slurm/slurm.conf ]]; then
     exit 1
 fi
 
-# A job that goes back to the queue waits there for cred_expire seconds, by default two minutes.
+# A job that goes back to the queue waits there for cred_expire seconds, by default two minutes, and
+# then for the scheduler, by default half a minute.
 mkdir -p "$dir"/{etc,run,log,state,spool/n1,spool/n2}
 for gpu in n1-gpu n2-gpu; do
     [[ -e $dir/run/$gpu ]] || mknod "$dir/run/$gpu" c 1 3
@@ -43,7 +44,7 @@ SlurmctldPort=26817
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$dir/run/munge.socket,cred_expire=10
+AuthInfo=socket=$dir/run/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmctldPidFile=$dir/run/slurmctld.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
@@ -56,6 +57,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SwitchType=switch/none

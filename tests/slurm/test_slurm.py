@@ -179,7 +179,8 @@ def test_every_shard_is_a_job_with_a_gpu_of_its_own(
     slurm: dict[str, str], judged: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(judged, tmp_path / "copy")
-    running = start(folder, slurm, "tokenize", *ON_SLURM)
+    path = f"{forking_python().parent}:{os.environ['PATH']}"  # nobody ends these jobs
+    running = start(folder, slurm | {"PATH": path}, "tokenize", *ON_SLURM)
     output = running.communicate(timeout=400)[0]
     assert running.returncode == 0, output
     tokenized = [job for job in jobs_of(slurm, folder) if "tokenize_shard" in job["Comment"]]
