@@ -20,13 +20,16 @@ from higgs_pipe.higgs.v3 import miniature as v3_miniature
 pytest_plugins = ["leftovers", "workflow.forked_stages"]
 
 
+LONGEST = ("test_slurm.py", "test_pipeline.py")
+
+
 @pytest.hookimpl(trylast=True)  # when they are in random order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files with slow tests first: at the end, one of them would keep one worker alone."""
     is_slow = {item.path: False for item in items}
     for item in items:
         is_slow[item.path] |= item.get_closest_marker("slow") is not None
-    items.sort(key=lambda item: not is_slow[item.path])
+    items.sort(key=lambda item: (item.path.name not in LONGEST, not is_slow[item.path]))
 
 
 @pytest.fixture(autouse=True)
