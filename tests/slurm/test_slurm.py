@@ -118,7 +118,8 @@ ON_ONE_CPU = ["--set-threads", "train_adapter=1", "--config", "train={device: cp
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of stubs with all results up to packing; its training waits for a signal."""
-    checkout = make_stub_checkout(tmp_path_factory.mktemp("packed") / "check out")
+    folder = tmp_path_factory.mktemp("packed") / "check out"
+    checkout = make_stub_checkout(folder, has_launcher=True)
     run = snakemake(checkout, "--cores", "2", "pack", checkout=checkout)
     assert run.returncode == 0, run.stdout + run.stderr
     (checkout / "higgs_pipe/train.py").write_text(TRAINING)

@@ -77,9 +77,18 @@ elif stage == "miniature":
 write(options["log"], stage)
 """
 
+# Accelerate alone would take seconds to import.
+LAUNCHER = """
+import os, sys
+os.execv(sys.executable, [sys.executable, *sys.argv[sys.argv.index("-m"):]])
+"""
 
-def make_stub_checkout(checkout: Path) -> Path:
-    """Copy the rules and what they import; every stage is a stub. It trains on nothing."""
+
+def make_stub_checkout(checkout: Path, has_launcher: bool = False) -> Path:
+    """Copy the rules and what they import; every stage is a stub. It trains on nothing.
+
+    So is the launcher, which starts one process, unless the real one is asked for.
+    """
     checkout.mkdir()
     for name in ("Snakefile", "workflow", "profiles", "envs"):
         source = ROOT / name
@@ -91,6 +100,8 @@ def make_stub_checkout(checkout: Path) -> Path:
     (package / "training").mkdir()
     for name in ("__init__.py", "errors.py", "cli.py", "training/launch.py"):
         shutil.copy(ROOT / "higgs_pipe" / name, package / name)
+    if not has_launcher:
+        (package / "training/launch.py").write_text(LAUNCHER)
     shutil.copytree(ROOT / "higgs_pipe" / "planning", package / "planning")
     data_stages = (
         "list_rows",

@@ -98,7 +98,8 @@ class Workflow:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of stubs, with all results up to packing; its training waits for a signal."""
-    checkout = make_stub_checkout(tmp_path_factory.mktemp("run") / "check out")
+    folder = tmp_path_factory.mktemp("run") / "check out"
+    checkout = make_stub_checkout(folder, has_launcher=True)
     run = snakemake(checkout, "pack", checkout=checkout)
     assert run.returncode == 0, run.stdout + run.stderr
     (checkout / "higgs_pipe/train.py").write_text(TRAINING)
