@@ -41,7 +41,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Two nodes with a fake GPU each; the environment in which Slurm's commands find them."""
     folder = tmp_path_factory.mktemp("slurm")
     subprocess.run([CLUSTER, "up", folder], env=unmarked_environment(), check=True)
-    yield environment_with(SLURM_CONF=str(folder / "etc/slurm.conf"))
+    environment = environment_with(SLURM_CONF=str(folder / "etc/slurm.conf"))
+    yield environment
+    subprocess.run(["scancel", "--user=root"], env=environment, check=True)
     subprocess.run([CLUSTER, "down", folder], check=True)
 
 
@@ -124,19 +126,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run.returncode == 0, run.stdout + run.stderr
     (checkout / "higgs_pipe/train.py").write_text(TRAINING)
     return checkout
-
-
-@pytest.fixture(scope="module", autouse=True)
-def timed(slurm: dict[str, str], packed: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training with the shortest time limit of Slurm, a minute, beside the other tests."""
-    environment = unmarked_environment() | {"SLURM_CONF": slurm["SLURM_CONF"]}
-    copy = shutil.copytree(packed, packed.with_name("timed"))
-    limit = ["--set-resources", "train_adapter:runtime=1"]
-    process = start(copy, environment, "train", *ON_SLURM, *limit, *ON_ONE_CPU, checkout=copy)
-    yield process
-    process.kill()
-    process.communicate()
-    subprocess.run(["scancel", "--user=root"], env=slurm, check=True)
 
 
 SETTINGS = {
@@ -236,24 +225,36 @@ def assert_it_saved_and_went_on(folder: Path, process: subprocess.Popen[str]) ->
     return output
 
 
-def test_a_preempted_training_saves_and_goes_on(slurm: dict[str, str], packed: Path) -> None:
+def test_a_preempted_training_saves_and_goes_on(
+    slurm: dict[str, str], packed: Path, tmp_path: Path
+) -> None:
     """A job of the better partition needs its room; Slurm starts it again."""
+    checkout = shutil.copytree(packed, tmp_path / "check out")
     spare = ["--set-resources", "train_adapter:slurm_partition=spare", "train_adapter:mem_mb=90000"]
-    running = start(packed, slurm, "train", *ON_SLURM, *spare, *ON_ONE_CPU, checkout=packed)
-    wait_for(packed / TRAINED, "running", running)
+    running = start(checkout, slurm, "train", *ON_SLURM, *spare, *ON_ONE_CPU, checkout=checkout)
+    wait_for(checkout / TRAINED, "running", running)
     urgent = ["sbatch", "--nodes=2", "--mem=90000", "--output=/dev/null", "--wrap", "sleep 1"]
     subprocess.run(urgent, env=slurm, check=True)
-    assert_it_saved_and_went_on(packed, running)
-    [job] = jobs_of(slurm, packed)
+    assert_it_saved_and_went_on(checkout, running)
+    [job] = jobs_of(slurm, checkout)
     assert job["Restarts"] == "1"
 
 
 def test_a_training_at_its_time_limit_saves_and_goes_on(
-    slurm: dict[str, str], packed: Path, timed: subprocess.Popen[str]
+    slurm: dict[str, str], packed: Path, tmp_path: Path
 ) -> None:
-    output = assert_it_saved_and_went_on(packed.with_name("timed"), timed)
+    """Of a minute, the shortest that Slurm has; the clock of the job is put forward."""
+    checkout = shutil.copytree(packed, tmp_path / "check out")
+    limit = ["--set-resources", "train_adapter:runtime=1"]
+    running = start(checkout, slurm, "train", *ON_SLURM, *limit, *ON_ONE_CPU, checkout=checkout)
+    wait_for(checkout / TRAINED, "running", running)
+    [job] = jobs_of(slurm, checkout)
+    assert job["TimeLimit"] == "00:01:00"
+    at_once = ["scontrol", "update", f"JobId={job['JobId']}", "EndTime=now"]
+    subprocess.run(at_once, env=slurm, check=True)
+    output = assert_it_saved_and_went_on(checkout, running)
     assert jobs_run(output).count("train_adapter default") == 2
-    jobs = jobs_of(slurm, packed.with_name("timed"))
+    jobs = jobs_of(slurm, checkout)
     assert [job["JobState"] for job in jobs] == ["TIMEOUT", "COMPLETED"]
 
 
