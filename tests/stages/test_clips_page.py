@@ -74,6 +74,17 @@ def test_a_clip_unlike_its_speakers_others_is_listed_with_both_values(tmp_path: 
     assert re.search(fact, unlike)
 
 
+@pytest.mark.parametrize("num_players", [1, 2])
+def test_as_many_unlike_clips_are_listed_as_asked_for(tmp_path: Path, num_players: int) -> None:
+    rows = rows_of_tones(tmp_path, 12)
+    for row in rows:
+        row["speaker"] = "ada"
+    for row in rows[7:10]:
+        row["text"] += " A far longer text than that of the other clips of this speaker." * 4
+    page = clips_page_of(tmp_path, rows, report={"num_players": num_players})
+    assert section(page, "unlike").count('<th scope="row">') == num_players
+
+
 def test_texts_and_speakers_are_text_whatever_they_hold(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 4)
     rows[0] |= {"text": "<script>alert(1)</script>", "speaker": "<img src=x onerror=alert(2)>"}
