@@ -249,6 +249,7 @@ def test_top_k_and_top_p_leave_the_likeliest_codes() -> None:
     # softmax without BOS: 0.50, 0.30, 0.11, 0.02, EOS 0.07
     assert set(draws(2000, top_p=0.45)[:, 0].tolist()) == {0}
     assert set(draws(2000, top_p=0.85)[:, 0].tolist()) == {0, 1, 2}
+    assert set(draws(2000, top_p=0.95)[:, 0].tolist()) == {0, 1, 2, 5}
 
 
 def test_temperature_0_takes_the_likeliest_code_and_no_repetition_window() -> None:

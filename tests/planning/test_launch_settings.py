@@ -97,6 +97,22 @@ def test_the_users_own_file_is_given_to_accelerate(tmp_path: Path, name: str) ->
     assert "--num_processes" not in words
 
 
+def test_the_numbers_of_the_users_own_file_are_those_of_the_launch(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("num_processes: 4\nnum_machines: 2\n")
+    words = command({}, num_processes=1, accelerate_config=str(tmp_path / "own.yaml"))
+    assert words[:2] == ["srun", "--nodes=2"]
+    assert value(words, "--num_machines") == "2"
+    assert value(words, "--num_cpu_threads_per_process") == "2"  # 4 threads for 2 processes
+
+
+@pytest.mark.parametrize(("num_processes", "are_several"), [(1, False), (2, True)])
+def test_accelerate_is_told_that_processes_are_several(
+    num_processes: int, are_several: bool
+) -> None:
+    """Without the option it starts a single one."""
+    assert ("--multi_gpu" in command({}, num_processes=num_processes)) == are_several
+
+
 def test_one_machine_is_asked_for_a_gpu_per_process() -> None:
     assert machines("auto", num_processes=4, num_machines=1) == Machines(gpu=4)
     assert machines("cpu", num_processes=4, num_machines=1) == Machines()

@@ -84,6 +84,13 @@ def test_a_free_group_fills_the_split_that_the_given_ones_leave_empty() -> None:
         assert split_groups(["a", "b"], ["train", None], 0.001, seed) == ["train", "eval"]
 
 
+def test_where_all_groups_would_be_held_out_the_last_one_to_be_is_trained_on() -> None:
+    groups = numbered(5)
+    hashes = [unit_hash("split", 0, group) for group in groups]
+    splits = split_groups(groups, [None] * 5, eval_fraction=max(hashes) + 1e-9, seed=0)
+    assert splits.index("train") == hashes.index(max(hashes))
+
+
 def test_one_group_goes_to_train() -> None:
     assert split_groups(["a", "a"], [None, None], 0.5, seed=0) == ["train", "train"]
 
@@ -237,6 +244,12 @@ def test_the_overlap_counts_what_is_in_both_splits() -> None:
     assert overlap_of(clips) == found
     assert overlap_of(clips, split_by="speaker") == found | {"speakers": 1}
     assert overlap_of(clips, split_by="recording") == found | {"recordings": 1}
+
+
+def test_segments_of_a_recording_in_both_splits_are_one_recording() -> None:
+    clips = [clip("a.wav", 0.0, 1.0, split="train"), clip("a.wav", 5.0, 6.0, split="eval")]
+    found = overlap_of(clips, split_by="recording")
+    assert (found["audio"], found["recordings"]) == (0, 1)
 
 
 def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
