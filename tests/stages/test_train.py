@@ -329,7 +329,8 @@ def test_the_first_training_loss_is_the_bases(corpus: PackedCorpus, tmp_path: Pa
 def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
-    metrics = train(corpus, tmp_path, num_epochs=2, rows_per_step=5, log_steps=1)
+    settings: Any = {"rows_per_step": 5, "rows_per_micro_batch": 2, "log_steps": 1}
+    metrics = train(corpus, tmp_path, num_epochs=2, **settings)
     lengths = [sum(row.sample_lengths) for row in read_rows(corpus.train_rows)]
     for line in (line for line in metrics if "loss" in line):
         tokens = line["tokens_per_second"] * line["step_seconds"]

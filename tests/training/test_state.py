@@ -1,5 +1,7 @@
 """The state that an optimizer step changes: gradients that are always there."""
 
+import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch.nn import Parameter
 
 from higgs_pipe.training import state as state_module
 from higgs_pipe.training.hashed_lines import LINES_HASH, with_hash
+from higgs_pipe.training.plan import Plan
 from higgs_pipe.training.state import Progress, TrainingState
 
 
@@ -38,6 +41,38 @@ def test_gradients_add_up_in_place_until_the_update() -> None:
     state.update()
     assert parameter.grad.tolist() == [0, 0]
     assert parameter.grad.data_ptr() == place
+
+
+def test_the_norm_is_that_of_all_parameters_together() -> None:
+    parameters = Parameter(torch.tensor([3.0])), Parameter(torch.tensor([0.0, 4.0]))
+    assert state_of(*parameters).parameter_norm() == pytest.approx(5)
+
+
+def test_patience_counts_from_the_lowest_loss_and_not_from_the_last() -> None:
+    progress = Progress(step=1)
+    counts = []
+    for loss in (5.0, 6.0, 5.5, 4.9):
+        progress.note(loss)
+        counts.append(progress.num_evaluations_without_better)
+    assert counts == [0, 1, 2, 0]
+
+
+def test_a_resumed_run_has_the_progress_plan_and_weights_of_its_checkpoint() -> None:
+    kept: dict[str, Any] = {}
+    checkpoints: Any = SimpleNamespace(
+        save=lambda step, state: kept.update(copy.deepcopy(state)), load_latest=lambda: kept
+    )
+    log: Any = SimpleNamespace(text=lambda: "lines", restore=lambda text: kept.update(log=text))
+    main: Any = SimpleNamespace(is_main_process=True)
+    state, resumed = (state_of(Parameter(torch.tensor([value]))) for value in (1 / 3, 2.0))
+    state.plan = Plan(2, 3, is_compiled=True, is_padded=True)
+    state.progress = Progress(step=7, seconds=5.0, lowest_eval_loss=1.5, best_score=(1.5,))
+    state.progress.best_step, state.progress.num_evaluations_without_better = 4, 3
+    state.save(checkpoints, log, main)
+    resumed.resume(checkpoints, log, main)
+    assert (resumed.progress, resumed.plan) == (state.progress, state.plan)
+    assert torch.equal(resumed.parameters[0], state.parameters[0])
+    assert kept["log"] == "lines"
 
 
 @pytest.mark.parametrize("lines", ["", "{}\n", "{}\n{", "{}\n[]\n"])
