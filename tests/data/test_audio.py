@@ -117,6 +117,14 @@ def test_a_segment_ends_at_the_nearest_sample_or_10_ms_beyond_the_file() -> None
         header.segment(0.5, 1.011)
 
 
+@pytest.mark.parametrize("first", [0, 1, 2, 5])
+def test_a_segment_begins_at_its_own_sample(tmp_path: Path, first: int) -> None:
+    written = noise(20)
+    sf.write(tmp_path / "a.wav", written, 8000, subtype="PCM_16")
+    segment = decode(tmp_path / "a.wav", first / 8000, 10 / 8000)
+    assert segment.samples.tolist() == written[first:10].tolist()
+
+
 @pytest.mark.parametrize("read", [read_header, decode])
 @pytest.mark.parametrize("name", ["none.wav", "file/a.wav"])
 def test_a_missing_file_has_a_reason_of_its_own(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -249,6 +250,7 @@ def test_the_adapter_kept_is_the_best_by_the_measure(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     measure: str,
     script: Any,
     kept: int,
@@ -264,8 +266,12 @@ def test_the_adapter_kept_is_the_best_by_the_measure(
     monkeypatch.setattr(samples, "generate", scripted)
     # The two recordings have 22 and 19 frames or so: 25 each is a ratio near 1.
     settings = SETTINGS | SPOKEN | {"max_steps": 6, "eval_steps": 3, "keep_best_by": measure}
-    metrics = train(corpus, tmp_path, **settings)
+    with caplog.at_level(logging.INFO, logger="higgs_pipe"):
+        metrics = train(corpus, tmp_path, **settings)
     assert metrics[-1]["kept_step"] == kept
+    marked = re.findall(r"step +(\d+)/6 .*best so far", caplog.text)
+    # Samples that failed have no line to mark.
+    assert marked[-1:] == ([str(kept)] if any(script) else [])
     losses = {line["step"]: line["eval_loss"] for line in metrics if "eval_loss" in line}
     assert sorted(losses) == [0, 2, 3, 4, 6]
     assert loss_of_adapter(corpus, tmp_path / "adapter") == pytest.approx(losses[kept], rel=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -141,16 +142,21 @@ def test_the_adapter_goes_where_the_command_says(tmp_path: Path, corpus: PackedC
 
 
 def test_the_base_is_never_kept_also_where_training_harms(
-    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     measured = Evaluation._held_out_losses
 
     def worse_than_the_base(self: Evaluation) -> dict[str, float]:
-        return measured(self) | {"eval_loss": (1.0, 3.0, 2.0)[self.progress.step]}
+        return measured(self) | {"eval_loss": (1.0, 3.0, 2.0, 4.0)[self.progress.step]}
 
     monkeypatch.setattr(Evaluation, "_held_out_losses", worse_than_the_base)
-    metrics = train(corpus, tmp_path, **FEW | {"max_steps": 2, "eval_steps": 1})
+    with caplog.at_level(logging.INFO, logger="higgs_pipe"):
+        metrics = train(corpus, tmp_path, **FEW | {"max_steps": 3, "eval_steps": 1})
     assert metrics[-1]["kept_step"] == 2
+    assert re.findall(r"step +(\d)/3 .*best so far", caplog.text) == ["1", "2"]
 
 
 def test_the_curves_of_a_resumed_run_go_on_after_its_last_step(tmp_path: Path) -> None:
