@@ -123,7 +123,7 @@ def packing_rows() -> list[Row]:
         speed, growth, fill = [], [], []
         for _ in range(NUM_ROUNDS):
             processor = native(base, 400, **speech, free_codec=True)
-            stage = measured("pack", base, 10_000, **speech)
+            stage = measured("pack", base, 20_000, **speech)
             small, large = (
                 measured("pack", base, size, min_seconds=1.0, max_seconds=3.0)
                 for size in (2_000, 20_000)

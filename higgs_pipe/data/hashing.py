@@ -6,7 +6,7 @@ from pathlib import Path
 
 def unit_hash(*parts: object) -> float:
     """Return a number in [0, 1) that depends on ``parts`` alone."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
 

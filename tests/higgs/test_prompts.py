@@ -234,6 +234,19 @@ def test_many_prompts_at_once_are_those_of_one_by_one(renderer: ChatRenderer) ->
         assert prompt.is_target == alone.is_target
 
 
+def test_braces_of_a_template_or_a_text_stay_as_they_are(tiny_base: Path) -> None:
+    renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
+    text = "{{- text_of(turn['content']) -}}"
+    assert text in renderer.tokenizer.chat_template
+    renderer.tokenizer.chat_template = renderer.tokenizer.chat_template.replace(
+        text, "{{- '{0} {' + text_of(turn['content']) + '}' -}}"
+    )
+    renderer.prompts([speech("One.")])
+    [prompt] = renderer.prompts([speech("{1} {two}")])
+    assert isinstance(prompt, Prompt)
+    assert "{0} {{1} {two}}<|eot_id|>" in renderer.tokenizer.decode(prompt.ids)
+
+
 def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base: Path) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     renderer.tokenizer.chat_template += (

@@ -26,20 +26,17 @@ class Shape:
     """The common tokens of conversations with equal roles, kinds of parts and targets.
 
     Fixed runs of tokens stand before, between and after the open pieces, which hold the texts and
-    are tokenized each time. An open piece is text, number of a text, text, number, …, text.
+    are tokenized each time. An open piece is a format string with the numbers of its texts.
     """
 
     fixed_ids: tuple[TokenIds, ...]
     fixed_labels: tuple[TokenIds | None, ...]  # None: none of the run's tokens is a label
-    open_pieces: tuple[tuple[str, ...], ...]
+    open_pieces: tuple[str, ...]
     is_target: tuple[bool, ...]
 
     def fill(self, texts: Sequence[str]) -> list[str]:
         """Return the open pieces with the texts of a conversation."""
-        return [
-            "".join(texts[int(part)] if i % 2 else part for i, part in enumerate(piece))
-            for piece in self.open_pieces
-        ]
+        return [piece.format(*texts) for piece in self.open_pieces]
 
     def prompt(self, open_ids: Sequence[TokenIds]) -> Prompt:
         """Return the prompt of a conversation, from the tokens of its open pieces."""
@@ -98,7 +95,10 @@ class ChatRenderer(ChatTemplate):
             UserError: The template renders different words around different texts.
         """
         shapes = [self._shape_of(conversation) for conversation in conversations]
-        texts = [[text for turn in c.turns for text in turn.texts] for c in conversations]
+        texts = [
+            [part for turn in c.turns for part in turn.parts if isinstance(part, str)]
+            for c in conversations
+        ]
         filled = [
             shape.fill(said)
             if shape and all(text and text == text.strip() for text in said)
@@ -157,14 +157,14 @@ class ChatRenderer(ChatTemplate):
         fixed: list[tuple[list[TokenIds], list[TokenIds]]] = [([], [])]
         open_pieces = []
         for piece, piece_ids, piece_labels in zip(pieces, ids, labels, strict=True):
-            fragments = MARKED.split(piece)  # text, number, text, number, text
-            if len(fragments) == 1:
+            if not MARKED.search(piece):
                 fixed[-1][0].append(piece_ids)
                 fixed[-1][1].append(piece_labels)
             elif (piece_labels != IGNORED).any():
                 return None
             else:
-                open_pieces.append(tuple(fragments))
+                literal = piece.replace("{", "{{").replace("}", "}}")
+                open_pieces.append(MARKED.sub(r"{\1}", literal))
                 fixed.append(([], []))
         empty = [np.empty(0, np.int32)]
         fixed_labels = [np.concatenate(empty + run) for _, run in fixed]
