@@ -1,7 +1,7 @@
 """Random access to the codes of all shards by clip."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -54,7 +54,8 @@ class CodesStore:
         check_free_space(directory, 2 * num_codes, "a copy of all codes")
         self._spool = Spool(directory, np.int16)
         self._background = ThreadPoolExecutor(1)
-        self._copied: Future[None] | None = self._background.submit(self._copy, tables)
+        self._copied = self._background.submit(self._copy, tables)
+        self._is_copied = False
 
     def _copy(self, tables: Sequence[TableFile]) -> None:
         for table in tables:
@@ -73,9 +74,9 @@ class CodesStore:
         self._starts = starts[row.to_numpy()]
 
     def __getitem__(self, clip: int) -> npt.NDArray[np.int16]:
-        if self._copied is not None:
+        if not self._is_copied:
             self._copied.result()
-            self._copied = None
+            self._is_copied = True
         num_codebooks = self.codec_info.num_codebooks
         start, num_frames = int(self._starts[clip]), int(self.num_frames[clip])
         codes = self._spool.read(start * num_codebooks, num_frames * num_codebooks)
