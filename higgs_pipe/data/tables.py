@@ -15,7 +15,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from higgs_pipe.data.arrow import to_arrow
+from higgs_pipe.data.arrow import release_freed_memory, to_arrow
 from higgs_pipe.data.files import atomic_write, full_disk_named
 from higgs_pipe.data.hashing import sha256_of_bytes
 from higgs_pipe.data.specs import CodecInfo, TableSpec
@@ -64,6 +64,7 @@ class TableFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped
 
     def read(self, columns: Iterable[str] | None = None) -> pa.Table:
         """Read all rows, of all columns or of some."""
+        release_freed_memory()  # of tables that were read before
         with self._lock, _damage_named(self._path, self._made_by):
             table = super().read(None if columns is None else list(columns))
         self._check_count(self.metadata.num_rows, table.num_rows)

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from higgs_pipe.data.arrow import release_freed_memory
 from higgs_pipe.data.clips.keys import OtherRecording
 from higgs_pipe.data.specs import CLIPS
 from higgs_pipe.data.tables import TableFile, open_table, table_writer, write_groups
@@ -46,7 +45,6 @@ class Drafts:
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Return some columns of the clips."""
-        release_freed_memory()
         table = self.file.read(columns)
         return table if self.is_kept.all() else table.filter(pa.array(self.is_kept))
 

@@ -8,7 +8,6 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from higgs_pipe.data.arrow import release_freed_memory
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import MEASURED
 from higgs_pipe.data.table_rows import TableRow, TableRows
@@ -44,7 +43,6 @@ class MeasuredSpans(Mapping[Span, TableRow]):
             UserError: A table is missing, damaged or of another version.
         """
         paths = [shard_path(folder, index) for index in range(num_shards)]
-        release_freed_memory()
         return cls([read_table(path, MEASURED, COLUMNS) for path in paths])
 
     def __getitem__(self, span: Span) -> TableRow:

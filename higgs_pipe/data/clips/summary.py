@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from higgs_pipe.config.settings import DataConfig
-from higgs_pipe.data.arrow import release_freed_memory
 from higgs_pipe.data.channels import MIN_SEPARATE_SHARE
 from higgs_pipe.data.clips.candidates import Clip
 from higgs_pipe.data.clips.contradictions import SAID_COLUMNS, find_contradictions
@@ -82,16 +81,11 @@ def summarize(
         data: The settings of the split.
     """
     table = open_table(clips, CLIPS)
-
-    def read(columns: Iterable[str]) -> pa.Table:
-        release_freed_memory()
-        return table.read(columns)
-
-    shared = overlap(lambda name: read([name]).column(name), data)
-    findings = find_in_texts(read(TEXT_COLUMNS))
+    shared = overlap(lambda name: table.read([name]).column(name), data)
+    findings = find_in_texts(table.read(TEXT_COLUMNS))
     num_targets = len(outcome.groups)
-    contradictions = _contradictions(read(SAID_COLUMNS), num_targets)
-    targets = TableRows(read(SUMMARY_COLUMNS).slice(0, num_targets))
+    contradictions = _contradictions(table.read(SAID_COLUMNS), num_targets)
+    targets = TableRows(table.read(SUMMARY_COLUMNS).slice(0, num_targets))
     rejections = outcome.rejections
     reasons = Counter(rejection.fault.reason for rejection in rejections)
     seconds = [clip["duration_seconds"] for clip in targets]
