@@ -55,7 +55,6 @@ class CodesStore:
         self._spool = Spool(directory, np.int16)
         self._background = ThreadPoolExecutor(1)
         self._copied = self._background.submit(self._copy, tables)
-        self._is_copied = False
 
     def _copy(self, tables: Sequence[TableFile]) -> None:
         for table in tables:
@@ -74,9 +73,7 @@ class CodesStore:
         self._starts = starts[row.to_numpy()]
 
     def __getitem__(self, clip: int) -> npt.NDArray[np.int16]:
-        if not self._is_copied:
-            self._copied.result()
-            self._is_copied = True
+        self._copied.result()
         num_codebooks = self.codec_info.num_codebooks
         start, num_frames = int(self._starts[clip]), int(self.num_frames[clip])
         codes = self._spool.read(start * num_codebooks, num_frames * num_codebooks)

@@ -95,10 +95,7 @@ class ChatRenderer(ChatTemplate):
             UserError: The template renders different words around different texts.
         """
         shapes = [self._shape_of(conversation) for conversation in conversations]
-        texts = [
-            [part for turn in c.turns for part in turn.parts if isinstance(part, str)]
-            for c in conversations
-        ]
+        texts = [[text for turn in c.turns for text in turn.texts] for c in conversations]
         filled = [
             shape.fill(said)
             if shape and all(text and text == text.strip() for text in said)
