@@ -1,5 +1,6 @@
 """Errors of the libraries that load checkpoints, as messages with a cause and a remedy."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.planning.checkpoint_files import read_object
 from higgs_pipe.planning.user_files import UnfitFileError
 
-# What Transformers raises, beside OSError and ValueError, where a file holds something unexpected.
+# What Transformers and PEFT raise, beside OSError and ValueError, where a file holds something
+# unexpected.
 CONTENT_FAULTS = (
     AttributeError, LookupError, RecursionError, TypeError,
-    StrictDataclassError, SafetensorError,
+    re.error, StrictDataclassError, SafetensorError,
 )  # fmt: skip
 
 

@@ -66,6 +66,9 @@ def check_package(path: Path) -> CheckedPackage:
         texts, faults = _read_texts(contents, contents.entries)
         files = _file_list(texts, faults)
         faults += _differences(contents, files, texts, REQUIRED)
+        adapter_config = json.loads(texts.get(ADAPTER_CONFIG, "{}"))
+        if not isinstance(adapter_config, dict):
+            faults.append(f"{ADAPTER_CONFIG}: not a JSON object")
         _refuse(
             faults,
             f"{path}: not the package that was made",
@@ -77,7 +80,7 @@ def check_package(path: Path) -> CheckedPackage:
     return CheckedPackage(
         files=files,
         shapes=shapes,
-        adapter_config=json.loads(texts[ADAPTER_CONFIG]),
+        adapter_config=adapter_config,
         base=PinnedModel.parse(texts[BASE_FILE], f"{path}: {BASE_FILE}"),
     )
 

@@ -1,7 +1,9 @@
 """Check that an adapter fits a base, by shapes and fingerprints, without loading weights."""
 
 import json
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from higgs_pipe.higgs.adapter_files import ADAPTER_CONFIG
 from higgs_pipe.higgs.family import config_of, family_of_base
 from higgs_pipe.higgs.pretrained import fingerprint_of_hashes, weight_fingerprint
 from higgs_pipe.publishing.checking import CheckedPackage
+
+# Settings that PEFT matches with names of layers as regular expressions.
+EXPRESSIONS = ("exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+LAYER = re.compile(r"[\w.]+")
 
 
 def check_fits(package: CheckedPackage, base: Pretrained) -> None:
@@ -59,11 +65,7 @@ def check_fits(package: CheckedPackage, base: Pretrained) -> None:
 
 def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int, ...]]:
     """Return the shapes that PEFT gives the adapter's tensors on a base without data."""
-    if not isinstance(package.adapter_config.get("target_modules"), list):
-        raise UserError(
-            f"{ADAPTER_CONFIG}: target_modules is not a list of layers, as in every package; PEFT "
-            "would take text as a regular expression."
-        )
+    _check_layers(package.adapter_config)
     family, native_config = family_of_base(base), config_of(base)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, ADAPTER_CONFIG).write_text(json.dumps(package.adapter_config))
@@ -80,6 +82,20 @@ def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int
             ) from None
     state = get_peft_model_state_dict(adapted)
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _check_layers(config: Mapping[str, Any]) -> None:
+    """Refuse regular expressions, which PEFT could match with names of layers for hours."""
+    wrong = [f"{key} is set" for key in EXPRESSIONS if config.get(key)]
+    for key in ("target_modules", "modules_to_save"):
+        names = config.get(key) or []
+        if not isinstance(names, list) or not all(LAYER.fullmatch(str(name)) for name in names):
+            wrong.append(f"{key} is not a list of layers")
+    if wrong:
+        raise UserError(
+            f"{ADAPTER_CONFIG}: PEFT would match layers by regular expressions, as in no package:\n"
+            f"{list_offenders(wrong)}"
+        )
 
 
 def _fingerprint(base: Pretrained) -> str:

@@ -15,7 +15,7 @@ from higgs_pipe.data.results import BESIDE_KEY, write_hashed
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE, AdapterBase
 from higgs_pipe.higgs.ancestor import name_of
-from higgs_pipe.higgs.lora import adapter_state, add_lora, save_adapter
+from higgs_pipe.higgs.lora import adapter_state, add_lora, load_adapter, save_adapter
 from higgs_pipe.higgs.merging import read_changes
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.origin import adapter_origin
@@ -84,6 +84,17 @@ def test_a_config_that_no_merge_can_use_is_refused(adapter: Path, changed: dict)
     seal(adapter)
     with pytest.raises(UserError, match="is damaged"):
         read_changes(adapter)
+
+
+def test_layers_that_are_not_a_regular_expression_are_refused(
+    adapter: Path, tiny_base: Path
+) -> None:
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {"target_modules": "q_proj("}))
+    seal(adapter)
+    model = load_base(Pretrained("base_model", str(tiny_base)), torch.float32)
+    with pytest.raises(UserError, match="no adapter for this base_model"):
+        load_adapter(model, adapter)
 
 
 @pytest.mark.parametrize("content", HEADERS, ids=range(len(HEADERS)))

@@ -333,25 +333,46 @@ def test_a_base_whose_weights_moved_is_refused_with_the_commit_to_pin(
         verify(copy, base=str(moved))
 
 
-def test_layers_as_a_regular_expression_are_refused(copy: Path, tiny_base: Path) -> None:
+def reseal(package: Path, **config: Any) -> None:
+    """Change settings of the adapter, and list the files anew, as anybody could."""
+    path = package / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    for name in ("files.json", "SHA256SUMS"):
+        (package / name).unlink()
+    seal(package)
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"target_modules": ".*q_proj"}, "target_modules"),
+        ({"exclude_modules": ".*q_proj"}, "exclude_modules"),
+        ({"modules_to_save": [".*q_proj"]}, "modules_to_save"),
+        ({"layers_to_transform": [0], "layers_pattern": "l.*"}, "layers_pattern"),
+        ({"rank_pattern": {".*q_proj": 4}}, "rank_pattern"),
+        ({"alpha_pattern": {".*q_proj": 4}}, "alpha_pattern"),
+    ],
+)
+def test_layers_as_a_regular_expression_are_refused(
+    copy: Path, tiny_base: Path, config: dict[str, Any], key: str
+) -> None:
     """PEFT would match it with every layer's name, for hours if it is made for that."""
-    config = json.loads((copy / "adapter_config.json").read_text())
-    config["target_modules"] = "(.*.*)*q_proj!"
-    (copy / "adapter_config.json").write_text(json.dumps(config))
+    reseal(copy, **config)
+    with pytest.raises(UserError) as error:
+        verify(copy, base=str(tiny_base))
+    assert has_line_with(str(error.value), key)
+
+
+def test_a_config_that_is_not_an_object_is_named(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text("[]")
     for name in ("files.json", "SHA256SUMS"):
         (copy / name).unlink()
     seal(copy)
-    with pytest.raises(UserError, match="target_modules is not a list"):
-        verify(copy, base=str(tiny_base))
+    assert has_line_with(faults(copy), "adapter_config.json", "not a JSON object")
 
 
 def test_layers_that_the_base_lacks_are_refused(copy: Path, tiny_base: Path) -> None:
-    config = json.loads((copy / "adapter_config.json").read_text())
-    config["target_modules"] = ["no_such_layer"]
-    (copy / "adapter_config.json").write_text(json.dumps(config))
-    for name in ("files.json", "SHA256SUMS"):
-        (copy / name).unlink()
-    seal(copy)
+    reseal(copy, target_modules=["no_such_layer"])
     with pytest.raises(UserError, match=r"adapter_config\.json does not fit .*no_such_layer"):
         verify(copy, base=str(tiny_base))
 
