@@ -1,9 +1,17 @@
 """DNSMOS P.835: quality of speech as listeners would rate it, 1 to 5, without a reference."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from higgs_pipe.errors import UserError
+
+# As of version 1.29, it reports each process and each model to Microsoft, and keeps an ID of the
+# machine, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
@@ -11,8 +19,6 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     InvalidProtobuf,
     NoSuchFile,
 )
-
-from higgs_pipe.errors import UserError
 
 RATE_HZ = 16_000
 WINDOW_SAMPLES = 144_160  # 9.01 s, what the model was trained on

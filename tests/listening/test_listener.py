@@ -5,6 +5,8 @@ checkout; tests skip where they or the packages are absent.
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,14 @@ def test_dnsmos_hears_full_scale_at_most() -> None:
     samples = 3 * np.sin(np.arange(32_000) / 7).astype(np.float32)
     listening = Dnsmos("x", dnsmos_file())
     assert listening.score(samples) == listening.score(np.clip(samples, -1, 1))
+
+
+def test_no_statistics_are_kept_to_be_sent(tmp_path: Path) -> None:
+    """As ONNX Runtime does, outside of CI, with a number for the machine."""
+    folders = dict.fromkeys(("HOME", "TMPDIR"), str(tmp_path))
+    command = [sys.executable, "-c", "import higgs_pipe.listening.dnsmos"]
+    subprocess.run(command, env=folders, cwd=ROOT, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["nowhere.onnx", "page.onnx", "other.onnx"])
