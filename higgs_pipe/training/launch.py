@@ -1,6 +1,6 @@
 """``accelerate launch`` with a clean end.
 
-It takes the options of ``accelerate launch`` and adds four things:
+It takes the options of ``accelerate launch`` and adds five things:
 
 - It passes SIGTERM, SIGINT and SIGHUP on to the processes and waits for them to end, however long
   their step takes. Accelerate itself would leave a single process behind, and torchrun would kill
@@ -10,6 +10,8 @@ It takes the options of ``accelerate launch`` and adds four things:
 - It exits with the code of the process that failed.
 - If a process is lost, or one other than the first fails, it prints that process's message last,
   instead of the launcher's own traceback.
+- It deletes torchrun's folder of error files, which torchrun itself leaves in the folder for
+  temporary files.
 
 In a Slurm job over several machines, this machine's rank, the first machine's address and a port
 come from Slurm.
@@ -22,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,17 +66,19 @@ def main(argv: Sequence[str]) -> int:
     if fault := port_fault(arguments.main_process_port, arguments.machine_rank):
         print(fault, file=sys.stderr)
         return EXIT_USER_ERROR
-    try:
-        launch_command(arguments)
-    except ChildFailedError as error:
-        sentence, exit_code = cause(error.failures)
-        if sentence:
-            print(sentence, file=sys.stderr)
-        return exit_code
-    except subprocess.CalledProcessError as error:
-        if error.returncode < 0:
-            print(_lost(0, -error.returncode), file=sys.stderr)
-        return _exit_code(error.returncode)
+    with tempfile.TemporaryDirectory() as error_dir:
+        arguments.log_dir = arguments.log_dir or error_dir
+        try:
+            launch_command(arguments)
+        except ChildFailedError as error:
+            sentence, exit_code = cause(error.failures)
+            if sentence:
+                print(sentence, file=sys.stderr)
+            return exit_code
+        except subprocess.CalledProcessError as error:
+            if error.returncode < 0:
+                print(_lost(0, -error.returncode), file=sys.stderr)
+            return _exit_code(error.returncode)
     return 0
 
 

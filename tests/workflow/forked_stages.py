@@ -18,6 +18,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -63,7 +64,10 @@ sys.exit(int(answer or 1))
 
 @cache
 def forking_python() -> Path:
-    """Start the process that forks, which ends with this one; return the program that asks it."""
+    """Start the process that forks, which ends with this one; return the program that asks it.
+
+    Its folder goes with it.
+    """
     folder = tempfile.mkdtemp(prefix="stages-")
     address = f"{folder}/socket"
     program = Path(folder, "python")
@@ -76,9 +80,16 @@ def forking_python() -> Path:
         stdin=subprocess.PIPE,  # which ends with this process, however it ends
         stdout=subprocess.PIPE,
     )
-    atexit.register(process.kill)
+    atexit.register(end, process)
     assert process.stdout.readline() == b"ready\n"
     return program
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Let the process that forks end."""
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
 
 
 class Fork:
@@ -163,6 +174,7 @@ def serve(address: str) -> None:
                 server.close()
                 answer(client)
             client.close()
+    shutil.rmtree(Path(address).parent)
 
 
 def answer(client: socket.socket) -> NoReturn:

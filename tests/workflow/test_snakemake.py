@@ -585,7 +585,9 @@ def test_the_stage_config_holds_the_settings_whatever_their_characters(checkout:
 
 
 @pytest.mark.slow
-def test_two_cpu_processes_start_and_share_the_threads(tmp_path: Path) -> None:
+def test_two_cpu_processes_share_the_threads_and_leave_no_temporary_file(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     (tmp_path / "toy.py").write_text(
         "import os, torch, accelerate\n"
         "a = accelerate.Accelerator(cpu=True)\n"
@@ -599,10 +601,12 @@ def test_two_cpu_processes_start_and_share_the_threads(tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}:{tmp_path}",
+        "TMPDIR": str(temporary),
     }
     subprocess.run(f"{launch} -m toy", shell=True, cwd=tmp_path, env=environment, check=True)
     for rank in (0, 1):
         assert (tmp_path / f"out{rank}").read_text() == "[2, 'gloo', 3] 2"
+    assert list(temporary.iterdir()) == []
 
 
 def test_one_process_is_launched_without_the_multi_gpu_launcher() -> None:
