@@ -42,8 +42,8 @@ from higgs_pipe.planning.checkpoint_files import NUMBERS_OF_BASE
 from higgs_pipe.planning.launching import launch_command
 from higgs_pipe.planning.model_types import V2
 from higgs_pipe.planning.recordings import state_of
-from higgs_pipe.train import Training
 from higgs_pipe.training.step import Stepper
+from higgs_pipe.training.training import Training
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json_schema()

@@ -27,6 +27,7 @@ from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.training.processes import make_accelerator
 from higgs_pipe.training.step_inputs import PlannedStep
+from higgs_pipe.training.training import Training
 
 
 def dump_gradients(case: dict) -> None:
@@ -35,7 +36,7 @@ def dump_gradients(case: dict) -> None:
     accelerator = make_accelerator(stage.train, output_dir)
     train_rows, eval_rows = (PackedRows(Path(case[name])) for name in ("train_rows", "eval_rows"))
     base = base_of_rows(train_rows.path, stage.pretrained_base)
-    training = train.Training(stage, base, train_rows, eval_rows, accelerator)
+    training = Training(stage, base, train_rows, eval_rows, accelerator)
     training.planner.plan(lambda *_: None)
     gradients = {}
 

@@ -28,9 +28,9 @@ from higgs_pipe.higgs.adapter_files import BASE_FILE
 from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.planning.ancestors import ancestor_option, check_ancestors
-from higgs_pipe.train import Training
 from higgs_pipe.training.checkpoints import Checkpoints, run_identity
 from higgs_pipe.training.results import RunInfo
+from higgs_pipe.training.training import Training
 
 RATE = 5e-3
 SETTINGS: dict[str, Any] = {

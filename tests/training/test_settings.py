@@ -19,10 +19,10 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows, collate
 from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.packed_for import base_of_rows
-from higgs_pipe.train import Training
 from higgs_pipe.training.checkpoints import run_identity
 from higgs_pipe.training.step import StepResult
 from higgs_pipe.training.step_inputs import PlannedStep
+from higgs_pipe.training.training import Training
 
 ROWS = [3, 0, 2]
 Gradients = dict[str, torch.Tensor]

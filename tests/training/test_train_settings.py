@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import higgs_pipe
 import higgs_pipe.train
+import higgs_pipe.training.training
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.tables import read_codec_info
@@ -34,6 +35,7 @@ from higgs_pipe.training.results import Preflight, RunInfo, TrainedSettings
 from higgs_pipe.training.run_info import PACKAGES, git_commit, processor, run_info, write_run
 from higgs_pipe.training.state import Progress, TrainingState
 from higgs_pipe.training.step_inputs import PlannedStep, epoch_steps
+from higgs_pipe.training.training import Training
 
 CPU = torch.device("cpu")
 FEW: dict[str, Any] = {"rows_per_step": 2, "max_steps": 4, "eval_steps": 100, "preflight": False}
@@ -308,7 +310,7 @@ def test_a_gpu_multiplies_in_tf32_if_the_settings_say_so(
     on_a_gpu = SimpleNamespace(device=torch.device("cuda"))
     monkeypatch.setattr("helpers.Accelerator", lambda **_: on_a_gpu)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
-    monkeypatch.setattr(higgs_pipe.train, "load_base", load)
+    monkeypatch.setattr(higgs_pipe.training.training, "load_base", load)
     with pytest.raises(Seen):
         training_of(corpus, tf32=is_on)
     assert chosen == expected
@@ -343,7 +345,7 @@ def test_a_run_writes_down_how_it_was_launched(
     def fit(*_: Any) -> Any:
         raise Seen
 
-    monkeypatch.setattr(higgs_pipe.train.Training, "fit", fit)
+    monkeypatch.setattr(Training, "fit", fit)
     with pytest.raises(Seen):
         train(corpus, tmp_path, **LAUNCH, preflight=False)
     written = TrainedSettings.read(tmp_path / "config.json").train
