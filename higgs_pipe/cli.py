@@ -27,10 +27,10 @@ logger = logging.getLogger("higgs_pipe")
 
 # Where torchrun looks for a message; set in each of several processes.
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-# What a user can put right: no room, no right, a disk that fails or is read-only.
+# What a user can put right: no room, no right, a disk that fails or is read-only, another path.
 OF_THE_DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.EIO, errno.ESTALE, errno.ENOTDIR,
+    errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 METAVARS: dict[type, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 
@@ -60,11 +60,14 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     """
     gc.freeze()  # keeps the many objects that imports make out of every later collection
     options = vars(_parser(run).parse_args(argv))
-    _set_up_logging(options.pop("log"))
+    log_path = options.pop("log")
+    _set_up_logging()
     sys.excepthook = _log_bug
     places = [name for name, p in inspect.signature(run).parameters.items() if is_place(p)]
     process_tree.end_with(process_tree.ancestors(os.environ), _tell_end)
     try:
+        if log_path is not None and is_main_process():
+            _log_to(log_path)
         with _signals_as_ctrl_c():
             run(*[options.pop(name) for name in places], **options)
     except UserError as error:
@@ -75,7 +78,8 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
         _exit_with(
             UserError(
                 f"{error.filename2 or error.filename or 'a file'} cannot be read or written "
-                f"({os.strerror(error.errno)}); free space or fix its permissions, and run again."
+                f"({os.strerror(error.errno)}); free space, fix its permissions or "
+                "name another path, and run again."
             )
         )
     except Interruption as error:
@@ -224,7 +228,7 @@ def _value_type(hint: Any) -> tuple[type, bool]:
     return hint, False
 
 
-def _set_up_logging(log_path: Path | None) -> None:
+def _set_up_logging() -> None:
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for handler in logger.handlers[:]:
@@ -238,8 +242,10 @@ def _set_up_logging(log_path: Path | None) -> None:
         is_recorded = ERROR_FILE in os.environ
         console.setLevel(logging.CRITICAL if is_recorded else logging.ERROR)
     logger.addHandler(console)
-    if log_path is not None and is_main_process():
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        log_file = logging.FileHandler(log_path, mode="w", encoding="utf-8")
-        log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(log_file)
+
+
+def _log_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log_file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(log_file)

@@ -225,6 +225,20 @@ def test_a_full_disk_is_a_user_error_and_any_other_error_of_the_system_a_bug(
         main(fail, ["--number", str(errno.EFAULT)])
 
 
+@pytest.mark.parametrize("name", ["table/run.log", "folder", 300 * "a", "loop"])
+def test_a_log_that_cannot_be_a_file_is_a_user_error(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "table").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SystemExit) as exit_:
+        main(run, ["--table", str(tmp_path / "t"), "--names", "a", "--log", str(tmp_path / name)])
+    assert exit_.value.code == EXIT_USER_ERROR
+    assert name.removesuffix("/run.log") in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
+
+
 def test_the_launcher_of_several_processes_gets_the_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
