@@ -30,7 +30,8 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # What a user can put right: no room, no right, a disk that fails or is read-only, another path.
 OF_THE_DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EIO, errno.ESTALE,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 METAVARS: dict[type, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 
