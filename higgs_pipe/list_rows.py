@@ -21,9 +21,9 @@ from higgs_pipe.planning.manifests import manifest_files
 from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
     FileState,
-    Memory,
-    read_memory,
-    save_memory,
+    FileStates,
+    read_states,
+    save_states,
     states_of,
 )
 from higgs_pipe.planning.storage import fetched_path
@@ -35,7 +35,7 @@ def run(
     config: Path,
     rows: Path,
     recordings_dir: Path,
-    memory: Path | None = None,
+    file_states: Path | None = None,
     measured_dir: Path | None = None,
     stamp: str = FIRST_STAMP,
     fetched: str = "{}",
@@ -51,10 +51,11 @@ def run(
             shard name, for one job to measure. A hash of its id assigns a row to a shard, and a
             row's place in the manifest is not written there, so adding, changing or removing a
             row changes the bytes of its own shard alone. So does a recording whose bytes change.
-        memory: JSON to read, if it exists, and to write: the state of every recording and manifest.
+        file_states: JSON to read, if it exists, and to write: the state of every recording and
+            manifest.
         measured_dir: The measures of an earlier run, if any: their hashes distinguish a recording
             that was only touched from one that changed.
-        stamp: Text to write to ``memory``; Snakemake passes another one when a recording or
+        stamp: Text to write to ``file_states``; Snakemake passes another one when a recording or
             manifest has changed.
         fetched: JSON object, for manifests on object storage: the local path of each folder's URL.
 
@@ -75,7 +76,9 @@ def run(
         shards[shard_of(row.clip_id, len(shards))].update(row.all_spans)
     paths = sorted({span.audio_path for shard in shards for span in shard})
     seen = states_of(paths)
-    first_seen = {} if memory is None else _first_seen(seen, read_memory(memory), measured_dir)
+    first_seen = (
+        {} if file_states is None else _first_seen(seen, read_states(file_states), measured_dir)
+    )
     recordings = (
         (
             {**span._asdict(), **first_seen.get(span.audio_path, seen[span.audio_path])._asdict()}
@@ -84,9 +87,9 @@ def run(
         for shard in shards
     )
     write_shards(recordings_dir, RECORDINGS, recordings)
-    if memory is not None:
-        with atomic_write(memory) as temporary:
-            save_memory(temporary, Memory(stamp, seen, first_seen, states_of_manifests))
+    if file_states is not None:
+        with atomic_write(file_states) as temporary:
+            save_states(temporary, FileStates(stamp, seen, first_seen, states_of_manifests))
     if num_removed := remove_unused(embedded, paths):
         logger.info("%s: removed %d recordings that no row names", embedded, num_removed)
     names = [entry if isinstance(entry, str) else entry.path for entry in named]
@@ -111,7 +114,7 @@ def _local(entry: str | ManifestEntry, fetched: Mapping[str, str]) -> str | Mani
 
 
 def _first_seen(
-    seen: Mapping[str, FileState], before: Memory, measured_dir: Path | None
+    seen: Mapping[str, FileState], before: FileStates, measured_dir: Path | None
 ) -> dict[str, FileState]:
     """Return the states in which recordings were first seen with their present bytes.
 

@@ -1,9 +1,9 @@
 """The state of every recording and manifest, so that Snakemake notices one that changed in place.
 
-``list_rows`` remembers the size and modification time of all these files in a file beside its
+``list_rows`` writes the size and modification time of all these files to a file beside its
 tables, with the stamp that Snakemake gave it as a parameter. The next plan uses the same stamp if
-every file is as remembered, and another one otherwise, so that Snakemake runs ``list_rows`` again.
-The memory is not an output of the rule, so Snakemake does not delete it.
+every file is still as it was, and another one otherwise, so that Snakemake runs ``list_rows``
+again. That file is not an output of the rule, so Snakemake does not delete it.
 
 Manifests are also inputs of the rule, but Snakemake asks only whether an input is newer than the
 output. It would not notice that a manifest was replaced by an older file: by ``mv``, ``cp -p``, or
@@ -29,8 +29,8 @@ class FileState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Memory:
-    """States of the files that ``list_rows`` has seen.
+class FileStates:
+    """The states of the files that ``list_rows`` has seen.
 
     Attributes:
         stamp: The parameter given to ``list_rows``.
@@ -55,23 +55,23 @@ def state_of(path: str) -> FileState:
     return FileState(found.st_size, found.st_mtime_ns)
 
 
-def save_memory(path: Path, memory: Memory) -> None:
-    """Write a memory as JSON, recording by recording."""
+def save_states(path: Path, states: FileStates) -> None:
+    """Write the states as JSON, recording by recording."""
     with path.open("w", encoding="utf-8") as stream:
-        json.dump(vars(memory), stream)
+        json.dump(vars(states), stream)
 
 
-def read_memory(path: Path) -> Memory:
-    """Read what :func:`save_memory` wrote; a missing or damaged file is an empty memory."""
+def read_states(path: Path) -> FileStates:
+    """Read what :func:`save_states` wrote; none if the file is missing or damaged."""
     try:
         values = json.loads(path.read_bytes())
         manifests = values.get("manifests", {})
-        for states in (values["seen"], values["first_seen"], manifests):
-            for name, state in states.items():
-                states[name] = FileState(*state)  # in place: there may be millions
-        return Memory(values["stamp"], values["seen"], values["first_seen"], manifests)
+        for by_path in (values["seen"], values["first_seen"], manifests):
+            for name, state in by_path.items():
+                by_path[name] = FileState(*state)  # in place: there may be millions
+        return FileStates(values["stamp"], values["seen"], values["first_seen"], manifests)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return Memory()
+        return FileStates()
 
 
 def states_of(paths: Iterable[str]) -> dict[str, FileState]:
@@ -80,17 +80,17 @@ def states_of(paths: Iterable[str]) -> dict[str, FileState]:
 
 
 def stamp_of(path: Path, manifests: Iterable[str]) -> str:
-    """Return the stamp for ``list_rows``: the remembered one, or another if a file changed.
+    """Return the stamp for ``list_rows``: the same one, or another if a file changed.
 
     Args:
-        path: The memory.
+        path: The file of :func:`save_states`.
         manifests: The files of the manifests.
     """
-    memory = read_memory(path)
-    if memory == Memory():
+    states = read_states(path)
+    if states == FileStates():
         return FIRST_STAMP
-    changed = [(p, now) for p, seen in memory.seen.items() if (now := state_of(p)) != seen]
-    changed += sorted(states_of(manifests).items() ^ memory.manifests.items(), key=repr)
+    changed = [(p, now) for p, seen in states.seen.items() if (now := state_of(p)) != seen]
+    changed += sorted(states_of(manifests).items() ^ states.manifests.items(), key=repr)
     if not changed:
-        return memory.stamp
-    return hashlib.sha256(json.dumps([memory.stamp, changed]).encode()).hexdigest()
+        return states.stamp
+    return hashlib.sha256(json.dumps([states.stamp, changed]).encode()).hexdigest()

@@ -10,9 +10,9 @@ import pytest
 from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
     FileState,
-    Memory,
-    read_memory,
-    save_memory,
+    FileStates,
+    read_states,
+    save_states,
     stamp_of,
     state_of,
     states_of,
@@ -20,28 +20,30 @@ from higgs_pipe.planning.recordings import (
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Path:
-    """A memory of a recording that is there, of one that is not, and of a manifest."""
+def states_file(tmp_path: Path) -> Path:
+    """The states of a recording that is there, of one that is not, and of a manifest."""
     for name in ("a.wav", "m.jsonl"):
         (tmp_path / name).write_bytes(b"abc")
     recordings = states_of(str(tmp_path / name) for name in ("a.wav", "b.wav"))
-    remembered = Memory("stamp", recordings, manifests=states_of([str(tmp_path / "m.jsonl")]))
-    save_memory(tmp_path / "memory.json", remembered)
-    assert read_memory(tmp_path / "memory.json") == remembered
-    return tmp_path / "memory.json"
+    states = FileStates("stamp", recordings, manifests=states_of([str(tmp_path / "m.jsonl")]))
+    save_states(tmp_path / "states.json", states)
+    assert read_states(tmp_path / "states.json") == states
+    return tmp_path / "states.json"
 
 
-def stamp(memory: Path, *manifests: str) -> str:
-    return stamp_of(memory, [str(memory.with_name(name)) for name in manifests or ("m.jsonl",)])
+def stamp(states_file: Path, *manifests: str) -> str:
+    return stamp_of(
+        states_file, [str(states_file.with_name(name)) for name in manifests or ("m.jsonl",)]
+    )
 
 
-def test_the_stamp_stays_while_every_recording_is_as_remembered(memory: Path) -> None:
-    assert stamp(memory) == "stamp"
+def test_the_stamp_stays_while_every_recording_is_as_remembered(states_file: Path) -> None:
+    assert stamp(states_file) == "stamp"
 
 
 @pytest.mark.parametrize("change", ["bytes", "touched", "removed", "appeared"])
-def test_any_change_of_a_recording_gives_another_stamp(memory: Path, change: str) -> None:
-    path = memory.with_name("a.wav")
+def test_any_change_of_a_recording_gives_another_stamp(states_file: Path, change: str) -> None:
+    path = states_file.with_name("a.wav")
     match change:
         case "bytes":
             state = path.stat()
@@ -52,45 +54,45 @@ def test_any_change_of_a_recording_gives_another_stamp(memory: Path, change: str
         case "removed":
             path.unlink()
         case "appeared":
-            memory.with_name("b.wav").write_bytes(b"b")
-    changed = stamp(memory)
+            states_file.with_name("b.wav").write_bytes(b"b")
+    changed = stamp(states_file)
     assert changed != "stamp"
-    assert stamp(memory) == changed
+    assert stamp(states_file) == changed
 
 
-def test_a_manifest_replaced_by_an_older_file_gives_another_stamp(memory: Path) -> None:
+def test_a_manifest_replaced_by_an_older_file_gives_another_stamp(states_file: Path) -> None:
     """Snakemake looks at the age of an input alone."""
-    older = memory.with_name("older.jsonl")
+    older = states_file.with_name("older.jsonl")
     older.write_bytes(b"xyz")
     os.utime(older, ns=(0, 0))
-    older.rename(memory.with_name("m.jsonl"))
-    assert stamp(memory) != "stamp"
+    older.rename(states_file.with_name("m.jsonl"))
+    assert stamp(states_file) != "stamp"
 
 
-def test_a_file_more_or_less_among_the_manifests_gives_another_stamp(memory: Path) -> None:
-    memory.with_name("{n}.jsonl").touch()
-    assert stamp(memory, "m.jsonl", "{n}.jsonl") != "stamp"
-    assert stamp_of(memory, []) != "stamp"
+def test_a_file_more_or_less_among_the_manifests_gives_another_stamp(states_file: Path) -> None:
+    states_file.with_name("{n}.jsonl").touch()
+    assert stamp(states_file, "m.jsonl", "{n}.jsonl") != "stamp"
+    assert stamp_of(states_file, []) != "stamp"
 
 
-def test_a_state_that_comes_back_gives_a_stamp_of_its_own(memory: Path) -> None:
+def test_a_state_that_comes_back_gives_a_stamp_of_its_own(states_file: Path) -> None:
     """Listed in another state meanwhile, it would pass for listed in this one."""
-    path = memory.with_name("a.wav")
+    path = states_file.with_name("a.wav")
     os.utime(path, ns=(0, 0))
-    planned = stamp(memory)
+    planned = stamp(states_file)
     os.utime(path, ns=(1, 1))
-    listed = read_memory(memory)
+    listed = read_states(states_file)
     seen = {**listed.seen, str(path): state_of(str(path))}
-    save_memory(memory, Memory(planned, seen, manifests=listed.manifests))
+    save_states(states_file, FileStates(planned, seen, manifests=listed.manifests))
     os.utime(path, ns=(0, 0))
-    assert stamp(memory) not in (planned, "stamp")
+    assert stamp(states_file) not in (planned, "stamp")
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"stamp": 1}', '{"stamp": "s", "seen": [1]}'])
-def test_a_memory_that_cannot_be_read_is_empty(tmp_path: Path, text: str | None) -> None:
+def test_states_that_cannot_be_read_are_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "m.json").write_text(text)
-    assert read_memory(tmp_path / "m.json") == Memory()
+    assert read_states(tmp_path / "m.json") == FileStates()
     assert stamp_of(tmp_path / "m.json", ["m.jsonl"]) == FIRST_STAMP
 
 

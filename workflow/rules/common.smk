@@ -16,7 +16,7 @@ PRODUCTS = products.products(Path(RESULTS), EXPERIMENTS, list(OF_BASES))
 VERSIONS_BEFORE = products.versions(PRODUCTS)
 LOGS = Path(place_of(workflow.pathvars.apply("<logs>")))
 LOGS_BEFORE = {}
-RECORDINGS_MEMORY = f"{RESULTS}/data/recordings.json"
+FILE_STATES = f"{RESULTS}/data/recordings.json"
 
 OF_ALL_BASES = {**OF_BASES, bases.OWN: config}
 # Not an output of a rule, so that it outlives a rerun.

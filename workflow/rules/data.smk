@@ -33,19 +33,19 @@ checkpoint list_rows:
         recordings_in_folders=lambda wildcards: manifests.recordings_in_folders(config),
         recordings_dir=lambda wildcards, output: Path(output.recordings[0]).parent,
         measured_dir=lambda wildcards, output: Path(output.rows).with_name("measured"),
-        memory=RECORDINGS_MEMORY,
+        file_states=FILE_STATES,
         fetched=lambda wildcards, input: object_storage.fetched_text(
             RECORDINGS_URLS, input.fetched
         ),
         # Another one if a recording or manifest changed in place. It may not depend on `output`:
         # Snakemake reruns a rule for a changed parameter only if that does not.
         stamp=lambda wildcards: recordings.stamp_of(
-            Path(RECORDINGS_MEMORY), manifests.manifest_files(config)
+            Path(FILE_STATES), manifests.manifest_files(config)
         ),
     shell:
         "{params.environment} python -m higgs_pipe.list_rows --config {input.config:q} --rows {output.rows:q}"
         " --recordings-dir {params.recordings_dir:q} --measured-dir {params.measured_dir:q}"
-        " --memory {params.memory:q} --stamp {params.stamp:q} --fetched {params.fetched:q}"
+        " --file-states {params.file_states:q} --stamp {params.stamp:q} --fetched {params.fetched:q}"
         " --log {log:q}"
 
 

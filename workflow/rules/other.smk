@@ -6,7 +6,7 @@
 # An evaluation needs a few hundred clips, so one shard holds all of them.
 OTHER_CONFIG = manifests.config_of_other(config)
 OTHER_SHARDS = file_names.shard_names(OTHER_CONFIG["data"]["num_shards"])
-OTHER_MEMORY = workflow.pathvars.apply("<results>/other/data/recordings.json")
+OTHER_FILE_STATES = workflow.pathvars.apply("<results>/other/data/recordings.json")
 
 
 # Write the part of the config that list_rows or validate reads, with the other manifest.
@@ -47,12 +47,12 @@ use rule list_rows as list_rows_other with:
         recordings_in_folders=lambda wildcards: manifests.recordings_in_folders(
             OTHER_CONFIG
         ),
-        memory=OTHER_MEMORY,
+        file_states=OTHER_FILE_STATES,
         fetched=lambda wildcards, input: object_storage.fetched_text(
             OTHER_RECORDINGS_URLS, input.fetched
         ),
         stamp=lambda wildcards: recordings.stamp_of(
-            Path(OTHER_MEMORY), manifests.manifest_files(OTHER_CONFIG)
+            Path(OTHER_FILE_STATES), manifests.manifest_files(OTHER_CONFIG)
         ),
 
 
