@@ -27,9 +27,28 @@ from higgs_pipe.higgs.model import DualLossModel
 
 # Operators that only describe memory anew.
 VIEWS = {
-    *("view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "split", "select"),
-    *("split_with_sizes", "unsqueeze", "squeeze", "detach", "alias", "as_strided", "unbind"),
-    *("_reshape_alias", "empty", "empty_like", "new_empty", "_pin_memory", "lift_fresh"),
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "slice",
+    "split",
+    "select",
+    "split_with_sizes",
+    "unsqueeze",
+    "squeeze",
+    "detach",
+    "alias",
+    "as_strided",
+    "unbind",
+    "_reshape_alias",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "_pin_memory",
+    "lift_fresh",
 }
 COMPILED_KERNEL = re.compile(r"^ +cpp_fused\w+\(", re.MULTILINE)
 PRODUCT = re.compile(r"extern_kernels\.(?:mm|addmm|bmm)\(")

@@ -22,8 +22,20 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 STAGES = (
-    *("list_rows", "measure", "validate", "estimate", "clips_page", "pin_model", "tokenize_audio"),
-    *("pack", "train", "evaluate", "accept", "package", "report", "higgs/v2/miniature"),
+    "list_rows",
+    "measure",
+    "validate",
+    "estimate",
+    "clips_page",
+    "pin_model",
+    "tokenize_audio",
+    "pack",
+    "train",
+    "evaluate",
+    "accept",
+    "package",
+    "report",
+    "higgs/v2/miniature",
 )
 # Makes the files that its options name; list_rows and validate fill a folder with shards.
 STUB = """

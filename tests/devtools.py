@@ -10,9 +10,16 @@ from typing import Any, Self
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 OPTIONS = (
-    *("--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"),
-    *("--mute-audio", "--autoplay-policy=no-user-gesture-required", "--remote-debugging-pipe"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--headless",
+    "--no-sandbox",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--mute-audio",
+    "--autoplay-policy=no-user-gesture-required",
+    "--remote-debugging-pipe",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
     "--disable-gpu",
 )
 

@@ -113,11 +113,20 @@ VERDICT = {
     ],
 }
 TOTALS = (
-    *("stop_rate", "runaway_rate", "duration_ratio", "silence_share", "longest_silence_seconds"),
-    *("repeated_frame_share", "code_distance", "word_error_rate", "character_error_rate"),
+    "stop_rate",
+    "runaway_rate",
+    "duration_ratio",
+    "silence_share",
+    "longest_silence_seconds",
+    "repeated_frame_share",
+    "code_distance",
+    "word_error_rate",
+    "character_error_rate",
 )
 UNMEASURED = (
-    *("speaker_similarity", "speaker_similarity_to_reference", "speaker_similarity_to_others"),
+    "speaker_similarity",
+    "speaker_similarity_to_reference",
+    "speaker_similarity_to_others",
     "dnsmos",
 )
 GENERATION: dict[str, Any] = {

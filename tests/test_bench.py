@@ -208,6 +208,11 @@ def test_stages_measured_again_replace_their_rows_and_their_notes(tmp_path: Path
     page.write_text(f"<!-- soak -->\n{lines}\n<!-- end of soak -->\n")
     found = with_rows_replaced(page, ["| pack | 3 |"], "Friday")
     assert found == [
-        *("Sunday", "", "Measured again: pack: Friday", "", notes[1], ""),
+        "Sunday",
+        "",
+        "Measured again: pack: Friday",
+        "",
+        notes[1],
+        "",
         *(*table[:2], "| pack | 3 |", table[3]),
     ]

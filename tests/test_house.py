@@ -102,8 +102,16 @@ def test_an_import_against_the_flow_is_noticed() -> None:
 
 # Packages that take seconds or hundreds of megabytes to import, and their parts that do.
 HEAVY = (
-    *("torch", "torch._dynamo", "torchaudio", "transformers", "transformers.modeling_utils"),
-    *("peft", "accelerate", "scipy", "matplotlib", "onnxruntime"),
+    "torch",
+    "torch._dynamo",
+    "torchaudio",
+    "transformers",
+    "transformers.modeling_utils",
+    "peft",
+    "accelerate",
+    "scipy",
+    "matplotlib",
+    "onnxruntime",
 )
 CODEC = {*HEAVY} - {"peft", "matplotlib", "onnxruntime"}
 # By stages that start a process per shard, or need no model: what their imports may bring.

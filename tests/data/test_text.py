@@ -26,8 +26,19 @@ from higgs_pipe.higgs.v2.text_cleaning import clean_text
 @pytest.mark.parametrize(
     "text",
     [
-        *("", " \n\t", "\u200b", "\ufeff \u2060", "\u3000", "\u0301", "\0"),
-        *("\u115f\u1160", "\u3164", "\uffa0", "\u2800", "\ue000", "\u0378"),
+        "",
+        " \n\t",
+        "\u200b",
+        "\ufeff \u2060",
+        "\u3000",
+        "\u0301",
+        "\0",
+        "\u115f\u1160",
+        "\u3164",
+        "\uffa0",
+        "\u2800",
+        "\ue000",
+        "\u0378",
     ],
 )
 def test_text_with_nothing_to_see_is_blank(text: str) -> None:

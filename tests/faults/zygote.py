@@ -31,8 +31,17 @@ from functools import partial
 from typing import Any, NoReturn
 
 MODULES = (
-    *("list_rows", "measure", "validate", "tokenize_audio", "pack"),
-    *("train", "evaluate", "package", "verify", "report", "speak"),
+    "list_rows",
+    "measure",
+    "validate",
+    "tokenize_audio",
+    "pack",
+    "train",
+    "evaluate",
+    "package",
+    "verify",
+    "report",
+    "speak",
 )
 MAX_BYTES = 1000
 PR_SET_PDEATHSIG = 1

@@ -97,7 +97,11 @@ def test_a_template_gets_a_gigabyte_and_no_more(base: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        *("garbage", "{}", "[]", "[" * 100_000, "\ud800"),
+        "garbage",
+        "{}",
+        "[]",
+        "[" * 100_000,
+        "\ud800",
         '{"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}, "added_tokens": []}',
     ],
 )

@@ -46,8 +46,10 @@ def with_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 
 def test_each_form_of_each_experiment_is_made_once() -> None:
     assert forms.outputs(config_of("x", "merged", "peft", "merged"), BOTH) == [
-        *("<results>/merged/a", "<results>/merged/b"),
-        *("<results>/adapters/a.zip", "<results>/adapters/b.zip"),
+        "<results>/merged/a",
+        "<results>/merged/b",
+        "<results>/adapters/a.zip",
+        "<results>/adapters/b.zip",
     ]
 
 

@@ -7,8 +7,14 @@ import pytest
 from higgs_pipe.publishing.naming import public_name, public_settings
 
 OF_THIS_MACHINE = (
-    *("base_model", "codec", "asr", "quality", "speaker", "dnsmos"),
-    *("accelerate_config", "init_adapter"),
+    "base_model",
+    "codec",
+    "asr",
+    "quality",
+    "speaker",
+    "dnsmos",
+    "accelerate_config",
+    "init_adapter",
 )
 
 

@@ -49,8 +49,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 # With the profile, but asking Slurm more often than by default.
 ON_SLURM = [
-    *("--workflow-profile", str(ROOT / "profiles/slurm")),
-    *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"),
+    "--workflow-profile",
+    str(ROOT / "profiles/slurm"),
+    "--slurm-init-seconds-before-status-checks",
+    "1",
+    "--seconds-between-status-checks",
+    "1",
 ]
 
 

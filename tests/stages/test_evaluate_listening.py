@@ -19,8 +19,11 @@ from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.listening.verdict import Verdict
 
 MEASURES = {
-    *("word_error_rate", "character_error_rate"),
-    *("speaker_similarity", "speaker_similarity_to_reference", "speaker_similarity_to_others"),
+    "word_error_rate",
+    "character_error_rate",
+    "speaker_similarity",
+    "speaker_similarity_to_reference",
+    "speaker_similarity_to_others",
     "quality_shortfall",
 }
 

@@ -103,7 +103,10 @@ COMMON = {
         "generation_config.json",
         "merge.json",
     ),
-    *("model.safetensors", "proof.json", "tokenizer.json", "tokenizer_config.json"),
+    "model.safetensors",
+    "proof.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
 }
 
 

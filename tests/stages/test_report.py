@@ -463,8 +463,13 @@ def test_the_charts_are_files_too(inputs: Inputs) -> None:
     inputs.html()
     figures = sorted(path.name for path in (inputs.page.parent / "figures").iterdir())
     assert figures == [
-        *("audio-loss.svg", "hours-by-language.svg", "hours-by-speaker.svg", "lengths.svg"),
-        *("stop-loss.svg", "text-loss.svg", "total-loss.svg"),
+        "audio-loss.svg",
+        "hours-by-language.svg",
+        "hours-by-speaker.svg",
+        "lengths.svg",
+        "stop-loss.svg",
+        "text-loss.svg",
+        "total-loss.svg",
     ]
     for name in figures:
         chart = ElementTree.parse(inputs.page.parent / "figures" / name).getroot()

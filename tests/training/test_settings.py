@@ -200,10 +200,23 @@ def test_every_setting_is_of_the_identity_but_those_of_launch_log_and_samples(
 ) -> None:
     known = json.loads(identity(corpus, {})["settings"])["train"].keys()
     assert set(TrainConfig.model_fields) - set(known) == {
-        *("num_processes", "num_machines", "main_process_ip", "main_process_port", "device"),
-        *("accelerate_config", "timeout_seconds", "init_adapter", "stop_on_alarm", "preflight"),
-        *("log_steps", "save_steps", "save_total_limit", "tracker"),
-        *("sample_steps", "num_samples", "sampling"),
+        "num_processes",
+        "num_machines",
+        "main_process_ip",
+        "main_process_port",
+        "device",
+        "accelerate_config",
+        "timeout_seconds",
+        "init_adapter",
+        "stop_on_alarm",
+        "preflight",
+        "log_steps",
+        "save_steps",
+        "save_total_limit",
+        "tracker",
+        "sample_steps",
+        "num_samples",
+        "sampling",
     }
 
 

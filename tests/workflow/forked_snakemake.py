@@ -25,8 +25,12 @@ import psutil
 
 # What a run imports beside its command line, and which is no part of this project.
 LATER = (
-    *("jsonschema", "smart_open", "snakemake.dag", "snakemake.linting.snakefiles"),
-    *("snakemake_interface_report_plugins.registry", "snakemake.executors.local"),
+    "jsonschema",
+    "smart_open",
+    "snakemake.dag",
+    "snakemake.linting.snakefiles",
+    "snakemake_interface_report_plugins.registry",
+    "snakemake.executors.local",
 )
 
 

@@ -286,8 +286,11 @@ def test_an_experiment_on_another_base_stands_beside_the_demos(demo: Path, two_b
 
 def test_what_does_not_depend_on_the_base_is_not_made_again(demo: Path, two_bases: Path) -> None:
     for path in (
-        *("data/clips.parquet", "codes/shard-00000.parquet", "packed/train.parquet"),
-        *("experiments/default/train/metrics.jsonl", "experiments/default/eval/metrics.json"),
+        "data/clips.parquet",
+        "codes/shard-00000.parquet",
+        "packed/train.parquet",
+        "experiments/default/train/metrics.jsonl",
+        "experiments/default/eval/metrics.json",
         "adapters/default.zip",
     ):
         before, after = (folder / "results" / path for folder in (demo, two_bases))

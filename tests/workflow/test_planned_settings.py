@@ -19,8 +19,21 @@ SCHEMA = json_schema()
 # Of which a setting takes the first that it allows and that is not its default.
 VALUES = (
     *(True, False, 2, 3, 0.25, 0.75, 70, 9000, -3, -40, [0.5], [1, 2], ["text_of"]),
-    *("cpu", "bfloat16", "float32", "speaker", "reject", "gaussian", "linear", "stop_rate"),
-    *("none", "8bit", "adamw_8bit", "better", ["audio_head"], ["merged"], "acme/model"),
+    "cpu",
+    "bfloat16",
+    "float32",
+    "speaker",
+    "reject",
+    "gaussian",
+    "linear",
+    "stop_rate",
+    "none",
+    "8bit",
+    "adamw_8bit",
+    "better",
+    ["audio_head"],
+    ["merged"],
+    "acme/model",
 )
 ENTRY: dict[str, Any] = {
     "path": "m.csv",

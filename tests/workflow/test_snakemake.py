@@ -48,8 +48,13 @@ EVERYTHING = {
 }
 PAGES_OF_DATA = ["estimate", "clips_page"]
 TRAINING_ON = [
-    *("train_adapter", "publish_adapter"),
-    *("eval_adapter", "accept_adapter", "package_adapter", "report", "all"),
+    "train_adapter",
+    "publish_adapter",
+    "eval_adapter",
+    "accept_adapter",
+    "package_adapter",
+    "report",
+    "all",
 ]
 
 # What eval.other_manifest adds.

@@ -22,8 +22,12 @@ class PackedSplit(ResultPart):
     def empty(cls) -> Self:
         """Return the counts of a split that is not packed."""
         whole_numbers = (
-            *("num_rows", "num_samples", "num_tokens", "num_audio_frames"),
-            *("num_text_labels", "num_audio_labels"),
+            "num_rows",
+            "num_samples",
+            "num_tokens",
+            "num_audio_frames",
+            "num_text_labels",
+            "num_audio_labels",
         )
         return cls(**dict.fromkeys(whole_numbers, 0), tasks={}, audio_seconds=0.0, fill=0.0)
 

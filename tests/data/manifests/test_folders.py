@@ -136,8 +136,14 @@ NOT_WORDS = {
     'File type = "ooTextFile"\nObject class = "TextGrid"': "a TextGrid",
 }
 WORDS = (
-    *("0 800 is the number.", "10 20 thirty.", "1 2 3\n4 5 6.", "0 1234 5678", "2 to 1 --> won"),
-    *("{braces} he said", "5 6 seven\n3 4 and five", "3.5 4.5"),
+    "0 800 is the number.",
+    "10 20 thirty.",
+    "1 2 3\n4 5 6.",
+    "0 1234 5678",
+    "2 to 1 --> won",
+    "{braces} he said",
+    "5 6 seven\n3 4 and five",
+    "3.5 4.5",
 )
 
 
