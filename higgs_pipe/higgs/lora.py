@@ -125,7 +125,7 @@ def load_adapter(model: nn.Module, adapter_dir: Path) -> PeftModel:
     check_adapter(adapter_dir)
     try:
         return PeftModel.from_pretrained(model, adapter_dir).eval()
-    except (OSError, ValueError, RuntimeError, *CONTENT_FAULTS) as error:
+    except (ImportError, OSError, RuntimeError, ValueError, *CONTENT_FAULTS) as error:
         raise UserError(
             f"{adapter_dir}: no adapter for this base_model ({error}); "
             "run: snakemake --forcerun train_adapter"

@@ -16,6 +16,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.higgs.adapter_files import ADAPTER_CONFIG
 from higgs_pipe.higgs.family import config_of, family_of_base
+from higgs_pipe.higgs.loading_errors import CONTENT_FAULTS
 from higgs_pipe.higgs.pretrained import fingerprint_of_hashes, weight_fingerprint
 from higgs_pipe.publishing.checking import CheckedPackage
 
@@ -76,7 +77,7 @@ def _shapes_on(package: CheckedPackage, base: Pretrained) -> dict[str, tuple[int
             with torch.device("meta"):
                 native: Any = family.skeleton(native_config)
                 adapted = get_peft_model(native, lora, low_cpu_mem_usage=True)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ImportError, RuntimeError, ValueError, *CONTENT_FAULTS) as error:
             raise UserError(
                 f"{ADAPTER_CONFIG} does not fit {base.setting} {base.name!r}: {error}"
             ) from None

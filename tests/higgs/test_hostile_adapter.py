@@ -86,11 +86,14 @@ def test_a_config_that_no_merge_can_use_is_refused(adapter: Path, changed: dict)
         read_changes(adapter)
 
 
-def test_layers_that_are_not_a_regular_expression_are_refused(
-    adapter: Path, tiny_base: Path
+@pytest.mark.parametrize(
+    "changed", [{"target_modules": "q_proj("}, {"bias": "x"}, {"megatron_config": {"a": 1}}]
+)
+def test_a_config_that_peft_cannot_use_is_refused(
+    adapter: Path, tiny_base: Path, changed: dict
 ) -> None:
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())
-    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {"target_modules": "q_proj("}))
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | changed))
     seal(adapter)
     model = load_base(Pretrained("base_model", str(tiny_base)), torch.float32)
     with pytest.raises(UserError, match="no adapter for this base_model"):

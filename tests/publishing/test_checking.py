@@ -371,9 +371,21 @@ def test_a_config_that_is_not_an_object_is_named(copy: Path) -> None:
     assert has_line_with(faults(copy), "adapter_config.json", "not a JSON object")
 
 
-def test_layers_that_the_base_lacks_are_refused(copy: Path, tiny_base: Path) -> None:
-    reseal(copy, target_modules=["no_such_layer"])
-    with pytest.raises(UserError, match=r"adapter_config\.json does not fit .*no_such_layer"):
+@pytest.mark.parametrize(
+    ("config", "fact"),
+    [
+        ({"target_modules": ["no_such_layer"]}, "no_such_layer"),
+        ({"r": 2**62}, "overflow"),
+        ({"bias": "x"}, "bias"),
+        ({"layer_replication": [[0, 9]]}, "out of range"),
+        ({"megatron_config": {"a": 1}}, "megatron"),
+    ],
+)
+def test_layers_that_the_base_cannot_have_are_refused(
+    copy: Path, tiny_base: Path, config: dict[str, Any], fact: str
+) -> None:
+    reseal(copy, **config)
+    with pytest.raises(UserError, match=rf"adapter_config\.json does not fit .*{fact}"):
         verify(copy, base=str(tiny_base))
 
 
