@@ -56,7 +56,8 @@ def speak_prompts(
     """
     mine = range(accelerator.process_index, len(prompts), accelerator.num_processes)
     found: list[tuple[float, int, Spoken]] = []
-    for temperature in settings.temperatures:
+    temperatures = list(dict.fromkeys(settings.temperatures))
+    for temperature in temperatures:
         sampling = Sampling(
             temperature=temperature, max_seconds=settings.max_seconds, seed=settings.seed
         )
@@ -72,5 +73,5 @@ def speak_prompts(
     gathered = sorted(gather_object(found), key=lambda item: item[1])
     return {
         temperature: [spoken for at, _, spoken in gathered if at == temperature]
-        for temperature in settings.temperatures
+        for temperature in temperatures
     }

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from higgs_pipe.config.settings import EvaluateConfig, Sampling
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
+from higgs_pipe.listening import speaking
 from higgs_pipe.listening.held_out import HeldOutClips
-from higgs_pipe.listening.speaking import choose_prompts
+from higgs_pipe.listening.speaking import choose_prompts, speak_prompts
 
 RATE_HZ = 25.0
 TOO_LONG = {"a": 24, "b": 25, "c": 26}  # frames; all but a and b
@@ -85,3 +87,32 @@ def test_prompts_are_drawn_from_all_clips_and_not_the_first_by_name() -> None:
     assert ids == [each.sample.sample_id for each in again]
     assert set(ids) & set(names[20:])
     assert ids != sorted(ids)
+
+
+def test_each_process_speaks_its_part_and_all_have_the_prompts_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second of two processes; a temperature that is given twice is spoken once."""
+    asked: list[Any] = []
+
+    def speak(*arguments: Any) -> list[str]:
+        *models, prompts, sampling, batch_size = arguments
+        asked.append((models, prompts, sampling, batch_size))
+        return [f"{prompt} at {sampling.temperature}" for prompt in prompts]
+
+    def gather(found: list[Any]) -> list[Any]:
+        others = [(t, n, f"prompt {n} at {t}") for t in (0.5, 0.0) for n in (0, 2, 4)]
+        return others + found
+
+    monkeypatch.setattr(speaking, "speak", speak)
+    monkeypatch.setattr(speaking, "gather_object", gather)
+    prompts: Any = [SimpleNamespace(sample=SimpleNamespace(prompt=f"prompt {n}")) for n in range(5)]
+    settings = EvaluateConfig(
+        temperatures=[0.5, 0.0, 0.5], max_seconds=3.0, seed=7, prompts_per_batch=4
+    )
+    second: Any = SimpleNamespace(process_index=1, num_processes=2)
+    models: Any = ("model", "codec", "info")
+    found = speak_prompts(*models, prompts, settings, second)
+    assert found == {t: [f"prompt {n} at {t}" for n in range(5)] for t in (0.5, 0.0)}
+    samplings = [Sampling(temperature=t, max_seconds=3.0, seed=7) for t in (0.5, 0.0)]
+    assert asked == [(list(models), ["prompt 1", "prompt 3"], each, 4) for each in samplings]
