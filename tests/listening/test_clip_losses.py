@@ -35,6 +35,17 @@ def test_the_worst_clips_are_those_of_the_adapter() -> None:
     ]
 
 
+def test_a_family_without_a_text_loss_has_no_difference_of_it() -> None:
+    clips: list[Any] = [{"clip_id": name} for name in ("a", "b")]
+    alone = Clusters.of(["a", "b"], [None] * 2, [None] * 2)
+    for has_text in (True, False):
+        both = [losses_of(loss) for loss in (1.0, 2.0)]
+        both = [replace(each, sums=replace(each.sums, has_text=has_text)) for each in both]
+        sums = [each.sums for each in both]
+        found = ClipLosses(clips, alone, both, both, sums, sums).differences()
+        assert ("text_loss" in found) == has_text
+
+
 def test_the_worst_twenty_clips_are_listed() -> None:
     ids = [f"{number:02d}" for number in range(25)]
     clips: list[Any] = [

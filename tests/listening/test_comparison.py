@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from higgs_pipe.listening import comparison
+from higgs_pipe.listening import intervals
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.comparison import ListenedMeasures, MeasuredTake, differences, totals
 from higgs_pipe.listening.measures import SoundMeasures
@@ -80,11 +80,22 @@ def test_a_measure_without_values_is_none() -> None:
     assert totals(RECORDINGS, RECORDINGS, CLIPS, 4)["stop_rate"] is None
 
 
-def test_prompts_weigh_by_the_frames_of_their_recordings() -> None:
+def test_prompts_weigh_by_the_frames_of_their_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def look(_: Any, columns: Any, sizes: Any, *__: Any, **___: Any) -> None:
+        seen.append(sizes.tolist())
+
+    monkeypatch.setattr(intervals, "estimate", look)
+    monkeypatch.setattr(intervals, "difference", look)
+    monkeypatch.setattr(intervals, "mean_estimate", lambda *_, **__: None)
+    monkeypatch.setattr(intervals, "mean_difference", lambda *_, **__: None)
     voice = [heard(codes=np.zeros((n, 2), np.int16)) for n in (9, 1)]
     recorded = [recording(codes=np.zeros((n, 2), np.int16)) for n in (2, 5)]
-    _, num_frames, rows = comparison._histograms([voice, recorded], 4)
-    assert (num_frames.tolist(), rows.tolist()) == ([2, 5], [0, 1])
+    clips = Clusters.of(["a", "b"], [None] * 2, [None] * 2)
+    totals(voice, recorded, clips, 4)
+    differences(voice, voice, recorded, clips, 4)
+    assert seen == [[2, 5], [2, 5]]
 
 
 def test_recordings_are_at_no_distance_from_themselves() -> None:
@@ -125,6 +136,8 @@ def test_prompts_that_one_model_lacks_are_left_out_of_both() -> None:
     base = [heard(similarity_to_recording=0.4)] * 3
     found = differences(adapter, base, RECORDINGS, CLIPS, 4)["speaker_similarity"]
     assert (found.value, found.num_clips) == (pytest.approx(0.3), 2)
+    found = differences(base, adapter, RECORDINGS, CLIPS, 4)["speaker_similarity"]
+    assert (found.value, found.num_clips) == (pytest.approx(-0.3), 2)
 
 
 def test_codes_nearer_to_the_recordings_have_a_lower_distance() -> None:
@@ -212,9 +225,10 @@ def test_equal_answers_of_all_prompts_leave_an_interval(name: str) -> None:
     assert compared.low < 0 < compared.high
 
 
-def test_the_code_distance_is_of_the_prompts_whose_codes_are_known() -> None:
+@pytest.mark.parametrize("unknown", [None, np.zeros((0, 2), np.int16)], ids=["none", "empty"])
+def test_the_code_distance_is_of_the_prompts_whose_codes_are_known(unknown: Any) -> None:
     other = np.array([[1, 0], [1, 0], [3, 2]], np.int16)
-    voice = [heard(codes=None), heard(codes=other), heard(codes=other)]
+    voice = [heard(codes=unknown), heard(codes=other), heard(codes=other)]
     found = totals(voice, RECORDINGS, CLIPS, 4)["code_distance"]
     assert (found.value, found.num_clips) == (pytest.approx(1), 2)
     compared = differences(voice, [heard()] * 3, RECORDINGS, CLIPS, 4)["code_distance"]

@@ -9,7 +9,7 @@ import pytest
 from higgs_pipe.config.settings import EvaluateConfig, Sampling
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
 from higgs_pipe.listening import speaking
-from higgs_pipe.listening.held_out import HeldOutClips
+from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample
 from higgs_pipe.listening.speaking import choose_prompts, speak_prompts
 
 RATE_HZ = 25.0
@@ -29,7 +29,7 @@ def packed(clip_id: str, num_frames: int, num_reference_frames: int = 0) -> Any:
 
 
 TURNS = [
-    clip("b", speaker="ben", dialogue_id="d", turn=2),
+    clip("z", speaker="ben", dialogue_id="d", turn=2),
     clip("a", speaker="zoe", dialogue_id="d", turn=1),
     clip("c", speaker="ben", dialogue_id="d", turn=3),
 ]
@@ -45,26 +45,42 @@ def test_a_turn_that_was_packed_alone_is_not_a_dialogue(
     sample = packed("a", num_frames, num_reference_frames)
     found = HeldOutClips(TURNS).sample(sample, RATE_HZ)
     assert found.task == task
-    assert [c["clip_id"] for c in found.recordings] == (["a"] if num_frames == 33 else [*"abc"])
+    assert [c["clip_id"] for c in found.recordings] == (["a"] if num_frames == 33 else [*"azc"])
 
 
 def test_the_words_of_a_dialogue_are_in_the_order_of_its_turns_without_tags() -> None:
     found = HeldOutClips(TURNS).sample(packed("a", 99), RATE_HZ)
-    assert found.text == "[SPEAKER0] a\n[SPEAKER1] b\n[SPEAKER1] c"
-    assert (found.words, found.speakers) == ("a\nb\nc", "zoe, ben")
+    assert found.text == "[SPEAKER0] a\n[SPEAKER1] z\n[SPEAKER1] c"
+    assert (found.words, found.speakers) == ("a\nz\nc", "zoe, ben")
     assert found.duration_seconds == pytest.approx(3.9)
     assert not found.has_one_voice
 
 
+@pytest.mark.parametrize(
+    ("text", "has_one_voice", "words"),
+    [
+        ("Yes.", True, "Yes."),
+        ("[SPEAKER0] Yes.\n[SPEAKER0] No.", True, "Yes.\nNo."),
+        ("[SPEAKER0] Yes.\n[SPEAKER12] No.", False, "Yes.\nNo."),
+    ],
+)
+def test_a_text_of_several_turns_may_have_one_voice(
+    text: str, has_one_voice: bool, words: str
+) -> None:
+    sample = HeldOutSample(packed("a", 33), clip("a"), "speech", text, (clip("a"),))
+    assert (sample.has_one_voice, sample.words) == (has_one_voice, words)
+
+
 def test_a_conversation_is_spoken_by_its_first_target() -> None:
     turns: tuple[Turn[ClipId], ...] = (
-        Turn("user", ("First.",)),
+        Turn("user", (ClipId("u"), "First.")),
         Turn("assistant", (ClipId("r"),), is_target=True),
         Turn("user", ("Last.",)),
         Turn("assistant", (ClipId("x"),), is_target=True),
     )
     row = clip("x", text="Last.", conversation=Conversation(turns).to_json())
-    found = HeldOutClips([row, clip("r", duration_seconds=0.5)]).sample(packed("x", 12), RATE_HZ)
+    rows = [row, clip("u"), clip("r", duration_seconds=0.5)]
+    found = HeldOutClips(rows).sample(packed("x", 12), RATE_HZ)
     assert (found.task, found.text) == ("conversation", "First.")
     assert [each["clip_id"] for each in found.recordings] == ["r"]
     assert found.duration_seconds == 0.5
@@ -111,8 +127,12 @@ def test_each_process_speaks_its_part_and_all_have_the_prompts_in_order(
         temperatures=[0.5, 0.0, 0.5], max_seconds=3.0, seed=7, prompts_per_batch=4
     )
     second: Any = SimpleNamespace(process_index=1, num_processes=2)
-    models: Any = ("model", "codec", "info")
-    found = speak_prompts(*models, prompts, settings, second)
+    model: Any = "model"
+    codec: Any = "codec"
+    info: Any = "info"
+    found: Any = speak_prompts(model, codec, info, prompts, settings, second)
     assert found == {t: [f"prompt {n} at {t}" for n in range(5)] for t in (0.5, 0.0)}
     samplings = [Sampling(temperature=t, max_seconds=3.0, seed=7) for t in (0.5, 0.0)]
-    assert asked == [(list(models), ["prompt 1", "prompt 3"], each, 4) for each in samplings]
+    assert asked == [
+        (["model", "codec", "info"], ["prompt 1", "prompt 3"], each, 4) for each in samplings
+    ]

@@ -83,6 +83,12 @@ def test_one_clip_has_no_interval() -> None:
     assert (found.value, found.low, found.high) == (1.5, None, None)
 
 
+def test_two_clips_have_the_interval_of_one_degree_of_freedom() -> None:
+    """Of 0 and 1: half a unit off the mean, and 12.706 of them on each side."""
+    found = mean_estimate([0.0, 1.0], [1, 1], by_clip(2))
+    assert (found.low, found.high) == pytest.approx((0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2))
+
+
 def test_a_column_that_one_cluster_holds_alone_has_no_interval() -> None:
     found = mean_estimate([[1, 2], [1, 0]], [[1, 1], [1, 0]], by_clip(2), [1, 1])
     assert (found.value, found.low) == (3, None)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,17 @@ def test_dnsmos_is_what_its_authors_package_gives(seconds: float, expected: floa
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+def test_dnsmos_is_the_mean_of_what_listeners_would_say_of_each_window() -> None:
+    """Scores of 1 and 5: -0.06766283 s² + 1.11546468 s + 0.04602535 is 1.0938272 and 3.9317780."""
+    scores = [np.array([[9.0, 9.0, score]]) for score in (1.0, 5.0)]
+    dnsmos: Any = object.__new__(Dnsmos)
+    dnsmos._session = SimpleNamespace(
+        get_inputs=lambda: [SimpleNamespace(name="input_1")], run=lambda _, inputs: [scores.pop()]
+    )
+    assert dnsmos.score(np.zeros(11 * RATE_HZ, np.float32)) == pytest.approx(2.5128026)
+    assert scores == []
+
+
 def test_dnsmos_hears_full_scale_at_most() -> None:
     samples = 3 * np.sin(np.arange(32_000) / 7).astype(np.float32)
     listening = Dnsmos("x", dnsmos_file())
@@ -182,13 +194,25 @@ def test_without_models_nothing_is_heard_and_nothing_is_zero() -> None:
     assert set(vars(found).values()) == {None}
 
 
+def test_each_model_hears_half_a_second_at_least_at_its_rate() -> None:
+    """A hundred samples at 8 kHz are padded to 4,000; DNSMOS takes 16 kHz."""
+    listening: Any = listener()
+    listening._recogniser = lambda mono, rate_hz: f"{len(mono)} at {rate_hz}"
+    listening._speaker = lambda mono, rate_hz: [len(mono), rate_hz]
+    listening._dnsmos = SimpleNamespace(score=len)
+    found = listening.hear(np.ones(100, np.float32), 8000)
+    assert found == Impression(transcript="4000 at 8000", voice=[4000, 8000], dnsmos=8000)
+
+
 def test_likeness_is_the_cosine_of_voices_and_of_their_mean() -> None:
-    heard, recording = Impression(voice=[1.0, 0.0]), Impression(voice=[0.6, 0.8])
+    heard = Impression(voice=[1.0, 0.0], dnsmos=2.5)
+    recording = Impression(voice=[0.6, 0.8], dnsmos=3.5)
     others = [Impression(voice=[0.0, 1.0]), Impression(voice=[1.0, 0.0]), Impression()]
     found = compare_impression(heard, "", None, recording, reference=heard, others=others)
     assert found.similarity_to_recording == pytest.approx(0.6)
     assert found.similarity_to_reference == pytest.approx(1)
     assert found.similarity_to_others == pytest.approx(0.5**0.5)
+    assert found.dnsmos == 2.5
     assert compare_impression(heard, "", None, recording).similarity_to_reference is None
 
 
@@ -202,6 +226,7 @@ def test_likeness_is_the_cosine_of_voices_and_of_their_mean() -> None:
         ("In eighteen thirteen", "um, in 1813", "en", (0, 2, 0, 6)),
         ("It's late", "it is late", "en", (0, 3, 0, 8)),
         ("It's late", "it is late", "eng-GB", (0, 3, 0, 8)),
+        ("It's late", "it is late", "EN", (0, 3, 0, 8)),
         ("In eighteen thirteen", "in 1813", None, (2, 3, 16, 18)),
         # A sound event and a speaker tag are not spoken.
         ("[SPEAKER0] Hi <SE>[Laughter]</SE> you", "hi you", "en", (0, 2, 0, 5)),

@@ -1,8 +1,11 @@
 """Models that listen: what they say, against the models called by hand, and what follows."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ from higgs_pipe.data.specs import CLIPS, REJECTED
 from higgs_pipe.data.speech import SpeechMeasures, word_error_rate
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
-from higgs_pipe.listening.speech_models import SpeechModels
+from higgs_pipe.listening.speech_models import Recogniser, SpeechModels, filled_up
 
 CPU = torch.device("cpu")
 
@@ -101,6 +104,43 @@ def test_channels_are_averaged_and_the_rate_becomes_the_models(
     assert np.dot(alone, mixed) > 0.999 > np.dot(alone, left)
 
 
+def test_a_recogniser_gets_its_own_rate_and_its_spaces_are_cut_off() -> None:
+    class Pipeline:
+        feature_extractor = SimpleNamespace(sampling_rate=RATE_HZ)
+
+        def __call__(self, audio: dict[str, Any]) -> dict[str, str]:
+            assert (len(audio["raw"]), audio["sampling_rate"]) == (1600, RATE_HZ)
+            return {"text": " Good morning. "}
+
+    recogniser: Any = object.__new__(Recogniser)
+    recogniser._pipeline = Pipeline()
+    assert recogniser(torch.ones(4800), 48_000) == "Good morning."
+
+
+def test_what_is_short_is_followed_by_silence_to_half_a_second() -> None:
+    """At 8 samples per second."""
+    assert filled_up(torch.tensor([1.0, 2, 3]), 8).tolist() == [1, 2, 3, 0]
+    assert filled_up(torch.ones(5), 8).tolist() == [1] * 5
+
+
+def test_threads_take_turns_with_the_models() -> None:
+    active: list[str] = []
+
+    def hear(mono: torch.Tensor, rate_hz: int) -> str:
+        active.append("one")
+        time.sleep(0.01)
+        alone = len(active) == 1
+        active.pop()
+        return "alone" if alone else "with another"
+
+    models: Any = SpeechModels(SpeechModelConfig(device="cpu"), CPU)
+    models._recogniser = hear
+    silence = np.zeros((8000, 1), np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: models.measure(silence, RATE_HZ).transcript, range(4)))
+    assert found == ["alone"] * 4
+
+
 @pytest.mark.parametrize("num_samples", [1, 160, 8000])
 def test_the_shortest_recording_is_heard(
     models: dict[str, str], waveform: np.ndarray, num_samples: int
@@ -158,6 +198,23 @@ def test_a_file_that_holds_no_weights_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_text("<html>")
     with pytest.raises(UserError, match=r"state_dict of torchaudio's squim_objective_base"):
         SpeechModels(SpeechModelConfig(quality=str(tmp_path / "weights.pt")), CPU)
+
+
+class Touch:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_no_code_in_a_file_of_weights_is_run(tmp_path: Path) -> None:
+    torch.save({"weights": Touch(tmp_path / "run")}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"validate\.speech_models\.quality"):
+        SpeechModels(SpeechModelConfig(quality=str(tmp_path / "weights.pt")), CPU)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

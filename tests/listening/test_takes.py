@@ -54,6 +54,29 @@ def test_a_segment_is_heard_without_the_codecs_padding(
     assert np.array_equal(recording_of([part], info), left[12_000:24_240])
 
 
+def test_a_recording_is_heard_at_the_rate_of_the_codec(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    sf.write(tmp_path / "a.wav", np.full(12_000, 0.25), 12_000)
+    clip = WHOLE | {"audio_path": str(tmp_path / "a.wav")}
+    found = recording_of([clip], read_codec_info(corpus.eval_rows))
+    assert found.shape == (24_000,)
+    assert found[1000:-1000] == pytest.approx(0.25, abs=1e-3)
+
+
+def test_turns_are_joined_each_but_the_last_with_the_codecs_padding(
+    corpus: PackedCorpus, stereo: dict[str, Any]
+) -> None:
+    """Of 960 samples per frame: 12,240 are padded to 12,480, and the last 24,240 stay."""
+    info = read_codec_info(corpus.eval_rows)
+    first = stereo | {"channel": 0, "start_seconds": 0.5, "end_seconds": 1.01}
+    last = first | {"start_seconds": 0.75, "end_seconds": 1.76}
+    left = sf.read(stereo["audio_path"], dtype="float32")[0][:, 0]
+    found = recording_of([first, last], info)
+    assert np.array_equal(found[:12_240], left[12_000:24_240])
+    assert np.array_equal(found[12_480:], left[18_000:42_240])
+
+
 def test_a_recording_that_is_gone_names_the_rule(corpus: PackedCorpus, tmp_path: Path) -> None:
     clip = WHOLE | {"audio_path": str(tmp_path / "gone.wav")}
     with pytest.raises(UserError, match=r"gone\.wav does not exist; .*--forcerun list_rows"):
@@ -190,9 +213,10 @@ def test_each_take_is_compared_with_the_texts_and_recordings_of_its_prompt(
 
 
 def test_the_wavs_of_a_prompt_have_its_number(tmp_path: Path) -> None:
-    a_dialogue_and_a_clip().write(tmp_path)
+    at_16_khz: Any = SimpleNamespace(sample_rate_hz=16_000)
+    replace(a_dialogue_and_a_clip(), info=at_16_khz).write(tmp_path)
     found = {path.name: sf.read(path) for path in tmp_path.iterdir()}
-    assert {rate for _, rate in found.values()} == {RATE}
+    assert {rate for _, rate in found.values()} == {16_000}
     for number, level in (("01", 0.16), ("02", 0.26)):
         assert found[f"{number}-adapter-t0.25.wav"][0] == pytest.approx(level, abs=1e-4)
     both, _ = found["01-reference.wav"]

@@ -14,7 +14,7 @@ from higgs_pipe.higgs.batch import PackedRow, PackedRows
 from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.shape import BaseShape
 from higgs_pipe.higgs.v2.rows import place_of_text
-from higgs_pipe.listening.text_use import OtherTexts
+from higgs_pipe.listening.text_use import OtherTexts, _other_texts
 from higgs_pipe.training.held_out import held_out_sums
 
 SPEAKERS = {"clip-03": "high", "clip-06": "low", "clip-09": "high"}
@@ -75,6 +75,14 @@ def test_an_equal_text_of_the_speaker_is_passed_over(corpus: PackedCorpus, tmp_p
     rows = PackedRows(same.eval_rows)
     own, other = samples(rows), samples(OtherTexts(rows, SPEAKERS, place_of))
     assert [name for name in own if own[name] == other[name]] == []
+
+
+def test_the_next_text_is_that_of_the_next_clip_by_its_id() -> None:
+    """Of the speaker, in whatever order the clips are packed, or of anybody else."""
+    texts = {name: np.array([number], np.int32) for number, name in enumerate("dacb")}
+    found = _other_texts(texts, {"a": "ada", "b": "ada", "d": "ada"})
+    numbers = {name: int(text[0]) for name, text in found.items()}
+    assert numbers == {"a": 3, "b": 0, "d": 1, "c": 0}  # b, d, a; and d after c
 
 
 def test_a_clip_without_another_text_keeps_its_own(corpus: PackedCorpus, tmp_path: Path) -> None:

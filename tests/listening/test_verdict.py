@@ -154,6 +154,13 @@ def test_fewer_clips_than_eight_are_no_evidence_whatever_their_interval() -> Non
     assert verdict_of(stop_loss=difference(LOWER, num_clips=8)).overall == "better"
 
 
+def test_equal_results_of_all_clips_are_no_evidence() -> None:
+    """Not even where the interval has no width: equal stop rates of 1, with a difference of 0."""
+    equal = difference(EQUAL).model_copy(update={"low": 0.0, "high": 0.0})
+    found = verdict_of(stop_rate=equal, runaway_rate=equal)
+    assert {outcomes(found)[name] for name in ("stop_rate", "runaway_rate")} == {"no evidence"}
+
+
 def test_one_cluster_alone_is_no_evidence() -> None:
     alone = Difference(value=-1, low=None, high=None, num_clips=30, num_clusters=1, p_value=None)
     assert outcomes(verdict_of(stop_loss=alone))["stop_loss"] == "no evidence"
@@ -164,6 +171,7 @@ def test_a_missing_measure_is_not_measured_rather_than_zero() -> None:
     assert outcomes(verdict)["word_error_rate"] == "not measured"
     [words] = [measure for measure in verdict.measures if measure.name == "word_error_rate"]
     assert words.difference is None
+    assert "text_loss" not in outcomes(verdict)  # of a base that has none
 
 
 def test_a_loss_difference_within_rounding_does_not_count() -> None:
@@ -207,8 +215,11 @@ def test_a_second_measure_is_tested_at_the_level_that_the_first_leaves() -> None
 def test_an_audio_loss_above_a_blind_guess_is_never_better_and_explained() -> None:
     blind = verdict_of(adapter_audio_loss=6.94, stop_loss=difference(LOWER))
     assert blind.overall == "no evidence"
-    assert any("6.94" in sentence and "ln 1026 = 6.93" in sentence for sentence in blind.sentences)
-    assert blind.sentences[-1] == NOT_CALLED_BETTER
+    _, better, blindly, last = blind.sentences
+    assert better.startswith("Stop loss: better")
+    assert "6.94" in blindly
+    assert "ln 1026 = 6.93" in blindly
+    assert last == NOT_CALLED_BETTER
     assert verdict_of(adapter_audio_loss=6.93, stop_loss=difference(LOWER)).overall == "better"
 
 
@@ -218,6 +229,8 @@ def test_an_adapter_that_ignores_its_text_is_never_better() -> None:
     assert verdict_of(adapter_text_use=difference(LOWER), **better).overall == "no evidence"
     perhaps = FOLLOWS_TEXT.model_copy(update={"low": -0.01})
     assert verdict_of(adapter_text_use=perhaps, **better).overall == "no evidence"
+    alone = FOLLOWS_TEXT.model_copy(update={"low": None, "high": None})  # of one speaker
+    assert verdict_of(adapter_text_use=alone, **better).overall == "no evidence"
     assert verdict_of(adapter_text_use=None, **better).overall == "better"
 
 
@@ -226,6 +239,12 @@ def test_the_headline_comes_first_then_the_measure_that_decided() -> None:
     assert verdict.sentences[0].startswith("Worse")
     assert "-0.2 (95 % interval -0.3 to -0.1)" in verdict.sentences[1]
     assert len(verdict.sentences) == 2
+    surer = difference(LOWER, p_value=1e-9)
+    both = verdict_of(stop_loss=surer, audio_loss=difference(LOWER))
+    assert [sentence.split(":")[0] for sentence in both.sentences[1:]] == [
+        "Audio loss",
+        "Stop loss",
+    ]
     nothing = verdict_of(stop_rate=difference(EQUAL))
     [stop_rate] = [measure for measure in nothing.measures if measure.name == "stop_rate"]
     assert "0 (95 % interval -0.1 to +0.1)" in stop_rate.sentence
@@ -243,7 +262,10 @@ def test_a_required_verdict_names_the_measure_that_failed() -> None:
 
 
 def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
-    verdict = verdict_of(stop_rate=difference(LOWER))
+    differences = {"stop_rate": difference(LOWER)}
+    settings: Any = {"audio_loss": 5.0, "num_entries": 1026, "text_use": None}
+    verdict = judge(differences, clustered_by="speaker", **settings)
+    assert verdict.clustered_by == "speaker"
     verdict.write(tmp_path / "verdict.json")
     assert Verdict.read(tmp_path / "verdict.json") == verdict
 

@@ -1,6 +1,7 @@
 """The check of a package: every file that is not the packaged one is named, nothing is executed."""
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,10 +28,11 @@ from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.package import verify
-from higgs_pipe.publishing import contents
-from higgs_pipe.publishing.checking import check_package
+from higgs_pipe.publishing import contents, fitting, tensors
+from higgs_pipe.publishing.checking import check_checkpoint, check_package
 from higgs_pipe.publishing.contents import open_contents
 from higgs_pipe.publishing.sealing import seal, write_zip
+from higgs_pipe.publishing.tensors import NotSafetensorsError, read_shapes
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -109,6 +112,7 @@ def link(path: Path) -> None:
         (link, "README.md", ("README.md", "a link")),
         (flip, "samples/01-base.wav", ("samples/01-base.wav", "not a WAV")),
         (lengthen, "samples/01-base.wav", ("samples/01-base.wav", "too long a one")),
+        (append, WEIGHTS, (WEIGHTS, "not safetensors")),
     ],
 )
 def test_a_file_that_was_touched_is_named(
@@ -136,6 +140,13 @@ def test_a_renamed_file_is_named_with_its_name(copy: Path) -> None:
         ("setup.py", "hello", "neither safetensors nor text nor WAV"),
         ("deep.json", "[" * 100_000, "not JSON"),
         ("loss.svg", "<svg><script>alert(1)</script></svg>", "script"),
+        ("loss.svg", "<svg>< foreignObject><p/></foreignObject></svg>", "script"),
+        ("loss.svg", "<svg><IFRAME src='page'/></svg>", "script"),
+        ("loss.svg", "<svg onLoad = 'alert(1)'/>", "script"),
+        ("loss.svg", "<svg><a href='JavaScript:alert(1)'/></svg>", "script"),
+        ("samples/02.wav", "RIFX\4\0\0\0WAVE", "not a WAV"),
+        ("samples/02.wav", "RIFF\4\0\0\0AVI ", "not a WAV"),
+        ("samples/.gitattributes", "*.wav", "neither safetensors nor text nor WAV"),
         ("other.safetensors", "hello, world", "not safetensors"),
         ("list.safetensors", "\x02" + 7 * "\0" + "[]", "not an object"),
         ("none.safetensors", "\x08" + 7 * "\0" + '{"a": 1}', "'a' without a valid dtype"),
@@ -175,6 +186,76 @@ def test_tensors_that_overlap_or_leave_a_gap_are_refused_though_listed(
     assert has_line_with(faults(copy), WEIGHTS, "overlap")
 
 
+@pytest.mark.parametrize(
+    ("tensor", "is_valid"),
+    [
+        *(
+            ({"dtype": d, "shape": [3, 1], "data_offsets": [0, 24]}, True)
+            for d in ("F64", "I64", "U64")
+        ),
+        *(
+            ({"dtype": d, "shape": [3, 2], "data_offsets": [0, 24]}, True)
+            for d in ("F32", "I32", "U32")
+        ),
+        *(
+            ({"dtype": d, "shape": [3, 4], "data_offsets": [0, 24]}, True)
+            for d in ("F16", "BF16", "I16", "U16")
+        ),
+        *(
+            ({"dtype": d, "shape": [2, 3, 4], "data_offsets": [0, 24]}, True)
+            for d in ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2")
+        ),
+        ({"dtype": "F32", "shape": ["3", 2], "data_offsets": [0, 24]}, False),
+        ({"dtype": "F32", "shape": [-3, -2], "data_offsets": [0, 24]}, False),
+        ({"dtype": "F32", "shape": [3, 2], "data_offsets": [0, 24, 48]}, False),
+        ({"dtype": "F31", "shape": [3, 2], "data_offsets": [0, 24]}, False),
+    ],
+    ids=str,
+)
+def test_a_tensor_has_the_bytes_of_its_dtype_and_shape(
+    tensor: dict[str, Any], is_valid: bool
+) -> None:
+    header = json.dumps({"a": tensor}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(24)
+    if is_valid:
+        assert read_shapes(io.BytesIO(content), len(content)) == {"a": tuple(tensor["shape"])}
+    else:
+        with pytest.raises(NotSafetensorsError, match="'a' without a valid"):
+            read_shapes(io.BytesIO(content), len(content))
+
+
+def test_a_header_may_not_be_longer_than_that_of_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = json.dumps({"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    content = len(header).to_bytes(8, "little") + header
+    monkeypatch.setattr(tensors, "MAX_HEADER_BYTES", len(header))
+    assert read_shapes(io.BytesIO(content), len(content)) == {"a": (0,)}
+    monkeypatch.setattr(tensors, "MAX_HEADER_BYTES", len(header) - 1)
+    with pytest.raises(NotSafetensorsError, match="no safetensors header"):
+        read_shapes(io.BytesIO(content), len(content))
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", WEIGHTS, BASE_FILE, "provenance.json", "README.md"]
+)
+def test_a_package_that_was_sealed_without_a_file_is_not_whole(copy: Path, name: str) -> None:
+    for removed in (name, "files.json", "SHA256SUMS"):
+        (copy / removed).unlink()
+    seal(copy)
+    assert has_line_with(faults(copy), name, "missing")
+
+
+@pytest.mark.parametrize("name", ["config.json", "merge.json", "proof.json", "README.md"])
+def test_a_checkpoint_that_was_sealed_without_a_file_is_not_whole(
+    tmp_path: Path, name: str
+) -> None:
+    for kept in {"config.json", "merge.json", "proof.json", "README.md"} - {name}:
+        (tmp_path / kept).write_text("{}")
+    seal(tmp_path)
+    with pytest.raises(UserError) as error:
+        check_checkpoint(tmp_path)
+    assert has_line_with(str(error.value), name, "missing")
+
+
 def test_what_the_hub_and_snakemake_add_to_a_folder_is_no_fault(copy: Path) -> None:
     (copy / ".snakemake_timestamp").touch()
     (copy / ".gitattributes").write_text("*.safetensors filter=lfs\n")
@@ -201,6 +282,9 @@ def entry(name: str, **attributes: Any) -> zipfile.ZipInfo:
         (entry("ada/bomb.md", compress_type=zipfile.ZIP_DEFLATED), ("bomb.md", "compressed")),
         (entry("other/notes.md"), ("2 entries at the top",)),
         (entry("ada/README.md"), ("README.md", "twice")),
+        (entry("ada//notes.md"), ("notes.md", "elsewhere")),
+        (entry("notes.md"), ("notes.md", "not in a folder")),
+        (entry("ada/pipe", external_attr=(stat.S_IFIFO | 0o644) << 16), ("pipe", "special file")),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -214,12 +298,31 @@ def test_a_zip_with_links_other_paths_or_bombs_is_refused(
     assert not (tmp_path / "evil.md").exists()
 
 
-def test_an_encrypted_file_in_a_zip_is_refused(package: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "fact"),
+    [
+        ("flag_bits", 1, "encrypted"),
+        ("compress_type", zipfile.ZIP_DEFLATED, "compressed"),
+        ("file_size", 2, "compressed"),
+    ],
+)
+def test_a_file_of_a_zip_that_is_not_as_it_is_stored_is_refused(
+    package: Path, tmp_path: Path, key: str, value: int, fact: str
+) -> None:
     write_zip(package, tmp_path / "ada.zip")
     with zipfile.ZipFile(tmp_path / "ada.zip", "a") as archive:
         archive.writestr("ada/locked.md", "0")
-        archive.infolist()[-1].flag_bits |= 1
-    assert has_line_with(faults(tmp_path / "ada.zip"), "locked.md", "encrypted")
+        setattr(archive.infolist()[-1], key, value)
+    assert has_line_with(faults(tmp_path / "ada.zip"), "locked.md", fact)
+
+
+def test_a_name_that_ends_early_on_other_systems_is_refused(package: Path, tmp_path: Path) -> None:
+    write_zip(package, tmp_path / "ada.zip")
+    with zipfile.ZipFile(tmp_path / "ada.zip", "a") as archive:
+        archive.writestr("ada/notes.md#.exe", "0")
+    content = (tmp_path / "ada.zip").read_bytes()
+    (tmp_path / "ada.zip").write_bytes(content.replace(b"notes.md#", b"notes.md\0"))
+    assert has_line_with(faults(tmp_path / "ada.zip"), "notes.md", "differs between systems")
 
 
 def test_a_zip_that_claims_more_than_it_holds_is_refused(package: Path, tmp_path: Path) -> None:
@@ -331,6 +434,28 @@ def test_a_base_whose_weights_moved_is_refused_with_the_commit_to_pin(
     seal(copy)
     with pytest.raises(UserError, match=rf"moved.*{pinned.fingerprint[:12]}.*revision 0123abc"):
         verify(copy, base=str(moved))
+
+
+def test_the_weights_of_a_base_on_the_hub_are_those_of_the_revision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the hashes that the Hub has; small files have none."""
+    asked: list[Any] = []
+
+    class Hub:
+        def model_info(self, name: str, **options: Any) -> Any:
+            asked.append((name, options))
+            weights = SimpleNamespace(
+                rfilename="model.safetensors", lfs=SimpleNamespace(sha256="ab")
+            )
+            return SimpleNamespace(
+                siblings=[weights, SimpleNamespace(rfilename="README.md", lfs=None)]
+            )
+
+    monkeypatch.setattr(fitting, "HfApi", Hub)
+    found = fitting._fingerprint(Pretrained("base", "ada/base", "v2"))
+    assert found == hashlib.sha256(b"ab  model.safetensors\n").hexdigest()
+    assert asked == [("ada/base", {"revision": "v2", "files_metadata": True})]
 
 
 def reseal(package: Path, **config: Any) -> None:

@@ -36,3 +36,7 @@ def test_a_hub_id_keeps_its_owner_and_a_folder_of_the_same_look_does_not(
     assert public_name("ada/voice") == "ada/voice"
     (tmp_path / "ada/voice").mkdir(parents=True)
     assert public_name("ada/voice") == "voice"
+    assert public_name("ada/voice/.") == "voice"
+    assert public_name("models/ada/voice") == "voice"  # no longer there, and no Hub id
+    monkeypatch.chdir("ada/voice")
+    assert public_name(".") == "voice"

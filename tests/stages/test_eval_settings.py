@@ -29,7 +29,14 @@ from higgs_pipe.listening import speaking
 from higgs_pipe.listening.clip_losses import ClipLosses
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample
-from higgs_pipe.listening.spoken import ADAPTER, BASE, RECORDING, Generation, VoiceTotals
+from higgs_pipe.listening.spoken import (
+    ADAPTER,
+    BASE,
+    RECORDING,
+    Generation,
+    VoiceTotals,
+    temperatures_of,
+)
 from higgs_pipe.listening.text_use import OtherTexts
 from higgs_pipe.listening.verdict import HEADLINES, Verdict, judge
 from higgs_pipe.training.held_out import held_out_sums
@@ -124,12 +131,15 @@ def test_layers_are_compiled_if_the_settings_say_so(
     setting: bool,
 ) -> None:
     def look(*arguments: Any) -> None:
-        raise Seen(arguments[1])
+        raise Seen(arguments[1], arguments[3])
 
     monkeypatch.setattr(evaluate, "compile_where_it_pays", look)
     with pytest.raises(Seen) as seen:
         run(corpus, adapter, tmp_path, compile=setting)
-    assert seen.value.args == (setting,)
+    lengths = pq.read_table(corpus.eval_rows)["sample_lengths"].to_pylist()
+    # Adapter and base, their texts and others'; a forward pass is a third of a step of training.
+    num_positions = 4 * sum(map(sum, lengths)) / 3
+    assert seen.value.args == (setting, pytest.approx(num_positions))
 
 
 def test_all_audio_labels_are_counted(corpus: PackedCorpus, adapter: Path, tmp_path: Path) -> None:
@@ -239,7 +249,10 @@ def test_a_row_of_clips_has_each_models_values() -> None:
     sample: Any = SimpleNamespace(sample_id="a")
     text = "[SPEAKER0] Yes.\n[SPEAKER1] No."
     described = evaluate._described(HeldOutSample(sample, named, "dialogue", text, tuple(turns)))
-    assert described["duration_seconds"] == 5
+    assert described == {
+        **{"clip_id": "a", "task": "dialogue", "text": text, "speaker": "ada, ben"},
+        **{"language": "de", "duration_seconds": 5},
+    }
     count = torch.tensor([2.0, 3.0, 3.0, 2.0])
     adapter, base = (
         FrameLosses(LossSums(loss, count), np.ones(2), np.ones(2), at_end, before_end)
@@ -286,6 +299,11 @@ def test_measures_of_a_voice_are_those_of_the_temperature() -> None:
     found = [spoken.totals(ADAPTER, t) for t in (None, 1.0, 0.5, 0.7)]
     assert found == [{"2": None}, {"2": None}, {"4": None}, {}]
     assert spoken.totals(RECORDING) == {"0": None}
+
+
+def test_a_temperature_of_0_is_one_of_those_that_were_spoken() -> None:
+    rows = [{"temperature": temperature} for temperature in (None, 0.0, 1.0, 0.0)]
+    assert temperatures_of(rows) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

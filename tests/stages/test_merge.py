@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from accelerate import Accelerator
 from helpers import (
     PackedCorpus,
     Seen,
@@ -27,16 +29,26 @@ from helpers import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+import higgs_pipe
 from higgs_pipe import evaluate, merge, prove_form
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
-from higgs_pipe.higgs.form_weights import load_form
+from higgs_pipe.higgs import form_weights
+from higgs_pipe.higgs.batch import PackedRows
+from higgs_pipe.higgs.family import model_shapes
+from higgs_pipe.higgs.form_weights import check_bits, check_weights, load_form
 from higgs_pipe.higgs.greedy import speak_greedily
+from higgs_pipe.higgs.merging import Merge, read_changes
+from higgs_pipe.higgs.model import DualLossModel, load_base
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.higgs.shards import Shards
 from higgs_pipe.higgs.speaker import Speaker
 from higgs_pipe.higgs.v2.original_form import native_name
+from higgs_pipe.prove_form import HeldOutRows, Observed
 from higgs_pipe.training.form_results import FormProof, MergeRecord
+from higgs_pipe.training.results import EvalMetrics
+from higgs_pipe.training.run_info import git_commit
 
 pytestmark = pytest.mark.usefixtures("processes_as_forks")
 
@@ -123,7 +135,8 @@ def test_a_merged_checkpoint_is_complete(merged: Path) -> None:
     assert sorted(path.name for path in merged.parent.iterdir()) == ["default", "merge.json"]
 
 
-def test_the_proof_bounds_what_rounding_does(merged: Path, original: Path) -> None:
+def test_the_proof_bounds_what_rounding_does(merged: Path, original: Path, trained: Path) -> None:
+    evals = EvalMetrics.read(trained / "eval/metrics.json").adapter.eval_loss
     record = MergeRecord.read(merged / "merge.json")
     assert (record.num_changed, record.num_weights) == (9, 33)
     assert record.base == "base"
@@ -135,7 +148,8 @@ def test_the_proof_bounds_what_rounding_does(merged: Path, original: Path) -> No
         assert proof.logit_difference_bound == 2 * (2**-8 + 1e-5) * 4  # 2 layers
         assert proof.logit_change > 10 * proof.logit_difference
         assert proof.eval_loss == pytest.approx(proof.eval_loss_of_adapter, rel=1e-3)
-        assert proof.eval_loss != proof.eval_loss_of_adapter
+        assert proof.eval_loss != proof.eval_loss_of_adapter == pytest.approx(evals, rel=0.01)
+        assert MergeRecord.read(folder / "merge.json").form == proof.form == folder.parent.name
         assert proof.largest_share_rounded_otherwise < 1e-3
         assert all(second.num_frames <= 33 for second in proof.first_seconds)
 
@@ -162,19 +176,36 @@ def test_the_card_of_a_checkpoint_has_the_figures_of_its_files(merged: Path, tra
         assert words in card
 
 
-def test_a_checkpoint_names_the_commits_of_base_and_codec(
+def test_a_checkpoint_records_what_was_merged(
     trained: Path, corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     pinned = PinnedModel.of(Pretrained("base_model", str(trained / "base")))
+    codec = read_codec_info(corpus.eval_rows)
     record = merge.write_form(
         "merged",
         tmp_path,
         pinned.model_copy(update={"revision": "1" * 40}),
-        replace(read_codec_info(corpus.eval_rows), revision="2" * 40),
+        replace(codec, revision="2" * 40),
         trained / "train/adapter",
         torch.bfloat16,
     )
-    assert (record.base_revision, record.codec_revision) == ("1" * 40, "2" * 40)
+    rounding = {name for name in vars(record) if "rounding" in name}
+    adapter = (trained / "train/adapter/adapter_model.safetensors").read_bytes()
+    assert {name: value for name, value in vars(record).items() if name not in rounding} == {
+        **{"form": "merged", "dtype": "bfloat16", "base": "base", "base_revision": "1" * 40},
+        **{"base_fingerprint": pinned.fingerprint, "codec": "audio_tokenizer"},
+        **{"codec_revision": "2" * 40, "codec_fingerprint": codec.fingerprint},
+        **{"adapter_sha256": hashlib.sha256(adapter).hexdigest()},
+        **{"num_weights": 33, "num_changed": 9, "higgs_pipe": higgs_pipe.__version__},
+        "git_commit": git_commit(),
+    }
+    with Shards(trained / "base") as weights:
+        exact = Merge(weights, read_changes(trained / "train/adapter"), torch.float32)
+        errors = [
+            float((tensor.float() - exact[name]).abs().max())
+            for name, tensor in load_file(tmp_path / "model.safetensors").items()
+        ]
+    assert record.max_rounding_error == max(errors)
 
 
 def test_without_rounding_all_greedy_codes_are_the_adapters(trained: Path, tmp_path: Path) -> None:
@@ -399,6 +430,7 @@ def test_greedy_codes_that_differ_by_no_tie_fail_the_proof(
     heard: list[str] = []
 
     def speak(model: Any, prompt: Any, num_frames: int) -> Any:
+        assert num_frames == 25  # a second
         heard.append(prompt.sample_id)
         codes = speak_greedily(model, prompt, num_frames)
         return codes if heard.count(prompt.sample_id) == 1 else (codes + 1) % 1024
@@ -409,16 +441,134 @@ def test_greedy_codes_that_differ_by_no_tie_fail_the_proof(
     assert has_line_with(str(caught.value), heard[0])
 
 
-def test_an_original_checkpoint_that_lacks_a_tensor_is_not_loaded(
+def test_an_original_checkpoint_of_other_tensors_is_not_loaded(
     original: Path, trained: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(original, tmp_path / "original")
     weights = load_file(folder / "model.safetensors")
-    del weights["norm.weight"]
+    weights["more.weight"] = weights.pop("norm.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError) as caught:
         load_form("original", folder, Pretrained("base_model", str(trained / "base")))
     assert has_line_with(str(caught.value), "norm.weight")
+    assert has_line_with(str(caught.value), "more.weight")
+
+
+def test_a_bit_that_differs_from_the_merged_weight_is_named(
+    original: Path, trained: Path, tmp_path: Path
+) -> None:
+    base, adapter = Pretrained("base_model", str(trained / "base")), trained / "train/adapter"
+    assert check_bits(original, "original", base, adapter) == 33
+    folder = shutil.copytree(original, tmp_path / "original")
+    weights = load_file(folder / "model.safetensors")
+    weights["norm.weight"][0] *= 1 + 2**-7
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 tensors are not") as caught:
+        check_bits(folder, "original", base, adapter)
+    assert has_line_with(str(caught.value), "norm.weight")
+
+
+def test_zeros_of_two_signs_are_not_the_same_bits() -> None:
+    zeros = torch.tensor([0.0, -0.0])
+    assert form_weights._same_bits(zeros, zeros.clone())
+    assert not form_weights._same_bits(zeros, -zeros)
+
+
+def test_every_weight_of_a_checkpoint_is_expected_and_there(
+    merged: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Weights that no adapter can change, such as a codec's, are compared with the base's."""
+    base = Pretrained("base_model", str(trained / "base"))
+    folder = shutil.copytree(merged, tmp_path / "merged")
+    weights = load_file(folder / "model.safetensors")
+    changed, kept = "audio_lm_head.weight", "model.norm.weight"
+    others = {name: tensor for name, tensor in weights.items() if name != kept}
+    assert check_weights(folder, others, "merged", base) == 0
+    largest = max(weights, key=lambda name: weights[name].numel())
+    moved = weights[largest].clone()
+    moved.flatten()[0] += 1
+    share = check_weights(folder, weights | {largest: moved}, "merged", base)
+    assert share == pytest.approx(1 / moved.numel())
+    weights["more.weight"] = weights.pop(kept)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    del others[changed]
+    with pytest.raises(UserError, match="3 tensors are not") as caught:
+        check_weights(folder, others, "merged", base)
+    lines = ((kept, "missing"), ("more.weight", "unknown"), (changed, "100.00%"))
+    for line in lines:
+        assert has_line_with(str(caught.value), *line)
+
+
+def test_base_and_adapter_are_checked_by_the_shapes_of_the_model(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_: Merge, shapes: Any) -> None:
+        raise Seen(shapes)
+
+    monkeypatch.setattr(Merge, "check", look)
+    with pytest.raises(Seen) as seen:
+        run_merge(trained, tmp_path / "merged/default")
+    assert seen.value.args == (model_shapes(Pretrained("base_model", str(trained / "base"))),)
+
+
+def test_the_proof_has_what_was_observed_of_both_models(
+    trained: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter's logits are [0, 4], the checkpoint's 0.03 off, the base's 3 off."""
+    codes = np.zeros((33, 8), np.int16)
+    adapters = Observed([torch.tensor([0.0, 4.0])], [codes], 5.0)
+    found = Observed([torch.tensor([0.03, 4.0])], [codes], 5.001)
+    observed = [found, adapters]
+    prompts: list[Any] = []
+
+    def observe(rows: HeldOutRows, _: Any) -> Observed:
+        prompts.append(rows.prompts)
+        return observed.pop()
+
+    monkeypatch.setattr(prove_form, "NUM_PROMPTS", 1)
+    monkeypatch.setattr(HeldOutRows, "observe", observe)
+    monkeypatch.setattr(HeldOutRows, "logits", lambda *_: [torch.tensor([3.0, 4.0])])
+    folder = shutil.copytree(merged, tmp_path / "merged")
+    prove(trained, folder)
+    proof = FormProof.read(folder / "proof.json")
+    second = proof.first_seconds[0].model_dump()
+    assert second.pop("largest_margin_of_a_tie") == pytest.approx(0.06)
+    sample_id = prompts[0][0].sample_id
+    assert second == {
+        **{"sample_id": sample_id, "num_frames": 33, "num_equal_frames": 33, "margin": None}
+    }
+    assert proof.max_logit_difference == pytest.approx(0.03)
+    assert proof.logit_difference == pytest.approx(0.03 / 4)
+    assert proof.logit_change == pytest.approx(3 / 4)
+    assert proof.logit_difference_bound == 2 * (2**-8 + 1e-5) * 4
+    assert (proof.eval_loss, proof.eval_loss_of_adapter) == (5.001, 5.0)
+
+
+def test_the_proof_is_of_the_held_out_rows_and_of_both_heads(
+    trained: Path, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*arguments: Any) -> None:
+        raise Seen(arguments[1], arguments[3])
+
+    model = DualLossModel(load_base(Pretrained("base", str(trained / "base")), torch.float32))
+    table = PackedRows(corpus.eval_rows)
+    rows = HeldOutRows(table, [], Accelerator(cpu=True), rows_per_batch=3)
+    text, audio = rows.logits(model)
+    labels = np.array(table[0].labels)
+    assert (len(text), audio.shape[1:]) == ((labels != -100).sum(), (8, 1026))
+    monkeypatch.setattr(prove_form, "held_out_sums", look)
+    with pytest.raises(Seen) as seen:
+        rows.observe(model)
+    assert seen.value.args == (table, 3)
+
+
+def test_a_proof_by_hand_is_of_the_base_of_training(
+    trained: Path, merged: Path, tmp_path: Path
+) -> None:
+    results = shutil.copytree(trained, tmp_path / "results")
+    edit_result(results / "train/adapter/base_model.json", fingerprint="0" * 64)
+    with pytest.raises(UserError, match="000000000000"):
+        prove(results, merged)
 
 
 def test_a_checkpoint_that_fails_its_proof_is_not_kept(

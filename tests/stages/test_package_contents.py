@@ -10,22 +10,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile as sf
 import torch
 import yaml
-from helpers import PackedCorpus, Seen, edit_result, write_stage_config
+from helpers import PackedCorpus, Seen, edit_result, has_line_with, write_stage_config
+from report_inputs import blank_row
 from safetensors.torch import load_file
 
 from higgs_pipe import evaluate, package, verify
 from higgs_pipe import train as train_stage
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.specs import CodecInfo
-from higgs_pipe.data.tables import read_codec_info
+from higgs_pipe.data.tables import read_codec_info, write_table
+from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.lora import load_adapter
+from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.packed_for import base_of_rows
 from higgs_pipe.higgs.pretrained import PinnedModel
-from higgs_pipe.publishing.card import CardFacts, licence_of, metadata, model_card
-from higgs_pipe.publishing.samples import PublishedSample
+from higgs_pipe.listening.spoken import GENERATED
+from higgs_pipe.publishing.card import CardFacts, licence_of, metadata, metric_rows, model_card
+from higgs_pipe.publishing.samples import PublishedSample, publish_samples
 from higgs_pipe.training.results import EvalMetrics, Proof
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -271,6 +278,64 @@ def test_a_base_in_a_folder_is_given_by_hand_and_not_linked(facts: CardFacts) ->
     assert "speak --adapter voice --base tiny-higgs --text" in of_folder
 
 
+def test_the_hub_finds_a_card_by_tags_and_languages(facts: CardFacts) -> None:
+    data = facts.provenance.data.model_copy(
+        update={"languages": dict.fromkeys(("pt-BR", "en", "pt-PT"))}
+    )
+    named = facts.provenance.model_copy(update={"data": data})
+    found = metadata(replace(facts, provenance=named))
+    assert found.tags == ["higgs-audio-v2", "lora", "text-to-speech"]
+    assert found.language == ["en", "pt"]
+
+
+def test_a_family_without_a_text_loss_has_no_line_of_it(facts: CardFacts) -> None:
+    without = facts.metrics.adapter.model_copy(update={"eval_text_loss": None})
+    rows = metric_rows(facts.metrics.model_copy(update={"adapter": without}))
+    assert rows[0] == ("eval_loss", "loss")
+    assert "eval_text_loss" not in dict(rows)
+
+
+def test_a_card_names_each_form_of_the_family_once(facts: CardFacts) -> None:
+    forms = {"merged": facts.family.forms["merged"]}
+    settings = facts.settings.model_copy(update={"forms": ["merged", "original", "merged"]})
+    family = replace(facts.family, forms=forms)
+    text = model_card(replace(facts, family=family, settings=settings))
+    assert [line[:11] for line in text.splitlines() if line.startswith("| `-")] == ["| `-merged`"]
+
+
+def generated(*rows: tuple[str, str, float | None]) -> list[dict[str, Any]]:
+    return [
+        blank_row(GENERATED)
+        | {"clip_id": clip_id, "text": f"Text {clip_id}", "voice": voice}
+        | {"temperature": temperature, "sample": f"{clip_id}-{voice}-{temperature}.wav"}
+        for clip_id, voice, temperature in rows
+    ]
+
+
+def test_the_first_texts_are_published_as_spoken_at_the_first_temperature(tmp_path: Path) -> None:
+    drawn = [(voice, t) for t in (0.5, 1.0) for voice in ("base", "adapter")]
+    voices: list[tuple[str, float | None]] = [("recording", None), *drawn]
+    table = generated(*((name, voice, t) for name in ("c", "a", "b") for voice, t in voices))
+    write_table(tmp_path / "generation.parquet", GENERATED, table)
+    for number, row in enumerate(table):
+        sf.write(tmp_path / row["sample"], np.zeros(10 + number), 8000)
+    (tmp_path / "package").mkdir()
+    found = publish_samples(tmp_path / "generation.parquet", tmp_path, tmp_path / "package", 2)
+    assert found == [
+        PublishedSample("Text c", "samples/01-base.wav", "samples/01-adapter.wav"),
+        PublishedSample("Text a", "samples/02-base.wav", "samples/02-adapter.wav"),
+    ]
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "package/samples").iterdir()}
+    assert copied == {
+        f"0{number}-{voice}.wav": (tmp_path / f"{name}-{voice}-0.5.wav").read_bytes()
+        for number, name in ((1, "c"), (2, "a"))
+        for voice in ("base", "adapter")
+    }
+    (tmp_path / "c-base-0.5.wav").unlink()
+    with pytest.raises(UserError, match=r"c-base-0\.5\.wav .*--forcerun eval_adapter"):
+        publish_samples(tmp_path / "generation.parquet", tmp_path, tmp_path / "package", 2)
+
+
 def test_the_hub_plays_the_adapters_samples(facts: CardFacts) -> None:
     spoken = replace(facts, samples=[PublishedSample("Yes.", "base.wav", "adapter.wav")])
     assert metadata(spoken)["widget"] == [{"text": "Yes.", "output": {"url": "adapter.wav"}}]
@@ -326,6 +391,59 @@ def test_the_proof_has_the_numbers_of_what_was_packaged(
         "base_revision": COMMIT,
     }
     assert proof.max_logit_change > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "is_evals"),
+    [
+        *(("float32", 1 + error, True) for error in (5e-5, -5e-5)),
+        *(("float32", 1 + error, False) for error in (2e-4, -2e-4)),
+        *(("float64", 1 + error, False) for error in (1e-7, -1e-7)),
+    ],
+)
+def test_the_held_out_loss_of_the_proof_is_evals_within_rounding(
+    results: Path,
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    factor: float,
+    is_evals: bool,
+) -> None:
+    """The loss of eval is 8 nats or so; that of the proof is ``factor`` times as high."""
+    metrics = results / "experiments/voice/eval/metrics.json"
+    evals = EvalMetrics.read(metrics).adapter.eval_loss
+    base = {"base_model": str(corpus.base)}
+    config = write_stage_config(
+        tmp_path / "eval.json", **base, eval={"device": "cpu", "dtype": dtype}
+    )
+    monkeypatch.setattr(verify, "held_out_sums", lambda *_: {})
+    monkeypatch.setattr(verify, "total_of", lambda _: None)
+    monkeypatch.setattr(verify, "named_losses", lambda _: {"loss": factor * evals})
+    proof = tmp_path / "proof.json"
+    arguments = config, results / "adapters/voice", corpus.eval_rows, metrics, proof
+    if is_evals:
+        verify.run(*arguments)
+        assert Proof.read(proof).eval_loss == factor * evals
+    else:
+        with pytest.raises(UserError, match="the held-out loss is"):
+            verify.run(*arguments)
+
+
+def test_a_tensor_that_was_loaded_otherwise_fails_the_proof(
+    results: Path, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged = results / "adapters/voice"
+    base = load_base(Pretrained("base_model", str(corpus.base)), torch.float32)
+    adapted = load_adapter(base, packaged)
+    in_file = load_file(packaged / "adapter_model.safetensors")
+    [moved, added, *_] = in_file
+    changed = in_file | {moved: in_file[moved] + 1, f"{added}.more": in_file[added]}
+    monkeypatch.setattr(verify, "load_file", lambda _: changed)
+    with pytest.raises(UserError, match="2 adapter tensors") as error:
+        verify._check_tensors(adapted, packaged)
+    assert has_line_with(str(error.value), moved)
+    assert has_line_with(str(error.value), f"{added}.more")
 
 
 def test_the_chart_of_the_card_is_that_of_the_loss(results: Path, card: list[str]) -> None:

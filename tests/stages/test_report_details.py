@@ -11,13 +11,13 @@ import pytest
 from helpers import ROOT
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from report_inputs import Inputs, TextOfPage, evaluation_line, rows, words
+from report_inputs import Inputs, TextOfPage, evaluation_line, group_loss, rows, words
 
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.listening.spoken import GENERATED
-from higgs_pipe.reporting import charts, other, prompts
+from higgs_pipe.reporting import audio, charts, other, prompts
 from higgs_pipe.reporting.experiments import COLOURS
 from higgs_pipe.reporting.shares import largest
 
@@ -80,6 +80,67 @@ def test_a_measure_is_drawn_with_its_bounds_and_the_rejected_apart(drawn: list[F
     assert last.get_x() + last.get_width() == pytest.approx(40, abs=0.2)
     [bound] = axes.lines
     assert list(bound.get_xdata()) == [10, 10]
+
+
+def test_lengths_are_counted_by_split_up_to_the_longest(drawn: list[Figure]) -> None:
+    """Of 24 bars, each is a second wide."""
+    chart = charts.draw_durations({"train": [0.5, 1.5, 1.75], "held out": [24.0, 1.25]})
+    axes: Any = drawn[0].axes[0]
+    bars: dict[str, list[Any]] = {}
+    for bar in axes.patches:
+        bars.setdefault(to_hex(bar.get_facecolor()), []).append(bar)
+    assert list(bars) == list(COLOURS[:2])
+    for part, held in zip(bars.values(), ({0: 1, 1: 2}, {1: 1, 23: 1}), strict=True):
+        assert [bar.get_width() for bar in part] == pytest.approx([1] * 24)
+        assert {i: bar.get_height() for i, bar in enumerate(part) if bar.get_height()} == held
+    assert bars[COLOURS[1]][1].get_y() == 2  # on those of training
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train", "held out"]
+    assert "3 train, 2 held out clips" in chart.description
+    assert (chart.width, chart.height) == (346, 216)  # 4.8 by 3 inches of 72 points
+
+
+def test_a_measure_of_one_value_is_drawn_and_its_median_is_of_all_rows(
+    drawn: list[Figure],
+) -> None:
+    charts.draw_measure("stoi", np.array([5.0, 5.0]), np.array([]), bounds=[])
+    bars: Any = drawn[0].axes[0].patches
+    assert bars[0].get_width() == pytest.approx(1 / 24)
+    chart = charts.draw_measure("stoi", np.array([1.0, 2.0]), np.array([4.0] * 3), bounds=[1, 3.5])
+    axes: Any = drawn[1].axes[0]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 1], [3.5, 3.5]]
+    last = axes.patches[-1]
+    assert last.get_x() + last.get_width() == pytest.approx(4)
+    assert "2 accepted rows, median 4 over all; 3 rejected" in chart.description
+
+
+def test_a_loss_of_0_is_drawn_and_one_point_is_marked(drawn: list[Figure]) -> None:
+    training = [SimpleNamespace(step=10, loss=0.0)]
+    held_out = [SimpleNamespace(step=step, eval_loss=1.0) for step in range(41)]
+    alarms = [SimpleNamespace(step=10)]
+    log = SimpleNamespace(training=training, held_out=held_out, samples=[], alarms=alarms)
+    experiment: Any = SimpleNamespace(name="a", colour=COLOURS[0], log=log)
+    charts.draw_loss("Loss", "loss", [experiment])
+    lines: Any = drawn[0].axes[0].lines
+    assert (list(lines[0].get_ydata()), lines[0].get_marker()) == ([0], "o")
+    assert lines[1].get_markevery() == 3  # 41 points, 20 marks at most
+    assert 0 < lines[2].get_ydata()[0] < 0.1  # of the height, at the bottom
+
+
+def test_long_names_are_cut_and_none_is_a_formula(drawn: list[Figure]) -> None:
+    charts.draw_hours("Hours", {"a" * 18: 2.0, "b" * 19: 1.0, "$c$": 0.5})
+    labels: Any = drawn[0].axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["a" * 18, "b" * 17 + "…", r"\$c\$"]
+
+
+def test_a_waveform_is_drawn_by_the_peaks_of_its_parts() -> None:
+    """Bars around y = 16, at most 15 high on each side, at least 0.5."""
+    assert audio.outline(np.array([0, 0.5, -1, 3], np.float32), 4) == (
+        "M0.5 15.5v1M1.5 8.5v15M2.5 1v30M3.5 1v30"
+    )
+    samples = np.zeros(24_000, np.float32)
+    for longest, num_bars in ((None, 96), (2.0, 48)):
+        player = audio.make_player(samples, 24_000, longest)
+        assert (player.seconds, player.outline.count("M")) == (1, num_bars)
 
 
 def test_hours_are_bars_in_their_order_from_the_top(drawn: list[Figure]) -> None:
@@ -177,6 +238,54 @@ def test_a_clip_that_two_bases_reject_alike_is_left_out_once(
     assert found.num_left_out == {"silent": 2, "too_many_tokens": 3}
 
 
+def test_what_is_special_about_the_recordings_is_counted(inputs: Inputs) -> None:
+    inputs.validation |= {
+        **{"num_clips_without_speaker": 31, "num_clips_without_language": 32},
+        **{"num_references": 33, "duplicates": [["a", "b"], ["c", "d"]]},
+        "left_out": {"no_text": {"num_files": 34, "first_files": ["a.wav"]}},
+        "manifest_notes": [f"Note {number}." for number in range(21)],
+        "shared_scene": "A hall.",
+        "speakers_with_one_clip": {"speakers": ["dora"], "message": "cloning falls back"},
+    }
+    page = inputs.html()
+    listed = [words(line) for line in re.findall("<li>(.*?)</li>", page, re.DOTALL)]
+    for start, end in (
+        ("Clips without a speaker", ": 31."),
+        ("Clips without a language", ": 32."),
+        ("Recordings used only as reference voices", ": 33."),
+        ("Recordings listed more than once", ": 2."),
+        ("Files left out (no text)", ": 34."),
+        ("All clips have the scene “A hall.”", "to the adapter."),
+        ("Speakers with only one clip: dora;", "cloning falls back."),
+        ("Note 19.", ""),
+    ):
+        [found] = [line for line in listed if line.startswith(start)]
+        assert found.endswith(end)
+    assert "Note 20." not in listed
+    speakers, languages = page.index("<h3>Speakers"), page.index("<h3>Languages")
+    assert speakers < page.index('<th scope="row">ada</th><td>80', speakers) < languages
+    assert page.index('<th scope="row">de</th><td>40', languages)
+
+
+def test_each_count_of_packing_is_that_of_its_split(inputs: Inputs) -> None:
+    counts = [*("num_samples", "num_rows", "num_tokens", "num_audio_frames")]
+    counts += ["num_text_labels", "num_audio_labels"]
+    for first, split in ((100, "train"), (200, "eval")):
+        numbered: dict[str, Any] = {key: first + number for number, key in enumerate(counts)}
+        numbered |= {"fill": first / 1000, "audio_seconds": 36.0 * first}
+        numbered["tasks"] = {f"task{first}": first}
+        inputs.packing[split] = inputs.packing[split] | numbered
+    page = inputs.html()
+    page = page[page.index("<h2>Packing") :]
+    found = [cells for cells in TextOfPage(page).rows[1:] if len(cells) == 3]
+    assert [cells[1:] for cells in found[:6]] == [[f"{100 + n}", f"{200 + n}"] for n in range(6)]
+    assert [cells[1:] for cells in found[6:9]] == [
+        ["10.0", "20.0"],
+        ["1.000", "2.000"],
+        ["task100 100", "task200 200"],
+    ]
+
+
 def test_the_use_of_the_text_has_its_interval(inputs: Inputs) -> None:
     found = [row for row in TextOfPage(inputs.html()).rows if row[0].startswith("Use of the text")]
     assert [row[1:] for row in found] == [["", "", "", "", "+0.500 +0.400 to +0.600", "better"]]
@@ -210,6 +319,37 @@ def test_the_commands_of_the_report_are_targets_of_the_makefile(inputs: Inputs) 
     phony = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets
     assert set(targets) <= set(phony)
+
+
+def test_each_experiment_has_its_own_results(inputs: Inputs) -> None:
+    second = inputs.experiments["second"] = inputs.experiment(eval_loss=8.25, eval_audio_loss=7.5)
+    second["train/run.json"] |= {"started_at": "2026-11-28T09:05:59+00:00", "machine": "a laptop"}
+    second["train/config.json"]["base_model"] = "acme/other"
+    lines = second["train/metrics.jsonl"]
+    lines[-1] |= {"tokens_per_second": 2000, "audio_seconds_per_second": 20, "peak_memory_gb": 7.5}
+    lines.append({"step": 33, "alarm": "loss_rises", "message": "Look."})
+    checks = [{"name": "heads", "status": "failed", "found": "only one"}]
+    second["train/preflight.json"]["checks"] = checks
+    second["eval/breakdown.json"]["groups"] = [group_loss("speaker", "dora", 7.3)]
+    inputs.add_other()
+    second["eval/other/verdict.json"] |= {"overall": "better", "sentences": ["Kept.", "All."]}
+    second["eval/other/metrics.json"]["adapter"]["eval_loss"] = 11.5
+    second["eval/other/breakdown.json"]["groups"] = [group_loss("speaker", "emil", 7.3)]
+    page = inputs.html()
+    text = words(page)
+    assert "Base model resources/tiny-higgs, acme/other Trained 2026-11-26 14:02 UTC" in text
+    assert ", 2026-11-28 09:05 UTC Machine 2 x NVIDIA H100, a laptop Training time" in text
+    losses = ["8.650", "8.250", "11.900", "11.500"]
+    assert [cells[3] for cells in rows(page, "Total")] == losses
+    assert [len(rows(page, name)) for name in ("dora", "emil")] == [1, 1]
+    assert rows(page, "second")[-1] == ["40", "1.50", "2,000", "20", "7.5"]
+    assert rows(page, "heads") == [["failed", "only one"]]
+    assert rows(page, "loss rises") == [["33", "Look."]]
+    assert "Forgetting: Kept. See below" in text
+    assert "second: Kept. All." in text
+    assert "Forgetting: It has forgotten. See below" in text
+    for name in ("default", "second"):
+        assert f"--adapter {inputs.folder}/adapters/{name} --text" in page
 
 
 def test_every_experiment_has_its_colour_in_the_legend(inputs: Inputs) -> None:
