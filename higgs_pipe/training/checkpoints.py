@@ -194,12 +194,8 @@ def run_identity(
     """
     sizes = [path.stat().st_size for path in (train_rows, eval_rows)]
     settings = stage.model_dump(mode="json", by_alias=True)
-    neutral = (
-        LAUNCH
-        | LOG
-        | {"init_adapter"}
-        | (SAMPLES if stage.train.keep_best_by == "eval_loss" else set())
-    )
+    samples = SAMPLES if stage.train.keep_best_by == "eval_loss" else set()
+    neutral = LAUNCH | LOG | OF_ITS_OWN | samples
     settings["train"] = {k: v for k, v in settings["train"].items() if k not in neutral}
     identity: dict[str, str] = {}
     if accelerator.is_main_process:
