@@ -104,13 +104,15 @@ def test_a_training_of_few_steps_is_not_called_slow() -> None:
         ([LN_V + 0.04, LN_V - 0.04, LN_V, LN_V, LN_V], True),
         ([LN_V + 0.06, LN_V - 0.04, LN_V, LN_V, LN_V], False),  # it still moves
         ([LN_V, LN_V, LN_V, LN_V, LN_V - 0.06], False),
+        ([LN_V + 0.06, LN_V, LN_V, LN_V, LN_V, LN_V], True),  # it moved once
     ],
 )
 def test_a_codebook_that_stays_at_ln_v(last_losses: Any, fires: bool) -> None:
     lines = [
         training_line(60 + i, audio_loss_codebook_1=loss) for i, loss in enumerate(last_losses)
     ]
-    assert names(alarms(), lines) == ([(64, "codebook_at_ln_v")] if fires else [])
+    last = 59 + len(last_losses)
+    assert names(alarms(), lines) == ([(last, "codebook_at_ln_v")] if fires else [])
     assert ("codebook 1 " in alarms_message(lines)) == fires
 
 
@@ -139,14 +141,22 @@ def test_a_gradient_is_not_called_exploding_before_there_is_a_median() -> None:
     assert names(alarms(), lines) == []
 
 
+def test_a_gradient_is_compared_with_the_median_and_not_the_mean() -> None:
+    """The mean before the last is 18.8."""
+    norms = [1.0, 1.0, 1.0, 1.0, 90.0, 150.0]
+    lines = [training_line(step, grad_norm=norm) for step, norm in enumerate(norms, start=1)]
+    assert names(alarms(), lines) == [(6, "gradient_exploding")]
+
+
 def test_an_adapter_that_stays_as_it_is() -> None:
     lines = [
         training_line(1, adapter_norm=7.5, learning_rate=0.0),
         training_line(2, adapter_norm=7.5, learning_rate=0.0),  # warm-up starts at a rate of 0
         training_line(3, adapter_norm=7.5),
         training_line(4, adapter_norm=7.6),
+        training_line(5, adapter_norm=7.6),
     ]
-    assert names(alarms(), lines) == [(3, "adapter_unchanged")]
+    assert names(alarms(), lines) == [(3, "adapter_unchanged"), (5, "adapter_unchanged")]
 
 
 def test_an_alarm_is_given_once_and_again_after_quiet() -> None:

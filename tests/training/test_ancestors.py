@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from helpers import (
     ROOT,
     PackedCorpus,
+    Seen,
     edit_result,
     has_line_with,
     launch,
@@ -22,13 +22,17 @@ from helpers import (
 )
 from safetensors.torch import load_file, save_file
 
-from higgs_pipe.config.stages import TrainStage
+import higgs_pipe.train
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.adapter_files import BASE_FILE
 from higgs_pipe.higgs.lora import adapter_state
-from higgs_pipe.higgs.packed_for import base_of_rows
-from higgs_pipe.planning.ancestors import ancestor_option, check_ancestors
-from higgs_pipe.training.checkpoints import Checkpoints, run_identity
+from higgs_pipe.planning.ancestors import (
+    ancestor_files,
+    ancestor_option,
+    check_ancestors,
+    check_lora_settings,
+)
+from higgs_pipe.training.checkpoints import Checkpoints
 from higgs_pipe.training.results import RunInfo
 from higgs_pipe.training.training import Training
 
@@ -147,17 +151,19 @@ def other_weights(adapter_dir: Path, copy: Path) -> Path:
 
 
 def test_a_checkpoint_of_another_earlier_adapter_is_never_resumed(
-    corpus: PackedCorpus, ancestor: Path, tmp_path: Path
+    corpus: PackedCorpus, ancestor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def look(_: Path, identity: Any, __: int) -> Any:
+        raise Seen(identity)
+
+    monkeypatch.setattr(higgs_pipe.train, "Checkpoints", look)
+
     def checkpoints(adapter_dir: Path) -> Checkpoints:
-        stage = TrainStage.model_validate(
-            {"base_model": str(corpus.base), "train": {"init_adapter": str(adapter_dir)}}
-        )
-        base = base_of_rows(corpus.train_rows, stage.pretrained_base)
-        rows = corpus.train_rows, corpus.eval_rows
-        started = training_from(corpus, adapter_dir).ancestor
-        identity = run_identity(stage, base, *rows, Accelerator(cpu=True), started)
-        return Checkpoints(tmp_path / "checkpoints", identity, 2)
+        given = SETTINGS | {"init_adapter": str(adapter_dir), "preflight": False}
+        with pytest.raises(Seen) as seen:
+            train(corpus, tmp_path / "run", **given)
+        [identity] = seen.value.args
+        return Checkpoints(tmp_path / "checkpoints", identity, total_limit=2)
 
     checkpoints(ancestor).save(1, {"step": 1})
     moved = Path(shutil.copytree(ancestor, tmp_path / "moved"))
@@ -171,6 +177,7 @@ def test_a_checkpoint_of_another_earlier_adapter_is_never_resumed(
         ({"r": 2}, ("r: 4", "r: 2")),
         ({"alpha": 16}, ("alpha: 8", "alpha: 16")),
         ({"use_rslora": True}, ("use_rslora: false", "use_rslora: true")),
+        ({"use_dora": True}, ("use_dora: false", "use_dora: true")),
         ({"target_modules": "attention"}, ("mlp", "only there")),
         ({"train_in_full": []}, ("audio_lm_head", "only there")),
         (
@@ -186,6 +193,23 @@ def test_what_differs_is_a_user_error_before_training(
     with pytest.raises(UserError) as error:
         training_from(corpus, ancestor, lora=SETTINGS["lora"] | lora)
     assert has_line_with(str(error.value), *tokens)
+
+
+def test_the_zip_of_an_adapter_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "ada.zip").touch()
+    for name, advice in (("ada.zip", "unpack the ZIP"), ("absent", "name the folder")):
+        with pytest.raises(UserError, match=f"{name} has no adapter_model.*; {advice}"):
+            check_lora_settings(tmp_path / name, {})
+
+
+@pytest.mark.parametrize(("folder", "num_files"), [("a/b", 3), ("a/{b", 0), ("a}/b", 0)])
+def test_an_earlier_adapter_is_an_input_unless_it_looks_like_a_wildcard(
+    folder: str, num_files: int
+) -> None:
+    config = {"train": {"init_adapter": None}, "experiments": {"a": {"init_adapter": folder}}}
+    files = ancestor_files(config, "a")
+    assert len(files) == num_files
+    assert all(Path(file).parent == Path(folder) for file in files)
 
 
 def test_an_adapter_of_another_base_is_refused(

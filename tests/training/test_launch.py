@@ -13,10 +13,14 @@ import torch
 from helpers import ROOT
 
 from higgs_pipe.config.settings import TrainConfig
-from higgs_pipe.errors import UserError
+from higgs_pipe.errors import LostProcessError, SilentProcessError, UserError
 from higgs_pipe.higgs.devices import pick_device
 from higgs_pipe.training.launch import cause, main, port_fault
-from higgs_pipe.training.processes import caught_signals, make_accelerator
+from higgs_pipe.training.processes import (
+    caught_signals,
+    lost_process_named,
+    make_accelerator,
+)
 
 
 @pytest.fixture
@@ -70,6 +74,39 @@ def test_a_signal_that_comes_twice_at_once_is_one() -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
     assert caught == [signal.SIGTERM, signal.SIGTERM]
+
+
+def test_signals_are_as_before_after_training_and_nohup_keeps_its_own() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for handler in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGHUP, handler)
+            others = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+            with caught_signals():
+                assert (signal.getsignal(signal.SIGHUP) == handler) == (handler == signal.SIG_IGN)
+            assert signal.getsignal(signal.SIGHUP) == handler
+            assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == others
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "message", "kind"),
+    [
+        (1, "gloo: Connection closed by peer", RuntimeError),
+        (2, "gloo: Connection closed by peer", LostProcessError),
+        (2, "NCCL: Timed out", SilentProcessError),
+        (2, "shapes differ", RuntimeError),
+    ],
+)
+def test_a_failed_exchange_says_whether_the_other_process_is_gone_or_silent(
+    num_processes: int, message: str, kind: type[Exception]
+) -> None:
+    accelerator: Any = SimpleNamespace(num_processes=num_processes)
+    with pytest.raises(kind) as raised, lost_process_named(accelerator, 7.5):
+        raise RuntimeError(message)
+    assert raised.type is kind
+    assert ("7.5 s" in str(raised.value)) == (kind is SilentProcessError)
 
 
 def test_a_signal_that_comes_again_later_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

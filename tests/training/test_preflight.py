@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,12 @@ def statuses(result: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_sound_start_passes_and_a_random_base_gives_no_evidence(
-    model: DualLossModel, corpus: PackedCorpus
+    model: DualLossModel, corpus: PackedCorpus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = run(model, corpus)
+    with caplog.at_level(logging.WARNING, "higgs_pipe"):
+        result = run(model, corpus)
+    shown = [record.getMessage().split(": ")[1:3] for record in caplog.records]
+    assert shown == [["audio offset", "no evidence"], ["shuffled text", "no evidence"]]
     assert list(statuses(result)) == NAMES
     without_evidence = {name for name, status in statuses(result).items() if status != "passed"}
     assert without_evidence == {"audio offset", "shuffled text"}
@@ -100,6 +104,12 @@ def test_a_base_that_knows_the_clips_passes_every_check(
     assert set(statuses(result).values()) == {"passed"}
     for offset, losses in result["base_audio_loss_by_offset"].items():
         assert all(loss < 1 if offset == "1" else loss > 5 for loss in losses)
+
+
+def test_rows_from_all_over_a_table_are_checked() -> None:
+    assert preflight._spread(3) == [0, 1, 2]
+    found = preflight._spread(1000)
+    assert (found[0], found[-1], len(found)) == (0, 999, 64)
 
 
 def test_the_labels_are_counted(model: DualLossModel, corpus: PackedCorpus) -> None:

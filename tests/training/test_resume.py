@@ -475,6 +475,7 @@ def test_the_newest_checkpoint_is_loaded_and_old_ones_are_dropped(
     mine = checkpoints(data="a")
     for step in (5, 10, 100):
         mine.save(step, {"step": step, "weight": torch.tensor([float(step)])})
+    (tmp_path / "checkpoints/.step-00000200.pt.7.tmp").touch()  # left behind by a kill
     assert mine.load_latest() == {"step": 100, "weight": torch.tensor([100.0])}
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000010.pt", "step-00000100.pt"]
@@ -495,6 +496,8 @@ def test_a_cut_off_checkpoint_is_passed_over(
     state = mine.load_latest()
     assert state is not None
     assert state["step"] == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(newest) in caplog.text
 
 
 def test_a_checkpoint_of_other_data_is_never_resumed(
@@ -503,6 +506,9 @@ def test_a_checkpoint_of_other_data_is_never_resumed(
     checkpoints(data="a", settings="s").save(1, {"step": 1})
     assert checkpoints(data="b", settings="s").load_latest() is None
     assert [p.name for p in (tmp_path / "checkpoints/set-aside").iterdir()] == ["step-00000001.pt"]
+    checkpoints(data="b").save(2, {"step": 2})  # of the run that started over
+    assert checkpoints(data="c").load_latest() is None
+    assert [p.name for p in (tmp_path / "checkpoints/set-aside").iterdir()] == ["step-00000002.pt"]
 
 
 def test_a_missing_checkpoint_is_not_an_error(checkpoints: Callable[..., Checkpoints]) -> None:

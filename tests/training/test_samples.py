@@ -1,5 +1,6 @@
 """Samples spoken during training: what is spoken, what it decides, and that it changes nothing."""
 
+import io
 import json
 import logging
 import re
@@ -93,6 +94,8 @@ def test_base_and_adapter_speak_held_out_prompts_as_speak_does(
         recorded = wav(tmp_path / f"samples/recorded/{index:02d}.wav")
         assert np.abs(recorded - decode(codec, sample.codes, info)).max() < 1e-3
     assert not (tmp_path / "samples/step-00000099").exists()
+    ids = json.loads((tmp_path / "samples/prompts.json").read_text())
+    assert ids == [sample.sample_id for sample in chosen]
     prompts = [sample.prompt for sample in chosen]
     num_recorded = sum(len(sample.codes) for sample in chosen)
     adapted = load_adapter(base_of(corpus), tmp_path / "adapter")
@@ -308,6 +311,12 @@ def test_tensorboard_plays_the_samples(corpus: PackedCorpus, tmp_path: Path) -> 
     assert all(tag.startswith("samples/clip-") for tag in tags)
     assert [clip.step for clip in log.Audio(tags[0])] == [0, 2, 4]
     assert log.Audio(tags[0])[0].sample_rate == 24_000
+    names = json.loads((tmp_path / "samples/prompts.json").read_text())
+    for index, name in enumerate(names):
+        *_, last = log.Audio(f"samples/{name}")
+        heard, _ = sf.read(io.BytesIO(last.encoded_audio_string))
+        written = wav(tmp_path / f"samples/step-00000004/{index:02d}.wav")
+        assert np.abs(heard - written).max() < 2e-4  # two steps of 16 bits are 6e-5
 
 
 def test_wandb_gets_the_samples_as_audio(monkeypatch: pytest.MonkeyPatch) -> None:

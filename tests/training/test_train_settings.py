@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import signal
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PackedCorpus, Seen, train, training_of, write_stage_config
+from helpers import PackedCorpus, Seen, end_in_step, train, training_of, write_stage_config
 from reference import base_with_lora
 from safetensors.torch import load_file
 
@@ -27,7 +28,10 @@ from higgs_pipe.data.tables import read_codec_info
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.adapter_files import Ancestor
 from higgs_pipe.higgs.batch import PackedRow, PackedRows
+from higgs_pipe.higgs.packed_for import base_of_rows
+from higgs_pipe.progress import activity
 from higgs_pipe.training import processes
+from higgs_pipe.training import run_info as run_info_module
 from higgs_pipe.training.checkpoints import Checkpoints
 from higgs_pipe.training.evaluation import Evaluation
 from higgs_pipe.training.held_out import held_out_sums
@@ -84,7 +88,8 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
     def update_and_signal(self: TrainingState) -> None:
         update(self)
         if self.progress.step == 1:  # seen in the next step
-            signal.raise_signal(signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's, and a launcher's
+                signal.raise_signal(number)
             # As a workflow does that takes its job for ended.
             (tmp_path / "parts/metrics.jsonl").unlink()
 
@@ -99,7 +104,7 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
         patch.setattr(TrainingState, "save", save_as_of_hours)
         with pytest.raises(SystemExit) as ended:
             train(corpus, tmp_path / "parts", **settings)
-    assert ended.value.code == 128 + signal.SIGTERM
+    assert ended.value.code == 128 + signal.SIGINT
     saved = [path.name for path in (tmp_path / "parts/checkpoints").iterdir()]
     assert saved == ["step-00000002.pt"]
     parts, whole = (train(corpus, tmp_path / name, **settings) for name in ("parts", "whole"))
@@ -116,6 +121,29 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_curves_and_the_time_left_go_on_from_the_step_of_the_checkpoint(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+
+    def look(*counted: Any) -> Any:
+        begun.append(counted)
+        return activity(*counted)
+
+    begun_by = higgs_pipe.training.training
+    monkeypatch.setattr(begun_by, "start_tracker", lambda *given: begun.append(given[-1]))
+    monkeypatch.setattr(begun_by, "activity", look)
+    (tmp_path / "metrics.jsonl").write_text("of an earlier run\n")
+    with monkeypatch.context() as patch:
+        end_in_step(patch, 3)
+        with pytest.raises(SystemExit):
+            train(corpus, tmp_path, **FEW)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 0
+    train(corpus, tmp_path, **FEW)
+    assert begun == [0, ("training", 4, "steps", 0), 3, ("training", 4, "steps", 3)]
+
+
 def test_the_folder_of_compiled_code_reaches_training(
     tmp_path: Path, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +156,26 @@ def test_the_folder_of_compiled_code_reaches_training(
     with pytest.raises(Seen) as seen:
         higgs_pipe.train.run(config, *rows, tmp_path, compile_cache=tmp_path / "code")
     assert seen.value.args == (tmp_path / "code",)
+
+
+def test_the_rows_of_both_splits_are_checked_each_as_its_own(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def look(rows: Path, configured: Any, others: Any = None) -> Any:
+        asked.append((rows, others))
+        return base_of_rows(rows, configured, others)
+
+    def check(_: Any, train_rows: PackedRows, eval_rows: PackedRows, *__: Any) -> Any:
+        raise Seen(train_rows.path, eval_rows.path)
+
+    monkeypatch.setattr(higgs_pipe.train, "base_of_rows", look)
+    monkeypatch.setattr(higgs_pipe.train, "check_before_training", check)
+    with pytest.raises(Seen) as seen:
+        train(corpus, tmp_path)
+    assert asked == [(corpus.train_rows, corpus.eval_rows)]
+    assert seen.value.args == (corpus.train_rows, corpus.eval_rows)
 
 
 def test_the_adapter_goes_where_the_command_says(tmp_path: Path, corpus: PackedCorpus) -> None:
@@ -192,14 +240,17 @@ def test_alarms_and_telemetry_know_the_whole_run(
 
 
 def test_patience_ends_a_run_after_so_many_losses_without_a_new_lowest(
-    corpus: PackedCorpus, tmp_path: Path
+    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = train(corpus, tmp_path / "whole", **HARMFUL)
     losses = [line["eval_loss"] for line in whole if "eval_loss" in line][1:]  # after step 1, 2, …
     ends = next(n for n in range(3, 13) if min(losses[n - 2 : n]) >= min(losses[: n - 2]))
     assert ends < len(losses)
+    told = rf"^step {ends}: .* 2 evaluations"
+    caplog.set_level(logging.INFO, logger="higgs_pipe")
     patient = train(corpus, tmp_path / "patient", **HARMFUL, early_stopping_patience=2)
     assert steps_with(patient, "eval_loss") == list(range(ends + 1))
+    assert any(re.match(told, record.getMessage()) for record in caplog.records)
 
 
 def test_a_held_out_loss_is_without_dropout_and_training_goes_on_with_it(
@@ -443,6 +494,33 @@ def test_a_run_says_where_and_with_what_it_began(
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "ancestor": ancestor,
     }
+
+
+def test_the_processor_is_named_with_the_number_of_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = "processor\t: {}\nmodel name\t: An Engine\nflags\t\t: fpu\n\n"
+    (tmp_path / "cpuinfo").write_text("".join(map(core.format, range(3))))
+    monkeypatch.setattr(run_info_module, "Path", lambda _: tmp_path / "cpuinfo")
+    assert processor() == "An Engine, 3 cores"
+
+
+def test_the_commit_is_whole_and_says_if_the_code_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        given = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org", *words)
+        return subprocess.check_output(["git", *given], cwd=tmp_path, text=True).strip()
+
+    monkeypatch.setattr(run_info_module, "__file__", str(tmp_path / "code.py"))
+    assert git_commit() is None
+    (tmp_path / "code.py").write_text("a = 1")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "A"), ("tag", "-am", "1", "v1")):
+        git(*words)
+    commit = git("rev-parse", "HEAD")
+    assert git_commit() == commit
+    (tmp_path / "code.py").write_text("a = 2")
+    assert git_commit() == f"{commit}-dirty"
 
 
 def test_a_run_is_written_down_with_the_settings_that_it_has(
