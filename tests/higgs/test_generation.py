@@ -117,6 +117,18 @@ def test_generation_ends_where_the_end_of_the_last_codebook_would_stand(
     assert len(frames) == 1 + max_frames + 7 + 1
 
 
+def test_the_seed_of_a_prompt_depends_on_all_of_it() -> None:
+    ids, frames = np.arange(3, dtype=np.int32), np.zeros((2, 8), np.int16)
+    prompt = ModelPrompt(ids, frames)
+    assert prompt.seed(1) == ModelPrompt(ids.copy(), frames.copy()).seed(1)
+    others = (
+        ModelPrompt(ids + 1, frames),
+        ModelPrompt(ids, frames + 1),
+        ModelPrompt(ids, frames[:1]),
+    )
+    assert len({prompt.seed(1), prompt.seed(2), *(other.seed(1) for other in others)}) == 5
+
+
 def test_equal_seeds_give_equal_codes_and_other_seeds_others(
     base: Any, samples: list[RecordedSample]
 ) -> None:

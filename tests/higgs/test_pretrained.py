@@ -1,6 +1,7 @@
 """Pinning: a checkpoint is known by its weights, wherever it lies and whatever its name."""
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -178,6 +179,16 @@ def test_planning_hashes_a_file_once_until_it_changes(base: Path, tmp_path: Path
     (base / "README.md").write_text("Other")
     assert checkpoint_hash(str(base), cache) == found
     assert checkpoint_hash("org/model", cache) is None
+
+
+def test_the_hashes_of_two_checkpoints_are_kept_apart(tmp_path: Path) -> None:
+    cache, found = tmp_path / "hashes.json", []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+        os.utime(tmp_path / name / "model.safetensors", ns=(1, 1))
+        found.append(checkpoint_hash(str(tmp_path / name), cache))
+    assert len(set(found)) == len(json.loads(cache.read_text())) == 2
 
 
 def test_every_file_that_decides_is_in_the_hash_of_a_checkpoint(tmp_path: Path) -> None:

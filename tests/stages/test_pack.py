@@ -14,11 +14,15 @@ from reference import audio_labels, delayed_frames
 from transformers import AutoTokenizer
 
 from higgs_pipe import pack
+from higgs_pipe.data.packing import codes_store
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import DIALOGUE_TOO_LONG, REFERENCE_TOO_LONG
 from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN, codes_spec
 from higgs_pipe.data.tables import read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs import packer
+from higgs_pipe.higgs.prompts import NotRendered
+from higgs_pipe.higgs.v2.renderer import ChatRenderer
 
 SPEECH_ONLY = {"speech": 1, "cloning": 0}
 CLONING_ONLY = {"speech": 0, "cloning": 1}
@@ -89,6 +93,18 @@ def test_a_cloning_sample_begins_with_another_clip_of_the_speaker(
         text = tokenizer.decode(sample["input_ids"])
         first = text.index(f"Tone number {int(reference[-2:])}, held")
         assert first < text.index(f"Tone number {int(clip_id[-2:])}, held")
+
+
+def test_a_rows_own_reference_is_heard_though_it_is_in_no_split(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    changes = {"clip-00": {"reference_id": "clip-07"}, "clip-07": {"split": "reference"}}
+    corpus.changed(tmp_path, changes).pack(tmp_path / "packed", tasks=CLONING_ONLY, max_tokens=512)
+    sample = samples_of(tmp_path / "packed/train.parquet")["clip-00"]
+    reference = delayed_frames(codes_of(corpus)["clip-07"], 1024, 1025)
+    assert sample["audio_input_ids"][: len(reference)].tolist() == reference
+    text = AutoTokenizer.from_pretrained(corpus.base).decode(sample["input_ids"])
+    assert "Tone number 7, held" in text
 
 
 def test_scene_and_system_prompt_are_in_the_prompt(corpus: PackedCorpus, tmp_path: Path) -> None:
@@ -185,6 +201,15 @@ def test_if_the_template_renders_no_sample_the_error_says_so(
         corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
     assert "manifest.jsonl:1: the chat template gives 0 audio" in str(caught.value)
     assert "max_tokens" not in str(caught.value)
+
+
+def test_a_plain_sample_that_cannot_be_rendered_stops_the_stage_with_its_place(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike a conversation, which the user wrote, it must be the template's mistake."""
+    monkeypatch.setattr(ChatRenderer, "prompts", lambda _, asked: [NotRendered("why")] * len(asked))
+    with pytest.raises(UserError, match=r"manifest\.jsonl:1: why; .*chat template"):
+        corpus.pack(tmp_path, max_tokens=512)
 
 
 def test_a_split_without_clips_is_not_blamed_on_their_length(
@@ -365,6 +390,22 @@ def test_a_disk_without_room_is_a_user_error(
     with pytest.raises(UserError, match=r"takes \d+.\d\d GB, .* 0.00 GB"):
         corpus.pack(tmp_path, max_tokens=512)
     assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}
+
+
+def test_the_room_is_that_of_all_codes_and_of_the_rows_of_each_split(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    for module in (codes_store, packer):
+        monkeypatch.setattr(module, "check_free_space", lambda _, size, what: asked.append(size))
+    corpus.pack(tmp_path, max_tokens=512)
+    num_codes = sum(8 * len(codes) for codes in codes_of(corpus).values())
+    num_positions = [
+        sum(map(sum, pq.read_table(tmp_path / f"{split}.parquet")["sample_lengths"].to_pylist()))
+        for split in ("train", "eval")
+    ]
+    # Codes have 2 bytes; of a position, 8 codes and 8 labels are compressed to half.
+    assert asked == [2 * num_codes, *(16 * positions for positions in num_positions)]
 
 
 @pytest.mark.parametrize("num_bytes", [1_000, 9_000])

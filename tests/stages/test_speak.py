@@ -323,6 +323,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         "text 1 .*2 voices",
     ),
     "silent": ({**SPOKEN, "reference": [Path("s.wav")], "reference_text": ["Hi"]}, "s.wav"),
+    "too loud": ({**SPOKEN, "reference": [Path("l.wav")], "reference_text": ["Hi"]}, "l.wav"),
     "too short": ({**SPOKEN, "reference": [Path("t.wav")], "reference_text": ["Hi"]}, "t.wav"),
     "blank transcript": (
         {**SPOKEN, "reference": [Path("r.wav")], "reference_text": [" "]},
@@ -344,6 +345,7 @@ def test_what_cannot_be_spoken_is_refused_by_name(
     noise = 0.1 * np.random.default_rng(0).standard_normal(24_000)
     for path, samples in (("r.wav", noise), ("s.wav", 0 * noise), ("t.wav", noise[:2400])):
         sf.write(path, samples, 24_000)
+    sf.write("l.wav", 2000 * noise, 24_000, "FLOAT")  # 200 times full scale, or more
     Path("blank.txt").write_text(" \n\n")
     Path("folder.wav").mkdir()
     options, place = FAULTS[name]
