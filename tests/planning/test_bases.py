@@ -1,5 +1,6 @@
 """The base of each experiment, and the folder of what is made for it."""
 
+import re
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ def config_of(**experiments: dict[str, Any]) -> dict[str, Any]:
         ({"base_model": "./org/v2"}, ("org/v2", "abc"), ""),
         ({"base_model": "org/v3"}, ("org/v3", None), "bases/v3/"),
         ({"base_model_revision": "def"}, ("org/v2", "def"), "bases/v2-def/"),
+        ({"base_model_revision": "refs/pr/1"}, ("org/v2", "refs/pr/1"), "bases/v2-refs_pr_1/"),
         ({"base_model": "a b/{c} 'd'/"}, ("a b/{c} 'd'/", None), "bases/_c___d_/"),
         ({"base_model": ".."}, ("..", None), "bases/base/"),
     ],
@@ -47,6 +49,26 @@ def test_the_config_for_a_base_holds_its_experiments_alone() -> None:
     found = bases.configs(config_of(a={"seed": 1}, b={"base_model": "org/v3", "seed": 2}))
     assert found[""]["experiments"] == {"a": {"seed": 1}}
     assert found["bases/v3/"]["experiments"] == {"b": {"seed": 2}}
+
+
+def test_the_settings_that_an_experiment_changes_are_those_of_training() -> None:
+    changes = {"base_model": "org/v3", "base_model_revision": "abc", "seed": 1}
+    assert bases.without_base(changes) == {"seed": 1}
+
+
+def test_a_wildcard_is_one_of_the_folders_to_the_letter() -> None:
+    pattern = re.compile(bases.pattern(["", "bases/v3.1/", "bases/b+/"]))
+    for folder, is_one in (("", 1), ("bases/v3.1/", 1), ("bases/b+/", 1), ("bases/v3x1/", 0)):
+        assert bool(pattern.fullmatch(folder)) == is_one
+
+
+def test_two_revisions_of_one_folder_are_refused() -> None:
+    v3 = {"base_model": "org/v3"}
+    experiments = {
+        name: v3 | {"base_model_revision": of} for name, of in (("a", "1/2"), ("b", "1_2"))
+    }
+    with pytest.raises(UserError, match=r"experiments\.b\.base_model: .* bases/v3-1_2/"):
+        bases.configs(config_of(**experiments))
 
 
 def test_two_bases_of_one_name_are_refused() -> None:

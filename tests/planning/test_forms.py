@@ -70,6 +70,37 @@ def test_room_is_needed_for_every_checkpoint_that_is_not_made_yet(
     forms.check(config_of(base, "peft"), results, BOTH)
 
 
+def test_room_is_needed_for_every_shard_and_for_the_codec_of_the_merged_form(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"x": torch.zeros(500)}, base / "more.safetensors")
+    codec = tmp_path / "codec"
+    codec.mkdir()
+    (codec / "model.safetensors").write_bytes(bytes(700))
+    config = config_of(base, "merged", "original") | {"codec": str(codec), "experiments": {"a": {}}}
+    with_free(monkeypatch, 2 * 3000 + 700)
+    forms.check(config, tmp_path, BOTH)
+    with_free(monkeypatch, 2 * 3000 + 699)
+    with pytest.raises(UserError, match="2 full checkpoints"):
+        forms.check(config, tmp_path, BOTH)
+
+
+def test_room_is_looked_for_on_the_disk_of_the_results(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    usage = shutil.disk_usage("/")
+
+    def look(place: Path) -> Any:
+        asked.append(place)
+        return usage
+
+    monkeypatch.setattr(shutil, "disk_usage", look)
+    for results in (tmp_path / "not yet" / "results", base):
+        forms.check(config_of(base, "merged"), results, BOTH)
+    assert asked == [tmp_path, base]
+
+
 def test_only_a_form_that_is_made_can_be_published(base: Path, tmp_path: Path) -> None:
     config = config_of(base, "merged")
     forms.check(config | {"push": {"forms": ["peft", "merged"]}}, tmp_path, BOTH)
@@ -103,6 +134,9 @@ def test_a_base_of_the_hub_is_looked_up_in_its_cache(
     assert forms.checkpoint_folder("some/base", "other") is None
     assert forms.checkpoint_folder("some/other", None) is None
     assert forms.num_weights(found / "model.safetensors") == 1000
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert forms.checkpoint_folder("some/base", None) == found
 
 
 def test_a_form_is_made_for_the_experiments_whose_family_has_it() -> None:
@@ -132,7 +166,8 @@ def test_only_beside_v2_is_room_needed_for_a_bundles_codec_in_float32(
     """Two bases of 1,000 values, merged; 100 of the second's are the codec of both."""
     bundle = shutil.copytree(base, tmp_path / "bundle")
     (bundle / "config.json").write_text(json.dumps({"model_type": V3}))
-    weights = {BUNDLED_CODECS[V3] + "w": torch.zeros(100), "v": torch.zeros(900)}
+    prefix = BUNDLED_CODECS[V3]
+    weights = {f"{prefix}w": torch.zeros(100), f"not.{prefix}w": torch.zeros(900)}
     save_file(weights, bundle / "model.safetensors")
     beside = {"b": {"base_model": str(bundle)}, "a": {}}
     config = config_of(base, "merged") | {"codec": str(bundle), "experiments": beside}

@@ -4,6 +4,8 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 
 from higgs_pipe.config.settings import Config
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning import process_tree
 from higgs_pipe.planning.launching import (
     Machines,
     check_launches,
+    check_slurm,
     environment,
     launch_command,
     launch_settings,
@@ -89,6 +93,20 @@ def test_bars_are_off_in_jobs_unless_the_user_wants_them(own: dict[str, str], to
     assert subprocess.check_output(["bash", "-c", shown], env=plain | own, text=True) == f"{told}\n"
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_jobs_import_the_checkout_and_end_with_this_process(is_own: bool) -> None:
+    root = Path("a folder")
+    shown = f"{environment(root, in_own_environment=is_own)} env"
+    plain = {"PATH": os.environ["PATH"]}
+    lines = subprocess.check_output(["bash", "-c", shown], env=plain, text=True).splitlines()
+    found = dict(line.split("=", 1) for line in lines)
+    assert found["PYTHONPATH"] == "a folder"
+    [starter] = process_tree.marked(found)
+    assert starter == process_tree.Process.of(os.getpid())
+    first = f"{Path(sys.executable).parent}:" if is_own else ""
+    assert found["PATH"] == first + plain["PATH"]
+
+
 @pytest.mark.parametrize("name", ["accelerate.yaml", "my 'own' file.yaml"])
 def test_the_users_own_file_is_given_to_accelerate(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("num_processes: 2\nnum_machines: 1\n")
@@ -119,8 +137,8 @@ def test_one_machine_is_asked_for_a_gpu_per_process() -> None:
 
 
 def test_several_machines_are_asked_for_their_share_of_the_gpus() -> None:
-    asked = machines("cuda", num_processes=8, num_machines=2)
-    assert (asked.gpu, asked.gres, asked.nodes, asked.tasks) == (None, "gpu:4", 2, 2)
+    expected = Machines(None, gres="gpu:4", nodes=2, tasks=2, tasks_per_gpu=0, mpi="srun")
+    assert machines("cuda", num_processes=8, num_machines=2) == expected
     assert machines("cpu", num_processes=8, num_machines=2).gres is None
 
 
@@ -142,6 +160,22 @@ def test_several_machines_need_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     checked(monkeypatch, None, num_processes=4)
     with pytest.raises(UserError, match="srun"):
         checked(monkeypatch, None, num_processes=4, num_machines=2)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "told"),
+    [(None, "sinfo is missing"), (0, None), (1, "the controller is down"), (7, "exit code 7")],
+)
+def test_slurm_must_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int | None, told: str | None
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if exit_code is not None:
+        says = "echo more >&2; echo the controller is down >&2; " if exit_code == 1 else ""
+        (tmp_path / "sinfo").write_text(f"#!/bin/sh\n{says}exit {exit_code}\n")
+        (tmp_path / "sinfo").chmod(0o755)
+    with nullcontext() if told is None else pytest.raises(UserError, match=told):
+        check_slurm()
 
 
 @pytest.mark.parametrize(

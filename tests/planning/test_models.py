@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.family import FAMILIES
-from higgs_pipe.planning.checkpoint_files import NUMBERS_OF_BASE
+from higgs_pipe.planning.checkpoint_files import NUMBERS_OF_BASE, size_fault
 from higgs_pipe.planning.models import KINDS, check_folders, folder_fault, is_hub_id
 
 BODY, HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
@@ -205,3 +205,19 @@ def test_a_hub_id_is_told_from_a_folder(
     assert is_hub_id(name) == is_id
     shutil.rmtree(tmp_path / "here")
     assert is_hub_id("here/base")
+
+
+@pytest.mark.parametrize(
+    ("config", "fact"),
+    [
+        ({"vocab_size": 1, "num_codebooks": 64}, None),
+        ({"vocab_size": 0}, "the vocab_size 0 "),
+        ({"num_codebooks": 65}, "the num_codebooks 65 "),
+        ({"num_codebooks": True}, "the num_codebooks True "),
+        ({"text_config": {"hidden_size": 2**17 + 1}}, "the hidden_size 131073 "),
+        ({"audio_encoder_config": {"num_codebooks": "8"}}, "the num_codebooks '8' "),
+    ],
+)
+def test_a_size_that_no_model_has_is_named_in_any_section(config: Any, fact: str | None) -> None:
+    found = size_fault(config)
+    assert found is None if fact is None else fact in (found or "")

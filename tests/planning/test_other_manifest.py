@@ -1,7 +1,9 @@
-"""The config by which ``eval.other_manifest`` is listed and judged."""
+"""The config by which ``eval.other_manifest`` is listed and judged, and inputs of its rules."""
+
+from pathlib import Path
 
 from higgs_pipe.config.settings import Config
-from higgs_pipe.planning.manifests import config_of_other
+from higgs_pipe.planning.manifests import config_of_other, inputs
 
 
 def test_the_other_manifest_is_listed_in_one_shard() -> None:
@@ -18,3 +20,10 @@ def test_the_other_manifest_is_listed_in_one_shard() -> None:
     assert unchanged.items() <= other.items()
     assert other["data"]["split_seed"] == 5
     assert config["manifest"] == "own.jsonl"
+
+
+def test_files_that_are_missing_or_look_like_wildcards_are_no_inputs(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("m.jsonl", "{m.jsonl", "m}.jsonl", "absent")]
+    for path in paths[:3]:
+        Path(path).touch()
+    assert inputs(paths) == paths[:1]

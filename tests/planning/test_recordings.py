@@ -96,5 +96,11 @@ def test_states_that_cannot_be_read_are_none(tmp_path: Path, text: str | None) -
     assert stamp_of(tmp_path / "m.json", ["m.jsonl"]) == FIRST_STAMP
 
 
+def test_the_state_of_a_file_is_its_size_and_its_time(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"12345")
+    os.utime(tmp_path / "a.wav", ns=(0, 1_700_000_000_000_000_007))
+    assert state_of(str(tmp_path / "a.wav")) == FileState(5, 1_700_000_000_000_000_007)
+
+
 def test_the_state_of_a_missing_file_is_unknown(tmp_path: Path) -> None:
     assert state_of(str(tmp_path / "none")) == FileState(None, None)

@@ -20,6 +20,7 @@ IS_THERE, IS_NOT = "json", "snakemake_storage_plugin_of_nobody"
         ({"path": "m.csv", "root": "s3://b/wavs/"}, ["s3://b/wavs"]),
         ({"path": "s3://b/corpus/m.csv", "root": "s3://b/corpus/wavs"}, ["s3://b/corpus"]),
         ({"path": "s3://b/corpus/m.csv", "root": None}, ["s3://b/corpus"]),
+        (["s3://b/corpus-2/m.csv", "s3://b/corpus/m.csv"], ["s3://b/corpus", "s3://b/corpus-2"]),
         ([], []),
     ],
 )
@@ -33,6 +34,7 @@ def test_the_folders_of_manifests_are_fetched_each_once(manifest: object, folder
         ("s3://b/corpus/m.csv", ".storage/b/corpus/m.csv"),
         ("s3://b/corpus/wavs/", ".storage/b/corpus/wavs"),
         ("s3://b/corpus", ".storage/b/corpus"),
+        ("s3://b/corpus-2/m.csv", "s3://b/corpus-2/m.csv"),
         ("my/m.csv", "my/m.csv"),
     ],
 )
@@ -54,7 +56,8 @@ def refusal(monkeypatch: pytest.MonkeyPatch, url: str, plugin: str = IS_THERE) -
     [
         ("gs://b/corpus/m.csv", "gs://b/corpus/m.csv is not on S3"),
         ("s3://b/m.csv", "s3://b/m.csv lies in no folder"),
-        ("s3://b/{x}/m.csv", "s3://b/{x}/m.csv has braces"),
+        ("s3://b/{x/m.csv", "s3://b/{x/m.csv has braces"),
+        ("s3://b/x}/m.csv", "s3://b/x}/m.csv has braces"),
         ("s3://key:secret@b/corpus/m.csv", "s3://b/corpus/m.csv holds credentials"),
         ("s3://b/corpus/m.csv?sig=secret", "s3://b/corpus/m.csv holds credentials"),
     ],
