@@ -323,6 +323,11 @@ def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
     with caplog.at_level("INFO", logger="higgs_pipe"):
         found = run(tmp_path, corpus, nowhere, codec=nowhere)
     assert found["frame_rate_hz"] == 25
+    assert f"{nowhere} cannot be read" in found["frame_rate_assumed_because"]
+    known = run(tmp_path, corpus, str(corpus.base))  # of 8 codebooks, as those that are published
+    assert known["frame_rate_assumed_because"] is None
+    frames = [only_base(each)["train"]["num_audio_frames"] for each in (found, known)]
+    assert frames[0] == frames[1]
     experiment = only_base(found)["experiments"]["default"]
     assert (experiment["parameters"], experiment["cards"]) == (None, [])
     assert f"{nowhere} cannot be read" in experiment["unknown_because"]

@@ -1,10 +1,11 @@
 """Settings of eval and accept through the stages, by what is computed and spoken."""
 
 import json
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 from helpers import PackedCorpus, Seen, write_stage_config
 
 from higgs_pipe import accept, evaluate
-from higgs_pipe.config.settings import LoraSettings, Sampling
+from higgs_pipe.config.settings import EvaluateConfig, LoraSettings, Sampling
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import generation
@@ -34,12 +35,14 @@ from higgs_pipe.listening.spoken import (
     BASE,
     RECORDING,
     Generation,
+    VoiceDifferences,
     VoiceTotals,
     temperatures_of,
 )
 from higgs_pipe.listening.text_use import OtherTexts
 from higgs_pipe.listening.verdict import HEADLINES, Verdict, judge
 from higgs_pipe.training.held_out import held_out_sums
+from higgs_pipe.training.results import EvalMetrics
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +275,90 @@ def test_a_row_of_clips_has_each_models_values() -> None:
         **{"base_audio_loss": 2.5, "base_stop_loss": 4.0, "base_stop_at_end": 0.25},
         **{"base_stop_before_end": 0.5, "num_text_labels": 2, "num_audio_labels": 6},
     }
+
+
+def test_the_losses_of_each_model_are_written_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip of 2 text labels and 3 of one codebook, one of them its end."""
+    monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
+    count, correct = torch.tensor([2.0, 3.0, 1.0]), torch.tensor([1.0, 0.0, 1.0])
+    both = []
+    for loss in ([4.0, 3.0, 0.5], [6.0, 9.0, 2.0]):
+        sums = LossSums(torch.tensor(loss), count, correct)
+        both.append(FrameLosses(sums, np.ones((3, 1)), np.ones((3, 1)), 0.5, 0.25))
+    adapter, base = both
+    clip = {"clip_id": "a", "text": "Yes.", "speaker": None, "language": None, "task": "speech"}
+    losses = ClipLosses(
+        clips=[clip | {"duration_seconds": 1.0}],
+        clusters=Clusters.of(["a"], [None], [None]),
+        adapter=[adapter],
+        base=[base],
+        adapter_other_text=[adapter.sums],
+        base_other_text=[base.sums],
+    )
+    without_text = replace(base.sums, has_text=False)
+    ancestor = evaluate.summarize({"a": without_text})
+    with caplog.at_level(logging.INFO, logger="higgs_pipe"):
+        metrics = evaluate.write_losses(tmp_path, losses, ancestor)
+    assert [record.getMessage() for record in caplog.records] == [
+        "adapter   eval_loss 3.0000  text 2.0000  audio 1.0000  stop 0.5000  (1 clips)",
+        "base      eval_loss 6.0000  text 3.0000  audio 3.0000  stop 2.0000  (1 clips)",
+        "ancestor  eval_loss 3.0000  audio 3.0000  stop 2.0000  (1 clips)",
+    ]
+    assert EvalMetrics.read(tmp_path / "metrics.json") == metrics
+    assert (metrics.adapter.eval_loss, metrics.base.eval_loss) == (3, 6)
+    assert metrics.ancestor == ancestor
+    assert metrics.adapter.eval_text_accuracy == 0.5
+
+
+def test_what_was_spoken_is_measured_and_written(tmp_path: Path) -> None:
+    """Six prompts of five speakers: their clusters are the speakers'."""
+    seen: list[Any] = []
+    measures: Any = [{"stop_rate": None}, {"runaway_rate": None}]
+
+    class Spoken:
+        prompts: ClassVar[list[Any]] = [
+            SimpleNamespace(
+                sample=SimpleNamespace(sample_id=f"clip {number}"),
+                clip={"audio_path": f"{number}.wav", "speaker": speaker},
+            )
+            for number, speaker in enumerate("abcdee")
+        ]
+
+        def listen(self, listener: Any) -> None:
+            seen.append(listener)
+
+        def totals(self, clusters: Clusters) -> list[VoiceTotals]:
+            seen.append((clusters.by, clusters.index.tolist()))
+            return [VoiceTotals(voice=RECORDING, temperature=None, measures={})]
+
+        def differences(self, clusters: Clusters) -> list[VoiceDifferences]:
+            seen.append((clusters.by, clusters.index.tolist()))
+            both = zip((0.5, 1.0), measures, strict=True)
+            return [VoiceDifferences(temperature=t, measures=found) for t, found in both]
+
+        def write(self, folder: Path) -> None:
+            (folder / "01-base.wav").touch()
+
+        def rows(self) -> list[dict[str, Any]]:
+            return []
+
+    settings = EvaluateConfig(
+        num_prompts=9, max_seconds=3.0, seed=4, speech_models={"asr": "some/asr"}
+    )
+    spoken: Any = Spoken()
+    listener: Any = "the listener"
+    folders = tmp_path / "eval", tmp_path / "samples"
+    assert evaluate.write_speech(*folders, spoken, settings, listener, 2) == measures[0]
+    by_speaker = ("speaker", [0, 1, 2, 3, 4, 4])
+    assert seen == ["the listener", by_speaker, by_speaker]
+    found = Generation.read(tmp_path / "eval/generation.json")
+    assert (found.num_prompts, found.num_too_long, found.seed) == (6, 2, 4)
+    assert found.max_seconds == 3
+    assert found.speech_models == {"asr": "some/asr", "speaker": None, "dnsmos": None}
+    assert [each.temperature for each in found.differences] == [0.5, 1.0]
+    assert [path.name for path in folders[1].iterdir()] == ["01-base.wav"]
 
 
 def test_a_held_out_dialogue_has_no_turn_that_was_trained_on(

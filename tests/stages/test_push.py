@@ -10,19 +10,21 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers import ROOT, write_stage_config
 from hub_server import Hub, running_hub
 from huggingface_hub import constants
+from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from higgs_pipe import push
 from higgs_pipe.data.files import write_json
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.hub import hub_answers
 from higgs_pipe.listening.verdict import judge
-from higgs_pipe.publishing.hub import hub_errors_named
+from higgs_pipe.publishing.hub import Branch, HubRepository, hub_errors_named
 from higgs_pipe.publishing.sealing import seal
 
 TOKEN = "hf_plantedSecretThatNobodyMaySee"
@@ -118,13 +120,24 @@ def test_a_push_makes_a_private_repository_that_holds_the_package(hub: Hub, pack
     assert pushed["commit"] == hub.repositories[REPO].branches["main"]
 
 
-def test_each_form_has_a_repository_of_its_own(hub: Hub, package: Path, checkpoint: Path) -> None:
+def test_each_form_has_a_repository_of_its_own(
+    hub: Hub, package: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
+    commit = HubRepository.commit
+
+    def noted(*arguments: Any) -> str:
+        messages.append(arguments[-1])
+        return commit(*arguments)
+
+    monkeypatch.setattr(HubRepository, "commit", noted)
     run_push(package)
     pushed = run_push(checkpoint, form="merged")
     assert (pushed["form"], pushed["repo"]) == ("merged", "ada/voice-merged")
     assert on_hub(hub, repo="ada/voice-merged") == contents(checkpoint)
     assert hub.repositories["ada/voice-merged"].private is True
     assert on_hub(hub) == contents(package)
+    assert messages == ["Adapter default", "Adapter default, merged"]
 
 
 def test_a_large_file_goes_up_in_parts_and_only_once(hub: Hub, checkpoint: Path) -> None:
@@ -200,9 +213,42 @@ def test_another_branch_takes_the_package_and_leaves_main(hub: Hub, package: Pat
     run_push(package)
     before = on_hub(hub)
     change(package)
-    assert run_push(package, branch="second")["branch"] == "second"
+    pushed = run_push(package, branch="second", tag="v2")
+    assert pushed["branch"] == "second"
     assert on_hub(hub, "second") == contents(package)
     assert on_hub(hub) == before
+    repository = hub.repositories[REPO]
+    assert repository.tags == {"v2": repository.branches["second"]} == {"v2": pushed["commit"]}
+    hub.requests.clear()
+    assert run_push(package, branch="second", tag="v2") == pushed
+    assert [line for line in hub.requests if line.startswith(("POST", "PUT"))] == []
+
+
+def test_a_branch_has_the_hashes_of_its_files_at_any_depth() -> None:
+    """Of weights, the hash of their content, not of the pointer that git has."""
+    asked: list[Any] = []
+    lfs = {"size": 3, "oid": "c" * 64, "pointerSize": 130}
+
+    class Api:
+        def list_repo_refs(self, _: str) -> Any:
+            heads = (("main", "1" * 40), ("second", "2" * 40))
+            refs = [SimpleNamespace(name=name, target_commit=commit) for name, commit in heads]
+            return SimpleNamespace(branches=refs)
+
+        def list_repo_tree(self, name: str, **options: Any) -> list[Any]:
+            asked.append((name, options))
+            return [
+                RepoFolder(path="samples", oid="d" * 40),
+                RepoFile(path="samples/a.wav", size=3, oid="e" * 40, lfs=lfs),
+                RepoFile(path="README.md", size=3, oid="f" * 40),
+                RepoFile(path=".gitattributes", size=3, oid="0" * 40),
+            ]
+
+    repository: Any = HubRepository(REPO)
+    repository.api = Api()
+    files = {"samples/a.wav": "c" * 64, "README.md": "f" * 40}
+    assert repository.branch("second") == Branch("2" * 40, files, is_fresh=False)
+    assert asked == [(REPO, {"recursive": True, "revision": "second"})]
 
 
 def test_a_tag_names_the_commit_and_never_moves(hub: Hub, package: Path) -> None:
@@ -336,6 +382,14 @@ def test_what_a_thread_of_an_upload_raised_is_told_if_it_is_of_the_network(
     expected = UserError if is_network else RuntimeError
     with pytest.raises(expected, match=told), hub_errors_named(REPO):
         raise RuntimeError("of a thread") from kind("reset by peer")
+
+
+def test_a_connection_that_breaks_is_a_user_error() -> None:
+    with (
+        pytest.raises(UserError, match=r"cannot be reached .reset by peer"),
+        hub_errors_named(REPO),
+    ):
+        raise ConnectionError("reset by peer")
 
 
 @pytest.mark.parametrize("is_absent", [True, False])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from helpers import (
     Seen,
     environment_with,
     files_with_secrets,
+    has_line_with,
     plant_secrets,
     tone,
     write_stage_config,
@@ -301,6 +303,31 @@ def test_lines_of_a_file_are_those_of_an_editor_without_its_byte_order_mark(
     assert found == {tmp_path / "0001.wav": "One\u2028and two.", tmp_path / "0003.wav": "Three."}
 
 
+def test_the_ending_of_a_wav_may_be_in_capitals() -> None:
+    assert speak._texts_by_path("Hi", None, Path("a.WAV"), None) == {Path("a.WAV"): "Hi"}
+
+
+def test_what_was_cut_and_what_is_empty_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three texts, the second did not stop and the third is empty."""
+    monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
+    clips = [
+        Spoken(np.zeros(9, np.float32), 24_000, np.zeros((num_frames, 8), np.int16), has_stopped)
+        for num_frames, has_stopped in ((1, True), (1, False), (0, True))
+    ]
+    speaker = SimpleNamespace(speak=lambda *_: clips, voice=None)
+    monkeypatch.setattr(Speaker, "load", lambda *_, **__: speaker)
+    (tmp_path / "lines.txt").write_text("One.\nTwo.\nThree.\n")
+    speak.run(texts=tmp_path / "lines.txt", out_dir=tmp_path, max_seconds=7.5)
+    cut, empty = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "1 of 3 did not stop by themselves and were cut after 7.5 s" in cut
+    assert has_line_with(cut, "0002.wav")
+    assert "1 of 3 are empty" in empty
+    assert has_line_with(empty, "0003.wav")
+    assert "0001.wav" not in cut + empty
+
+
 SPOKEN = {"text": "Hi", "out": Path("out.wav")}
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to say": ({"out": Path("out.wav")}, "--text"),
@@ -314,6 +341,13 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "empty text": ({**SPOKEN, "text": " \u200b"}, "text 1"),
     "control token": ({**SPOKEN, "text": "Hi <|eot_id|>"}, r"text 1 .*<\|eot_id\|>"),
     "no transcript": ({**SPOKEN, "reference": [Path("a.wav")]}, "--reference-text"),
+    "no reference": ({**SPOKEN, "reference_text": ["Hi"]}, "--reference "),
+    "no batch": ({**SPOKEN, "batch_size": 0}, "--batch-size 0"),
+    "tiny pieces": ({**SPOKEN, "max_piece_length": 19}, "--max-piece-length 19"),
+    "two places": (
+        {"texts": Path("lines.txt"), "out_dir": Path("o"), "out": Path("out.wav")},
+        "--out-dir",
+    ),
     "no such reference": (
         {**SPOKEN, "reference": [Path("absent.wav")], "reference_text": ["Hi"]},
         "absent.wav",

@@ -14,6 +14,7 @@ from higgs_pipe.config.settings import PackConfig, TrainConfig
 from higgs_pipe.data.clips.results import Share, ValidationSummary
 from higgs_pipe.estimate import Amount, amount_of
 from higgs_pipe.higgs.compilation_costs import COLD_SECONDS
+from higgs_pipe.higgs.memory import MemoryFormula
 from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.higgs.text_tokens import TextTokens
 from higgs_pipe.training import forecast as forecasting
@@ -25,7 +26,7 @@ from higgs_pipe.training.forecast import (
     forecast,
     will_compile,
 )
-from higgs_pipe.training.plan import micro_step_seconds
+from higgs_pipe.training.plan import Plan, micro_step_seconds
 
 H100 = 4  # of the cards that are listed
 
@@ -83,6 +84,46 @@ def test_a_card_fits_from_the_gibibyte_on_that_is_needed(tiny_base: Path) -> Non
         assert forecast(kind, {True: formula}, train, 2048, 10**6).fits == fits
 
 
+def test_a_plan_is_chosen_for_the_memory_and_the_speed_of_a_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A card of half an H200's rate, and a model of half the 3B model's work."""
+    sizes: dict[str, Any] = {"num_layers": 8, "num_trained": 1000, "logits": 1e8}
+    sizes |= {"layer_input": 10, "layer_kept": 100, "working": 50, "relative_work": 0.5}
+    formulas = {
+        is_compiled: MemoryFormula(weights=2e9 if is_compiled else 3e9, **sizes)
+        for is_compiled in (True, False)
+    }
+    asked: list[Any] = []
+
+    def choose(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return Plan(rows_per_micro_batch=3, recomputed_layers=5, is_compiled=False), None, True
+
+    def compiles(_: TrainConfig, num_positions: float, speed: float) -> bool:
+        asked.append((num_positions, speed))
+        return True
+
+    monkeypatch.setattr(forecasting, "choose_plan", choose)
+    monkeypatch.setattr(forecasting, "will_compile", compiles)
+    train = TrainConfig(num_processes=4, rows_per_step=8)
+    kind = GpuKind("a card", 10, 989e12 / 2, 1.0)
+    card = forecast(kind, formulas, train, 2048, 10**6)
+    (num_positions, speed), (formula, settings, free, *others) = asked
+    assert (num_positions, speed) == (250_000, pytest.approx(1))
+    assert (formula, settings) == (formulas[True], train)
+    usable = 0.95 * (10 * 2**30 - 0.6e9 - 2e9)
+    assert free == pytest.approx(usable - 16 * 1000 - 1e8 - 0.19e9, rel=1e-3)
+    assert others == [2048, True, 4, pytest.approx(790e12 / 2)]
+    assert card.memory_gib == formulas[True].memory(3 * 2048, 5)
+    assert (card.rows_per_micro_batch, card.recomputed_layers) == (3, 5)
+    assert (card.is_compiled, card.fits) == (False, True)
+    seconds = micro_step_seconds(formulas[True], 3 * 2048, 5, False, 790e12 / 2)
+    assert card.positions_per_second == pytest.approx(2 * 2048 / seconds)  # two rows of eight
+    line = f"{card.memory_gib.total:.1f} GiB, 3 rows at once, not compiled, 5 layers recomputed;"
+    assert line in card.as_text()
+
+
 def test_the_line_of_a_card_says_what_does_not_fit_and_what_is_recomputed(tiny_base: Path) -> None:
     formula = memory_formula(real_shape(tiny_base), TrainConfig(), 10**9, is_compiled=True)
     train = TrainConfig(compile=True)
@@ -101,6 +142,10 @@ def test_what_cannot_be_compiled_is_not_forecast_so() -> None:
     assert not will_compile(TrainConfig(), 1e3, 1.0)  # it would not pay
     for settings in ({"quantization": "4bit"}, {"lora": {"use_dora": True}}):
         assert not will_compile(TrainConfig.model_validate(settings), 1e12, 1.0)
+    assert will_compile(TrainConfig(), 1.1 * COLD_SECONDS / 12e-6, 1.0)
+    assert not will_compile(TrainConfig(), 1.1 * COLD_SECONDS / 12e-6, 2.0)  # a faster card
+    for is_on in (True, False):
+        assert will_compile(TrainConfig(compile=is_on), 1e3 if is_on else 1e12, 1.0) == is_on
 
 
 def test_compiling_pays_by_the_positions_of_one_process(
