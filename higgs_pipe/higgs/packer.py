@@ -26,7 +26,13 @@ from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.bins import Indices, best_fit_decreasing
 from higgs_pipe.data.packing.clips import Clips
 from higgs_pipe.data.packing.codes_store import CodesStore
-from higgs_pipe.data.packing.planner import CLIP_TASKS, CONVERSATION, TASKS, Planner, SamplePlan
+from higgs_pipe.data.packing.planner import (
+    CLIP_TASKS,
+    CONVERSATION,
+    TASKS,
+    SamplePlan,
+    SamplePlanner,
+)
 from higgs_pipe.data.packing.results import PackedSplit, RejectedSample
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import CLIPS, packed_spec
@@ -85,7 +91,7 @@ class Packer:
         Raises:
             UserError: No sample can be packed, or the template does not render a plain sample.
         """
-        planner = Planner(self._clips, split, self._settings, self._renderer.rules)
+        planner = SamplePlanner(self._clips, split, self._settings, self._renderer.rules)
         plans = planner.plans()
         chunks = iter(lambda: list(islice(plans, SAMPLES_PER_CHUNK)), [])
         waiting: deque[Rendering] = deque()
@@ -112,7 +118,9 @@ class Packer:
         prompts = background.submit(self._renderer.prompts, conversations)
         return Rendering(plans, conversations, prompts)
 
-    def _take_all(self, rendering: Rendering, planner: Planner, spool: Spool) -> list[SamplePlan]:
+    def _take_all(
+        self, rendering: Rendering, planner: SamplePlanner, spool: Spool
+    ) -> list[SamplePlan]:
         """:meth:`_take` each sample; reject a conversation that the template does not render."""
         plans, conversations, prompts = rendering
         shorter: list[SamplePlan] = []
@@ -138,7 +146,7 @@ class Packer:
         plan: SamplePlan,
         prompt: Prompt,
         recordings: Sequence[Recording],
-        planner: Planner,
+        planner: SamplePlanner,
         records: list[npt.NDArray[np.int32]],
     ) -> list[SamplePlan]:
         """Append a sample that fits to ``records``; otherwise return shorter samples to try."""

@@ -35,7 +35,7 @@ from higgs_pipe.cli import main
 from higgs_pipe.config.settings import PackConfig, Sampling
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.packing.clips import Clips
-from higgs_pipe.data.packing.planner import Planner, SamplePlan
+from higgs_pipe.data.packing.planner import SamplePlan, SamplePlanner
 from higgs_pipe.data.specs import CLIPS, codes_spec
 from higgs_pipe.data.tables import read_table
 from higgs_pipe.errors import UserError
@@ -63,7 +63,7 @@ def rows_of(corpus: PackedCorpus) -> list[dict[str, Any]]:
 
 
 def plans(corpus: PackedCorpus, split: str, settings: PackConfig) -> Iterator[SamplePlan]:
-    yield from Planner(Clips.read(corpus.clips), split, settings, V2_RULES).plans()
+    yield from SamplePlanner(Clips.read(corpus.clips), split, settings, V2_RULES).plans()
 
 
 def packed(rows: Path, speaker: Speaker) -> dict[str, RecordedSample]:

@@ -11,7 +11,7 @@ from helpers import PackedCorpus, evaluate_in, train
 
 from higgs_pipe.config.settings import PackConfig, Sampling
 from higgs_pipe.data.packing.clips import Clips
-from higgs_pipe.data.packing.planner import Planner
+from higgs_pipe.data.packing.planner import SamplePlanner
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.higgs.generation import recorded_samples, speak
 from higgs_pipe.higgs.speaker import Speaker
@@ -71,7 +71,7 @@ def test_prompts_of_speak_are_those_of_the_packed_rows(
     clips, kinds = Clips.read(v3_corpus.clips), set()
     paths = {row["clip_id"]: row for row in pq.read_table(v3_corpus.clips).to_pylist()}
     rules = speaker.renderer.rules
-    for plan in Planner(clips, "train", PackConfig(), rules).plans():
+    for plan in SamplePlanner(clips, "train", PackConfig(), rules).plans():
         names = [clips.ids[clip].as_py() for clip in plan.clips]
         target, *references = (paths[name] for name in names)
         voices = tuple(speaker.voice(row["audio_path"], row["text"]) for row in references)

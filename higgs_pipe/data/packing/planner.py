@@ -13,7 +13,7 @@ import numpy as np
 from higgs_pipe.config.settings import PackConfig
 from higgs_pipe.data.hashing import unit_hash
 from higgs_pipe.data.packing.clips import Clips
-from higgs_pipe.data.packing.references import Reference, References
+from higgs_pipe.data.packing.references import Reference, ReferencePool
 from higgs_pipe.data.prompt_rules import PromptRules
 from higgs_pipe.data.specs import TRAIN
 from higgs_pipe.errors import UserError
@@ -68,7 +68,7 @@ class SamplePlan:
         return self.targets + tuple(reference.clip for reference in self.references)
 
 
-class Planner:
+class SamplePlanner:
     """Draws the task and the references of each clip and dialogue of a split.
 
     A clip is plain speech or cloning; with a reference of its own it is cloning, unless cloning has
@@ -94,7 +94,7 @@ class Planner:
         self._members = clips.in_split(split)
         # A conversation cannot serve as a reference: its text may hold several voices.
         alone = self._members[~clips.is_conversation[self._members]]
-        self._references = References(
+        self._references = ReferencePool(
             clips, alone, settings.seed, split == TRAIN, rules.min_reference_seconds
         )
         self._settings = settings

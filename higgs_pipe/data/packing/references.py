@@ -24,7 +24,7 @@ class Reference(NamedTuple):
     clip: int
 
 
-class References:
+class ReferencePool:
     """Reference recordings for clips: other clips of the same speaker in the split.
 
     The clips of a speaker form a ring in the order of their hashes. Each clip takes the next

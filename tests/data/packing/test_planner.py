@@ -16,8 +16,8 @@ from higgs_pipe.data.packing.planner import (
     NO_SPEAKER,
     ONE_SPEAKER,
     REFERENCE_TOO_LONG,
-    Planner,
     SamplePlan,
+    SamplePlanner,
 )
 from higgs_pipe.data.packing.references import OWN_HELD_OUT, OWN_TOO_SHORT
 from higgs_pipe.data.packing.turns import Recording, conversation_of
@@ -53,7 +53,7 @@ class Drawn:
         fields = [field for field in CLIPS.schema if field.name in rows[0]]
         self.clips = Clips(pa.Table.from_pylist(rows, schema=pa.schema(fields)))
         self.ids = [row["clip_id"] for row in rows]
-        self.planner = Planner(self.clips, "train", PackConfig(**settings), rules)
+        self.planner = SamplePlanner(self.clips, "train", PackConfig(**settings), rules)
         self.plans = {self.ids[plan.targets[0]]: plan for plan in self.planner.plans()}
 
     def __getitem__(self, clip_id: str) -> SamplePlan:
