@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,14 +114,22 @@ def test_each_card_gets_the_plan_that_suits_it(
     assert all(card.fits and card.memory_gib.total < card.memory_gb - 0.5 for card in found)
 
 
-@pytest.mark.parametrize(("measured", "factor"), [(1.25, 1.25), (0.1, 0.5)])  # 0.5 at least
+@pytest.mark.parametrize(
+    ("measured", "factor", "fits"),
+    [(1.25, 1.25, True), (0.1, 0.5, False)],  # 0.5 at least
+)
 def test_the_worst_card_and_probe_decide_the_plan(
     formulas: dict[bool, MemoryFormula],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     measured: float,
     factor: float,
+    fits: bool,
 ) -> None:
-    """Of two processes, the other one has less memory, a slower card and a higher peak."""
+    """Of two processes, the other one has less memory, a slower card and a higher peak.
+
+    The probe is the longest row, and a plan that may not fit is warned of.
+    """
     formula, num_trained = formulas[False], 10**8
     activations = formula.activations(2048, 0)
     peak = measured * activations + 4 * num_trained  # with the gradients
@@ -130,24 +139,81 @@ def test_the_worst_card_and_probe_decide_the_plan(
     def choose(scaled: MemoryFormula, _: Any, num_bytes: float, *rest: Any) -> Choice:
         found.append((scaled.activations(2048, 0) / activations, num_bytes))
         assert rest == (2048, False, 2, 100e12, len(found) == 2)  # the second with graphs
-        return Choice(Plan(2, 0, is_compiled=False), 1.0, fits=True)
+        return Choice(Plan(2, 0, is_compiled=False), 1.0, fits)
+
+    def collate(rows: list[str], *_: Any, **__: Any) -> torch.Tensor:
+        assert rows == ["long"]
+        return torch.empty(0)
 
     monkeypatch.setattr(planner, "gather_object", lambda mine: [*mine, next(of_other)])
     monkeypatch.setattr(planner, "memory_formula", lambda *_: formula)
-    monkeypatch.setattr(planner, "collate", lambda *_, **__: torch.empty(0))
+    monkeypatch.setattr(planner, "collate", collate)
     monkeypatch.setattr(planner, "compute_gradients", lambda *_: None)
     monkeypatch.setattr(planner, "choose_plan", choose)
     one: Any = planner.Planner(
         model=SimpleNamespace(num_layers=28, shape=None, native=SimpleNamespace(config=None)),  # type: ignore[arg-type]
         settings=TrainConfig(cuda_graphs=False),
-        inputs=SimpleNamespace(row_lengths=[9, 2048], rows=[None, None]),  # type: ignore[arg-type]
+        inputs=SimpleNamespace(row_lengths=[9, 2048], rows=["short", "long"]),  # type: ignore[arg-type]
         state=SimpleNamespace(parameters=[torch.empty(num_trained, device="meta")]),  # type: ignore[arg-type]
         accelerator=SimpleNamespace(device=torch.device("cpu"), num_processes=2),
     )
-    plan, _ = one._plan_by_probe(PretendedCard(80e9, peak=peak / 2), is_compiled=False)
+    with caplog.at_level(logging.WARNING, "higgs_pipe"):
+        plan, _ = one._plan_by_probe(PretendedCard(80e9, peak=peak / 2), is_compiled=False)
     assert plan.rows_per_micro_batch == 2
+    assert bool(caplog.records) != fits
     around = formula.logits + WORKSPACE_BYTES + 12 * num_trained  # gradients and moments
     assert found == [pytest.approx((factor, 0.95 * 70e9 - around))] * 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "num_processes", "obstacle", "seconds", "expected"),
+    [
+        ("auto", 1, None, 0.94, True),
+        ("auto", 1, None, 0.96, False),  # 5 % less time is the least
+        ("auto", 2, None, 0.1, False),
+        ("auto", 1, "no GPU", 0.1, False),
+        (False, 1, None, 0.1, False),
+        (True, 2, "no GPU", 9.0, True),
+    ],
+)
+def test_graphs_are_replayed_where_they_pay_or_as_the_config_says(
+    monkeypatch: pytest.MonkeyPatch,
+    setting: Any,
+    num_processes: int,
+    obstacle: str | None,
+    seconds: float,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(planner, "obstacle_to_graphs", lambda *_: obstacle)
+    one: Any = planner.Planner(
+        model=SimpleNamespace(),  # type: ignore[arg-type]
+        settings=TrainConfig(cuda_graphs=setting),
+        inputs=SimpleNamespace(),  # type: ignore[arg-type]
+        state=SimpleNamespace(),  # type: ignore[arg-type]
+        accelerator=SimpleNamespace(device=torch.device("cpu"), num_processes=num_processes),
+    )
+    plain, graphed = (Choice(Plan(1, 0, is_compiled=False), s, fits=True) for s in (1.0, seconds))
+    assert one._will_graph(plain, graphed) == expected
+
+
+def test_compiling_must_pay_in_the_steps_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def compile_where_it_pays(*given: Any) -> bool:
+        asked.append(given)
+        return False
+
+    monkeypatch.setattr(planner, "compile_where_it_pays", compile_where_it_pays)
+    one: Any = planner.Planner(
+        model=SimpleNamespace(),  # type: ignore[arg-type]
+        settings=TrainConfig(compile=True),
+        inputs=SimpleNamespace(num_steps=10, positions_per_step=100.0, rows="rows"),  # type: ignore[arg-type]
+        state=SimpleNamespace(progress=Progress(step=6)),  # type: ignore[arg-type]
+        accelerator=SimpleNamespace(num_processes=2),
+    )
+    one._compile(kept=True)
+    [(_, setting, _, num_positions, rows, kept)] = asked
+    assert (setting, num_positions, rows, kept) == (True, 400, "rows", True)
 
 
 @pytest.mark.parametrize("num_bytes", [80e9, 1e6])  # enough, and not enough for a row
@@ -159,6 +225,31 @@ def test_no_more_rows_are_planned_than_a_process_has_in_a_step(
     choice = choose_plan(formulas[True], settings, num_bytes, 2048, True, num_processes)
     assert choice.plan.rows_per_micro_batch == rows
     assert choice.plan.recomputed_layers == (0 if num_bytes > 1e9 else 28)
+
+
+@pytest.mark.parametrize(("share", "is_whole"), [(1.0, False), (1.0201, True)])
+def test_graphs_need_the_memory_twice_and_that_of_their_padding(
+    formulas: dict[bool, MemoryFormula], share: float, is_whole: bool
+) -> None:
+    """Padding adds 2 % of the positions."""
+    num_bytes = 2 * share * formulas[True].activations(2048, 0)
+    settings = TrainConfig(rows_per_step=1)
+    choice = choose_plan(formulas[True], settings, num_bytes, 2048, True, is_graphed=True)
+    assert (choice.plan.recomputed_layers == 0) == is_whole
+
+
+def test_the_host_takes_half_the_time_for_half_the_layers(
+    formulas: dict[bool, MemoryFormula],
+) -> None:
+    half = replace(formulas[False], num_layers=14)
+    whole, shorter = (micro_step_seconds(f, 16, 0, False) for f in (formulas[False], half))
+    assert shorter == pytest.approx(whole / 2)
+
+
+def test_of_short_rows_at_most_64_are_taken_at_once(formulas: dict[bool, MemoryFormula]) -> None:
+    """The host sets the time of a micro-step: 64 rows at once, or 63, make 16 of 1,000 rows."""
+    settings = TrainConfig(rows_per_step=1000)
+    assert choose_plan(formulas[True], settings, 1e15, 16, True).plan.rows_per_micro_batch == 63
 
 
 @pytest.mark.parametrize(("layers", "fits"), [(4, False), (10, True), (12, True), (True, True)])
