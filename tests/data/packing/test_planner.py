@@ -41,19 +41,23 @@ def clip(clip_id: str, speaker: str | None, **values: Any) -> dict[str, Any]:
 
 
 def turn(clip_id: str, speaker: str | None, number: int, **values: Any) -> dict[str, Any]:
-    return clip(clip_id, speaker, dialogue_id="talk", turn=number, **values)
+    return clip(clip_id, speaker, **{"dialogue_id": "talk", "turn": number} | values)
 
 
 class Drawn:
     """The samples of some clips, by the id of their first target."""
 
     def __init__(
-        self, rows: list[dict[str, Any]], rules: PromptRules = ANY_BASE, **settings: Any
+        self,
+        rows: list[dict[str, Any]],
+        rules: PromptRules = ANY_BASE,
+        split: str = "train",
+        **settings: Any,
     ) -> None:
         fields = [field for field in CLIPS.schema if field.name in rows[0]]
         self.clips = Clips(pa.Table.from_pylist(rows, schema=pa.schema(fields)))
         self.ids = [row["clip_id"] for row in rows]
-        self.planner = SamplePlanner(self.clips, "train", PackConfig(**settings), rules)
+        self.planner = SamplePlanner(self.clips, split, PackConfig(**settings), rules)
         self.plans = {self.ids[plan.targets[0]]: plan for plan in self.planner.plans()}
 
     def __getitem__(self, clip_id: str) -> SamplePlan:
@@ -109,6 +113,13 @@ def test_training_never_hears_held_out_audio_as_a_rows_own_reference(
     assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_HELD_OUT])
 
 
+def test_held_out_rows_may_hear_held_out_audio() -> None:
+    own = clip("own", "x", split="reference", audio_sha256="held")
+    rows = [clip("a", "x", split="eval", reference_id="own"), clip("held", "x", split="eval")]
+    drawn = Drawn([*rows, own], split="eval", tasks=CLONING)
+    assert (drawn.references("a"), drawn.reasons("a")) == (["own"], [])
+
+
 def test_a_reference_that_is_not_a_clip_names_the_rule() -> None:
     with pytest.raises(UserError, match=r"\n  gone\nrun: snakemake --forcerun judge_clips"):
         Drawn([clip("a", "x", reference_id="gone")])
@@ -132,6 +143,13 @@ def test_overlapping_segments_of_one_file_are_never_each_others_reference() -> N
     assert drawn.references("a") in (["b"], ["c"])
     whole = Drawn([segment("a", 0.0, 2.0), segment("b", None, None)], tasks=CLONING)
     assert whole.reasons("a") == whole.reasons("b") == [NO_REFERENCE]
+
+
+def test_segments_that_follow_each_other_are_each_others_reference() -> None:
+    first = clip("a", "x", audio_sha256="file", start_seconds=0.0, end_seconds=1.0)
+    second = clip("b", "x", audio_sha256="file", start_seconds=1.0, end_seconds=2.0)
+    drawn = Drawn([first, second], tasks=CLONING)
+    assert (drawn.references("a"), drawn.references("b")) == (["b"], ["a"])
 
 
 def test_references_stay_within_the_split() -> None:
@@ -280,6 +298,19 @@ def test_the_turns_of_a_dialogue_stand_alone_where_that_is_its_task() -> None:
     drawn = Drawn(TALK, tasks={"speech": 1, "cloning": 0, **NO_DIALOGUES})
     assert [plan.task for plan in drawn.plans.values()] == ["speech"] * 3
     assert drawn.turns("t1")[2].parts == ("I am t1.",)
+
+
+def test_the_turns_of_a_dialogue_that_stand_alone_have_the_task_that_it_drew() -> None:
+    rows = [
+        turn(f"{talk}-{number}", "x", number, dialogue_id=f"talk {talk}")
+        for talk in range(20)
+        for number in (1, 2, 3)
+    ]
+    drawn = Drawn(rows, tasks={"speech": 1, "cloning": 1, **NO_DIALOGUES})
+    tasks = [{drawn[f"{talk}-{n}"].drawn_task for n in (1, 2, 3)} for talk in range(20)]
+    assert {"speech"} in tasks
+    assert {"cloning"} in tasks
+    assert {"speech", "cloning"} not in tasks
 
 
 def test_a_dialogue_with_a_turn_of_nobody_falls_back_to_its_turns() -> None:
