@@ -336,8 +336,12 @@ def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
 
 
 def test_conversations_that_pack_will_reject_are_named_before_encoding(
-    corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(estimate, "NUM_TEXTS_PER_BATCH", 1)
     sayable = '[{"role": "user", "parts": [{"text": "Hi"}], "is_target": false}, '
     sayable += '{"role": "assistant", "parts": [{"clip_id": "clip-01"}], "is_target": true}]'
     refused = '[{"role": "user", "parts": [{"clip_id": "clip-02"}], "is_target": false}]'

@@ -10,7 +10,7 @@ import pytest
 from real_shape import real_shape
 from transformers import AutoConfig
 
-from higgs_pipe.config.settings import PackConfig, TrainConfig
+from higgs_pipe.config.settings import PackConfig, TaskMix, TrainConfig
 from higgs_pipe.data.clips.results import Share, ValidationSummary
 from higgs_pipe.estimate import Amount, amount_of
 from higgs_pipe.higgs.compilation_costs import COLD_SECONDS
@@ -56,6 +56,16 @@ def test_hours_and_dollars_are_those_of_all_steps_and_processes(
     seconds = num_positions / num_processes / card.positions_per_second + 60 + COLD_SECONDS
     assert card.hours == pytest.approx(seconds / 3600, rel=1e-6)
     assert card.dollars == pytest.approx(2.5 * card.hours * num_processes)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_the_memory_is_that_of_layers_as_they_will_run(miniature: Any, is_compiled: bool) -> None:
+    found, card = estimated(miniature, compile=is_compiled)
+    assert found.parameters is not None
+    train = TrainConfig(rows_per_step=8, compile=is_compiled)
+    formula = memory_formula(miniature, train, found.parameters.trainable, is_compiled)
+    num_positions = card.rows_per_micro_batch * 2048
+    assert card.memory_gib == formula.memory(num_positions, card.recomputed_layers)
 
 
 @pytest.mark.parametrize("num_processes", [1, 3, 4])
@@ -192,3 +202,6 @@ def test_the_amount_is_that_of_the_training_split_and_its_references() -> None:
         num_packed_rows=num_rows,
     )
     assert num_rows == 16
+    spoken_alone = pack.model_copy(update={"tasks": TaskMix(speech=1, cloning=0)})
+    found = amount_of(summary, tokens, spoken_alone, 25.0, frames_around=9, num_references=2)
+    assert found.num_audio_frames == 40 * 25 + 10 * (0.5 + 9)  # no reference is used
