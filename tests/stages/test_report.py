@@ -53,6 +53,9 @@ def test_the_measures_stand_beside_recording_codec_and_base(inputs: Inputs) -> N
         ["", "", "0.2", "0.2", "0.0", ""],
     ]
     assert rows(page, "codebook 2") == []
+    assert rows(page, "Text")[0] == [
+        *("", "", "2.000", "1.250", "−0.750 −0.850 to −0.650", "better")
+    ]
     assert rows(page, "Text")[1] == ["", "", "33.3", "90.0", "+56.7", ""]  # accuracy
     assert rows(page, "Clips") == [["", "", "24", "24", "", ""]]
     note = DIFFERENCE_NOTES["duration_error"]

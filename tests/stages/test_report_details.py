@@ -13,11 +13,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from report_inputs import Inputs, TextOfPage, evaluation_line, group_loss, rows, words
 
+from higgs_pipe.config.settings import LoraSettings
+from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.tables import read_table, write_table
-from higgs_pipe.listening.spoken import GENERATED
-from higgs_pipe.reporting import audio, charts, other, prompts
+from higgs_pipe.listening.intervals import Difference, Estimate
+from higgs_pipe.listening.spoken import GENERATED, Generation, Voice, VoiceTotals
+from higgs_pipe.reporting import audio, charts, experiments, measures, other, prompts
 from higgs_pipe.reporting.experiments import COLOURS
 from higgs_pipe.reporting.shares import largest
 
@@ -206,6 +209,47 @@ def test_the_page_names_temperature_and_clusters_of_its_results(inputs: Inputs) 
     assert "clustered by speaker" in page
 
 
+def drawn_row(seconds: float, **measured: Any) -> dict[str, Any]:
+    row = dict.fromkeys(("num_words", "num_word_errors", "similarity_to_recording"))
+    row |= {"has_stopped": True, "longest_silence_seconds": 0.0, "silence_share": 0.0}
+    return row | {"duration_seconds": seconds} | measured
+
+
+def test_the_keys_of_a_prompt_are_those_of_its_worst_take() -> None:
+    """Of two adapters: half as long is an octave, 3 errors of 4 words, 2 s of silence."""
+    first = drawn_row(0.5, num_words=4, num_word_errors=3, similarity_to_recording=0.75)
+    second = drawn_row(1.0, num_words=8, num_word_errors=4, similarity_to_recording=0.5)
+    second |= {"has_stopped": False, "longest_silence_seconds": 2.0, "silence_share": 0.25}
+    found = prompts._sort_values([first, second], drawn_row(1.0))
+    assert found == {"stop": 1, "length": 1, "silence": 2, "words": 0.75, "voice": 0.5}
+    for measure, key in (("num_words", "words"), ("similarity_to_recording", "voice")):
+        assert key not in prompts._sort_values([first, second | {measure: None}], drawn_row(1.0))
+
+
+def test_the_worst_prompt_is_that_of_any_adapter() -> None:
+    """The second adapter never stops at `a`, and misspeaks `b`; `c` is too long, `d` is right."""
+    recording = {"recording": drawn_row(1.0)}
+    right = drawn_row(1.0, num_words=4, num_word_errors=0)
+    tables: Any = {
+        "first": {name: recording | {"adapter": right} for name in "dcba"},
+        "second": {
+            "d": {"adapter": right},
+            "c": {"adapter": right | {"duration_seconds": 3.0}},
+            "b": {"adapter": right | {"num_word_errors": 1}},
+            "a": {"adapter": right | {"has_stopped": False}},
+        },
+    }
+    assert prompts._ranks(tables) == {"a": 1, "b": 2, "c": 3, "d": 4}
+
+
+def test_a_recording_is_not_compared_with_its_own_voice() -> None:
+    recording: dict[str, Any] = drawn_row(1.0, similarity_to_recording=1.0)
+    recording |= {"repeated_frame_share": 0.0, "transcript": None, "dnsmos": None}
+    labels = [fact.label for fact in prompts._facts(recording, recording)]
+    assert "voice" not in labels
+    assert "voice" in [fact.label for fact in prompts._facts(dict(recording), recording)]
+
+
 # --- Other recordings, measures, training ---------------------------------------------------------
 
 
@@ -284,6 +328,79 @@ def test_each_count_of_packing_is_that_of_its_split(inputs: Inputs) -> None:
         ["1.000", "2.000"],
         ["task100 100", "task200 200"],
     ]
+
+
+# Of each line: total, difference and unit.
+SPEECH_LINES = {
+    "Stops by itself": ("stop_rate", "stop_rate", "%"),
+    "Runs away (to the cap, or over twice as long)": ("runaway_rate", "runaway_rate", "%"),
+    "Length relative to the recording": ("duration_ratio", "duration_error", "×"),
+    "Silence": ("silence_share", "silence_error", "%"),
+    "Longest silence": ("longest_silence_seconds", "longest_silence_excess", "s"),
+    "Repeated frames": ("repeated_frame_share", "repeated_frame_excess", "%"),
+    "Distance of the codes from the recordings'": ("code_distance", "code_distance", ""),
+    "Word error rate": ("word_error_rate", "word_error_rate", "%"),
+    "Character error rate": ("character_error_rate", "character_error_rate", "%"),
+    "Similarity to the recording's voice": ("speaker_similarity", "speaker_similarity", ""),
+    "Similarity to the speaker's other clips": (*["speaker_similarity_to_others"] * 2, ""),
+    "Quality (DNSMOS)": ("dnsmos", "quality_shortfall", ""),
+}
+
+
+def test_each_line_of_speech_has_its_own_totals_and_difference() -> None:
+    def numbered(kind: Any, start: float, column: int) -> dict[str, Any]:
+        """Of each name by its line: 0.01, 0.02, ... more than ``start``."""
+        names = [parts[column] for parts in SPEECH_LINES.values()]
+        extra: dict[str, Any] = {"low": None, "high": None, "num_clips": 9, "num_clusters": 9}
+        extra |= {"p_value": None} if kind is Difference else {}
+        return {name: kind(value=start + n / 100, **extra) for n, name in enumerate(names, 1)}
+
+    drawn: list[tuple[Voice, float | None, float]] = [
+        *(("recording", None, 0.1), ("codec", None, 0.2)),
+        *(("base", 1.0, 0.3), ("adapter", 1.0, 0.4)),
+    ]
+    voices = [
+        VoiceTotals(voice=voice, temperature=temperature, measures=numbered(Estimate, start, 0))
+        for voice, temperature, start in drawn
+    ]
+    settings: Any = {"num_prompts": 9, "num_too_long": 0, "max_seconds": 1.0, "seed": 0}
+    spoken = Generation(**settings, speech_models={}, voices=voices, differences=[])
+    judged: Any = {
+        name: SimpleNamespace(outcome=f"outcome of {name}", leads=False, difference=change)
+        for name, change in numbered(Difference, 0.5, 1).items()
+    }
+    found = {line.label: line for line in measures._speech_lines(spoken, judged)}
+    assert list(found) == list(SPEECH_LINES)
+    for number, (label, (_, compared, unit)) in enumerate(SPEECH_LINES.items(), 1):
+        line, is_share = found[label], unit == "%"
+        totals = [start + number / 100 for start in (0.1, 0.2, 0.3, 0.4)]
+        texts = [f"{100 * t:.1f} %" if is_share else f"{t:.2f} {unit}".rstrip() for t in totals]
+        assert [line.recording, line.codec, line.base, line.adapter] == texts
+        difference = 0.5 + number / 100
+        assert line.difference == (f"+{100 * difference:.1f}" if is_share else f"+{difference:.2f}")
+        assert line.outcome == f"outcome of {compared}"
+
+
+def test_an_outcome_has_its_tone() -> None:
+    words_of = {"better": ["better", "passed"], "worse": ["worse", "failed"]}
+    words_of |= {"caution": ["no evidence"], "soft": ["not measured"]}
+    for tone, outcomes in words_of.items():
+        assert {measures.tone(outcome) for outcome in outcomes} == {tone}
+
+
+def test_a_difference_has_its_sign_and_zero_has_none() -> None:
+    minus = "\N{MINUS SIGN}"
+    found = [measures.signed(value, 2) for value in (1.5, -1.5, 0.004, -0.004)]
+    assert found == ["+1.50", f"{minus}1.50", "0.00", "0.00"]
+
+
+def test_a_setting_has_its_sentence_and_an_empty_list_is_seen() -> None:
+    found = experiments._descriptions(TrainStage)
+    assert found["train.lora.r"] == LoraSettings.model_fields["r"].description
+    assert experiments._flatten({"lora": {"parts": [], "r": 4}}) == {
+        "lora.parts": "[]",
+        "lora.r": "4",
+    }
 
 
 def test_the_use_of_the_text_has_its_interval(inputs: Inputs) -> None:
