@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,9 @@ def sample(corpus: PackedCorpus, model: DualLossModel) -> PackedRow:
     return preflight_data.samples_of(PackedRows(corpus.train_rows)[0], model.shape)[0]
 
 
-def run(model: DualLossModel, corpus: PackedCorpus) -> dict[str, Any]:
-    train_rows, eval_rows = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
-    return preflight.check_before_training(model, train_rows, eval_rows, Accelerator(cpu=True))
+def run(model: DualLossModel, corpus: PackedCorpus, start: str = "base") -> dict[str, Any]:
+    tables = PackedRows(corpus.train_rows), PackedRows(corpus.eval_rows)
+    return preflight.check_before_training(model, *tables, Accelerator(cpu=True), start)
 
 
 def statuses(result: dict[str, Any]) -> dict[str, str]:
@@ -525,6 +526,47 @@ def test_a_base_that_prefers_another_samples_text_asks_for_the_transcripts(
         check = offset_checks.check_shuffled_text(knowing, given, losses, cpu)
         found.append((check.status, check.found.endswith("?")))
     assert found == [("passed", False), ("no evidence", True)]
+
+
+def test_texts_are_exchanged_also_where_one_sample_fills_the_probe(
+    model: DualLossModel, corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus.pack(tmp_path, tasks={"speech": 1, "cloning": 0}, max_tokens=512)
+    tables = PackedRows(tmp_path / "train.parquet"), PackedRows(tmp_path / "eval.parquet")
+    monkeypatch.setattr(preflight, "PROBE_POSITIONS", 1)
+    *_, check = preflight.check_before_training(model, *tables, Accelerator(cpu=True))["checks"]
+    assert check["name"] == "shuffled text"
+    assert re.search(r"own text and \d+\.\d+ with another's", check["found"])
+
+
+def test_what_training_starts_from_is_named_in_what_was_found(
+    model: DualLossModel, corpus: PackedCorpus
+) -> None:
+    checks = run(model, corpus, "earlier adapter")["checks"]
+    found = {check["name"]: check["found"] for check in checks}
+    for name in ("audio offset", "shuffled text"):
+        assert "the earlier adapter's" in found[name]
+
+
+def test_samples_are_taken_up_to_a_number_of_positions(
+    model: DualLossModel, corpus: PackedCorpus
+) -> None:
+    table = PackedRows(corpus.train_rows)
+    samples = [
+        s for i in range(len(table)) for s in preflight_data.samples_of(table[i], model.shape)
+    ]
+    lengths = [len(sample.input_ids) for sample in samples]
+    for num_positions, expected in ((1, 1), (lengths[0], 1), (lengths[0] + 1, 2), (10**6, 11)):
+        found = preflight._first_samples(table, model.shape, num_positions, at_least=1)
+        assert [len(sample.input_ids) for sample in found] == lengths[:expected]
+
+
+def test_a_loss_that_is_not_finite_is_null_in_the_file(
+    model: DualLossModel, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "means_of_codebooks", lambda _: [np.nan, np.inf, 1.5])
+    expected = {offset: [None, None, 1.5] for offset in "012"}
+    assert run(model, corpus)["base_audio_loss_by_offset"] == expected
 
 
 def test_texts_are_exchanged_and_audio_stays(model: DualLossModel, corpus: PackedCorpus) -> None:
