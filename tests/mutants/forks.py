@@ -180,6 +180,7 @@ def import_what_is_slow() -> None:
     No fork's garbage collector looks through their objects: pytest's five collections at its end
     would take longer than a short test.
     """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as the package does before it imports onnxruntime
     for name in SLOW_IMPORTS:
         import_module(name)
     gc.collect()
