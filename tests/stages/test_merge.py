@@ -107,14 +107,12 @@ def names_below(folder: Path) -> set[str]:
 
 
 COMMON = {
-    *(
-        "README.md",
-        "SHA256SUMS",
-        "config.json",
-        "files.json",
-        "generation_config.json",
-        "merge.json",
-    ),
+    "README.md",
+    "SHA256SUMS",
+    "config.json",
+    "files.json",
+    "generation_config.json",
+    "merge.json",
     "model.safetensors",
     "proof.json",
     "tokenizer.json",

@@ -337,9 +337,17 @@ def test_the_first_texts_are_published_as_spoken_at_the_first_temperature(tmp_pa
 
 
 def test_the_hub_plays_the_adapters_samples(facts: CardFacts) -> None:
-    spoken = replace(facts, samples=[PublishedSample("Yes.", "base.wav", "adapter.wav")])
-    assert metadata(spoken)["widget"] == [{"text": "Yes.", "output": {"url": "adapter.wav"}}]
-    assert "| Yes. | [listen](base.wav) | [listen](adapter.wav) |" in model_card(spoken)
+    yes, no = (
+        PublishedSample(f"{text}.", f"{text}-base.wav", f"{text}-adapter.wav")
+        for text in ("Yes", "No")
+    )
+    spoken = replace(facts, samples=[yes, no])
+    assert metadata(spoken)["widget"] == [
+        {"text": "Yes.", "output": {"url": "Yes-adapter.wav"}},
+        {"text": "No.", "output": {"url": "No-adapter.wav"}},
+    ]
+    assert "| Yes. | [listen](Yes-base.wav) | [listen](Yes-adapter.wav) |" in model_card(spoken)
+    assert "| No. | [listen](No-base.wav) | [listen](No-adapter.wav) |" in model_card(spoken)
 
 
 @pytest.mark.parametrize(
