@@ -40,5 +40,5 @@ STAGES = {
     "package": Stage("package", "package_adapter", "package", 9),
     "push": Stage("push", "push_adapter", "push", 2),
     "merge": Stage("package", "merge_adapter", "merge", 4),
-    "report": Stage("report", "report", "report", 7),
+    "report": Stage("report", "report", "report", 8),
 }

@@ -39,5 +39,5 @@ def read_other(
         for path in packing_paths
         for sample in PackingSummary.read(path).rejected
     }
-    num_left_out.update(reason for _, reason in left_out)
+    num_left_out.update(reason for _, reason in sorted(left_out))
     return OtherRecordings(validation, dict(num_left_out), listening)
