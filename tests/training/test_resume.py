@@ -215,15 +215,16 @@ def test_two_processes_that_are_stopped_end_as_if_nothing_had(
     tmp_path: Path,
 ) -> None:
     """The launcher killed, and a SIGTERM to one process alone: three sessions, one training."""
-    launcher = session(5, save_steps=1000)
+    launcher = session(2, save_steps=1000)
     processes = [process_of_rank(launcher, rank) for rank in (0, 1)]
     launcher.kill()
     wait_until(lambda: all(map(has_ended, processes)))
     launcher.communicate()
     [saved] = (tmp_path / "checkpoints").iterdir()
-    assert 5 <= int(saved.stem.removeprefix("step-")) < 20
+    step = int(saved.stem.removeprefix("step-"))
+    assert 2 <= step < 50  # of 60: the processes look once a second whether their launcher lives
 
-    launcher = session(25)
+    launcher = session(step + 5)
     process_of_rank(launcher, 1).terminate()
     assert "checkpoint saved" in last_words(launcher)
     assert launcher.returncode == 128 + signal.SIGTERM
