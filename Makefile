@@ -4,7 +4,7 @@
 # make test    all tests, in random order; SEED=… repeats the order that a run printed
 # make quick   the tests that are not slow
 # make repeats TIMES=50   the slow tests repeatedly on a busy machine; TESTS="…" runs others
-# make mutants mutation testing: some 900 small mistakes, each made alone in a copy of the code
+# make mutants mutation testing: some 1,200 small mistakes, each made alone in a copy of the code
 #              SAMPLE=10 SEED=… tries one in ten, ONLY=… those with a name, PAGE=docs/proof.md writes the table there
 # make faults  the fault suite: the outcome of each injected fault
 # make bench   each benchmark in a small form: ratios and their goals
