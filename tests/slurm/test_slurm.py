@@ -254,7 +254,7 @@ def test_a_training_at_its_time_limit_saves_and_goes_on(
     wait_for(checkout / TRAINED, "running", running)
     [job] = jobs_of(slurm, checkout)
     assert job["TimeLimit"] == "00:01:00"
-    at_once = ["scontrol", "update", f"JobId={job['JobId']}", "EndTime=now"]
+    at_once = ["scontrol", "update", f"JobId={job['JobId']}", "EndTime=now+2seconds"]
     subprocess.run(at_once, env=slurm, check=True)
     output = assert_it_saved_and_went_on(checkout, running)
     assert jobs_run(output).count("train_adapter default") == 2

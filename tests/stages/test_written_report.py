@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.written_report import written_report
+from written_report import written_report
 
 
 def test_the_report_is_the_one_written_down(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A report with every part, whose values all differ, as lines to compare with ``report.txt``.
 
-    PYTHONPATH=tests:bench:. python -m stages.written_report > tests/stages/report.txt
+    PYTHONPATH=tests:bench:. python -m written_report > tests/stages/report.txt
 
 writes that file again; read what has changed in it.
 """
