@@ -44,7 +44,8 @@ def evaluated(
     corpus: PackedCorpus, adapter: Path, output: Path, **models: str
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """Returns the rows of generation.parquet, and the measures that were taken."""
-    folder = evaluate_in(output, corpus, adapter, max_seconds=1.8, speech_models=models)
+    settings: dict[str, Any] = {"num_prompts": 2, "max_seconds": 1.8, "speech_models": models}
+    folder = evaluate_in(output, corpus, adapter, **settings)
     measures = Verdict.read(folder / "verdict.json").measures
     taken = {measure.name for measure in measures if measure.outcome != "not measured"}
     return pq.read_table(folder / "generation.parquet").to_pylist(), taken
@@ -65,7 +66,7 @@ def test_each_speech_model_gives_its_measures(
     recordings = [row for row in rows if row["voice"] == "recording"]
     assert {row["num_words"] for row in recordings} == {7}  # Tone number 3, held for a while
     assert all(row["num_word_errors"] > 0 for row in rows)
-    assert [row["similarity_to_recording"] for row in recordings] == pytest.approx([1] * 3)
+    assert [row["similarity_to_recording"] for row in recordings] == pytest.approx([1] * 2)
     assert all(1 < row["dnsmos"] < 4 for row in recordings)
 
 

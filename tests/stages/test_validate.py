@@ -528,6 +528,7 @@ def test_rows_given_to_one_split_only_stop_the_run(
     assert f'"split": "{missing}"' in str(caught.value)
 
 
+@pytest.mark.usefixtures("processes_as_forks")
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
@@ -554,6 +555,7 @@ def test_the_command_line_exits_with_2_and_a_sentence_and_writes_nothing(
     assert not Outputs(tmp_path / "out").is_there
 
 
+@pytest.mark.usefixtures("processes_as_forks")
 def test_the_command_line_runs_and_says_what_it_kept(tmp_path: Path, rows: list[Fields]) -> None:
     process = run_processes(tmp_path, write_manifest(tmp_path, rows))
     assert (process.returncode, process.stdout) == (0, "")
