@@ -32,11 +32,12 @@ def products(
     for name in experiments:
         package, experiment = results_dir / "adapters" / name, results_dir / "experiments" / name
         adapter, metrics = experiment / "train" / "adapter", experiment / "eval" / "metrics.json"
+        checkpoints = {form: results_dir / form / name for form in FULL_FORMS}
         made += [
             Product(f"adapter {name}", package, package.with_name(f"{name}.zip")),
             *(
-                Product(f"{form} {name}", results_dir / form / name, results_dir / form / name)
-                for form in FULL_FORMS
+                Product(f"{form} {name}", folder, folder / "SHA256SUMS")
+                for form, folder in checkpoints.items()
             ),
             Product(f"metrics {name}", metrics, metrics),
             Product(f"trained {name}", adapter, adapter / "adapter_config.json"),

@@ -25,6 +25,7 @@ from higgs_pipe.planning.manifests import inputs
 from higgs_pipe.planning.models import is_within
 from higgs_pipe.planning.products import closing_lines, products, versions
 from higgs_pipe.planning.stages import STAGES
+from higgs_pipe.publishing.sealing import seal
 
 BIN = Path(sys.executable).parent
 EVERYTHING = {
@@ -689,3 +690,9 @@ def test_only_what_a_run_made_is_named_at_the_end(tmp_path: Path) -> None:
     assert closing_lines(made, before) == [f"clips  {tmp_path}/data/clips.parquet"]
     (adapters / "a.zip").touch()
     assert closing_lines(made, before) == [f"adapter a  {tmp_path}/adapters/a"]
+    (tmp_path / "merged/b").mkdir(parents=True)
+    seal(tmp_path / "merged/b")
+    assert closing_lines(made, before) == [
+        f"adapter a  {tmp_path}/adapters/a",
+        f"merged b   {tmp_path}/merged/b",
+    ]
