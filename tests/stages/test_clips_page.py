@@ -4,11 +4,61 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import clips_page_of, rows_of_tones, tone
+from helpers import clips_page_of, clips_page_with, edit_result, rows_of_tones, tone
 
 
 def section(page: str, anchor: str) -> str:
     return page.split(f'<section id="{anchor}"')[1].split("</section>")[0]
+
+
+def words(page: str, anchor: str) -> list[str]:
+    """What stands between the tags of a section."""
+    pieces = re.split(r"<[^>]*>", f"<{section(page, anchor)}")
+    return [word for piece in pieces if (word := piece.strip())]
+
+
+def test_each_count_stands_at_its_name(tmp_path: Path) -> None:
+    rows = rows_of_tones(tmp_path, 4)
+    rows[0]["speaker"] = "ada"
+    rows[2] |= {"text": " ", "speaker": "cy"}
+    clips_page_of(tmp_path, rows, validate={"max_rejected_fraction": 0.5})
+    edit_result(
+        tmp_path / "data/validation.json",
+        **{"num_rows": 5034, "num_clips": 5000, "seconds": 1.5, "hours": 2.125},
+        num_rejected=34,
+        num_rejected_by_reason={"text_empty": 30, "silent": 4},
+        clip_seconds={"min": 0.75, "median": 4.25, "max": 9.5},
+        speakers={"ada": share(1100, 900, 200), "ben": share(1300, 1200, 100)},
+        languages={"en": share(1700, 1600, 50)},
+    )
+    page = clips_page_with(tmp_path)
+    counts = page.replace('aria-label="Counts"', 'id="counts"')
+    assert words(counts, "counts") == [
+        *("Clips kept", "5,000", "of 5,034", "Total length, hours", "2.125"),
+        *("Rejected rows", "34", "Median clip, seconds", "4.25"),
+    ]
+    heading = ["Clips", "Train", "Held out", "Hours"]
+    assert words(page, "who")[1:] == [
+        *("Speaker", *heading, "ben", "1,300", "1,200", "100", "13.000"),
+        *("ada", "1,100", "900", "200", "11.000"),
+        *("Language", *heading, "en", "1,700", "1,600", "50", "17.000"),
+    ]
+    rejected = words(page, "rejected")
+    assert rejected[1:7] == ["Reason", "Rows", "text empty", "30", "silent", "4"]
+    assert rejected[11:14] == ["2", "cy", "text empty"]
+    assert rejected[15:] == ["1.20", "And 33 more, in", "rejected.parquet", "."]
+    first = words(page, "sample")[-10:-6]
+    assert first == ["0", "ada", rows[0]["text"], "1.00"]
+    labels = re.findall(r'aria-label="(Recording [^"]*)"', section(page, "sample"))
+    assert labels == [f"Recording of {n}" for n in (0, 1, 3)]
+
+
+def share(num_clips: int, num_train_clips: int, num_eval_clips: int) -> dict[str, float]:
+    """A NamedShare of an hour per hundred clips."""
+    return {
+        **{"num_clips": num_clips, "seconds": 36.0 * num_clips, "hours": num_clips / 100},
+        **{"num_train_clips": num_train_clips, "num_eval_clips": num_eval_clips},
+    }
 
 
 @pytest.mark.parametrize(("num_players", "num_heard"), [(0, 0), (3, 3), (20, 8)])

@@ -196,6 +196,33 @@ def test_graphs_are_replayed_where_they_pay_or_as_the_config_says(
     assert one._will_graph(plain, graphed) == expected
 
 
+def test_a_graph_is_checked_on_the_longest_rows_with_their_own_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[Any] = []
+    monkeypatch.setattr(planner, "gather_object", lambda mine: mine)
+    monkeypatch.setattr(planner, "label_weights", lambda *given: given)
+    monkeypatch.setattr(planner, "difference_of_graphs", lambda *given: checked.append(given))
+
+    def padded(rows: list[int], seeds: list[int]) -> Any:
+        batch = SimpleNamespace(rows=rows, seeds=seeds, label_counts=lambda: sum(rows))
+        batch.to = lambda device: batch if device.type == "cpu" else None
+        return batch
+
+    one: Any = planner.Planner(
+        model=SimpleNamespace(shape=SimpleNamespace(has_text_loss=False)),  # type: ignore[arg-type]
+        settings=TrainConfig(),
+        inputs=SimpleNamespace(row_lengths=[5, 9, 3, 7], rows_per_micro_batch=2, padded=padded),  # type: ignore[arg-type]
+        state=SimpleNamespace(),  # type: ignore[arg-type]
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+    )
+    one._check_graphs(graphs := SimpleNamespace())
+    ((checked_graphs, state, batch, weights),) = checked
+    assert (checked_graphs, state) == (graphs, one.state)
+    assert sorted(batch.rows) == sorted(batch.seeds) == [1, 3]
+    assert weights == (4, one.settings.loss_weights, False)
+
+
 def test_compiling_must_pay_in_the_steps_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

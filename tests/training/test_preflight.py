@@ -599,11 +599,27 @@ def test_it_leaves_no_trace_in_training(corpus: PackedCorpus, tmp_path: Path) ->
     assert json.loads((tmp_path / "off/preflight.json").read_text())["checks"] == []
 
 
-def test_it_leaves_the_model_as_it_was(model: DualLossModel, corpus: PackedCorpus) -> None:
-    """No gradient, no hook, the mode and the state of the random generator unchanged."""
+def test_it_leaves_the_model_as_it_was(
+    model: DualLossModel, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No gradient, no hook, the mode and the state of the random generator unchanged.
+
+    Its losses are those of held-out samples, its gradients those of training samples.
+    """
+    taken: dict[str, list[str]] = {}
+    for name in ("seen_in_forward", "check_lora_gradients"):
+        check = getattr(preflight, name)
+
+        def noted(model: Any, batch: PackedBatch, name: str = name, check: Any = check) -> Any:
+            taken[name] = list(batch.sample_ids)
+            return check(model, batch)
+
+        monkeypatch.setattr(preflight, name, noted)
     hooks = [len(module._forward_hooks) for module in model.modules()]
     state = torch.get_rng_state()
     run(model, corpus)
+    ids = [PackedRows(rows)[0].sample_ids for rows in (corpus.eval_rows, corpus.train_rows)]
+    assert [found[0] for found in taken.values()] == [named[0] for named in ids]
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [len(module._forward_hooks) for module in model.modules()] == hooks
     assert all(module.training for module in model.modules())
