@@ -12,8 +12,8 @@ UNITS = {
 ABBREVIATIONS = ("RMS", "DC", "SNR", "STOI", "PESQ", "SI", "SDR")
 
 
-def number(value: float) -> str:
-    """Render with 4 significant digits, or as a whole number with commas: ``0.1842``, ``10,800``.
+def number(value: float, num_digits: int = 4) -> str:
+    """Render with so many significant digits, or as a whole number: ``0.1842``, ``10,800``.
 
     It has an exponent only beyond a billion, as in a broken sample.
     """
@@ -21,7 +21,7 @@ def number(value: float) -> str:
         return f"{value:.4g}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return np.format_float_positional(value, precision=4, fractional=False, trim="-")
+    return np.format_float_positional(value, precision=num_digits, fractional=False, trim="-")
 
 
 def in_words(measure: str) -> str:

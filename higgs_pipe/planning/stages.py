@@ -37,8 +37,8 @@ STAGES = {
     "train": Stage("train", "train_adapter", "train", 9),
     "eval": Stage("eval", "eval_adapter", "evaluate", 8),
     "accept": Stage("eval", "accept_adapter", "accept", 1),
-    "package": Stage("package", "package_adapter", "package", 9),
+    "package": Stage("package", "package_adapter", "package", 10),
     "push": Stage("push", "push_adapter", "push", 2),
     "merge": Stage("package", "merge_adapter", "merge", 4),
-    "report": Stage("report", "report", "report", 8),
+    "report": Stage("report", "report", "report", 9),
 }

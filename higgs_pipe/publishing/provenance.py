@@ -34,9 +34,11 @@ class DataSummary(ResultPart):
 
     ``languages`` and ``speakers`` hold their clips and hours. Languages are valid codes (BCP 47),
     other names are left out. ``speakers`` is None unless ``package.show_speakers``.
+    ``num_audio_in_both_splits`` counts context too (``data.keep_context_together``).
     """
 
     splits: dict[str, Share]
+    num_audio_in_both_splits: int
     num_rejected: int
     num_rejected_by_reason: dict[str, int]
     num_speakers: int
@@ -63,6 +65,7 @@ class DataSummary(ResultPart):
         """
         return cls(
             splits=validation.splits,
+            num_audio_in_both_splits=validation.overlap["audio"] + validation.overlap["context"],
             num_rejected=validation.num_rejected,
             num_rejected_by_reason=validation.num_rejected_by_reason,
             num_speakers=len(validation.speakers),

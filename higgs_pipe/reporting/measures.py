@@ -92,6 +92,13 @@ SPEECH_MEASURES = (
         "speaker",
     ),
     SpeechMeasure(
+        "speaker_similarity_to_reference",
+        "Similarity to the reference's voice",
+        "speaker_similarity_to_reference",
+        "",
+        "speaker",
+    ),
+    SpeechMeasure(
         "speaker_similarity_to_others",
         "Similarity to the speaker's other clips",
         "speaker_similarity_to_others",
@@ -185,7 +192,8 @@ def _speech_lines(
             measure.label, base, adapter, "", recording, codec, outcome=judgement.outcome
         )
         if judgement.difference is None:
-            note = f"eval.speech_models.{measure.needs} is null" if measure.needs else ""
+            is_off = measure.needs and generation.speech_models[measure.needs] is None
+            note = f"eval.speech_models.{measure.needs} is null" if is_off else ""
             lines.append(replace(line, note=note))
             continue
         scale, num_decimals = (100, 1) if measure.unit == "%" else (1, 2)

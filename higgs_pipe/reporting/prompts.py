@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from higgs_pipe.data.tables import read_table
+from higgs_pipe.data.units import number
 from higgs_pipe.errors import UserError
 from higgs_pipe.listening.spoken import (
     ADAPTER,
@@ -178,7 +179,7 @@ def _facts(row: Row, recording: Row) -> list[Fact]:
     facts = [Fact("length", f"{seconds:.1f} s")]
     if row["has_stopped"] is not None:
         ratio = seconds / recording["duration_seconds"]
-        facts[0] = Fact("length", f"{seconds:.1f} s ({ratio:.2g} ×)")
+        facts[0] = Fact("length", f"{seconds:.1f} s ({number(ratio, 2)} ×)")
         stopped = Fact("stopped", "yes") if row["has_stopped"] else Fact("stopped", "no", "worse")
         facts.append(stopped)
     facts.append(

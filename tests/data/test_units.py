@@ -24,6 +24,10 @@ def test_a_number_has_plain_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
+def test_a_number_of_two_digits_has_no_exponent_either() -> None:
+    assert [number(value, 2) for value in (124.0, 4.0, 0.996)] == ["120", "4", "1"]
+
+
 def test_the_unit_is_the_one_that_the_name_of_a_measure_ends_in() -> None:
     assert with_unit("bandwidth_hz", 7450.0) == "7,450 Hz"
     assert with_unit("rms_dbfs", -23.0) == "-23 dBFS"

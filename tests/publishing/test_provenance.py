@@ -12,9 +12,11 @@ def test_languages_are_codes_and_other_names_are_left_out() -> None:
     languages = {"en": one, "pt-BR": one, "as spoken by Ada": one}
     parts: dict[str, Any] = {"splits": {"train": one}, "num_rejected": 0, "languages": languages}
     parts |= {"num_rejected_by_reason": {}, "speakers": {"ada": one}}
+    parts["overlap"] = {"audio": 2, "texts": 9, "context": 3}
     empty = PackedSplit.empty()
     packing = PackingSummary(max_tokens=9, train=empty, eval=empty, fallbacks=[], rejected=[])
     found = DataSummary.of(ValidationSummary.model_construct(**parts), packing, {}, False)
     assert list(found.languages) == ["en", "pt-BR"]
     assert found.language_codes == ["en", "pt"]
     assert (found.num_speakers, found.speakers) == (1, None)
+    assert found.num_audio_in_both_splits == 5

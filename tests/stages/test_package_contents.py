@@ -88,7 +88,7 @@ def made(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> tupl
     for split, hours in HOURS.items():
         summary["splits"][split]["hours"] = hours
     counts = {"splits": summary["splits"], "num_rejected_by_reason": {"too_short": 2}}
-    counts["num_rejected"] = 41
+    counts |= {"num_rejected": 41, "overlap": summary["overlap"] | {"context": 6}}
     edit_result(folder / "data/validation.json", **counts)
     outputs = experiment / "eval", experiment / "samples"
     adapter = experiment / "train/adapter"
@@ -510,7 +510,7 @@ def test_hours_and_clips_of_the_card_are_those_of_the_training_split(
     }
     text = " ".join(card)
     assert "trained on 12.50 hours of speech (11 clips, 2 speakers)" in text
-    assert "11 clips (12.500 hours) for training, 3 (1.250 hours) held out" in text
+    assert "11 clips (12.500 hours) for training, 3 (1.250 hours) held out; **6 rec" in text
     for speaker, of_speaker in seconds.items():
         assert f"| {speaker} | 7 | {of_speaker / 3600:.3f} |" in card
 

@@ -70,6 +70,11 @@ def test_the_measures_stand_beside_recording_codec_and_base(inputs: Inputs) -> N
 def test_a_measure_that_is_not_configured_names_its_setting_and_no_number(inputs: Inputs) -> None:
     label = f"{LABELS['speaker_similarity']} eval.speech_models.speaker is null"
     assert rows(inputs.html(), label) == [["", "", "", "", "", "not measured"]]
+    # Of a model that is there, prompts without a reference have nothing to compare.
+    generation = inputs.experiments["default"]["eval/generation.json"]
+    generation["speech_models"]["speaker"] = "tiny"
+    label = LABELS["speaker_similarity_to_reference"]
+    assert rows(inputs.html(), label) == [["", "", "", "", "", "not measured"]]
 
 
 def test_the_page_says_if_nothing_was_spoken_and_has_no_table(inputs: Inputs) -> None:
@@ -162,7 +167,8 @@ def test_what_was_measured_of_a_take_stands_beside_it_and_sorts(inputs: Inputs) 
         **{"transcript": "Who is that?", "similarity_to_recording": 0.8, "dnsmos": 3.25},
     }
     spoken = read_table(table, GENERATED).to_pylist()
-    changed = [row | measured if row["voice"] == "adapter" else row for row in spoken]
+    heard = [("adapter", "c1"), ("adapter", "c2")]
+    changed = [r | measured if (r["voice"], r["clip_id"]) in heard else r for r in spoken]
     write_table(table, GENERATED, changed)
     inputs.run()
     page = inputs.page.read_text()
@@ -170,7 +176,8 @@ def test_what_was_measured_of_a_take_stands_beside_it_and_sorts(inputs: Inputs) 
     assert cells[3].endswith(
         "repeated frames 25 % word errors 3 of 10 heard Who is that? voice 0.80 DNSMOS 3.2"
     )
-    assert 'data-words="0.3" data-voice="0.2"' in page
+    assert page.count('data-words="0.3" data-voice="0.2"') == 2
+    assert page.count('data-words="-1" data-voice="-1"') == 1  # not measured, so it sorts last
 
 
 def test_another_base_has_its_own_takes_beside_its_adapters(inputs: Inputs) -> None:
@@ -425,6 +432,14 @@ def test_recordings_in_both_splits_bring_a_caution(inputs: Inputs) -> None:
     assert "Caution:" not in words(inputs.html())
     inputs.validation["num_audio_shared_by_splits"] = 2
     assert re.search(r"Caution: [^.]*: 2\.", words(inputs.html()))
+
+
+def test_recordings_that_the_other_split_hears_as_context_bring_a_caution(inputs: Inputs) -> None:
+    assert "No recording is in both splits." in words(inputs.html())
+    inputs.validation["overlap"]["context"] = 3
+    text = words(inputs.html())
+    assert re.search(r"Caution: [^.]* as context [^.]*: 3\. data\.keep_context_together", text)
+    assert "No recording is in both splits." not in text
 
 
 HOSTILE = '<script>alert("x")</script>&\'<img src=x onerror=y>${{7*7}}'

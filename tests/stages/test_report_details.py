@@ -18,6 +18,7 @@ from higgs_pipe.config.stages import TrainStage
 from higgs_pipe.data.clips.results import ValidationSummary
 from higgs_pipe.data.packing.results import PackingSummary
 from higgs_pipe.data.tables import read_table, write_table
+from higgs_pipe.listening import verdict
 from higgs_pipe.listening.intervals import Difference, Estimate
 from higgs_pipe.listening.spoken import GENERATED, Generation, Voice, VoiceTotals
 from higgs_pipe.reporting import audio, charts, experiments, measures, other, prompts
@@ -250,6 +251,11 @@ def test_a_recording_is_not_compared_with_its_own_voice() -> None:
     assert "voice" in [fact.label for fact in prompts._facts(dict(recording), recording)]
 
 
+def test_a_length_far_beyond_the_recordings_has_plain_digits() -> None:
+    row = drawn_row(124.0, repeated_frame_share=0.0, transcript=None, dnsmos=None)
+    assert prompts._facts(row, drawn_row(1.0))[0].value == "124.0 s (120 ×)"
+
+
 # --- Other recordings, measures, training ---------------------------------------------------------
 
 
@@ -342,6 +348,7 @@ SPEECH_LINES = {
     "Word error rate": ("word_error_rate", "word_error_rate", "%"),
     "Character error rate": ("character_error_rate", "character_error_rate", "%"),
     "Similarity to the recording's voice": ("speaker_similarity", "speaker_similarity", ""),
+    "Similarity to the reference's voice": (*["speaker_similarity_to_reference"] * 2, ""),
     "Similarity to the speaker's other clips": (*["speaker_similarity_to_others"] * 2, ""),
     "Quality (DNSMOS)": ("dnsmos", "quality_shortfall", ""),
 }
@@ -379,6 +386,12 @@ def test_each_line_of_speech_has_its_own_totals_and_difference() -> None:
         difference = 0.5 + number / 100
         assert line.difference == (f"+{100 * difference:.1f}" if is_share else f"+{difference:.2f}")
         assert line.outcome == f"outcome of {compared}"
+
+
+def test_each_measure_of_the_verdict_is_in_the_table() -> None:
+    of_losses = {"audio_loss", "stop_loss", "text_loss", "text_use"}
+    of_speech = {compared for _, compared, _ in SPEECH_LINES.values()}
+    assert of_losses | of_speech == {measure.name for measure in verdict.MEASURES}
 
 
 def test_an_outcome_has_its_tone() -> None:
