@@ -51,7 +51,7 @@ class BaseEstimate(ResultPart):
     experiments: dict[str, ExperimentEstimate]
 
 
-class Estimate(Result):
+class CostEstimate(Result):
     """``estimate.json``."""
 
     made_by: ClassVar[str] = "estimate"
@@ -68,14 +68,14 @@ def run(config: Path, validation: Path, clips: Path, estimate: Path) -> None:
         config: ``results/config/estimate.json``.
         validation: ``validation.json``.
         clips: The accepted clips.
-        estimate: :class:`Estimate` to write.
+        estimate: :class:`CostEstimate` to write.
     """
     stage = load_stage(EstimateStage, config)
     summary = ValidationSummary.read(validation)
     codec, codec_fault = _read(_codec_config, stage.pretrained_codec)
     frame_rate_hz = codec.sample_rate / codec.hop_length if codec else PUBLISHED_FRAME_RATE_HZ
     table = Clips.read(clips)
-    found = Estimate(
+    found = CostEstimate(
         frame_rate_hz=frame_rate_hz,
         frame_rate_assumed_because=codec_fault,
         bases=[
@@ -223,7 +223,7 @@ def amount_of(
     )
 
 
-def _lines(found: Estimate, max_tokens: int) -> list[str]:
+def _lines(found: CostEstimate, max_tokens: int) -> list[str]:
     """Return the estimate as readable lines."""
     lines = []
     for base in found.bases:
