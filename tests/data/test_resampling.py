@@ -27,7 +27,6 @@ def test_usual_rates_give_the_values_of_torchaudio(rate_hz: int) -> None:
 
 
 def test_the_wanted_rate_is_left_as_it_is() -> None:
-    assert resample(tone(24_000), 24_000, 24_000) is not None
     assert torch.equal(resample(tone(24_000), 24_000, 24_000), tone(24_000))
 
 

@@ -1,9 +1,11 @@
 """The verdict's rules, each by a table of differences written by hand."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.listening.intervals import Difference
@@ -119,22 +121,17 @@ def test_each_measure_has_its_good_direction(measure: Measure) -> None:
     assert tuple(found) == expected
 
 
-def test_these_measures_lead_and_no_others() -> None:
-    """As docs/verdict.md lists them."""
-    leading = {
-        "audio_loss",
-        "stop_loss",
-        "stop_rate",
-        "runaway_rate",
-        "duration_error",
-        "word_error_rate",
-        "speaker_similarity",
-        "quality_shortfall",
+def test_the_page_lists_all_measures_their_good_direction_and_which_lead() -> None:
+    page = (ROOT / "docs/verdict.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`.*) \| (lower|higher) \| (yes)? ?\|$", page, re.MULTILINE)
+    listed = {name: row[1:] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert {name: better for name, (better, _) in listed.items()} == {
+        measure.name: measure.better for measure in MEASURES
     }
-    for name in (measure.name for measure in MEASURES):
+    for name, (_, leads) in listed.items():
         given: list[dict[str, Any]] = [{name: difference(sign)} for sign in (HIGHER, LOWER)]
         found = {verdict_of(**differences).overall for differences in given}
-        assert found == ({"better", "worse"} if name in leading else {"no evidence"}), name
+        assert found == ({"better", "worse"} if leads else {"no evidence"}), name
 
 
 def test_losses_alone_need_more_than_rounding() -> None:
