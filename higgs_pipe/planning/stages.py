@@ -33,7 +33,7 @@ STAGES = {
     "clips_page": Stage("validate", "clips_page", "clips_page", 6),
     "estimate": Stage("validate", "estimate", "estimate", 5),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 7),
-    "pack": Stage("pack", "pack_rows", "pack", 8),
+    "pack": Stage("pack", "pack_rows", "pack", 9),
     "train": Stage("train", "train_adapter", "train", 9),
     "eval": Stage("eval", "eval_adapter", "evaluate", 8),
     "accept": Stage("eval", "accept_adapter", "accept", 1),

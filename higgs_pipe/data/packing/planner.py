@@ -155,10 +155,10 @@ class SamplePlanner:
         yield self._with_references(plan, first_turns) if task == DIALOGUE_CLONING else plan
 
     def _turns_alone(self, task: str, turns: Sequence[int], reason: str) -> Iterator[SamplePlan]:
-        alone = CLONING if task == DIALOGUE_CLONING else SPEECH
+        drawn = CLONING if task == DIALOGUE_CLONING else SPEECH
         for turn in turns:
             speaker = self._speaker_name(int(self._clips.speaker[turn]))
-            yield self._one_clip(turn, alone, Fallback(speaker, reason))
+            yield self._one_clip(turn, self._clip_task(turn, drawn), Fallback(speaker, reason))
 
     def _with_references(self, plan: SamplePlan, clips: Sequence[int]) -> SamplePlan:
         """Return the plan with a reference for the speaker of each clip, if one is found."""

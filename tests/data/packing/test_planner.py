@@ -425,3 +425,12 @@ def test_turns_of_a_dialogue_stand_alone_where_a_text_has_one_speaker() -> None:
     drawn = Drawn(rows, PromptRules("m", joins_dialogues=False), tasks=DIALOGUE)
     assert [plan.task for plan in drawn.plans.values()] == ["speech", "speech"]
     assert drawn.reasons("a") == drawn.reasons("b") == [ONE_SPEAKER]
+
+
+def test_a_turn_that_stands_alone_keeps_its_own_reference() -> None:
+    rows = [turn("a", "x", 1, reference_id="own"), turn("b", "y", 2)]
+    own, rules = clip("own", "x", split=REFERENCE), PromptRules("m", joins_dialogues=False)
+    drawn = Drawn([*rows, own], rules, tasks=DIALOGUE | {"cloning": 1e-9})
+    assert [drawn[name].task for name in "ab"] == ["cloning", "speech"]
+    assert drawn.references("a") == ["own"]
+    assert drawn.reasons("a") == drawn.reasons("b") == [ONE_SPEAKER]
