@@ -35,7 +35,8 @@ def base(tmp_path: Path) -> Path:
     folder = tmp_path / "base"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    save_file({"w": torch.zeros(30, 30), "v": torch.zeros(100)}, folder / "model.safetensors")
+    weights = {"w": torch.zeros(30, 30), "v": torch.zeros(100)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -106,7 +106,11 @@ def test_an_index_of_weights_that_names_files_elsewhere_is_refused(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"x", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0ab", b"\x02\0\0\0\0\0\0\0[]"]
+    "content",
+    [
+        *(b"", b"x", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0ab", b"\x02\0\0\0\0\0\0\0[]"),
+        (2**26 + 1).to_bytes(8, "little") + b"{}",  # whose header is too long
+    ],
 )
 def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
     folder = checkpoint(tmp_path / "base", BODY)
@@ -158,8 +162,17 @@ def test_a_base_without_one_of_its_sizes_is_refused(
         config = config_of_base(family)
         section, _, key = dotted.rpartition(".")
         del (config[section] if section else config)[key]
+        if section:
+            config[key] = 8  # elsewhere
         (base / "config.json").write_text(json.dumps(config))
         assert f"has no {dotted}" in str(folder_fault("base_model", str(base)))
+
+
+def test_a_mark_that_is_no_whole_number_is_refused(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", BODY, HEAD)
+    config = config_of_base() | {"audio_token_id": "7"}
+    (base / "config.json").write_text(json.dumps(config))
+    assert "audio_token_id" in str(folder_fault("base_model", str(base)))
 
 
 def test_another_kind_of_model_is_named(tmp_path: Path) -> None:
@@ -236,6 +249,9 @@ def test_a_hub_id_is_told_from_a_folder(
     [
         ({"vocab_size": 1, "num_codebooks": 64}, None),
         ({"vocab_size": 0}, "the vocab_size 0 "),
+        ({"vocab_size": 2**22 + 1}, "the vocab_size 4194305 "),
+        ({"codebook_size": 2**15}, "the codebook_size 32768 "),  # codes have 16 bits
+        ({"text_config": [8], "audio_encoder_config": None}, None),
         ({"num_codebooks": 65}, "the num_codebooks 65 "),
         ({"num_codebooks": True}, "the num_codebooks True "),
         ({"text_config": {"hidden_size": 2**17 + 1}}, "the hidden_size 131073 "),
