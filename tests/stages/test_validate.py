@@ -476,22 +476,6 @@ def test_a_recording_that_was_not_measured_stops_the_run(
         judge_rows(tmp_path / "out/config/validate.json", outputs.folder)
 
 
-def test_speakers_beyond_the_twentieth_are_counted_in_the_table(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows: list[Fields] = []
-    for number in range(22):
-        record(tmp_path, f"{number}.wav", tone(300 + 20 * number))
-        rows.append({"audio": f"{number}.wav", "text": "So.", "speaker": f"s{number:02d}"})
-    with caplog.at_level("INFO", logger="higgs_pipe"):
-        run(tmp_path, rows, data={"keep_text_together": False})
-    [table] = [text for text in caplog.messages if "hours lost" in text]
-    assert has_line_with(table, "speakers", "22")
-    assert has_line_with(table, "  s19 ")
-    assert not has_line_with(table, "  s20 ")
-    assert has_line_with(table, " 2 more", "validation.json")
-
-
 def test_a_share_of_exactly_the_limit_is_allowed(tmp_path: Path, rows: list[Fields]) -> None:
     good = [row | {"id": f"{row['text']}{index}"} for index in range(7) for row in rows]
     # In floating point 0.58 * 50 is below 29, but 29 / 50 is 0.58.
