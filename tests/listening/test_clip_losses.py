@@ -21,7 +21,7 @@ def losses_of(audio: float) -> FrameLosses:
 
 def test_the_worst_clips_are_those_of_the_adapter() -> None:
     clips: list[Any] = [
-        {"clip_id": name, "text": name, "speaker": None, "language": None}
+        {"clip_id": name, "text": f"{name}!", "speaker": None, "language": None}
         | {"duration_seconds": 1.0, "task": "speech"}
         for name in ("a", "b")
     ]
@@ -29,9 +29,9 @@ def test_the_worst_clips_are_those_of_the_adapter() -> None:
     alone = Clusters.of(["a", "b"], [None] * 2, [None] * 2)
     other = [[each.sums for each in model] for model in (adapter, base)]
     found = ClipLosses(clips, alone, adapter, base, *other).breakdown().worst_clips
-    assert [(clip.clip_id, clip.adapter, clip.base) for clip in found] == [
-        ("b", 2.0, 3.0),
-        ("a", 1.0, 9.0),
+    assert [(clip.clip_id, clip.text, clip.adapter, clip.base) for clip in found] == [
+        ("b", "b!", 2.0, 3.0),
+        ("a", "a!", 1.0, 9.0),
     ]
 
 

@@ -143,9 +143,11 @@ def test_prompts_that_one_model_lacks_are_left_out_of_both() -> None:
 def test_codes_nearer_to_the_recordings_have_a_lower_distance() -> None:
     other = np.array([[1, 0], [1, 0], [3, 2]], np.int16)
     found = differences([heard()] * 3, [heard(codes=other)] * 3, RECORDINGS, CLIPS, 4)
-    assert found["code_distance"].value == pytest.approx(-1)
+    assert [found["code_distance"].value, found["code_distance"].low] == pytest.approx([-1, -1])
     found = differences([heard(codes=other)] * 3, [heard()] * 3, RECORDINGS, CLIPS, 4)
     assert found["code_distance"].value == pytest.approx(1)
+    voice = [heard(), heard(codes=other), heard(codes=other)]
+    assert totals(voice, RECORDINGS, CLIPS, 4)["code_distance"].high == 1  # and no more
 
 
 def test_every_difference_is_a_measure_of_the_verdict() -> None:

@@ -93,7 +93,10 @@ def test_a_speakers_other_recordings_are_those_of_other_prompts() -> None:
     assert [spoken._others(number, heard) for number in range(5)] == [["2"], [], ["0"], [], []]
 
 
-def sound(level: float, num_samples: int = RATE) -> Any:
+HEARD_HZ = 16_000
+
+
+def sound(level: float, num_samples: int = HEARD_HZ) -> Any:
     return np.full(num_samples, level, np.float32)
 
 
@@ -101,7 +104,7 @@ class Hearing:
     """In place of speech models: the transcript is the level of the samples."""
 
     def hear(self, samples: Any, rate_hz: int) -> Impression:
-        assert rate_hz == RATE
+        assert rate_hz == HEARD_HZ
         return Impression(transcript=f"{samples[0]:.3f}")
 
 
@@ -127,7 +130,7 @@ def a_dialogue_and_a_clip() -> Takes:
             Take(sound(level), codes, has_stopped)
             for level in (0.1 + number / 50, 0.2 + number / 50)
         ]
-    info: Any = SimpleNamespace(sample_rate_hz=RATE, codebook_size=6)
+    info: Any = SimpleNamespace(sample_rate_hz=HEARD_HZ, codebook_size=6)
     references = [[sound(0.5, 100), sound(0.6, 200)], [sound(0.7, 50)]]
     return Takes(prompts, info, found, references)
 

@@ -178,7 +178,8 @@ class Noted:
     verdict: Path
     speakers_of_texts: list[Any] = field(default_factory=list)
     grouped: list[Any] = field(default_factory=list)
-    num_entries: list[int] = field(default_factory=list)
+    judged: list[tuple[float, int]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     losses: list[ClipLosses] = field(default_factory=list)
 
 
@@ -196,7 +197,7 @@ def noted(corpus: PackedCorpus, adapter: Path, tmp_path_factory: pytest.TempPath
         return group(*names)
 
     def judged(*differences: Any, **facts: Any) -> Any:
-        found.num_entries.append(facts["num_entries"])
+        found.judged.append((facts["audio_loss"], facts["num_entries"]))
         return judge(*differences, **facts)
 
     def losses(**parts: Any) -> ClipLosses:
@@ -214,11 +215,13 @@ def noted(corpus: PackedCorpus, adapter: Path, tmp_path_factory: pytest.TempPath
         patch.setattr(evaluate, "judge", judged)
         patch.setattr(evaluate, "ClipLosses", losses)
         patch.setattr(Clusters, "of", groups)
+        patch.setattr(evaluate.logger, "info", lambda text, *parts: found.told.append(text % parts))
         clips_of = "eval.other_manifest"
         evaluate.run(config, corpus.clips, corpus.eval_rows, adapter, *outputs, clips_of=clips_of)
     return found
 
 
+NONE = (None, None)
 IDS, SPEAKERS = ["clip-03", "clip-06", "clip-09"], ["high", "low", "high"]
 
 
@@ -227,9 +230,12 @@ def test_clips_are_grouped_and_judged_by_what_they_are(noted: Noted) -> None:
     found_ids, recordings, found_speakers = noted.grouped[0]
     assert (found_ids, found_speakers) == (IDS, SPEAKERS)
     assert [Path(path).stem for path in recordings] == IDS
-    [first, *_] = Verdict.read(noted.verdict).sentences
-    assert first == HEADLINES["eval.other_manifest"].no_evidence
-    assert noted.num_entries == [1026]  # 1024 codes, and both ends of a stream
+    sentences = Verdict.read(noted.verdict).sentences
+    assert sentences[0] == HEADLINES["eval.other_manifest"].no_evidence
+    assert noted.told[-len(sentences) :] == sentences
+    metrics = EvalMetrics.read(noted.verdict.with_name("metrics.json"))
+    # 1024 codes, and both ends of a stream
+    assert noted.judged == [(metrics.adapter.eval_audio_loss, 1026)]
 
 
 def test_the_base_reads_the_other_texts_too(corpus: PackedCorpus, noted: Noted) -> None:
@@ -275,6 +281,10 @@ def test_a_row_of_clips_has_each_models_values() -> None:
         **{"base_audio_loss": 2.5, "base_stop_loss": 4.0, "base_stop_at_end": 0.25},
         **{"base_stop_before_end": 0.5, "num_text_labels": 2, "num_audio_labels": 6},
     }
+    without = [replace(m, sums=replace(m.sums, has_text=False)) for m in (adapter, base)]
+    parts: Any = {"adapter": without[:1], "base": without[1:]}
+    [row] = evaluate.clip_rows(replace(losses, **parts))
+    assert (row["adapter_loss"], row["adapter_text_loss"], row["num_text_labels"]) == (1.5, *NONE)
 
 
 def test_the_losses_of_each_model_are_written_and_told(

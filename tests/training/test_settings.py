@@ -235,13 +235,14 @@ def test_another_base_of_the_same_name_is_another_run(
 
 
 def test_other_rows_are_another_run(corpus: PackedCorpus) -> None:
-    here = identity(corpus, {})
-    stage = stage_of(corpus, {})
-    base = base_of_rows(corpus.train_rows, stage.pretrained_base)
-    swapped = corpus.eval_rows, corpus.train_rows
-    other = run_identity(stage, base, *swapped, Accelerator(cpu=True))
-    different = {key for key in here if here[key] != other[key]}
-    assert different == {"training rows", "held-out rows"}
+    stage, train, held_out = stage_of(corpus, {}), corpus.train_rows, corpus.eval_rows
+    base = base_of_rows(train, stage.pretrained_base)
+    here, other_train, other_held_out = (
+        run_identity(stage, base, *rows, Accelerator(cpu=True))
+        for rows in ((train, held_out), (held_out, held_out), (train, train))
+    )
+    assert [key for key in here if here[key] != other_train[key]] == ["training rows"]
+    assert [key for key in here if here[key] != other_held_out[key]] == ["held-out rows"]
 
 
 def test_rows_that_another_machine_does_not_have_are_refused(

@@ -469,7 +469,11 @@ def test_weights_and_biases_writes_into_the_folder_of_the_run(tmp_path: Path) ->
     [((project, config), options)] = begun
     assert (project, config["tracker"]) == ("higgs-pipe", "wandb")
     assert options == {"init_kwargs": {"wandb": {"dir": str(output / "logs"), "name": "ada"}}}
-    assert (output / "logs").is_dir()
+    curves = output / "logs/of-step-2"
+    curves.touch()
+    for done, is_left in ((2, True), (0, False)):  # a run that goes on, and a new one
+        processes.start_tracker(accelerator, settings, output, done)
+        assert curves.exists() == is_left
 
 
 @pytest.mark.parametrize(
