@@ -245,6 +245,9 @@ class Inputs:
         self.other: dict[str, dict[str, Any]] = {}
         self.clip_seconds = np.linspace(1.0, 29.5, 120)
         self.texts: tuple[str, ...] = TEXTS
+        self.text_speakers: dict[int, str | None] = {}  # by number of the text; otherwise ada
+        self.take_measures: dict[str, dict[str, Any]] = {}  # by voice
+        self.clip_measures: dict[str, int] = {}  # of the second clip; of the third it is twice that
         self.adapter_seconds = (2.0, 1.5, 4.0)
         self.experiments: dict[str, dict[str, Any]] = {"default": self.experiment()}
 
@@ -340,7 +343,9 @@ class Inputs:
     def write_clips(self) -> None:
         splits = ["eval" if i % 5 == 0 else "train" for i in range(len(self.clip_seconds))]
         rows = [
-            blank_row(CLIPS) | {"clip_id": f"c{i}", "split": split, "duration_seconds": seconds}
+            blank_row(CLIPS)
+            | {"clip_id": f"c{i}", "split": split, "duration_seconds": seconds}
+            | {name: i * value for name, value in self.clip_measures.items()}
             for i, (split, seconds) in enumerate(zip(splits, self.clip_seconds, strict=True))
         ]
         write_table(self.folder / "clips.parquet", CLIPS, rows)
@@ -356,11 +361,13 @@ class Inputs:
             for voice, seconds in lengths.items():
                 is_drawn = voice in ("base", "adapter")
                 row = blank_row(GENERATED) | {
-                    **{"clip_id": f"c{i}", "voice": voice, "text": text, "speaker": "ada"},
+                    **{"clip_id": f"c{i}", "voice": voice, "text": text},
+                    "speaker": self.text_speakers.get(i, "ada"),
                     **{"task": "cloning", "sample": f"c{i}-{voice}.wav", "reference": reference},
                     "temperature": 1.0 if is_drawn else None,
                     "has_stopped": seconds < 4.0 if is_drawn else None,
                     "duration_seconds": seconds,
+                    **self.take_measures.get(voice, {}),
                 }
                 rows.append(row)
                 tone(samples / row["sample"], seconds)

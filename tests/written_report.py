@@ -9,6 +9,7 @@ import copy
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ import soundfile as sf
 from helpers import tone
 from report_inputs import Inputs
 
+from higgs_pipe.data.quality import AudioMeasures, TextMeasures
+
 STEP = 0.013
+NUMBERS = (int, float)
 
 
 def full_inputs(folder: Path) -> Inputs:
@@ -43,20 +47,41 @@ def full_inputs(folder: Path) -> Inputs:
         ],
     }
     inputs.more_packing = {"small": copy.deepcopy(inputs.packing)}
+    inputs.text_speakers = {1: "ben", 2: None}
+    inputs.take_measures = {
+        voice: {
+            **{"silence_share": place / 20, "longest_silence_seconds": place / 8},
+            **{"repeated_frame_share": place / 50, "transcript": f"As the {voice} said."},
+            **{"num_words": 10 * place, "num_word_errors": place + 1},
+            **{"similarity_to_recording": 1 - place / 25, "dnsmos": 4 - place / 4},
+        }
+        for place, voice in enumerate(("recording", "codec", "base", "adapter"), start=1)
+    }
+    measures = [
+        m.name for m in (*fields(AudioMeasures), *fields(TextMeasures)) if m.type in NUMBERS
+    ]
+    inputs.clip_measures = {name: place for place, name in enumerate(measures, start=1)}
     inputs.add_temperature(0.3)
     first = inputs.experiments["default"]
+    first["train/run.json"]["git_commit"] += "-dirty"
     alarm = {"alarm": "codes_collapse", "step": 20, "message": "A first alarm."}
     first["train/metrics.jsonl"] += [alarm, alarm | {"step": 30, "message": "A second alarm."}]
     inputs.experiments["again"] = copy.deepcopy(first)
-    inputs.add_other()
+    shares = iter(inputs.validation["speakers"].values())
+    inputs.add_other(speakers={"zoe": next(shares)}, languages={"fr": next(shares)})
     second = inputs.experiments["again"]
     second["eval/verdict.json"] |= {"overall": "no evidence", "sentences": ["It is hard to say."]}
     second["train/run.json"]["ancestor"] = {"name": "old", "fingerprint": "f" * 64}
     second["eval/metrics.json"]["ancestor"] = dict(second["eval/metrics.json"]["base"])
+    inputs.other["packed/packing.json"]["rejected"].pop()
+    second["train/run.json"]["started_at"] = "2026-11-27T09:30:00+00:00"
+    second["train/config.json"]["base_model_revision"] = "another"
     second["train/config.json"]["train"]["lora"]["r"] = 8
     second["train/preflight.json"]["checks"].pop()
     second["train/metrics.jsonl"][-2:] = [alarm | {"step": 40, "message": "A third alarm."}]
-    second["eval/breakdown.json"]["worst_clips"][0]["clip_id"] = "c8"
+    worst = second["eval/breakdown.json"]["worst_clips"]
+    worst[0]["clip_id"] = "c8"
+    worst.append(worst[0] | {"clip_id": "c9", "text": "Another hard one."})
     numbers = count(1)
     inputs.validation = other_numbers(inputs.validation, numbers)
     inputs.packing = other_numbers(inputs.packing, numbers)

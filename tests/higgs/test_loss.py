@@ -123,6 +123,25 @@ def plain_losses(head: nn.Linear, hidden: torch.Tensor, labels: torch.Tensor) ->
     return torch.stack([torch.stack(row) for row in losses])
 
 
+def test_the_weighted_loss_without_gradients_is_the_plain_one() -> None:
+    head, hidden, labels, weights = head_problem(is_trained=True)
+    expected = (plain_losses(head, hidden, labels) * weights).sum()
+    with torch.no_grad():
+        found = chunked_loss(head, hidden, labels, NUM_ENTRIES, TWO_ROWS_MB, weights)
+    assert found.weighted is not None
+    assert torch.allclose(found.weighted, expected)
+
+
+def test_without_any_label_the_loss_and_its_gradients_are_0() -> None:
+    head, *parts = head_problem(is_trained=True)
+    hidden, labels, weights = (part[:0] for part in parts)
+    found = chunked_loss(head, hidden, labels, NUM_ENTRIES, TWO_ROWS_MB, weights)
+    assert found.weighted is not None
+    assert (found.loss.shape, found.weighted.item()) == ((0, NUM_CODEBOOKS), 0)
+    gradients = torch.autograd.grad(found.weighted, list(head.parameters()))
+    assert not any(gradient.any() for gradient in gradients)
+
+
 @pytest.mark.parametrize("max_logits_mb", [ALL_AT_ONCE_MB, TWO_ROWS_MB])
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize("is_weighted_ahead", [False, True])

@@ -227,6 +227,7 @@ def test_many_prompts_at_once_are_those_of_one_by_one(renderer: ChatRenderer) ->
         for scene in (None, "A quiet room.")
         for reference in (None, "Before.")
     ]
+    conversations += [conversation for conversation, _ in CONVERSATIONS.values()]
     for conversation, prompt in zip(conversations, renderer.prompts(conversations), strict=True):
         alone = renderer.prompt(conversation)
         assert prompt.ids.tolist() == alone.ids.tolist()

@@ -202,6 +202,8 @@ def test_prompts_sort_by_their_worst_take(inputs: Inputs) -> None:
     lines = re.findall(r'<tr data-order="(\d)" data-worst="(\d)"([^>]*)>', page)
     assert [line[:2] for line in lines] == [("1", "2"), ("2", "3"), ("3", "1")]
     assert 'data-stop="1.0" data-length="2.0"' in lines[2][2]
+    keys = re.findall(r'<option value="(\w+)', page)
+    assert keys == ["order", "worst", "stop", "length", "silence"]  # and none that nobody measured
 
 
 def test_experiments_that_spoke_other_prompts_are_refused(inputs: Inputs) -> None:

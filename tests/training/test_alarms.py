@@ -141,6 +141,11 @@ def test_a_gradient_is_not_called_exploding_before_there_is_a_median() -> None:
     assert names(alarms(), lines) == []
 
 
+def test_a_gradient_after_zeros_is_not_called_exploding() -> None:
+    lines = [training_line(step, grad_norm=0.0) for step in range(1, 6)]
+    assert names(alarms(), [*lines, training_line(6)]) == [(1, "gradient_zero")]
+
+
 def test_a_gradient_is_compared_with_the_median_and_not_the_mean() -> None:
     """The mean before the last is 18.8."""
     norms = [1.0, 1.0, 1.0, 1.0, 90.0, 150.0]

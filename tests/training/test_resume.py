@@ -38,7 +38,7 @@ import higgs_pipe.train
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedRows
 from higgs_pipe.planning.launching import launch_command
-from higgs_pipe.training.checkpoints import Checkpoints
+from higgs_pipe.training.checkpoints import Checkpoints, write_errors_named
 from higgs_pipe.training.lock import only_training_in
 from higgs_pipe.training.step_inputs import epoch_steps
 
@@ -510,6 +510,13 @@ def test_a_checkpoint_of_other_data_is_never_resumed(
     checkpoints(data="b").save(2, {"step": 2})  # of the run that started over
     assert checkpoints(data="c").load_latest() is None
     assert [p.name for p in (tmp_path / "checkpoints/set-aside").iterdir()] == ["step-00000002.pt"]
+
+
+def test_an_error_of_torch_is_a_failure_to_write_only_if_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Is the disk full"), write_errors_named(tmp_path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    with pytest.raises(RuntimeError, match=r"^a bug$"), write_errors_named(tmp_path):
+        raise RuntimeError("a bug")
 
 
 def test_a_missing_checkpoint_is_not_an_error(checkpoints: Callable[..., Checkpoints]) -> None:
