@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -410,6 +411,13 @@ def test_the_revision_of_the_base_is_that_of_the_command(
     monkeypatch.setattr(packaging, "check_fits", lambda _, base: asked.append(base))
     verify(package, base="org/base", base_revision="v2")
     assert asked == [Pretrained("base", "org/base", "v2")]
+
+
+def test_the_command_says_what_it_checked(package: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights and config, base, card and provenance, a sample; A and B of 20 layers."""
+    with caplog.at_level(logging.INFO, "higgs_pipe"):
+        verify(package)
+    assert caplog.messages == [f"{package}: 6 files as packaged, 40 tensors"]
 
 
 def test_an_adapter_of_another_shape_is_refused_by_its_tensors(
