@@ -137,6 +137,10 @@ REFERENCE_FORMS: dict[str, tuple[list[Fields], Fields]] = {
         [user(audio("r.wav"), "Target.")],
         {"metadata": {"ref_transcript": "Reference.", "target_transcript": "Target."}},
     ),
+    "target in misc, and before the words": (
+        [user(text("Target."), text("Reference."), audio("r.wav"))],
+        {"misc": {"target_text": "Target."}},
+    ),
     "recording in the system message": (
         [system([text(USUAL), audio("r.wav")]), user("Target.")],
         {"misc": {"ref_transcript": "Reference."}},
@@ -149,6 +153,13 @@ REFERENCE_FORMS: dict[str, tuple[list[Fields], Fields]] = {
 def test_a_reference_in_any_public_form_is_that_of_the_row(form: str, answer: list[Any]) -> None:
     messages, others = REFERENCE_FORMS[form]
     assert row_of([*messages, assistant(*answer)], **others) == CLONED
+
+
+def test_a_turn_with_a_recording_that_is_answered_by_text_stays_as_it_is() -> None:
+    asked = user(text("Words."), audio("r.wav"), text("Say it."))
+    turns = turns_of([asked, assistant("Fine."), user("Target."), assistant(audio("t.wav"))])
+    assert turns[0].parts == ("Words.", Span("r.wav"), "Say it.")
+    assert turns[1] == Turn("assistant", ("Fine.",))
 
 
 def test_the_answer_says_the_target_where_the_user_gives_the_reference_alone() -> None:

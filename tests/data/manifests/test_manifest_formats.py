@@ -170,6 +170,14 @@ def test_the_format_of_a_plain_file_is_found(tmp_path: Path, name: str) -> None:
     assert detect(path, {}) == name
 
 
+@pytest.mark.parametrize("line", ["a|ada|en|What is said.", "file_name|text"])
+def test_a_list_with_bars_is_one_of_files_by_its_fields_or_header(
+    tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "m.list").write_text(f"{line}\n")
+    assert detect(str(tmp_path / "m.list"), {}) == "filelist"
+
+
 def test_the_format_is_found_without_the_name_of_a_file(tmp_path: Path) -> None:
     pq.write_table(pa.table({"audio": ["a.wav"], "text": ["A."]}), tmp_path / "part-0")
     assert detect(str(tmp_path / "part-0"), {}) == "parquet"

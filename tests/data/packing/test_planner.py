@@ -98,7 +98,7 @@ def test_a_clip_without_speaker_has_no_reference() -> None:
 @pytest.mark.parametrize("speaker", ["x", None])
 def test_a_rows_own_reference_comes_first(speaker: str | None) -> None:
     own = clip("own", speaker, split="reference")
-    drawn = Drawn([clip("a", speaker, reference_id="own"), clip("b", speaker), own], tasks=CLONING)
+    drawn = Drawn([own, clip("a", speaker, reference_id="own"), clip("b", speaker)], tasks=CLONING)
     assert drawn.references("a") == ["own"]
     assert "own" not in drawn.plans
 
@@ -416,7 +416,7 @@ def test_no_reference_is_shorter_than_the_base_model_takes() -> None:
     assert (drawn.references("a"), drawn.references("c")) == (["c"], ["a"])
     assert drawn.references("b") in (["a"], ["c"])
     own = clip("own", "x", split="reference", **short)
-    drawn = Drawn([clip("a", "x", reference_id="own"), clip("b", "x"), own], rules, tasks=CLONING)
+    drawn = Drawn([own, clip("a", "x", reference_id="own"), clip("b", "x")], rules, tasks=CLONING)
     assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_TOO_SHORT])
 
 
@@ -434,3 +434,5 @@ def test_a_turn_that_stands_alone_keeps_its_own_reference() -> None:
     assert [drawn[name].task for name in "ab"] == ["cloning", "speech"]
     assert drawn.references("a") == ["own"]
     assert drawn.reasons("a") == drawn.reasons("b") == [ONE_SPEAKER]
+    drawn = Drawn([*rows, own], rules, tasks={"speech": 1, "cloning": 1e-9, **NO_DIALOGUES})
+    assert [drawn[name].task for name in "ab"] == ["cloning", "speech"]
