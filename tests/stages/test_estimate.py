@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.conversation import speech_conversation
 from higgs_pipe.data.packing.turns import Recording
+from higgs_pipe.higgs import text_tokens
 from higgs_pipe.higgs.memory import MemoryFormula
 from higgs_pipe.higgs.parameters import count_parameters, memory_formula
 from higgs_pipe.higgs.renderers import renderer_of
@@ -107,6 +109,23 @@ def test_the_tokens_around_texts_are_those_of_a_prompt(tiny_base: Path) -> None:
     counted = count_text_tokens(texts, "Speak.", renderer)
     num_tokens = counted.texts + counted.per_sample + counted.per_reference
     assert num_tokens == len(prompt.ids) - 2  # a placeholder for each recording
+
+
+def test_without_a_tokenizer_the_tokens_are_known_by_their_bytes() -> None:
+    found = count_text_tokens(["äöüß", "Said."], "Speak.", None)
+    assert (found.texts, found.per_sample, found.per_reference) == (3, 20 + 6 / 4, 13)
+
+
+def test_the_tokens_of_all_batches_of_texts_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tokenizer(texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[7] * (len(text) + add_special_tokens) for text in texts]}
+
+    sizes = {0: 10, 1: 15}  # with a placeholder for each recording
+    monkeypatch.setattr(text_tokens, "NUM_TEXTS_PER_BATCH", 2)
+    monkeypatch.setattr(text_tokens, "_num_tokens", lambda _, __, number: sizes[number])
+    renderer: Any = SimpleNamespace(tokenizer=tokenizer)
+    found = count_text_tokens(["a", "bb", "ccc", "dddd", "eeeee"], "Speak.", renderer)
+    assert (found.texts, found.per_sample, found.per_reference) == (15, 9, 4)
 
 
 def test_steps_and_parameters_are_those_of_each_experiment(
@@ -308,7 +327,9 @@ def test_an_estimate_names_memory_time_and_cost_by_card(
     logging.getLogger("higgs_pipe").propagate = True
     with caplog.at_level("INFO", logger="higgs_pipe"):
         found = run(tmp_path, corpus, str(corpus.base), train={"compile": False})
-    cards = only_base(found)["experiments"]["default"]["cards"]
+    experiment = only_base(found)["experiments"]["default"]
+    trainable, cards = experiment["parameters"]["trainable"], experiment["cards"]
+    assert has_line_with(caplog.text, f"default: {experiment['num_steps']} steps", f"{trainable:,}")
     assert [card["memory_gb"] for card in cards] == [16, 24, 40, 48, 80, 141]
     assert all(card["fits"] and card["hours"] > 0 and card["dollars"] > 0 for card in cards)
     assert has_line_with(caplog.text, "141 GB (H200)", "rows at once, not compiled")
@@ -341,16 +362,20 @@ def test_conversations_that_pack_will_reject_are_named_before_encoding(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(estimate, "NUM_TEXTS_PER_BATCH", 1)
+    monkeypatch.setattr(estimate, "NUM_TEXTS_PER_BATCH", 2)
     sayable = '[{"role": "user", "parts": [{"text": "Hi"}], "is_target": false}, '
     sayable += '{"role": "assistant", "parts": [{"clip_id": "clip-01"}], "is_target": true}]'
-    refused = '[{"role": "user", "parts": [{"clip_id": "clip-02"}], "is_target": false}]'
-    changes = {"clip-01": {"conversation": sayable}, "clip-02": {"conversation": refused}}
+    refused = '[{"role": "user", "parts": [{"clip_id": "%s"}], "is_target": false}]'
+    changes = {"clip-01": {"conversation": sayable}} | {
+        name: {"conversation": refused % name} for name in ("clip-02", "clip-04")
+    }
     conversing = corpus.changed(tmp_path, changes)
     with caplog.at_level(logging.WARNING):
         found = run(tmp_path, conversing, str(corpus.base))
-    [message] = only_base(found)["not_in_chat_template"]
-    assert "manifest.jsonl:3: the chat template gives 0 audio placeholders" in message
-    assert message in caplog.text
+    messages = only_base(found)["not_in_chat_template"]
+    for line, message in zip((3, 5), messages, strict=True):
+        assert f"manifest.jsonl:{line}: the chat template gives 0 audio placeholders" in message
+        assert message in caplog.text
     packed = conversing.pack(tmp_path / "packed", max_tokens=512)
-    assert [message.split(": ")[0]] == [r["message"].split(": ")[0] for r in packed["rejected"]]
+    places = [rejected["message"].split(": ")[0] for rejected in packed["rejected"]]
+    assert places == [message.split(": ")[0] for message in messages]

@@ -410,7 +410,12 @@ def test_a_temperature_of_0_is_one_of_those_that_were_spoken() -> None:
 def test_an_adapter_needs_the_verdict_that_is_required(
     tmp_path: Path, overall: str, refused_by: list[str]
 ) -> None:
-    verdict = {"overall": overall, "sentences": ["Said."], "clustered_by": "clip", "measures": []}
+    verdict = {
+        "overall": overall,
+        "sentences": ["Said.", "Meant."],
+        "clustered_by": "clip",
+        "measures": [],
+    }
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
     for required in (None, "not_worse", "better"):
         config = write_stage_config(tmp_path / "accept.json", eval={"require": required})
@@ -421,4 +426,4 @@ def test_an_adapter_needs_the_verdict_that_is_required(
             assert not accepted.exists()
         else:
             accept.run(config, tmp_path / "verdict.json", accepted)
-            assert accepted.read_text() == "Said.\n"
+            assert accepted.read_text() == "Said.\nMeant.\n"

@@ -21,6 +21,7 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from higgs_pipe import push
 from higgs_pipe.data.files import write_json
+from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.hub import hub_answers
 from higgs_pipe.listening.verdict import judge
@@ -89,6 +90,7 @@ def run_push(
     verdict, pushed = package / "verdict.json", results / f"pushed/{form}/default.json"
     push.run(config, form, "default", ["default"], package, verdict, pushed)
     result: dict[str, Any] = json.loads(pushed.read_text())
+    assert result["package_sha256"] == sha256_of_file(package / "SHA256SUMS")
     return result
 
 

@@ -58,6 +58,11 @@ def test_hours_and_dollars_are_those_of_all_steps_and_processes(
     assert card.dollars == pytest.approx(2.5 * card.hours * num_processes)
 
 
+def test_the_last_step_of_an_epoch_may_have_fewer_rows(miniature: Any) -> None:
+    found, _ = estimated(miniature, rows_per_step=16, num_epochs=2)
+    assert found.num_steps == 2 * 63
+
+
 @pytest.mark.parametrize("is_compiled", [True, False])
 def test_the_memory_is_that_of_layers_as_they_will_run(miniature: Any, is_compiled: bool) -> None:
     found, card = estimated(miniature, compile=is_compiled)
