@@ -60,22 +60,46 @@ def test_rows_with_audio_or_text_of_training_are_rejected(trained: Path, tmp_pat
     folder = trained.parents[1]
     copied, rate_hz = sf.read(folder / "train.wav")
     sf.write(tmp_path / "copy.flac", copied, rate_hz)
-    new = str(tone(tmp_path / "new.wav", 1.0, 700))
+    new, newer = (str(tone(tmp_path / f"{pitch}.wav", 1.0, pitch)) for pitch in (700, 800))
     part = {"audio": str(folder / "train.wav"), "start_seconds": 0.5, "end_seconds": 1.5}
     rows: list[dict[str, Any]] = [
         {"id": "copy", "audio": "copy.flac", "text": "Other words."},
         {"id": "part", "text": "A few words.", **part},
         {"id": "text", "audio": new, "text": "the SUN rises"},
         {"id": "reference", "audio": str(folder / "reference.wav"), "text": "What it says."},
+        {"id": "its words", "audio": newer, "text": "a voice"},
         {"id": "held out", "audio": str(folder / "held-out.wav"), "text": "Rain again."},
     ]
     data = validated(tmp_path, rows, trained_clips=trained)
     found = rejected(data)
     assert {name: reason for name, (reason, _) in found.items()} == dict.fromkeys(
-        ("copy", "part", "text", "reference"), "also_in_training"
+        ("copy", "part", "text", "reference", "its words"), "also_in_training"
     )
     assert all(f"{folder}/m.jsonl:1" in message for _, message in found.values())
     assert pq.read_table(data / "clips.parquet")["clip_id"].to_pylist() == ["held out"]
+
+
+def test_a_conversation_with_a_trained_recording_in_an_earlier_turn_is_rejected(
+    trained: Path, tmp_path: Path
+) -> None:
+    def talk(clip_id: str, *said: Path) -> dict[str, Any]:
+        turns = [
+            turn
+            for path in said
+            for turn in (
+                {"role": "user", "content": f"Words of {path.stem}."},
+                {"role": "assistant", "content": {"type": "audio", "audio_url": str(path)}},
+            )
+        ]
+        return {"id": clip_id, "messages": turns, "start_index": 0}
+
+    new = [tone(tmp_path / f"{i}.wav", 1.0, 500 + 50 * i) for i in range(3)]
+    heard = trained.parents[1] / "train.wav"
+    rows = [talk("fresh", *new[:2]), talk("known", heard, new[2])]
+    data = validated(tmp_path, rows, trained_clips=trained)
+    assert {name: reason for name, (reason, _) in rejected(data).items()} == {
+        "known": "also_in_training"
+    }
 
 
 def test_equal_texts_count_only_where_the_split_keeps_them_together(
