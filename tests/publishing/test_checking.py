@@ -107,6 +107,7 @@ def link(path: Path) -> None:
         (append, "README.md", ("README.md", "7 bytes of 6")),
         (append, "files.json", ("SHA256SUMS", "not the checksums")),
         (append, "SHA256SUMS", ("SHA256SUMS", "not the checksums")),
+        (Path.unlink, "SHA256SUMS", ("SHA256SUMS", "not the checksums")),
         (Path.unlink, BASE_FILE, (BASE_FILE, "missing")),
         (Path.unlink, "files.json", ("files.json", "missing")),
         (list_nothing, "files.json", ("files.json", "not a list of files")),
@@ -453,16 +454,17 @@ def test_the_weights_of_a_base_on_the_hub_are_those_of_the_revision(
     class Hub:
         def model_info(self, name: str, **options: Any) -> Any:
             asked.append((name, options))
-            weights = SimpleNamespace(
-                rfilename="model.safetensors", lfs=SimpleNamespace(sha256="ab")
-            )
+            hashes = {"1.safetensors": "ab", "README.md": None, "2.safetensors": "cd"}
+            lfs = {
+                name: sha256 and SimpleNamespace(sha256=sha256) for name, sha256 in hashes.items()
+            }
             return SimpleNamespace(
-                siblings=[weights, SimpleNamespace(rfilename="README.md", lfs=None)]
+                siblings=[SimpleNamespace(rfilename=name, lfs=of) for name, of in lfs.items()]
             )
 
     monkeypatch.setattr(fitting, "HfApi", Hub)
     found = fitting._fingerprint(Pretrained("base", "ada/base", "v2"))
-    assert found == hashlib.sha256(b"ab  model.safetensors\n").hexdigest()
+    assert found == hashlib.sha256(b"ab  1.safetensors\ncd  2.safetensors\n").hexdigest()
     assert asked == [("ada/base", {"revision": "v2", "files_metadata": True})]
 
 

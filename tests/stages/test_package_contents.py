@@ -274,7 +274,7 @@ def test_the_counts_of_the_card_are_those_of_their_files(results: Path, card: li
 def test_a_base_in_a_folder_is_given_by_hand_and_not_linked(facts: CardFacts) -> None:
     local = replace(facts, base=replace(facts.base, revision=None))
     of_hub, of_folder = model_card(facts), model_card(local)
-    assert metadata(facts).base_model == "tiny-higgs"
+    assert (metadata(facts).base_model, metadata(facts).model_name) == ("tiny-higgs", "voice")
     assert metadata(local).base_model is None
     assert "speak --adapter voice --text" in of_hub
     assert "speak --adapter voice --base tiny-higgs --text" in of_folder

@@ -301,6 +301,46 @@ def test_a_training_that_ends_early_speaks_at_its_end(corpus: PackedCorpus, tmp_
     assert spoken == [0, last]
 
 
+def test_each_process_speaks_its_part_and_a_new_run_begins_with_an_empty_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The second of two processes speaks b of a, b and c, which are 1, 2 and 3 frames long."""
+
+    def codes(name: str) -> GeneratedCodes:
+        return GeneratedCodes(np.zeros((" abc".index(name), 8), np.int16), has_stopped=True)
+
+    mine: list[Any] = []
+    rendered: list[Any] = []
+
+    def generate(_: Any, prompts: Any, *__: Any) -> list[GeneratedCodes]:
+        mine.extend(prompts)
+        return [codes(name) for name in prompts]
+
+    def render(_: Any, folder: Path, recordings: Any) -> list[None]:
+        rendered.append((folder.name, [len(codes) for codes in recordings]))
+        return [None] * len(recordings)
+
+    def gathered(found: Any) -> Any:
+        return [("c", codes("c")), *found, ("a", codes("a"))]
+
+    chosen = [SimpleNamespace(sample_id=n, prompt=n, codes=np.zeros((2, 8))) for n in "abc"]
+    monkeypatch.setattr(samples, "choose_samples", lambda *_: chosen)
+    monkeypatch.setattr(samples, "generate", generate)
+    monkeypatch.setattr(samples, "gather_object", gathered)
+    monkeypatch.setattr(Samples, "_render", render)
+    process: Any = SimpleNamespace(process_index=1, num_processes=2, is_main_process=True)
+    process.device, process.trackers, process.unwrap_model = torch.device("cpu"), [], lambda m: m
+    rows: Any = SimpleNamespace(codec_info=SimpleNamespace(frame_rate_hz=25))
+    config: Any = None
+    left_behind = tmp_path / "samples/step-00000009"
+    left_behind.mkdir(parents=True)
+    spoken = Samples(rows, config, TrainConfig(**SPOKEN), process, tmp_path / "samples")
+    assert spoken.speak(0, None) == SampleMeasures(stop_rate=1, length_ratio=1)
+    assert mine == ["b"]
+    assert rendered == [("recorded", [2, 2, 2]), ("step-00000000", [1, 2, 3])]
+    assert not left_behind.exists()
+
+
 def test_tensorboard_plays_the_samples(corpus: PackedCorpus, tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(corpus, tmp_path, **SETTINGS | SPOKEN, tracker="tensorboard")
