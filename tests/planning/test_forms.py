@@ -75,10 +75,16 @@ def test_room_is_needed_for_every_shard_and_for_the_codec_of_the_merged_form(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file({"x": torch.zeros(500)}, base / "more.safetensors")
-    codec = tmp_path / "codec"
-    codec.mkdir()
-    (codec / "model.safetensors").write_bytes(bytes(700))
-    config = config_of(base, "merged", "original") | {"codec": str(codec), "experiments": {"a": {}}}
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--some--codec"
+    for folder in ("refs", "snapshots/0123abc"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs/v1").write_text("0123abc")
+    for name, num_bytes in (("a", 300), ("b", 400)):
+        file = repository / f"snapshots/0123abc/{name}.safetensors"
+        file.write_bytes(bytes(num_bytes))
+    config = config_of(base, "merged", "original") | {"experiments": {"a": {}}}
+    config |= {"codec": "some/codec", "codec_revision": "v1"}
     with_free(monkeypatch, 2 * 3000 + 700)
     forms.check(config, tmp_path, BOTH)
     with_free(monkeypatch, 2 * 3000 + 699)

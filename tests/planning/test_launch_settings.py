@@ -22,10 +22,17 @@ from higgs_pipe.planning.launching import (
     launch_command,
     launch_settings,
     machines,
+    num_gpus,
     num_gpus_here,
     overrides_text,
     runs_speech_models,
 )
+
+
+def test_a_job_asks_for_a_gpu_per_process_unless_it_uses_none() -> None:
+    """None is what Snakemake drops; 0 would be sent to a queue of GPUs."""
+    assert [num_gpus("cuda", number) for number in (0, 1, 3)] == [None, 1, 3]
+    assert num_gpus("cpu", 3) is None
 
 
 def command(experiment: dict[str, Any], **train: Any) -> list[str]:
