@@ -1,5 +1,6 @@
 """The held-out sums against labels and predictions counted one by one."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from helpers import PackedCorpus
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedRow, PackedRows
 from higgs_pipe.higgs.model import DualLossModel, load_base
+from higgs_pipe.training import held_out
 from higgs_pipe.training.held_out import held_out_sums, total_of
 
 
@@ -70,3 +72,27 @@ def test_every_sample_has_its_labels_and_right_predictions(
     total = total_of(sums)
     assert total.count.tolist() == np.sum([n for n, _ in expected.values()], axis=0).tolist()
     assert sum(right for _, rights in expected.values() for right in rights) > 0
+
+
+def test_held_out_losses_have_no_dropout_and_training_goes_on_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes: list[bool] = []
+
+    def compute(model: Any, sample_ids: Any) -> Any:
+        modes.append(model.training)
+        return sample_ids
+
+    def collated(sample_ids: Any, _: Any) -> Any:
+        return SimpleNamespace(sample_ids=sample_ids, to=lambda _: sample_ids)
+
+    monkeypatch.setattr(held_out, "collate", collated)
+    model: Any = torch.nn.Dropout().train()
+    model.shape = None
+    process: Any = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
+    process.unwrap_model = lambda wrapped: wrapped
+    rows: Any = ["c", "a", "b"]
+    found = held_out._by_sample(compute, model, rows, process, 2)
+    assert list(found.items()) == [("a", "a"), ("b", "b"), ("c", "c")]
+    assert modes == [False, False]
+    assert model.training
