@@ -13,7 +13,7 @@ ABBREVIATIONS = ("RMS", "DC", "SNR", "STOI", "PESQ", "SI", "SDR")
 
 
 def number(value: float, num_digits: int = 4) -> str:
-    """Render with so many significant digits, or as a whole number: ``0.1842``, ``10,800``.
+    """Render with ``num_digits`` significant digits, or as a whole number: ``0.1842``, ``10,800``.
 
     It has an exponent only beyond a billion, as in a broken sample.
     """

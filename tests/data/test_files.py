@@ -1,5 +1,6 @@
 """Atomic writes, and what killed processes leave of them."""
 
+import errno
 import os
 import shutil
 import signal
@@ -117,6 +118,18 @@ def test_a_folder_replaces_the_one_before_with_all_its_files(tmp_path: Path) -> 
         with atomic_folder(tmp_path / "samples") as folder:
             write_text(folder / f"deep/{name}", name)
     assert names_in(tmp_path) == ["samples", "samples/deep", "samples/deep/two"]
+
+
+def test_a_folder_that_cannot_be_renamed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(target))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="samples"), atomic_folder(tmp_path / "samples"):
+        pass
+    assert names_in(tmp_path) == []
 
 
 def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests:bench:TOOLS python -m uncovered.run --page docs/proof.md
 
-Child processes count: they find the copy's ``sitecustomize.py`` by their PYTHONPATH. Reasons stand
+Child processes count: they find a ``sitecustomize.py`` by their PYTHONPATH. Reasons stand
 in ``reasons.toml``. Ends with 1 where a test fails, a line has no reason, or a reason names
 nothing.
 ``--report`` takes a report that coverage wrote before instead of running the tests.
@@ -139,11 +139,13 @@ def run_tests(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
         tree = Path(name) / "tree"
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_COPIED), symlinks=True)
         (tree / ".venv").symlink_to(ROOT / ".venv")
-        (tree / "sitecustomize.py").write_text(SITE.format(tools=tools), encoding="utf-8")
-        settings = tree / ".coveragerc"
+        site = Path(name) / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(SITE.format(tools=tools), encoding="utf-8")
+        settings = site / "coveragerc"
         settings.write_text(SETTINGS.format(tree=tree), encoding="utf-8")
         environment = os.environ | {
-            "PYTHONPATH": str(tree),
+            "PYTHONPATH": f"{site}:{tree}",
             "COVERAGE_PROCESS_START": str(settings),
         }
         left_out = [f"--ignore=tests/{folder}" for folder in LEFT_OUT]

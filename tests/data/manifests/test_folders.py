@@ -180,6 +180,13 @@ def test_what_no_row_comes_from_is_counted_by_the_reason(tmp_path: Path) -> None
     assert [row.audio for row in read(tmp_path).rows] == ["a.wav"]
 
 
+def test_of_two_files_of_one_name_the_compressed_one_is_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, "a.flac", "a.mp3", "b.mp3", "b.wav", "a.txt", "b.txt")
+    found = read(tmp_path)
+    assert [row.audio for row in found.rows] == ["a.flac", "b.wav"]
+    assert list(found.left_out.values()) == [[str(tmp_path / "a.mp3"), str(tmp_path / "b.mp3")]]
+
+
 def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
     fill(tmp_path, "far/ada/x.wav", "far/ada/x.txt")
     (tmp_path / "near").mkdir()
