@@ -25,7 +25,7 @@ LONGEST = ("test_slurm.py", "test_pipeline.py")
 
 @pytest.hookimpl(trylast=True)  # when they are in random order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first: at the end, one of them would keep one worker alone."""
+    """Run files with slow tests first, so that no worker is left busy alone at the end."""
     is_slow = {item.path: False for item in items}
     for item in items:
         is_slow[item.path] |= item.get_closest_marker("slow") is not None
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def log_as_before() -> Iterator[None]:
-    """Undo what a stage's command line, run in this process, sets up of the log."""
+    """Undo the logging setup of a stage's command line that ran in this process."""
     logger = logging.getLogger("higgs_pipe")
     handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     yield
@@ -47,7 +47,7 @@ def log_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def record(request: pytest.FixtureRequest) -> Iterator[Record]:
-    """Note a fault and how it ended, for the table of ``make faults``.
+    """Record a fault and its outcome for the table of ``make faults``.
 
     The table is written into the page that FAULTS_PAGE names if it names one and no test failed.
     """

@@ -1,4 +1,4 @@
-"""What tests share: paths, tones, stage configs, the small corpus, and trainings of it."""
+"""Shared test helpers: paths, tones, stage configs, and a small corpus and trainings on it."""
 
 import json
 import os
@@ -325,7 +325,7 @@ def train(
 
 
 def training_of(corpus: PackedCorpus, **settings: Any) -> Training:
-    """The training that the stage begins with its config: in this process, on the CPU, exact."""
+    """Return the training the stage would start: in this process, on the CPU, exact."""
     exact = {"device": "cpu", "dtype": "float64", "tracker": "none"}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "train.json"
@@ -402,7 +402,7 @@ def has_line_with(message: str, *tokens: str) -> bool:
 
 
 def config_of_base(model_type: str = "higgs_audio_v2") -> dict[str, Any]:
-    """The ``config.json`` of a base as planning looks at it: each size is 8."""
+    """Return the ``config.json`` of a base as planning reads it; every size is 8."""
     config: dict[str, Any] = {"model_type": model_type}
     for dotted in NUMBERS_OF_BASE.get(model_type, ()):
         *sections, key = dotted.split(".")

@@ -29,17 +29,17 @@ def unmarked_environment() -> dict[str, str]:
 
 
 def name_of_fork(mark: str) -> str:
-    """The name that a fork gives itself: its environment in ``/proc`` is another process's."""
+    """Return the name a fork gives itself, since ``/proc`` shows the environment of its parent."""
     return f"test-{mark}"
 
 
 def running() -> set[int]:
-    """The numbers of all processes."""
+    """Return the ids of all processes."""
     return {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208 - quicker
 
 
 def left_running(before: Set[int] = frozenset()) -> dict[int, str]:
-    """The command lines of processes that this worker's tests have started, by number."""
+    """Return the command lines of processes started by tests of this worker, by process id."""
     marked = f"{MARK}={os.getpid()}".encode()
     found = {}
     for process in running() - before - {os.getpid()}:
@@ -63,7 +63,7 @@ def kill(processes: Set[int]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
-    """Fail a test, also one that has failed, if what it started is still running."""
+    """Fail a test if a process it started is still running, even if it has already failed."""
     before = running()
     yield
     deadline = time.monotonic() + GRACE_SECONDS

@@ -1,4 +1,4 @@
-"""What a GPU would do to a training, pretended on a CPU: its memory, its graphs, and their end."""
+"""A pretended GPU for training on a CPU: its memory, its graphs and their failures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from higgs_pipe.training.step import Stepper
 
 
 class PretendedCard:
-    """A card with this many bytes left, and this peak in a probe."""
+    """A card with this many free bytes and this peak in a probe."""
 
     def __init__(self, num_bytes: float, peak: float | None = 0.3e9) -> None:
         self.num_bytes = num_bytes

@@ -1,4 +1,4 @@
-"""The objective once more, from its written definition alone, in plain loops.
+"""A plain-loop reference of the objective, written only from its documented definition.
 
 A sample's audio turn holds, for each codebook, BOS, the codes, EOS; codebook k is delayed by k;
 what is missing before is BOS and after is EOS. Supervised are: in the target turn the tokens

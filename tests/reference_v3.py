@@ -1,4 +1,4 @@
-"""The objective of Higgs TTS 3 once more, from its written definition alone, in plain loops.
+"""A plain-loop reference of the Higgs TTS 3 objective, written only from its definition.
 
 T codec frames become T + 7 rows; codebook k is k rows late, BOC (1024) fills the rows before its
 codes and EOC (1025) those after. A sample is ``<|tts|>``, perhaps a reference, ``<|text|>`` T

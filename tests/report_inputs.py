@@ -1,4 +1,4 @@
-"""Input files of the report, as plain values: a sound run of one experiment."""
+"""Input files of the report as plain values: a healthy run of one experiment."""
 
 import copy
 import json
@@ -180,7 +180,7 @@ TEXTS = ("The sun rises in the east.", "Who was that?", "It ran on & on, <b>for 
 
 
 def blank_row(spec: TableSpec) -> dict[str, Any]:
-    """A row with nothing in it that may be missing, and zeros and dashes elsewhere."""
+    """A row in which every optional value is missing and the others are zeros and dashes."""
 
     def blank(column: Column) -> Any:
         if column.nullable:

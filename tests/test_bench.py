@@ -34,7 +34,7 @@ def test_each_variant_of_a_micro_step_is_measured_and_written(train_step: Any) -
     assert table[4].count("|") == table[2].count("|")
 
 
-def test_the_tables_of_the_docs_are_what_the_formula_gives(train_step: Any) -> None:
+def test_the_memory_tables_in_the_docs_match_the_formula(train_step: Any) -> None:
     import forecast
 
     page = (ROOT / "docs/gpu-memory.md").read_text()
@@ -42,7 +42,7 @@ def test_the_tables_of_the_docs_are_what_the_formula_gives(train_step: Any) -> N
         assert "\n".join(forecast.tables(getattr(forecast, name)())) in page
 
 
-def test_the_table_of_the_tutorial_is_what_the_formula_gives(train_step: Any) -> None:
+def test_the_table_in_the_tutorial_matches_the_formula(train_step: Any) -> None:
     import hours
 
     page = (ROOT / "docs/tutorials/own-voice.md").read_text()
@@ -75,11 +75,13 @@ def test_each_section_for_a_gpu_runs_on_a_cpu_and_fills_the_table(on_a_gpu: Any)
         ("triton_poi_fused_add_div_ge_mul_scalar_tensor_silu_unsqueeze_where_8", "other"),
     ],
 )
-def test_a_kernel_belongs_to_one_part_of_a_step(on_a_gpu: Any, kernel: str, part: str) -> None:
+def test_each_kernel_is_assigned_to_a_part_of_the_step(
+    on_a_gpu: Any, kernel: str, part: str
+) -> None:
     assert on_a_gpu.part_of_step(kernel) == part
 
 
-def test_the_table_of_goals_of_the_docs_is_the_scripts(on_a_gpu: Any) -> None:
+def test_the_table_of_goals_in_the_docs_matches_the_script(on_a_gpu: Any) -> None:
     """But for its last column, which a GPU fills."""
     page = (ROOT / "docs/performance.md").read_text()
     lines = on_a_gpu.goals_table({}, "")
@@ -87,7 +89,7 @@ def test_the_table_of_goals_of_the_docs_is_the_scripts(on_a_gpu: Any) -> None:
     assert all(f"\n{line.removesuffix(f'{on_a_gpu.NOT_MEASURED} |')}" in page for line in lines)
 
 
-def test_a_section_that_fails_or_hangs_leaves_the_others_alone(
+def test_a_section_that_fails_or_hangs_does_not_affect_the_others(
     on_a_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def run(seconds: float, command: list[str], log: Path, _: Any) -> int | None:
@@ -114,7 +116,7 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def test_a_section_that_takes_too_long_leaves_no_process(on_a_gpu: Any, tmp_path: Path) -> None:
+def test_a_section_that_times_out_leaves_no_process(on_a_gpu: Any, tmp_path: Path) -> None:
     program = (
         "import subprocess; sleep = subprocess.Popen(['sleep', '60']); "
         "print(sleep.pid, flush=True); sleep.wait()"
@@ -159,7 +161,7 @@ def test_a_ratio_misses_its_goal_only_beyond_its_noise(train_step: Any) -> None:
         assert [row.value for row in found] == [2.0, 2.0]
 
 
-def test_a_speed_is_the_others_time_over_ours(
+def test_a_speedup_is_the_time_of_the_other_over_ours(
     train_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import all as benches
@@ -171,7 +173,7 @@ def test_a_speed_is_the_others_time_over_ours(
     assert (speed.value, time_over_body.value, other_speed.value) == (4.0, 1.25, 4.0)
 
 
-def test_a_missed_goal_ends_the_command_with_1(
+def test_a_missed_goal_exits_with_1(
     train_step: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import all as benches
@@ -198,7 +200,7 @@ def test_a_missed_goal_ends_the_command_with_1(
         assert found["cpu_minutes"] == {"packing": 0.5, "gpu": 0.5}
 
 
-def test_stages_measured_again_replace_their_rows_and_their_notes(tmp_path: Path) -> None:
+def test_remeasured_stages_replace_their_rows_and_notes(tmp_path: Path) -> None:
     from soak import with_rows_replaced
 
     page = tmp_path / "page.md"

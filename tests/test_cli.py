@@ -59,7 +59,7 @@ def run_placed(table: Path, /, num_rows: int = 3) -> None:
     table.write_text(str(num_rows))
 
 
-def test_an_argument_without_a_name_is_given_by_its_place(
+def test_a_positional_argument_is_given_without_a_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(run_placed, [str(tmp_path / "t"), "--num-rows", "7"])
@@ -67,7 +67,7 @@ def test_an_argument_without_a_name_is_given_by_its_place(
     assert "table Table to write. " in help_of(run_placed, capsys)
 
 
-def test_a_user_error_is_its_sentence_alone_and_exit_code_2(
+def test_a_user_error_prints_only_its_message_and_exits_with_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "logs" / "run.log"
@@ -82,7 +82,7 @@ def test_a_user_error_is_its_sentence_alone_and_exit_code_2(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_ends_a_stage_as_ctrl_c_does(
+def test_a_signal_ends_a_stage_like_ctrl_c(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets its own
@@ -105,7 +105,7 @@ def test_a_signal_ends_a_stage_as_ctrl_c_does(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_signal_soon_after_does_not_stop_the_clearing_up(
+def test_a_second_signal_soon_after_does_not_interrupt_the_cleanup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a terminal, which ends every process, and of Snakemake, which then ends its jobs."""
@@ -129,7 +129,7 @@ def test_a_second_signal_soon_after_does_not_stop_the_clearing_up(
     assert (tmp_path / "cleared").exists()
 
 
-def test_a_bug_keeps_its_traceback_and_the_log_has_it_too(
+def test_a_bug_keeps_its_traceback_which_is_also_in_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets its own
@@ -142,7 +142,7 @@ def test_a_bug_keeps_its_traceback_and_the_log_has_it_too(
         assert "FileNotFoundError" in text
 
 
-def test_the_help_of_an_option_is_its_text_in_the_docstring(
+def test_the_help_of_an_option_comes_from_the_docstring(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = help_of(run, capsys)
@@ -153,7 +153,7 @@ def test_the_help_of_an_option_is_its_text_in_the_docstring(
 
 
 @pytest.mark.parametrize("module", [stage.module for stage in STAGES.values()])
-def test_every_option_of_every_stage_is_explained(
+def test_every_option_of_every_stage_has_help_text(
     module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = importlib.import_module(f"higgs_pipe.{module}")
@@ -166,13 +166,13 @@ def test_every_option_of_every_stage_is_explained(
         assert not after[0].startswith(("--", "(default")), option
 
 
-def test_offenders_beyond_the_twentieth_are_counted() -> None:
+def test_offenders_beyond_the_first_20_are_counted() -> None:
     lines = list_offenders([f"row {i}" for i in range(1022)]).splitlines()
     assert lines[0] == "  row 0"
     assert lines[19:] == ["  row 19", "  ... and 1,002 more"]
 
 
-def test_a_stage_ends_with_the_workflow_that_started_it(
+def test_a_stage_watches_the_workflow_that_started_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched: list[object] = []
@@ -183,7 +183,7 @@ def test_a_stage_ends_with_the_workflow_that_started_it(
 
 
 @pytest.mark.parametrize(("rank", "is_written"), [(None, True), ("0", True), ("1", False)])
-def test_one_process_of_a_launch_writes_the_log_file(
+def test_only_the_first_process_of_a_launch_writes_the_log_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str | None, is_written: bool
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
@@ -195,7 +195,7 @@ def test_one_process_of_a_launch_writes_the_log_file(
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, print])
-def test_a_signal_that_is_ignored_or_handled_stays_so(handler: object, tmp_path: Path) -> None:
+def test_existing_signal_handlers_are_kept(handler: object, tmp_path: Path) -> None:
     """By nohup, or by who calls a stage in its own process."""
     found: list[object] = []
 
@@ -211,7 +211,7 @@ def test_a_signal_that_is_ignored_or_handled_stays_so(handler: object, tmp_path:
     assert found == [handler, handler]
 
 
-def test_a_full_disk_is_a_user_error_and_any_other_error_of_the_system_a_bug(
+def test_a_full_disk_is_a_user_error_and_other_os_errors_are_bugs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*, number: int) -> None:
@@ -226,7 +226,7 @@ def test_a_full_disk_is_a_user_error_and_any_other_error_of_the_system_a_bug(
 
 
 @pytest.mark.parametrize("name", ["table/run.log", "folder", 300 * "a", "loop"])
-def test_a_log_that_cannot_be_a_file_is_a_user_error(
+def test_an_invalid_log_path_is_a_user_error(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "table").touch()
@@ -239,7 +239,7 @@ def test_a_log_that_cannot_be_a_file_is_a_user_error(
     assert not (tmp_path / "t").exists()
 
 
-def test_the_launcher_of_several_processes_gets_the_message(
+def test_a_user_error_is_passed_on_to_the_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = tmp_path / "error.json"

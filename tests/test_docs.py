@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_site_has_a_page_for_each_file_of_the_documentation(site: Path) -> None:
+def test_the_site_has_a_page_for_each_documentation_file(site: Path) -> None:
     expected = {path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md")}
     built = {path.relative_to(site) for path in site.rglob("*.html")}
     assert expected - {Path("decisions/README.html")} <= built
@@ -37,24 +37,24 @@ def test_the_site_has_a_page_for_each_file_of_the_documentation(site: Path) -> N
     assert [*site.rglob("*.py"), *site.rglob("*.pyc")] == []
 
 
-def test_the_site_asks_no_other_host_for_anything(site: Path) -> None:
+def test_the_site_loads_nothing_from_other_hosts(site: Path) -> None:
     fetched = re.compile(
         r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//|<link[^>]*href="https?://'
     )
     assert [p.name for p in site.rglob("*.html") if fetched.search(p.read_text())] == []
 
 
-def test_a_link_out_of_the_documentation_leads_to_a_copy_in_the_site(site: Path) -> None:
+def test_a_link_outside_the_docs_leads_to_a_copy_in_the_site(site: Path) -> None:
     assert 'href="files/higgs_pipe/higgs/family.py.txt"' in (site / "v3.html").read_text()
     copy = site / "files/higgs_pipe/higgs/family.py.txt"
     assert copy.read_text() == (ROOT / "higgs_pipe/higgs/family.py").read_text()
 
 
-def test_a_table_shows_code_with_bars(site: Path) -> None:
+def test_code_with_pipes_is_shown_in_tables(site: Path) -> None:
     assert "<code>id|text</code>" in (site / "manifests.html").read_text()
 
 
-def test_no_block_of_code_is_indented_because_the_site_would_not_show_it() -> None:
+def test_no_code_block_is_indented() -> None:
     assert [p.name for p in DOCS.rglob("*.md") if re.search(r"^ +```", p.read_text(), re.M)] == []
 
 
@@ -80,11 +80,11 @@ def broken_links(page: Path) -> list[str]:
     return found
 
 
-def test_every_link_of_a_page_leads_to_a_file_and_its_heading() -> None:
+def test_every_link_leads_to_an_existing_file_and_heading() -> None:
     assert [link for page in PAGES for link in broken_links(page)] == []
 
 
-def test_a_link_to_a_heading_or_file_that_is_gone_is_noticed(tmp_path: Path) -> None:
+def test_a_link_to_a_missing_heading_or_file_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# Its `code`, and more\n[a](#its-code-and-more) [b](#gone) [c](page.md) [d](no.md)"
@@ -92,7 +92,7 @@ def test_a_link_to_a_heading_or_file_that_is_gone_is_noticed(tmp_path: Path) -> 
     assert [link.split(": ")[1] for link in broken_links(page)] == ["#gone", "no.md"]
 
 
-def test_the_page_of_decisions_lists_each_with_its_title() -> None:
+def test_the_index_of_decisions_lists_each_with_its_title() -> None:
     lines = (DOCS / "decisions/README.md").read_text().splitlines()
     expected = []
     for path in sorted((DOCS / "decisions").glob("0*.md")):

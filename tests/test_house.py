@@ -85,7 +85,7 @@ def test_imports_flow_one_way_and_stages_never_import_each_other(module: str, pa
     assert upward_imports(module, path.read_text()) == []
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_there_are_no_circular_imports() -> None:
     graph = {
         module: {str(module_of(name)) for name in imports(path.read_text()) if module_of(name)}
         for module, path in modules()
@@ -93,7 +93,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_an_import_against_the_flow_is_noticed() -> None:
+def test_an_import_against_the_flow_is_found() -> None:
     assert upward_imports("training.x", "import higgs_pipe.listening.speech_models") != []
     assert upward_imports("data.tables", "from higgs_pipe.higgs import codes") == ["higgs.codes"]
     assert upward_imports("pack", "import higgs_pipe.validate") == ["validate"]
@@ -125,7 +125,7 @@ MAY_BRING: list[tuple[str, set[str]]] = [
 
 
 @pytest.mark.parametrize(("stages", "allowed"), MAY_BRING)
-def test_a_stage_without_a_model_imports_none(stages: str, allowed: set[str]) -> None:
+def test_a_stage_without_a_model_imports_no_heavy_library(stages: str, allowed: set[str]) -> None:
     names = ", ".join(f"higgs_pipe.{stage}" for stage in stages.split())
     program = f"import sys, {names}; print(*({set(HEAVY)} & set(sys.modules)))"
     command = [sys.executable, "-c", program]
@@ -159,7 +159,7 @@ def rules() -> dict[str, Rule]:
     return rules_of()
 
 
-def test_the_rules_import_the_standard_library_and_planning_alone() -> None:
+def test_the_rules_import_only_the_standard_library_and_planning() -> None:
     for path in RULE_FILES:
         lines = [line.split() for line in path.read_text().splitlines()]
         imported = {line[1] for line in lines if line and line[0] in ("import", "from")}
@@ -167,7 +167,7 @@ def test_the_rules_import_the_standard_library_and_planning_alone() -> None:
         assert imported - ours <= sys.stdlib_module_names, path.name
 
 
-def test_every_stage_has_the_rule_module_and_version_of_its_line(rules: dict[str, Rule]) -> None:
+def test_every_rule_has_the_module_and_version_of_its_stage(rules: dict[str, Rule]) -> None:
     assert set(rules) == {stage.rule for stage in STAGES.values()} | {
         "stage_config",
         "publish_adapter",
@@ -178,7 +178,7 @@ def test_every_stage_has_the_rule_module_and_version_of_its_line(rules: dict[str
         assert dict(rule.params.items())["version"] == stage.version
 
 
-def test_the_settings_of_every_stage_have_a_line_of_names() -> None:
+def test_every_stage_except_the_miniatures_has_a_settings_class() -> None:
     assert set(STAGES) == set(STAGE_SETTINGS) | {"tiny", "tiny_v3"}
 
 
@@ -203,13 +203,13 @@ def remedies() -> Iterator[str]:
                 yield ast.literal_eval(node.value)
 
 
-def test_every_remedy_names_the_rule_of_a_stage() -> None:
+def test_every_forcerun_remedy_names_an_existing_rule() -> None:
     found = set(remedies()) - {"<rule>"}  # in a docstring
     assert len(found) > 5
     assert found <= {stage.rule for stage in STAGES.values()}
 
 
-def test_every_rule_gives_its_module_the_options_that_it_has(rules: dict[str, Rule]) -> None:
+def test_every_rule_passes_the_options_its_module_takes(rules: dict[str, Rule]) -> None:
     for stage in STAGES.values():
         run = importlib.import_module(f"higgs_pipe.{stage.module}").run
         declared = inspect.signature(run).parameters
@@ -219,13 +219,13 @@ def test_every_rule_gives_its_module_the_options_that_it_has(rules: dict[str, Ru
         assert required <= given <= set(declared), stage.module
 
 
-def test_every_rule_of_a_stage_keeps_a_log_and_a_benchmark(rules: dict[str, Rule]) -> None:
+def test_every_stage_rule_has_a_log_and_a_benchmark(rules: dict[str, Rule]) -> None:
     for stage in STAGES.values():
         assert rules[stage.rule].log, stage.rule
         assert rules[stage.rule].benchmark, stage.rule
 
 
-def test_the_rules_of_another_manifest_read_what_those_of_the_stages_read(
+def test_rules_for_the_other_manifest_match_those_they_inherit_from(
     rules: dict[str, Rule],
 ) -> None:
     found = rules_of(eval={"other_manifest": "other.jsonl"})
@@ -239,7 +239,7 @@ def test_the_rules_of_another_manifest_read_what_those_of_the_stages_read(
     assert set(contract.findall(text)) == added
 
 
-def test_above_every_rule_stands_what_it_reads_and_writes(rules: dict[str, Rule]) -> None:
+def test_every_rule_has_a_comment_with_what_it_reads_and_writes(rules: dict[str, Rule]) -> None:
     blocks = [block for path in RULE_FILES[1:] for block in path.read_text().split("\n\n\n")]
     for name in rules:
         [block] = [b for b in blocks if f"rule {name}:" in b or f"checkpoint {name}:" in b]
@@ -248,7 +248,7 @@ def test_above_every_rule_stands_what_it_reads_and_writes(rules: dict[str, Rule]
         assert "\n# writes: " in contract, name
 
 
-def test_the_readme_is_read_in_one_sitting() -> None:
+def test_the_readme_has_at_most_150_lines() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
@@ -260,7 +260,7 @@ def test_the_citation_names_the_version_and_the_licence_of_the_package() -> None
 
 
 @pytest.mark.parametrize("name", ["ci", "release"])
-def test_what_checks_a_change_or_a_release_calls_the_one_script(name: str) -> None:
+def test_ci_and_release_workflows_run_the_same_script(name: str) -> None:
     text = (ROOT / f".github/workflows/{name}.yml").read_text()
     [job] = yaml.safe_load(text)["jobs"].values()
     assert ".ci/run" in [step.get("run") for step in job["steps"]]
@@ -270,7 +270,9 @@ def test_what_checks_a_change_or_a_release_calls_the_one_script(name: str) -> No
     ("tag", "returncode"),
     [("v0.1.0", 0), ("0.1.0", 2), ("v99.0.0", 2), ("v0.1", 2)],
 )
-def test_only_the_tag_of_the_tree_is_released(tag: str, returncode: int, tmp_path: Path) -> None:
+def test_only_a_tag_that_matches_the_version_is_released(
+    tag: str, returncode: int, tmp_path: Path
+) -> None:
     for name in ("CITATION.cff", "CHANGELOG.md", ".ci/notes", "higgs_pipe/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         text = (ROOT / name).read_text().replace(higgs_pipe.__version__, "0.1.0")
@@ -285,7 +287,7 @@ def test_only_the_tag_of_the_tree_is_released(tag: str, returncode: int, tmp_pat
     assert bool(run.stdout.strip()) == (returncode == 0)
 
 
-def test_the_tree_of_the_readme_shows_every_room() -> None:
+def test_the_tree_in_the_readme_shows_every_package() -> None:
     page = (ROOT / "README.md").read_text()
     rooms = {
         path.parent.relative_to(PACKAGE).parts[0] for _, path in modules() if path.parent != PACKAGE
@@ -306,7 +308,7 @@ def messages() -> str:
     return "\n".join(texts)
 
 
-def test_the_page_of_errors_has_each_reason_and_no_message_that_is_gone() -> None:
+def test_the_errors_page_has_every_reason_and_no_stale_message() -> None:
     page = (ROOT / "docs" / "errors.md").read_text()
     cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
     named = {phrase for cell in cells for phrase in re.findall("`([^`]+)`", cell)}
@@ -324,7 +326,7 @@ def test_a_module_has_at_most_300_lines(module: str, path: Path) -> None:
     assert module in LONG_LISTS or len(path.read_text().splitlines()) <= 300
 
 
-def test_a_docstring_begins_with_what_comes_out() -> None:
+def test_no_docstring_begins_with_a_question_word() -> None:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     asking = ("What ", "Which ", "How ", "Whether ", "Where ", "Who ", "Whose ")
     found = [
@@ -348,7 +350,7 @@ def test_the_name_of_a_test_is_shorter_than_75_characters() -> None:
     assert long == []
 
 
-def test_the_conda_environment_has_the_versions_of_the_lock() -> None:
+def test_the_conda_environment_has_the_locked_versions() -> None:
     environment = yaml.safe_load((ROOT / "envs" / "higgs-pipe.yaml").read_text())
     [pins] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     locked = (ROOT / "requirements.txt").read_text()
@@ -374,7 +376,7 @@ def tracked_files() -> list[Path]:
     return [ROOT / name for name in listing.stdout.split("\0") if name]
 
 
-def test_no_file_names_a_path_of_one_machine_or_a_package_host() -> None:
+def test_no_file_contains_a_local_path_or_a_package_host() -> None:
     machine = re.compile(
         r"(?<!emit-)index-url|file:/{2}|(?<![\w.*])/(?:root|work)/|/opt/(?:wheels|pypi)"
     )
@@ -390,7 +392,7 @@ def test_no_file_names_a_path_of_one_machine_or_a_package_host() -> None:
     assert offenders == []
 
 
-def test_the_page_of_higgs_names_each_of_its_modules() -> None:
+def test_the_page_about_higgs_names_each_of_its_modules() -> None:
     folder = PACKAGE / "higgs"
     page = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
     named = re.findall(r"``(\w+)``", page)

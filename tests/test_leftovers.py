@@ -24,7 +24,7 @@ def test_that_leaves_nothing():
 """
 
 
-def test_what_a_test_leaves_running_is_killed_and_fails_the_test(tmp_path: Path) -> None:
+def test_a_process_left_running_is_killed_and_fails_its_test(tmp_path: Path) -> None:
     """Also processes in sessions of their own, whose parents have ended."""
     (tmp_path / "leftovers_of.py").write_text(
         "import leftovers\nfrom leftovers import *\nleftovers.GRACE_SECONDS = 1.0\n"
@@ -48,7 +48,7 @@ def test_what_a_test_leaves_running_is_killed_and_fails_the_test(tmp_path: Path)
     assert not [command for command in commands if re.match(rb"sleep\x0098[567]", command)]
 
 
-def test_a_process_is_known_by_its_worker() -> None:
+def test_a_process_is_attributed_to_its_worker() -> None:
     before = running()  # with those of fixtures of wider scope
     started = subprocess.Popen(["sleep", "60"])
     other = subprocess.Popen(["sleep", "60"], env=os.environ | {MARK: "1"})
@@ -59,7 +59,7 @@ def test_a_process_is_known_by_its_worker() -> None:
     assert left == {started.pid: "sleep 60"}
 
 
-def test_a_fork_is_known_by_its_name() -> None:
+def test_a_fork_is_recognised_by_its_name() -> None:
     before = running()
     name = name_of_fork(str(os.getpid()))
     rename = f"echo -n {name} > /proc/$$/comm; read"

@@ -33,7 +33,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     logger.setLevel(level)
 
 
-def test_a_silent_activity_says_how_far_it_is(lines: list[str]) -> None:
+def test_a_silent_activity_reports_its_progress(lines: list[str]) -> None:
     logger.info("before")
     with activity("measuring", total=4000, unit="files") as measuring:
         measuring.advance(1000)
@@ -43,7 +43,7 @@ def test_a_silent_activity_says_how_far_it_is(lines: list[str]) -> None:
     assert lines[0].endswith(" s left")
 
 
-def test_an_activity_that_logs_by_itself_gets_no_further_line(
+def test_an_activity_that_logs_gets_no_extra_progress_line(
     lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "SILENT_SECONDS", 1.5)
@@ -55,7 +55,7 @@ def test_an_activity_that_logs_by_itself_gets_no_further_line(
     assert lines == ["before", *(f"step {step}" for step in range(20))]
 
 
-def test_a_line_for_the_file_alone_does_not_count_as_a_sign_of_life(lines: list[str]) -> None:
+def test_a_debug_line_does_not_count_as_a_sign_of_life(lines: list[str]) -> None:
     logger.info("before")
     with activity("loading"):
         for _ in range(5):
@@ -64,7 +64,7 @@ def test_a_line_for_the_file_alone_does_not_count_as_a_sign_of_life(lines: list[
     assert "loading" in lines
 
 
-def test_of_nested_activities_the_innermost_is_reported(lines: list[str]) -> None:
+def test_the_innermost_of_nested_activities_is_reported(lines: list[str]) -> None:
     logger.info("before")
     with activity("training"):
         with activity("speaking"):
@@ -72,7 +72,7 @@ def test_of_nested_activities_the_innermost_is_reported(lines: list[str]) -> Non
         assert {line.split(":")[0] for line in lines} == {"before", "speaking"}
 
 
-def test_steps_of_an_earlier_run_do_not_count_for_the_pace() -> None:
+def test_steps_of_an_earlier_run_do_not_count_for_the_remaining_time() -> None:
     with activity("training", total=100, unit="steps", done=90) as training:
         assert training.left() == ""
         time.sleep(0.1)
@@ -81,7 +81,7 @@ def test_steps_of_an_earlier_run_do_not_count_for_the_pace() -> None:
         assert training.line() == "training: 95 of 100 steps, 0 s left"
 
 
-def test_a_line_that_the_level_hides_is_not_tried_without_end(
+def test_a_hidden_progress_line_is_not_retried_endlessly(
     lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger.setLevel(logging.WARNING)
@@ -101,5 +101,5 @@ def test_a_line_that_the_level_hides_is_not_tried_without_end(
 @pytest.mark.parametrize(
     ("seconds", "text"), [(40.4, "40 s"), (100, "2 min"), (5999, "1 h 40 min"), (7500, "2 h 5 min")]
 )
-def test_a_duration_is_in_the_unit_that_a_person_would_take(seconds: float, text: str) -> None:
+def test_durations_are_shown_in_readable_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

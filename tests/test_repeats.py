@@ -34,7 +34,7 @@ def test_whose_end_fails(broken):
 """
 
 
-def test_runs_and_failures_are_counted_for_each_test(tmp_path: Path) -> None:
+def test_runs_and_failures_are_counted_per_test(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     report, counts = tmp_path / "report.xml", repeats.read_counts(tmp_path / "none")
     failed = []
@@ -55,7 +55,7 @@ def test_runs_and_failures_are_counted_for_each_test(tmp_path: Path) -> None:
     assert f"| `{name}` | 2 | 1 |" in rows[1]
 
 
-def test_the_copy_has_what_git_knows_and_edits_do_not_reach_it(tmp_path: Path) -> None:
+def test_the_copied_tree_has_the_files_git_tracks(tmp_path: Path) -> None:
     tree = repeats.copy_tree(tmp_path / "tree")
     assert (tree / "tests/test_repeats.py").is_file()
     assert (tree / "Snakefile").read_text() == (repeats.ROOT / "Snakefile").read_text()

@@ -39,7 +39,7 @@ COSTS = {
 }
 
 
-def test_a_thousand_hours_are_as_worked_by_hand() -> None:
+def test_the_prediction_for_1000_hours_matches_a_hand_calculation() -> None:
     """3,600,000 s in 360,000 rows and 100 shards, on 16 cores and a GPU."""
     found = scale.predict(1_000, COSTS)
     assert (found.num_shards, found.num_jobs, found.num_files) == (100, 230, 900)
@@ -57,11 +57,11 @@ def test_a_thousand_hours_are_as_worked_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("hours", "num_shards"), [(1, 8), (85, 9), (20_000, 2_000), (1e6, 2_000)])
-def test_shards_stay_within_their_bounds(hours: float, num_shards: int) -> None:
+def test_the_number_of_shards_stays_within_bounds(hours: float, num_shards: int) -> None:
     assert scale.predict(hours, COSTS).num_shards == num_shards
 
 
-def test_every_cost_is_used_and_says_where_it_is_from() -> None:
+def test_every_cost_is_used_and_names_its_source() -> None:
     table = tomllib.loads(scale.UNIT_COSTS.read_text())
     assert table.keys() == COSTS.keys()
     assert all(cost.keys() == {"value", "unit", "source"} for cost in table.values())
@@ -75,7 +75,7 @@ def test_every_cost_is_used_and_says_where_it_is_from() -> None:
         assert scale.predict(1_000, doubled) != scale.predict(1_000, COSTS), name
 
 
-def test_the_page_has_the_tables_of_the_costs() -> None:
+def test_the_scaling_page_has_the_current_tables() -> None:
     page = (ROOT / "docs/scaling.md").read_text()
     assert "\n".join(scale.prediction_table(scale.unit_costs())) in page
     assert "\n".join(scale.assumption_table()) in page

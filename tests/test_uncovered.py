@@ -22,7 +22,7 @@ REPORT = {
 }
 
 
-def test_a_line_without_a_reason_is_found() -> None:
+def test_an_uncovered_line_without_a_reason_is_found() -> None:
     gaps = gaps_of(REPORT, [Reason("higgs_pipe/a.py", "needs CUDA", "Card.read")])
     assert [(gap.function, gap.lines, gap.because) for gap in gaps] == [
         ("Card.read", (3, 4), "needs CUDA"),
@@ -30,7 +30,7 @@ def test_a_line_without_a_reason_is_found() -> None:
     ]
 
 
-def test_the_reason_of_a_function_comes_before_that_of_its_file() -> None:
+def test_the_reason_for_a_function_overrides_that_for_its_file() -> None:
     reasons = [Reason("higgs_pipe/a.py", "file"), Reason("higgs_pipe/a.py", "function", "")]
     assert [gap.because for gap in gaps_of(REPORT, reasons)] == ["file", "function"]
 
@@ -41,7 +41,7 @@ def test_the_table_shows_each_gap_and_the_totals() -> None:
     assert lines[-1] == "| `a.py` | 40 % | Card.read 3-4; module 9 | **none** |"
 
 
-def test_line_numbers_are_joined() -> None:
+def test_line_numbers_are_joined_into_ranges() -> None:
     assert spans([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
 
 
@@ -56,9 +56,9 @@ def test_functions_are_named_with_their_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "function"), [("higgs_pipe/none.py", None), ("higgs_pipe/cli.py", "none")]
 )
-def test_a_reason_that_names_nothing_is_a_fault(file: str, function: str | None) -> None:
+def test_a_reason_for_missing_code_is_a_fault(file: str, function: str | None) -> None:
     assert Reason(file, "why", function).fault()
 
 
-def test_each_reason_names_lines_that_exist() -> None:
+def test_every_reason_names_existing_code() -> None:
     assert [fault for reason in read_reasons() if (fault := reason.fault())] == []

@@ -97,7 +97,7 @@ def full_inputs(folder: Path) -> Inputs:
 
 
 def other_numbers(value: Any, numbers: Iterator[int]) -> Any:
-    """Return a JSON value whose numbers are larger, each by more; steps and temperatures stay."""
+    """Return a JSON value with larger numbers, each by more; steps and temperatures are kept."""
     if isinstance(value, dict):
         kept = ("step", "temperature", "seed")
         return {k: v if k in kept else other_numbers(v, numbers) for k, v in value.items()}

@@ -1,4 +1,4 @@
-"""The page in a real browser: players play, sorting sorts, nothing is cut off, nothing leaves."""
+"""The report in a real browser: playing, sorting, no clipped content, no outside requests."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -148,7 +148,9 @@ def test_one_recording_plays_at_a_time(browser: Browser, page: Path) -> None:
         ("stop down", [2, 0, 1]),
     ],
 )
-def test_sorting_sorts(browser: Browser, page: Path, key: str, order: list[int]) -> None:
+def test_the_sort_control_reorders_the_prompts(
+    browser: Browser, page: Path, key: str, order: list[int]
+) -> None:
     browser.open(page, DESKTOP)
     texts = browser.evaluate(TEXTS)
     assert len(texts) == 3
@@ -156,7 +158,7 @@ def test_sorting_sorts(browser: Browser, page: Path, key: str, order: list[int])
     assert browser.evaluate(TEXTS) == [texts[place] for place in order]
 
 
-def test_other_recordings_are_sorted_by_themselves(browser: Browser, both: Path) -> None:
+def test_prompts_of_other_recordings_are_sorted_separately(browser: Browser, both: Path) -> None:
     browser.open(both, DESKTOP)
     texts = browser.evaluate(TEXTS)
     browser.evaluate(f"({SORT_BY})('worst', 1)")
@@ -165,7 +167,7 @@ def test_other_recordings_are_sorted_by_themselves(browser: Browser, both: Path)
 
 @pytest.mark.parametrize("width", [PHONE, 768, DESKTOP])
 @pytest.mark.parametrize("name", ["page", "both"])
-def test_nothing_is_cut_off(
+def test_nothing_is_clipped_or_overflows(
     browser: Browser, request: pytest.FixtureRequest, name: str, width: int
 ) -> None:
     browser.open(request.getfixturevalue(name), width)
@@ -173,7 +175,7 @@ def test_nothing_is_cut_off(
     assert browser.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_on_a_phone_each_cell_says_which_column_it_is_of(browser: Browser, page: Path) -> None:
+def test_on_a_phone_each_cell_shows_its_column_label(browser: Browser, page: Path) -> None:
     browser.open(page, PHONE)
     unnamed = """[...document.querySelectorAll("td:not(:empty)")]
         .filter((cell) => cell.textContent.trim() && !cell.dataset.label)
@@ -191,7 +193,7 @@ def test_the_keyboard_reaches_sorting_and_players(browser: Browser, page: Path) 
     assert {"A", "SELECT", "AUDIO"} <= reached
 
 
-def test_players_charts_and_controls_have_names(browser: Browser, page: Path) -> None:
+def test_players_charts_and_controls_have_accessible_names(browser: Browser, page: Path) -> None:
     browser.open(page, DESKTOP)
     unnamed = """[...document.querySelectorAll("audio, [role=img], select, [role=region]")]
         .filter((e) => !e.getAttribute("aria-label") && !(e.labels && e.labels.length))
@@ -200,7 +202,7 @@ def test_players_charts_and_controls_have_names(browser: Browser, page: Path) ->
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_the_paper(browser: Browser, page: Path, scheme: str) -> None:
+def test_text_contrast_is_at_least_4_5_to_1(browser: Browser, page: Path, scheme: str) -> None:
     """At least 4.5 to 1 (WCAG 2.2, 1.4.3), for each colour that text has."""
     browser.open(page, DESKTOP, scheme=scheme)
     colours = browser.evaluate(
@@ -244,7 +246,7 @@ def test_a_reader_who_prefers_dark_gets_a_dark_page(browser: Browser, page: Path
     assert num_pixels(pixels, LIGHT_PAPER) < pixels[..., 0].size / 1000
 
 
-def test_nothing_leaves_the_page_and_nothing_is_complained_of(browser: Browser, page: Path) -> None:
+def test_the_page_makes_no_requests_and_logs_no_errors(browser: Browser, page: Path) -> None:
     browser.open(page, DESKTOP)
     browser.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
     outside = [url for url in browser.requests if not url.startswith("data:")]
@@ -252,7 +254,7 @@ def test_nothing_leaves_the_page_and_nothing_is_complained_of(browser: Browser, 
     assert browser.errors == []
 
 
-def test_every_recording_of_the_clips_page_plays(browser: Browser, clips_page: Path) -> None:
+def test_every_recording_on_the_clips_page_plays(browser: Browser, clips_page: Path) -> None:
     browser.open(clips_page, DESKTOP)
     seconds = browser.evaluate(PLAY_ALL)
     # The sample in the manifest's order, then the rejected row.
@@ -263,7 +265,7 @@ def test_every_recording_of_the_clips_page_plays(browser: Browser, clips_page: P
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_nothing_of_the_clips_page_is_cut_off(
+def test_nothing_on_the_clips_page_is_clipped_or_overflows(
     browser: Browser, clips_page: Path, width: int
 ) -> None:
     browser.open(clips_page, width)
@@ -272,7 +274,7 @@ def test_nothing_of_the_clips_page_is_cut_off(
 
 
 @pytest.mark.parametrize("make", [hostile_report, hostile_clips_page])
-def test_markup_of_a_manifest_is_shown_as_text(
+def test_markup_in_a_manifest_is_shown_as_text(
     browser: Browser, tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
     browser.open(make(tmp_path), DESKTOP)

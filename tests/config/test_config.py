@@ -1,4 +1,4 @@
-"""The config: what is accepted, what is refused and how, and what each stage gets of it."""
+"""Config validation: accepted and refused values, error messages, and the part each stage gets."""
 
 import copy
 import json
@@ -68,19 +68,19 @@ def leaves(section: dict[str, Any], prefix: str = "") -> list[str]:
     ],
     ids=["list in itself", "section in itself", "ten billion values"],
 )
-def test_aliases_that_multiply_or_hold_themselves_are_refused(hostile: str, told: str) -> None:
+def test_exponential_or_recursive_yaml_aliases_are_refused(hostile: str, told: str) -> None:
     assert told in refusal({**MINIMAL, **yaml.safe_load(hostile)})
 
 
-def test_the_schema_file_is_the_generated_one() -> None:
+def test_the_schema_file_is_up_to_date() -> None:
     assert SCHEMA_PATH.read_text() == schema_text()
 
 
-def test_the_page_of_every_setting_is_the_generated_one() -> None:
+def test_the_settings_reference_is_up_to_date() -> None:
     assert (ROOT / "docs" / "config.md").read_text() == reference_text()
 
 
-def test_the_page_of_settings_has_a_row_per_key_with_default_and_bounds() -> None:
+def test_the_settings_reference_has_default_and_bounds_per_key() -> None:
     page = reference_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert "| `learning_rate` | number > 0, ≤ 1 | `0.0002` | Peak learning rate. |" in rows
@@ -92,12 +92,12 @@ def test_the_shipped_config_names_every_setting_and_is_accepted() -> None:
     Config.model_validate(load(SHIPPED))
 
 
-def test_every_setting_of_the_shipped_config_is_its_default_but_for_the_demo() -> None:
+def test_the_shipped_config_has_defaults_except_for_the_demo() -> None:
     demo = {key: SHIPPED[key] for key in ("manifest", "base_model", "codec")}
     assert load(SHIPPED) == load(demo)
 
 
-def test_the_settings_of_the_demo_are_accepted_and_are_not_defaults() -> None:
+def test_demo_settings_are_valid_and_differ_from_the_defaults() -> None:
     settings = yaml.safe_load(DEMO_SETTINGS.read_text())
     changed = load(merge(SHIPPED, settings))
     for name in leaves(settings):
@@ -107,7 +107,7 @@ def test_the_settings_of_the_demo_are_accepted_and_are_not_defaults() -> None:
         assert value != shipped
 
 
-def test_the_settings_of_the_demo_give_way_to_those_of_the_user() -> None:
+def test_user_settings_override_those_of_the_demo() -> None:
     typed = {"train": {"learning_rate": 2e-4}}  # the default, but asked for
     config = load(merge(SHIPPED, {"data": {"num_shards": 3}}))
     changes = config_check.use_demo_settings(config, DEMO_SETTINGS, SCHEMA_PATH, typed)
@@ -125,7 +125,7 @@ def test_given_experiments_replace_those_of_the_config_file() -> None:
     assert config["experiments"] == {"small": {"lora": {"r": 4}}}
 
 
-def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
+def test_every_setting_of_the_shipped_config_has_a_comment() -> None:
     lines = (ROOT / "config.yaml").read_text().splitlines()
     settings = [
         (above, line)
@@ -139,7 +139,7 @@ def test_every_setting_of_the_shipped_config_has_a_comment_above() -> None:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_an_example_laid_over_the_shipped_config_is_accepted(path: Path) -> None:
+def test_each_example_merged_into_the_shipped_config_is_valid(path: Path) -> None:
     laid_over = merge(SHIPPED, yaml.safe_load(path.read_text()))
     Config.model_validate(load(laid_over))
 
@@ -148,7 +148,7 @@ def test_missing_keys_get_the_declared_defaults() -> None:
     assert load(MINIMAL) == Config(**MINIMAL).model_dump(by_alias=True)
 
 
-def test_an_experiment_stays_the_part_that_it_overrides() -> None:
+def test_an_experiment_keeps_only_its_overrides() -> None:
     experiments = {"small": {"lora": {"r": 4}}, "plain": None}
     assert load({**MINIMAL, "experiments": experiments})["experiments"] == {
         "small": {"lora": {"r": 4}},
@@ -187,7 +187,7 @@ def test_a_repository_without_an_owner_is_named() -> None:
     assert has_line_with(message, "  push.repo: ", '"ada"', "OWNER/NAME")
 
 
-def test_an_unknown_key_unlike_any_other_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_key_without_a_close_match_lists_the_known_ones() -> None:
     assert "report.zzz: unknown key; known here: num_players, title" in refusal(
         {**MINIMAL, "report": {"zzz": 1}}
     )
@@ -200,7 +200,7 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_the_known_ones() -> No
         ("train.lora.r", "train: {lora: {r: ...}}"),
     ],
 )
-def test_a_key_with_dots_is_answered_with_its_sections(key: str, meant: str) -> None:
+def test_a_dotted_key_gets_a_hint_to_nest_it(key: str, meant: str) -> None:
     assert f"  {key}: unknown key; write {meant}" in refusal({**MINIMAL, key: 1}).splitlines()
 
 
@@ -216,7 +216,7 @@ def test_a_key_with_dots_is_answered_with_its_sections(key: str, meant: str) -> 
         ("package.description", "123", "123"),  # text stays text
     ],
 )
-def test_text_is_read_as_the_number_that_the_schema_asks_for(
+def test_strings_are_converted_to_the_type_in_the_schema(
     dotted: str, text: Any, value: Any
 ) -> None:
     found: Any = load(with_value(MINIMAL, dotted, text))
@@ -229,7 +229,7 @@ def test_a_section_with_every_key_commented_out_means_its_defaults() -> None:
     assert load({**MINIMAL, "train": None}) == load(MINIMAL)
 
 
-def test_the_path_variables_of_snakemake_pass() -> None:
+def test_snakemake_path_variables_are_accepted() -> None:
     assert load({**MINIMAL, "pathvars": {"results": "out"}})["pathvars"] == {"results": "out"}
 
 
@@ -319,7 +319,7 @@ def test_an_allowed_combination_is_accepted_by_schema_and_models(
     assert Config.model_validate(config).model_dump(by_alias=True) == load(config)
 
 
-def test_an_override_that_does_not_go_with_train_is_refused() -> None:
+def test_an_override_that_conflicts_with_train_is_refused() -> None:
     config = with_value(MINIMAL, "train.lora.init", "pissa")
     both = {"a": {"lora": {"use_dora": True}}, "b": {"lora": {"r": 3}}, "c": {"dtype": "float64"}}
     lines = refusal(with_value(config, "experiments", both)).splitlines()
@@ -328,14 +328,14 @@ def test_an_override_that_does_not_go_with_train_is_refused() -> None:
     assert len(lines) == 4
 
 
-def test_an_override_that_goes_with_train_alone_is_accepted() -> None:
+def test_an_override_that_is_valid_only_together_with_train_is_accepted() -> None:
     config = with_value(MINIMAL, "train.sample_steps", 2)
     load(with_value(config, "experiments", {"e": {"keep_best_by": "stop_rate"}}))
     without = {"e": {"keep_best_by": "stop_rate", "sample_steps": None}}
     assert "experiments.e: keep_best_by" in refusal(with_value(config, "experiments", without))
 
 
-def test_validation_listens_only_where_a_model_is_named() -> None:
+def test_validation_runs_speech_models_only_if_one_is_configured() -> None:
     assert not launching.runs_speech_models(load(MINIMAL))
     for model in ("asr", "quality", "speaker"):
         listening = load(with_value(MINIMAL, f"validate.speech_models.{model}", "some/model"))
@@ -375,7 +375,7 @@ def test_an_infinite_number_is_refused() -> None:
         ("experiments", {"a": {}, "b": {"seed": 1}}, {"estimate"}),
     ],
 )
-def test_a_setting_changes_the_text_of_its_stages_and_no_other(
+def test_a_setting_changes_the_config_of_its_stages_only(
     dotted: str, value: Any, stages: set[str]
 ) -> None:
     before, after = load(SHIPPED), load(with_value(SHIPPED, dotted, value))
@@ -388,7 +388,7 @@ def test_a_setting_changes_the_text_of_its_stages_and_no_other(
     assert changed == stages
 
 
-def test_the_order_and_the_spelling_of_settings_do_not_change_the_text() -> None:
+def test_order_and_spelling_of_settings_do_not_change_a_stage_config() -> None:
     one = load({**MINIMAL, "train": {"seed": 1, "max_grad_norm": 1}})
     other = load({**MINIMAL, "train": {"max_grad_norm": "1.0", "seed": "1"}})
     assert config_check.stage_config_text(one, "train", SCHEMA) == config_check.stage_config_text(
@@ -397,14 +397,14 @@ def test_the_order_and_the_spelling_of_settings_do_not_change_the_text() -> None
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_accepts_its_text(stage: str, tmp_path: Path) -> None:
+def test_every_stage_accepts_its_own_config(stage: str, tmp_path: Path) -> None:
     path = tmp_path / f"{stage}.json"
     path.write_text(config_check.stage_config_text(load(SHIPPED), stage, SCHEMA))
     loaded = load_stage(STAGES[stage], path)
     assert json.loads(path.read_text()) == loaded.model_dump(by_alias=True)
 
 
-def test_a_stage_refuses_a_file_with_its_name_and_the_places(tmp_path: Path) -> None:
+def test_a_stage_names_its_invalid_config_file_and_the_keys(tmp_path: Path) -> None:
     text = config_check.stage_config_text(load(SHIPPED), "train", SCHEMA)
     settings = json.loads(text)
     settings["train"] |= {"seed": "soon", "sede": 1}
@@ -416,12 +416,12 @@ def test_a_stage_refuses_a_file_with_its_name_and_the_places(tmp_path: Path) -> 
     assert has_line_with(str(caught.value), "train.sede")
 
 
-def test_a_stage_may_read_a_part_of_a_section() -> None:
+def test_a_stage_may_read_part_of_a_section() -> None:
     text = config_check.stage_config_text(load(SHIPPED), "list_rows", SCHEMA)
     assert json.loads(text) == {"manifest": SHIPPED["manifest"], "data": {"num_shards": 8}}
 
 
-def test_every_setting_is_read_by_some_stage() -> None:
+def test_every_setting_is_read_by_at_least_one_stage() -> None:
     read = {key for keys in SCHEMA["x-stages"].values() for key in keys}
     # The keys of these go to several stages, so that another eval.require evaluates nothing again.
     split = {"eval": "EvalConfig", "package": "ShippingConfig", "report": "ReportConfig"}
@@ -432,7 +432,7 @@ def test_every_setting_is_read_by_some_stage() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "{", b"\xff"])
-def test_a_stages_settings_that_cannot_be_read_are_named(tmp_path: Path, text: Any) -> None:
+def test_an_unreadable_stage_config_is_named(tmp_path: Path, text: Any) -> None:
     path = tmp_path / "train.json"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())

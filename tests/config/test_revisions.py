@@ -20,7 +20,7 @@ LOADING = [n for n, stage in STAGES.items() if issubclass(stage, BaseModelStage 
 
 
 @pytest.mark.parametrize("name", LOADING)
-def test_the_revision_of_base_and_codec_is_that_of_the_settings(name: str) -> None:
+def test_every_stage_gets_the_configured_revisions_of_base_and_codec(name: str) -> None:
     text = config_check.stage_config_text(CONFIG, name, SCHEMA)
     stage = STAGES[name].model_validate(json.loads(text))
     if isinstance(stage, BaseModelStage):

@@ -1,4 +1,4 @@
-"""Reading audio files: every format alike, every broken one a sentence."""
+"""Audio reading: all formats give the same samples, and every broken file an error message."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def declare_num_bytes(path: Path, num_bytes: int) -> None:
     path.write_bytes(content)
 
 
-def test_samples_are_float32_of_shape_samples_by_channels(tmp_path: Path) -> None:
+def test_samples_are_float32_with_shape_samples_by_channels(tmp_path: Path) -> None:
     written = np.array([[0.5, -0.25], [0.125, 0.0], [-1.0, 0.75]], dtype=np.float32)
     sf.write(tmp_path / "a.wav", written, 8000, subtype="PCM_16")
     audio = decode(tmp_path / "a.wav")
@@ -56,7 +56,7 @@ def test_samples_are_float32_of_shape_samples_by_channels(tmp_path: Path) -> Non
     assert (audio.sample_rate_hz, audio.duration_seconds) == (8000, 3 / 8000)
 
 
-def test_header_gives_length_rate_and_channels(tmp_path: Path) -> None:
+def test_the_header_gives_length_rate_and_channels(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.flac", noise(22_050, num_channels=2), 44_100)
     header = read_header(tmp_path / "a.flac")
     assert (header.num_samples, header.sample_rate_hz, header.num_channels) == (22_050, 44_100, 2)
@@ -68,7 +68,7 @@ def test_header_gives_length_rate_and_channels(tmp_path: Path) -> None:
     [("a.wav", "PCM_24"), ("a.wav", "FLOAT"), ("a.flac", "PCM_24"), ("a.aiff", "PCM_16")],
 )
 @pytest.mark.parametrize("rate", [8000, 22_050, 48_000])
-def test_lossless_formats_give_the_samples_back(
+def test_lossless_formats_preserve_the_samples(
     tmp_path: Path, name: str, subtype: str, rate: int
 ) -> None:
     sf.write(tmp_path / name, noise(), rate, subtype=subtype)
@@ -76,13 +76,13 @@ def test_lossless_formats_give_the_samples_back(
 
 
 @pytest.mark.parametrize("name", ["a.ogg", "a.mp3", "a.opus"])
-def test_lossy_formats_keep_the_length(tmp_path: Path, name: str) -> None:
+def test_lossy_formats_preserve_the_length(tmp_path: Path, name: str) -> None:
     container, subtype = ("OGG", "OPUS") if name == "a.opus" else (None, None)
     sf.write(tmp_path / name, noise(), 16_000, format=container, subtype=subtype)
     assert decode(tmp_path / name).duration_seconds == 6.0
 
 
-def test_the_name_does_not_matter_when_the_content_is_audio(tmp_path: Path) -> None:
+def test_audio_with_the_wrong_file_extension_is_read(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.flac", noise(), 16_000)
     (tmp_path / "a.flac").rename(tmp_path / "a.wav")
     assert np.array_equal(decode(tmp_path / "a.wav").samples, noise())
@@ -94,7 +94,7 @@ def test_pcm_hash_is_sha256_over_rate_channels_and_int16() -> None:
     assert pcm_sha256(samples, 16_000) == expected.hexdigest()
 
 
-def test_a_recording_as_wav_and_as_flac_has_one_pcm_hash(tmp_path: Path) -> None:
+def test_wav_and_flac_of_one_recording_have_the_same_pcm_hash(tmp_path: Path) -> None:
     hashes = set()
     for name, subtype in (("a.wav", "PCM_16"), ("a.flac", "PCM_16"), ("b.wav", "FLOAT")):
         sf.write(tmp_path / name, noise(), 16_000, subtype=subtype)
@@ -102,14 +102,14 @@ def test_a_recording_as_wav_and_as_flac_has_one_pcm_hash(tmp_path: Path) -> None
     assert len(hashes) == 1
 
 
-def test_another_sample_rate_or_shape_has_another_pcm_hash() -> None:
+def test_another_sample_rate_or_shape_gives_another_pcm_hash() -> None:
     samples = noise(100)
     hashes = [pcm_sha256(samples, 16_000), pcm_sha256(samples, 8000)]
     hashes += [pcm_sha256(samples.reshape(50, 2), 16_000), pcm_sha256(samples[:-1], 16_000)]
     assert len(set(hashes)) == 4
 
 
-def test_a_segment_ends_at_the_nearest_sample_or_10_ms_beyond_the_file() -> None:
+def test_a_segment_may_end_up_to_10_ms_beyond_the_file() -> None:
     header = Header(24_000, sample_rate_hz=24_000, num_channels=1, encoding="WAV PCM_16")
     assert header.segment(0.29, 0.57) == (6960, 13_680)  # both products are a little less
     assert header.segment(0.5, 1.01) == (12_000, 24_000)
@@ -118,7 +118,7 @@ def test_a_segment_ends_at_the_nearest_sample_or_10_ms_beyond_the_file() -> None
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 5])
-def test_a_segment_begins_at_its_own_sample(tmp_path: Path, first: int) -> None:
+def test_a_segment_begins_at_the_exact_sample(tmp_path: Path, first: int) -> None:
     written = noise(20)
     sf.write(tmp_path / "a.wav", written, 8000, subtype="PCM_16")
     segment = decode(tmp_path / "a.wav", first / 8000, 10 / 8000)
@@ -127,7 +127,7 @@ def test_a_segment_begins_at_its_own_sample(tmp_path: Path, first: int) -> None:
 
 @pytest.mark.parametrize("read", [read_header, decode])
 @pytest.mark.parametrize("name", ["none.wav", "file/a.wav"])
-def test_a_missing_file_has_a_reason_of_its_own(
+def test_a_missing_file_has_its_own_reason(
     tmp_path: Path, read: Callable[[Path], object], name: str
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -147,7 +147,7 @@ def test_a_missing_file_has_a_reason_of_its_own(
         ("n" * 300 + ".wav", None, "cannot be read (File name too long)"),
     ],
 )
-def test_the_error_of_a_file_that_is_not_audio_tells_what_it_is(
+def test_the_error_for_a_file_that_is_not_audio_says_what_it_is(
     tmp_path: Path, name: str, content: bytes | None, fact: str
 ) -> None:
     if content is not None:
@@ -172,7 +172,7 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.opus", "a.mp3", "a.aiff", "a.au"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_cut_off_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
     container, subtype = ("OGG", "OPUS") if name == "a.opus" else (None, None)
     sf.write(tmp_path / name, noise(), 16_000, format=container, subtype=subtype)
     decode(tmp_path / name)
@@ -180,7 +180,7 @@ def test_a_cut_off_file_is_refused(tmp_path: Path, name: str, share: float) -> N
         decode(cut(tmp_path / name, share))
 
 
-def test_an_ogg_cut_between_two_pages_is_refused(tmp_path: Path) -> None:
+def test_an_ogg_truncated_between_two_pages_is_refused(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.ogg", noise(), 16_000)
     content = (tmp_path / "a.ogg").read_bytes()
     (tmp_path / "cut.ogg").write_bytes(content[: content.rindex(b"OggS")])
@@ -188,14 +188,16 @@ def test_an_ogg_cut_between_two_pages_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "cut.ogg")
 
 
-def test_a_cut_off_wav_is_seen_from_its_header_with_the_numbers(tmp_path: Path) -> None:
+def test_reading_the_header_detects_a_truncated_wav_and_gives_the_numbers(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", noise(1000), 16_000, subtype="PCM_16")
     with pytest.raises(AudioError, match=r"cut\.wav .* 2,000 .* 978"):
         read_header(cut(tmp_path / "a.wav", 0.5))
 
 
 @pytest.mark.parametrize("num_bytes", [0xFFFFFFFF, 0x7FFFF000, 192_004])
-def test_a_wav_from_a_pipe_or_a_careless_writer_is_whole(tmp_path: Path, num_bytes: int) -> None:
+def test_a_wav_with_a_placeholder_or_wrong_size_is_read_whole(
+    tmp_path: Path, num_bytes: int
+) -> None:
     sf.write(tmp_path / "a.wav", noise(), 16_000, subtype="PCM_16")
     declare_num_bytes(tmp_path / "a.wav", num_bytes)
     assert np.array_equal(decode(tmp_path / "a.wav").samples, noise())

@@ -1,4 +1,4 @@
-"""Recordings of every kind and fault through the stage that measures them: a row or a reason."""
+"""Recordings of every format and defect: the measure stage gives measures or a reason."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def measured_file(path: Path) -> Row:
         ("a.aiff", "PCM_16"),
     ],
 )
-def test_an_encoding_has_the_measures_of_16_bits(tmp_path: Path, name: str, subtype: str) -> None:
+def test_every_encoding_gives_the_measures_of_16_bit_pcm(
+    tmp_path: Path, name: str, subtype: str
+) -> None:
     sf.write(tmp_path / "16.wav", speech(), RATE, subtype="PCM_16")
     sf.write(tmp_path / name, speech(), RATE, subtype=subtype)
     expected, found = measured_file(tmp_path / "16.wav"), measured_file(tmp_path / name)
@@ -72,7 +74,7 @@ def test_an_encoding_has_the_measures_of_16_bits(tmp_path: Path, name: str, subt
         assert found[measure_name] == pytest.approx(expected[measure_name], rel=0.01, abs=2**-15)
 
 
-def test_8_bits_have_the_measures_of_16_bits_within_their_steps(tmp_path: Path) -> None:
+def test_8_bit_audio_gives_nearly_the_measures_of_16_bit(tmp_path: Path) -> None:
     for name, subtype in (("8.wav", "PCM_U8"), ("16.wav", "PCM_16")):
         sf.write(tmp_path / name, speech(), RATE, subtype=subtype)
     found, expected = measured_file(tmp_path / "8.wav"), measured_file(tmp_path / "16.wav")
@@ -83,7 +85,7 @@ def test_8_bits_have_the_measures_of_16_bits_within_their_steps(tmp_path: Path) 
 
 @pytest.mark.parametrize("rate", [8000, 192_000])
 @pytest.mark.parametrize("num_channels", [1, 8])
-def test_any_rate_and_number_of_channels_is_measured(
+def test_any_sample_rate_and_channel_count_is_measured(
     tmp_path: Path, rate: int, num_channels: int
 ) -> None:
     samples = np.repeat(speech(rate)[:, None], num_channels, axis=1)
@@ -93,14 +95,14 @@ def test_any_rate_and_number_of_channels_is_measured(
     assert (row["duration_seconds"], row["bandwidth_hz"]) == (2.0, pytest.approx(1600, abs=60))
 
 
-def test_a_path_with_parent_folders_in_it_is_followed(tmp_path: Path) -> None:
+def test_a_path_with_parent_folder_parts_is_followed(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     sf.write(tmp_path / "a.wav", speech(), RATE)
     assert measured_file(tmp_path / "sub" / ".." / "a.wav")["reason"] is None
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
-def test_a_segment_has_the_same_measures_alone_and_among_others(tmp_path: Path, name: str) -> None:
+def test_a_segment_has_the_same_measures_alone_and_with_others(tmp_path: Path, name: str) -> None:
     sf.write(tmp_path / name, speech(seconds=4), RATE)
     segments = [(str(tmp_path / name), k / 2, (k + 1) / 2) for k in range(8)]
     together = measured(tmp_path, *segments)
@@ -159,7 +161,7 @@ def test_a_recording_without_samples_is_unreadable(tmp_path: Path) -> None:
         (1e38, "audio_out_of_range", " 1e+38 times full scale"),
     ],
 )
-def test_samples_that_are_not_sound_are_rejected(
+def test_non_finite_and_extreme_samples_are_rejected(
     tmp_path: Path, value: float, reason: str, fact: str
 ) -> None:
     samples = speech()
@@ -170,14 +172,14 @@ def test_samples_that_are_not_sound_are_rejected(
     assert fact in row["fact"]
 
 
-def test_a_little_above_full_scale_is_legal(tmp_path: Path) -> None:
+def test_samples_above_full_scale_are_accepted_and_count_as_clipped(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", 4 * speech(), RATE, subtype="FLOAT")
     row = measured_file(tmp_path / "a.wav")
     assert (row["reason"], row["peak"] > 1) == (None, True)
     assert row["clipping_fraction"] > 0.01
 
 
-def test_a_folder_and_a_pipe_named_like_recordings_are_not_files(tmp_path: Path) -> None:
+def test_folders_and_pipes_named_like_recordings_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.wav").mkdir()
     os.mkfifo(tmp_path / "pipe.wav")  # reading it would wait for ever
     for name in ("x.wav", "pipe.wav"):
@@ -188,7 +190,7 @@ def test_a_folder_and_a_pipe_named_like_recordings_are_not_files(tmp_path: Path)
         )
 
 
-def test_a_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_unreadable(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", speech(), RATE)
     (tmp_path / "a.wav").chmod(0)
     user = os.geteuid()
@@ -201,7 +203,7 @@ def test_a_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
         os.seteuid(user)
 
 
-def test_a_segment_shorter_than_a_sample_lies_outside(tmp_path: Path) -> None:
+def test_a_segment_shorter_than_a_sample_is_rejected(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", speech(), RATE)
     [row] = measured(tmp_path, (str(tmp_path / "a.wav"), 1.0, 1.000001))
     assert row["reason"] == "segment_outside"

@@ -1,4 +1,4 @@
-"""Several channels become one signal, the same for measuring and for encoding."""
+"""Several channels are mixed to one signal, the same for measuring and encoding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ A, B = speech(1), speech(2)
         ([A, 0.9 * np.concatenate([A[:16_000], -A[16_000:]])], 0, 1.7),  # turned in the last third
     ],
 )
-def test_the_loudest_channel_is_taken_where_the_mean_is_far_quieter(
+def test_the_loudest_channel_is_used_if_the_mean_is_far_quieter(
     channels: list[npt.NDArray[np.float32]], taken: int | None, loss_db: float
 ) -> None:
     samples = np.stack(channels, axis=1).astype(np.float32)
@@ -74,7 +74,7 @@ TURN = np.arange(len(speech(1, 6.0))) // RATE % 2  # a second each, six blocks b
         ([(1.0, 0.9, 0.0), (0.9, 1.0, 0.0)], 0.0),  # a third channel that is silent
     ],
 )
-def test_channels_that_are_alone_by_turns_are_separate(
+def test_channels_that_alternate_count_as_separate(
     gains: list[tuple[float, ...]], share: float
 ) -> None:
     samples = speech(1, 6.0)[:, None] * np.array(gains)[TURN]  # (num_samples, num_channels)
@@ -83,7 +83,7 @@ def test_channels_that_are_alone_by_turns_are_separate(
 
 @pytest.fixture
 def stereo(tmp_path: Path) -> Path:
-    """Six recordings: a turned one, its louder channel, and four others."""
+    """Six recordings: one with inverted polarity, its louder channel, and four others."""
     sf.write(tmp_path / "turned.wav", np.stack([-0.75 * A, A], axis=1), RATE)
     sf.write(tmp_path / "louder.wav", A, RATE)
     for n in range(4):
@@ -109,7 +109,7 @@ def judged(folder: Path, **settings: Any) -> tuple[dict[str, Any], dict[str, Any
     return clips, rejected, json.loads((data / "validation.json").read_text())
 
 
-def test_measures_and_codes_of_cancelling_channels_are_those_of_the_louder_one(
+def test_cancelling_channels_are_measured_and_encoded_by_the_louder_one(
     stereo: Path, tiny_base: Path
 ) -> None:
     clips, rejected, summary = judged(stereo)
@@ -130,7 +130,7 @@ def test_measures_and_codes_of_cancelling_channels_are_those_of_the_louder_one(
     assert codes["turned"] == codes["louder"]
 
 
-def test_a_voice_in_each_channel_is_counted(stereo: Path) -> None:
+def test_clips_with_a_voice_per_channel_are_counted(stereo: Path) -> None:
     assert judged(stereo)[2]["num_clips_of_separate_channels"] == 0
     turns = np.concatenate([np.stack([A, 0 * A], axis=1), np.stack([0 * A, B], axis=1)])
     sf.write(stereo / "0.wav", turns, RATE)
@@ -139,7 +139,7 @@ def test_a_voice_in_each_channel_is_counted(stereo: Path) -> None:
     assert clips["0"]["separate_share"] == pytest.approx(0.43, abs=0.08)
 
 
-def test_cancelling_channels_are_rejected_if_the_setting_says_so(stereo: Path) -> None:
+def test_cancelling_channels_are_rejected_if_so_configured(stereo: Path) -> None:
     clips, rejected, summary = judged(stereo, cancelling_channels="reject")
     assert {name: row["reason"] for name, row in rejected.items()} == {"turned": "channels_cancel"}
     assert " 17 dB " in rejected["turned"]["message"]
@@ -147,7 +147,7 @@ def test_cancelling_channels_are_rejected_if_the_setting_says_so(stereo: Path) -
     assert summary["num_clips_of_one_channel"] == 0
 
 
-def test_polarity_that_turns_late_in_a_long_recording_is_found() -> None:
+def test_a_late_polarity_flip_in_a_long_recording_is_found() -> None:
     """In 44 of 300 blocks of 4096 samples: more than a tenth."""
     left = np.random.default_rng(0).standard_normal(300 * 4096, np.float32) / 20
     right = left.copy()

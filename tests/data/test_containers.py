@@ -1,4 +1,4 @@
-"""Files that hold more, or less, than their header says: read whole, or refused."""
+"""Files longer or shorter than their header says: read whole or refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mp3(path: Path, samples: npt.NDArray[np.float32], rate_hz: int = RATE) -> by
 @pytest.mark.parametrize("rate_hz", [16_000, 24_000, 44_100])
 @pytest.mark.parametrize("num_channels", [1, 2])
 @pytest.mark.parametrize("quiet_seconds", [0, 2])
-def test_an_mp3_without_header_frame_is_read_to_its_end(
+def test_an_mp3_without_a_header_frame_is_read_to_its_end(
     tmp_path: Path, rate_hz: int, num_channels: int, quiet_seconds: float
 ) -> None:
     samples = np.stack([noise(6, quiet_seconds)] * num_channels, axis=1)
@@ -55,14 +55,14 @@ def test_an_mp3_without_header_frame_is_read_to_its_end(
     assert np.corrcoef(spectra[0], spectra[1])[0, 1] > 0.5
 
 
-def test_a_tag_in_the_middle_of_an_mp3_cuts_nothing_off(tmp_path: Path) -> None:
+def test_a_tag_in_the_middle_of_an_mp3_does_not_truncate_it(tmp_path: Path) -> None:
     content = mp3(tmp_path / "a.mp3", noise(6))
     place = Mp3Frames(content).places[100][0]
     (tmp_path / "b.mp3").write_bytes(content[:place] + ID3 + content[place:])
     assert decode(tmp_path / "b.mp3").duration_seconds == pytest.approx(6, abs=0.1)
 
 
-def test_mp3_files_behind_each_other_are_refused(tmp_path: Path) -> None:
+def test_concatenated_mp3_files_are_refused(tmp_path: Path) -> None:
     mp3(tmp_path / "a.mp3", noise(3))
     content = (tmp_path / "a.mp3").read_bytes()
     (tmp_path / "b.mp3").write_bytes(content + ID3 + content)
@@ -73,7 +73,7 @@ def test_mp3_files_behind_each_other_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "subtype"), [("a.flac", "PCM_16"), ("a.ogg", "VORBIS"), ("a.opus", "OPUS")]
 )
-def test_streams_behind_each_other_are_refused(tmp_path: Path, name: str, subtype: str) -> None:
+def test_concatenated_streams_are_refused(tmp_path: Path, name: str, subtype: str) -> None:
     container = "FLAC" if name == "a.flac" else "OGG"
     sf.write(tmp_path / name, noise(2), RATE, format=container, subtype=subtype)
     content = (tmp_path / name).read_bytes()
@@ -85,7 +85,7 @@ def test_streams_behind_each_other_are_refused(tmp_path: Path, name: str, subtyp
 
 @pytest.mark.parametrize("declared", [24_000, 100_000, 141_000])
 @pytest.mark.parametrize("num_channels", [1, 2])
-def test_a_flac_that_holds_more_than_it_declares_is_refused(
+def test_a_flac_longer_than_declared_is_refused(
     tmp_path: Path, declared: int, num_channels: int
 ) -> None:
     samples = np.stack([noise(6)] * num_channels, axis=1)
@@ -100,7 +100,7 @@ def test_a_flac_that_holds_more_than_it_declares_is_refused(
 
 @pytest.mark.parametrize("rate_hz", [16_000, 24_000, 44_100, 48_000, 96_000])
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
-def test_a_sound_flac_of_any_length_is_read_whole(
+def test_a_valid_flac_of_any_length_is_read_whole(
     tmp_path: Path, rate_hz: int, subtype: str
 ) -> None:
     for num_samples in (1, 4_096, 8_192, 40_960, 700_001):
@@ -111,7 +111,7 @@ def test_a_sound_flac_of_any_length_is_read_whole(
 
 @pytest.mark.parametrize("num_zeros", [100, 5000, 300_000])
 @pytest.mark.parametrize("name", ["a.ogg", "a.flac", "a.wav", "a.mp3"])
-def test_zeros_behind_the_audio_do_no_harm(tmp_path: Path, name: str, num_zeros: int) -> None:
+def test_zeros_after_the_audio_are_ignored(tmp_path: Path, name: str, num_zeros: int) -> None:
     sf.write(tmp_path / name, noise(2), RATE)
     expected = decode(tmp_path / name).samples
     with (tmp_path / name).open("ab") as stream:
@@ -137,7 +137,7 @@ def test_a_wav_of_unknown_size_is_read_to_its_end(
     assert decode(tmp_path / "a.wav").duration_seconds == 1
 
 
-def test_a_wav_of_unknown_size_is_read_to_its_end_in_a_codec_too(tmp_path: Path) -> None:
+def test_a_compressed_wav_of_unknown_size_is_read_to_its_end(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", noise(1), RATE, subtype="ULAW")
     content = (tmp_path / "a.wav").read_bytes()
     expected = decode(tmp_path / "a.wav").samples
@@ -147,7 +147,7 @@ def test_a_wav_of_unknown_size_is_read_to_its_end_in_a_codec_too(tmp_path: Path)
     assert np.array_equal(decode(tmp_path / "a.wav").samples, expected)
 
 
-def test_a_big_endian_wav_is_read_whole_also_before_a_chunk(tmp_path: Path) -> None:
+def test_a_big_endian_wav_with_a_trailing_chunk_is_read_whole(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", noise(1), RATE, subtype="PCM_16", endian="BIG")
     content = (tmp_path / "a.wav").read_bytes()
     assert content.startswith(b"RIFX")
@@ -160,9 +160,7 @@ def test_a_big_endian_wav_is_read_whole_also_before_a_chunk(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("data_size", [2, 24_000, 40_000])
 @pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
-def test_a_wav_with_more_audio_than_it_declares_is_refused(
-    tmp_path: Path, data_size: int, endian: str
-) -> None:
+def test_a_wav_longer_than_declared_is_refused(tmp_path: Path, data_size: int, endian: str) -> None:
     wav(tmp_path / "a.wav", data_size, endian=endian)
     with pytest.raises(AudioError, match=rf"a\.wav .* {data_size:,} .* {48_000 - data_size:,} "):
         read_header(tmp_path / "a.wav")
@@ -172,7 +170,7 @@ def test_a_wav_with_more_audio_than_it_declares_is_refused(
     ("name", "place", "endian"),
     [("a.aiff", None, "BIG"), ("a.au", 8, "BIG"), ("a.au", 8, "LITTLE")],
 )
-def test_other_files_with_more_audio_than_they_declare_are_refused(
+def test_aiff_and_au_files_longer_than_declared_are_refused(
     tmp_path: Path, name: str, place: int | None, endian: str
 ) -> None:
     sf.write(tmp_path / name, noise(1), RATE, subtype="PCM_16", endian=endian)
@@ -194,21 +192,19 @@ def test_other_files_with_more_audio_than_they_declare_are_refused(
     ],
     ids=["chunk", "ID3v2", "ID3v1"],
 )
-def test_what_is_behind_the_audio_of_a_wav_may_be_a_chunk_or_a_tag(
-    tmp_path: Path, behind: bytes
-) -> None:
+def test_a_wav_may_end_with_a_chunk_or_a_tag(tmp_path: Path, behind: bytes) -> None:
     wav(tmp_path / "a.wav", 48_000, behind)
     assert decode(tmp_path / "a.wav").duration_seconds == 1
 
 
-def test_a_wav_behind_a_tag_is_read_whole_also_before_a_chunk(tmp_path: Path) -> None:
+def test_a_wav_with_a_leading_tag_and_a_trailing_chunk_is_read_whole(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 48_000, b"LIST" + struct.pack("<I", 6000) + bytes(range(250)) * 24)
     tag = b"ID3\x03\0\0\0\0\0\x10" + bytes(16)
     (tmp_path / "a.wav").write_bytes(tag + (tmp_path / "a.wav").read_bytes())
     assert decode(tmp_path / "a.wav").duration_seconds == 1
 
 
-def test_a_chunk_behind_an_odd_number_of_bytes_without_padding_is_a_chunk(tmp_path: Path) -> None:
+def test_a_chunk_after_unpadded_audio_of_odd_length_is_recognised(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", noise(0.5)[:11_999], RATE, subtype="PCM_U8")
     content = (tmp_path / "a.wav").read_bytes()
     unpadded = content[: 44 + 11_999]

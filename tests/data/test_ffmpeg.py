@@ -1,4 +1,4 @@
-"""Containers that libsndfile lacks: the samples of the recording, from the first to the last."""
+"""Containers that libsndfile cannot read: every sample of the recording is decoded."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write(
     options: dict[str, str] | None = None,
     title: str = "",
 ) -> Path:
-    """Encode samples; after half of them, the times of the frames leap by a gap."""
+    """Encode samples, with a gap in the frame timestamps after half of them."""
     layout = "mono" if samples.shape[1] == 1 else "stereo"
     with av.open(str(path), "w", options=options or {}) as container:
         container.metadata.update({"title": title} if title else {})
@@ -76,7 +76,7 @@ def write(
 
 
 def lag_of(found: Samples, expected: Samples) -> int:
-    """How many samples later the same sound is in ``found``: the peak of the correlation."""
+    """Return the delay in samples of ``found``, from the peak of the correlation."""
     num_bins = 2 * max(len(found), len(expected))
     spectrum = np.fft.rfft(found, num_bins) * np.conj(np.fft.rfft(expected, num_bins))
     lag = int(np.argmax(np.fft.irfft(spectrum, num_bins)))
@@ -99,7 +99,7 @@ LOSSY = [
 
 
 @pytest.mark.parametrize(("name", "codec", "rate_hz", "num_off", "delay"), LOSSY)
-def test_a_recording_begins_and_ends_where_its_source_does(
+def test_lossy_recordings_start_and_end_where_their_source_does(
     tmp_path: Path, name: str, codec: str, rate_hz: int, num_off: int, delay: int
 ) -> None:
     samples = speech(rate_hz)
@@ -124,7 +124,7 @@ def test_a_recording_begins_and_ends_where_its_source_does(
     [("a.m4a", "alac", "s16p"), ("a.mka", "flac", "s16"), ("a.wv", "wavpack", "s16p")],
 )
 @pytest.mark.parametrize("num_channels", [1, 2])
-def test_a_lossless_recording_has_the_samples_and_the_hash_of_a_wav(
+def test_a_lossless_recording_has_the_samples_and_hash_of_its_wav(
     tmp_path: Path, name: str, codec: str, sample_format: str, num_channels: int
 ) -> None:
     samples = np.round(speech(24_000, num_channels=num_channels) * 2**15) / np.float32(2**15)
@@ -136,20 +136,20 @@ def test_a_lossless_recording_has_the_samples_and_the_hash_of_a_wav(
     assert found.samples.dtype == np.float32
 
 
-def test_samples_of_eight_bits_are_read(tmp_path: Path) -> None:
+def test_8_bit_samples_are_read(tmp_path: Path) -> None:
     samples = speech(24_000)
     found = decode(write(tmp_path / "a.mka", "pcm_u8", samples, 24_000)).samples
     assert np.abs(found - samples).max() < 1 / 127
 
 
 @pytest.mark.parametrize("codec", ["libopus", "pcm_s16le"])
-def test_a_recording_that_declares_no_length_is_read_whole(tmp_path: Path, codec: str) -> None:
+def test_a_recording_without_a_declared_length_is_read_whole(tmp_path: Path, codec: str) -> None:
     path = write(tmp_path / "a.mka", codec, speech(48_000), 48_000, options={"live": "1"})
     assert decode(path).samples.shape == (144_000, 1)
 
 
 @pytest.mark.parametrize("num_bytes_in_memory", [ffmpeg.MAX_BYTES_IN_MEMORY, 1000])
-def test_a_segment_is_that_part_of_the_whole(
+def test_a_segment_equals_that_part_of_the_whole(
     tmp_path: Path, num_bytes_in_memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ffmpeg, "MAX_BYTES_IN_MEMORY", num_bytes_in_memory)
@@ -179,7 +179,7 @@ def test_a_long_recording_is_decoded_once_for_all_its_segments(
     assert decode(path).duration_seconds == pytest.approx(4, abs=0.01)
 
 
-def test_of_many_long_recordings_the_newest_are_kept(
+def test_only_the_most_recent_long_recordings_are_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recent = ffmpeg._Recent()
@@ -191,7 +191,7 @@ def test_of_many_long_recordings_the_newest_are_kept(
     assert [key[0].name for key in recent._kept] == ["b.m4a", "c.m4a"]
 
 
-def test_a_recording_that_takes_too_much_disk_is_left(
+def test_a_recording_that_decodes_to_too_many_bytes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000)
@@ -200,7 +200,7 @@ def test_a_recording_that_takes_too_much_disk_is_left(
         decode(path)
 
 
-def test_a_full_temporary_folder_is_an_error_of_the_machine(
+def test_a_full_temporary_folder_is_a_user_error_that_names_tmpdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000)
@@ -210,7 +210,7 @@ def test_a_full_temporary_folder_is_an_error_of_the_machine(
             decode(path)
 
 
-def test_another_error_of_the_temporary_file_is_none_of_the_recording(
+def test_other_errors_of_the_temporary_file_are_not_blamed_on_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000)
@@ -219,7 +219,7 @@ def test_another_error_of_the_temporary_file_is_none_of_the_recording(
         decode(path)
 
 
-def test_a_title_in_another_encoding_than_utf_8_does_no_harm(tmp_path: Path) -> None:
+def test_a_title_that_is_not_utf_8_is_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "a.m4a", "aac", speech(16_000), 16_000, title="Größe")
     expected = decode(path).samples
     content = path.read_bytes()
@@ -234,7 +234,7 @@ FUZZED = [("a.m4a", "aac"), ("a.webm", "libopus"), ("a.mov", "alac")]
 @pytest.mark.parametrize(("name", "codec"), FUZZED)
 @FUZZ
 @given(splices=SPLICES)
-def test_no_bytes_in_a_container_raise_anything_but_a_fault(
+def test_arbitrary_bytes_in_a_container_raise_only_an_audio_error(
     name: str, codec: str, splices: Splices
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -291,7 +291,7 @@ def test_damaged_audio_in_a_container_is_unreadable(tmp_path: Path, name: str, c
     assert measured_file(path)["reason"] == "audio_unreadable"
 
 
-def test_a_damaged_frame_of_ac_3_is_named(tmp_path: Path) -> None:
+def test_a_damaged_ac_3_frame_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mka", "ac3", speech(48_000), 48_000)
     content = bytearray(path.read_bytes())
     decode(path)
@@ -302,7 +302,7 @@ def test_a_damaged_frame_of_ac_3_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rate_hz", "num_channels"), [(22_050, 1), (44_100, 2)])
-def test_a_stream_that_changes_on_the_way_is_refused(
+def test_a_stream_that_changes_rate_or_channels_is_refused(
     tmp_path: Path, rate_hz: int, num_channels: int
 ) -> None:
     path = write(tmp_path / "a.aac", "aac", speech(44_100), 44_100)
@@ -319,13 +319,13 @@ def test_a_stream_without_samples_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "a.amr")
 
 
-def test_a_gap_in_the_times_of_a_recording_is_named_with_its_place(tmp_path: Path) -> None:
+def test_a_gap_in_the_timestamps_is_reported_with_its_position(tmp_path: Path) -> None:
     path = write(tmp_path / "a.webm", "libopus", speech(48_000), 48_000, gap_seconds=0.5)
     with pytest.raises(AudioError, match=r"a\.webm .* 0\.5 s at 2\.0 s$"):
         read_header(path)
 
 
-def test_samples_that_numpy_does_not_take_are_refused(tmp_path: Path) -> None:
+def test_unsupported_sample_formats_are_refused(tmp_path: Path) -> None:
     described = struct.pack(">d4s5I", 24_000, b"lpcm", 2, 8, 1, 1, 64)
     chunks = ((b"desc", described), (b"data", bytes(4 + 8 * 24_000)))
     content = b"".join(name + struct.pack(">q", len(chunk)) + chunk for name, chunk in chunks)
@@ -334,7 +334,7 @@ def test_samples_that_numpy_does_not_take_are_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "a.caf")
 
 
-def test_audio_that_begins_after_its_video_is_refused(tmp_path: Path) -> None:
+def test_audio_that_starts_after_its_video_is_refused(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         video = container.add_stream("mpeg4", 5, width=64, height=64)
         audio = container.add_stream("pcm_s16le", 24_000, layout="mono")
@@ -347,7 +347,7 @@ def test_audio_that_begins_after_its_video_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "a.mkv")
 
 
-def test_less_than_a_hundredth_that_is_missing_is_missing(tmp_path: Path) -> None:
+def test_a_recording_missing_less_than_1_percent_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mka", "pcm_s16le", speech(16_000, seconds=30), 16_000)
     content = path.read_bytes()
     path.write_bytes(content[:-6400])  # 0.2 s
@@ -376,13 +376,15 @@ def streams(path: Path, kinds: Sequence[str]) -> Path:
 
 
 @pytest.mark.parametrize("kinds", [["mpeg4"], ["aac", "aac"]])
-def test_a_file_without_one_stream_of_audio_is_refused(tmp_path: Path, kinds: list[str]) -> None:
+def test_a_file_without_exactly_one_audio_stream_is_refused(
+    tmp_path: Path, kinds: list[str]
+) -> None:
     path = streams(tmp_path / "a.mp4", kinds)
     with pytest.raises(AudioError, match=rf"a\.mp4 holds {kinds.count('aac')} audio streams"):
         read_header(path)
 
 
-def test_the_audio_beside_a_picture_is_read(tmp_path: Path) -> None:
+def test_audio_next_to_a_picture_stream_is_read(tmp_path: Path) -> None:
     assert read_header(streams(tmp_path / "a.mp4", ["mpeg4", "aac"])).sample_rate_hz == 24_000
 
 
@@ -396,7 +398,7 @@ def test_the_audio_beside_a_picture_is_read(tmp_path: Path) -> None:
         (b"\xff\xf1P\x80" + bytes(12), "AAC"),
     ],
 )
-def test_without_the_decoder_the_error_names_the_type_and_the_command(
+def test_without_the_decoder_the_error_names_the_type_and_a_command(
     tmp_path: Path, content: bytes, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
@@ -405,7 +407,7 @@ def test_without_the_decoder_the_error_names_the_type_and_the_command(
         read_header(tmp_path / "my clip.m4a")
 
 
-def test_segments_of_one_file_are_measured_alike_alone_and_together(tmp_path: Path) -> None:
+def test_segments_have_the_same_measures_alone_and_together(tmp_path: Path) -> None:
     path = write(tmp_path / "a.webm", "libopus", speech(48_000), 48_000)
     segments = [(str(path), k / 2, (k + 1) / 2) for k in range(4)]
     together = measured(tmp_path, *segments)

@@ -1,4 +1,4 @@
-"""Atomic writes, and what killed processes leave of them."""
+"""Atomic writes and the leftovers of killed processes."""
 
 import errno
 import os
@@ -52,7 +52,7 @@ def write_another(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
+def test_a_file_is_synced_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_name = []
@@ -63,7 +63,7 @@ def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
 
 
 @pytest.mark.parametrize("kind", ["atomic_write", "atomic_folder"])
-def test_what_a_killed_process_left_is_removed_and_of_a_living_one_stays(
+def test_leftovers_of_a_killed_process_are_removed_and_of_a_living_one_kept(
     tmp_path: Path, kind: str
 ) -> None:
     writer = start_to_write(tmp_path / "table", kind)
@@ -75,7 +75,7 @@ def test_what_a_killed_process_left_is_removed_and_of_a_living_one_stays(
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_a_living_process_has_made_and_not_locked_yet_stays(tmp_path: Path, kind: str) -> None:
+def test_unlocked_temporary_files_of_a_living_process_are_kept(tmp_path: Path, kind: str) -> None:
     made = tmp_path / f".table.{os.getppid()}@{socket.gethostname()}.tmp"
     made.touch() if kind == "file" else made.mkdir()
     assert write_another(tmp_path) == [made.name, "another"]
@@ -93,7 +93,7 @@ def test_what_a_living_process_has_made_and_not_locked_yet_stays(tmp_path: Path,
         ("table.1@elsewhere.tmp", OTHER_HOST_SECONDS + 60, True),
     ],
 )
-def test_what_another_host_left_is_removed_after_a_day(
+def test_leftovers_of_another_host_are_removed_after_a_day(
     tmp_path: Path, name: str, age_seconds: float, is_kept: bool
 ) -> None:
     (tmp_path / name).write_text("half")
@@ -113,7 +113,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_a_folder_replaces_the_one_before_with_all_its_files(tmp_path: Path) -> None:
+def test_a_new_folder_replaces_the_previous_one_completely(tmp_path: Path) -> None:
     for name in ("one", "two"):
         with atomic_folder(tmp_path / "samples") as folder:
             write_text(folder / f"deep/{name}", name)
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_renamed_is_an_error(
     assert names_in(tmp_path) == []
 
 
-def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_failed_folder_write_keeps_the_previous_folder(tmp_path: Path) -> None:
     for name, error in (("one", None), ("two", KeyError())):
         with suppress(KeyError), atomic_folder(tmp_path / "samples") as folder:
             write_text(folder / name, name)
@@ -141,7 +141,7 @@ def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["samples", "samples/one"]
 
 
-def test_of_two_writers_of_a_folder_neither_disturbs_the_other(tmp_path: Path) -> None:
+def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
     first, second = (atomic_folder(tmp_path / "samples") for _ in range(2))
     with first as folder:
         write_text(folder / "early", "first")
@@ -160,10 +160,10 @@ def in_another_process() -> Iterator[None]:
         yield
 
 
-def test_a_folder_put_there_meanwhile_is_replaced(
+def test_a_folder_created_meanwhile_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the two renames of one writer, another writer ends."""
+    """Another writer finishes between the two renames of the first."""
     rename, targets = Path.rename, []
 
     def late_rename(path: Path, target: Path) -> Path:
@@ -179,7 +179,7 @@ def test_a_folder_put_there_meanwhile_is_replaced(
     assert targets.count(tmp_path / "samples") == 2
 
 
-def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(
+def test_too_little_disk_space_is_an_error_that_gives_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000_000)

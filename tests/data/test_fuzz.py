@@ -1,4 +1,4 @@
-"""Bytes that nobody meant: readers of manifests and recordings say what is wrong, or read them."""
+"""Random bytes: readers of manifests and recordings read them or report what is wrong."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def read(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 @FUZZ
 @given(splices=SPLICES, choice=st.integers(0, 9))
-def test_a_changed_example_is_read_or_refused(name: str, splices: Splices, choice: int) -> None:
+def test_a_corrupted_example_is_read_or_refused(name: str, splices: Splices, choice: int) -> None:
     files = examples(name)
     chosen = sorted(files)[choice % len(files)]
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def test_a_changed_example_is_read_or_refused(name: str, splices: Splices, choic
 @pytest.mark.parametrize("name", READERS)
 @FUZZ
 @given(content=st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(name: str, content: bytes) -> None:
+def test_arbitrary_bytes_are_read_or_refused(name: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for file in examples(name):
             (Path(folder) / file).write_bytes(content)
@@ -134,7 +134,7 @@ def recording(name: str) -> bytes:
 
 
 def check(path: Path) -> None:
-    """Through the stage: whole, a beginning, and a part."""
+    """Measure the whole file, its beginning and a part of it."""
     recordings = [
         {"audio_path": str(path), "start_seconds": start, "end_seconds": end}
         for start, end in ((None, None), (0.0, 0.1), (0.05, 0.12))
@@ -149,7 +149,7 @@ def check(path: Path) -> None:
 @settings(FUZZ, max_examples=100)
 @given(splices=SPLICES, in_header=st.booleans())
 @example(splices=[(0.15625, 1, b"\xff\xfe"), (0.03125, 0, b"\0")], in_header=True)  # an empty MP3
-def test_a_changed_recording_is_measured_or_has_a_reason(
+def test_a_corrupted_recording_is_measured_or_has_a_reason(
     name: str, splices: Splices, in_header: bool
 ) -> None:
     content = recording(name)
@@ -167,14 +167,14 @@ def test_a_changed_recording_is_measured_or_has_a_reason(
     ),
     content=st.binary(max_size=300),
 )
-def test_any_bytes_are_measured_or_have_a_reason(start: bytes, content: bytes) -> None:
+def test_arbitrary_bytes_are_measured_or_have_a_reason(start: bytes, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.wav"
         path.write_bytes(start + content)
         check(path)
 
 
-def test_a_segment_of_more_samples_than_memory_takes_is_not_decoded(
+def test_a_segment_of_too_many_samples_is_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.flac").write_bytes(recording("a.flac"))
@@ -184,7 +184,7 @@ def test_a_segment_of_more_samples_than_memory_takes_is_not_decoded(
     assert decode(tmp_path / "a.flac", 0.1).duration_seconds == pytest.approx(0.1)
 
 
-def test_a_header_that_declares_terabytes_allocates_no_more_than_a_block(
+def test_a_header_that_declares_terabytes_allocates_only_one_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audio, "MAX_SEGMENT_SAMPLES", 2**62)

@@ -1,4 +1,4 @@
-"""Headers and audio that disagree in formats beside WAV: read as they are, or refused."""
+"""Headers and audio that disagree in formats other than WAV: read whole or refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def second(path: Path, container: str | None = None) -> bytes:
 
 @pytest.mark.parametrize(("name", "container"), CHECKED.items())
 @pytest.mark.parametrize("num_off", [-1500, 1500])
-def test_a_file_holds_what_it_declares(
+def test_a_file_shorter_or_longer_than_declared_is_refused(
     tmp_path: Path, name: str, container: str, num_off: int
 ) -> None:
     content = second(tmp_path / name, container)
@@ -40,7 +40,9 @@ def test_a_file_holds_what_it_declares(
 
 
 @pytest.mark.parametrize("container", ["VOC", "IRCAM", "PVF", "PAF", "SVX", "MAT5", "XI", "WVE"])
-def test_a_format_whose_end_nothing_tells_is_refused(tmp_path: Path, container: str) -> None:
+def test_a_format_that_cannot_show_it_is_complete_is_refused(
+    tmp_path: Path, container: str
+) -> None:
     subtype = {"XI": "DPCM_16", "WVE": "ALAW"}.get(container, "PCM_16")
     sf.write(tmp_path / "a.bin", noise(1), RATE, format=container, subtype=subtype)
     with pytest.raises(AudioError, match=r"a\.bin .* complete; convert it to WAV or FLAC$"):
@@ -48,7 +50,7 @@ def test_a_format_whose_end_nothing_tells_is_refused(tmp_path: Path, container: 
 
 
 @pytest.mark.parametrize("ending", ["f3acd3118cd100c04f8edb8a", "2d39d21186c700c04f8edb8a"])
-def test_a_chunk_behind_the_audio_of_wave64_is_not_heard(tmp_path: Path, ending: str) -> None:
+def test_a_chunk_after_wave64_audio_is_not_decoded_as_audio(tmp_path: Path, ending: str) -> None:
     content = second(tmp_path / "a.w64", "W64")
     expected = decode(tmp_path / "a.w64").samples
     chunk = b"abcd" + bytes.fromhex(ending) + struct.pack("<q", 24 + 2000) + b"\x55" * 2000
@@ -59,7 +61,9 @@ def test_a_chunk_behind_the_audio_of_wave64_is_not_heard(tmp_path: Path, ending:
 
 
 @pytest.mark.parametrize("name", ["a.w64", "a.sph"])
-def test_a_file_whose_writer_did_not_know_its_length(tmp_path: Path, name: str) -> None:
+def test_a_w64_of_unknown_length_is_read_and_a_sphere_file_is_refused(
+    tmp_path: Path, name: str
+) -> None:
     content = second(tmp_path / name, CHECKED[name])
     if name == "a.w64":  # as a writer to a pipe leaves it: read to its end
         place = content.index(b"data\xf3\xac") + 16
@@ -72,7 +76,7 @@ def test_a_file_whose_writer_did_not_know_its_length(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize(("num_bits", "num_bytes"), [(24, 4), (8, 2), (16, 1)])
-def test_a_wav_whose_format_contradicts_itself_is_refused(
+def test_a_wav_with_contradictory_format_fields_is_refused(
     tmp_path: Path, num_bits: int, num_bytes: int
 ) -> None:
     content = bytearray(second(tmp_path / "a.wav"))
@@ -83,7 +87,9 @@ def test_a_wav_whose_format_contradicts_itself_is_refused(
 
 
 @pytest.mark.parametrize("field", [slice(28, 32), slice(32, 34)], ids=["byte rate", "block align"])
-def test_one_wrong_number_in_the_format_of_a_wav_does_no_harm(tmp_path: Path, field: slice) -> None:
+def test_a_zero_byte_rate_or_block_align_in_a_wav_is_tolerated(
+    tmp_path: Path, field: slice
+) -> None:
     content = bytearray(second(tmp_path / "a.wav"))
     expected = decode(tmp_path / "a.wav").samples
     content[field] = bytes(field.stop - field.start)
@@ -100,7 +106,7 @@ def without_frame(content: bytes, number: int) -> bytes:
     return content[:first] + content[end:]
 
 
-def test_a_flac_that_lacks_a_frame_is_refused(tmp_path: Path) -> None:
+def test_a_flac_with_a_missing_frame_is_refused(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.flac", noise(6), RATE, subtype="PCM_16")
     content = without_frame((tmp_path / "a.flac").read_bytes(), 20)
     (tmp_path / "a.flac").write_bytes(content)
@@ -113,7 +119,7 @@ def test_a_flac_that_lacks_a_frame_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 @pytest.mark.parametrize("is_doubled", [False, True])
-def test_an_ogg_that_lacks_a_page_or_holds_one_twice_is_refused(
+def test_an_ogg_with_a_missing_or_duplicate_page_is_refused(
     tmp_path: Path, subtype: str, is_doubled: bool
 ) -> None:
     sf.write(tmp_path / "a.ogg", noise(10), RATE, format="OGG", subtype=subtype)
@@ -148,7 +154,7 @@ def test_opus_of_an_unknown_rate_keeps_its_high_frequencies(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("num_off", [-4, -1, 1, 4])
-def test_an_mp3_holds_the_frames_that_it_declares_within_one(tmp_path: Path, num_off: int) -> None:
+def test_an_mp3_may_differ_from_its_declared_frames_by_one(tmp_path: Path, num_off: int) -> None:
     sf.write(tmp_path / "a.mp3", noise(20), RATE)
     content = bytearray((tmp_path / "a.mp3").read_bytes())
     place = max(content.find(b"Info"), content.find(b"Xing")) + 8
@@ -163,7 +169,7 @@ def test_an_mp3_holds_the_frames_that_it_declares_within_one(tmp_path: Path, num
             decode(tmp_path / "a.mp3")
 
 
-def test_a_header_frame_of_fraunhofers_encoder_declares_frames_too(tmp_path: Path) -> None:
+def test_a_vbri_header_frame_is_checked_against_the_frames(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.mp3", noise(3), RATE)
     content = bytearray((tmp_path / "a.mp3").read_bytes())
     num_frames = len(Mp3Frames(bytes(content)).places)
@@ -189,7 +195,7 @@ def cut_wav(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "cut"), [("a.flac", cut_flac), ("a.mp3", cut_mp3), ("a.wav", cut_wav)]
 )
-def test_less_than_a_hundredth_that_is_missing_is_missing(
+def test_a_file_missing_less_than_1_percent_is_refused(
     tmp_path: Path, name: str, cut: Callable[[bytes], bytes]
 ) -> None:
     sf.write(tmp_path / name, noise(20), RATE)

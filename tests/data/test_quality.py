@@ -1,4 +1,4 @@
-"""Measures against signals and sentences whose answer is known by hand."""
+"""Audio and text measures of signals and sentences with known answers."""
 
 from __future__ import annotations
 
@@ -67,34 +67,34 @@ def measured(samples: Samples, rate: int = RATE) -> AudioMeasures:
 # --- Audio ----------------------------------------------------------------------------------------
 
 
-def test_peak_and_level_of_a_sine() -> None:
+def test_peak_and_level_of_a_sine_match_the_formula() -> None:
     measures = measured(sine(440, peak=0.5))
     assert measures.peak == pytest.approx(0.5, abs=1e-4)
     assert measures.rms_dbfs == pytest.approx(10 * math.log10(0.5**2 / 2), abs=1e-3)
 
 
-def test_the_peak_may_be_below_zero_and_clipping_just_below_full_scale() -> None:
-    """The largest sample of 16 bits is 32,767 / 32,768."""
+def test_the_peak_may_be_negative_and_32767_counts_as_clipped() -> None:
+    """The largest 16-bit sample is 32,767 / 32,768."""
     lopsided = np.array([[0.25], [-0.75]], np.float32).repeat(RATE, axis=0)
     assert (peak(lopsided), measured(lopsided).clipping_fraction) == (0.75, 0)
     clipped = np.array([[0.25], [32767 / 32768]], np.float32).repeat(RATE, axis=0)
     assert measured(clipped).clipping_fraction == 0.5
 
 
-def test_the_level_counts_what_is_left_after_the_last_frame() -> None:
+def test_the_level_includes_samples_after_the_last_whole_frame() -> None:
     click = np.concatenate([silence(1), np.full((100, 1), 0.5, np.float32)])
     expected = 10 * math.log10(100 * 0.25 / (RATE + 100))
     assert measured(click).rms_dbfs == pytest.approx(expected)
 
 
-def test_level_and_clipping_are_those_of_all_channels() -> None:
+def test_level_clipping_and_offset_cover_all_channels() -> None:
     stereo = np.concatenate([np.ones((RATE, 1)), np.zeros((RATE, 1))], axis=1).astype(np.float32)
     measures = measured(stereo)
     assert measures.rms_dbfs == pytest.approx(10 * math.log10(1 / 2))
     assert (measures.peak, measures.clipping_fraction, measures.dc_offset) == (1, 0.5, 0.5)
 
 
-def test_a_sine_of_twice_full_scale_is_clipped_two_thirds_of_the_time() -> None:
+def test_a_sine_at_twice_full_scale_is_clipped_two_thirds_of_the_time() -> None:
     # |2 sin| is above 0.999 unless the phase is within asin(0.4995) of a crossing, near 1/6 pi.
     clipped = np.clip(sine(101, peak=2), -1, 1)
     assert measured(clipped).clipping_fraction == pytest.approx(2 / 3, abs=2e-3)
@@ -102,7 +102,9 @@ def test_a_sine_of_twice_full_scale_is_clipped_two_thirds_of_the_time() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.1, -0.1])
-def test_an_offset_is_measured_whatever_its_sign_and_changes_no_bandwidth(offset: float) -> None:
+def test_a_dc_offset_of_either_sign_is_measured_and_does_not_affect_bandwidth(
+    offset: float,
+) -> None:
     speech = band_limited_noise(3000, rms=0.02)
     shifted = measured(speech + np.float32(offset))
     assert shifted.dc_offset == pytest.approx(0.1, abs=1e-3)
@@ -110,52 +112,52 @@ def test_an_offset_is_measured_whatever_its_sign_and_changes_no_bandwidth(offset
 
 
 @pytest.mark.parametrize("cutoff_hz", [3400, 4000, 8000])
-def test_bandwidth_is_where_upsampled_noise_ends(cutoff_hz: int) -> None:
+def test_bandwidth_is_the_cutoff_of_band_limited_noise(cutoff_hz: int) -> None:
     assert measured(band_limited_noise(cutoff_hz)).bandwidth_hz == pytest.approx(cutoff_hz, abs=150)
 
 
-def test_bandwidth_reaches_half_the_rate_in_noise_of_all_frequencies() -> None:
+def test_bandwidth_of_white_noise_is_half_the_sample_rate() -> None:
     assert measured(noise(0.1)).bandwidth_hz == RATE / 2
     assert measure_audio(noise(0.1), 8000).bandwidth_hz == 4000
 
 
 @pytest.mark.parametrize("snr_db", [5, 10, 20, 30, 40])
-def test_snr_is_that_of_tones_in_noise(snr_db: int) -> None:
+def test_snr_of_tones_in_noise_is_measured_within_1_db(snr_db: int) -> None:
     tones = bursts(peak=0.3)
     noise_rms = 0.3 / math.sqrt(2) * 10 ** (-snr_db / 20)
     noisy = tones + noise(noise_rms, seconds=len(tones) / RATE)
     assert measured(noisy).snr_db == pytest.approx(snr_db, abs=1)
 
 
-def test_padding_with_zeros_hides_no_noise() -> None:
+def test_padding_with_zeros_does_not_change_snr() -> None:
     noisy = bursts() + noise(0.02, seconds=4)
     padded = np.concatenate([silence(1), noisy, silence(1)])
     assert measured(padded).snr_db == pytest.approx(measured(noisy).snr_db, abs=0.5)
 
 
-def test_what_16_bits_cannot_hold_is_padding_too() -> None:
+def test_padding_below_one_16_bit_step_does_not_change_snr() -> None:
     noisy = bursts() + noise(0.02, seconds=4)
     padded = np.concatenate([noise(1e-7, 1), noisy, noise(1e-7, 1)])
     assert measured(padded).snr_db == pytest.approx(measured(noisy).snr_db, abs=0.5)
 
 
-def test_short_pauses_tell_the_noise() -> None:
+def test_short_pauses_are_enough_to_measure_noise() -> None:
     tones = np.concatenate([sine(300, 0.3, seconds=0.44), silence(0.06)] * 8)  # 12 % of the time
     noisy = tones + noise(0.3 / math.sqrt(2) / 10, seconds=4)
     assert measured(noisy).snr_db == pytest.approx(20, abs=1.5)
 
 
-def test_bandwidth_is_that_of_the_whole_recording() -> None:
+def test_bandwidth_is_that_of_the_widest_part_of_the_recording() -> None:
     narrow, wide = band_limited_noise(2000), band_limited_noise(6000)
     for samples in (np.concatenate([narrow, wide]), np.concatenate([wide, narrow])):
         assert measured(samples).bandwidth_hz == pytest.approx(6000, abs=150)
 
 
-def test_without_pauses_there_is_no_snr_to_tell() -> None:
+def test_without_pauses_snr_is_0_db() -> None:
     assert measured(sine(300, peak=0.3)).snr_db == pytest.approx(0, abs=0.1)
 
 
-def test_silence_is_measured_before_after_and_in_all() -> None:
+def test_leading_trailing_and_total_silence_are_measured() -> None:
     tone = sine(300, peak=0.3, seconds=1)
     samples = np.concatenate([silence(0.5), tone, silence(0.25), tone, silence(0.75)])
     measures = measured(samples)
@@ -172,20 +174,20 @@ def test_silence_is_exact_to_the_frame() -> None:
     assert measures.silence_fraction == pytest.approx(0.16 / 0.36)
 
 
-def test_silence_is_counted_in_whole_samples_of_a_frame() -> None:
+def test_silence_is_counted_in_frames_of_whole_samples() -> None:
     """At 11,025 Hz a frame of 20 ms has 220 samples, not 220.5."""
     tone = sine(440, peak=0.5, seconds=1)[:2200]
     found = measure_audio(np.concatenate([np.zeros((11_000, 1), np.float32), tone]), 11_025)
     assert found.leading_silence_seconds == pytest.approx(11_000 / 11_025)
 
 
-def test_what_16_bits_cannot_hold_is_silence_beside_nothing_louder() -> None:
+def test_a_recording_below_one_16_bit_step_is_all_silence() -> None:
     faint = noise(2.0**-18)  # an eighth of a step of 16 bits
     assert measured(faint).silence_fraction == 1
     assert measured(noise(2.0**-14)).silence_fraction == 0
 
 
-def test_faint_noise_is_silence_and_loud_noise_is_not() -> None:
+def test_leading_noise_is_silence_at_46_but_not_at_26_db_below_the_tone() -> None:
     tone = sine(300, peak=0.3, seconds=1)
     faint = np.concatenate([noise(0.3 / 300, 1), tone])  # 46 dB below the tone's level
     loud = np.concatenate([noise(0.3 / 30, 1), tone])  # 26 dB
@@ -194,7 +196,7 @@ def test_faint_noise_is_silence_and_loud_noise_is_not() -> None:
 
 
 @pytest.mark.parametrize("gain", [0.01, 3.0])
-def test_what_is_relative_does_not_change_with_the_gain(gain: float) -> None:
+def test_silence_bandwidth_and_snr_do_not_depend_on_gain(gain: float) -> None:
     noisy = bursts(peak=0.2) + noise(0.002, seconds=4)
     one, other = asdict(measured(noisy)), asdict(measured(noisy * np.float32(gain)))
     for name in ("silence_fraction", "bandwidth_hz", "snr_db", "leading_silence_seconds"):
@@ -204,7 +206,7 @@ def test_what_is_relative_does_not_change_with_the_gain(gain: float) -> None:
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 100, 479, 480, 481])
 @pytest.mark.parametrize("value", [0.0, 0.5])
 @pytest.mark.parametrize("num_channels", [1, 8])
-def test_the_shortest_recording_has_measures(
+def test_very_short_recordings_have_finite_measures(
     num_samples: int, value: float, num_channels: int
 ) -> None:
     measures = measured(np.full((num_samples, num_channels), value, np.float32))
@@ -231,7 +233,7 @@ def test_real_recordings_have_the_measures_of_clean_speech() -> None:
         assert text.fits_language
 
 
-def test_the_band_reaches_to_50_db_below_the_peak_and_no_further() -> None:
+def test_bandwidth_ends_where_the_spectrum_falls_50_db_below_its_peak() -> None:
     for below_db, expected_hz in ((40, 8_000), (60, 1_000)):
         overtone = sine(8_000, 0.5 * 10 ** (-below_db / 20))
         assert measured(sine(1_000, 0.5) + overtone).bandwidth_hz == pytest.approx(
@@ -240,7 +242,7 @@ def test_the_band_reaches_to_50_db_below_the_peak_and_no_further() -> None:
 
 
 def test_one_loud_frame_in_ten_makes_the_others_silent() -> None:
-    """Loud is the 95th percentile, which of ten frames is the loudest."""
+    """The level of loud speech is the 95th percentile: the loudest of ten frames."""
     levels = [0.5 * 10 ** (-45 / 20)] * 9 + [0.5]
     frames = [sine(500, level, seconds=0.02) for level in levels]
     assert measured(np.concatenate(frames)).silence_fraction == pytest.approx(0.9)
@@ -271,7 +273,7 @@ def test_one_loud_frame_in_ten_makes_the_others_silent() -> None:
         ("", 0, 0, None),
     ],
 )
-def test_characters_words_and_script_counted_by_hand(
+def test_characters_words_and_script_match_hand_counts(
     text: str, num_characters: int, num_words: int, script: str | None
 ) -> None:
     measures = measure_text(text, None, 1.0)
@@ -279,12 +281,12 @@ def test_characters_words_and_script_counted_by_hand(
     assert measures.script == script
 
 
-def test_a_control_token_is_not_spoken() -> None:
+def test_control_tokens_count_as_neither_characters_nor_words() -> None:
     measures = measure_text("<|emotion:happy|> Hello, world!", "en", 0.5)
     assert measures == measure_text("Hello, world!", "en", 0.5)
 
 
-def test_rates_are_counts_by_the_length_of_the_clip() -> None:
+def test_speaking_rates_are_counts_per_second_of_the_clip() -> None:
     measures = measure_text("Hello, world!", "en", 0.5)
     assert (measures.characters_per_second, measures.words_per_second) == (24, 4)
 
@@ -317,13 +319,13 @@ def test_rates_are_counts_by_the_length_of_the_clip() -> None:
         ("12", "en", None),
     ],
 )
-def test_text_fits_its_language_when_its_script_does(
+def test_text_fits_its_language_if_its_script_does(
     text: str, language: str | None, fits: bool | None
 ) -> None:
     assert measure_text(text, language, 1.0).fits_language is fits
 
 
-def test_the_scripts_of_a_language() -> None:
+def test_languages_map_to_their_scripts() -> None:
     assert set(scripts_of_language("ja") or ()) == {"Hani", "Hira", "Kana"}
     assert set(scripts_of_language("fas") or ()) == {"Arab"}
 
@@ -336,22 +338,22 @@ def test_outliers_are_far_from_the_median() -> None:
     assert outliers([10, 11, 11, 12, 12, 13, 13, 17, 18, 5]) == [8, 9]
 
 
-def test_one_extreme_value_hides_no_other() -> None:
+def test_an_extreme_value_does_not_hide_other_outliers() -> None:
     assert outliers([10, 11, 11, 12, 12, 13, 13, 30, 1e6]) == [7, 8]
 
 
-def test_few_or_equal_values_have_no_outliers() -> None:
+def test_fewer_than_eight_or_equal_values_have_no_outliers() -> None:
     assert outliers([1, 1, 1, 1, 1, 1, 100]) == []
     assert outliers([1, 1, 1, 1, 1, 1, 1, 100]) == [7]  # eight suffice
     assert outliers([3.0] * 20) == []
     assert outliers([]) == []
 
 
-def test_a_measure_of_two_common_values_has_no_outliers() -> None:
+def test_two_common_values_are_not_outliers() -> None:
     assert outliers([0.0] * 6 + [1.0] * 4) == []
 
 
-def test_a_value_apart_from_equal_ones_is_an_outlier() -> None:
+def test_a_value_that_differs_from_all_equal_ones_is_an_outlier() -> None:
     # The median distance is 0 and the mean distance 5 / 11: far is more than 2.0 away.
     assert outliers([3.0] * 10 + [8.0]) == [10]
 
@@ -359,7 +361,7 @@ def test_a_value_apart_from_equal_ones_is_an_outlier() -> None:
 # --- Columns --------------------------------------------------------------------------------------
 
 
-def test_measures_go_through_a_table(tmp_path: Path) -> None:
+def test_measures_survive_a_round_trip_through_a_table(tmp_path: Path) -> None:
     spec = TableSpec("measures", 1, "validate", MEASURE_COLUMNS)
     texts = [measure_text("Hello", "en", 2.0), measure_text("12", None, 2.0)]
     rows: list[dict[str, Any]] = [asdict(measured(bursts())) | asdict(text) for text in texts]
@@ -369,7 +371,7 @@ def test_measures_go_through_a_table(tmp_path: Path) -> None:
             assert read[name] == (pytest.approx(value) if isinstance(value, float) else value)
 
 
-def test_every_measure_is_described() -> None:
+def test_every_measure_has_a_description() -> None:
     names = [*AudioMeasures.__dataclass_fields__, *TextMeasures.__dataclass_fields__]
     assert [column.name for column in MEASURE_COLUMNS] == names
     assert all(column.description.endswith(".") for column in MEASURE_COLUMNS)

@@ -1,4 +1,4 @@
-"""Resampling: torchaudio's values where they were affordable, bounded cost for every other rate."""
+"""Resampling: equal to torchaudio at common rates, with bounded cost at any other rate."""
 
 import time
 
@@ -20,18 +20,18 @@ def tone(rate_hz: int, seconds: float = 2.0, pitch_hz: float = 440.0) -> torch.T
 
 
 @pytest.mark.parametrize("rate_hz", USUAL_RATES_HZ)
-def test_usual_rates_give_the_values_of_torchaudio(rate_hz: int) -> None:
+def test_common_rates_match_torchaudio_exactly(rate_hz: int) -> None:
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, rate_hz).astype(np.float32))
     expected = torchaudio.functional.resample(noise, rate_hz, 24_000)
     assert torch.equal(resample(noise, rate_hz, 24_000), expected)
 
 
-def test_the_wanted_rate_is_left_as_it_is() -> None:
+def test_audio_at_the_target_rate_is_unchanged() -> None:
     assert torch.equal(resample(tone(24_000), 24_000, 24_000), tone(24_000))
 
 
 @pytest.mark.parametrize("rate_hz", ODD_RATES_HZ)
-def test_an_odd_rate_takes_no_time_and_memory_and_keeps_the_tone(rate_hz: int) -> None:
+def test_an_odd_rate_is_resampled_quickly_in_little_memory(rate_hz: int) -> None:
     forget_peak()
     before = held_bytes()
     start = time.process_time()
@@ -44,7 +44,7 @@ def test_an_odd_rate_takes_no_time_and_memory_and_keeps_the_tone(rate_hz: int) -
 
 
 @pytest.mark.parametrize("rate_hz", [16_001, 44_101])
-def test_the_number_of_samples_is_that_of_torchaudio(rate_hz: int) -> None:
+def test_the_resampled_length_is_rounded_up(rate_hz: int) -> None:
     for num_samples in (1, 999, 12_345):
         found = resample(torch.zeros(num_samples), rate_hz, 24_000)
         assert len(found) == -(-num_samples * 24_000 // rate_hz)

@@ -1,4 +1,4 @@
-"""JSON results: what is written is read back, and anything else is refused with its place."""
+"""JSON results: they survive a round trip, and anything else is refused with its place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COUNTS = Counts(title="ä", shares={"ada": Share(hours=0.5, num_clips=2)}, ids=(
 TEXT = json.dumps(COUNTS.model_dump())
 
 
-def test_a_result_is_written_as_indented_json_in_the_order_of_its_fields(tmp_path: Path) -> None:
+def test_results_are_written_as_indented_json_in_field_order(tmp_path: Path) -> None:
     COUNTS.write(tmp_path / "counts.json")
     written = (tmp_path / "counts.json").read_text(encoding="utf-8")
     expected: dict[str, Any] = {
@@ -46,7 +46,7 @@ def test_a_result_is_written_as_indented_json_in_the_order_of_its_fields(tmp_pat
     assert Counts.read(tmp_path / "counts.json") == COUNTS
 
 
-def test_a_digit_that_changed_since_it_was_written_is_refused(tmp_path: Path) -> None:
+def test_a_result_with_a_changed_digit_is_refused(tmp_path: Path) -> None:
     COUNTS.write(path := tmp_path / "counts.json")
     path.write_text(path.read_text().replace("0.5", "0.7"))
     with pytest.raises(UserError, match="count_rule") as caught:
@@ -87,11 +87,11 @@ def test_a_wrong_value_is_refused_with_file_key_and_rule(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", TEXT[:-1]])
-def test_text_that_is_not_the_json_object_is_refused_with_its_place(text: str) -> None:
+def test_text_that_is_not_a_valid_json_object_is_refused_with_its_place(text: str) -> None:
     with pytest.raises(UserError, match=r"counts.jsonl:3"):
         Counts.parse(text, "counts.jsonl:3")
 
 
-def test_nan_is_refused_when_it_is_written() -> None:
+def test_nan_is_refused_on_writing() -> None:
     with pytest.raises(ValidationError, match=r"hours"):
         Share(hours=float("nan"), num_clips=1)

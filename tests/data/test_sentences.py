@@ -10,25 +10,25 @@ def test_short_text_stays_whole() -> None:
     assert split_text("One. Two.", 100) == ["One. Two."]
 
 
-def test_long_text_is_cut_after_sentences_into_as_few_pieces_as_fit() -> None:
+def test_long_text_is_split_after_sentences_into_as_few_pieces_as_possible() -> None:
     text = "It is 3.14 today. Is it? Yes!  He said: “No.” The end"
     assert split_text(text, 25) == ["It is 3.14 today. Is it?", "Yes!  He said: “No.”", "The end"]
 
 
-def test_a_long_sentence_is_cut_after_a_clause_then_a_word_then_anywhere() -> None:
+def test_a_long_sentence_is_split_after_a_clause_then_a_word_then_anywhere() -> None:
     assert split_text("a long start, then the end", 20) == ["a long start,", "then the end"]
     assert split_text("words without any comma", 13) == ["words without", "any comma"]
     assert split_text("abcdefghij", 4) == ["abcd", "efgh", "ij"]
 
 
-def test_chinese_is_cut_without_spaces_and_is_longer_to_say() -> None:
+def test_chinese_is_split_without_spaces_and_counts_as_longer() -> None:
     text = "今天天气很好。我们出去走走吧！好的。"
     assert spoken_length("好的") == 8
     assert split_text(text, 40) == ["今天天气很好。", "我们出去走走吧！", "好的。"]
 
 
 @given(st.text(alphabet='ab .,!?。，好\n[]"', max_size=200), st.integers(4, 60))
-def test_nothing_but_white_space_is_lost_and_no_piece_is_too_long(
+def test_splitting_loses_only_white_space_and_no_piece_is_too_long(
     text: Any, max_length: Any
 ) -> None:
     pieces = split_text(text, max_length)

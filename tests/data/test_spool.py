@@ -16,7 +16,7 @@ def open_files() -> list[str]:
     return found
 
 
-def test_the_temporary_file_is_on_the_disk_of_the_results(tmp_path: Path) -> None:
+def test_the_temporary_file_is_in_the_given_folder_and_removed_on_close(tmp_path: Path) -> None:
     with Spool(tmp_path, np.int32) as spool:
         assert spool.append(np.arange(5)) == 0
         assert spool.append(np.arange(3)) == 5

@@ -1,4 +1,4 @@
-"""Rows that hold no values of their own."""
+"""Rows that are views of column tables."""
 
 import json
 import tracemalloc
@@ -24,7 +24,7 @@ ROWS = [
 ]
 
 
-def test_a_row_gives_the_values_and_types_of_its_table() -> None:
+def test_rows_have_the_values_and_types_of_their_table() -> None:
     table = pa.concat_tables([pa.Table.from_pylist([row], TYPES) for row in ROWS])
     found = [dict(row) for row in TableRows(table)]
     assert found == ROWS
@@ -45,7 +45,7 @@ TYPES = pa.schema(
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
-    """Folders with listed and measured rows, by their number."""
+    """Folders with listed and measured rows, by number of rows."""
     from soak import pretend_to_measure, run_stage, write_manifest
 
     folders = {}
@@ -67,18 +67,18 @@ def batches_of_100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("batches_of_100")
-def test_a_row_takes_less_than_half_a_kilobyte_of_validate(corpora: Mapping[int, Path]) -> None:
+def test_validate_needs_less_than_half_a_kilobyte_per_row(corpora: Mapping[int, Path]) -> None:
     peaks = {num_rows: peak_of("validate", folder) for num_rows, folder in corpora.items()}
     assert (peaks[1300] - peaks[300]) / 1000 < 500  # beside the columns, which Arrow holds
 
 
 @pytest.mark.usefixtures("batches_of_100")
-def test_a_row_takes_less_than_half_a_kilobyte_of_list_rows(corpora: Mapping[int, Path]) -> None:
+def test_list_rows_needs_less_than_half_a_kilobyte_per_row(corpora: Mapping[int, Path]) -> None:
     peaks = {number: peak_of("list_rows", folder) for number, folder in corpora.items()}
     assert (peaks[1300] - peaks[300]) / 1000 < 500  # beside its columns
 
 
-def test_rows_in_columns_are_found_by_their_number_and_in_order(tmp_path: Path) -> None:
+def test_rows_stored_in_columns_can_be_indexed_and_iterated(tmp_path: Path) -> None:
     lines = [json.dumps({"audio": f"{i}.wav", "text": f"Text {i}."}) for i in range(5)]
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     rows = list(read_manifests([str(tmp_path / "m.jsonl")]).rows)
@@ -90,7 +90,7 @@ def test_rows_in_columns_are_found_by_their_number_and_in_order(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("batches_of_100")
-def test_clips_written_in_parts_have_the_bytes_of_a_table_written_at_once(
+def test_clips_written_in_parts_give_the_bytes_of_a_single_write(
     corpora: Mapping[int, Path], tmp_path: Path
 ) -> None:
     from soak import run_stage
@@ -101,7 +101,7 @@ def test_clips_written_in_parts_have_the_bytes_of_a_table_written_at_once(
     assert (tmp_path / "t.parquet").read_bytes() == clips.read_bytes()
 
 
-def test_equal_values_of_many_rows_are_one_object(corpora: Mapping[int, Path]) -> None:
+def test_equal_values_of_many_rows_share_one_object(corpora: Mapping[int, Path]) -> None:
     rows = read_rows(corpora[300] / "rows.parquet").rows
     assert len({row.speaker for row in rows}) == len({id(row.speaker) for row in rows}) == 10
     assert len({id(row.manifest) for row in rows}) == 1
@@ -118,7 +118,7 @@ def peak_of(stage: str, folder: Path) -> int:
     return peak
 
 
-def test_a_span_is_found_among_equal_hashes_and_the_last_of_equals_counts() -> None:
+def test_spans_with_equal_hashes_are_told_apart_and_the_last_duplicate_wins() -> None:
     spans = [Span("a.wav", -1.0), Span("a.wav", -2.0), Span("b.wav", 0.5, 1.0), Span("a.wav", -1.0)]
     assert hash(spans[0]) == hash(spans[1])
     rows = [{**span._asdict(), "peak": float(index)} for index, span in enumerate(spans)]

@@ -12,7 +12,7 @@ from higgs_pipe.errors import UserError
 
 
 @pytest.mark.parametrize("changes", [{"version": RECORDINGS.version + 1}, {"name": "others"}])
-def test_a_table_of_another_version_or_kind_names_the_rule(
+def test_a_table_of_another_version_or_kind_names_the_rule_to_rerun(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     path = tmp_path / "table.parquet"
@@ -23,7 +23,7 @@ def test_a_table_of_another_version_or_kind_names_the_rule(
     assert len(read_table(path, RECORDINGS)) == 0
 
 
-def test_a_table_with_the_columns_of_another_is_refused(tmp_path: Path) -> None:
+def test_a_table_with_the_columns_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     write_table(path, replace(RECORDINGS, name=CLIPS.name, version=CLIPS.version), [])
     with pytest.raises(UserError, match=r"columns \['audio_path'.*--forcerun judge_clips"):

@@ -27,14 +27,14 @@ def test_a_full_disk_is_a_user_error_and_leaves_no_table(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_arrow_takes_memory_where_python_does_until_the_block_ends() -> None:
+def test_arrow_uses_the_system_allocator_within_the_block() -> None:
     before = pa.default_memory_pool().backend_name
     with memory_shared_with_python():
         assert pa.default_memory_pool().backend_name == "system" != before
     assert pa.default_memory_pool().backend_name == before
 
 
-def test_no_changed_byte_of_a_table_passes_in_silence(tmp_path: Path) -> None:
+def test_a_changed_byte_of_a_table_never_changes_values_silently(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     codes = generator.integers(0, 1024, (60, 8), np.int16)
     rows = [
@@ -71,7 +71,7 @@ def test_no_changed_byte_of_a_table_passes_in_silence(tmp_path: Path) -> None:
     ],
     ids=["whole", "group", "batches"],
 )
-def test_no_changed_bit_of_a_table_leaves_rows_out(
+def test_a_changed_bit_of_a_table_never_drops_rows(
     tmp_path: Path, read: Callable[[TableFile], pa.Table]
 ) -> None:
     """pyarrow alone returns fewer rows for some of these bits."""
@@ -88,7 +88,7 @@ def test_no_changed_bit_of_a_table_leaves_rows_out(
     assert set(num_rows) == {3}
 
 
-def test_two_threads_never_read_one_file_at_once(
+def test_two_threads_never_read_one_table_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "codes.parquet"

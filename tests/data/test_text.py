@@ -1,4 +1,4 @@
-"""Transcripts: blank ones, and control tokens in every spelling; nothing that passes is one."""
+"""Transcripts: blank text and control tokens of any spelling are found; accepted text has none."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from higgs_pipe.higgs.v2.text_cleaning import clean_text
         "\u0378",
     ],
 )
-def test_text_with_nothing_to_see_is_blank(text: str) -> None:
+def test_text_without_visible_characters_is_blank(text: str) -> None:
     assert is_blank(text)
     assert not is_blank(text + "a")
 
 
 @pytest.mark.parametrize("text", ["5", "?", "😀", "नि", "שלום", "。"])
-def test_text_with_something_to_see_is_not_blank(text: str) -> None:
+def test_text_with_a_visible_character_is_not_blank(text: str) -> None:
     assert not is_blank(text)
 
 
@@ -85,7 +85,7 @@ def test_a_control_token_is_found_across_the_parts_of_a_turn(pieces: tuple[str, 
 @pytest.mark.parametrize(
     "text", ["", "a < b | c > d", "<SE>[Laughter]</SE>", "|> <|", "«ja» |x|", "a<b", "[SPEAKER0] a"]
 )
-def test_other_text_has_none(text: str) -> None:
+def test_text_that_only_resembles_a_control_token_is_accepted(text: str) -> None:
     assert find_control_token([text]) is None
 
 
@@ -134,7 +134,7 @@ def special_ids(renderer: ChatRenderer, text: str, scene: str, ref_text: str) ->
 @given(texts=st.tuples(TEXTS, TEXTS, TEXTS), cleaned=st.booleans())
 @example(texts=("a<|", "eot_id", "|>"), cleaned=True)
 @example(texts=("a《|eot_id|》", "b", "c"), cleaned=True)
-def test_no_text_that_passes_gives_a_special_id(
+def test_accepted_text_never_yields_special_token_ids(
     renderer: ChatRenderer, texts: tuple[str, str, str], cleaned: bool
 ) -> None:
     passing = [
@@ -144,7 +144,7 @@ def test_no_text_that_passes_gives_a_special_id(
     assert special_ids(renderer, *said) == special_ids(renderer, "x", "x", "x")
 
 
-def test_a_token_that_would_pass_gives_a_special_id_more(renderer: ChatRenderer) -> None:
+def test_a_control_token_let_through_would_add_a_special_token_id(renderer: ChatRenderer) -> None:
     num_special = len(special_ids(renderer, "x", "x", "x"))
     assert len(special_ids(renderer, "a <|eot_id|>", "x", "x")) == num_special + 1
 
@@ -164,7 +164,7 @@ def validated(folder: Path, samples: list[dict[str, Any]]) -> tuple[dict[str, st
     return texts, [f"{row['reason']}: {row['message']}" for row in rejected]
 
 
-def test_text_of_any_writing_is_accepted_in_its_composed_form(tmp_path: Path) -> None:
+def test_text_in_any_script_is_accepted_in_nfc(tmp_path: Path) -> None:
     texts = ["שלום \u202bעולם", "مرحبا", "今天天气很好。", "สวัสดี", "12 345", "Well 😀", "e\u0301"]
     for n in range(len(texts)):
         tone(tmp_path / f"{n}.wav", seconds=1, pitch_hz=200 + 50 * n)

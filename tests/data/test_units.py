@@ -20,7 +20,7 @@ from higgs_pipe.data.units import UNITS, in_words, number, with_unit
         (float(np.float32(0.7)), "0.7"),
     ],
 )
-def test_a_number_has_plain_digits(value: float, text: str) -> None:
+def test_numbers_are_written_in_plain_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
@@ -28,7 +28,7 @@ def test_a_number_of_two_digits_has_no_exponent_either() -> None:
     assert [number(value, 2) for value in (124.0, 4.0, 0.996)] == ["120", "4", "1"]
 
 
-def test_the_unit_is_the_one_that_the_name_of_a_measure_ends_in() -> None:
+def test_the_unit_follows_from_the_ending_of_the_measure_name() -> None:
     assert with_unit("bandwidth_hz", 7450.0) == "7,450 Hz"
     assert with_unit("rms_dbfs", -23.0) == "-23 dBFS"
     assert with_unit("snr_db", 31.5) == "31.5 dB"
@@ -37,12 +37,12 @@ def test_the_unit_is_the_one_that_the_name_of_a_measure_ends_in() -> None:
     assert with_unit("silence_fraction", 0.25) == "0.25"
 
 
-def test_a_measure_in_words_leaves_its_unit_to_the_value() -> None:
+def test_the_label_of_a_measure_omits_its_unit() -> None:
     names = ("si_sdr_db", "bandwidth_hz", "leading_silence_seconds", "words_per_second", "peak")
     words = ["SI SDR", "bandwidth", "leading silence", "words per second", "peak"]
     assert [in_words(name) for name in names] == words
 
 
-def test_no_ending_is_the_end_of_another() -> None:
+def test_no_unit_ending_is_a_suffix_of_another() -> None:
     """Otherwise a measure would have two units."""
     assert not any(a != b and a.endswith(b) for a in UNITS for b in UNITS)

@@ -1,4 +1,4 @@
-"""The stages that faults are done to, with what each leaves undisturbed."""
+"""The stages under fault injection, each with the results of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of faults: what was done to which stage, and what became of it."""
+"""The table of injected faults: stage, fault and outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Record = Callable[..., None]
 
 @dataclass(frozen=True)
 class Happened:
-    """A fault, the stage or file that it was done to, and how often it ended in which way."""
+    """A fault, the stage or file it was injected into, and the count of each outcome."""
 
     fault: str
     stage: str

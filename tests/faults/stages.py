@@ -53,7 +53,7 @@ class Zygote:
     def answer(
         self, module: str, arguments: list[str], stderr: Path, **fault: str | float
     ) -> list[int]:
-        """The exit code of each copy of a stage, and the number of writes of one."""
+        """Return the exit code of each copy of a stage and the number of writes of one copy."""
         job: dict[str, Any] = {"module": module, "arguments": arguments, "stderr": str(stderr)}
         job |= dict.fromkeys(("at_write", "end_by", "after_seconds", "fault"))
         job |= {"num_copies": 1, **fault}
@@ -81,7 +81,7 @@ class Stage:
         return self.comparable(self.everything)
 
     def measured(self, zygote: Zygote, folder: Path) -> Stage:
-        """The stage with what an undisturbed run does."""
+        """Return the stage with the results of an undisturbed run."""
         stderr = folder.with_name("stderr")
         code, num_writes = zygote.answer(self.module, self.arguments(emptied(folder)), stderr)
         assert code == 0, stderr.read_text()
@@ -103,7 +103,7 @@ class Stage:
 
 
 def results_in(folder: Path) -> dict[str, bytes]:
-    """The bytes of all files of a folder by name; unfinished ones have a dot in front."""
+    """Return the bytes of all files of a folder by name; unfinished files start with a dot."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

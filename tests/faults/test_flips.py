@@ -1,4 +1,4 @@
-"""Bits that flip in files that one stage hands to the next: refused, or without any effect."""
+"""Damaged files between stages: refused, or without any effect."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def checkpoint(file: Path) -> Any:
 
 
 def rows(path: Path) -> tuple[Any, ...]:
-    """Return every row, and what else was noted of the manifests."""
+    """Return every row and all other facts about the manifests."""
     found = read_rows(path)
     return *found.rows, found.ignored_keys, found.notes, found.left_out
 
@@ -123,7 +123,7 @@ def damaged(content: bytes, seed: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_no_damage_of_a_file_changes_a_result_in_silence(
+def test_a_damaged_file_never_changes_a_result_silently(
     run: Path, tmp_path: Path, name: str, record: Record
 ) -> None:
     read, file = READERS[name], tmp_path / name

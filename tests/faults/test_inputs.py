@@ -1,4 +1,4 @@
-"""Stages that are given inputs that are missing, cut, or made for something else."""
+"""Stages with inputs that are missing, truncated, or made for another model or version."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ INPUTS = [
 
 @pytest.mark.parametrize(("name", "option"), INPUTS)
 @pytest.mark.parametrize("fault", ["missing", "truncated", "other-version"])
-def test_a_missing_truncated_or_other_version_input_is_named(
+def test_a_missing_truncated_or_wrong_version_input_is_named(
     name: str,
     option: str,
     fault: str,

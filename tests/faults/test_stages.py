@@ -1,4 +1,4 @@
-"""Stages that are killed, ended, short of disk, forbidden to write, run twice, or lose the time."""
+"""Stages that are killed, lack disk space or permission, run twice, or see clock jumps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_unfinished(file: str) -> bool:
 def end(
     stage: Stage, zygote: Zygote, folder: Path, by: signal.Signals, place: int, draw: random.Random
 ) -> None:
-    """End a stage before a write, or at a moment; its files are whole, or have a dot in front."""
+    """Interrupt a stage before a write or at some moment; unfinished files start with a dot."""
     stderr, before = folder.with_name("stderr"), results_in(folder)
     is_a_write = place <= stage.num_writes
     at = {"at_write": place} if is_a_write else {"after_seconds": draw.uniform(0, 2)}
@@ -48,10 +48,10 @@ def end(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stage_that_is_ended_leaves_no_half_file_and_loses_nothing(
+def test_an_interrupted_stage_leaves_no_partial_file_and_reruns_completely(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
-    """Before writes that are drawn; where there are fewer than kills, also at other moments."""
+    """Kills come before randomly drawn writes or, if there are too few writes, at other moments."""
     stage, draw, folder = stages[name], random.Random(f"{SEED} {name}"), tmp_path / "results"
     places = draw.sample(range(1, max(stage.num_writes, NUM_KILLS) + 1), NUM_KILLS)
     ends = [(signal.SIGKILL, place) for place in places]
@@ -71,7 +71,7 @@ def test_a_stage_that_is_ended_leaves_no_half_file_and_loses_nothing(
 
 @contextmanager
 def full_disk(folder: Path, num_bytes: int) -> Iterator[dict[str, str]]:
-    """A disk of so many bytes; where none can be mounted, a fault that limits each file."""
+    """A disk of that many bytes or, if none can be mounted, a limit on the size of each file."""
     size = f"size={max(num_bytes // PAGE_BYTES, 1) * PAGE_BYTES}"
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", folder], check=False)
     try:
@@ -82,7 +82,7 @@ def full_disk(folder: Path, num_bytes: int) -> Iterator[dict[str, str]]:
 
 
 def assert_refused(stage: Stage, folder: Path, code: int, said: str) -> None:
-    """A sentence that names the folder, and nothing half in it."""
+    """Check that the error names the folder and that the folder has no partial file."""
     assert code == 2, said
     assert str(folder) in said
     assert "Traceback" not in said
@@ -91,7 +91,7 @@ def assert_refused(stage: Stage, folder: Path, code: int, said: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_disk_that_is_full_is_a_user_error_and_the_rerun_is_whole(
+def test_a_full_disk_is_a_user_error_and_a_rerun_completes(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
     stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"
@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_is_a_user_error_and_the_rerun_is_whole(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_that_may_not_be_written_is_a_user_error(
+def test_an_unwritable_folder_is_a_user_error(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
     stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"
@@ -120,7 +120,7 @@ def test_a_folder_that_may_not_be_written_is_a_user_error(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_of_a_stage_at_once_give_the_result_of_one(
+def test_two_concurrent_runs_of_a_stage_give_the_result_of_one(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
     stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"
@@ -134,7 +134,7 @@ def test_two_of_a_stage_at_once_give_the_result_of_one(
 
 @contextmanager
 def dated(paths: list[Path], draw: random.Random) -> Iterator[None]:
-    """Let files be of 1970 and of 2100."""
+    """Set the times of files to 1970 and 2100."""
     files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
     times = {file: file.stat() for file in files}
     try:
@@ -147,7 +147,7 @@ def dated(paths: list[Path], draw: random.Random) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_clock_that_jumps_and_files_of_other_centuries_change_no_byte(
+def test_clock_jumps_and_extreme_file_times_change_no_byte(
     name: str, stages: dict[str, Stage], zygote: Zygote, tmp_path: Path, record: Record
 ) -> None:
     stage, stderr, folder = stages[name], tmp_path / "stderr", tmp_path / "results"

@@ -1,4 +1,4 @@
-"""A process that has imported the stages and forks a child for each run: started within 0.1 s.
+"""A process that has imported the stages and forks a child per run, which starts within 0.1 s.
 
 Reads a JSON object per line: ``module``, ``arguments``, ``stderr`` (a path), ``num_copies`` (that
 run at once), ``end_by``, ``at_write``, ``after_seconds`` and ``fault``, each null or:
@@ -95,7 +95,7 @@ start_process = subprocess.run
 
 
 def start_as_fork(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run what ``run_in_fresh_process`` starts as a fork: within 0.1 s in place of 8."""
+    """Run what ``run_in_fresh_process`` would start as a fork: 0.1 s instead of 8 s."""
     if command[:2] != [sys.executable, "-m"]:
         return start_process(command, **options)
     reading, writing = os.pipe()

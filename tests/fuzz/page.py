@@ -1,4 +1,4 @@
-"""Fuzz the readers for so many seconds: ``make fuzz SECONDS=600``.
+"""Fuzz the readers for a number of seconds: ``make fuzz SECONDS=600``.
 
 It begins with the seeds of :mod:`fuzz.targets` and with ``tests/fuzz/corpus.zip``, which ``--page``
 writes anew: the smallest inputs that reached something new. An input that breaks a reader is
@@ -72,7 +72,7 @@ def kept() -> list[bytes]:
 
 
 def keep(learned: Path) -> None:
-    """Write the corpus: the smallest inputs, as each had reached something new."""
+    """Write the corpus: the smallest inputs, each of which reached something new."""
     inputs = sorted(learned.iterdir(), key=lambda path: (path.stat().st_size, path.name))
     with CORPUS.open("wb") as stream, zipfile.ZipFile(stream, "w") as archive:
         for path in inputs:

@@ -1,4 +1,4 @@
-"""What is fuzzed: readers of files that come from others, and files that they read.
+"""Fuzz targets: readers of files from others, with valid seed files.
 
 A reader may refuse bytes with its own error; anything else is a bug.
 """
@@ -76,7 +76,7 @@ def read_package(folder: Path, content: bytes) -> None:
 
 
 def read_checkpoint(name: str, folder: Path, content: bytes) -> None:
-    """Look at bytes as a file of a base model, as the plan of a run does."""
+    """Check bytes as a file of a base model, as planning does."""
     for file, whole in CHECKPOINT.items():
         (folder / file).write_bytes(content if file == name else whole)
     folder_fault("base_model", str(folder))

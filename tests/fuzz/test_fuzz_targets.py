@@ -1,4 +1,4 @@
-"""Each target of ``make fuzz`` takes its seeds, what was found or kept before, seeded damage."""
+"""Each target of ``make fuzz`` survives seeds, earlier findings, kept inputs and damage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_DAMAGED = 20
 
 
 @pytest.mark.parametrize("number", range(len(targets.TARGETS)))
-def test_a_target_takes_its_seeds_whole_and_damaged(number: int) -> None:
+def test_a_target_survives_its_seeds_intact_and_damaged(number: int) -> None:
     mine = [seed for seed in SEEDS if seed[0] == number]
     draw = random.Random(number)
     assert mine
@@ -28,12 +28,12 @@ def test_a_target_takes_its_seeds_whole_and_damaged(number: int) -> None:
         targets.run(bytes(damaged))
 
 
-def test_a_target_takes_the_inputs_that_were_kept() -> None:
+def test_the_targets_survive_the_kept_inputs() -> None:
     assert len(KEPT) > 300
     for content in KEPT[::4]:
         targets.run(content)
 
 
 @pytest.mark.parametrize("found", FOUND, ids=lambda path: path.name)
-def test_what_was_found_is_no_fault_any_more(found: Path) -> None:
+def test_inputs_that_once_failed_no_longer_do(found: Path) -> None:
     targets.run(found.read_bytes())

@@ -47,7 +47,7 @@ def plain_loop(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends
     return output
 
 
-def test_each_sample_sees_its_own_past_alone() -> None:
+def test_each_sample_attends_only_to_its_own_past() -> None:
     heads = random_heads(torch.float64)
     expected = plain_loop(*heads, ends=[5, 6, 15])
     found = packed_attention(*heads, samples())
@@ -86,7 +86,7 @@ def test_the_varlen_call_equals_a_loop_over_its_arguments(monkeypatch: pytest.Mo
     assert torch.allclose(packed_attention(*heads, samples()), expected, atol=1e-12)
 
 
-def test_dropout_of_attention_is_drawn_where_the_varlen_call_has_none(
+def test_attention_dropout_bypasses_the_varlen_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
@@ -100,7 +100,7 @@ def test_dropout_of_attention_is_drawn_where_the_varlen_call_has_none(
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_varlen_on_cuda_equals_one_call_a_sample(dtype: Any) -> None:
+def test_varlen_on_cuda_equals_one_call_per_sample(dtype: Any) -> None:
     heads, plain = random_heads(dtype, "cuda"), random_heads(torch.float64)
     assert attention.has_varlen(heads[0].device, dtype, HEAD_DIM)
     found = packed_attention(*heads, samples("cuda"))
@@ -131,7 +131,7 @@ def test_the_kernel_in_use_is_logged_once(caplog: pytest.LogCaptureFixture) -> N
         ((9, 0), ImportError("built for another PyTorch"), "FlashAttention 2"),
     ],
 )
-def test_flash_attention_3_is_used_where_it_is_installed_and_loads(
+def test_flash_attention_3_is_used_if_it_is_installed_and_loads(
     monkeypatch: pytest.MonkeyPatch, capability: Any, fault: Any, expected: str
 ) -> None:
     activated: list[str] = []

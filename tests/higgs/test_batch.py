@@ -40,13 +40,13 @@ def test_text_is_routed_before_audio_and_back(row: PackedRow, config: Any) -> No
     assert batch.layout.routed[batch.layout.unrouted].tolist() == list(range(len(ids)))
 
 
-def test_offsets_are_where_the_samples_end(row: PackedRow, config: Any) -> None:
+def test_sample_offsets_are_the_cumulative_lengths(row: PackedRow, config: Any) -> None:
     batch = collate([row, row], config)
     lengths, offsets, _ = batch.layout.samples
     assert offsets.tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 
-def test_the_longest_sample_is_known_in_any_order(corpus: PackedCorpus, config: Any) -> None:
+def test_the_longest_sample_is_found_in_any_order(corpus: PackedCorpus, config: Any) -> None:
     table = PackedRows(corpus.train_rows)
     rows = [table[0], table[len(table) - 1]]
     for order in (rows, rows[::-1]):
@@ -55,7 +55,7 @@ def test_the_longest_sample_is_known_in_any_order(corpus: PackedCorpus, config: 
         assert len(set(samples.lengths)) > 1
 
 
-def test_each_label_is_predicted_one_position_before_it(row: PackedRow, config: Any) -> None:
+def test_each_label_is_predicted_from_the_previous_position(row: PackedRow, config: Any) -> None:
     batch = collate([row], config)
     labelled = np.flatnonzero(row.labels != -100)
     assert (batch.text.predictors + 1).tolist() == labelled.tolist()
@@ -66,7 +66,7 @@ def test_each_label_is_predicted_one_position_before_it(row: PackedRow, config: 
     )
 
 
-def test_each_label_knows_its_sample(row: PackedRow, config: Any) -> None:
+def test_each_label_has_the_index_of_its_sample(row: PackedRow, config: Any) -> None:
     batch = collate([row, row], config)
     sample_of = [n for n, length in enumerate(batch.layout.samples.lengths) for _ in range(length)]
     for labels in (batch.text, batch.audio):
@@ -74,7 +74,7 @@ def test_each_label_knows_its_sample(row: PackedRow, config: Any) -> None:
         assert labels.samples.tolist() == expected
 
 
-def test_a_batch_moves_with_all_of_its_tensors(row: PackedRow, config: Any) -> None:
+def test_moving_a_batch_moves_all_its_tensors(row: PackedRow, config: Any) -> None:
     batch = collate([row], config).to(torch.device("meta"))
     parts = [batch.input_ids, batch.audio_input_ids, batch.position_ids, *batch.text, *batch.audio]
     parts += [batch.layout.routed, batch.layout.unrouted, batch.layout.samples.offsets]
@@ -83,20 +83,20 @@ def test_a_batch_moves_with_all_of_its_tensors(row: PackedRow, config: Any) -> N
     assert batch.layout.samples.lengths == tuple(row.sample_lengths)
 
 
-def test_counts_are_the_labels_of_each_kind(row: PackedRow, config: Any) -> None:
+def test_label_counts_are_per_kind_and_codebook(row: PackedRow, config: Any) -> None:
     counts = collate([row], config).label_counts().tolist()
     assert counts[0] == (row.labels != -100).sum() == 3 * len(row.sample_ids)
     assert counts[1:-1] == (row.audio_labels != -100).sum(axis=0).tolist()
     assert counts[-1] == 8 * len(row.sample_ids)
 
 
-def test_any_row_is_read_by_its_index(corpus: PackedCorpus) -> None:
+def test_every_row_can_be_read_by_index(corpus: PackedCorpus) -> None:
     rows = PackedRows(corpus.train_rows)
     ids = [sample_id for i in range(len(rows)) for sample_id in rows[i].sample_ids]
     assert sorted(ids) == [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
 
 
-def test_the_length_of_a_row_is_that_of_all_its_samples(corpus: PackedCorpus) -> None:
+def test_the_length_of_a_row_is_the_sum_of_its_samples(corpus: PackedCorpus) -> None:
     rows = PackedRows(corpus.train_rows)
     assert rows.row_lengths() == [len(rows[number].input_ids) for number in range(len(rows))]
 
@@ -114,7 +114,7 @@ def test_the_length_of_a_row_is_that_of_all_its_samples(corpus: PackedCorpus) ->
         ({"sample_lengths": "from a frame on"}, "first position"),
     ],
 )
-def test_a_row_that_disagrees_with_itself_is_refused(
+def test_an_inconsistent_row_is_refused(
     row: PackedRow, config: Any, change: dict[str, Any], message: str
 ) -> None:
     changes: dict[str, Any] = {
@@ -135,12 +135,14 @@ def test_a_row_that_disagrees_with_itself_is_refused(
         collate([replace(row, **change)], config)
 
 
-def test_a_missing_table_names_the_rule(tmp_path: Path) -> None:
+def test_a_missing_table_names_the_rule_to_rerun(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="forcerun"):
         PackedRows(tmp_path / "train.parquet")
 
 
-def test_a_table_without_rows_is_named_with_its_rule(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_an_empty_table_is_named_with_the_rule_to_rerun(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     pq.write_table(pq.read_table(corpus.eval_rows).slice(0, 0), tmp_path / "none.parquet")
     with pytest.raises(UserError, match=r"none\.parquet: .*--forcerun pack_rows"):
         PackedRows(tmp_path / "none.parquet")

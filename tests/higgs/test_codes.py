@@ -21,7 +21,7 @@ def code_matrices(draw: st.DrawFn) -> np.ndarray:
     return rng.integers(0, 1024, (num_frames, num_codebooks)).astype(np.int16)
 
 
-def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand() -> None:
+def test_the_delay_of_two_frames_of_three_codebooks_matches_a_hand_example() -> None:
     delayed = delay([np.array([[1, 11, 21], [2, 12, 22]], np.int16)], BOS, EOS)
     assert delayed.T.tolist() == [
         [BOS, 1, 2, EOS, EOS, EOS],
@@ -30,7 +30,7 @@ def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand() -> None:
     ]
 
 
-def test_labels_of_three_codebooks_of_two_frames_are_as_worked_by_hand() -> None:
+def test_labels_of_two_frames_of_three_codebooks_match_a_hand_example() -> None:
     assert target_labels([np.array([[1, 11, 21], [2, 12, 22]], np.int16)], EOS).T.tolist() == [
         [IGNORED, 1, 2, EOS, IGNORED, IGNORED],
         [IGNORED, IGNORED, 11, 12, EOS, IGNORED],
@@ -39,12 +39,12 @@ def test_labels_of_three_codebooks_of_two_frames_are_as_worked_by_hand() -> None
 
 
 @given(code_matrices())
-def test_undelay_gives_the_codes_back(codes: np.ndarray) -> None:
+def test_undelay_inverts_delay(codes: np.ndarray) -> None:
     assert np.array_equal(undelay(delay([codes], BOS, EOS)), codes)
 
 
 @given(code_matrices())
-def test_delay_and_labels_agree_with_plain_loops(codes: np.ndarray) -> None:
+def test_delay_and_labels_match_plain_loops(codes: np.ndarray) -> None:
     delayed = delay([codes], BOS, EOS)
     assert len(delayed) == num_delayed_frames(*codes.shape)
     assert delayed.tolist() == delayed_frames(codes.tolist(), BOS, EOS)
@@ -52,7 +52,7 @@ def test_delay_and_labels_agree_with_plain_loops(codes: np.ndarray) -> None:
 
 
 @given(st.integers(1, 9), st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1))
-def test_several_recordings_at_once_give_what_each_gives_alone(
+def test_several_recordings_at_once_give_the_same_as_each_alone(
     num_codebooks: Any, described: Any
 ) -> None:
     rng = np.random.default_rng(0)
@@ -78,14 +78,14 @@ def test_several_recordings_at_once_give_what_each_gives_alone(
 
 
 @given(code_matrices())
-def test_exactly_one_eos_of_each_codebook_is_supervised(codes: np.ndarray) -> None:
+def test_exactly_one_eos_per_codebook_is_a_label(codes: np.ndarray) -> None:
     labels = target_labels([codes], EOS)
     assert (labels == EOS).sum(axis=0).tolist() == [1] * codes.shape[1]
     assert not (labels == BOS).any()
 
 
 @pytest.mark.parametrize("num_frames", [1, 7, 40])
-def test_delay_is_the_native_processors_pattern(num_frames: int) -> None:
+def test_delay_matches_the_native_processor(num_frames: int) -> None:
     codes = np.random.default_rng(0).integers(0, 1024, (num_frames, 8)).astype(np.int16)
     stream = np.pad(codes.T, ((0, 0), (1, 1)))
     stream[:, 0], stream[:, -1] = BOS, EOS

@@ -1,4 +1,4 @@
-"""Dropout by row: as often as asked for, independent everywhere, the same in any micro-batch."""
+"""Dropout per row: the requested rate, independent masks, and the same in any micro-batch."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert (found[name] - gradient).norm() < 1e-10 * gradient.norm(), name
 
 
-def test_rows_together_drop_what_each_drops_alone(tiny_base: Path, rows: list[PackedRow]) -> None:
+def test_dropout_of_a_row_is_the_same_in_any_batch(tiny_base: Path, rows: list[PackedRow]) -> None:
     model = dropping_model(tiny_base)
     config = model.native.config
     alone = [collate([row], config, [seed]) for row, seed in zip(rows, SEEDS, strict=True)]
@@ -45,7 +45,7 @@ def test_rows_together_drop_what_each_drops_alone(tiny_base: Path, rows: list[Pa
     assert any((other[n] - g).norm() > 1e-3 * g.norm() for n, g in expected.items())
 
 
-def test_recomputed_layers_drop_the_same(tiny_base: Path, rows: list[PackedRow]) -> None:
+def test_recomputed_layers_use_the_same_dropout(tiny_base: Path, rows: list[PackedRow]) -> None:
     model = dropping_model(tiny_base)
     batch = collate(rows, model.native.config, SEEDS)
     expected = gradients(model, batch)
@@ -54,7 +54,7 @@ def test_recomputed_layers_drop_the_same(tiny_base: Path, rows: list[PackedRow])
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_values_are_dropped_as_often_as_asked_for_and_the_others_scaled(
+def test_values_are_dropped_with_probability_p_and_the_others_scaled(
     tiny_base: Path, p: float
 ) -> None:
     [layer, *_] = [m for m in dropping_model(tiny_base).modules() if isinstance(m, RowDropout)]
@@ -72,7 +72,7 @@ def odd(size: int) -> torch.Tensor:
     return torch.from_numpy(drawn | np.int32(1))
 
 
-def test_masks_of_positions_features_and_layers_are_independent(tiny_base: Path) -> None:
+def test_dropout_masks_of_positions_features_and_layers_are_independent(tiny_base: Path) -> None:
     layers = [m for m in dropping_model(tiny_base).modules() if isinstance(m, RowDropout)]
     keys = torch.from_numpy(position_keys([1, 2], [300, 300]))
     layers[0].keys.put(keys, torch.arange(600), 300)
@@ -88,7 +88,7 @@ def test_masks_of_positions_features_and_layers_are_independent(tiny_base: Path)
         assert off_diagonal.abs().max() < 6 / views.shape[1] ** 0.5
 
 
-def test_a_batch_without_seeds_forgets_the_keys_of_the_one_before() -> None:
+def test_a_batch_without_seeds_clears_the_previous_dropout_keys() -> None:
     keys = PositionKeys()
     routed = torch.tensor([0, 2, 1])
     keys.put(torch.tensor([5, 7, 9], dtype=torch.int32), routed, num_text=2)

@@ -31,7 +31,7 @@ def output_and_gradients(model: nn.Module, dtype: torch.dtype = torch.float64) -
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_output_and_gradients_are_those_of_peft(dropout: float) -> None:
+def test_output_and_gradients_match_peft(dropout: float) -> None:
     expected = output_and_gradients(adapted(dropout))
     fused = adapted(dropout)
     fuse_lora(fused)
@@ -40,7 +40,7 @@ def test_output_and_gradients_are_those_of_peft(dropout: float) -> None:
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_base_in_bfloat16_keeps_float32_matrices_and_gradients() -> None:
+def test_over_a_bfloat16_base_lora_matrices_and_gradients_stay_float32() -> None:
     expected = output_and_gradients(adapted(dtype=torch.bfloat16), torch.bfloat16)
     fused = adapted(dtype=torch.bfloat16)
     fuse_lora(fused)
@@ -50,7 +50,7 @@ def test_a_base_in_bfloat16_keeps_float32_matrices_and_gradients() -> None:
         assert (ours - of_peft).norm() < 0.02 * of_peft.norm()
 
 
-def test_a_base_that_becomes_float32_forgets_the_rounded_matrices() -> None:
+def test_converting_the_base_to_float32_discards_the_rounded_matrices() -> None:
     expected = output_and_gradients(adapted(dtype=torch.bfloat16).float(), torch.float32)
     fused = adapted(dtype=torch.bfloat16)
     matrices = fuse_lora(fused)
@@ -62,7 +62,7 @@ def test_a_base_that_becomes_float32_forgets_the_rounded_matrices() -> None:
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
-def test_what_is_not_plain_lora_is_left_to_peft(options: dict[str, Any]) -> None:
+def test_variants_of_lora_are_left_to_peft(options: dict[str, Any]) -> None:
     expected = output_and_gradients(adapted(**options))
     fused = adapted(**options)
     fuse_lora(fused)
@@ -70,7 +70,7 @@ def test_what_is_not_plain_lora_is_left_to_peft(options: dict[str, Any]) -> None
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_an_adapter_that_is_merged_is_not_added_again() -> None:
+def test_a_merged_adapter_is_not_added_twice() -> None:
     fused: Any = adapted()
     fuse_lora(fused)
     x = torch.randn(NUM_ROWS, SIZE_IN, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_an_adapter_that_is_merged_is_not_added_again() -> None:
     assert torch.allclose(fused(x), expected, atol=1e-12)
 
 
-def test_a_disabled_adapter_leaves_the_base() -> None:
+def test_a_disabled_adapter_gives_the_output_of_the_base() -> None:
     fused: Any = adapted()
     fuse_lora(fused)
     x = torch.randn(NUM_ROWS, SIZE_IN, dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_a_disabled_adapter_leaves_the_base() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what PyTorch itself imports
 def test_the_compiled_layer_gives_the_same_output_and_gradients() -> None:
-    """Traced with its derivative; ``test_compiling.py`` runs what a compiler makes of it."""
+    """Traced together with its backward pass; ``test_compiling.py`` runs compiled code."""
     plain, compiled = adapted(), adapted()
     for model in (plain, compiled):
         fuse_lora(model)

@@ -1,4 +1,4 @@
-"""Generation: the native model's, whatever is beside a prompt, and without a trace in training."""
+"""Generation: equal to the native model's, in any batch, and without effect on training."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ def equal(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b)
 
 
-def test_a_packed_sample_is_its_prompt_and_its_recording(corpus: PackedCorpus, base: Any) -> None:
+def test_a_packed_sample_splits_into_its_prompt_and_its_recording(
+    corpus: PackedCorpus, base: Any
+) -> None:
     rows = PackedRows(corpus.train_rows)
     for row in (rows[i] for i in range(len(rows))):
         start = frame = 0
@@ -72,7 +74,7 @@ def test_a_packed_sample_is_its_prompt_and_its_recording(corpus: PackedCorpus, b
 
 
 def native_codes(base: Any, prompt: ModelPrompt, num_steps: int) -> np.ndarray:
-    """What ``generate`` of Transformers gives: (G, K)."""
+    """Return the codes of ``generate`` of Transformers: (G, K)."""
     inputs = {"input_ids": torch.from_numpy(prompt.input_ids.astype(np.int64))[None]}
     if num_frames := len(prompt.audio_input_ids):
         inputs["audio_input_ids"] = torch.from_numpy(prompt.audio_input_ids.astype(np.int64))[None]
@@ -81,7 +83,7 @@ def native_codes(base: Any, prompt: ModelPrompt, num_steps: int) -> np.ndarray:
     return generated[0, num_frames:].numpy()
 
 
-def test_greedy_codes_are_those_of_the_native_generation(
+def test_greedy_codes_match_native_generation(
     tiny_base: Path, samples: list[RecordedSample]
 ) -> None:
     base = load_base(Pretrained("base_model", str(tiny_base)), torch.float32)
@@ -97,7 +99,7 @@ def test_greedy_codes_are_those_of_the_native_generation(
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, Sampling(max_seconds=1, ras_win_len=0)])
-def test_what_is_beside_a_prompt_changes_nothing(
+def test_generation_does_not_depend_on_the_other_prompts_of_a_batch(
     base: Any, samples: list[RecordedSample], sampling: Any
 ) -> None:
     prompts = [sample.prompt for sample in samples]
@@ -109,7 +111,7 @@ def test_what_is_beside_a_prompt_changes_nothing(
 
 
 @pytest.mark.parametrize("max_frames", [1, 3])
-def test_generation_ends_where_the_end_of_the_last_codebook_would_stand(
+def test_generation_runs_until_the_delayed_last_codebook_could_end(
     base: Any, samples: list[RecordedSample], max_frames: int
 ) -> None:
     [frames] = generate_batch(base, [samples[0].prompt], GREEDY, max_frames, "speaking")
@@ -117,7 +119,7 @@ def test_generation_ends_where_the_end_of_the_last_codebook_would_stand(
     assert len(frames) == 1 + max_frames + 7 + 1
 
 
-def test_the_seed_of_a_prompt_depends_on_all_of_it() -> None:
+def test_the_seed_of_a_prompt_depends_on_its_whole_content() -> None:
     ids, frames = np.arange(3, dtype=np.int32), np.zeros((2, 8), np.int16)
     prompt = ModelPrompt(ids, frames)
     assert prompt.seed(1) == ModelPrompt(ids.copy(), frames.copy()).seed(1)
@@ -129,7 +131,7 @@ def test_the_seed_of_a_prompt_depends_on_all_of_it() -> None:
     assert len({prompt.seed(1), prompt.seed(2), *(other.seed(1) for other in others)}) == 5
 
 
-def test_equal_seeds_give_equal_codes_and_other_seeds_others(
+def test_equal_seeds_give_equal_codes_and_different_seeds_different_ones(
     base: Any, samples: list[RecordedSample]
 ) -> None:
     prompts = [samples[0].prompt]
@@ -141,7 +143,7 @@ def test_equal_seeds_give_equal_codes_and_other_seeds_others(
     assert not equal(first.codes, other.codes)
 
 
-def test_the_checkpoints_own_defaults_change_nothing(
+def test_generation_defaults_of_the_checkpoint_are_ignored(
     base: Any, samples: list[RecordedSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [sample.prompt for sample in samples]
@@ -158,7 +160,7 @@ def all_parameters(model: nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def test_a_running_training_speaks_as_its_adapter_and_is_left_as_it_was(
+def test_speaking_during_training_uses_the_adapter_and_changes_nothing(
     corpus: PackedCorpus, samples: list[RecordedSample]
 ) -> None:
     prompts = [sample.prompt for sample in samples]
@@ -184,7 +186,7 @@ def test_a_running_training_speaks_as_its_adapter_and_is_left_as_it_was(
     assert torch.equal(model(batch)[0].loss, loss_before)
 
 
-def test_an_error_while_speaking_leaves_a_training_as_it_was(corpus: PackedCorpus) -> None:
+def test_an_error_while_speaking_leaves_the_training_unchanged(corpus: PackedCorpus) -> None:
     model = DualLossModel(base_with_lora(corpus.base)).train()
     batch = collate([PackedRows(corpus.train_rows)[0]], model.native.config)
     loss = model(batch)[0].loss
@@ -209,7 +211,7 @@ def test_codes_end_where_the_first_codebook_ends() -> None:
     assert (at_once.codes.shape, at_once.has_stopped) == ((0, 2), True)
 
 
-def test_codes_that_reach_the_cap_have_stopped_only_if_the_next_one_is_the_end() -> None:
+def test_codes_at_the_cap_count_as_stopped_only_if_eos_comes_next() -> None:
     frames = np.array([[8, 1, 2, 3, 4], [8, 8, 5, 6, 7]], np.int16).T
     capped = generated_codes(frames, max_frames=2, stream_eos=9)
     assert (capped.codes.tolist(), capped.has_stopped) == ([[1, 5], [2, 6]], False)
@@ -218,12 +220,14 @@ def test_codes_that_reach_the_cap_have_stopped_only_if_the_next_one_is_the_end()
 
 
 @pytest.mark.parametrize(("seconds", "num_frames"), [(0.01, 1), (0.4, 10), (1.16, 29), (1.19, 29)])
-def test_the_cap_is_in_whole_frames(seconds: float, num_frames: int) -> None:
+def test_max_seconds_is_rounded_down_to_whole_frames_but_at_least_one(
+    seconds: float, num_frames: int
+) -> None:
     assert Sampling(max_seconds=seconds).max_frames(RATE_HZ) == num_frames
 
 
 class TwoCodebooks:
-    """As much of a config as a sampler reads; codes 0 to 3."""
+    """The part of a config that a sampler reads, with codes 0 to 3."""
 
     num_codebooks, codebook_size = 2, 6
     audio_stream_bos_id, audio_stream_eos_id = 4, 5
@@ -249,14 +253,14 @@ def softmax_without_bos(logits: torch.Tensor) -> torch.Tensor:
     return logits.index_fill(1, torch.tensor([4]), -torch.inf).softmax(dim=-1)
 
 
-def test_codes_are_drawn_from_the_softmax_at_a_temperature() -> None:
+def test_codes_are_drawn_from_the_softmax_at_the_temperature() -> None:
     for temperature in (1.0, 0.5):
         found = shares(draws(20_000, temperature=temperature))
         expected = softmax_without_bos(LOGITS / temperature)
         assert (found - expected).abs().max() < 0.015
 
 
-def test_top_k_and_top_p_leave_the_likeliest_codes() -> None:
+def test_top_k_and_top_p_keep_only_the_likeliest_codes() -> None:
     assert set(draws(2000, top_k=2)[:, 0].tolist()) == {0, 1}
     # softmax without BOS: 0.50, 0.30, 0.11, 0.02, EOS 0.07
     assert set(draws(2000, top_p=0.45)[:, 0].tolist()) == {0}
@@ -264,12 +268,12 @@ def test_top_k_and_top_p_leave_the_likeliest_codes() -> None:
     assert set(draws(2000, top_p=0.95)[:, 0].tolist()) == {0, 1, 2, 5}
 
 
-def test_temperature_0_takes_the_likeliest_code_and_no_repetition_window() -> None:
+def test_temperature_0_takes_the_likeliest_code_despite_repetition() -> None:
     greedy = draws(50, temperature=0, ras_win_len=7)
     assert greedy.tolist() == [[0, 2]] * 50
 
 
-def test_a_code_that_the_window_holds_too_often_is_drawn_again_from_all() -> None:
+def test_a_code_repeated_too_often_is_redrawn_from_all_codes() -> None:
     sure = torch.tensor([[9.0, 8.0, 7.0, 7.0, 0.0, 0.0]]).repeat(2, 1)
     assert set(draws(300, sure, top_k=1).flatten().tolist()) == {0}
     again = draws(300, sure, top_k=1, ras_win_len=7, ras_win_max_num_repeat=2)
@@ -280,7 +284,7 @@ def test_a_code_that_the_window_holds_too_often_is_drawn_again_from_all() -> Non
     assert (seldom != 0).sum() < (again != 0).sum()
 
 
-def test_a_code_is_drawn_again_in_its_own_codebook_and_an_end_never() -> None:
+def test_only_the_repeating_codebook_is_redrawn_and_eos_never() -> None:
     """Codebook 0 repeats a code, codebook 1 its end."""
     scores = torch.tensor([[9.0, 8.0, 8.0, 8.0, 0.0, 0.0], [8.0, 8.0, 0.0, 0.0, 0.0, 9.0]])
     drawn = draws(200, scores, top_k=1, ras_win_len=7, ras_win_max_num_repeat=1)
@@ -288,14 +292,14 @@ def test_a_code_is_drawn_again_in_its_own_codebook_and_an_end_never() -> None:
     assert set(drawn[:, 1].tolist()) == {5}
 
 
-def test_ends_are_no_repetition_and_forced_codes_stay() -> None:
+def test_eos_does_not_count_as_repetition_and_forced_codes_are_kept() -> None:
     forced = torch.full((2, 6), -torch.inf)
     forced[0, 5], forced[1, 4] = 0.0, 0.0  # EOS and BOS, as the delay pattern forces them
     drawn = draws(20, forced, ras_win_len=7, ras_win_max_num_repeat=1)
     assert drawn.tolist() == [[5, 4]] * 20
 
 
-def test_speech_is_written_in_16_bits_and_clipped_at_full_scale(tmp_path: Path) -> None:
+def test_speech_is_written_as_16_bit_pcm_clipped_at_full_scale(tmp_path: Path) -> None:
     sound = np.array([0.0, 0.5, 2.0, -2.0], np.float32)
     spoken = Spoken(sound, 24_000, np.zeros((1, 8), np.int16), has_stopped=True)
     assert spoken.duration_seconds == 4 / 24_000

@@ -1,4 +1,4 @@
-"""Adapters and packages that anybody may have made: a sentence, whatever is in their files."""
+"""Untrusted adapters and packages: an error message, whatever is in their files."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def adapter(made: Path, tmp_path: Path) -> Path:
 
 
 def seal(adapter: Path) -> None:
-    """Hash the files anew, as whoever changed them could."""
+    """Recompute the file hashes, as an attacker could."""
     values = json.loads((adapter / BASE_FILE).read_text())
     kept = {key: values[key] for key in values if key not in (BESIDE_KEY, "sha256")}
     write_hashed(adapter / BASE_FILE, kept, beside=(ADAPTER_CONFIG, ADAPTER_WEIGHTS))
 
 
 @pytest.mark.parametrize("content", NOT_AN_OBJECT, ids=range(len(NOT_AN_OBJECT)))
-def test_a_config_that_is_not_an_object_is_named_by_each_reader(
+def test_every_reader_names_an_adapter_config_that_is_not_an_object(
     adapter: Path, content: bytes
 ) -> None:
     (adapter / ADAPTER_CONFIG).write_bytes(content)
@@ -68,7 +68,7 @@ def test_a_config_that_is_not_an_object_is_named_by_each_reader(
         read_changes(adapter)
 
 
-def test_a_base_that_is_not_a_name_is_refused(adapter: Path) -> None:
+def test_an_adapter_config_with_a_non_string_base_is_refused(adapter: Path) -> None:
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())
     (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": 17}))
     with pytest.raises(UserError, match=rf"{ADAPTER_CONFIG} is damaged .*base 17"):
@@ -78,7 +78,7 @@ def test_a_base_that_is_not_a_name_is_refused(adapter: Path) -> None:
 @pytest.mark.parametrize(
     "changed", [{"r": "x"}, {"r": 0}, {"peft_type": "../x"}, {"lora_alpha": [1]}]
 )
-def test_a_config_that_no_merge_can_use_is_refused(adapter: Path, changed: dict) -> None:
+def test_an_adapter_config_that_cannot_be_merged_is_refused(adapter: Path, changed: dict) -> None:
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())
     (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | changed))
     seal(adapter)
@@ -89,7 +89,7 @@ def test_a_config_that_no_merge_can_use_is_refused(adapter: Path, changed: dict)
 @pytest.mark.parametrize(
     "changed", [{"target_modules": "q_proj("}, {"bias": "x"}, {"megatron_config": {"a": 1}}]
 )
-def test_a_config_that_peft_cannot_use_is_refused(
+def test_an_adapter_config_that_peft_cannot_load_is_refused(
     adapter: Path, tiny_base: Path, changed: dict
 ) -> None:
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())
@@ -101,7 +101,7 @@ def test_a_config_that_peft_cannot_use_is_refused(
 
 
 @pytest.mark.parametrize("content", HEADERS, ids=range(len(HEADERS)))
-def test_weights_whose_header_lies_are_refused(adapter: Path, content: bytes) -> None:
+def test_weights_with_a_false_header_are_refused(adapter: Path, content: bytes) -> None:
     (adapter / ADAPTER_WEIGHTS).write_bytes(content)
     seal(adapter)
     with pytest.raises(UserError, match="is damaged"):
@@ -119,7 +119,7 @@ def test_a_provenance_that_is_not_an_object_is_named(adapter: Path, content: byt
 
 
 @pytest.mark.parametrize("beside", [["x"], {"../adapter_config.json": "0"}, {"": "0"}, {"/x": "0"}])
-def test_hashes_of_files_elsewhere_are_refused(adapter: Path, beside: object) -> None:
+def test_hashes_of_files_outside_the_adapter_are_refused(adapter: Path, beside: object) -> None:
     values = json.loads((adapter / BASE_FILE).read_text())
     kept = {key: values[key] for key in values if key != "sha256"}
     write_hashed(adapter / BASE_FILE, kept | {BESIDE_KEY: beside})

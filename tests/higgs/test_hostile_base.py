@@ -1,4 +1,4 @@
-"""Base models that anybody may have made: a sentence, soon, whatever is in their small files."""
+"""Untrusted base models: a quick error message, whatever is in their small files."""
 
 from __future__ import annotations
 
@@ -77,14 +77,16 @@ def test_a_template_that_renders_no_prompt_is_refused(base: Path, template: str,
     assert told in refusal(base)
 
 
-def test_a_template_that_loops_is_stopped(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_runs_too_long_is_stopped(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.5)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     (base / "chat_template.jinja").write_text(loop)
     assert "seconds for one conversation" in refusal(base)
 
 
-def test_a_template_gets_a_gigabyte_and_no_more(base: Path) -> None:
+def test_a_template_may_use_at_most_a_gigabyte(base: Path) -> None:
     twice = "{% for n in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}"
     (base / "chat_template.jinja").write_text("{% set ns = namespace(s='aaaa') %}" + twice)
     command = [sys.executable, "-c", LOAD, str(base)]
@@ -106,7 +108,9 @@ def test_a_template_gets_a_gigabyte_and_no_more(base: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
-def test_garbage_in_a_small_file_is_a_user_error(base: Path, name: str, content: str) -> None:
+def test_garbage_in_a_json_file_of_the_base_is_a_user_error(
+    base: Path, name: str, content: str
+) -> None:
     if name == "tokenizer_config.json" and content.startswith("{"):
         return  # keys that nobody reads
     (base / name).write_text(content, errors="surrogatepass")
@@ -121,14 +125,14 @@ def test_garbage_in_a_small_file_is_a_user_error(base: Path, name: str, content:
         *(("hidden_size", 0), ("intermediate_size", "x"), ("model_type", ["higgs_audio_v2"])),
     ],
 )
-def test_a_config_of_no_possible_model_is_refused_in_planning(
+def test_impossible_sizes_in_a_config_are_refused_in_planning(
     base: Path, key: str, value: object
 ) -> None:
     change(base / "config.json", {key: value})
     assert key in str(folder_fault("base_model", str(base)))
 
 
-def test_a_config_without_sizes_is_not_taken_for_the_default_model(base: Path) -> None:
+def test_a_config_without_sizes_does_not_fall_back_to_defaults(base: Path) -> None:
     (base / "config.json").write_text('{"model_type": "higgs_audio_v2"}')
     assert "no vocab_size" in str(folder_fault("base_model", str(base)))
 
@@ -143,7 +147,7 @@ def test_a_folder_without_a_config_is_named(base: Path) -> None:
     assert "no config.json" in refusal(base)
 
 
-def test_a_tokenizer_without_a_token_of_the_template_is_named(base: Path) -> None:
+def test_a_template_token_missing_from_the_tokenizer_is_named(base: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (base / name).read_text()
         (base / name).write_text(text.replace("<|eot_id|>", "<|other|>"))
@@ -165,13 +169,13 @@ def test_a_processor_that_names_no_codec_is_a_user_error(base: Path, content: st
 
 
 @pytest.mark.parametrize("content", ["garbage", "[]", "{}", "[" * 100_000, '{"weight_map": 1}'])
-def test_a_file_that_is_not_an_index_is_named_by_the_merge(base: Path, content: str) -> None:
+def test_a_malformed_weight_index_is_named_by_the_merge(base: Path, content: str) -> None:
     (base / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match=r"index\.json"):
         Shards(base)
 
 
-def test_the_codec_that_a_processor_names_has_the_revision_of_the_call(base: Path) -> None:
+def test_the_codec_named_by_a_processor_gets_the_given_revision(base: Path) -> None:
     shutil.rmtree(base / "audio_tokenizer")
     named = {"audio_tokenizer": {"audio_tokenizer_name_or_path": "org/codec"}}
     (base / "processor_config.json").write_text(json.dumps(named))
@@ -179,12 +183,12 @@ def test_the_codec_that_a_processor_names_has_the_revision_of_the_call(base: Pat
     assert found == Pretrained("codec", "org/codec", "v2")
 
 
-def test_weights_that_are_no_safetensors_are_not_merged(base: Path) -> None:
+def test_weights_not_in_safetensors_are_not_merged(base: Path) -> None:
     (base / "model.safetensors").rename(base / "model.bin")
     with pytest.raises(UserError, match="not in safetensors files"):
         Shards(base)
 
 
-def test_a_small_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_json_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"index\.json cannot be read"):
         checkpoint_json(tmp_path / "index.json")

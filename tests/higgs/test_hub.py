@@ -1,4 +1,4 @@
-"""A Hub id instead of a directory: the same code, from the cache of the Hub's own client."""
+"""Hub ids instead of folders: loaded from the cache of the Hub client by the same code."""
 
 import os
 import shutil
@@ -73,7 +73,7 @@ def cached(home: Path, name: str, source: Path) -> None:
 
 
 def offline(home: Path, program: str, *words: str) -> list[str]:
-    """Run a program that sees nothing of the Hub but the cache; returns what it prints."""
+    """Run a program that can reach only the Hub cache; return what it prints."""
     return run_program(home, program, *words, settings={"HF_HUB_OFFLINE": "1"})
 
 
@@ -105,7 +105,7 @@ def test_a_pinned_hub_id_stays_at_its_commit_when_the_branch_moves(
 
 
 @pytest.mark.slow
-def test_a_hub_id_loads_what_its_directory_would(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_hub_id_loads_the_same_as_its_local_directory(tiny_base: Path, tmp_path: Path) -> None:
     codec_dir = tiny_base / miniature.AUDIO_TOKENIZER
     cached(tmp_path, "acme/higgs", tiny_base)
     cached(tmp_path, "acme/codec", codec_dir)
@@ -129,9 +129,7 @@ print(time.monotonic() - begun)
 
 
 @pytest.mark.slow
-def test_what_the_cache_has_is_loaded_at_once_without_a_network(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_cached_models_load_quickly_without_a_network(tiny_base: Path, tmp_path: Path) -> None:
     """Transformers alone asks the Hub five times for each file: two minutes for a tokenizer."""
     cached(tmp_path, "acme/higgs", tiny_base)
     nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -140,7 +138,9 @@ def test_what_the_cache_has_is_loaded_at_once_without_a_network(
 
 
 @pytest.mark.slow
-def test_a_merged_checkpoint_names_a_codec_of_the_hub(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_merged_checkpoint_refers_to_its_codec_on_the_hub(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     cached(tmp_path, "acme/higgs", tiny_base)
     cached(tmp_path, "acme/codec", tiny_base / miniature.AUDIO_TOKENIZER)
     assert offline(tmp_path, MERGED) == ["acme/codec"]

@@ -66,12 +66,12 @@ def moved(model: PeftModel, batch: PackedBatch) -> list[torch.Tensor]:
         (["audio_mlp.down_proj"], {"audio FFN"}),
     ],
 )
-def test_a_preset_trains_the_parts_that_it_names(tiny_base: Path, preset: Any, parts: Any) -> None:
+def test_a_preset_trains_exactly_its_parts(tiny_base: Path, preset: Any, parts: Any) -> None:
     model = add_lora(load(tiny_base), LoraSettings(target_modules=preset), seed=0)
     assert set(trainable_parameters(model)) == parts
 
 
-def test_the_table_counts_the_parameters_as_by_hand(tiny_base: Path) -> None:
+def test_parameter_counts_match_a_hand_count(tiny_base: Path) -> None:
     base = load(tiny_base)
     ffn = base.config.intermediate_size
     settings = LoraSettings(r=R, target_modules="audio", train_in_full=["audio_head"])
@@ -97,7 +97,7 @@ def test_the_table_counts_the_parameters_as_by_hand(tiny_base: Path) -> None:
     ],
     ids=str,
 )
-def test_plain_peft_gives_the_trained_logits_from_the_saved_adapter(
+def test_plain_peft_reproduces_the_trained_logits_from_the_saved_adapter(
     tiny_base: Path, batch: PackedBatch, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
@@ -116,7 +116,7 @@ def test_plain_peft_gives_the_trained_logits_from_the_saved_adapter(
         assert (expected - untrained).abs().max() > 0.05
 
 
-def test_all_that_is_trained_is_in_the_file(tiny_base: Path, tmp_path: Path) -> None:
+def test_the_adapter_file_holds_every_trained_tensor(tiny_base: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     settings = LoraSettings(
         r=R,
@@ -131,14 +131,14 @@ def test_all_that_is_trained_is_in_the_file(tiny_base: Path, tmp_path: Path) -> 
     )
 
 
-def test_pissa_starts_from_the_bases_own_logits(tiny_base: Path, batch: PackedBatch) -> None:
+def test_pissa_starts_from_the_logits_of_the_base(tiny_base: Path, batch: PackedBatch) -> None:
     base = DualLossModel(load(tiny_base)).logits(batch)
     model = add_lora(load(tiny_base), LoraSettings(r=R, init="pissa", dropout=0), seed=0)
     start = DualLossModel(model).logits(batch)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(base, start, strict=True))
 
 
-def test_the_adapter_of_pissa_is_plain_lora_of_twice_the_rank(
+def test_a_pissa_adapter_is_saved_as_plain_lora_of_twice_the_rank(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     model = add_lora(load(tiny_base), LoraSettings(r=R, alpha=6, init="pissa"), seed=0)
@@ -148,7 +148,7 @@ def test_the_adapter_of_pissa_is_plain_lora_of_twice_the_rank(
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (2 * R, 12, True)
 
 
-def test_what_is_trained_in_full_keeps_master_weights_beside_a_bfloat16_base(
+def test_fully_trained_parts_of_a_bfloat16_base_keep_float32_weights(
     tiny_base: Path, batch: PackedBatch, tmp_path: Path
 ) -> None:
     settings = LoraSettings(r=R, dropout=0, train_in_full=["audio_head", "audio_embeddings"])
@@ -170,15 +170,15 @@ def test_an_unknown_trainable_token_is_a_user_error(tiny_base: Path) -> None:
         add_lora(load(tiny_base), settings, 0, tokenizer)
 
 
-def test_target_modules_that_match_nothing_are_a_sentence(tiny_base: Path) -> None:
+def test_target_modules_that_match_nothing_are_a_user_error(tiny_base: Path) -> None:
     with pytest.raises(UserError, match=r"train.lora.target_modules: .*no_such_layer"):
         add_lora(load(tiny_base), LoraSettings(target_modules=["no_such_layer"]), seed=0)
 
 
-def test_equal_adapters_have_equal_configs_that_name_the_revision(
+def test_the_adapter_config_is_deterministic_and_names_the_revision(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    """PEFT's own order of the layers is that of a set: it differs between processes."""
+    """PEFT orders the layers like a set, so their order differs between processes."""
     base = pinned(tiny_base).model_copy(update={"revision": "0123abc"})
     model = add_lora(load(tiny_base), LoraSettings(r=R), seed=0)
     save_adapter(model, adapter_state(model), {}, tmp_path / "adapter", base)
@@ -191,7 +191,7 @@ def test_equal_adapters_have_equal_configs_that_name_the_revision(
     assert config["revision"] == "0123abc"
 
 
-def test_an_adapter_knows_the_weights_that_it_was_trained_on(
+def test_an_adapter_records_the_base_weights_and_refuses_others(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     base = pinned(tiny_base)
@@ -205,7 +205,7 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_file_of_an_adapter_that_changed_since_training_is_refused(
+def test_an_adapter_file_changed_since_training_is_refused(
     tiny_base: Path, tmp_path: Path, name: str
 ) -> None:
     model = add_lora(load(tiny_base), LoraSettings(r=R), seed=0)
@@ -216,7 +216,7 @@ def test_a_file_of_an_adapter_that_changed_since_training_is_refused(
         load_adapter(load(tiny_base), tmp_path)
 
 
-def test_the_proof_of_a_merge_reads_what_is_trained_in_full_without_rounding(
+def test_the_merge_proof_reads_fully_trained_parts_without_rounding(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     settings = LoraSettings(r=R, train_in_full=["audio_head"])
@@ -228,7 +228,7 @@ def test_the_proof_of_a_merge_reads_what_is_trained_in_full_without_rounding(
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
-def test_beside_pissa_parts_trained_in_full_are_saved_unchanged(
+def test_fully_trained_parts_are_saved_unchanged_with_pissa(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     settings = LoraSettings(r=R, init="pissa", train_in_full=["audio_head"])

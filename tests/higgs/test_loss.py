@@ -27,7 +27,7 @@ SUMS = LossSums(
 )
 
 
-def test_the_loss_divides_sums_by_counts_once_as_worked_by_hand() -> None:
+def test_the_loss_divides_sums_by_counts_once() -> None:
     losses = named_losses(SUMS.total(), prefix="eval_")
     assert losses["eval_text_loss"] == pytest.approx(9 / 6)
     assert losses["eval_audio_loss_codebook_0"] == pytest.approx(9 / 6)
@@ -37,12 +37,12 @@ def test_the_loss_divides_sums_by_counts_once_as_worked_by_hand() -> None:
     assert losses["eval_loss"] == pytest.approx(1.5 + 1.5)
 
 
-def test_the_audio_loss_is_the_mean_of_codebooks_of_unequal_counts() -> None:
+def test_the_audio_loss_is_the_unweighted_mean_of_codebook_losses() -> None:
     sums = LossSums(torch.tensor([0.0, 9.0, 3.0, 0.0]), torch.tensor([1.0, 9.0, 1.0, 1.0]))
     assert named_losses(sums)["audio_loss"] == 2.0  # of 1 and 3
 
 
-def test_the_objective_of_parts_adds_up_to_the_objective_of_the_whole() -> None:
+def test_the_objective_of_parts_adds_up_to_that_of_the_whole() -> None:
     total = SUMS.total()
     parts = [objective(sample, total.count).item() for sample in SUMS.loss]
     assert math.fsum(parts) == pytest.approx(objective(total.loss, total.count).item())
@@ -60,7 +60,7 @@ def test_the_objective_of_parts_adds_up_to_the_objective_of_the_whole() -> None:
         ({"codebooks": [0.0, 2.0], "text": 0}, 0.5),
     ],
 )
-def test_weights_enter_the_objective_as_worked_by_hand(
+def test_loss_weights_enter_the_objective_as_calculated_by_hand(
     weights: dict[str, Any], expected: Any
 ) -> None:
     total = SUMS.total()
@@ -70,7 +70,7 @@ def test_weights_enter_the_objective_as_worked_by_hand(
     assert objective(loss, count, LossWeights(**weights)).item() == pytest.approx(expected)
 
 
-def test_accuracies_are_shares_of_the_labels() -> None:
+def test_accuracies_are_fractions_of_the_labels() -> None:
     accuracies = named_accuracies(SUMS.total())
     assert accuracies == {
         "text_accuracy": 0.5,
@@ -79,7 +79,7 @@ def test_accuracies_are_shares_of_the_labels() -> None:
     }
 
 
-def test_each_name_has_the_sums_of_its_column() -> None:
+def test_each_named_loss_comes_from_its_own_column() -> None:
     sums = LossSums(
         loss=torch.tensor([1.0, 4.0, 9.0, 32.0]),
         count=torch.tensor([1.0, 2.0, 3.0, 4.0]),
@@ -92,7 +92,7 @@ def test_each_name_has_the_sums_of_its_column() -> None:
     assert list(named_accuracies(sums).values()) == pytest.approx([1, 1 / 2, 1 / 3])
 
 
-def test_what_a_label_weighs_is_the_gradient_of_the_objective() -> None:
+def test_label_weights_are_the_gradient_of_the_objective() -> None:
     weights = LossWeights(text=0.5, audio=2, eos=0.1, codebooks=[1, 3])
     loss = torch.tensor([6.0, 8.0, 2.0, 1.0], requires_grad=True)
     count = torch.tensor([3.0, 4.0, 4.0, 2.0])
@@ -145,7 +145,7 @@ def test_without_any_label_the_loss_and_its_gradients_are_0() -> None:
 @pytest.mark.parametrize("max_logits_mb", [ALL_AT_ONCE_MB, TWO_ROWS_MB])
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize("is_weighted_ahead", [False, True])
-def test_the_loss_in_chunks_is_the_plain_loss(
+def test_the_chunked_loss_equals_the_plain_loss(
     max_logits_mb: Any, is_trained: bool, is_weighted_ahead: bool
 ) -> None:
     head, hidden, labels, weights = head_problem(is_trained)
@@ -169,7 +169,7 @@ def test_the_loss_in_chunks_is_the_plain_loss(
 
 
 class LivePeak(TorchDispatchMode):
-    """The most bytes that results of operators held at one time."""
+    """Return the peak number of bytes held by operator results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ def test_logits_and_their_gradients_stay_within_the_budget(
 
 
 @pytest.mark.parametrize("is_weighted_ahead", [False, True])
-def test_the_loss_over_a_bfloat16_head_is_computed_in_float32(is_weighted_ahead: bool) -> None:
+def test_the_loss_of_a_bfloat16_head_is_computed_in_float32(is_weighted_ahead: bool) -> None:
     """Differences of 0.1 nats at logits near 100 vanish where bfloat16 rounds to 0.5."""
     torch.manual_seed(0)
     head = nn.Linear(4, 50, bias=False, dtype=torch.bfloat16).requires_grad_(False)

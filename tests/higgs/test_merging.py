@@ -72,7 +72,7 @@ EVERY_KIND = [
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize("settings", EVERY_KIND, ids=str)
-def test_merged_weights_are_those_of_pefts_own_merge(
+def test_merged_weights_match_pefts_own_merge(
     tiny_base: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     adapter = trained_adapter(tiny_base, tmp_path / "adapter", **settings)
@@ -135,9 +135,7 @@ def test_merging_changes_neither_the_base_nor_the_adapter(tiny_base: Path, tmp_p
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_an_adapter_with_a_tensor_of_unknown_effect_is_refused(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_with_an_unsupported_tensor_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     adapter = trained_adapter(tiny_base, tmp_path / "adapter")
     tensors = load_file(adapter / "adapter_model.safetensors")
     key = next(key for key in tensors if key.endswith("q_proj.lora_B.weight"))
@@ -148,7 +146,7 @@ def test_an_adapter_with_a_tensor_of_unknown_effect_is_refused(
         read_changes(adapter)
 
 
-def test_a_base_and_an_adapter_that_do_not_fit_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_fit_the_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     adapter = trained_adapter(tiny_base, tmp_path / "adapter")
     with Shards(tiny_base) as weights:
         shapes = weights.shapes
@@ -158,7 +156,7 @@ def test_a_base_and_an_adapter_that_do_not_fit_are_refused(tiny_base: Path, tmp_
             merge.check(shapes | {name: (3, 64)})
 
 
-def test_shards_hold_what_the_library_reads(tmp_path: Path) -> None:
+def test_written_shards_can_be_read_by_the_library(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.randn(3 + i, 7).bfloat16() for i in range(5)}  # 42 to 98 bytes
     tensors["vector"] = torch.randn(5).bfloat16()
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -177,7 +175,7 @@ def test_shards_hold_what_the_library_reads(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_every_native_tensor_has_one_original_name_and_back(tiny_base: Path) -> None:
+def test_native_and_original_tensor_names_map_one_to_one(tiny_base: Path) -> None:
     names = list(model_shapes(Pretrained("base_model", str(tiny_base))))
     originals = [original_name(name) for name in names]
     assert len(set(originals)) == len(names) == 33
@@ -194,7 +192,7 @@ def test_every_native_tensor_has_one_original_name_and_back(tiny_base: Path) -> 
     } < set(originals)
 
 
-def test_float32_arithmetic_widens_each_weight_as_it_is_used(
+def test_float32_arithmetic_upcasts_each_weight_when_it_is_used(
     tiny_base: Path, corpus: PackedCorpus
 ) -> None:
     narrow = DualLossModel(load(tiny_base).bfloat16()).eval()
@@ -208,11 +206,11 @@ def test_float32_arithmetic_widens_each_weight_as_it_is_used(
     assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
 
 
-def test_a_tensor_of_another_shape_than_announced_leaves_no_file(tmp_path: Path) -> None:
+def test_a_tensor_of_an_unexpected_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a: \(3,\) torch.float32"):
         write_shards(tmp_path, {"a": (2,)}, torch.float32, lambda _: torch.zeros(3))
 
 
-def test_a_tensor_that_is_not_the_models_has_no_original_name() -> None:
+def test_a_tensor_outside_the_model_has_no_original_name() -> None:
     with pytest.raises(KeyError, match=r"codec\.weight"):
         original_name("codec.weight")

@@ -54,7 +54,7 @@ def assert_equal_gradients(found: dict, expected: dict, relative: float) -> None
         assert error < relative, f"{name}: {error}"
 
 
-def test_packed_loss_and_gradients_are_the_plain_loops_over_single_samples(
+def test_packed_loss_and_gradients_match_plain_loops_over_samples(
     tiny_base: Path, rows: list[PackedRow]
 ) -> None:
     reference: Any = base_with_lora(tiny_base)
@@ -74,7 +74,7 @@ def test_packed_loss_and_gradients_are_the_plain_loops_over_single_samples(
     assert_equal_gradients(lora_gradients(model), lora_gradients(reference), relative=1e-6)
 
 
-def test_dual_loss_is_the_native_loss_where_the_two_must_agree(
+def test_the_dual_loss_matches_the_native_loss_on_a_single_sample(
     tiny_base: Path, rows: list[PackedRow]
 ) -> None:
     """One sample: the native model sums its codebooks' means where ours averages them."""
@@ -129,7 +129,7 @@ def test_routing_by_index_equals_the_native_dual_ffn_layer(
     assert text_logits.shape == (3, native.config.vocab_size)
 
 
-def test_two_rows_in_a_micro_batch_give_the_sums_of_each_alone(
+def test_two_rows_in_a_micro_batch_give_the_same_sums_as_each_alone(
     tiny_base: Path, rows: list[PackedRow]
 ) -> None:
     model = DualLossModel(base_with_lora(tiny_base))
@@ -151,7 +151,7 @@ def backward(model: torch.nn.Module, batch: PackedBatch) -> dict[str, torch.Tens
 @pytest.mark.parametrize(
     "settings", [LoraSettings(dropout=0.0), LoraSettings(dropout=0, train_in_full=["audio_head"])]
 )
-def test_the_objective_with_weights_ahead_is_the_objective_of_the_sums(
+def test_the_objective_with_precomputed_weights_equals_that_of_the_sums(
     tiny_base: Path, rows: list[PackedRow], settings: Any
 ) -> None:
     model = DualLossModel(base_with_lora(tiny_base, settings), max_logits_mb=1.0)
@@ -168,7 +168,9 @@ def test_the_objective_with_weights_ahead_is_the_objective_of_the_sums(
     assert_equal_gradients(lora_gradients(model), of_sums, relative=1e-10)
 
 
-def test_predictions_cost_nothing_unless_asked_for(tiny_base: Path, rows: list[PackedRow]) -> None:
+def test_predictions_are_not_computed_unless_requested(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
     model = DualLossModel(base_with_lora(tiny_base))
     sums, predictions = model(collate([rows[0]], model.native.config), predict=False)
     assert predictions is None
@@ -176,7 +178,7 @@ def test_predictions_cost_nothing_unless_asked_for(tiny_base: Path, rows: list[P
 
 
 @pytest.mark.parametrize(("number", "passes"), [(0, [1, 1]), (1, [2, 1]), (2, [2, 2])])
-def test_the_first_layers_are_computed_again_and_no_gradient_changes(
+def test_recomputing_the_first_layers_changes_no_gradient(
     tiny_base: Path, rows: list[PackedRow], number: int, passes: Any
 ) -> None:
     plain = DualLossModel(base_with_lora(tiny_base)).train()
@@ -193,7 +195,7 @@ def test_the_first_layers_are_computed_again_and_no_gradient_changes(
     assert found == passes
 
 
-def test_dropout_of_the_bases_attention_is_on_only_in_training(
+def test_attention_dropout_of_the_base_is_on_only_in_training(
     tiny_base: Path, rows: list[PackedRow]
 ) -> None:
     plain, dropping, recomputing = (
@@ -218,7 +220,7 @@ def test_dropout_of_the_bases_attention_is_on_only_in_training(
 # Dynamo instantiates the autograd functions that it traces, and looks at .grad of what flows by.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiled_layers_have_no_break_and_serve_rows_of_any_length(
+def test_compiled_layers_have_no_graph_break_and_take_rows_of_any_length(
     tiny_base: Path, rows: list[PackedRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_backend = partial(torch.compile, backend="eager")  # traces all, compiles nothing
@@ -264,7 +266,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_micro_step_never_waits_for_the_device(tiny_base: Path, rows: list[PackedRow]) -> None:
+def test_a_micro_step_never_waits_for_the_device(tiny_base: Path, rows: list[PackedRow]) -> None:
     model = DualLossModel(base_with_lora(tiny_base), recomputed_layers=1).train()
     batch = collate(rows[:2], model.native.config)
     weights = label_weights(batch.label_counts())
@@ -279,7 +281,7 @@ def test_the_micro_step_never_waits_for_the_device(tiny_base: Path, rows: list[P
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_on_cuda_the_micro_step_makes_no_synchronizing_call(
+def test_on_cuda_a_micro_step_makes_no_synchronizing_call(
     tiny_base: Path, rows: list[PackedRow]
 ) -> None:
     device = torch.device("cuda")
@@ -294,7 +296,9 @@ def test_on_cuda_the_micro_step_makes_no_synchronizing_call(
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_base_in_bfloat16_trains_lora_in_float32(tiny_base: Path, rows: list[PackedRow]) -> None:
+def test_over_a_bfloat16_base_lora_is_trained_in_float32(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
     settings = LoraSettings(dropout=0.0)
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -329,17 +333,17 @@ def test_a_base_without_its_text_head_is_refused(tiny_base: Path, tmp_path: Path
         load_base(Pretrained("base_model", str(tmp_path)), DTYPE)
 
 
-def test_the_native_class_is_what_is_loaded(tiny_base: Path) -> None:
+def test_the_base_is_loaded_frozen_as_the_native_class(tiny_base: Path) -> None:
     base = load_base(Pretrained("base_model", str(tiny_base)), DTYPE)
     assert type(base) is HiggsAudioV2ForConditionalGeneration
     assert not any(parameter.requires_grad for parameter in base.parameters())
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_a_forward_pass_over_bfloat16_sees_the_matrices_as_they_are(
+def test_a_bfloat16_forward_pass_uses_the_current_lora_matrices(
     tiny_base: Path, rows: list[PackedRow], is_replaced: bool
 ) -> None:
-    """They are rounded in advance, so a change between two passes must not go unseen."""
+    """LoRA matrices are rounded in advance, so a change between two passes must be noticed."""
     base = load_base(Pretrained("base_model", str(tiny_base)), torch.bfloat16)
     model = DualLossModel(add_lora(base, LoraSettings(dropout=0.0), seed=0)).train()
     batch = collate([rows[0]], model.native.config)

@@ -12,10 +12,8 @@ from higgs_pipe.higgs.head_loss import HeadLoss
 from higgs_pipe.higgs.loss import loss_sums
 
 
-def test_a_row_of_any_row_group_is_the_one_of_its_number(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
-    """Groups of eight rows."""
+def test_rows_are_read_by_index_across_row_groups(corpus: PackedCorpus, tmp_path: Path) -> None:
+    """Row groups have eight rows."""
     corpus.pack(tmp_path, max_tokens=200, tasks={"speech": 1, "cloning": 0})
     expected = pq.read_table(tmp_path / "train.parquet").to_pylist()
     rows = PackedRows(tmp_path / "train.parquet")
@@ -25,8 +23,8 @@ def test_a_row_of_any_row_group_is_the_one_of_its_number(
         assert rows[number].audio_labels.tolist() == expected[number]["audio_labels"]
 
 
-def test_a_prediction_is_right_where_it_is_its_own_label(corpus: PackedCorpus) -> None:
-    """All are right but every third text label and, of codebook k, each (k + 2)-th place."""
+def test_a_prediction_is_correct_if_it_equals_its_own_label(corpus: PackedCorpus) -> None:
+    """Wrong are every third text label and every (k + 2)-th label of codebook k."""
     config = AutoConfig.from_pretrained(corpus.base)
     batch = collate([PackedRows(corpus.train_rows)[0]], config)
     text, audio = batch.text.values.clone(), batch.audio.values.clone()

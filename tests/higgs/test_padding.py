@@ -58,7 +58,7 @@ def losses_and_gradients(
 
 
 @pytest.mark.parametrize("numbers", [[0], [2, 0], [3, 1, 2]])
-def test_padding_changes_no_loss_gradient_or_mask(
+def test_padding_changes_no_loss_gradient_or_dropout_mask(
     tiny_base: Path, rows: list[PackedRow], numbers: list[int]
 ) -> None:
     model = dropping_model(tiny_base)
@@ -75,7 +75,9 @@ def test_padding_changes_no_loss_gradient_or_mask(
         assert (gradients[name] - gradient).norm() < 1e-9 * gradient.norm(), name
 
 
-def test_nothing_in_the_padding_reaches_the_loss(tiny_base: Path, rows: list[PackedRow]) -> None:
+def test_the_content_of_the_padding_does_not_reach_the_loss(
+    tiny_base: Path, rows: list[PackedRow]
+) -> None:
     model = dropping_model(tiny_base).eval()
     batch = Grid.of_rows(sizes_of(rows), 1).collate(rows[:1], model.native.config)
     num_real = len(rows[0].input_ids)
@@ -123,7 +125,7 @@ def test_a_corpus_of_mixed_lengths_has_few_shapes(rows_per_micro_batch: int) -> 
     assert grid.num_positions <= longest * (1 + 1 / 64) + 2 * 16
 
 
-def test_every_shape_holds_every_batch() -> None:
+def test_every_batch_is_padded_to_a_shape_of_the_grid() -> None:
     generator = np.random.default_rng(1)
     rows = [drawn_row(generator, n) for n in (700, 900, 2048)]
     grid = Grid.of_rows(sizes_of(rows), 2)
@@ -137,5 +139,7 @@ def test_every_shape_holds_every_batch() -> None:
         assert len(batch.layout.samples.offsets) == grid.num_samples + 1
 
 
-def test_a_table_measures_its_rows(corpus: PackedCorpus, rows: list[PackedRow]) -> None:
+def test_a_packed_table_knows_the_sizes_of_its_rows(
+    corpus: PackedCorpus, rows: list[PackedRow]
+) -> None:
     assert PackedRows(corpus.train_rows).sizes() == sizes_of(rows)

@@ -1,4 +1,4 @@
-"""The micro-step on tensors that only say that they are on a GPU: where each operator computes."""
+"""The micro-step on tensors that pretend to be on a GPU, to see where each operator computes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +42,7 @@ class Devices(TorchDispatchMode):
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
-    """As on a recent GPU, but for the backward pass, which asks for a real one."""
+    """Pretend to have a recent GPU, except in the backward pass, which needs a real one."""
 
     def no_gradients(_: Any, inputs: Any, *__: Any) -> list[torch.Tensor]:
         return [torch.zeros_like(tensor) for tensor in inputs]
@@ -76,7 +76,7 @@ def padded(corpus: PackedCorpus, model: DualLossModel, mode: FakeTensorMode) -> 
 
 
 @pytest.mark.parametrize("family", ["corpus", "v3_corpus"])
-def test_no_operator_of_a_forward_pass_reaches_from_the_gpu_to_the_host(
+def test_no_operator_of_a_micro_step_copies_from_gpu_to_host(
     request: pytest.FixtureRequest, hopper: FakeTensorMode, family: str
 ) -> None:
     corpus: PackedCorpus = request.getfixturevalue(family)

@@ -1,4 +1,4 @@
-"""Pinning: a checkpoint is known by its weights, wherever it lies and whatever its name."""
+"""Pinning: a checkpoint is identified by its weights, whatever its path and name."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def pinned(folder: Path) -> PinnedModel:
     return PinnedModel.of(Pretrained("base_model", str(folder)))
 
 
-def test_the_fingerprint_is_the_hash_of_the_hashes_of_the_weights(base: Path) -> None:
+def test_the_fingerprint_is_the_hash_of_the_weight_file_hashes(base: Path) -> None:
     lines = "".join(
         f"{hashlib.sha256(text).hexdigest()}  model-{number}.safetensors\n"
         for number, text in ((1, b"one"), (2, b"two"))
@@ -52,7 +52,7 @@ def test_the_fingerprint_is_the_hash_of_the_hashes_of_the_weights(base: Path) ->
     assert pinned(base).fingerprint == weight_fingerprint(Pretrained("codec", str(base)))
 
 
-def test_a_pinned_folder_is_changed_by_its_weights_or_config_alone(base: Path) -> None:
+def test_only_weights_and_config_change_the_pin_of_a_folder(base: Path) -> None:
     before = pinned(base)
     os.utime(base / "model-1.safetensors", ns=(1, 1))
     (base / "README.md").write_text("Other")
@@ -67,7 +67,7 @@ def test_a_pinned_folder_is_changed_by_its_weights_or_config_alone(base: Path) -
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "t.model", "merges.txt"])
-def test_each_file_that_decides_a_prompt_is_in_the_hash_of_the_config(
+def test_every_file_that_affects_prompts_changes_the_config_fingerprint(
     base: Path, name: str
 ) -> None:
     before = pinned(base)
@@ -76,7 +76,7 @@ def test_each_file_that_decides_a_prompt_is_in_the_hash_of_the_config(
     assert pinned(base).config_fingerprint != before.config_fingerprint
 
 
-def test_a_revision_is_asked_of_the_hub_and_its_commit_is_pinned(
+def test_the_commit_of_a_requested_hub_revision_is_pinned(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit, asked = "0123abcd" * 5, []
@@ -101,14 +101,14 @@ def test_a_folder_without_weights_is_named(base: Path) -> None:
         pinned(base)
 
 
-def test_an_adapter_is_not_taken_for_a_base(base: Path) -> None:
+def test_an_adapter_given_as_a_base_is_refused(base: Path) -> None:
     (base / "config.json").rename(base / "adapter_config.json")
     with pytest.raises(UserError, match=r"base_model '.*base' is an adapter"):
         pinned(base)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./base", "a/b/c", "org/my model"])
-def test_a_path_that_does_not_exist_is_not_blamed_on_its_form(name: str) -> None:
+def test_a_missing_path_is_reported_as_missing_and_not_as_a_malformed_id(name: str) -> None:
     for use in (PinnedModel.of, ChatRenderer):
         with pytest.raises(UserError) as caught:
             use(Pretrained("base_model", name))
@@ -126,9 +126,7 @@ def test_a_path_that_does_not_exist_is_not_blamed_on_its_form(name: str) -> None
         (HfHubHTTPError, "Hub does not provide it: 503"),
     ],
 )
-def test_what_the_hub_refuses_is_told_with_what_to_do(
-    kind: type[HfHubHTTPError], token: str
-) -> None:
+def test_errors_of_the_hub_say_what_to_do(kind: type[HfHubHTTPError], token: str) -> None:
     wrapped = OSError("wrapped: 503")  # as Transformers does
     wrapped.__cause__ = kind("503", response=Response(503, request=Request("GET", "http://hub")))
     told = str(not_loaded(Pretrained("base_model", "org/base", "v2"), wrapped)).replace(
@@ -138,7 +136,7 @@ def test_what_the_hub_refuses_is_told_with_what_to_do(
     assert token in told
 
 
-def test_the_stage_writes_what_is_read_back(base: Path, tmp_path: Path) -> None:
+def test_pin_model_writes_a_pin_that_can_be_read_back(base: Path, tmp_path: Path) -> None:
     config = write_stage_config(tmp_path / "codec.json", codec=str(base))
     pin_model.run(config, "codec", tmp_path / "models/codec.json")
     found = PinnedModel.read(tmp_path / "models/codec.json")
@@ -146,7 +144,7 @@ def test_the_stage_writes_what_is_read_back(base: Path, tmp_path: Path) -> None:
     assert found.fingerprint == pinned(base).fingerprint
 
 
-def test_packed_rows_know_the_base_and_refuse_another_one(
+def test_packed_rows_record_their_base_and_refuse_another(
     corpus: PackedCorpus, tiny_base: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "base"
@@ -165,7 +163,7 @@ def test_packed_rows_know_the_base_and_refuse_another_one(
         base_of_rows(corpus.clips, configured)
 
 
-def test_planning_hashes_a_file_once_until_it_changes(base: Path, tmp_path: Path) -> None:
+def test_planning_hashes_a_file_only_when_it_changes(base: Path, tmp_path: Path) -> None:
     cache, weights = tmp_path / "results" / "hashes.json", base / "model-1.safetensors"
     found = checkpoint_hash(str(base), cache)
     times = weights.stat()
@@ -181,7 +179,7 @@ def test_planning_hashes_a_file_once_until_it_changes(base: Path, tmp_path: Path
     assert checkpoint_hash("org/model", cache) is None
 
 
-def test_the_hashes_of_two_checkpoints_are_kept_apart(tmp_path: Path) -> None:
+def test_hashes_of_two_checkpoints_are_cached_separately(tmp_path: Path) -> None:
     cache, found = tmp_path / "hashes.json", []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -191,7 +189,7 @@ def test_the_hashes_of_two_checkpoints_are_kept_apart(tmp_path: Path) -> None:
     assert len(set(found)) == len(json.loads(cache.read_text())) == 2
 
 
-def test_every_file_that_decides_is_in_the_hash_of_a_checkpoint(tmp_path: Path) -> None:
+def test_every_file_that_affects_results_changes_the_checkpoint_hash(tmp_path: Path) -> None:
     names = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.model")
     for name in names:
         (tmp_path / name).write_text("1")
@@ -202,7 +200,7 @@ def test_every_file_that_decides_is_in_the_hash_of_a_checkpoint(tmp_path: Path) 
     assert len(found) == 1 + len(names)
 
 
-def test_a_setting_that_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
+def test_pinning_a_setting_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     config = write_stage_config(tmp_path / "codec.json", codec="c")
     with pytest.raises(UserError, match="'judge'"):
         pin_model.run(config, "judge", tmp_path / "models/judge.json")

@@ -83,7 +83,7 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_labels_agree_with_the_written_definition(renderer: ChatRenderer, name: Any) -> None:
+def test_labels_match_the_documented_definition(renderer: ChatRenderer, name: Any) -> None:
     conversation, num_frames = CONVERSATIONS[name]
     codes = [random_codes(n, seed=n) for n in num_frames]
     sample = renderer.model_inputs([renderer.prompt(conversation)], codes)
@@ -101,10 +101,10 @@ def test_labels_agree_with_the_written_definition(renderer: ChatRenderer, name: 
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_the_training_prompt_is_the_inference_prompt(
+def test_the_training_prompt_equals_the_inference_prompt(
     renderer: ChatRenderer, processor: Any, name: Any
 ) -> None:
-    """The ids before each target are those that the processor makes to generate it."""
+    """The ids before each target match those of the processor for generation."""
     conversation, num_frames = CONVERSATIONS[name]
     waveforms = [np.zeros(960 * n, np.float32) for n in num_frames]
     sample = renderer.model_inputs(
@@ -126,7 +126,7 @@ def test_the_training_prompt_is_the_inference_prompt(
 
 
 @pytest.mark.parametrize("name", ["speech", "cloning", "two targets"])
-def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
+def test_a_sample_matches_the_native_processor_on_the_same_recordings(
     renderer: ChatRenderer, processor: Any, name: str
 ) -> None:
     conversation, num_frames = CONVERSATIONS[name]
@@ -155,7 +155,7 @@ def test_a_sample_is_what_the_native_processor_makes_of_the_same_recordings(
     assert sample.audio_input_ids.tolist() == native["audio_input_ids"][0].tolist()
 
 
-def test_the_length_is_known_before_the_codes_are(renderer: ChatRenderer) -> None:
+def test_the_sample_length_is_known_without_the_codes(renderer: ChatRenderer) -> None:
     prompt = renderer.prompt(speech("Yes.", reference_text="No."))
     sample = renderer.model_inputs([prompt], [random_codes(5), random_codes(31)])
     assert renderer.sample_length(prompt, [5, 31]) == len(sample.input_ids)
@@ -163,7 +163,7 @@ def test_the_length_is_known_before_the_codes_are(renderer: ChatRenderer) -> Non
     assert (sample.input_ids == renderer.tokens.audio_delay).sum() == 2 * 7
 
 
-def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_base: Path) -> None:
+def test_target_text_is_a_label_where_the_template_writes_it(tiny_base: Path) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     audio = "{{- audio_turn -}}"
     assert audio in renderer.tokenizer.chat_template
@@ -201,7 +201,7 @@ def test_the_text_of_a_target_turn_is_learned_where_the_template_writes_it(tiny_
         (talk(SYSTEM, said("Who?"), heard()), "no assistant turn is a target"),
     ],
 )
-def test_what_the_template_would_leave_out_is_said(
+def test_a_conversation_the_template_would_not_render_whole_is_refused(
     renderer: ChatRenderer, conversation: Any, fact: str
 ) -> None:
     with pytest.raises(RenderError, match=fact):
@@ -211,7 +211,9 @@ def test_what_the_template_would_leave_out_is_said(
     assert isinstance(sound, Prompt)
 
 
-def test_many_prompts_at_once_are_those_of_one_by_one(renderer: ChatRenderer) -> None:
+def test_prompts_rendered_in_a_batch_match_those_rendered_one_by_one(
+    renderer: ChatRenderer,
+) -> None:
     texts = [
         "One.",
         " Two. ",
@@ -235,7 +237,7 @@ def test_many_prompts_at_once_are_those_of_one_by_one(renderer: ChatRenderer) ->
         assert prompt.is_target == alone.is_target
 
 
-def test_braces_of_a_template_or_a_text_stay_as_they_are(tiny_base: Path) -> None:
+def test_braces_in_a_template_or_a_text_are_preserved(tiny_base: Path) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     text = "{{- text_of(turn['content']) -}}"
     assert text in renderer.tokenizer.chat_template
@@ -248,7 +250,7 @@ def test_braces_of_a_template_or_a_text_stay_as_they_are(tiny_base: Path) -> Non
     assert "{0} {{1} {two}}<|eot_id|>" in renderer.tokenizer.decode(prompt.ids)
 
 
-def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base: Path) -> None:
+def test_a_template_whose_wording_depends_on_the_texts_is_refused(tiny_base: Path) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     renderer.tokenizer.chat_template += (
         "{%- if 'wolf' in messages[1]['content'][0]['text'] -%}!{%- endif -%}"
@@ -258,7 +260,7 @@ def test_a_template_whose_words_depend_on_the_texts_is_refused(tiny_base: Path) 
         renderer.prompts([speech("A wolf.")])
 
 
-def test_a_template_that_frames_the_audio_otherwise_is_refused(tiny_base: Path) -> None:
+def test_a_template_without_the_tokens_around_audio_is_refused(tiny_base: Path) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     template = renderer.tokenizer.chat_template
     renderer.tokenizer.chat_template = template.replace(
@@ -276,7 +278,7 @@ def test_a_template_that_does_not_end_the_turn_is_refused(tiny_base: Path) -> No
         renderer.prompt(speech("Yes."))
 
 
-def test_a_template_with_a_header_too_many_is_refused(tiny_base: Path) -> None:
+def test_a_template_with_an_extra_assistant_header_is_refused(tiny_base: Path) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(tiny_base)))
     header = "{{- '" + ASSISTANT_HEADER.replace("\n", "\\n") + "' -}}"
     renderer.tokenizer.chat_template += header
@@ -284,7 +286,7 @@ def test_a_template_with_a_header_too_many_is_refused(tiny_base: Path) -> None:
         renderer.prompt(speech("Yes."))
 
 
-def test_pieces_beyond_what_is_kept_are_tokenized_anew(
+def test_pieces_evicted_from_the_cache_are_tokenized_again(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("higgs_pipe.higgs.v2.renderer.MAX_KNOWN_PIECES", 0)
@@ -297,7 +299,7 @@ def test_pieces_beyond_what_is_kept_are_tokenized_anew(
     assert "One." not in "".join(renderer._known_pieces)
 
 
-def test_a_token_that_takes_the_space_behind_it_is_rendered_one_by_one(
+def test_a_token_that_strips_the_following_space_disables_batch_rendering(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
@@ -324,7 +326,7 @@ def of_few_messages(tiny_base: Path, tmp_path: Path) -> Path:
     return base
 
 
-def test_what_the_template_cannot_render_is_a_user_error_where_it_is_asked_for(
+def test_text_the_template_cannot_render_is_a_user_error_in_every_stage(
     of_few_messages: Path, corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     renderer = ChatRenderer(Pretrained("base_model", str(of_few_messages)))

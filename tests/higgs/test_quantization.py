@@ -12,23 +12,25 @@ HEADS = V2.unquantized
 CUDA = torch.device("cuda", 0)
 
 
-def test_without_the_setting_nothing_is_asked_for() -> None:
+def test_without_quantization_no_options_are_set() -> None:
     assert quantization_options(None, torch.device("cpu"), torch.float32, HEADS) == {}
 
 
-def test_off_cuda_it_is_refused_with_what_to_set() -> None:
+def test_quantization_without_cuda_is_refused_with_what_to_set() -> None:
     with pytest.raises(UserError, match=r"4bit.*CUDA.*quantization: null"):
         quantization_options("4bit", torch.device("cpu"), torch.bfloat16, HEADS)
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_bitsandbytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         quantization_options("8bit", CUDA, torch.bfloat16, HEADS)
 
 
 @pytest.mark.parametrize(("setting", "method"), [("8bit", "llm_int8"), ("4bit", "nf4")])
-def test_heads_keep_their_type(monkeypatch: pytest.MonkeyPatch, setting: Any, method: str) -> None:
+def test_heads_are_not_quantized(
+    monkeypatch: pytest.MonkeyPatch, setting: Any, method: str
+) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda _: object())
     options = quantization_options(setting, CUDA, torch.bfloat16, HEADS)
     assert options["device_map"] == {"": CUDA}

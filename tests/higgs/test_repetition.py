@@ -10,14 +10,14 @@ from higgs_pipe.higgs.sampler import Sampler
 
 
 class OneCodebook:
-    """As much of a config as a sampler reads; codes 0 to 3."""
+    """The part of a config that a sampler reads, with codes 0 to 3."""
 
     num_codebooks, codebook_size = 1, 6
     audio_stream_bos_id, audio_stream_eos_id = 4, 5
 
 
 def first_other_code(seed: int, **settings: int) -> int:
-    """The frame of the first code but 0, which top_k alone would always draw."""
+    """Return the frame of the first code other than 0, the only code that top_k allows."""
     config: Any = OneCodebook
     sampler = Sampler(Sampling(top_k=1, top_p=1, **settings), config, [seed], lambda: None)
     scores = torch.tensor([[0.1, 0.0, 0.0, 0.0, -9.0, -9.0]])
@@ -27,6 +27,6 @@ def first_other_code(seed: int, **settings: int) -> int:
 
 
 @pytest.mark.parametrize("num_repeats", [1, 2, 5])
-def test_a_code_is_drawn_again_after_so_many_repeats(num_repeats: int) -> None:
+def test_a_code_is_redrawn_after_ras_win_max_num_repeat_repeats(num_repeats: int) -> None:
     settings = {"ras_win_len": 7, "ras_win_max_num_repeat": num_repeats}
     assert min(first_other_code(seed, **settings) for seed in range(20)) == num_repeats

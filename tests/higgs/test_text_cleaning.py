@@ -47,5 +47,5 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("written", BY_HAND)
-def test_a_target_text_is_cleaned_as_at_inference(written: str) -> None:
+def test_target_text_is_cleaned_as_at_inference(written: str) -> None:
     assert clean_text(written) == BY_HAND[written]

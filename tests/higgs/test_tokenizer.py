@@ -1,4 +1,4 @@
-"""What packing reads of a base without a model, beside what Transformers makes of it."""
+"""What packing reads from a base without loading the model, compared with Transformers."""
 
 import json
 import shutil
@@ -21,13 +21,15 @@ def base(tiny_base: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("named", ["tiny_base", "v3_base"])
-def test_the_shape_is_that_of_the_native_config(named: str, request: pytest.FixtureRequest) -> None:
+def test_the_model_shape_matches_the_native_config(
+    named: str, request: pytest.FixtureRequest
+) -> None:
     base = Pretrained("base_model", str(request.getfixturevalue(named)))
     assert renderer_of(base).shape == family_of_base(base).shape_of(config_of(base))
 
 
 @pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "GPT2TokenizerFast", None])
-def test_the_tokenizer_is_the_one_that_transformers_chooses(
+def test_the_tokenizer_is_the_one_autotokenizer_chooses(
     base: Path, tokenizer_class: str | None
 ) -> None:
     file = base / "tokenizer_config.json"
@@ -43,7 +45,7 @@ def test_the_tokenizer_is_the_one_that_transformers_chooses(
     ("key", "value"),
     [("head_dim", None), ("audio_token_id", "272"), ("audio_bos_token_id", None)],
 )
-def test_a_config_without_a_number_is_refused(base: Path, key: str, value: object) -> None:
+def test_a_config_without_a_required_number_is_refused(base: Path, key: str, value: object) -> None:
     file = base / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(UserError, match=key):

@@ -1,4 +1,4 @@
-"""Train, and die by SIGKILL when half of the checkpoint of step 16 is written."""
+"""Train, and send SIGKILL to itself when half of the checkpoint of step 16 is written."""
 
 import os
 import signal

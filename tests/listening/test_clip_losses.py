@@ -1,4 +1,4 @@
-"""Losses by clip, worked by hand."""
+"""Losses per clip, calculated by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ def losses_of(audio: float) -> FrameLosses:
     return FrameLosses(sums, np.ones((3, 2)), np.ones((3, 2)), stop_at_end=0.5, stop_before_end=0.1)
 
 
-def test_the_worst_clips_are_those_of_the_adapter() -> None:
+def test_the_worst_clips_are_ranked_by_the_loss_of_the_adapter() -> None:
     clips: list[Any] = [
         {"clip_id": name, "text": f"{name}!", "speaker": None, "language": None}
         | {"duration_seconds": 1.0, "task": "speech"}
@@ -35,7 +35,7 @@ def test_the_worst_clips_are_those_of_the_adapter() -> None:
     ]
 
 
-def test_a_family_without_a_text_loss_has_no_difference_of_it() -> None:
+def test_a_family_without_text_loss_has_no_text_loss_difference() -> None:
     clips: list[Any] = [{"clip_id": name} for name in ("a", "b")]
     alone = Clusters.of(["a", "b"], [None] * 2, [None] * 2)
     for has_text in (True, False):
@@ -46,7 +46,7 @@ def test_a_family_without_a_text_loss_has_no_difference_of_it() -> None:
         assert ("text_loss" in found) == has_text
 
 
-def test_the_worst_twenty_clips_are_listed() -> None:
+def test_the_20_worst_clips_are_listed() -> None:
     ids = [f"{number:02d}" for number in range(25)]
     clips: list[Any] = [
         {"clip_id": name, "text": name, "speaker": None, "language": None}
@@ -60,7 +60,7 @@ def test_the_worst_twenty_clips_are_listed() -> None:
     assert [clip.clip_id for clip in found] == ids[:4:-1]
 
 
-def test_clips_are_grouped_by_length_and_by_the_parts_that_they_have() -> None:
+def test_clips_are_grouped_by_length_and_by_the_positions_they_contain() -> None:
     clips: list[Any] = [
         {"clip_id": name, "text": name, "speaker": None, "language": None}
         | {"duration_seconds": seconds, "task": "speech"}
@@ -75,7 +75,7 @@ def test_clips_are_grouped_by_length_and_by_the_parts_that_they_have() -> None:
     assert [g.name for g in found if g.kind == "position"] == ["start", "end"]
 
 
-def test_the_loss_of_a_group_is_the_mean_of_its_codebooks() -> None:
+def test_the_loss_of_a_group_is_the_mean_over_codebooks() -> None:
     """Codebook 0 has 9 nats over 9 labels, codebook 1 has 3 over 1: the mean of 1 and 3."""
     clips: list[Any] = [
         {"clip_id": name, "text": name, "speaker": "ada", "language": None}
@@ -90,7 +90,7 @@ def test_the_loss_of_a_group_is_the_mean_of_its_codebooks() -> None:
     assert (group.base, group.adapter, group.num_clips) == (2.0, 2.0, 2)
 
 
-def test_groups_of_a_kind_are_listed_from_the_largest() -> None:
+def test_groups_of_a_kind_are_listed_largest_first() -> None:
     clips: list[Any] = [
         {"clip_id": str(number), "text": "", "speaker": speaker, "language": None}
         | {"duration_seconds": 1.0, "task": "speech"}
@@ -145,7 +145,7 @@ def three_clips() -> ClipLosses:
     )
 
 
-def test_differences_are_sums_of_clips_over_their_labels() -> None:
+def test_differences_are_summed_losses_divided_by_label_counts() -> None:
     """Audio: the adapter has 12 nats over 8 labels, 7 over 5; the base 12 over 8, 14 over 5."""
     losses = three_clips()
     found = {name: difference.value for name, difference in losses.differences().items()}
@@ -160,7 +160,7 @@ def test_differences_are_sums_of_clips_over_their_labels() -> None:
     assert losses.text_use().value == pytest.approx((4 / 8 + 5 / 5) / 2)
 
 
-def test_the_breakdown_of_three_clips_is_the_one_by_hand() -> None:
+def test_the_breakdown_of_three_clips_matches_a_hand_calculation() -> None:
     found = three_clips().breakdown()
     assert [(g.kind, g.name, g.num_clips, g.base, g.adapter) for g in found.groups] == [
         ("speaker", "ada", 2, 2.25, 1.5),

@@ -1,4 +1,4 @@
-"""Totals and differences over prompts, worked by hand."""
+"""Totals and differences over prompts, calculated by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ def recording(**measures: Any) -> MeasuredTake:
 RECORDINGS = [recording(), recording(), recording()]
 
 
-def test_what_stops_at_twice_the_length_is_no_runaway_and_what_never_stops_is() -> None:
+def test_a_runaway_exceeds_twice_the_length_or_never_stops() -> None:
     voice = [heard(4.0), heard(4.1), heard(1.0, has_stopped=False)]
     found = totals(voice, RECORDINGS, CLIPS, 4)
     assert found["stop_rate"].value == pytest.approx(2 / 3)
@@ -43,7 +43,7 @@ def test_what_stops_at_twice_the_length_is_no_runaway_and_what_never_stops_is() 
     assert found["duration_ratio"].value == pytest.approx(9.1 / 6)
 
 
-def test_totals_weigh_seconds_and_words_not_prompts() -> None:
+def test_totals_are_weighted_by_seconds_and_words_and_not_by_prompt() -> None:
     voice = [
         heard(1.0, silence=0.5, num_word_errors=1, num_words=2),
         heard(3.0, silence=0.1, num_word_errors=0, num_words=8),
@@ -55,7 +55,7 @@ def test_totals_weigh_seconds_and_words_not_prompts() -> None:
     assert found["repeated_frame_share"].value == pytest.approx(0.5)
 
 
-def test_repeated_frames_are_a_share_of_all_frames_not_a_mean_of_prompts() -> None:
+def test_repeated_frames_are_a_share_of_all_frames_and_no_mean_over_prompts() -> None:
     voice = [heard(codes=np.zeros((n, 2), np.int16)) for n in (2, 3, 8)]  # 1, 2 and 7 pairs
     shares = (1.0, 0.5, 0.0)
     voice = [
@@ -66,7 +66,7 @@ def test_repeated_frames_are_a_share_of_all_frames_not_a_mean_of_prompts() -> No
     assert found["repeated_frame_share"].value == pytest.approx((1 + 1) / 10)
 
 
-def test_the_length_of_a_voice_is_that_of_all_prompts_together() -> None:
+def test_the_duration_ratio_is_total_over_total() -> None:
     recorded = [recording(seconds=seconds) for seconds in (1.0, 2.0, 5.0)]
     found = totals([heard(2.0), heard(2.0), heard(2.0)], recorded, CLIPS, 4)
     assert found["duration_ratio"].value == pytest.approx(6 / 8)
@@ -80,7 +80,9 @@ def test_a_measure_without_values_is_none() -> None:
     assert totals(RECORDINGS, RECORDINGS, CLIPS, 4)["stop_rate"] is None
 
 
-def test_prompts_weigh_by_the_frames_of_their_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_weighted_by_the_frames_of_their_recordings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[Any] = []
 
     def look(_: Any, columns: Any, sizes: Any, *__: Any, **___: Any) -> None:
@@ -98,14 +100,14 @@ def test_prompts_weigh_by_the_frames_of_their_recordings(monkeypatch: pytest.Mon
     assert seen == [[2, 5], [2, 5]]
 
 
-def test_recordings_are_at_no_distance_from_themselves() -> None:
+def test_recordings_have_zero_distance_to_themselves() -> None:
     found = totals(RECORDINGS, RECORDINGS, CLIPS, 4)
     assert found["code_distance"].value == pytest.approx(0)
     assert found["code_distance"].low == 0
     assert found["duration_ratio"].value == 1
 
 
-def test_durations_are_compared_in_octaves() -> None:
+def test_durations_are_compared_on_a_log2_scale() -> None:
     adapter = [heard(2.0), heard(4.0), heard(0.0)]  # 0, 1 and at most 3
     base = [heard(1.0), heard(4.0), heard(8.0)]  # 1, 1 and 2
     found = differences(adapter, base, RECORDINGS, CLIPS, 4)
@@ -116,7 +118,7 @@ def test_durations_are_compared_in_octaves() -> None:
     assert found["duration_error"].value == 0  # half as long is as wrong as twice as long
 
 
-def test_silence_is_compared_with_the_recordings() -> None:
+def test_silence_is_compared_with_that_of_the_recordings() -> None:
     adapter = [heard(silence=0.3, longest=0.1)] * 3  # 0.2 off, no excess
     base = [heard(silence=0.0, longest=0.9)] * 3  # 0.1 off, 0.7 s in excess
     found = differences(adapter, base, RECORDINGS, CLIPS, 4)
@@ -124,14 +126,14 @@ def test_silence_is_compared_with_the_recordings() -> None:
     assert found["longest_silence_excess"].value == pytest.approx(-0.7)
 
 
-def test_quality_counts_only_below_the_recordings() -> None:
+def test_only_quality_below_that_of_the_recordings_counts() -> None:
     recordings = [recording(dnsmos=3.0)] * 3
     adapter, base = [heard(dnsmos=2.5)] * 3, [heard(dnsmos=3.5)] * 3
     found = differences(adapter, base, recordings, CLIPS, 4)
     assert found["quality_shortfall"].value == pytest.approx(0.5)
 
 
-def test_prompts_that_one_model_lacks_are_left_out_of_both() -> None:
+def test_prompts_missing_for_one_model_are_left_out_for_both() -> None:
     adapter = [heard(similarity_to_recording=0.5), heard(), heard(similarity_to_recording=0.9)]
     base = [heard(similarity_to_recording=0.4)] * 3
     found = differences(adapter, base, RECORDINGS, CLIPS, 4)["speaker_similarity"]
@@ -140,7 +142,7 @@ def test_prompts_that_one_model_lacks_are_left_out_of_both() -> None:
     assert (found.value, found.num_clips) == (pytest.approx(-0.3), 2)
 
 
-def test_codes_nearer_to_the_recordings_have_a_lower_distance() -> None:
+def test_codes_closer_to_the_recordings_have_a_lower_distance() -> None:
     other = np.array([[1, 0], [1, 0], [3, 2]], np.int16)
     found = differences([heard()] * 3, [heard(codes=other)] * 3, RECORDINGS, CLIPS, 4)
     assert [found["code_distance"].value, found["code_distance"].low] == pytest.approx([-1, -1])
@@ -150,7 +152,7 @@ def test_codes_nearer_to_the_recordings_have_a_lower_distance() -> None:
     assert totals(voice, RECORDINGS, CLIPS, 4)["code_distance"].high == 1  # and no more
 
 
-def test_every_difference_is_a_measure_of_the_verdict() -> None:
+def test_every_speech_difference_is_a_measure_of_the_verdict() -> None:
     found = differences([heard()] * 3, [heard()] * 3, RECORDINGS, CLIPS, 4)
     names = {measure.name for measure in MEASURES}
     assert names - found.keys() == {"audio_loss", "stop_loss", "text_loss", "text_use"}
@@ -169,7 +171,7 @@ MEASURED: dict[str, Any] = {
 }
 
 
-def test_each_total_is_of_its_own_measure() -> None:
+def test_each_total_comes_from_its_own_measure() -> None:
     voice = [heard(3.0, silence=0.4, longest=0.7, **MEASURED)] * 3
     found = totals(voice, RECORDINGS, CLIPS, 4)
     assert {name: total and total.value for name, total in found.items()} == pytest.approx(
@@ -191,8 +193,8 @@ def test_each_total_is_of_its_own_measure() -> None:
     )
 
 
-def test_each_difference_is_of_its_own_measure() -> None:
-    """The base has no error; frames that repeat less than in the recording are no merit."""
+def test_each_difference_comes_from_its_own_measure() -> None:
+    """The base has no errors; repeating fewer frames than the recording is not rewarded."""
     adapter = heard(4.1, silence=0.4, longest=0.7, **MEASURED)
     adapter = replace(adapter, sound=replace(adapter.sound, repeated_frame_share=0.9))
     nothing: dict[str, Any] = dict.fromkeys(MEASURED, 0) | {"num_words": 2}
@@ -219,8 +221,8 @@ def test_each_difference_is_of_its_own_measure() -> None:
 
 
 @pytest.mark.parametrize("name", ["stop_rate", "runaway_rate"])
-def test_equal_answers_of_all_prompts_leave_an_interval(name: str) -> None:
-    """Without the two clusters that are added, its width would be zero."""
+def test_equal_outcomes_of_all_prompts_still_have_an_interval(name: str) -> None:
+    """Without the two pseudo-clusters the interval would have zero width."""
     found: Any = totals([heard()] * 3, RECORDINGS, CLIPS, 4)[name]
     assert found.low < found.high
     compared: Any = differences([heard()] * 3, [heard()] * 3, RECORDINGS, CLIPS, 4)[name]
@@ -228,7 +230,7 @@ def test_equal_answers_of_all_prompts_leave_an_interval(name: str) -> None:
 
 
 @pytest.mark.parametrize("unknown", [None, np.zeros((0, 2), np.int16)], ids=["none", "empty"])
-def test_the_code_distance_is_of_the_prompts_whose_codes_are_known(unknown: Any) -> None:
+def test_the_code_distance_covers_only_prompts_with_codes(unknown: Any) -> None:
     other = np.array([[1, 0], [1, 0], [3, 2]], np.int16)
     voice = [heard(codes=unknown), heard(codes=other), heard(codes=other)]
     found = totals(voice, RECORDINGS, CLIPS, 4)["code_distance"]
@@ -237,7 +239,7 @@ def test_the_code_distance_is_of_the_prompts_whose_codes_are_known(unknown: Any)
     assert (compared.value, compared.num_clips) == (pytest.approx(1), 2)
 
 
-def test_a_prompt_spoken_at_two_temperatures_is_one_clip() -> None:
+def test_a_prompt_spoken_at_two_temperatures_counts_as_one_clip() -> None:
     clusters = Clusters.of(["a", "b", "a", "b"], [None] * 4, [None] * 4)
     found = totals([heard()] * 4, [recording()] * 4, clusters, 4)
     assert (found["stop_rate"].num_clips, found["stop_rate"].num_clusters) == (2, 2)

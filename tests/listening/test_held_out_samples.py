@@ -1,4 +1,4 @@
-"""What is known of a packed held-out sample: its task, its words, its recordings."""
+"""Facts about a packed held-out sample: task, words and recordings."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +39,7 @@ TURNS = [
     ("num_frames", "num_reference_frames", "task"),
     [(34, 0, "speech"), (33, 40, "cloning"), (99, 0, "dialogue"), (99, 40, "dialogue_cloning")],
 )
-def test_a_turn_that_was_packed_alone_is_not_a_dialogue(
+def test_a_turn_packed_on_its_own_is_not_a_dialogue(
     num_frames: int, num_reference_frames: int, task: str
 ) -> None:
     sample = packed("a", num_frames, num_reference_frames)
@@ -48,7 +48,7 @@ def test_a_turn_that_was_packed_alone_is_not_a_dialogue(
     assert [c["clip_id"] for c in found.recordings] == (["a"] if num_frames < 99 else [*"azc"])
 
 
-def test_the_words_of_a_dialogue_are_in_the_order_of_its_turns_without_tags() -> None:
+def test_the_words_of_a_dialogue_are_in_turn_order_without_tags() -> None:
     found = HeldOutClips(TURNS).sample(packed("a", 99), RATE_HZ)
     assert found.text == "[SPEAKER0] a\n[SPEAKER1] z\n[SPEAKER1] c"
     assert (found.words, found.speakers) == ("a\nz\nc", "zoe, ben")
@@ -71,7 +71,7 @@ def test_a_text_of_several_turns_may_have_one_voice(
     assert (sample.has_one_voice, sample.words) == (has_one_voice, words)
 
 
-def test_a_conversation_is_spoken_by_its_first_target() -> None:
+def test_the_first_target_of_a_conversation_is_spoken() -> None:
     turns: tuple[Turn[ClipId], ...] = (
         Turn("user", (ClipId("u"), "First.")),
         Turn("assistant", (ClipId("r"),), is_target=True),
@@ -86,7 +86,7 @@ def test_a_conversation_is_spoken_by_its_first_target() -> None:
     assert found.duration_seconds == 0.5
 
 
-def test_a_clip_of_exactly_the_cap_is_spoken() -> None:
+def test_a_clip_exactly_as_long_as_the_cap_is_spoken() -> None:
     samples: list[Any] = [SimpleNamespace(sample=packed(name, n)) for name, n in TOO_LONG.items()]
     found = choose_prompts(samples, num_prompts=9, max_frames=25.0)
     assert {each.sample.sample_id for each in found.chosen} == {"a", "b"}
@@ -105,10 +105,10 @@ def test_prompts_are_drawn_from_all_clips_and_not_the_first_by_name() -> None:
     assert ids != sorted(ids)
 
 
-def test_each_process_speaks_its_part_and_all_have_the_prompts_in_order(
+def test_each_process_speaks_its_share_and_results_are_gathered_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second of two processes; a temperature that is given twice is spoken once."""
+    """This is the second of two processes; a duplicate temperature is spoken once."""
     asked: list[Any] = []
 
     def speak(*arguments: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Intervals: against Student's t, a plain loop, and by how often they cover the truth."""
+"""Intervals compared with Student's t and a plain loop, and their coverage of the truth."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def by_clip(num_clips: int) -> Clusters:
     return Clusters.of([str(i) for i in range(num_clips)], [None] * num_clips, [None] * num_clips)
 
 
-def test_equal_clips_give_the_interval_of_a_paired_t_test() -> None:
+def test_with_equal_weights_the_interval_is_that_of_a_paired_t_test() -> None:
     adapter, base = np.random.default_rng(0).normal(size=(2, 12))
     found = mean_difference((adapter, base), (np.ones(12), np.ones(12)), by_clip(12))
     test = stats.ttest_rel(adapter, base)
@@ -28,18 +28,18 @@ def test_equal_clips_give_the_interval_of_a_paired_t_test() -> None:
     assert found.value == pytest.approx(adapter.mean() - base.mean())
 
 
-def test_a_mean_is_the_sum_over_the_count_not_the_mean_of_means() -> None:
+def test_a_mean_is_the_total_sum_over_the_total_count() -> None:
     found = mean_estimate([10.0, 2.0], [10, 1], by_clip(2))
     assert found.value == pytest.approx(12 / 11)
 
 
-def test_a_clip_of_several_rows_is_counted_once() -> None:
+def test_a_clip_with_several_rows_is_counted_once() -> None:
     clusters = Clusters.of(list("aabc"), [None] * 4, [None] * 4)
     found = mean_estimate([1, 2, 3, 4], [1, 1, 1, 1], clusters)
     assert (found.num_clips, found.num_clusters) == (3, 3)
 
 
-def test_columns_are_divided_each_by_its_own_count_then_weighed() -> None:
+def test_each_column_is_divided_by_its_own_count_and_then_weighted() -> None:
     # Text 6 / 3, codebook 8 / 4, codebook 3 / 1: 2 + (2 + 3) / 2.
     found = mean_estimate(
         [[4, 8, 1], [2, 0, 2]], [[1, 2, 0.5], [2, 2, 0.5]], by_clip(2), [1, 0.5, 0.5]
@@ -47,13 +47,13 @@ def test_columns_are_divided_each_by_its_own_count_then_weighed() -> None:
     assert found.value == pytest.approx(4.5)
 
 
-def test_a_column_without_weight_may_have_no_label() -> None:
+def test_a_column_with_weight_0_may_have_no_labels() -> None:
     found = mean_estimate([[1, 0], [3, 0], [2, 0]], [[1, 0], [1, 0], [1, 0]], by_clip(3), [1, 0])
     assert found.value == pytest.approx(2)
     assert found.low is not None
 
 
-def test_clusters_are_left_out_as_wholes() -> None:
+def test_the_jackknife_leaves_out_whole_clusters() -> None:
     rng = np.random.default_rng(1)
     counts = rng.integers(1, 9, 12).astype(float)
     sums = rng.normal(size=12) * counts
@@ -83,24 +83,24 @@ def test_one_clip_has_no_interval() -> None:
     assert (found.value, found.low, found.high) == (1.5, None, None)
 
 
-def test_two_clips_have_the_interval_of_one_degree_of_freedom() -> None:
+def test_two_clips_give_an_interval_with_one_degree_of_freedom() -> None:
     """Of 0 and 1: half a unit off the mean, and 12.706 of them on each side."""
     found = mean_estimate([0.0, 1.0], [1, 1], by_clip(2))
     assert (found.low, found.high) == pytest.approx((0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2))
 
 
-def test_a_column_that_one_cluster_holds_alone_has_no_interval() -> None:
+def test_a_column_with_labels_in_only_one_cluster_has_no_interval() -> None:
     found = mean_estimate([[1, 2], [1, 0]], [[1, 1], [1, 0]], by_clip(2), [1, 1])
     assert (found.value, found.low) == (3, None)
 
 
-def test_a_clip_that_counts_for_one_model_alone_is_counted() -> None:
+def test_a_clip_with_labels_for_only_one_model_is_counted() -> None:
     ones = np.ones(3)
     found = mean_difference((ones, ones), ([1, 1, 0], ones), by_clip(3))
     assert (found.num_clips, found.num_clusters) == (3, 3)
 
 
-def test_clips_without_a_count_are_not_counted() -> None:
+def test_clips_without_labels_are_not_counted() -> None:
     found = mean_estimate([1.0, 0, 2], [1, 0, 1], by_clip(3))
     assert (found.num_clips, found.num_clusters) == (2, 2)
 
@@ -116,7 +116,7 @@ def test_clips_without_a_count_are_not_counted() -> None:
         ("abcdefghij", "1234567890", "clip", 10),
     ],
 )
-def test_clips_are_grouped_by_speaker_else_recording_else_not(
+def test_clips_are_clustered_by_speaker_else_recording_else_clip(
     speakers: str, recordings: str, by: str, num_clusters: int
 ) -> None:
     clusters = Clusters.of(CLIPS[:10], list(recordings), list(speakers))
@@ -133,14 +133,14 @@ def test_a_clip_spoken_twice_is_one_cluster() -> None:
     assert (clusters.by, clusters.index.tolist()) == ("clip", [0, 1, 0, 1])
 
 
-def test_twenty_equal_answers_still_have_an_interval() -> None:
+def test_twenty_equal_outcomes_still_have_an_interval() -> None:
     ones = np.ones(20)
     found = mean_difference((ones, ones), (ones, ones), by_clip(20), yes_or_no=True)
     assert found.value == 0
     assert (found.low, found.high) == pytest.approx((-0.14, 0.14), abs=0.01)
 
 
-def test_eight_of_eight_that_no_longer_stop_are_a_difference() -> None:
+def test_eight_of_eight_that_no_longer_stop_are_significant() -> None:
     ones = np.ones(8)
     found = mean_difference((0 * ones, ones), (ones, ones), by_clip(8), yes_or_no=True)
     assert (found.value, found.low) == (-1, -1)
@@ -154,10 +154,10 @@ def test_eight_of_eight_that_no_longer_stop_are_a_difference() -> None:
     ("num_clusters", "clips_per_cluster"),
     [(5, 1), (8, 1), (20, 1), (60, 1), (5, 6), (8, 3), (12, 5), (30, 4)],
 )
-def test_93_to_97_of_100_intervals_cover_the_truth(
+def test_93_to_97_percent_of_intervals_cover_the_truth(
     num_clusters: int, clips_per_cluster: int, skewness: int
 ) -> None:
-    """Clips of very different lengths, clusters of different sizes, a third of the spread theirs.
+    """Clips of very different lengths; unequal clusters account for a third of the spread.
 
     Across all clusters that could be drawn the mean difference per label is -0.05 nats.
     """
@@ -199,7 +199,7 @@ def deviations(rng: np.random.Generator, skewness: int, size: int) -> np.ndarray
 
 @pytest.mark.parametrize("num_prompts", [8, 20, 60])
 @pytest.mark.parametrize(("base_rate", "both"), [(0.9, 0.8), (0.7, 0.5), (0.5, 0.4)])
-def test_intervals_of_yes_or_no_cover_the_truth(
+def test_intervals_of_yes_or_no_outcomes_cover_the_truth(
     num_prompts: int, base_rate: float, both: float
 ) -> None:
     rng = np.random.default_rng(8)
@@ -217,7 +217,7 @@ def test_intervals_of_yes_or_no_cover_the_truth(
     assert 930 <= num_covered <= (975 if num_prompts == 60 else 1000)
 
 
-def test_twenty_that_stop_may_be_nineteen_of_twenty() -> None:
+def test_the_interval_of_20_of_20_reaches_below_1() -> None:
     ones = np.ones(20)
     found = mean_estimate(ones, ones, by_clip(20), yes_or_no=True)
     assert (found.value, found.high) == (1, 1)
@@ -227,7 +227,7 @@ def test_twenty_that_stop_may_be_nineteen_of_twenty() -> None:
     assert none.high == pytest.approx(0.14, abs=0.01)
 
 
-def test_equal_answers_of_a_speakers_clips_are_one_answer() -> None:
+def test_equal_outcomes_of_one_speaker_count_once() -> None:
     speakers = Clusters.of([str(n) for n in range(10)], ["x"] * 10, list("aabbccddee"))
     several = mean_estimate(np.ones(10), np.ones(10), speakers, yes_or_no=True)
     each = mean_estimate(np.ones(5), np.ones(5), by_clip(5), yes_or_no=True)

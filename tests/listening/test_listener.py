@@ -1,4 +1,4 @@
-"""Speech models on generated speech: real weights, through the code that loads a user's.
+"""Speech models with real weights, loaded by the code that loads those of a user.
 
 The weights are those that packages carry (speech_checkpoints.py). Real recordings lie beside the
 checkout; tests skip where they or the packages are absent.
@@ -79,7 +79,7 @@ def test_real_speech_is_recognised_and_another_text_is_not(whisper: Listener) ->
 
 
 @pytest.mark.slow
-def test_the_demos_synthetic_speech_is_recognised_too(whisper: Listener) -> None:
+def test_synthetic_speech_of_the_demo_is_recognised(whisper: Listener) -> None:
     """`Hello, everyone.` and `Can you help me find my glasses?`, spoken by espeak-ng."""
     demo = ROOT / "examples" / "demo"
     clips = [*recordings(demo, "ada-001"), *recordings(demo, "ada-009")]
@@ -89,7 +89,7 @@ def test_the_demos_synthetic_speech_is_recognised_too(whisper: Listener) -> None
 
 
 @pytest.mark.slow
-def test_what_lasts_more_than_30_seconds_is_heard_to_its_end(whisper: Listener) -> None:
+def test_audio_longer_than_30_seconds_is_transcribed_to_its_end(whisper: Listener) -> None:
     clips = recordings(REAL_SPEECH, "spk1")
     samples = np.concatenate([samples for _, samples, _ in clips])
     silence = np.zeros(32 * RATE_HZ - len(samples), np.float32)
@@ -99,7 +99,7 @@ def test_what_lasts_more_than_30_seconds_is_heard_to_its_end(whisper: Listener) 
 
 
 @pytest.mark.slow
-def test_the_same_speaker_is_told_from_another(speaker: Listener) -> None:
+def test_speaker_embeddings_separate_the_speakers(speaker: Listener) -> None:
     """Published error rate of this encoder: 9 %; these three speakers are told apart fully."""
     clips = recordings(REAL_SPEECH, "")
     voices = [(row["speaker"], speaker.hear(samples, rate)) for row, samples, rate in clips]
@@ -114,7 +114,7 @@ def test_the_same_speaker_is_told_from_another(speaker: Listener) -> None:
 
 
 @pytest.mark.slow
-def test_a_clip_is_nearer_to_the_speakers_other_clips(speaker: Listener) -> None:
+def test_a_clip_is_more_similar_to_its_own_speakers_clips(speaker: Listener) -> None:
     own, other = (
         [speaker.hear(samples, rate) for _, samples, rate in recordings(REAL_SPEECH, name)]
         for name in ("spk1", "spk2")
@@ -127,7 +127,7 @@ def test_a_clip_is_nearer_to_the_speakers_other_clips(speaker: Listener) -> None
 
 
 @pytest.mark.slow
-def test_noise_lowers_the_quality_of_real_speech() -> None:
+def test_noise_lowers_the_dnsmos_of_real_speech() -> None:
     listening = listener(dnsmos=dnsmos_file())
     [(_, samples, rate)] = recordings(REAL_SPEECH, "spk1_snt1")
     noise = np.random.default_rng(0).normal(0, 0.05, len(samples)).astype(np.float32)
@@ -136,7 +136,7 @@ def test_noise_lowers_the_quality_of_real_speech() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(12.5, 1.08305), (5.5, 1.19716)])
-def test_dnsmos_is_what_its_authors_package_gives(seconds: float, expected: float) -> None:
+def test_dnsmos_matches_its_authors_package(seconds: float, expected: float) -> None:
     """The numbers are those of ``speechmos.dnsmos.run`` 0.0.1.1, with its librosa."""
     time = np.arange(int(RATE_HZ * seconds)) / RATE_HZ
     sweep = np.sin(2 * np.pi * (150 + 20 * time) * time) * np.abs(np.sin(3 * time))
@@ -145,7 +145,7 @@ def test_dnsmos_is_what_its_authors_package_gives(seconds: float, expected: floa
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_dnsmos_is_the_mean_of_what_listeners_would_say_of_each_window() -> None:
+def test_dnsmos_is_the_mean_of_the_mapped_scores_of_its_windows() -> None:
     """Scores of 1 and 5: -0.06766283 s² + 1.11546468 s + 0.04602535 is 1.0938272 and 3.9317780."""
     scores = [np.array([[9.0, 9.0, score]]) for score in (1.0, 5.0)]
     dnsmos: Any = object.__new__(Dnsmos)
@@ -156,14 +156,14 @@ def test_dnsmos_is_the_mean_of_what_listeners_would_say_of_each_window() -> None
     assert scores == []
 
 
-def test_dnsmos_hears_full_scale_at_most() -> None:
+def test_dnsmos_clips_samples_at_full_scale() -> None:
     samples = 3 * np.sin(np.arange(146_000) / 7).astype(np.float32)
     listening = Dnsmos("x", dnsmos_file())
     assert listening.score(samples) == listening.score(np.clip(samples, -1, 1))
 
 
-def test_no_statistics_are_kept_to_be_sent(tmp_path: Path) -> None:
-    """As ONNX Runtime does, outside of CI, with a number for the machine."""
+def test_onnx_runtime_collects_no_telemetry(tmp_path: Path) -> None:
+    """Outside CI, ONNX Runtime would store them with an id of the machine."""
     folders = dict.fromkeys(("HOME", "TMPDIR"), str(tmp_path))
     command = [sys.executable, "-c", "import higgs_pipe.listening.dnsmos"]
     subprocess.run(command, env=folders, cwd=ROOT, check=True)
@@ -171,7 +171,7 @@ def test_no_statistics_are_kept_to_be_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere.onnx", "page.onnx", "other.onnx"])
-def test_a_file_other_than_dnsmos_is_a_user_error(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_not_dnsmos_is_a_user_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "page.onnx").write_text("<html>")
     path = tmp_path / name
     if name == "other.onnx":
@@ -181,12 +181,12 @@ def test_a_file_other_than_dnsmos_is_a_user_error(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("setting", ["asr", "speaker"])
-def test_a_model_that_is_nowhere_names_its_setting(tmp_path: Path, setting: str) -> None:
+def test_a_missing_speech_model_names_its_setting(tmp_path: Path, setting: str) -> None:
     with pytest.raises(UserError, match=rf"eval\.speech_models\.{setting} .*nowhere"):
         listener(**{setting: tmp_path / "nowhere"})
 
 
-def test_without_models_nothing_is_heard_and_nothing_is_zero() -> None:
+def test_without_models_every_measure_is_none() -> None:
     heard = listener().hear(np.zeros(100, np.float32), RATE_HZ)
     assert heard == Impression(None, None, None)
     found = compare_impression(heard, "Hello.", "en", heard, heard, [heard])
@@ -194,7 +194,7 @@ def test_without_models_nothing_is_heard_and_nothing_is_zero() -> None:
     assert set(vars(found).values()) == {None}
 
 
-def test_each_model_hears_half_a_second_at_least_at_its_rate() -> None:
+def test_each_model_gets_at_least_half_a_second_at_its_own_rate() -> None:
     """A hundred samples at 8 kHz are padded to 4,000; DNSMOS takes 16 kHz."""
     listening: Any = listener()
     listening._recogniser = lambda mono, rate_hz: f"{len(mono)} at {rate_hz}"
@@ -204,7 +204,7 @@ def test_each_model_hears_half_a_second_at_least_at_its_rate() -> None:
     assert found == Impression(transcript="4000 at 8000", voice=[4000, 8000], dnsmos=8000)
 
 
-def test_likeness_is_the_cosine_of_voices_and_of_their_mean() -> None:
+def test_similarity_is_the_cosine_of_embeddings_and_of_their_mean() -> None:
     heard = Impression(voice=[1.0, 0.0], dnsmos=2.5)
     recording = Impression(voice=[0.6, 0.8], dnsmos=3.5)
     others = [Impression(voice=[0.0, 1.0]), Impression(voice=[1.0, 0.0]), Impression()]
@@ -236,7 +236,7 @@ def test_likeness_is_the_cosine_of_voices_and_of_their_mean() -> None:
         ("Hello there.", "", "en", (2, 2, 10, 10)),
     ],
 )
-def test_errors_are_counted_after_normalising(
+def test_errors_are_counted_after_normalisation(
     text: str, transcript: str, language: str | None, errors: Any
 ) -> None:
     assert count_errors(text, transcript, language) == TextErrors(*errors)

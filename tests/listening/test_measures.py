@@ -1,4 +1,4 @@
-"""Measures of generated speech, worked by hand."""
+"""Measures of generated speech, calculated by hand."""
 
 import numpy as np
 import pytest
@@ -37,53 +37,53 @@ def test_a_silent_waveform_is_all_silence() -> None:
     assert found.longest_silence_seconds == pytest.approx(1)
 
 
-def test_faint_noise_alone_is_silence_and_faint_speech_is_not() -> None:
+def test_sound_below_minus_60_dbfs_is_silence() -> None:
     assert measure_speech(tone(1, 0.0009), RATE_HZ).silence_share == 1  # -60.9 dBFS
     assert measure_speech(tone(1, 0.0011), RATE_HZ).silence_share == 0
 
 
-def test_a_pause_filled_by_noise_40_db_below_the_speech_is_silence() -> None:
+def test_noise_40_db_below_the_speech_is_silence() -> None:
     samples = np.concatenate([tone(0.8, 0.5), tone(0.2, 0.0049)])
     assert measure_speech(samples, RATE_HZ).silence_share == pytest.approx(0.2)
     samples = np.concatenate([tone(0.8, 0.5), tone(0.2, 0.0051)])
     assert measure_speech(samples, RATE_HZ).silence_share == 0
 
 
-def test_one_word_makes_the_faint_noise_around_it_silence() -> None:
+def test_faint_noise_around_a_single_word_is_silence() -> None:
     samples = np.concatenate([tone(0.1, 0.5), tone(0.9, 0.003)])  # -50 dBFS
     assert measure_speech(samples, RATE_HZ).silence_share == pytest.approx(0.9)
 
 
-def test_a_click_does_not_make_the_soft_parts_of_speech_silence() -> None:
-    """The 95th percentile is of the speech, 30 dB above its soft parts; the click is louder."""
+def test_a_click_does_not_turn_soft_speech_into_silence() -> None:
+    """The 95th percentile is set by the speech, 30 dB above its soft parts, not by the click."""
     samples = np.concatenate([tone(0.8, 0.1), tone(0.16, 0.1 / 10**1.5), tone(0.04, 1.0)])
     assert measure_speech(samples, RATE_HZ).silence_share == 0
 
 
-def test_no_sample_at_all_is_silence_of_no_length() -> None:
+def test_empty_audio_is_all_silence_of_zero_length() -> None:
     found = measure_speech(silence(0), RATE_HZ, np.zeros((0, 8), np.int16))
     assert (found.duration_seconds, found.silence_share) == (0, 1)
     assert (found.longest_silence_seconds, found.repeated_frame_share) == (0, 0)
 
 
-def test_a_frame_repeats_the_one_before_only_in_all_codebooks() -> None:
+def test_a_frame_is_a_repeat_only_if_all_codebooks_match() -> None:
     codes = np.array([[1, 2], [1, 2], [1, 3], [1, 3], [1, 3]], np.int16)
     assert repeated_frame_share(codes) == pytest.approx(3 / 4)
     assert [repeated_frame_share(codes[:n]) for n in (1, 2)] == [0, 1]
 
 
-def test_a_histogram_counts_each_codebook() -> None:
+def test_code_histograms_are_per_codebook() -> None:
     codes = np.array([[0, 2], [0, 1], [2, 2]], np.int16)
     assert code_histogram(codes, 4).tolist() == [[2, 0, 1, 0], [0, 1, 2, 0]]
 
 
-def test_distances_are_0_for_equal_shares_and_1_for_disjoint_ones() -> None:
+def test_the_code_distance_is_0_for_equal_and_1_for_disjoint_distributions() -> None:
     first = np.array([[2.0, 2, 0, 0]])
     assert code_distance(first, first * 7) == pytest.approx(0)
     assert code_distance(first, first[:, ::-1]) == pytest.approx(1)
 
 
-def test_the_distance_of_half_is_that_of_the_formula() -> None:
+def test_the_code_distance_matches_the_jensen_shannon_formula() -> None:
     """P = (1, 0), Q = (1/2, 1/2), M = (3/4, 1/4); two codebooks, the other one equal."""
     first = np.array([[1.0, 0], [1, 1]])
     second = np.array([[1.0, 1], [1, 1]])

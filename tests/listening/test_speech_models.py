@@ -1,4 +1,4 @@
-"""Models that listen: what they say, against the models called by hand, and what follows."""
+"""Speech models: their results compared with direct calls, and the effect on rows."""
 
 import json
 import time
@@ -53,7 +53,7 @@ def listen(samples: np.ndarray, rate_hz: int = RATE_HZ, **settings: str) -> Spee
     return SpeechModels(SpeechModelConfig(device="cpu", **settings), CPU).measure(samples, rate_hz)
 
 
-def test_a_transcript_is_the_letters_that_the_model_finds_likeliest(
+def test_the_transcript_is_the_greedy_ctc_decoding_of_the_model(
     models: dict[str, str], waveform: np.ndarray
 ) -> None:
     model = Wav2Vec2ForCTC.from_pretrained(models["asr"])
@@ -65,7 +65,7 @@ def test_a_transcript_is_the_letters_that_the_model_finds_likeliest(
     assert listen(waveform, asr=models["asr"]).transcript == expected
 
 
-def test_quality_is_the_result_of_squim(models: dict[str, str], waveform: np.ndarray) -> None:
+def test_quality_measures_match_squim(models: dict[str, str], waveform: np.ndarray) -> None:
     model = torchaudio.models.squim_objective_base().eval()
     model.load_state_dict(torch.load(models["quality"]))
     expected = [score.item() for score in model(torch.from_numpy(waveform.T))]
@@ -75,7 +75,7 @@ def test_quality_is_the_result_of_squim(models: dict[str, str], waveform: np.nda
     assert measures.speaker_embedding is None
 
 
-def test_a_voice_is_the_models_embedding_at_length_1(
+def test_a_speaker_embedding_is_normalised_to_length_1(
     models: dict[str, str], waveform: np.ndarray
 ) -> None:
     model = WavLMForXVector.from_pretrained(models["speaker"])
@@ -87,7 +87,7 @@ def test_a_voice_is_the_models_embedding_at_length_1(
     )
 
 
-def test_channels_are_averaged_and_the_rate_becomes_the_models(
+def test_channels_are_averaged_and_resampled_to_the_rate_of_the_model(
     models: dict[str, str], waveform: np.ndarray
 ) -> None:
     double = torchaudio.functional.resample(torch.from_numpy(waveform[:, 0]), RATE_HZ, 48_000)
@@ -104,7 +104,7 @@ def test_channels_are_averaged_and_the_rate_becomes_the_models(
     assert np.dot(alone, mixed) > 0.999 > np.dot(alone, left)
 
 
-def test_a_recogniser_gets_its_own_rate_and_its_spaces_are_cut_off() -> None:
+def test_a_recogniser_gets_its_own_rate_and_its_text_is_stripped() -> None:
     class Pipeline:
         feature_extractor = SimpleNamespace(sampling_rate=RATE_HZ)
 
@@ -117,13 +117,13 @@ def test_a_recogniser_gets_its_own_rate_and_its_spaces_are_cut_off() -> None:
     assert recogniser(torch.ones(4800), 48_000) == "Good morning."
 
 
-def test_what_is_short_is_followed_by_silence_to_half_a_second() -> None:
+def test_short_audio_is_padded_with_silence_to_half_a_second() -> None:
     """At 8 samples per second."""
     assert filled_up(torch.tensor([1.0, 2, 3]), 8).tolist() == [1, 2, 3, 0]
     assert filled_up(torch.ones(5), 8).tolist() == [1] * 5
 
 
-def test_threads_take_turns_with_the_models() -> None:
+def test_threads_use_the_models_one_at_a_time() -> None:
     active: list[str] = []
 
     def hear(mono: torch.Tensor, rate_hz: int) -> str:
@@ -142,7 +142,7 @@ def test_threads_take_turns_with_the_models() -> None:
 
 
 @pytest.mark.parametrize("num_samples", [1, 160, 8000])
-def test_the_shortest_recording_is_heard(
+def test_very_short_recordings_get_every_measure(
     models: dict[str, str], waveform: np.ndarray, num_samples: int
 ) -> None:
     named: dict[str, Any] = {**models}
@@ -151,9 +151,7 @@ def test_the_shortest_recording_is_heard(
     assert np.isfinite([measures[name] for name in ("stoi", "pesq", "si_sdr_db")]).all()
 
 
-def test_a_sequence_to_sequence_recogniser_is_heard_too(
-    tmp_path: Path, waveform: np.ndarray
-) -> None:
+def test_a_sequence_to_sequence_recogniser_works(tmp_path: Path, waveform: np.ndarray) -> None:
     torch.manual_seed(0)
     config = WhisperConfig(
         vocab_size=64,
@@ -187,14 +185,12 @@ def test_a_sequence_to_sequence_recogniser_is_heard_too(
         ("speaker", "validate.speech_models.speaker .*nowhere.* cannot be loaded"),
     ],
 )
-def test_a_model_that_is_nowhere_is_a_user_error(
-    tmp_path: Path, setting: str, message: str
-) -> None:
+def test_a_missing_speech_model_is_a_user_error(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SpeechModels(SpeechModelConfig(**{setting: str(tmp_path / "nowhere")}), CPU)
 
 
-def test_a_file_that_holds_no_weights_is_a_user_error(tmp_path: Path) -> None:
+def test_a_file_without_weights_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_text("<html>")
     with pytest.raises(UserError, match=r"state_dict of torchaudio's squim_objective_base"):
         SpeechModels(SpeechModelConfig(quality=str(tmp_path / "weights.pt")), CPU)
@@ -210,7 +206,7 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_no_code_in_a_file_of_weights_is_run(tmp_path: Path) -> None:
+def test_code_pickled_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"weights": Touch(tmp_path / "run")}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"validate\.speech_models\.quality"):
         SpeechModels(SpeechModelConfig(quality=str(tmp_path / "weights.pt")), CPU)
@@ -231,13 +227,15 @@ def test_no_code_in_a_file_of_weights_is_run(tmp_path: Path) -> None:
         ("...", "a word", 2),
     ],
 )
-def test_the_word_error_rate_by_hand(reference: str, hypothesis: str, rate: Any) -> None:
+def test_the_word_error_rate_matches_hand_counts(
+    reference: str, hypothesis: str, rate: Any
+) -> None:
     assert word_error_rate(reference, hypothesis) == pytest.approx(rate)
 
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> Path:
-    """Rows whose texts are what is heard, something else, and nothing."""
+    """Rows whose text matches the recording, differs from it, or is empty."""
     folder = tmp_path_factory.mktemp("judged")
     for i in range(5):
         tone(folder / f"{i}.wav", 1.0, pitch_hz=200 + 150 * i)
@@ -267,12 +265,12 @@ def judged(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> 
     return folder
 
 
-def test_a_text_unlike_its_recording_is_rejected(judged: Path) -> None:
+def test_a_text_that_does_not_match_its_recording_is_rejected(judged: Path) -> None:
     [rejected] = read_table(judged / "data/rejected.parquet", REJECTED).to_pylist()
     assert (rejected["clip_id"], rejected["reason"]) == ("2", "word_error_rate")
 
 
-def test_an_empty_text_becomes_the_transcript_and_says_so(judged: Path) -> None:
+def test_an_empty_text_is_filled_with_the_transcript_and_marked(judged: Path) -> None:
     clips = read_table(judged / "data/clips.parquet", CLIPS).to_pylist()
     heard = json.loads((judged / "heard.json").read_text())
     sources = {clip["clip_id"]: clip["text_source"] for clip in clips}
@@ -284,7 +282,7 @@ def test_an_empty_text_becomes_the_transcript_and_says_so(judged: Path) -> None:
     )
 
 
-def test_every_measure_of_the_models_is_a_column(judged: Path) -> None:
+def test_every_measure_of_the_speech_models_has_a_column(judged: Path) -> None:
     for clip in read_table(judged / "data/clips.parquet", CLIPS).to_pylist():
         assert np.linalg.norm(clip["speaker_embedding"]) == pytest.approx(1, abs=1e-5)
         assert None not in (clip["transcript"], clip["stoi"], clip["pesq"], clip["si_sdr_db"])
@@ -301,6 +299,8 @@ def test_every_measure_of_the_models_is_a_column(judged: Path) -> None:
         ({"filters": {"min_pesq": 2}}, "filters.min_pesq needs speech_models.quality"),
     ],
 )
-def test_a_setting_without_its_model_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_a_setting_that_needs_a_missing_model_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         ValidateConfig.model_validate(settings)

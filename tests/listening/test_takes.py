@@ -1,4 +1,4 @@
-"""The recordings of prompts, as the codec got them."""
+"""The recordings of prompts as the codec received them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ def stereo(tmp_path: Path) -> dict[str, Any]:
     return WHOLE | {"audio_path": str(tmp_path / "a.wav")}
 
 
-def test_a_recording_is_heard_by_the_channel_that_was_encoded(
+def test_a_recording_is_read_from_the_encoded_channel(
     corpus: PackedCorpus, stereo: dict[str, Any]
 ) -> None:
     info = read_codec_info(corpus.eval_rows)
@@ -45,7 +45,7 @@ def test_a_recording_is_heard_by_the_channel_that_was_encoded(
     assert np.array_equal(recording_of([stereo | {"channel": 1}], info), right)
 
 
-def test_a_segment_is_heard_without_the_codecs_padding(
+def test_a_segment_is_read_without_codec_padding(
     corpus: PackedCorpus, stereo: dict[str, Any]
 ) -> None:
     info = read_codec_info(corpus.eval_rows)
@@ -54,7 +54,7 @@ def test_a_segment_is_heard_without_the_codecs_padding(
     assert np.array_equal(recording_of([part], info), left[12_000:24_240])
 
 
-def test_a_recording_is_heard_at_the_rate_of_the_codec(
+def test_a_recording_is_resampled_to_the_rate_of_the_codec(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     sf.write(tmp_path / "a.wav", np.full(12_000, 0.25), 12_000)
@@ -64,7 +64,7 @@ def test_a_recording_is_heard_at_the_rate_of_the_codec(
     assert found[1000:-1000] == pytest.approx(0.25, abs=1e-3)
 
 
-def test_turns_are_joined_each_but_the_last_with_the_codecs_padding(
+def test_turns_are_joined_with_codec_padding_except_after_the_last(
     corpus: PackedCorpus, stereo: dict[str, Any]
 ) -> None:
     """Of 960 samples per frame: 12,240 are padded to 12,480, and the last 24,240 stay."""
@@ -77,13 +77,13 @@ def test_turns_are_joined_each_but_the_last_with_the_codecs_padding(
     assert np.array_equal(found[12_480:], left[18_000:42_240])
 
 
-def test_a_recording_that_is_gone_names_the_rule(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_a_missing_recording_names_the_rule_to_rerun(corpus: PackedCorpus, tmp_path: Path) -> None:
     clip = WHOLE | {"audio_path": str(tmp_path / "gone.wav")}
     with pytest.raises(UserError, match=r"gone\.wav does not exist; .*--forcerun list_rows"):
         recording_of([clip], read_codec_info(corpus.eval_rows))
 
 
-def test_a_speakers_other_recordings_are_those_of_other_prompts() -> None:
+def test_other_recordings_of_a_speaker_come_from_other_prompts() -> None:
     def prompt(speakers: str | None, has_one_voice: bool = True) -> Any:
         return SimpleNamespace(speakers=speakers, has_one_voice=has_one_voice)
 
@@ -101,7 +101,7 @@ def sound(level: float, num_samples: int = HEARD_HZ) -> Any:
 
 
 class Hearing:
-    """In place of speech models: the transcript is the level of the samples."""
+    """A stand-in for speech models: the transcript is the level of the samples."""
 
     def hear(self, samples: Any, rate_hz: int) -> Impression:
         assert rate_hz == HEARD_HZ
@@ -168,7 +168,7 @@ def test_takes_are_collected_by_voice_and_temperature(monkeypatch: pytest.Monkey
     assert told == expected
 
 
-def test_each_take_is_compared_with_the_texts_and_recordings_of_its_prompt(
+def test_each_take_is_compared_with_the_text_and_recording_of_its_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compared: list[Any] = []
@@ -215,7 +215,7 @@ def test_each_take_is_compared_with_the_texts_and_recordings_of_its_prompt(
     assert (first["duration_seconds"], first["repeated_frame_share"]) == (1, 0)
 
 
-def test_the_wavs_of_a_prompt_have_its_number(tmp_path: Path) -> None:
+def test_wav_files_are_named_by_the_number_of_their_prompt(tmp_path: Path) -> None:
     at_16_khz: Any = SimpleNamespace(sample_rate_hz=16_000)
     replace(a_dialogue_and_a_clip(), info=at_16_khz).write(tmp_path)
     found = {path.name: sf.read(path) for path in tmp_path.iterdir()}
@@ -227,7 +227,7 @@ def test_the_wavs_of_a_prompt_have_its_number(tmp_path: Path) -> None:
     assert len(found) == 10
 
 
-def test_the_differences_are_those_of_adapter_and_base_at_each_temperature(
+def test_differences_compare_adapter_and_base_at_each_temperature(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoken = a_dialogue_and_a_clip()
@@ -259,7 +259,7 @@ def test_the_differences_are_those_of_adapter_and_base_at_each_temperature(
 
 
 @pytest.mark.parametrize("base", ["tiny_base", "v3_base"])
-def test_each_reference_of_a_prompt_is_decoded(
+def test_every_reference_of_a_prompt_is_decoded(
     request: pytest.FixtureRequest, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = renderer_of(Pretrained("base", str(request.getfixturevalue(base)))).shape

@@ -1,4 +1,4 @@
-"""Clips with another clip's text: against rows that were packed with that text."""
+"""Clips with swapped texts, compared with rows packed with those texts."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +40,7 @@ def place_of(row: PackedRow, sample: slice) -> slice:
 NO_REFERENCE = {"max_tokens": 512, "reference_dropout": 1.0}
 
 
-def test_a_clip_reads_as_if_packed_with_the_speakers_next_text(
+def test_a_swapped_clip_equals_one_packed_with_the_speakers_next_text(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     texts = {"clip-03": "Three.", "clip-06": "The sixth of them.", "clip-09": "Nine, at last!"}
@@ -56,7 +56,7 @@ def test_a_clip_reads_as_if_packed_with_the_speakers_next_text(
     assert found != samples(PackedRows(plain.eval_rows))
 
 
-def test_the_reference_and_its_text_stay(corpus: PackedCorpus) -> None:
+def test_the_reference_and_its_text_are_not_swapped(corpus: PackedCorpus) -> None:
     """Clips 3 and 9 are each other's references: both prompts begin as they did."""
     rows = PackedRows(corpus.eval_rows)
     config = AutoConfig.from_pretrained(corpus.base)
@@ -67,7 +67,7 @@ def test_the_reference_and_its_text_stay(corpus: PackedCorpus) -> None:
         assert own[clip_id][0] != other[clip_id][0]
 
 
-def test_an_equal_text_of_the_speaker_is_passed_over(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_an_equal_text_of_the_speaker_is_skipped(corpus: PackedCorpus, tmp_path: Path) -> None:
     same = corpus.changed(
         tmp_path, {name: {"text": "The same."} for name in ("clip-03", "clip-09")}
     )
@@ -77,8 +77,8 @@ def test_an_equal_text_of_the_speaker_is_passed_over(corpus: PackedCorpus, tmp_p
     assert [name for name in own if own[name] == other[name]] == []
 
 
-def test_the_next_text_is_that_of_the_next_clip_by_its_id() -> None:
-    """Of the speaker, in whatever order the clips are packed, or of anybody else."""
+def test_the_swapped_text_is_that_of_the_next_clip_id() -> None:
+    """The next clip of the same speaker in any packing order, or else of any speaker."""
     texts = {name: np.array([number], np.int32) for number, name in enumerate("dacb")}
     found = _other_texts(texts, {"a": "ada", "b": "ada", "d": "ada"})
     numbers = {name: int(text[0]) for name, text in found.items()}
@@ -92,7 +92,7 @@ def test_a_clip_without_another_text_keeps_its_own(corpus: PackedCorpus, tmp_pat
     assert samples(OtherTexts(rows, SPEAKERS, place_of)) == samples(rows)
 
 
-def test_the_loss_has_the_same_audio_labels(corpus: PackedCorpus) -> None:
+def test_swapped_texts_leave_the_audio_labels_unchanged(corpus: PackedCorpus) -> None:
     model = DualLossModel(load_base(Pretrained("base_model", str(corpus.base)), torch.float32))
     rows = PackedRows(corpus.eval_rows)
     accelerator = Accelerator(cpu=True)

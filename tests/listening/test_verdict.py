@@ -1,4 +1,4 @@
-"""The verdict's rules, each by a table of differences written by hand."""
+"""The rules of the verdict, each tested on a hand-written table of differences."""
 
 import re
 from pathlib import Path
@@ -83,7 +83,7 @@ def outcomes(verdict: Verdict) -> dict[str, str]:
         ({"audio_loss": LOWER, "repeated_frame_excess": HIGHER}, "better"),
     ],
 )
-def test_leading_measures_decide(signs: dict[str, int], overall: str) -> None:
+def test_leading_measures_decide_the_verdict(signs: dict[str, int], overall: str) -> None:
     differences: dict[str, Any] = {name: difference(sign) for name, sign in signs.items()}
     assert verdict_of(**differences).overall == overall
 
@@ -96,7 +96,7 @@ def test_leading_measures_decide(signs: dict[str, int], overall: str) -> None:
         (LOWER, FORGOTTEN.better),
     ],
 )
-def test_on_other_recordings_the_verdict_says_what_was_forgotten(sign: int, headline: str) -> None:
+def test_on_other_recordings_the_verdict_is_about_forgetting(sign: int, headline: str) -> None:
     told = judge(
         {"audio_loss": difference(sign)},
         audio_loss=5.0,
@@ -112,7 +112,7 @@ def test_on_other_recordings_the_verdict_says_what_was_forgotten(sign: int, head
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
-def test_each_measure_has_its_good_direction(measure: Measure) -> None:
+def test_each_measure_knows_which_direction_is_better(measure: Measure) -> None:
     name = measure.name
     higher_is_better = name in ("text_use", "stop_rate") or name.startswith("speaker_similarity")
     expected = ("better", "worse") if higher_is_better else ("worse", "better")
@@ -134,7 +134,7 @@ def test_the_page_lists_all_measures_their_good_direction_and_which_lead() -> No
         assert found == ({"better", "worse"} if leads else {"no evidence"}), name
 
 
-def test_losses_alone_need_more_than_rounding() -> None:
+def test_only_losses_need_a_difference_beyond_rounding() -> None:
     tiny = difference(HIGHER, scale=0.004)  # 0.0008 (0.0004 to 0.0012)
     given: dict[str, Any] = {measure.name: tiny for measure in MEASURES}
     found = outcomes(verdict_of(**given))
@@ -142,7 +142,7 @@ def test_losses_alone_need_more_than_rounding() -> None:
     assert {name for name, outcome in found.items() if outcome == "no evidence"} == losses
 
 
-def test_fewer_clips_than_eight_are_no_evidence_whatever_their_interval() -> None:
+def test_fewer_than_eight_clips_are_no_evidence() -> None:
     few = verdict_of(stop_loss=difference(LOWER, num_clips=7))
     assert few.overall == "no evidence"
     assert outcomes(few)["stop_loss"] == "no evidence"
@@ -151,14 +151,14 @@ def test_fewer_clips_than_eight_are_no_evidence_whatever_their_interval() -> Non
     assert verdict_of(stop_loss=difference(LOWER, num_clips=8)).overall == "better"
 
 
-def test_equal_results_of_all_clips_are_no_evidence() -> None:
-    """Not even where the interval has no width: equal stop rates of 1, with a difference of 0."""
+def test_equal_results_for_all_clips_are_no_evidence() -> None:
+    """Not even if the interval has zero width: equal stop rates of 1, with a difference of 0."""
     equal = difference(EQUAL).model_copy(update={"low": 0.0, "high": 0.0})
     found = verdict_of(stop_rate=equal, runaway_rate=equal)
     assert {outcomes(found)[name] for name in ("stop_rate", "runaway_rate")} == {"no evidence"}
 
 
-def test_one_cluster_alone_is_no_evidence() -> None:
+def test_a_single_cluster_is_no_evidence() -> None:
     alone = Difference(value=-1, low=None, high=None, num_clips=30, num_clusters=1, p_value=None)
     assert outcomes(verdict_of(stop_loss=alone))["stop_loss"] == "no evidence"
 
@@ -179,8 +179,8 @@ def test_a_loss_difference_within_rounding_does_not_count() -> None:
     assert outcomes(verdict_of(code_distance=tiny))["code_distance"] == "better"
 
 
-def test_a_chance_among_many_measures_decides_nothing_except_not_better() -> None:
-    """p = 0.02 is a difference by itself, and not the smallest of four measures."""
+def test_a_possible_chance_result_only_prevents_a_better_verdict() -> None:
+    """p = 0.02 is significant on its own but not as the smallest of four measures."""
     others: dict[str, Any] = {
         name: difference(EQUAL) for name in ("duration_error", "stop_rate", "stop_loss")
     }
@@ -193,7 +193,7 @@ def test_a_chance_among_many_measures_decides_nothing_except_not_better() -> Non
     assert verdict_of(word_error_rate=by_chance).overall == "worse"
 
 
-def test_a_better_text_loss_is_put_into_its_place_where_nothing_else_is_better() -> None:
+def test_a_better_text_loss_is_mentioned_only_if_nothing_else_is_better() -> None:
     alone = verdict_of(text_loss=difference(LOWER), audio_loss=difference(EQUAL))
     assert alone.sentences[-1].startswith("Text loss: better")
     with_audio = verdict_of(text_loss=difference(LOWER), audio_loss=difference(LOWER))
@@ -201,7 +201,7 @@ def test_a_better_text_loss_is_put_into_its_place_where_nothing_else_is_better()
     assert with_audio.sentences[1].startswith("Audio loss: better")
 
 
-def test_a_second_measure_is_tested_at_the_level_that_the_first_leaves() -> None:
+def test_holm_tests_the_second_measure_at_the_next_level() -> None:
     """Holm: of two, 0.025 for the smaller probability and 0.05 for the other."""
     surely_better = difference(LOWER, p_value=0.001)
     for p_value, overall in ((0.04, "worse"), (0.06, "no evidence")):
@@ -209,7 +209,7 @@ def test_a_second_measure_is_tested_at_the_level_that_the_first_leaves() -> None
         assert verdict_of(audio_loss=surely_better, stop_rate=worse).overall == overall
 
 
-def test_an_audio_loss_above_a_blind_guess_is_never_better_and_explained() -> None:
+def test_an_audio_loss_above_chance_is_never_better_and_is_explained() -> None:
     blind = verdict_of(adapter_audio_loss=6.94, stop_loss=difference(LOWER))
     assert blind.overall == "no evidence"
     _, better, blindly, last = blind.sentences
@@ -231,7 +231,7 @@ def test_an_adapter_that_ignores_its_text_is_never_better() -> None:
     assert verdict_of(adapter_text_use=None, **better).overall == "better"
 
 
-def test_the_headline_comes_first_then_the_measure_that_decided() -> None:
+def test_the_headline_comes_first_and_then_the_deciding_measures() -> None:
     verdict = verdict_of(stop_rate=difference(LOWER), stop_loss=difference(LOWER))
     assert verdict.sentences[0].startswith("Worse")
     assert "-0.2 (95 % interval -0.3 to -0.1)" in verdict.sentences[1]
@@ -247,7 +247,7 @@ def test_the_headline_comes_first_then_the_measure_that_decided() -> None:
     assert "0 (95 % interval -0.1 to +0.1)" in stop_rate.sentence
 
 
-def test_a_required_verdict_names_the_measure_that_failed() -> None:
+def test_a_failed_requirement_names_the_deciding_measure() -> None:
     worse = verdict_of(stop_rate=difference(LOWER))
     with pytest.raises(UserError, match=r"not_worse[^$]*worse, -0\.2 \(.* -0\.3 to -0\.1\)"):
         worse.require("not_worse")
@@ -258,7 +258,7 @@ def test_a_required_verdict_names_the_measure_that_failed() -> None:
     verdict_of(stop_rate=difference(HIGHER)).require("better")
 
 
-def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_verdict_survives_a_round_trip_through_its_file(tmp_path: Path) -> None:
     differences = {"stop_rate": difference(LOWER)}
     settings: Any = {"audio_loss": 5.0, "num_entries": 1026, "text_use": None}
     verdict = judge(differences, clustered_by="speaker", **settings)
@@ -267,7 +267,7 @@ def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Verdict.read(tmp_path / "verdict.json") == verdict
 
 
-def test_a_difference_of_an_unknown_name_is_a_bug() -> None:
+def test_a_difference_with_an_unknown_name_is_a_bug() -> None:
     with pytest.raises(KeyError, match="stopp_rate"):
         verdict_of(stopp_rate=difference(LOWER))
 
@@ -281,13 +281,13 @@ def test_once_a_measure_may_be_chance_no_weaker_one_decides() -> None:
 
 
 @pytest.mark.parametrize(("scale", "outcome"), [(0.009, "no evidence"), (0.011, "better")])
-def test_a_loss_has_to_differ_by_a_thousandth_of_a_nat(scale: float, outcome: str) -> None:
+def test_a_loss_must_differ_by_at_least_a_thousandth_of_a_nat(scale: float, outcome: str) -> None:
     """The nearer end of the interval is at 0.1 of the scale."""
     found = verdict_of(audio_loss=difference(LOWER, scale=scale))
     assert outcomes(found)["audio_loss"] == outcome
 
 
-def test_a_measure_of_few_clips_takes_no_part_in_the_correction() -> None:
+def test_a_measure_with_few_clips_does_not_enter_the_correction() -> None:
     """One measure must be below 0.05, of two the first below 0.025."""
     few = difference(LOWER, p_value=0.5, num_clips=7)
     loss = difference(LOWER, p_value=0.03)

@@ -66,7 +66,7 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Job:
-    """Tests to run on a copy of the tree, in which a mistake may be made before."""
+    """Tests to run on a copy of the tree, optionally after making a mistake in it."""
 
     tests: tuple[str, ...]
     max_seconds: float
@@ -91,7 +91,7 @@ class Outcome:
 
     @property
     def fault(self) -> str | None:
-        """The reason why the outcome is not the wanted one, or None."""
+        """Return why the outcome is not the wanted one, or None."""
         if self.code not in (PASSED, FAILED):
             return f"pytest ended with {self.code} after {self.seconds:.0f} s"
         if self.job.mistake is None:
@@ -205,7 +205,7 @@ def copy_tree(tree: Path) -> None:
 
 
 def run_all(jobs: Sequence[Job], trees: Sequence[Path]) -> Iterator[Outcome]:
-    """Yield the outcome of each job, as many at once as there are copies of the tree."""
+    """Yield the outcome of each job, running as many at once as there are copies of the tree."""
     waiting, free = deque(jobs), list(trees)
     running: dict[int, Run] = {}
     try:

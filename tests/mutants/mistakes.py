@@ -15,7 +15,7 @@ KEYS = {"name", "promise", "file", "old", "new", "tests"}
 
 @dataclass(frozen=True)
 class Mistake:
-    """A piece of a file, what a mistake makes of it, and the tests of which one must fail."""
+    """A piece of a file, its wrong replacement, and tests of which at least one must fail."""
 
     room: str  # name of the table
     name: str

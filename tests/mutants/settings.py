@@ -32,7 +32,7 @@ DROP = """
 
 @dataclass(frozen=True)
 class Group:
-    """Settings that a stage reads, and the tests of which one must fail if one never arrives.
+    """Settings that a stage reads, and tests of which one must fail if a setting never arrives.
 
     Or without tests, the reason why no result of the stage can show them.
     """

@@ -33,28 +33,28 @@ def settings_in(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield from settings_in(ManifestEntry, f"{key}.")
 
 
-def test_every_mistake_can_be_made_and_names_tests_that_exist() -> None:
+def test_every_mistake_can_be_applied_and_names_existing_tests() -> None:
     assert [fault for mistake in MISTAKES for fault in mistake.faults(ROOT)] == []
 
 
-def test_every_mistake_has_a_name_of_its_own() -> None:
+def test_every_mistake_has_a_unique_name() -> None:
     assert len({mistake.title for mistake in MISTAKES}) == len(MISTAKES) >= 120
 
 
-def test_every_setting_is_in_the_table_once_for_each_stage_that_reads_it() -> None:
+def test_every_setting_is_listed_once_per_stage_that_reads_it() -> None:
     read = [(name, key) for name, stage in STAGES.items() for key in settings_in(stage)]
     listed = [(group.stage, key) for group in GROUPS for key in group.settings]
     assert sorted(place for place in listed if place[0] != WORKFLOW) == sorted(read)
     assert len(set(listed)) == len(listed)
 
 
-def test_every_setting_is_seen_to_arrive_somewhere() -> None:
+def test_every_setting_has_a_test_that_sees_it_arrive() -> None:
     seen = {key for group in GROUPS if group.tests for key in group.settings}
     assert set(settings_in(Config)) - seen == set()
     assert all(bool(group.tests) != bool(group.reason) for group in GROUPS)
 
 
-def test_a_setting_is_dropped_where_its_stage_reads_it() -> None:
+def test_a_dropped_setting_is_missing_from_the_stage_that_reads_it() -> None:
     assert {class_of(name) for name in STAGES} == {stage.__name__ for stage in STAGES.values()}
     given: dict[str, Any] = {"data": {"num_shards": 3, "split_seed": 4}}
     given["manifest"] = ["a", {"path": "b", "root": "c", "speaker": "d"}]
@@ -68,7 +68,7 @@ def test_a_setting_is_dropped_where_its_stage_reads_it() -> None:
         assert read == expected
 
 
-def test_a_mistake_that_no_longer_fits_is_named(tmp_path: Path) -> None:
+def test_a_stale_mistake_is_reported(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text("a = 1\nb = 1\n")
     (tmp_path / "test_code.py").write_text("def test_a(): ...\n")
 
@@ -95,9 +95,7 @@ ENTRY = {"name": "a", "promise": "p", "file": "f", "old": "o", "new": "n", "test
 
 
 @pytest.mark.parametrize("change", [{"new": "o"}, {"tests": []}, {"more": "m"}])
-def test_an_entry_that_changes_nothing_or_is_not_whole_is_refused(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_a_no_op_or_incomplete_entry_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     def write(entry: dict[str, Any]) -> None:
         lines = [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
         (tmp_path / "room.toml").write_text("\n".join(["[[mistake]]", *lines]))

@@ -27,7 +27,7 @@ def config_of(**experiments: dict[str, Any]) -> dict[str, Any]:
         ({"base_model": ".."}, ("..", None), "bases/base/"),
     ],
 )
-def test_an_experiment_has_its_base_and_a_folder_for_it(
+def test_each_experiment_has_a_base_and_a_folder_for_that_base(
     changes: dict[str, Any], base: tuple[str, str | None], folder: str
 ) -> None:
     config = config_of(a=changes)
@@ -45,18 +45,18 @@ def test_experiments_on_one_base_share_its_folder() -> None:
     ]
 
 
-def test_the_config_for_a_base_holds_its_experiments_alone() -> None:
+def test_the_config_for_a_base_has_only_its_experiments() -> None:
     found = bases.configs(config_of(a={"seed": 1}, b={"base_model": "org/v3", "seed": 2}))
     assert found[""]["experiments"] == {"a": {"seed": 1}}
     assert found["bases/v3/"]["experiments"] == {"b": {"seed": 2}}
 
 
-def test_the_settings_that_an_experiment_changes_are_those_of_training() -> None:
+def test_training_overrides_of_an_experiment_exclude_its_base() -> None:
     changes = {"base_model": "org/v3", "base_model_revision": "abc", "seed": 1}
     assert bases.without_base(changes) == {"seed": 1}
 
 
-def test_a_wildcard_is_one_of_the_folders_to_the_letter() -> None:
+def test_the_wildcard_pattern_matches_only_the_exact_folders() -> None:
     pattern = re.compile(bases.pattern(["", "bases/v3.1/", "bases/b+/"]))
     for folder, is_one in (("", 1), ("bases/v3.1/", 1), ("bases/b+/", 1), ("bases/v3x1/", 0)):
         assert bool(pattern.fullmatch(folder)) == is_one
@@ -71,7 +71,7 @@ def test_two_revisions_of_one_folder_are_refused() -> None:
         bases.configs(config_of(**experiments))
 
 
-def test_two_bases_of_one_name_are_refused() -> None:
+def test_two_bases_with_the_same_name_are_refused() -> None:
     config = config_of(a={"base_model": "one/v3"}, b={"base_model": "two/v3"})
     with pytest.raises(UserError, match=r"experiments\.b\.base_model: 'two/v3' and 'one/v3'"):
         bases.configs(config)

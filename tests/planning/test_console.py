@@ -40,7 +40,7 @@ def log(message: str, event: str | None = None, **values: Any) -> None:
     LOGGER.error(message, extra={**values, **({"event": event} if event else {})})
 
 
-def test_a_job_is_one_line_with_what_is_done_before_it(handlers: tuple[Lines, Lines]) -> None:
+def test_a_job_is_one_line_with_the_number_of_finished_jobs(handlers: tuple[Lines, Lines]) -> None:
     log("stats", "run_info", stats={"total": 30})
     log("block", "job_info", rule_name="list_rows", output=["rows"], wildcards={})
     log("1 of 31", "progress", done=1, total=31)
@@ -50,7 +50,7 @@ def test_a_job_is_one_line_with_what_is_done_before_it(handlers: tuple[Lines, Li
     assert lines == ["[0/30] list_rows", "[1/31] measure_shard shard-00001"]
 
 
-def test_jobs_that_make_nothing_to_look_for_are_not_shown(handlers: tuple[Lines, Lines]) -> None:
+def test_jobs_without_results_of_interest_are_not_shown(handlers: tuple[Lines, Lines]) -> None:
     of_train = {"stage": "train"}
     log("block", "job_info", rule_name="stage_config", output=["train.json"], wildcards=of_train)
     log("block", "job_info", rule_name="validate", output=[], wildcards={})
@@ -59,7 +59,7 @@ def test_jobs_that_make_nothing_to_look_for_are_not_shown(handlers: tuple[Lines,
     assert handlers[0].shown == []
 
 
-def test_errors_and_other_lines_are_shown_as_they_are(handlers: tuple[Lines, Lines]) -> None:
+def test_errors_and_other_lines_are_shown_unchanged(handlers: tuple[Lines, Lines]) -> None:
     log("Error in rule pack", "job_error")
     log("Nothing to be done (all requested files are present and up to date).")
     log("new in another version", "some_event")

@@ -54,7 +54,7 @@ def test_each_form_of_each_experiment_is_made_once() -> None:
     ]
 
 
-def test_room_is_needed_for_every_checkpoint_that_is_not_made_yet(
+def test_disk_space_is_needed_for_every_checkpoint_not_yet_written(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(base, "peft", "merged", "original")
@@ -71,7 +71,7 @@ def test_room_is_needed_for_every_checkpoint_that_is_not_made_yet(
     forms.check(config_of(base, "peft"), results, BOTH)
 
 
-def test_room_is_needed_for_every_shard_and_for_the_codec_of_the_merged_form(
+def test_disk_space_covers_every_shard_and_the_codec_of_the_merged_form(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file({"x": torch.zeros(500)}, base / "more.safetensors")
@@ -92,7 +92,7 @@ def test_room_is_needed_for_every_shard_and_for_the_codec_of_the_merged_form(
         forms.check(config, tmp_path, BOTH)
 
 
-def test_room_is_looked_for_on_the_disk_of_the_results(
+def test_disk_space_is_checked_where_the_results_are(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
@@ -108,7 +108,7 @@ def test_room_is_looked_for_on_the_disk_of_the_results(
     assert asked == [tmp_path, base]
 
 
-def test_only_a_form_that_is_made_can_be_published(base: Path, tmp_path: Path) -> None:
+def test_only_a_form_that_is_built_can_be_pushed(base: Path, tmp_path: Path) -> None:
     config = config_of(base, "merged")
     forms.check(config | {"push": {"forms": ["peft", "merged"]}}, tmp_path, BOTH)
     with pytest.raises(UserError, match=r"push.forms: original .*package.forms .merged."):
@@ -127,7 +127,7 @@ def test_a_base_without_safetensors_files_is_refused(base: Path, tmp_path: Path)
         forms.check(config_of(base, "merged"), tmp_path, BOTH)
 
 
-def test_a_base_of_the_hub_is_looked_up_in_its_cache(
+def test_a_hub_base_is_looked_up_in_the_cache(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -146,7 +146,7 @@ def test_a_base_of_the_hub_is_looked_up_in_its_cache(
     assert forms.checkpoint_folder("some/base", None) == found
 
 
-def test_a_form_is_made_for_the_experiments_whose_family_has_it() -> None:
+def test_a_form_is_built_only_for_experiments_whose_family_has_it() -> None:
     config = config_of("x", "original", "merged") | {"push": {"forms": ["original"]}}
     mixed = {"a": V2, "b": V3}
     made = ["<results>/original/a", "<results>/merged/a", "<results>/merged/b"]
@@ -157,7 +157,7 @@ def test_a_form_is_made_for_the_experiments_whose_family_has_it() -> None:
     assert forms.left_out(config, BOTH) == forms.left_out(config_of("x", "merged"), mixed) == []
 
 
-def test_a_form_that_no_family_in_use_has_is_refused_before_a_base_is_there(
+def test_a_form_no_family_in_use_has_is_refused_without_the_base(
     tmp_path: Path,
 ) -> None:
     both = dict.fromkeys("ab", V3)
@@ -167,7 +167,7 @@ def test_a_form_that_no_family_in_use_has_is_refused_before_a_base_is_there(
     forms.check(config_of("x", "original"), tmp_path, both | {"a": "acme/base"})  # not known yet
 
 
-def test_only_beside_v2_is_room_needed_for_a_bundles_codec_in_float32(
+def test_a_bundled_codec_takes_extra_space_only_in_v2_checkpoints(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two bases of 1,000 values, merged; 100 of the second's are the codec of both."""
@@ -185,7 +185,7 @@ def test_only_beside_v2_is_room_needed_for_a_bundles_codec_in_float32(
         forms.check(config, tmp_path, {"a": V2, "b": V3})
 
 
-def test_what_is_refused_is_what_no_family_can_make() -> None:
+def test_the_impossible_forms_are_exactly_those_no_family_has() -> None:
     every = {(f.model_type, form) for f in FAMILIES for form in forms.FULL_FORMS}
     made = {(family.model_type, form) for family in FAMILIES for form in family.forms}
     assert set(forms.IMPOSSIBLE) == every - made

@@ -45,7 +45,7 @@ def command(experiment: dict[str, Any], **train: Any) -> list[str]:
     return shlex.split(launch_command(num_processes, 4, Path("own.yaml"), **settings))
 
 
-def test_the_order_of_an_experiments_settings_changes_nothing() -> None:
+def test_the_order_of_an_experiments_settings_does_not_matter() -> None:
     changes = {"learning_rate": 1e-4, "lora": {"r": 8, "alpha": 16}, "base_model": "x"}
     turned = {"lora": {"alpha": 16, "r": 8}, "learning_rate": 1e-4}
     texts = {overrides_text({"experiments": {"one": each}}, "one") for each in (changes, turned)}
@@ -56,7 +56,7 @@ def value(words: list[str], option: str) -> str | None:
     return words[words.index(option) + 1] if option in words else None
 
 
-def test_the_command_has_the_processes_of_the_experiment() -> None:
+def test_the_command_has_the_number_of_processes_of_the_experiment() -> None:
     words = command({"num_processes": 3}, num_processes=2)
     assert value(words, "--num_processes") == "3"
     assert value(words, "--config_file") == "own.yaml"
@@ -65,7 +65,7 @@ def test_the_command_has_the_processes_of_the_experiment() -> None:
     assert value(words, "--main_process_port") == "0"  # any that is free
 
 
-def test_several_machines_start_by_srun_with_address_and_port() -> None:
+def test_several_machines_are_started_by_srun_with_address_and_port() -> None:
     machines = {"num_machines": 2, "main_process_ip": "node 1", "main_process_port": 3210}
     words = command({}, num_processes=4, **machines)
     assert words[:2] == ["srun", "--nodes=2"]
@@ -74,34 +74,36 @@ def test_several_machines_start_by_srun_with_address_and_port() -> None:
     assert value(words, "--main_process_port") == "3210"
 
 
-def test_each_machine_shares_its_threads_among_its_processes(tmp_path: Path) -> None:
+def test_each_machine_divides_its_threads_among_its_processes(tmp_path: Path) -> None:
     words = shlex.split(launch_command(4, 8, tmp_path, num_machines=2))
     assert "--cpus-per-task=8" in words
     assert value(words, "--num_cpu_threads_per_process") == "4"
 
 
-def test_nothing_is_left_for_accelerate_to_guess(tmp_path: Path) -> None:
+def test_every_launch_option_is_given_to_accelerate(tmp_path: Path) -> None:
     words = shlex.split(launch_command(1, 1, tmp_path))
     given = ("--mixed_precision", "--dynamo_backend", "--num_machines")
     assert [value(words, option) for option in given] == ["no", "no", "1"]
 
 
 @pytest.mark.parametrize("name", ["asr", "quality", "speaker"])
-def test_one_speech_model_is_enough_to_ask_for_their_memory(name: str) -> None:
+def test_any_speech_model_requests_the_memory_for_them(name: str) -> None:
     models = dict.fromkeys(("asr", "quality", "speaker"))
     assert not runs_speech_models({"validate": {"speech_models": models}})
     assert runs_speech_models({"validate": {"speech_models": models | {name: "org/model"}}})
 
 
 @pytest.mark.parametrize(("own", "told"), [({}, "1"), ({"HF_HUB_DISABLE_PROGRESS_BARS": "0"}, "0")])
-def test_bars_are_off_in_jobs_unless_the_user_wants_them(own: dict[str, str], told: str) -> None:
+def test_progress_bars_are_off_in_jobs_unless_the_user_enables_them(
+    own: dict[str, str], told: str
+) -> None:
     shown = f'{environment(Path(), in_own_environment=False)} echo "$HF_HUB_DISABLE_PROGRESS_BARS"'
     plain = {"PATH": os.environ["PATH"]}
     assert subprocess.check_output(["bash", "-c", shown], env=plain | own, text=True) == f"{told}\n"
 
 
 @pytest.mark.parametrize("is_own", [True, False])
-def test_jobs_import_the_checkout_and_end_with_this_process(is_own: bool) -> None:
+def test_jobs_import_the_checkout_and_watch_the_process_that_started_them(is_own: bool) -> None:
     root = Path("a folder")
     shown = f"{environment(root, in_own_environment=is_own)} env"
     plain = {"PATH": os.environ["PATH"]}
@@ -115,14 +117,14 @@ def test_jobs_import_the_checkout_and_end_with_this_process(is_own: bool) -> Non
 
 
 @pytest.mark.parametrize("name", ["accelerate.yaml", "my 'own' file.yaml"])
-def test_the_users_own_file_is_given_to_accelerate(tmp_path: Path, name: str) -> None:
+def test_the_users_accelerate_config_is_passed_on(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("num_processes: 2\nnum_machines: 1\n")
     words = command({}, accelerate_config=str(tmp_path / name))
     assert value(words, "--config_file") == str(tmp_path / name)
     assert "--num_processes" not in words
 
 
-def test_the_numbers_of_the_users_own_file_are_those_of_the_launch(tmp_path: Path) -> None:
+def test_the_users_accelerate_config_sets_processes_and_machines(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("num_processes: 4\nnum_machines: 2\n")
     words = command({}, num_processes=1, accelerate_config=str(tmp_path / "own.yaml"))
     assert words[:2] == ["srun", "--nodes=2"]
@@ -131,19 +133,17 @@ def test_the_numbers_of_the_users_own_file_are_those_of_the_launch(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("num_processes", "are_several"), [(1, False), (2, True)])
-def test_accelerate_is_told_that_processes_are_several(
-    num_processes: int, are_several: bool
-) -> None:
-    """Without the option it starts a single one."""
+def test_multi_gpu_is_passed_for_several_processes(num_processes: int, are_several: bool) -> None:
+    """Without --multi_gpu accelerate starts a single process."""
     assert ("--multi_gpu" in command({}, num_processes=num_processes)) == are_several
 
 
-def test_one_machine_is_asked_for_a_gpu_per_process() -> None:
+def test_a_single_machine_requests_a_gpu_per_process() -> None:
     assert machines("auto", num_processes=4, num_machines=1) == Machines(gpu=4)
     assert machines("cpu", num_processes=4, num_machines=1) == Machines()
 
 
-def test_several_machines_are_asked_for_their_share_of_the_gpus() -> None:
+def test_each_of_several_machines_requests_its_share_of_the_gpus() -> None:
     expected = Machines(None, gres="gpu:4", nodes=2, tasks=2, tasks_per_gpu=0, mpi="srun")
     assert machines("cuda", num_processes=8, num_machines=2) == expected
     assert machines("cpu", num_processes=8, num_machines=2).gres is None
@@ -155,7 +155,7 @@ def checked(monkeypatch: pytest.MonkeyPatch, srun: str | None, **train: Any) -> 
     check_launches(config.model_dump(by_alias=True))
 
 
-def test_processes_that_do_not_divide_among_the_machines_are_refused(
+def test_processes_that_do_not_divide_evenly_among_machines_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checked(monkeypatch, "/usr/bin/srun", num_processes=4, num_machines=2)
@@ -173,7 +173,7 @@ def test_several_machines_need_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     ("exit_code", "told"),
     [(None, "sinfo is missing"), (0, None), (1, "the controller is down"), (7, "exit code 7")],
 )
-def test_slurm_must_answer(
+def test_an_unresponsive_slurm_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int | None, told: str | None
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -189,7 +189,7 @@ def test_slurm_must_answer(
     ("visible", "expected"),
     [(None, 3), ("", 0), ("-1", 0), ("1", 1), ("0, 2", 2), ("GPU-aa,GPU-bb,GPU-cc,GPU-dd", 3)],
 )
-def test_gpus_are_those_of_the_driver_that_are_visible(
+def test_only_visible_gpus_of_the_driver_are_counted(
     tmp_path: Path, visible: str | None, expected: int
 ) -> None:
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "null"):

@@ -1,4 +1,4 @@
-"""Folders that cannot be the base model or the codec, told while the workflow is planned."""
+"""Folders that cannot be the base model or the codec are reported during planning."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def config_of(base: Path, codec: Path, **experiments: dict[str, str]) -> dict[st
 
 
 @pytest.mark.parametrize("make", [checkpoint, sharded])
-def test_a_whole_checkpoint_has_no_fault(tmp_path: Path, make: Callable[..., Path]) -> None:
+def test_a_complete_checkpoint_has_no_fault(tmp_path: Path, make: Callable[..., Path]) -> None:
     assert folder_fault("base_model", str(make(tmp_path / "base", BODY, HEAD))) is None
 
 
@@ -55,7 +55,7 @@ def test_the_miniature_and_its_codec_have_no_fault(tiny_base: Path) -> None:
     check_folders(config_of(tiny_base, tiny_base / "audio_tokenizer"), ["elsewhere"])
 
 
-def test_both_checkpoints_are_named_in_one_error(tiny_base: Path) -> None:
+def test_faults_of_base_and_codec_come_in_one_error(tiny_base: Path) -> None:
     config = config_of(tiny_base / "audio_tokenizer", tiny_base)
     with pytest.raises(UserError) as caught:
         check_folders(config, ["elsewhere"])
@@ -63,7 +63,7 @@ def test_both_checkpoints_are_named_in_one_error(tiny_base: Path) -> None:
     assert has_line_with(str(caught.value), "codec ", "is that of base_model")
 
 
-def test_the_base_that_the_demo_builds_need_not_be_there_yet(tmp_path: Path) -> None:
+def test_the_base_built_by_the_demo_may_be_missing(tmp_path: Path) -> None:
     demo = tmp_path / "tiny"
     check_folders(config_of(demo, demo / "codec"), [str(demo)])
     with pytest.raises(UserError, match="does not exist"):
@@ -86,16 +86,14 @@ def test_a_merged_base_without_its_text_head_is_refused(
     assert HEAD in str(fault)
 
 
-def test_a_part_of_the_weights_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_weight_shard_is_named(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "base", BODY, HEAD)
     (folder / "model-1.safetensors").unlink()
     assert "lacks the weights model-1.safetensors" in str(folder_fault("base_model", str(folder)))
 
 
 @pytest.mark.parametrize("place", ["../other.safetensors", "/etc/passwd", "a/b.safetensors"])
-def test_an_index_of_weights_that_names_files_elsewhere_is_refused(
-    tmp_path: Path, place: str
-) -> None:
+def test_a_weight_index_that_names_files_elsewhere_is_refused(tmp_path: Path, place: str) -> None:
     folder = sharded(tmp_path / "base", BODY, HEAD)
     (tmp_path / "other.safetensors").write_bytes(b"")
     index = json.dumps({"weight_map": {BODY: place}})
@@ -112,7 +110,7 @@ def test_an_index_of_weights_that_names_files_elsewhere_is_refused(
         (2**26 + 1).to_bytes(8, "little") + b"{}",  # whose header is too long
     ],
 )
-def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_weights_file_is_named(tmp_path: Path, content: bytes) -> None:
     folder = checkpoint(tmp_path / "base", BODY)
     (folder / "model.safetensors").write_bytes(content)
     assert "damaged model.safetensors" in str(folder_fault("base_model", str(folder)))
@@ -125,7 +123,7 @@ def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
     assert "damaged config.json" in str(folder_fault("base_model", str(folder)))
 
 
-def test_a_base_may_be_of_each_family(tmp_path: Path) -> None:
+def test_a_base_may_be_of_any_family(tmp_path: Path) -> None:
     assert KINDS["base_model"][1] == tuple(family.model_type for family in FAMILIES)
     base = checkpoint(tmp_path / "v3", "body.norm.weight", model_type="higgs_multimodal_qwen3")
     assert folder_fault("base_model", str(base)) is None
@@ -175,7 +173,7 @@ def test_a_mark_that_is_no_whole_number_is_refused(tmp_path: Path) -> None:
     assert "audio_token_id" in str(folder_fault("base_model", str(base)))
 
 
-def test_another_kind_of_model_is_named(tmp_path: Path) -> None:
+def test_a_model_of_another_kind_is_named(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "base", BODY, model_type="llama")
     assert "is a 'llama'" in str(folder_fault("base_model", str(folder)))
 
@@ -187,7 +185,7 @@ def test_an_adapter_is_named_with_its_base(tmp_path: Path) -> None:
     assert fault.endswith("org/base")
 
 
-def test_the_folder_around_a_checkpoint_hints_at_it(tmp_path: Path) -> None:
+def test_the_parent_folder_of_a_checkpoint_gets_a_hint(tmp_path: Path) -> None:
     checkpoint(tmp_path / "models" / "base", BODY, HEAD)
     fault = str(folder_fault("base_model", str(tmp_path / "models")))
     assert fault.endswith(f"did you mean {tmp_path / 'models' / 'base'}?")
@@ -199,7 +197,7 @@ def test_a_folder_without_weights_is_named_in_planning(tmp_path: Path) -> None:
     assert "has no weights" in str(folder_fault("base_model", str(folder)))
 
 
-def test_a_missing_folder_lists_those_beside_it(tmp_path: Path) -> None:
+def test_a_missing_folder_lists_its_siblings(tmp_path: Path) -> None:
     (tmp_path / "higgs-3b").mkdir()
     (tmp_path / ".hidden").mkdir()
     fault = str(folder_fault("codec", str(tmp_path / "higgs-3B")))
@@ -207,7 +205,7 @@ def test_a_missing_folder_lists_those_beside_it(tmp_path: Path) -> None:
     assert "full path" in str(folder_fault("codec", "~/higgs"))
 
 
-def test_a_folder_that_a_command_would_take_for_an_option_is_named(
+def test_a_folder_name_that_looks_like_an_option_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -216,7 +214,7 @@ def test_a_folder_that_a_command_would_take_for_an_option_is_named(
     assert folder_fault("base_model", str(tmp_path / "-base")) is None
 
 
-def test_a_file_of_weights_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+def test_a_weights_file_given_instead_of_its_folder_is_named(tmp_path: Path) -> None:
     file = checkpoint(tmp_path / "base", BODY) / "model.safetensors"
     assert str(folder_fault("base_model", str(file))).endswith(f"name its folder, {file.parent}")
 
@@ -234,7 +232,7 @@ def test_a_file_of_weights_in_place_of_the_folder_is_named(tmp_path: Path) -> No
         ("org/my model", False),
     ],
 )
-def test_a_hub_id_is_told_from_a_folder(
+def test_hub_ids_are_told_from_folders(
     tmp_path: Path, name: str, is_id: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -258,6 +256,6 @@ def test_a_hub_id_is_told_from_a_folder(
         ({"audio_encoder_config": {"num_codebooks": "8"}}, "the num_codebooks '8' "),
     ],
 )
-def test_a_size_that_no_model_has_is_named_in_any_section(config: Any, fact: str | None) -> None:
+def test_an_impossible_size_is_named_in_any_section(config: Any, fact: str | None) -> None:
     found = size_fault(config)
     assert found is None if fact is None else fact in (found or "")

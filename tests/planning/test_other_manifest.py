@@ -6,7 +6,7 @@ from higgs_pipe.config.settings import Config
 from higgs_pipe.planning.manifests import config_of_other, inputs
 
 
-def test_the_other_manifest_is_listed_in_one_shard() -> None:
+def test_the_other_manifest_gets_its_own_config_with_one_shard() -> None:
     config = Config(
         manifest="own.jsonl",
         base_model="b",
@@ -22,7 +22,7 @@ def test_the_other_manifest_is_listed_in_one_shard() -> None:
     assert config["manifest"] == "own.jsonl"
 
 
-def test_files_that_are_missing_or_look_like_wildcards_are_no_inputs(tmp_path: Path) -> None:
+def test_missing_files_and_paths_with_braces_are_not_rule_inputs(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("m.jsonl", "{m.jsonl", "m}.jsonl", "absent")]
     for path in paths[:3]:
         Path(path).touch()

@@ -1,4 +1,4 @@
-"""What must hold before the workflow is planned: versions, and the place of the checkout."""
+"""Requirements for planning the workflow: versions and the path of the checkout."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from higgs_pipe.planning.prerequisites import check_place, check_snakemake
 
 
 @pytest.mark.parametrize("version", ["9.27.0", "9.27.1", "9.30", "10.0.0a1"])
-def test_a_snakemake_that_is_new_enough_passes(version: str) -> None:
+def test_a_recent_enough_snakemake_passes(version: str) -> None:
     check_snakemake(version)
 
 
@@ -34,7 +34,7 @@ def test_a_checkout_in_a_folder_with_braces_is_refused() -> None:
         check_place(Path("a {b}/checkout"))
 
 
-def test_make_refuses_an_old_python_by_its_name(tmp_path: Path) -> None:
+def test_make_names_the_python_that_is_too_old(tmp_path: Path) -> None:
     old = tmp_path / "python3.10"
     old.write_text(f"#!{sys.executable}\nimport sys\nsys.exit(1)\n")
     old.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Processes that end with those that started them, and those that do not."""
+"""Processes that end with the process that started them, and those that do not."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def test_a_job_ends_when_its_starter_is_killed(start: Start) -> None:
     wait_until(lambda: has_ended(job))
 
 
-def test_a_job_ends_when_a_shell_between_is_killed(start: Start) -> None:
+def test_a_job_ends_when_an_intermediate_shell_is_killed(start: Start) -> None:
     starter, job = start(sys.executable, "-c", STARTER, "bash", "-c", '"$@"; true', "-")
     job.parent().kill()
     wait_until(lambda: has_ended(job))
     wait_until(lambda: has_ended(starter))
 
 
-def test_a_job_that_a_person_started_outlives_the_shell(start: Start) -> None:
+def test_a_job_started_by_hand_outlives_its_shell(start: Start) -> None:
     shell, job = start("bash", "-c", '"$@"; true', "-")
     shell.kill()
     time.sleep(3 * process_tree.POLL_SECONDS)
@@ -88,7 +88,7 @@ def test_a_starter_on_another_machine_is_not_watched(start: Start) -> None:
     assert process_tree.ancestors({VARIABLE: elsewhere}) == []
 
 
-def test_only_a_starter_that_is_not_an_ancestor_is_watched(start: Start) -> None:
+def test_a_starter_that_is_not_an_ancestor_is_the_only_one_watched(start: Start) -> None:
     """As a task of srun, which Slurm's daemon starts."""
     other = subprocess.Popen(["sleep", "60"], start_new_session=True)
     named = Process.of(other.pid)
@@ -99,7 +99,7 @@ def test_only_a_starter_that_is_not_an_ancestor_is_watched(start: Start) -> None
     other.wait()
 
 
-def test_a_process_with_a_used_process_id_is_another_one() -> None:
+def test_a_reused_process_id_is_another_process() -> None:
     this = Process.of(os.getpid())
     assert this is not None
     assert this == Process.parse(str(this))
@@ -111,7 +111,7 @@ def test_every_ancestor_up_to_the_marked_one_is_watched() -> None:
     assert process_tree.ancestors({VARIABLE: str(named)}) == [named, Process.of(parent)]
 
 
-def test_children_are_those_of_this_process() -> None:
+def test_children_lists_the_running_children_of_this_process() -> None:
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     assert child.pid in process_tree.children()
     child.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The stamp that makes Snakemake list the recordings again, and what it does not depend on."""
+"""The stamp that makes Snakemake list the recordings again, and when it stays the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from higgs_pipe.planning.recordings import (
 
 @pytest.fixture
 def states_file(tmp_path: Path) -> Path:
-    """The states of a recording that is there, of one that is not, and of a manifest."""
+    """The states of an existing recording, a missing one and a manifest."""
     for name in ("a.wav", "m.jsonl"):
         (tmp_path / name).write_bytes(b"abc")
     recordings = states_of(str(tmp_path / name) for name in ("a.wav", "b.wav"))
@@ -37,12 +37,12 @@ def stamp(states_file: Path, *manifests: str) -> str:
     )
 
 
-def test_the_stamp_stays_while_every_recording_is_as_remembered(states_file: Path) -> None:
+def test_the_stamp_is_kept_while_no_recording_changes(states_file: Path) -> None:
     assert stamp(states_file) == "stamp"
 
 
 @pytest.mark.parametrize("change", ["bytes", "touched", "removed", "appeared"])
-def test_any_change_of_a_recording_gives_another_stamp(states_file: Path, change: str) -> None:
+def test_any_change_to_a_recording_gives_a_new_stamp(states_file: Path, change: str) -> None:
     path = states_file.with_name("a.wav")
     match change:
         case "bytes":
@@ -60,7 +60,7 @@ def test_any_change_of_a_recording_gives_another_stamp(states_file: Path, change
     assert stamp(states_file) == changed
 
 
-def test_a_manifest_replaced_by_an_older_file_gives_another_stamp(states_file: Path) -> None:
+def test_a_manifest_replaced_by_an_older_file_gives_a_new_stamp(states_file: Path) -> None:
     """Snakemake looks at the age of an input alone."""
     older = states_file.with_name("older.jsonl")
     older.write_bytes(b"xyz")
@@ -69,14 +69,14 @@ def test_a_manifest_replaced_by_an_older_file_gives_another_stamp(states_file: P
     assert stamp(states_file) != "stamp"
 
 
-def test_a_file_more_or_less_among_the_manifests_gives_another_stamp(states_file: Path) -> None:
+def test_adding_or_removing_a_manifest_gives_a_new_stamp(states_file: Path) -> None:
     states_file.with_name("{n}.jsonl").touch()
     assert stamp(states_file, "m.jsonl", "{n}.jsonl") != "stamp"
     assert stamp_of(states_file, []) != "stamp"
 
 
-def test_a_state_that_comes_back_gives_a_stamp_of_its_own(states_file: Path) -> None:
-    """Listed in another state meanwhile, it would pass for listed in this one."""
+def test_a_recording_restored_after_a_change_gives_a_new_stamp(states_file: Path) -> None:
+    """Otherwise a recording listed in another state meanwhile would count as up to date."""
     path = states_file.with_name("a.wav")
     os.utime(path, ns=(0, 0))
     planned = stamp(states_file)
@@ -89,7 +89,7 @@ def test_a_state_that_comes_back_gives_a_stamp_of_its_own(states_file: Path) -> 
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"stamp": 1}', '{"stamp": "s", "seen": [1]}'])
-def test_states_that_cannot_be_read_are_none(tmp_path: Path, text: str | None) -> None:
+def test_unreadable_states_count_as_empty(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "m.json").write_text(text)
     assert read_states(tmp_path / "m.json") == FileStates()

@@ -17,7 +17,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def as_a_user(tmp_path: Path) -> Iterator[None]:
-    """No permission stops root, so that a test by root goes on as somebody else."""
+    """Permissions do not stop root, so a test run by root continues as another user."""
     user = os.geteuid()
     if user == 0:
         for folder in (tmp_path, *tmp_path.parents[:-2]):
@@ -33,29 +33,31 @@ def fault_of(*folders: Path) -> str:
     return str(caught.value)
 
 
-def test_folders_that_are_there_or_can_be_made_are_fine(tmp_path: Path) -> None:
+def test_folders_that_exist_or_can_be_created_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "a b's").mkdir()
     check_writable([str(tmp_path / "a b's"), str(tmp_path / "new" / "deep")])
 
 
-def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("")
     assert has_line_with(fault_of(tmp_path / "results"), "results is a file")
     said = fault_of(tmp_path / "results" / "deep")
     assert has_line_with(said, "deep: ", str(tmp_path / "results"), "is a file")
 
 
-def test_a_folder_with_braces_is_named(tmp_path: Path) -> None:
+def test_a_folder_with_braces_is_refused(tmp_path: Path) -> None:
     assert has_line_with(fault_of(tmp_path / "res {x}"), "res {x}", "braces")
 
 
 @pytest.mark.parametrize("name", ["-results", "--results/deep", "res\nults"])
-def test_a_folder_that_a_command_would_take_for_an_option_is_named(name: str) -> None:
+def test_a_folder_with_a_leading_dash_or_a_newline_is_refused(name: str) -> None:
     assert "begins with a dash or has a line break" in fault_of(Path(name))
 
 
 @pytest.mark.parametrize("place", ["results", "results/data"])
-def test_a_folder_of_somebody_else_is_named(tmp_path: Path, place: str, as_a_user: None) -> None:
+def test_an_unwritable_folder_is_named_with_its_owner(
+    tmp_path: Path, place: str, as_a_user: None
+) -> None:
     (tmp_path / "results" / "data").mkdir(parents=True)
     (tmp_path / place).chmod(0o555)
     said = fault_of(tmp_path / "results", tmp_path / "logs")
@@ -65,7 +67,7 @@ def test_a_folder_of_somebody_else_is_named(tmp_path: Path, place: str, as_a_use
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
-def test_an_owner_without_a_name_is_named_by_number(
+def test_an_owner_without_a_user_name_is_given_by_number(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     (tmp_path / "theirs").mkdir(mode=0o755)

@@ -24,7 +24,7 @@ IS_THERE, IS_NOT = "json", "snakemake_storage_plugin_of_nobody"
         ([], []),
     ],
 )
-def test_the_folders_of_manifests_are_fetched_each_once(manifest: object, folders: object) -> None:
+def test_each_manifest_folder_is_fetched_once(manifest: object, folders: object) -> None:
     assert storage.folders(manifest) == folders
 
 
@@ -38,7 +38,7 @@ def test_the_folders_of_manifests_are_fetched_each_once(manifest: object, folder
         ("my/m.csv", "my/m.csv"),
     ],
 )
-def test_a_url_is_read_where_its_folder_was_fetched_to(url: str, path: str) -> None:
+def test_a_url_is_read_from_the_local_copy_of_its_folder(url: str, path: str) -> None:
     assert storage.fetched_path(url, {"s3://b/corpus": ".storage/b/corpus"}) == path
 
 
@@ -62,7 +62,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, url: str, plugin: str = IS_THERE) -
         ("s3://b/corpus/m.csv?sig=secret", "s3://b/corpus/m.csv holds credentials"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_without_its_secrets(
+def test_an_unusable_url_is_refused_without_printing_its_secrets(
     monkeypatch: pytest.MonkeyPatch, url: str, fact: str
 ) -> None:
     refused = refusal(monkeypatch, url)
@@ -70,6 +70,8 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_secrets(
     assert "secret" not in refused.replace("SECRET_KEY", "")
 
 
-def test_without_the_plugin_a_url_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_without_its_storage_plugin_is_refused_naming_the_plugin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     refused = refusal(monkeypatch, "s3://b/corpus/m.csv", plugin=IS_NOT)
     assert "pip install snakemake-storage-plugin-s3" in refused

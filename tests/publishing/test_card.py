@@ -23,7 +23,7 @@ def one_line(text: str) -> str:
 @example("- item")
 @example("==")
 @example("10) item")
-def test_any_text_is_shown_as_it_is_on_one_line(text: str) -> None:
+def test_any_text_is_shown_literally_on_one_line(text: str) -> None:
     expected = html.escape(one_line(text), quote=False)
     shown = MARKDOWN.render(as_text(text)).replace("&quot;", '"')
     assert shown == (f"<p>{expected}</p>\n" if expected else "")
@@ -32,7 +32,7 @@ def test_any_text_is_shown_as_it_is_on_one_line(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
-def test_a_python_literal_gives_the_text_back(text: str) -> None:
+def test_a_python_literal_evaluates_to_the_text(text: str) -> None:
     assert eval(as_python(text)) == text  # a literal of our own making
 
 
@@ -44,6 +44,6 @@ def test_a_python_literal_gives_the_text_back(text: str) -> None:
         ("a@ab.org", r"a\@ab\.org"),
     ],
 )
-def test_addresses_do_not_become_links(address: str, written: str) -> None:
+def test_urls_and_email_addresses_do_not_become_links(address: str, written: str) -> None:
     """GitHub's Markdown links them without any markup."""
     assert as_text(address) == written

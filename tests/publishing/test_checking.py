@@ -1,4 +1,4 @@
-"""The check of a package: every file that is not the packaged one is named, nothing is executed."""
+"""Package checks: every file that differs from the original is named; nothing is executed."""
 
 import hashlib
 import io
@@ -64,7 +64,7 @@ def faults(path: Path) -> str:
     return str(error.value)
 
 
-def test_a_package_is_what_was_packaged_as_folder_and_as_zip(package: Path, tmp_path: Path) -> None:
+def test_an_untouched_package_passes_as_folder_and_as_zip(package: Path, tmp_path: Path) -> None:
     write_zip(package, tmp_path / "ada.zip")
     for path in (package, tmp_path / "ada.zip"):
         checked = check_package(path)
@@ -117,18 +117,18 @@ def link(path: Path) -> None:
         (append, WEIGHTS, (WEIGHTS, "not safetensors")),
     ],
 )
-def test_a_file_that_was_touched_is_named(
+def test_a_changed_file_is_named(
     copy: Path, change: Callable[[Path], None], name: str, tokens: tuple[str, ...]
 ) -> None:
     change(copy / name)
     assert has_line_with(faults(copy), *tokens)
 
 
-def test_a_package_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
     assert "absent.zip: there is no folder" in faults(tmp_path / "absent.zip")
 
 
-def test_a_renamed_file_is_named_with_its_name(copy: Path) -> None:
+def test_a_renamed_file_is_named_with_both_names(copy: Path) -> None:
     (copy / "README.md").rename(copy / "CARD.md")
     assert has_line_with(faults(copy), "CARD.md", "renamed from README.md")
     assert has_line_with(faults(copy), "README.md", "missing")
@@ -155,7 +155,7 @@ def test_a_renamed_file_is_named_with_its_name(copy: Path) -> None:
         ("long.md", "x" * 20_000_001, "more than 20,000,000 bytes"),
     ],
 )
-def test_a_foreign_file_is_named(copy: Path, name: str, content: str, fact: str) -> None:
+def test_an_unexpected_file_is_named(copy: Path, name: str, content: str, fact: str) -> None:
     (copy / name).write_text(content)
     assert has_line_with(faults(copy), name, fact)
 
@@ -165,14 +165,14 @@ def test_a_pipe_in_the_folder_is_named_and_not_read(copy: Path) -> None:
     assert has_line_with(faults(copy), "notes.md", "not a regular file")
 
 
-def test_a_tensor_with_other_bytes_than_its_shape_has_is_named(copy: Path) -> None:
+def test_a_tensor_whose_size_contradicts_its_shape_is_named(copy: Path) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}).encode()
     (copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     assert has_line_with(faults(copy), WEIGHTS, "'a' without a valid")
 
 
 @pytest.mark.parametrize("second", [(0, 16), (32, 48)])
-def test_tensors_that_overlap_or_leave_a_gap_are_refused_though_listed(
+def test_overlapping_or_gapped_tensors_are_refused_even_if_listed(
     copy: Path, second: tuple[int, int]
 ) -> None:
     header = json.dumps(
@@ -214,9 +214,7 @@ def test_tensors_that_overlap_or_leave_a_gap_are_refused_though_listed(
     ],
     ids=str,
 )
-def test_a_tensor_has_the_bytes_of_its_dtype_and_shape(
-    tensor: dict[str, Any], is_valid: bool
-) -> None:
+def test_tensor_sizes_must_match_dtype_and_shape(tensor: dict[str, Any], is_valid: bool) -> None:
     header = json.dumps({"a": tensor}).encode()
     content = len(header).to_bytes(8, "little") + header + bytes(24)
     if is_valid:
@@ -226,7 +224,7 @@ def test_a_tensor_has_the_bytes_of_its_dtype_and_shape(
             read_shapes(io.BytesIO(content), len(content))
 
 
-def test_a_header_may_not_be_longer_than_that_of_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oversized_safetensors_header_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     header = json.dumps({"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}).encode()
     content = len(header).to_bytes(8, "little") + header
     monkeypatch.setattr(tensors, "MAX_HEADER_BYTES", len(header))
@@ -239,7 +237,7 @@ def test_a_header_may_not_be_longer_than_that_of_any_model(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "name", ["adapter_config.json", WEIGHTS, BASE_FILE, "provenance.json", "README.md"]
 )
-def test_a_package_that_was_sealed_without_a_file_is_not_whole(copy: Path, name: str) -> None:
+def test_a_package_sealed_without_a_required_file_is_incomplete(copy: Path, name: str) -> None:
     for removed in (name, "files.json", "SHA256SUMS"):
         (copy / removed).unlink()
     seal(copy)
@@ -247,7 +245,7 @@ def test_a_package_that_was_sealed_without_a_file_is_not_whole(copy: Path, name:
 
 
 @pytest.mark.parametrize("name", ["config.json", "merge.json", "proof.json", "README.md"])
-def test_a_checkpoint_that_was_sealed_without_a_file_is_not_whole(
+def test_a_checkpoint_sealed_without_a_required_file_is_incomplete(
     tmp_path: Path, name: str
 ) -> None:
     for kept in {"config.json", "merge.json", "proof.json", "README.md"} - {name}:
@@ -258,7 +256,7 @@ def test_a_checkpoint_that_was_sealed_without_a_file_is_not_whole(
     assert has_line_with(str(error.value), name, "missing")
 
 
-def test_what_the_hub_and_snakemake_add_to_a_folder_is_no_fault(copy: Path) -> None:
+def test_files_added_by_the_hub_and_snakemake_are_ignored(copy: Path) -> None:
     (copy / ".snakemake_timestamp").touch()
     (copy / ".gitattributes").write_text("*.safetensors filter=lfs\n")
     (copy / ".cache/huggingface").mkdir(parents=True)
@@ -290,7 +288,7 @@ def entry(name: str, **attributes: Any) -> zipfile.ZipInfo:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_zip_with_links_other_paths_or_bombs_is_refused(
+def test_a_zip_with_links_outside_paths_or_bombs_is_refused(
     package: Path, tmp_path: Path, member: zipfile.ZipInfo, tokens: tuple[str, ...]
 ) -> None:
     write_zip(package, tmp_path / "ada.zip")
@@ -308,7 +306,7 @@ def test_a_zip_with_links_other_paths_or_bombs_is_refused(
         ("file_size", 2, "compressed"),
     ],
 )
-def test_a_file_of_a_zip_that_is_not_as_it_is_stored_is_refused(
+def test_an_encrypted_compressed_or_mismatched_zip_entry_is_refused(
     package: Path, tmp_path: Path, key: str, value: int, fact: str
 ) -> None:
     write_zip(package, tmp_path / "ada.zip")
@@ -318,7 +316,7 @@ def test_a_file_of_a_zip_that_is_not_as_it_is_stored_is_refused(
     assert has_line_with(faults(tmp_path / "ada.zip"), "locked.md", fact)
 
 
-def test_a_name_that_ends_early_on_other_systems_is_refused(package: Path, tmp_path: Path) -> None:
+def test_a_zip_entry_name_with_a_null_byte_is_refused(package: Path, tmp_path: Path) -> None:
     write_zip(package, tmp_path / "ada.zip")
     with zipfile.ZipFile(tmp_path / "ada.zip", "a") as archive:
         archive.writestr("ada/notes.md#.exe", "0")
@@ -327,7 +325,7 @@ def test_a_name_that_ends_early_on_other_systems_is_refused(package: Path, tmp_p
     assert has_line_with(faults(tmp_path / "ada.zip"), "notes.md", "differs between systems")
 
 
-def test_a_zip_that_claims_more_than_it_holds_is_refused(package: Path, tmp_path: Path) -> None:
+def test_a_zip_that_claims_more_than_it_contains_is_refused(package: Path, tmp_path: Path) -> None:
     write_zip(package, tmp_path / "ada.zip")
     with zipfile.ZipFile(tmp_path / "ada.zip", "a") as archive:
         archive.writestr("ada/large.md", "0")
@@ -338,7 +336,7 @@ def test_a_zip_that_claims_more_than_it_holds_is_refused(package: Path, tmp_path
     assert "large.md" not in message  # none of them is read
 
 
-def test_a_zip_of_too_many_files_is_refused(
+def test_a_zip_with_too_many_files_is_refused(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_zip(package, tmp_path / "ada.zip")
@@ -348,10 +346,10 @@ def test_a_zip_of_too_many_files_is_refused(
     assert f"{number} entries, more than {number - 1}" in faults(tmp_path / "ada.zip")
 
 
-def test_no_damage_to_a_zip_is_a_traceback_or_passes_for_the_package(
+def test_a_damaged_zip_never_causes_a_traceback_or_passes_as_valid(
     package: Path, tmp_path: Path
 ) -> None:
-    """Five hundred seeded kinds: bytes changed, removed and put in."""
+    """Five hundred seeded kinds of damage: bytes changed, removed and inserted."""
     archive, draw = tmp_path / "ada.zip", random.Random(0)
     write_zip(package, archive)
     whole = archive.read_bytes()
@@ -372,7 +370,7 @@ def test_no_damage_to_a_zip_is_a_traceback_or_passes_for_the_package(
                 assert hashlib.sha256(content).hexdigest() == file.sha256
 
 
-def test_a_zip_that_was_cut_short_is_refused(package: Path, tmp_path: Path) -> None:
+def test_a_truncated_zip_is_refused(package: Path, tmp_path: Path) -> None:
     write_zip(package, tmp_path / "ada.zip")
     truncate(tmp_path / "ada.zip")
     assert "ada.zip: not a ZIP" in faults(tmp_path / "ada.zip")
@@ -386,7 +384,7 @@ def test_a_byte_changed_in_the_zip_is_named(package: Path, tmp_path: Path) -> No
     assert has_line_with(faults(archive), "README.md", "cannot be read")  # its CRC
 
 
-def test_the_zip_has_equal_bytes_with_another_umask_and_other_times(
+def test_the_zip_does_not_depend_on_umask_or_file_times(
     package: Path, copy: Path, tmp_path: Path
 ) -> None:
     write_zip(package, tmp_path / "one.zip")
@@ -401,11 +399,11 @@ def test_the_zip_has_equal_bytes_with_another_umask_and_other_times(
             assert (entry.create_system, entry.external_attr >> 16) == (3, stat.S_IFREG | 0o644)
 
 
-def test_the_adapter_fits_the_base_that_it_was_trained_on(package: Path, tiny_base: Path) -> None:
+def test_the_adapter_fits_the_base_it_was_trained_on(package: Path, tiny_base: Path) -> None:
     verify(package, base=str(tiny_base))
 
 
-def test_the_revision_of_the_base_is_that_of_the_command(
+def test_the_base_revision_option_reaches_the_check(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Pretrained] = []
@@ -421,7 +419,7 @@ def test_the_command_says_what_it_checked(package: Path, caplog: pytest.LogCaptu
     assert caplog.messages == [f"{package}: 6 files as packaged, 40 tensors"]
 
 
-def test_an_adapter_of_another_shape_is_refused_by_its_tensors(
+def test_an_adapter_of_another_shape_is_refused_and_its_tensors_named(
     package: Path, tmp_path: Path
 ) -> None:
     miniature.build(tmp_path / "wider", hidden_size=128, num_layers=2)
@@ -430,7 +428,7 @@ def test_an_adapter_of_another_shape_is_refused_by_its_tensors(
     assert has_line_with(str(error.value), "lora_A", "[2, 64]", "[2, 128]")
 
 
-def test_a_base_whose_weights_moved_is_refused_with_the_commit_to_pin(
+def test_a_base_with_changed_weights_is_refused_with_the_commit_to_pin(
     copy: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     moved = Path(shutil.copytree(tiny_base, tmp_path / "moved"))
@@ -445,10 +443,10 @@ def test_a_base_whose_weights_moved_is_refused_with_the_commit_to_pin(
         verify(copy, base=str(moved))
 
 
-def test_the_weights_of_a_base_on_the_hub_are_those_of_the_revision(
+def test_hub_weights_are_checked_at_the_given_revision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the hashes that the Hub has; small files have none."""
+    """They are compared by the hashes on the Hub, which small files lack."""
     asked: list[Any] = []
 
     class Hub:
@@ -469,7 +467,7 @@ def test_the_weights_of_a_base_on_the_hub_are_those_of_the_revision(
 
 
 def reseal(package: Path, **config: Any) -> None:
-    """Change settings of the adapter, and list the files anew, as anybody could."""
+    """Change settings of the adapter and recompute the hashes, as an attacker could."""
     path = package / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     for name in ("files.json", "SHA256SUMS"):
@@ -488,10 +486,10 @@ def reseal(package: Path, **config: Any) -> None:
         ({"alpha_pattern": {".*q_proj": 4}}, "alpha_pattern"),
     ],
 )
-def test_layers_as_a_regular_expression_are_refused(
+def test_layers_given_as_a_regular_expression_are_refused(
     copy: Path, tiny_base: Path, config: dict[str, Any], key: str
 ) -> None:
-    """PEFT would match it with every layer's name, for hours if it is made for that."""
+    """PEFT matches it against every layer name, which a malicious one can stretch to hours."""
     reseal(copy, **config)
     with pytest.raises(UserError) as error:
         verify(copy, base=str(tiny_base))
@@ -516,7 +514,7 @@ def test_a_config_that_is_not_an_object_is_named(copy: Path) -> None:
         ({"megatron_config": {"a": 1}}, "megatron"),
     ],
 )
-def test_layers_that_the_base_cannot_have_are_refused(
+def test_an_adapter_config_that_does_not_fit_the_base_is_refused(
     copy: Path, tiny_base: Path, config: dict[str, Any], fact: str
 ) -> None:
     reseal(copy, **config)
@@ -524,7 +522,7 @@ def test_layers_that_the_base_cannot_have_are_refused(
         verify(copy, base=str(tiny_base))
 
 
-def test_every_tensor_of_the_adapter_must_be_there(copy: Path, tiny_base: Path) -> None:
+def test_missing_and_surplus_adapter_tensors_are_named(copy: Path, tiny_base: Path) -> None:
     save_file({"nothing": torch.zeros(1)}, copy / WEIGHTS)
     for name in ("files.json", "SHA256SUMS"):
         (copy / name).unlink()

@@ -52,7 +52,7 @@ def card(form: str = "merged", **changed: str | None) -> str:
     return checkpoint_card("ada", record, PROOF, PackStage(base_model="base"), V2, V2.forms[form])
 
 
-def test_the_card_names_a_base_of_the_hub_and_its_commit() -> None:
+def test_the_card_names_a_hub_base_and_its_commit() -> None:
     text = card()
     assert '\nbase_model: "acme/base"\n' in text
     assert f"9 of 30 weights of `acme/base` at commit `{'1' * 40}` were changed" in text
@@ -65,7 +65,7 @@ def test_the_card_counts_equal_frames_over_all_prompts() -> None:
     assert "| 53 of 66, over 2 prompts; " in card()
 
 
-def test_the_card_speaks_of_the_codec_if_it_was_copied() -> None:
+def test_the_card_mentions_the_codec_only_if_it_was_copied() -> None:
     copied = "as does that of `acme/codec` to `audio_tokenizer/`"
     assert copied in card()
     assert "\nlibrary_name: transformers\n" in card()

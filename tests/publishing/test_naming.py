@@ -1,4 +1,4 @@
-"""What a package tells of the machine that made it: no folder, no manifest, no address."""
+"""A package reveals no folder, manifest or address of the machine that built it."""
 
 from pathlib import Path
 
@@ -19,17 +19,17 @@ OF_THIS_MACHINE = (
 
 
 @pytest.mark.parametrize("key", OF_THIS_MACHINE)
-def test_a_folder_is_published_by_its_last_name(key: str) -> None:
+def test_only_the_last_part_of_a_folder_path_is_published(key: str) -> None:
     settings = {"section": {"deeper": {key: "/home/ada/models/voice"}}}
     assert public_settings(settings) == {"section": {"deeper": {key: "voice"}}}
 
 
 @pytest.mark.parametrize("key", ["manifest", "other_manifest", "main_process_ip"])
-def test_where_recordings_and_machines_are_is_left_out(key: str) -> None:
+def test_locations_of_recordings_and_machines_are_not_published(key: str) -> None:
     assert public_settings({"section": {key: "10.0.0.7", "seed": 0}}) == {"section": {"seed": 0}}
 
 
-def test_a_hub_id_keeps_its_owner_and_a_folder_of_the_same_look_does_not(
+def test_a_hub_id_keeps_its_owner_and_an_existing_folder_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What a package says of its data."""
+"""What a package reports about its data."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from higgs_pipe.data.packing.results import PackedSplit, PackingSummary
 from higgs_pipe.publishing.provenance import DataSummary
 
 
-def test_languages_are_codes_and_other_names_are_left_out() -> None:
+def test_only_language_codes_are_published_and_other_names_left_out() -> None:
     one = NamedShare(num_clips=1, seconds=36.0, hours=0.01, num_train_clips=1, num_eval_clips=0)
     languages = {"en": one, "pt-BR": one, "as spoken by Ada": one}
     parts: dict[str, Any] = {"splits": {"train": one}, "num_rejected": 0, "languages": languages}

@@ -169,7 +169,7 @@ def run_with_forks(folder: Path, *words: str) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_every_shard_is_a_job_with_a_gpu_of_its_own(
+def test_every_shard_is_a_job_with_its_own_gpu(
     slurm: dict[str, str], judged: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(judged, tmp_path / "copy")
@@ -182,7 +182,7 @@ def test_every_shard_is_a_job_with_a_gpu_of_its_own(
     assert {job["NodeList"] for job in tokenized} == {"n1", "n2"}
 
 
-def test_a_training_killed_on_two_machines_ends_as_one_left_alone(
+def test_training_killed_on_two_machines_matches_an_uninterrupted_one(
     slurm: dict[str, str], judged: Path, tmp_path: Path
 ) -> None:
     project = shutil.copytree(judged, tmp_path / "copy")
@@ -229,7 +229,7 @@ def assert_it_saved_and_went_on(folder: Path, process: subprocess.Popen[str]) ->
     return output
 
 
-def test_a_preempted_training_saves_and_goes_on(
+def test_a_preempted_training_saves_and_resumes(
     slurm: dict[str, str], packed: Path, tmp_path: Path
 ) -> None:
     """A job of the better partition needs its room; Slurm starts it again."""
@@ -244,7 +244,7 @@ def test_a_preempted_training_saves_and_goes_on(
     assert job["Restarts"] == "1"
 
 
-def test_a_training_at_its_time_limit_saves_and_goes_on(
+def test_a_training_at_its_time_limit_saves_and_resumes(
     slurm: dict[str, str], packed: Path, tmp_path: Path
 ) -> None:
     """Of a minute, the shortest that Slurm has; the clock of the job is put forward."""
@@ -262,7 +262,7 @@ def test_a_training_at_its_time_limit_saves_and_goes_on(
     assert [job["JobState"] for job in jobs] == ["TIMEOUT", "COMPLETED"]
 
 
-def test_a_scheduler_that_does_not_answer_ends_the_run_before_any_job(
+def test_an_unresponsive_scheduler_ends_the_run_before_any_job(
     packed: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "slurm.conf").write_text(

@@ -11,7 +11,7 @@ from higgs_pipe.reporting import audio
 
 @pytest.fixture(scope="session", autouse=True)
 def _each_waveform_is_encoded_once() -> Iterator[None]:
-    """Keep what Opus made: half of a report's time, and the reports share their recordings."""
+    """Cache Opus encodings: they take half the time of a report, and reports share recordings."""
     encode = audio.opus
     made: dict[tuple[bytes, int], bytes] = {}
 

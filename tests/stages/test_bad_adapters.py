@@ -1,4 +1,4 @@
-"""Adapters that are bad on purpose never get "better", and the measure that should fall does.
+"""Deliberately bad adapters never get "better", and the measure that should get worse does.
 
 Everything through the real stages, on the miniature. Held out are ten tones with a text each; the
 good adapter has learned them by heart, and most of the bad ones start from a base that has.
@@ -123,7 +123,7 @@ def test_a_good_adapter_is_better(fresh: PackedCorpus, good: Path, tmp_path: Pat
     verdict.require("better")
 
 
-def test_without_any_step_there_is_no_evidence(learned: PackedCorpus, tmp_path: Path) -> None:
+def test_an_untrained_adapter_is_no_evidence(learned: PackedCorpus, tmp_path: Path) -> None:
     pretrained = Pretrained("base_model", str(learned.base))
     base = load_base(pretrained, torch.float32)
     add_lora(base, LoraSettings(), seed=0).save_pretrained(tmp_path / "adapter")
@@ -133,7 +133,7 @@ def test_without_any_step_there_is_no_evidence(learned: PackedCorpus, tmp_path: 
     assert set(outcomes.values()) == {"no evidence", "not measured"}
 
 
-def test_shuffled_transcripts_cost_the_use_of_the_text(
+def test_training_on_shuffled_transcripts_makes_text_use_worse(
     corpus: PackedCorpus, learned: PackedCorpus, tmp_path: Path
 ) -> None:
     shuffled = packed(corpus, tmp_path / "shuffled", learned.base, TEXTS[::-1])
@@ -158,7 +158,7 @@ def test_shuffled_transcripts_do_not_make_a_fresh_base_better(
 def test_an_adapter_that_never_stops_is_worse_at_stopping(
     learned: PackedCorpus, tmp_path: Path
 ) -> None:
-    """Learned from clips that begin as these and go on: its audio loss is not worse."""
+    """Trained on clips that begin like these but continue, so its audio loss is not worse."""
     longer = going_on(learned, tmp_path / "longer", num_frames=60)  # 2.4 s
     adapter = train(learned.base, longer.eval_rows, tmp_path / "train", BY_HEART)
     verdict, outcomes = verdict_of(learned, adapter, tmp_path)
@@ -168,7 +168,9 @@ def test_an_adapter_that_never_stops_is_worse_at_stopping(
         assert outcomes[measure] == "worse"
 
 
-def test_another_speaker_costs_the_audio_loss(learned: PackedCorpus, tmp_path: Path) -> None:
+def test_training_on_another_speaker_makes_the_audio_loss_worse(
+    learned: PackedCorpus, tmp_path: Path
+) -> None:
     adapter = train(learned.base, learned.train_rows, tmp_path / "train", BRIEFLY)
     verdict, outcomes = verdict_of(learned, adapter, tmp_path)
     assert verdict.overall == "worse"

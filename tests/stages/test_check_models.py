@@ -1,4 +1,4 @@
-"""Checkpoints of the Hub are looked at before anything is measured."""
+"""Hub checkpoints are checked before anything is measured."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check(folder: Path, base_model: str, codec: str, **settings: str) -> tuple[i
 
 
 @pytest.mark.slow
-def test_what_the_cache_has_of_the_hub_is_checked(tiny_base: Path, tmp_path: Path) -> None:
+def test_models_in_the_hub_cache_are_checked_offline(tiny_base: Path, tmp_path: Path) -> None:
     cached(tmp_path, "acme/higgs", tiny_base)
     cached(tmp_path, "acme/codec", tiny_base / miniature.AUDIO_TOKENIZER)
     code, _ = check(tmp_path, "acme/higgs", "acme/codec", HF_HUB_OFFLINE="1")
@@ -45,7 +45,7 @@ def test_what_the_cache_has_of_the_hub_is_checked(tiny_base: Path, tmp_path: Pat
     assert "base_model 'acme/codec' is that of codec" in said
 
 
-def test_folders_are_not_looked_for_on_the_hub(tiny_base: Path, tmp_path: Path) -> None:
+def test_local_folders_are_not_looked_up_on_the_hub(tiny_base: Path, tmp_path: Path) -> None:
     codec = tiny_base / miniature.AUDIO_TOKENIZER
     config = write_stage_config(
         tmp_path / "models.json", base_model=str(tiny_base), codec=str(codec)
@@ -55,7 +55,7 @@ def test_folders_are_not_looked_for_on_the_hub(tiny_base: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_hub_that_never_answers_is_given_up_within_seconds(tmp_path: Path) -> None:
+def test_an_unresponsive_hub_times_out_within_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         # Imports take seconds, and more on a busy machine: the shortest run is that of a refusal.

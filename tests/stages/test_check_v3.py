@@ -1,4 +1,4 @@
-"""What can be known only of the published weights, looked at on a miniature."""
+"""Checks meant for the published weights, run on a miniature."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def codec(tiny_base: Path) -> Path:
     return tiny_base / "audio_tokenizer"
 
 
-def test_every_check_is_a_line_and_speech_is_written(
+def test_each_check_logs_a_line_and_speech_is_written(
     v3_base: Path,
     codec: Path,
     tmp_path: Path,
@@ -50,10 +50,10 @@ def test_every_check_is_a_line_and_speech_is_written(
     assert sf.info(tmp_path / "out.wav").samplerate == 24_000
 
 
-def test_published_weights_must_meet_every_check(
+def test_published_weights_must_pass_every_check(
     v3_base: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The miniature taken for the published checkpoint: its marks have other ids."""
+    """The miniature passed off as the published checkpoint: its special tokens have other ids."""
     recording = tone(tmp_path / "tone.wav", seconds=1.2)
     monkeypatch.setattr(check_v3, "PUBLISHED_NUM_TOKENS", len(build_tokenizer()))
     monkeypatch.setattr(check_v3, "MAX_SECONDS", 1.0)
@@ -79,7 +79,7 @@ def test_another_codec_is_named_by_its_tensor(v3_base: Path, codec: Path, tmp_pa
     assert compare_codecs(bundle, Pretrained("codec", str(codec))).status == "passed"
 
 
-def test_a_tensor_that_the_bundle_lacks_is_named(
+def test_a_tensor_missing_from_the_bundle_is_named(
     v3_base: Path, codec: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(codec, tmp_path / "codec")
@@ -92,14 +92,14 @@ def test_a_tensor_that_the_bundle_lacks_is_named(
     assert "fc.more" in found.found
 
 
-def test_a_check_that_passed_is_evidence_of_any_weights() -> None:
+def test_with_random_weights_a_failed_check_is_no_evidence_and_a_pass_stands() -> None:
     passed = Check("speech", "passed", "1.0 s")
     assert without_evidence(passed) == passed
     failed = without_evidence(Check("speech", "failed", "1.0 s"))
     assert failed.status == "no evidence"
 
 
-def test_a_text_that_does_not_come_back_from_its_tokens_is_a_failure(
+def test_text_that_does_not_survive_a_tokenizer_round_trip_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer = build_tokenizer()
@@ -109,7 +109,7 @@ def test_a_text_that_does_not_come_back_from_its_tokens_is_a_failure(
     assert "'The moon'" in found.found
 
 
-def test_only_the_transcript_of_the_demo_is_known(
+def test_a_recording_other_than_the_demo_needs_a_transcript(
     v3_base: Path,
     codec: Path,
     tmp_path: Path,
@@ -134,14 +134,14 @@ def sentence_of_demo(name: str) -> str:
     return next(str(row["text"]) for row in rows if Path(row["audio"]).stem == name)
 
 
-def test_the_marks_of_a_full_vocabulary_have_the_published_ids() -> None:
+def test_special_tokens_of_a_full_vocabulary_have_the_published_ids() -> None:
     tokenizer = build_tokenizer(full_vocab=True)
     assert compare_token_ids(tokenizer).status == "passed"
     assert len(tokenizer) == check_v3.PUBLISHED_NUM_TOKENS
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2])
-def test_the_loss_at_an_offset_is_that_of_plain_loops(v3_base: Path, offset: int) -> None:
+def test_the_loss_at_an_offset_matches_plain_loops(v3_base: Path, offset: int) -> None:
     model = load_base(Pretrained("base", str(v3_base)), torch.float64)
     codes = np.random.default_rng(0).integers(0, 1024, (9, 8)).astype(np.int16)
     prompt = ModelPrompt(np.array([5, 6, 7], np.int32), np.empty((0, 8), np.int16))

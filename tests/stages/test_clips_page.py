@@ -12,7 +12,7 @@ def section(page: str, anchor: str) -> str:
 
 
 def words(page: str, anchor: str) -> list[str]:
-    """What stands between the tags of a section."""
+    """Return the HTML inside a section."""
     pieces = re.split(r"<[^>]*>", f"<{section(page, anchor)}")
     return [word for piece in pieces if (word := piece.strip())]
 
@@ -62,14 +62,12 @@ def share(num_clips: int, num_train_clips: int, num_eval_clips: int) -> dict[str
 
 
 @pytest.mark.parametrize(("num_players", "num_heard"), [(0, 0), (3, 3), (20, 8)])
-def test_the_sample_has_as_many_players_as_asked_for(
-    tmp_path: Path, num_players: int, num_heard: int
-) -> None:
+def test_num_players_limits_the_sample(tmp_path: Path, num_players: int, num_heard: int) -> None:
     page = clips_page_of(tmp_path, rows_of_tones(tmp_path, 8), report={"num_players": num_players})
     assert section(page, "sample").count("<audio") == num_heard
 
 
-def test_a_recording_that_is_a_reference_alone_is_not_in_the_sample(tmp_path: Path) -> None:
+def test_a_recording_used_only_as_a_reference_is_not_in_the_sample(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 8)
     voice = tone(tmp_path / "voice.wav", 1.5, 999)
     rows[0] |= {"ref_audio": voice.name, "ref_text": "A voice."}
@@ -78,7 +76,7 @@ def test_a_recording_that_is_a_reference_alone_is_not_in_the_sample(tmp_path: Pa
     assert "A voice." not in sample
 
 
-def test_a_rejected_row_stands_with_its_reason_and_its_sound(tmp_path: Path) -> None:
+def test_a_rejected_row_is_shown_with_its_reason_and_a_player(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 6)
     rows[2]["text"] = " "
     rows[4]["audio"] = "nowhere.wav"
@@ -88,7 +86,7 @@ def test_a_rejected_row_stands_with_its_reason_and_its_sound(tmp_path: Path) -> 
     assert re.search(r">nowhere<.*audio missing.*cannot be played", missing, re.DOTALL)
 
 
-def test_each_reason_is_heard_before_a_second_row_of_another(tmp_path: Path) -> None:
+def test_every_reason_has_an_example_before_any_has_two(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 8)
     for row in rows[:3]:
         row["text"] = " "
@@ -102,7 +100,7 @@ def test_each_reason_is_heard_before_a_second_row_of_another(tmp_path: Path) -> 
     assert "And 2 more" in rejected
 
 
-def test_a_filter_is_shown_with_the_rows_beyond_it(tmp_path: Path) -> None:
+def test_a_filter_is_shown_with_the_number_of_rows_beyond_it(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 10)
     for row in rows[:3]:  # of 1.0 to 1.2 s
         row["text"] += " And on and on it goes in haste."
@@ -113,7 +111,7 @@ def test_a_filter_is_shown_with_the_rows_beyond_it(tmp_path: Path) -> None:
     assert "validate.filters.min_bandwidth_hz = 100: 0 rows beyond it" in measures
 
 
-def test_a_clip_unlike_its_speakers_others_is_listed_with_both_values(tmp_path: Path) -> None:
+def test_an_outlier_among_its_speakers_clips_is_listed_with_the_median(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 9)
     for row in rows:
         row["speaker"] = "ada"
@@ -125,7 +123,7 @@ def test_a_clip_unlike_its_speakers_others_is_listed_with_both_values(tmp_path: 
 
 
 @pytest.mark.parametrize("num_players", [1, 2])
-def test_as_many_unlike_clips_are_listed_as_asked_for(tmp_path: Path, num_players: int) -> None:
+def test_num_players_limits_the_outliers_listed(tmp_path: Path, num_players: int) -> None:
     rows = rows_of_tones(tmp_path, 12)
     for row in rows:
         row["speaker"] = "ada"
@@ -135,7 +133,7 @@ def test_as_many_unlike_clips_are_listed_as_asked_for(tmp_path: Path, num_player
     assert section(page, "unlike").count('<th scope="row">') == num_players
 
 
-def test_texts_and_speakers_are_text_whatever_they_hold(tmp_path: Path) -> None:
+def test_markup_in_texts_and_speakers_is_escaped(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 4)
     rows[0] |= {"text": "<script>alert(1)</script>", "speaker": "<img src=x onerror=alert(2)>"}
     page = clips_page_of(tmp_path, rows)
@@ -144,7 +142,7 @@ def test_texts_and_speakers_are_text_whatever_they_hold(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
-def test_a_recording_far_too_long_is_played_by_its_start(tmp_path: Path) -> None:
+def test_only_the_start_of_a_very_long_recording_is_embedded(tmp_path: Path) -> None:
     rows = rows_of_tones(tmp_path, 4)
     rows[1]["audio"] = tone(tmp_path / "long.wav", 40).name
     page = clips_page_of(tmp_path, rows, validate={"max_rejected_fraction": 0.5})

@@ -1,4 +1,4 @@
-"""Parts of the page of the recordings: which clips are listed, what is played, what is beyond."""
+"""Parts of the clips page: the clips listed, the audio played, the rows beyond filters."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from higgs_pipe.reporting.clip_measures import NAMES, measure_charts
 
 @pytest.fixture(autouse=True)
 def unplayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Players are named by what they play."""
+    """Replace each player by the path and channel that it would play."""
     monkeypatch.setattr(clips, "_player", lambda span, channel: (span.audio_path, channel))
 
 
@@ -34,7 +34,7 @@ def table_of(*ids: str) -> Any:
     return pa.Table.from_pylist(rows)
 
 
-def test_the_sample_is_drawn_by_the_ids_and_listed_in_the_order_of_the_table() -> None:
+def test_the_sample_is_drawn_by_id_and_listed_in_table_order() -> None:
     ids = [f"c{number}" for number in range(12)]
     drawn = sorted(ids, key=lambda name: unit_hash("listen", name))[:4]
     found: Any = clips.random_sample(table_of(*ids), 4)
@@ -43,7 +43,7 @@ def test_the_sample_is_drawn_by_the_ids_and_listed_in_the_order_of_the_table() -
     assert [clip.player for clip in found] == [(f"{clip.clip_id}.wav", 1) for clip in found]
 
 
-def test_the_farthest_clip_of_each_speaker_and_measure_comes_first() -> None:
+def test_the_worst_outlier_per_speaker_and_measure_comes_first() -> None:
     outliers = {
         "ada": {"rms_dbfs": Outliers(median=-20, num_clips=2, clips={"a": -60, "b": -50})},
         "ben": {
@@ -86,7 +86,7 @@ def test_a_rejected_row_has_its_own_text_length_and_message() -> None:
 
 
 @pytest.mark.parametrize(("end_seconds", "level"), [(3.0, 0.25), (1.25, 0.25), (None, 0.25)])
-def test_the_start_of_a_span_is_played(
+def test_the_player_starts_at_the_start_of_the_span(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end_seconds: float | None, level: float
 ) -> None:
     """Of half a second at most, at the rate of the players, of a file with a level per second."""
@@ -103,7 +103,7 @@ def test_the_start_of_a_span_is_played(
     assert (rate_hz, longest) == (24_000, None)
 
 
-def test_a_measure_has_its_filters_and_the_rejected_rows_beyond_them(
+def test_a_measure_lists_its_filters_and_the_rejected_rows_beyond_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[Any] = []

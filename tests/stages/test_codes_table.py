@@ -39,7 +39,7 @@ def encoded(
     return {row["clip_id"]: row for row in pq.read_table(folder / "codes.parquet").to_pylist()}
 
 
-def test_every_clip_has_the_hash_of_its_own_file(tmp_path: Path, tiny_base: Path) -> None:
+def test_each_clip_has_the_hash_of_its_own_file(tmp_path: Path, tiny_base: Path) -> None:
     paths = [tone(tmp_path / f"{n}.wav", 0.8, 150 + 90 * n) for n in range(3)]
     rows = encoded(tmp_path, tiny_base, [clip_of(path) for path in paths])
     for path in paths:
@@ -48,7 +48,7 @@ def test_every_clip_has_the_hash_of_its_own_file(tmp_path: Path, tiny_base: Path
         assert row["num_frames"] == len(row["codes"]) == 20
 
 
-def test_a_segment_has_the_codes_of_that_part_of_its_file(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_segment_gets_the_codes_of_its_part_of_the_file(tmp_path: Path, tiny_base: Path) -> None:
     long = tone(tmp_path / "long.wav", 2.4)
     samples, rate = sf.read(long, dtype="int16")
     sf.write(tmp_path / "alone.wav", samples[rate : 2 * rate], rate)
@@ -57,7 +57,7 @@ def test_a_segment_has_the_codes_of_that_part_of_its_file(tmp_path: Path, tiny_b
     assert rows["part"]["codes"] == rows["alone"]["codes"]
 
 
-def test_the_codec_gets_the_mean_of_the_channels_or_the_one_that_is_chosen(
+def test_the_codec_gets_the_mean_of_the_channels_or_the_chosen_one(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     left, right = (sf.read(tone(tmp_path / f"{n}.wav", 0.8, 150 * n))[0] for n in (1, 2))
@@ -81,7 +81,7 @@ def test_two_channels_at_once_are_averaged(tiny_base: Path) -> None:
     assert torch.allclose(to_codec_input(channels, 24_000, info), expected)
 
 
-def test_a_revision_is_passed_on_to_the_hub(
+def test_the_codec_revision_is_passed_to_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str | None] = []
@@ -107,7 +107,7 @@ def test_a_revision_is_passed_on_to_the_hub(
     assert set(asked) == {"v1"}
 
 
-def test_codes_beyond_the_range_of_16_bits_are_each_clips_own(
+def test_codes_at_offsets_beyond_16_bits_belong_to_the_right_clip(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     """Two clips of 20,000 frames: the second begins beyond 32,767."""
@@ -125,7 +125,7 @@ def test_codes_beyond_the_range_of_16_bits_are_each_clips_own(
         assert [set(store[n].flatten().tolist()) for n in range(3)] == [{2}, {1}, {0}]
 
 
-def test_clips_are_encoded_together_up_to_the_setting(
+def test_batches_hold_at_most_max_batch_seconds(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""Settings of data and validate through the stages, each by the clips that it keeps."""
+"""Settings of data and validate, each tested by the clips that the stages keep."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def forty(tmp_path: Path) -> Path:
     return write_rows(tmp_path, rows)
 
 
-def test_the_split_is_that_of_its_seed_and_fraction(forty: Path, tmp_path: Path) -> None:
+def test_the_split_follows_its_seed_and_fraction(forty: Path, tmp_path: Path) -> None:
     """A clip that shares nothing is held out by the hash of its samples."""
     for number, (fraction, seed) in enumerate([(0.2, 0), (0.5, 0), (0.5, 3)]):
         data = {"eval_fraction": fraction, "split_seed": seed, "num_shards": 1}
@@ -53,7 +53,7 @@ def test_the_split_is_that_of_its_seed_and_fraction(forty: Path, tmp_path: Path)
             assert clip["split"] == ("eval" if held_out else "train"), clip["clip_id"]
 
 
-def test_the_limits_of_length_are_those_of_the_settings(tmp_path: Path) -> None:
+def test_clips_outside_the_configured_length_limits_are_rejected(tmp_path: Path) -> None:
     for n in range(1, 9):
         tone(tmp_path / f"{n}.wav", 0.5 * n, 100 + 40 * n)
     rows = [{"audio": f"{n}.wav", "text": f"It takes {n} halves."} for n in range(1, 9)]
@@ -65,9 +65,7 @@ def test_the_limits_of_length_are_those_of_the_settings(tmp_path: Path) -> None:
     assert reasons == {"1": "too_short", "7": "too_long", "8": "too_long"}
 
 
-def test_texts_that_look_wrong_are_accepted_if_they_are_not_checked(
-    forty: Path, tmp_path: Path
-) -> None:
+def test_suspicious_texts_are_accepted_when_check_texts_is_off(forty: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) | {"text": "Yes."} for line in forty.read_text().splitlines()]
     sections: dict[str, Any] = {"manifest": str(write_rows(tmp_path, rows))}
     sections["data"] = {"keep_text_together": False, "num_shards": 1}
@@ -77,7 +75,7 @@ def test_texts_that_look_wrong_are_accepted_if_they_are_not_checked(
     assert len(rows_by_id(data / "clips.parquet")) == 40
 
 
-def test_the_values_of_an_entry_are_for_rows_without_their_own(tmp_path: Path) -> None:
+def test_values_of_a_manifest_entry_apply_to_rows_without_their_own(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"audio": f"{n}.wav", "text": f"Say {n}."} for n in range(4)]
     rows[0] |= {"speaker": "own", "language": "de", "split": "train"}
     for n in range(4):
@@ -90,7 +88,7 @@ def test_the_values_of_an_entry_are_for_rows_without_their_own(tmp_path: Path) -
     assert set(values.values()) == {("given", "en", "eval")}
 
 
-def test_an_entry_names_its_columns_and_the_folder_of_its_recordings(tmp_path: Path) -> None:
+def test_a_manifest_entry_maps_its_columns_and_sets_the_audio_root(tmp_path: Path) -> None:
     lines = ["sound\twords"]
     for n in range(4):
         tone(tmp_path / f"sounds/{n}.wav", 0.5, 100 + 40 * n)
@@ -102,8 +100,8 @@ def test_an_entry_names_its_columns_and_the_folder_of_its_recordings(tmp_path: P
     assert {clip["text"] for clip in clips.values()} == {f"Say {n}." for n in range(4)}
 
 
-def test_an_entry_is_read_in_the_format_that_it_names(tmp_path: Path) -> None:
-    """Recordings with their texts, beside Kaldi's list, by which another would be recognised."""
+def test_a_manifest_entry_is_read_in_the_format_it_names(tmp_path: Path) -> None:
+    """Recordings with texts, plus a Kaldi list that would make detection choose Kaldi."""
     folder = tmp_path / "folder"
     for n in range(4):
         tone(folder / f"{n}.wav", 0.5, 100 + 40 * n)
@@ -164,8 +162,8 @@ NEAR_ZERO = ("max_dc_offset", "min_stoi", "min_pesq")
 
 
 @pytest.mark.parametrize("setting", BOUNDS)
-def test_a_filter_rejects_a_clip_beyond_it_and_only_then(judge_again: Judge, setting: str) -> None:
-    """Each bounds the measure of its own name; limits just beyond and just within it."""
+def test_a_filter_rejects_exactly_the_clips_beyond_it(judge_again: Judge, setting: str) -> None:
+    """Each filter bounds the measure of its own name; limits are just beyond and just within it."""
     kind, _, measure = setting.partition("_")
     clips, rejected = judge_again()
     assert rejected == {}
@@ -179,9 +177,7 @@ def test_a_filter_rejects_a_clip_beyond_it_and_only_then(judge_again: Judge, set
         judge_again(**{setting: beyond})
 
 
-def test_a_text_in_another_script_than_its_language_is_rejected(
-    forty: Path, tmp_path: Path
-) -> None:
+def test_text_not_in_the_script_of_its_language_is_rejected(forty: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) | {"language": "en"} for line in forty.read_text().splitlines()]
     rows[7]["text"] = "Седьмая запись."
     for is_on, expected in ((True, {"7": "wrong_script"}), (False, {})):
@@ -195,7 +191,7 @@ def test_a_text_in_another_script_than_its_language_is_rejected(
         assert {name: row["reason"] for name, row in found.items()} == expected
 
 
-def test_the_page_of_the_recordings_shows_each_filter(heard: Path, judge_again: Judge) -> None:
+def test_the_clips_page_shows_each_filter(heard: Path, judge_again: Judge) -> None:
     judge_again()
     limits: dict[str, float] = {setting: n for n, setting in enumerate(BOUNDS, start=1)}
     limits |= {s: n / 100 for s, n in limits.items() if "fraction" in s or s in NEAR_ZERO}

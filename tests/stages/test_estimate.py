@@ -41,13 +41,13 @@ def run(folder: Path, corpus: PackedCorpus, base: str, **sections: Any) -> dict[
 
 
 def only_base(found: dict[str, Any]) -> dict[str, Any]:
-    """What is estimated for the one base that there is."""
+    """Return the estimate for the only base."""
     [base] = found["bases"]
     assert isinstance(base, dict)
     return base
 
 
-def test_tokens_and_rows_are_near_what_pack_makes(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_estimated_tokens_and_rows_are_close_to_packs(corpus: PackedCorpus, tmp_path: Path) -> None:
     packed = json.loads((corpus.directory / "packed/packing.json").read_text())["train"]
     found = only_base(run(tmp_path, corpus, str(corpus.base)))["train"]
     assert found["num_clips"] == packed["num_samples"]
@@ -72,9 +72,7 @@ def test_a_longer_system_message_and_faster_frames_are_counted(
     assert after["num_audio_frames"] > 1.5 * before["num_audio_frames"]
 
 
-def test_rows_that_bring_a_reference_are_counted_with_it(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_the_reference_of_a_row_is_counted_with_it(corpus: PackedCorpus, tmp_path: Path) -> None:
     clips = [f"clip-{i:02d}" for i in range(14) if i not in (3, 6, 9)]
     changes = {clip: {"reference_id": "clip-03"} for clip in clips} | {
         "clip-03": {"split": "reference"}
@@ -90,7 +88,7 @@ def test_rows_that_bring_a_reference_are_counted_with_it(
     assert only_base(run(tmp_path, bringing, str(corpus.base)))["train"] == found
 
 
-def test_the_frames_of_each_family_have_its_own_margin(
+def test_frame_counts_include_the_margin_frames_of_each_family(
     corpus: PackedCorpus, v3_base: Path, tmp_path: Path
 ) -> None:
     v2, v3 = (
@@ -100,7 +98,7 @@ def test_the_frames_of_each_family_have_its_own_margin(
     assert v2 - v3 == 11 * 1.5 * 2  # clips, half of them after a reference, at both ends
 
 
-def test_the_tokens_around_texts_are_those_of_a_prompt(tiny_base: Path) -> None:
+def test_tokens_around_the_texts_match_a_rendered_prompt(tiny_base: Path) -> None:
     renderer = renderer_of(Pretrained("base_model", str(tiny_base)))
     texts, recording = ["What is said.", "What the voice says."], Recording((0,))
     prompt = renderer.prompt(
@@ -128,7 +126,7 @@ def test_the_tokens_of_all_batches_of_texts_are_counted(monkeypatch: pytest.Monk
     assert (found.texts, found.per_sample, found.per_reference) == (15, 9, 4)
 
 
-def test_steps_and_parameters_are_those_of_each_experiment(
+def test_each_experiment_has_its_own_steps_and_parameters(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     experiments = {"small": {"lora": {"r": 4}}, "long": {"num_epochs": 6, "lora": {"r": 8}}}
@@ -145,7 +143,7 @@ def test_steps_and_parameters_are_those_of_each_experiment(
     assert long["parameters"]["trainable"] == 2 * by_hand
 
 
-def test_each_base_is_estimated_with_the_experiments_on_it(
+def test_each_base_is_estimated_with_the_experiments_that_use_it(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     wide = tmp_path / "wide"
@@ -158,7 +156,7 @@ def test_each_base_is_estimated_with_the_experiments_on_it(
     assert broad["parameters"]["base"] > 1.5 * narrow["parameters"]["base"]
 
 
-def test_the_published_shape_has_its_published_size(tiny_base: Path) -> None:
+def test_the_published_model_shape_has_the_published_size(tiny_base: Path) -> None:
     parameters = count_parameters(real_shape(tiny_base), TrainConfig())
     assert parameters.base == pytest.approx(5.77e9, rel=0.002)
     formula = memory_formula(real_shape(tiny_base), TrainConfig(), parameters.trainable, True)
@@ -180,7 +178,7 @@ def test_the_published_shape_has_its_published_size(tiny_base: Path) -> None:
         ({"quantization": "4bit"}, 28, 11.54 - 1.5 * 4.93, None),
     ],
 )
-def test_the_memory_of_the_published_shape_is_as_by_hand(
+def test_memory_of_the_published_shape_matches_a_hand_calculation(
     tiny_base: Path,
     settings: dict[str, Any],
     recomputed: int,
@@ -198,7 +196,7 @@ def test_the_memory_of_the_published_shape_is_as_by_hand(
     assert memory.adapter_and_optimizer == pytest.approx(16 * 10**7 / 2**30)
 
 
-def test_the_settings_of_an_experiment_decide_its_memory(tiny_base: Path) -> None:
+def test_training_settings_change_the_memory_formula(tiny_base: Path) -> None:
     def formula(**settings: Any) -> MemoryFormula:
         train = TrainConfig.model_validate(settings)
         return memory_formula(real_shape(tiny_base), train, 10**7, is_compiled=False)
@@ -231,7 +229,7 @@ MATRICES = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 6 * 64 * 128)
     ],
     ids=str,
 )
-def test_what_is_trained_is_counted_as_by_hand(
+def test_trainable_parameters_match_a_hand_count(
     corpus: PackedCorpus, tmp_path: Path, lora: dict[str, Any], num_trained: int
 ) -> None:
     found = only_base(run(tmp_path, corpus, str(corpus.base), train={"lora": lora}))
@@ -244,7 +242,9 @@ def cards_of(corpus: PackedCorpus, folder: Path, **train: Any) -> list[dict[str,
     return cards
 
 
-def test_memory_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_dtype_quantization_and_logits_budget_change_the_memory(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     def gib(purpose: str, **train: Any) -> float:
         [first, *_] = cards_of(corpus, tmp_path, **train)
         return float(first["memory_gib"][purpose])
@@ -258,7 +258,9 @@ def test_memory_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) ->
     assert gib("logits", max_logits_mb=5) == pytest.approx(5e6 / 2**30)
 
 
-def test_activations_are_those_of_a_row(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_activation_memory_is_proportional_to_max_tokens(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     train = {"rows_per_micro_batch": 1, "gradient_checkpointing": False, "compile": False}
 
     def gib(max_tokens: int) -> float:
@@ -269,7 +271,7 @@ def test_activations_are_those_of_a_row(corpus: PackedCorpus, tmp_path: Path) ->
     assert gib(1024) == pytest.approx(4 * gib(256))
 
 
-def test_the_forecast_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_forecast_follows_the_training_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
     def values(key: str, **train: Any) -> set[Any]:
         return {card[key] for card in cards_of(corpus, tmp_path, **train)}
 
@@ -282,9 +284,7 @@ def test_the_forecast_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Pa
     assert two["dollars"] / two["hours"] == pytest.approx(2 * alone["dollars"] / alone["hours"])
 
 
-def test_the_steps_of_an_estimate_are_those_of_the_settings(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_the_number_of_steps_follows_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
     def steps(**train: Any) -> int:
         found = only_base(run(tmp_path, corpus, str(corpus.base), train=train))
         return int(found["experiments"]["default"]["num_steps"])
@@ -295,7 +295,7 @@ def test_the_steps_of_an_estimate_are_those_of_the_settings(
     assert steps(rows_per_step=2, num_epochs=3) == 3 * -(-num_rows // 2)
 
 
-def test_the_shares_of_tasks_and_references_decide_the_frames(
+def test_task_weights_and_reference_dropout_change_the_frame_count(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     """A clip's frames are counted twice if all samples have a reference, 1.5 times if half do."""
@@ -312,7 +312,7 @@ def test_the_shares_of_tasks_and_references_decide_the_frames(
     assert frames(0.25, speech=0) == pytest.approx(1.75 * alone, abs=1)
 
 
-def test_longer_rows_are_fewer(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_longer_rows_mean_fewer_rows(corpus: PackedCorpus, tmp_path: Path) -> None:
     def num_rows(max_tokens: int) -> int:
         pack = {"max_tokens": max_tokens}
         found = only_base(run(tmp_path, corpus, str(corpus.base), pack=pack))
@@ -321,7 +321,7 @@ def test_longer_rows_are_fewer(corpus: PackedCorpus, tmp_path: Path) -> None:
     assert num_rows(256) == pytest.approx(4 * num_rows(1024), abs=4)
 
 
-def test_an_estimate_names_memory_time_and_cost_by_card(
+def test_an_estimate_gives_memory_time_and_cost_per_card(
     corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("higgs_pipe").propagate = True
@@ -336,7 +336,7 @@ def test_an_estimate_names_memory_time_and_cost_by_card(
     assert "computed and not measured" in caplog.text
 
 
-def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
+def test_an_unreachable_base_leaves_its_memory_unknown(
     corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("higgs_pipe").propagate = True
@@ -356,7 +356,7 @@ def test_a_base_that_cannot_be_reached_leaves_its_memory_unknown(
     assert "hours kept" not in caplog.text  # validate has printed that table
 
 
-def test_conversations_that_pack_will_reject_are_named_before_encoding(
+def test_conversations_that_pack_would_reject_are_named_before_encoding(
     corpus: PackedCorpus,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

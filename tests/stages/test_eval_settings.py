@@ -1,4 +1,4 @@
-"""Settings of eval and accept through the stages, by what is computed and spoken."""
+"""Settings of eval and accept, each tested by what the stages compute and speak."""
 
 import json
 import logging
@@ -71,7 +71,7 @@ def run(corpus: PackedCorpus, adapter: Path, output: Path, **settings: Any) -> P
     return output / "eval"
 
 
-def test_rows_are_evaluated_together_in_the_dtype_of_the_settings(
+def test_evaluation_uses_the_configured_batch_size_and_dtype(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[tuple[int, torch.dtype]] = set()
@@ -90,7 +90,7 @@ def test_rows_are_evaluated_together_in_the_dtype_of_the_settings(
         assert seen == {(size, getattr(torch, dtype)) for size in sizes}
 
 
-def test_what_is_spoken_is_that_of_the_settings(
+def test_speech_follows_the_sampling_settings(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, Sampling, int]] = []
@@ -112,7 +112,7 @@ def test_what_is_spoken_is_that_of_the_settings(
     assert len({row["clip_id"] for row in rows}) == 1
 
 
-def test_the_models_that_listen_are_those_of_the_settings(
+def test_the_listener_uses_the_configured_speech_models(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(models: Any, _: Any) -> None:
@@ -126,7 +126,7 @@ def test_the_models_that_listen_are_those_of_the_settings(
 
 
 @pytest.mark.parametrize("setting", [True, False])
-def test_layers_are_compiled_if_the_settings_say_so(
+def test_the_compile_setting_reaches_evaluation(
     corpus: PackedCorpus,
     adapter: Path,
     tmp_path: Path,
@@ -145,7 +145,7 @@ def test_layers_are_compiled_if_the_settings_say_so(
     assert seen.value.args == (setting, pytest.approx(num_positions))
 
 
-def test_all_audio_labels_are_counted(corpus: PackedCorpus, adapter: Path, tmp_path: Path) -> None:
+def test_every_audio_label_is_counted(corpus: PackedCorpus, adapter: Path, tmp_path: Path) -> None:
     found = run(corpus, adapter, tmp_path)
     metrics = json.loads((found / "metrics.json").read_text())
     held_out = pq.read_table(corpus.eval_rows).to_pylist()
@@ -156,7 +156,7 @@ def test_all_audio_labels_are_counted(corpus: PackedCorpus, adapter: Path, tmp_p
     assert sum(clip["num_audio_labels"] for clip in clips) == expected
 
 
-def test_the_folder_of_compiled_code_reaches_evaluation(
+def test_the_compile_cache_folder_reaches_evaluation(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(folder: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_folder_of_compiled_code_reaches_evaluation(
 
 @dataclass
 class Noted:
-    """What an evaluation, of other recordings by its options, handed on."""
+    """The values that an evaluation of other recordings passed on."""
 
     verdict: Path
     speakers_of_texts: list[Any] = field(default_factory=list)
@@ -238,7 +238,9 @@ def test_clips_are_grouped_and_judged_by_what_they_are(noted: Noted) -> None:
     assert noted.judged == [(metrics.adapter.eval_audio_loss, 1026)]
 
 
-def test_the_base_reads_the_other_texts_too(corpus: PackedCorpus, noted: Noted) -> None:
+def test_base_and_adapter_are_both_scored_on_swapped_texts(
+    corpus: PackedCorpus, noted: Noted
+) -> None:
     base = DualLossModel(load_base(Pretrained("base_model", str(corpus.base)), torch.float32))
     speakers = dict(zip(IDS, SPEAKERS, strict=True))
     rows = OtherTexts(PackedRows(corpus.eval_rows), speakers, base.place_of_text)
@@ -251,7 +253,7 @@ def test_the_base_reads_the_other_texts_too(corpus: PackedCorpus, noted: Noted) 
         assert not torch.allclose(sums.loss, of_adapter.loss)
 
 
-def test_a_row_of_clips_has_each_models_values() -> None:
+def test_a_row_of_clips_has_the_values_of_both_models() -> None:
     """A dialogue's target: 4 nats over 2 text labels, 3 and 6 over 3 labels of two codebooks."""
     turns = [{"speaker": "ada", "duration_seconds": 2.0}, {"speaker": "ben", "duration_seconds": 3}]
     named: Any = {"clip_id": "a", "speaker": "ada", "language": "de", "duration_seconds": 2.0}
@@ -287,7 +289,7 @@ def test_a_row_of_clips_has_each_models_values() -> None:
     assert (row["adapter_loss"], row["adapter_text_loss"], row["num_text_labels"]) == (1.5, *NONE)
 
 
-def test_the_losses_of_each_model_are_written_and_told(
+def test_the_losses_of_both_models_are_written_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clip of 2 text labels and 3 of one codebook, one of them its end."""
@@ -322,7 +324,7 @@ def test_the_losses_of_each_model_are_written_and_told(
     assert metrics.adapter.eval_text_accuracy == 0.5
 
 
-def test_what_was_spoken_is_measured_and_written(tmp_path: Path) -> None:
+def test_spoken_takes_are_measured_and_written(tmp_path: Path) -> None:
     """Six prompts of five speakers: their clusters are the speakers'."""
     seen: list[Any] = []
     measures: Any = [{"stop_rate": None}, {"runaway_rate": None}]
@@ -371,7 +373,7 @@ def test_what_was_spoken_is_measured_and_written(tmp_path: Path) -> None:
     assert [path.name for path in folders[1].iterdir()] == ["01-base.wav"]
 
 
-def test_a_held_out_dialogue_has_no_turn_that_was_trained_on(
+def test_a_held_out_dialogue_excludes_turns_of_the_training_split(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     turns = {"clip-03": {"turn": 1}, "clip-04": {"turn": 2}, "clip-09": {"turn": 3}}  # 4: training
@@ -384,7 +386,7 @@ def test_a_held_out_dialogue_has_no_turn_that_was_trained_on(
     assert [clip["clip_id"] for clip in found.recordings] == ["clip-03", "clip-09"]
 
 
-def test_measures_of_a_voice_are_those_of_the_temperature() -> None:
+def test_measures_of_a_voice_are_looked_up_by_temperature() -> None:
     voices = [
         VoiceTotals(voice=voice, temperature=temperature, measures={str(number): None})
         for number, (voice, temperature) in enumerate(
@@ -398,7 +400,7 @@ def test_measures_of_a_voice_are_those_of_the_temperature() -> None:
     assert spoken.totals(RECORDING) == {"0": None}
 
 
-def test_a_temperature_of_0_is_one_of_those_that_were_spoken() -> None:
+def test_temperature_0_is_listed_among_the_spoken_temperatures() -> None:
     rows = [{"temperature": temperature} for temperature in (None, 0.0, 1.0, 0.0)]
     assert temperatures_of(rows) == [0.0, 1.0]
 
@@ -407,7 +409,7 @@ def test_a_temperature_of_0_is_one_of_those_that_were_spoken() -> None:
     ("overall", "refused_by"),
     [("better", []), ("no evidence", ["better"]), ("worse", ["better", "not_worse"])],
 )
-def test_an_adapter_needs_the_verdict_that_is_required(
+def test_an_adapter_needs_the_required_verdict(
     tmp_path: Path, overall: str, refused_by: list[str]
 ) -> None:
     verdict = {

@@ -1,4 +1,4 @@
-"""The held-out loss: the plain loops' numbers, whatever the batch, packing and processes."""
+"""The held-out loss matches plain loops for any batch size, packing and number of processes."""
 
 import json
 import logging
@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_the_metrics_are_the_plain_loops_sums_divided_once(
+def test_metrics_are_plain_sums_divided_once(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     metrics, _ = run(corpus, adapter, tmp_path)
@@ -106,7 +106,7 @@ def test_the_metrics_are_the_plain_loops_sums_divided_once(
     assert of_base["num_clips"] == 3
 
 
-def test_the_adapter_changes_the_loss_and_the_base_is_untouched_by_it(
+def test_adapter_and_base_have_different_losses(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     metrics, clips = run(corpus, adapter, tmp_path)
@@ -115,7 +115,7 @@ def test_the_adapter_changes_the_loss_and_the_base_is_untouched_by_it(
     assert all(clip["adapter_loss"] != clip["base_loss"] for clip in clips)
 
 
-def test_a_row_per_clip_adds_up_to_the_whole(
+def test_losses_per_clip_add_up_to_the_total(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     metrics, clips = run(corpus, adapter, tmp_path)
@@ -125,7 +125,7 @@ def test_a_row_per_clip_adds_up_to_the_whole(
         assert metrics[model]["eval_text_loss"] == pytest.approx(total / labels)
 
 
-def test_batch_and_packing_change_no_number(
+def test_batch_size_and_packing_change_no_metric(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     expected, clips = run(corpus, adapter, tmp_path / "a")
@@ -144,7 +144,7 @@ def test_batch_and_packing_change_no_number(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("processes_as_forks")
-def test_two_processes_give_the_numbers_of_one(
+def test_two_processes_give_the_metrics_of_one(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     expected, clips = run(corpus, adapter, tmp_path / "one")
@@ -169,7 +169,7 @@ def test_a_directory_without_an_adapter_is_a_user_error(
         run(corpus, tmp_path / "nothing", tmp_path / "out")
 
 
-def test_an_adapter_of_other_weights_is_refused(
+def test_an_adapter_trained_on_other_weights_is_refused(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(adapter, tmp_path / "other")
@@ -209,7 +209,7 @@ def plain_frames(corpus: PackedCorpus) -> Frames:
     }
 
 
-def test_the_parts_of_a_clip_are_the_plain_loops(
+def test_losses_of_start_middle_and_end_match_plain_loops(
     corpus: PackedCorpus, adapter: Path, plain_frames: Frames, tmp_path: Path
 ) -> None:
     run(corpus, adapter, tmp_path)
@@ -225,7 +225,7 @@ def test_the_parts_of_a_clip_are_the_plain_loops(
         assert parts[name]["base"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_stopping_is_the_plain_probability_of_eos(
+def test_stop_measures_are_the_plain_eos_probabilities(
     corpus: PackedCorpus, adapter: Path, plain_frames: Frames, tmp_path: Path
 ) -> None:
     _, clips = run(corpus, adapter, tmp_path)
@@ -239,7 +239,7 @@ def test_stopping_is_the_plain_probability_of_eos(
     assert stopping["before_end"] == pytest.approx(np.mean(list(before.values())), rel=1e-6)
 
 
-def test_groups_and_worst_clips_agree_with_the_table_of_clips(
+def test_groups_and_worst_clips_agree_with_the_clips_table(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     metrics, clips = run(corpus, adapter, tmp_path)
@@ -267,7 +267,7 @@ def spoken(corpus: PackedCorpus, adapter: Path, tmp_path_factory: pytest.TempPat
     return folder
 
 
-def test_every_prompt_has_a_row_and_a_wav_of_each_voice(corpus: PackedCorpus, spoken: Path) -> None:
+def test_every_prompt_has_a_row_and_a_wav_per_voice(corpus: PackedCorpus, spoken: Path) -> None:
     rows = pq.read_table(spoken / "eval/generation.parquet").to_pylist()
     voices = [
         *((voice, None) for voice in ("recording", "codec")),
@@ -287,7 +287,7 @@ def test_every_prompt_has_a_row_and_a_wav_of_each_voice(corpus: PackedCorpus, sp
     assert recorded["clip-06"]["text"] == "Tone number 6, held for a while"
 
 
-def test_the_verdict_is_on_what_was_spoken_at_the_first_temperature(spoken: Path) -> None:
+def test_the_verdict_uses_the_takes_at_the_first_temperature(spoken: Path) -> None:
     at_1, at_half = read_json(spoken / "eval/generation.json")["differences"]
     assert (at_1["temperature"], at_half["temperature"]) == (1.0, 0.5)
     judged = {
@@ -298,12 +298,12 @@ def test_the_verdict_is_on_what_was_spoken_at_the_first_temperature(spoken: Path
     assert judged["code_distance"] != at_half["measures"]["code_distance"]
 
 
-def test_base_and_adapter_have_their_own_takes(spoken: Path) -> None:
+def test_base_and_adapter_have_different_takes(spoken: Path) -> None:
     base, adapter = (spoken / f"samples/01-{voice}-t1.wav" for voice in ("base", "adapter"))
     assert base.read_bytes() != adapter.read_bytes()
 
 
-def test_nothing_that_was_not_measured_is_a_number(spoken: Path) -> None:
+def test_unmeasured_values_are_null(spoken: Path) -> None:
     generation = read_json(spoken / "eval/generation.json")
     assert generation["speech_models"] == {"asr": None, "speaker": None, "dnsmos": None}
     for voice in generation["voices"]:
@@ -323,7 +323,7 @@ def test_a_clip_longer_than_the_cap_is_not_spoken(
     assert {row["clip_id"] for row in rows} == {"clip-03"}  # 0.89 s; the others 1.28 s and 1.67 s
 
 
-def test_a_dialogue_and_a_conversation_are_spoken_as_they_are_packed(
+def test_dialogues_and_conversations_are_spoken_as_packed(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     """The turns 6 and 3 of a dialogue, and clip 9, whose conversation asks for clip 0 first."""
@@ -352,7 +352,7 @@ def test_a_dialogue_and_a_conversation_are_spoken_as_they_are_packed(
     assert conversation["duration_seconds"] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_prompts_too_long_to_be_spoken_are_counted(
+def test_prompts_too_long_to_speak_are_counted(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     run(corpus, adapter, tmp_path, num_prompts=5, max_seconds=1.2)
@@ -382,10 +382,10 @@ def test_two_evaluations_give_the_same_bytes(
         assert (tmp_path / name).read_bytes() == (spoken / name).read_bytes(), name
 
 
-def test_the_earlier_adapter_is_measured_beside_the_two(
+def test_the_earlier_adapter_is_measured_without_changing_the_others(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
-    """Its numbers are those of its own evaluation, and it changes none of theirs."""
+    """It has the numbers of its own evaluation and does not change those of the others."""
     earlier = Path(shutil.copytree(adapter, tmp_path / "earlier"))
     path = earlier / "adapter_model.safetensors"
     save_file({name: tensor * 0.5 for name, tensor in load_file(path).items()}, path)

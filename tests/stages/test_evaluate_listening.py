@@ -51,7 +51,7 @@ def evaluated(
     return pq.read_table(folder / "generation.parquet").to_pylist(), taken
 
 
-def test_each_speech_model_gives_its_measures(
+def test_each_speech_model_adds_its_measures(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "tiny").mkdir()
@@ -70,7 +70,7 @@ def test_each_speech_model_gives_its_measures(
     assert all(1 < row["dnsmos"] < 4 for row in recordings)
 
 
-def test_a_speech_model_that_is_nowhere_stops_before_anything_is_computed(
+def test_a_missing_speech_model_stops_before_anything_is_computed(
     corpus: PackedCorpus, adapter: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"eval\.speech_models\.dnsmos .*nowhere"):

@@ -64,7 +64,7 @@ ROWS = [{"id": name, "audio": f"{name}.wav", "text": name} for name in "abcdefgh
     ],
     ids=["added first", "removed", "another recording", "another text", "another order"],
 )
-def test_a_changed_row_changes_the_bytes_of_its_own_shard_alone(
+def test_a_changed_row_changes_only_its_own_shard(
     tmp_path: Path, changed: list[dict[str, Any]], of: list[str]
 ) -> None:
     before = list_shards(tmp_path, ROWS)
@@ -73,7 +73,7 @@ def test_a_changed_row_changes_the_bytes_of_its_own_shard_alone(
     assert differing == {f"shard-{shard_of(clip_id, 4):05d}.parquet" for clip_id in of}
 
 
-def test_a_shard_lists_each_recording_of_its_rows_once(tmp_path: Path) -> None:
+def test_a_shard_lists_each_segment_of_its_rows_once(tmp_path: Path) -> None:
     rows = [
         {"id": name, "audio": "long.wav", "text": name, "start_seconds": start, "end_seconds": 2}
         | {"ref_audio": "r.wav", "ref_text": "R."}
@@ -88,7 +88,7 @@ def test_a_shard_lists_each_recording_of_its_rows_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_manifest_and_its_root_are_read_where_they_were_fetched_to() -> None:
+def test_fetched_manifests_and_roots_are_read_from_their_local_copies() -> None:
     fetched = {"s3://b/corpus": "/here"}
     entry = ManifestEntry(path="s3://b/corpus/m.csv", root="s3://b/corpus/wavs", speaker="ada")
     expected = entry.model_copy(update={"path": "/here/m.csv", "root": "/here/wavs"})
@@ -97,7 +97,7 @@ def test_a_manifest_and_its_root_are_read_where_they_were_fetched_to() -> None:
     assert list_rows._local(ManifestEntry(path="m.csv"), fetched) == ManifestEntry(path="m.csv")
 
 
-def test_the_table_of_rows_gives_back_every_row(tmp_path: Path) -> None:
+def test_rows_survive_a_round_trip_through_the_table(tmp_path: Path) -> None:
     rows = [ROWS[0] | {"speaker": "s", "scene": "A hall.", "split": "eval", "lang": "x"}, ROWS[1]]
     list_shards(tmp_path, rows)
     manifest = read_manifests([str(tmp_path / "m.jsonl")])
@@ -116,9 +116,7 @@ def test_the_table_of_rows_gives_back_every_row(tmp_path: Path) -> None:
     ("audio", "is_outside"),
     [("in/a.wav", False), ("in/../a.wav", False), ("../a.wav", True), ("/elsewhere/a.wav", True)],
 )
-def test_a_path_that_leads_out_of_the_root_is_recorded(
-    tmp_path: Path, audio: str, is_outside: bool
-) -> None:
+def test_a_path_outside_the_root_is_flagged(tmp_path: Path, audio: str, is_outside: bool) -> None:
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio": audio, "text": "A."}))
     (row,) = read_manifests([ManifestEntry(path=str(tmp_path / "m.jsonl"))]).rows
     assert row.is_outside_root == is_outside
@@ -166,27 +164,27 @@ def changed_shards(before: dict[int, bytes], after: dict[int, bytes]) -> set[int
     return {n for n in before if before[n] != after[n]}
 
 
-def test_a_recording_that_was_only_touched_changes_no_shard(listed: Listed) -> None:
+def test_touching_a_recording_changes_no_shard(listed: Listed) -> None:
     before = listed.list()
     for moment in (1_000_000_000, 2_000_000_000):  # the second time it is compared with the first
         os.utime(listed.folder / "c.wav", ns=(moment, moment))
         assert listed.list() == before
 
 
-def test_a_touched_recording_whose_measures_are_damaged_counts_as_changed(listed: Listed) -> None:
+def test_a_touched_recording_with_damaged_measures_counts_as_changed(listed: Listed) -> None:
     before = listed.list()
     shard_path(listed.folder / "measured", shard_of("c", 4)).write_bytes(b"PAR1")
     os.utime(listed.folder / "c.wav", ns=(0, 0))
     assert changed_shards(before, listed.list()) == {shard_of("c", 4)}
 
 
-def test_a_recording_changed_in_place_changes_its_own_shard_alone(listed: Listed) -> None:
+def test_a_recording_changed_in_place_changes_only_its_own_shard(listed: Listed) -> None:
     before = listed.list()
     tone(listed.folder / "c.wav", 0.4, 777)  # as many bytes
     assert changed_shards(before, listed.list()) == {shard_of("c", 4)}
 
 
-def test_a_recording_that_vanishes_or_appears_changes_its_own_shard(listed: Listed) -> None:
+def test_a_recording_that_vanishes_or_appears_changes_only_its_own_shard(listed: Listed) -> None:
     before = listed.list()
     content = (listed.folder / "c.wav").read_bytes()
     (listed.folder / "c.wav").unlink()
@@ -197,7 +195,7 @@ def test_a_recording_that_vanishes_or_appears_changes_its_own_shard(listed: List
     assert changed_shards(without, listed.list()) == {shard_of("c", 4)}
 
 
-def test_a_change_that_was_not_measured_yet_is_not_forgotten(listed: Listed) -> None:
+def test_a_change_not_yet_measured_is_not_forgotten(listed: Listed) -> None:
     before = listed.list()
     tone(listed.folder / "c.wav", 0.4, 777)
     listed.list()  # and the run ends here
@@ -225,13 +223,13 @@ def test_a_recording_is_measured_or_its_fault_is_named(tmp_path: Path) -> None:
     assert page["duration_seconds"] is page["peak"] is None
 
 
-def test_the_length_of_a_recording_that_is_too_long_is_known(tmp_path: Path) -> None:
+def test_a_recording_that_is_too_long_still_has_its_length(tmp_path: Path) -> None:
     path = str(tone(tmp_path / "a.wav", 3.0))
     (row,) = measure_segments(tmp_path, [Span(path)], validate={"max_clip_seconds": 2.5})
     assert (row["reason"], row["duration_seconds"]) == ("too_long", 3)
 
 
-def test_a_segment_of_a_file_that_is_too_long_is_measured(tmp_path: Path) -> None:
+def test_a_short_segment_of_a_long_file_is_measured(tmp_path: Path) -> None:
     path = str(tone(tmp_path / "a.wav", 3.0))
     limit = {"max_clip_seconds": 2.5}
     segment, rest = measure_segments(
@@ -242,7 +240,9 @@ def test_a_segment_of_a_file_that_is_too_long_is_measured(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("rate_hz", [48_000, 10_000_019])
-def test_a_recording_of_a_rate_above_the_limit_is_not_decoded(tmp_path: Path, rate_hz: int) -> None:
+def test_a_recording_above_the_sample_rate_limit_is_not_decoded(
+    tmp_path: Path, rate_hz: int
+) -> None:
     path = str(tone(tmp_path / "a.wav", 1.0, rate_hz=rate_hz))
     limit = {"max_sample_rate_hz": 44_100} if rate_hz == 48_000 else {}
     (row,) = measure_segments(tmp_path, [Span(path)], validate=limit)
@@ -250,7 +250,7 @@ def test_a_recording_of_a_rate_above_the_limit_is_not_decoded(tmp_path: Path, ra
     assert f"{rate_hz:,} Hz" in row["fact"]
 
 
-def test_any_number_of_threads_gives_equal_bytes(tmp_path: Path) -> None:
+def test_the_number_of_threads_does_not_change_the_bytes(tmp_path: Path) -> None:
     paths = [tone(tmp_path / f"{i}.wav", 0.5, pitch_hz=100 + i) for i in range(8)]
     segments = [Span(str(path)) for path in paths]
     written = []
@@ -261,7 +261,7 @@ def test_any_number_of_threads_gives_equal_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["measure.open_audio", "pq.ParquetWriter.close", "os.fsync"])
-def test_a_killed_job_leaves_no_half_shard_and_the_rerun_gives_identical_bytes(
+def test_a_killed_job_leaves_no_partial_shard_and_a_rerun_is_identical(
     tmp_path: Path, moment: str
 ) -> None:
     segments = [Span(str(tone(tmp_path / f"{i}.wav", 0.4, 100 + i))) for i in range(3)]
@@ -284,7 +284,7 @@ def test_a_killed_job_leaves_no_half_shard_and_the_rerun_gives_identical_bytes(
     assert measured.read_bytes() == uninterrupted
 
 
-def test_a_recording_whose_mean_is_silent_is_silent(tmp_path: Path) -> None:
+def test_a_recording_is_silent_if_the_mean_of_its_channels_is(tmp_path: Path) -> None:
     wave = 1.5e-4 * np.sin(np.arange(24_000) / 20)  # above the limit of 1e-4; half of it is not
     sf.write(tmp_path / "a.wav", np.stack([wave, 0 * wave], axis=1), 24_000, subtype="FLOAT")
     [row] = measure_segments(tmp_path, [Span(str(tmp_path / "a.wav"))])
@@ -292,7 +292,7 @@ def test_a_recording_whose_mean_is_silent_is_silent(tmp_path: Path) -> None:
     assert "7.5e-05" in row["fact"]
 
 
-def test_a_clipping_channel_is_reported_though_the_mean_does_not_clip(tmp_path: Path) -> None:
+def test_a_clipping_channel_is_reported_even_if_the_mean_does_not_clip(tmp_path: Path) -> None:
     wave = np.clip(1.5 * np.sin(np.arange(24_000) / 20), -1, 1)
     sf.write(tmp_path / "a.wav", np.stack([wave, 0.1 * wave], axis=1), 24_000)
     [row] = measure_segments(tmp_path, [Span(str(tmp_path / "a.wav"), None, None)])

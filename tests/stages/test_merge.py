@@ -1,4 +1,4 @@
-"""Full checkpoints: complete, proved, and usable by Transformers alone, wherever they lie."""
+"""Full checkpoints: complete, proved, and usable by Transformers alone from any path."""
 
 import hashlib
 import json
@@ -133,7 +133,9 @@ def test_a_merged_checkpoint_is_complete(merged: Path) -> None:
     assert sorted(path.name for path in merged.parent.iterdir()) == ["default", "merge.json"]
 
 
-def test_the_proof_bounds_what_rounding_does(merged: Path, original: Path, trained: Path) -> None:
+def test_the_proof_bounds_the_effect_of_rounding(
+    merged: Path, original: Path, trained: Path
+) -> None:
     evals = EvalMetrics.read(trained / "eval/metrics.json").adapter.eval_loss
     record = MergeRecord.read(merged / "merge.json")
     assert (record.num_changed, record.num_weights) == (9, 33)
@@ -152,7 +154,7 @@ def test_the_proof_bounds_what_rounding_does(merged: Path, original: Path, train
         assert all(second.num_frames <= 33 for second in proof.first_seconds)
 
 
-def test_the_card_of_a_checkpoint_has_the_figures_of_its_files(merged: Path, trained: Path) -> None:
+def test_the_checkpoint_card_quotes_the_numbers_of_its_files(merged: Path, trained: Path) -> None:
     record = MergeRecord.read(merged / "merge.json")
     proof = FormProof.read(merged / "proof.json")
     card = (merged / "README.md").read_text()
@@ -206,7 +208,9 @@ def test_a_checkpoint_records_what_was_merged(
     assert record.max_rounding_error == max(errors)
 
 
-def test_without_rounding_all_greedy_codes_are_the_adapters(trained: Path, tmp_path: Path) -> None:
+def test_a_float32_merge_reproduces_all_greedy_codes_of_the_adapter(
+    trained: Path, tmp_path: Path
+) -> None:
     folder = run_merge(trained, tmp_path / "merged/default", dtype="float32")
     assert MergeRecord.read(folder / "merge.json").dtype == "float32"
     proof = FormProof.read(folder / "proof.json")
@@ -216,7 +220,7 @@ def test_without_rounding_all_greedy_codes_are_the_adapters(trained: Path, tmp_p
     assert proof.eval_loss == pytest.approx(proof.eval_loss_of_adapter, rel=1e-6)
 
 
-def test_an_original_checkpoint_has_the_same_weights_under_other_names(
+def test_an_original_checkpoint_has_the_merged_weights_under_its_own_names(
     merged: Path, original: Path
 ) -> None:
     assert names_below(original) == COMMON
@@ -291,7 +295,7 @@ assert not any(name.startswith("higgs_pipe") for name in sys.modules)
 """
 
 
-def test_a_script_without_this_project_speaks_with_the_original(
+def test_the_original_checkpoint_speaks_without_this_project(
     original: Path, merged: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "speak.py").write_text(SPEAK_ORIGINAL)
@@ -321,10 +325,10 @@ def read_only(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("is_moved", [False, True])
-def test_the_recipe_of_a_merged_checkpoint_works_from_anywhere(
+def test_the_recipe_of_a_merged_checkpoint_runs_from_any_folder(
     merged: Path, tmp_path: Path, is_moved: bool
 ) -> None:
-    """From another folder; also moved and read-only, the codec of training being gone."""
+    """From another folder; also after a move, read-only and without the codec of training."""
     folder = read_only(shutil.copytree(merged, tmp_path / "moved")) if is_moved else merged
     [recipe] = code_blocks(merged / "README.md")
     assert r'"content": "Speak \"up\"."' in recipe
@@ -343,13 +347,13 @@ def test_the_recipe_of_a_merged_checkpoint_works_from_anywhere(
     assert abs(samples).max() > 0
 
 
-def test_no_file_of_a_merged_checkpoint_names_a_folder_of_this_machine(merged: Path) -> None:
+def test_a_merged_checkpoint_reveals_no_local_path(merged: Path) -> None:
     texts = [path for path in merged.rglob("*") if path.suffix in (".json", ".jinja", ".md")]
     assert len(texts) > 10
     assert [path for path in texts if str(merged.parents[2]) in path.read_text()] == []
 
 
-def test_speak_takes_a_moved_checkpoint_as_base_and_finds_its_codec(
+def test_speak_loads_a_moved_checkpoint_with_its_bundled_codec(
     merged: Path, tmp_path: Path
 ) -> None:
     moved = shutil.copytree(merged, tmp_path / "moved")
@@ -405,7 +409,7 @@ def test_a_merge_with_a_mistake_fails_its_proof(
         prove(trained, folder)
 
 
-def test_a_loss_that_rounding_moves_too_far_fails_the_proof(
+def test_a_loss_changed_too_much_by_rounding_fails_the_proof(
     trained: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prove_form, "LOSS_BOUND", 1e-7)
@@ -413,7 +417,7 @@ def test_a_loss_that_rounding_moves_too_far_fails_the_proof(
         prove(trained, shutil.copytree(merged, tmp_path / "merged"))
 
 
-def test_logits_that_rounding_does_not_explain_fail_the_proof(
+def test_logits_not_explained_by_rounding_fail_the_proof(
     trained: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prove_form, "ROUNDOFF", dict.fromkeys(prove_form.ROUNDOFF, 0.0))
@@ -421,10 +425,10 @@ def test_logits_that_rounding_does_not_explain_fail_the_proof(
         prove(trained, shutil.copytree(merged, tmp_path / "merged"))
 
 
-def test_greedy_codes_that_differ_by_no_tie_fail_the_proof(
+def test_greedy_codes_that_differ_without_a_tie_fail_the_proof(
     trained: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint, which speaks after the adapter, says other codes than it would."""
+    """The checkpoint, which speaks second, gets codes that differ from its own."""
     heard: list[str] = []
 
     def speak(model: Any, prompt: Any, num_frames: int) -> Any:
@@ -439,7 +443,7 @@ def test_greedy_codes_that_differ_by_no_tie_fail_the_proof(
     assert has_line_with(str(caught.value), heard[0])
 
 
-def test_an_original_checkpoint_of_other_tensors_is_not_loaded(
+def test_an_original_checkpoint_with_other_tensor_names_is_refused(
     original: Path, trained: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(original, tmp_path / "original")
@@ -452,7 +456,7 @@ def test_an_original_checkpoint_of_other_tensors_is_not_loaded(
     assert has_line_with(str(caught.value), "more.weight")
 
 
-def test_a_bit_that_differs_from_the_merged_weight_is_named(
+def test_a_tensor_that_differs_from_the_merged_weight_is_named(
     original: Path, trained: Path, tmp_path: Path
 ) -> None:
     base, adapter = Pretrained("base_model", str(trained / "base")), trained / "train/adapter"
@@ -466,13 +470,13 @@ def test_a_bit_that_differs_from_the_merged_weight_is_named(
     assert has_line_with(str(caught.value), "norm.weight")
 
 
-def test_zeros_of_two_signs_are_not_the_same_bits() -> None:
+def test_zero_and_negative_zero_differ_in_bits() -> None:
     zeros = torch.tensor([0.0, -0.0])
     assert form_weights._same_bits(zeros, zeros.clone())
     assert not form_weights._same_bits(zeros, -zeros)
 
 
-def test_every_weight_of_a_checkpoint_is_expected_and_there(
+def test_missing_unexpected_and_wrong_weights_are_named(
     merged: Path, trained: Path, tmp_path: Path
 ) -> None:
     """Weights that no adapter can change, such as a codec's, are compared with the base's."""
@@ -497,7 +501,7 @@ def test_every_weight_of_a_checkpoint_is_expected_and_there(
         assert has_line_with(str(caught.value), *line)
 
 
-def test_base_and_adapter_are_checked_by_the_shapes_of_the_model(
+def test_base_and_adapter_are_checked_against_the_model_shapes(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(_: Merge, shapes: Any) -> None:
@@ -509,7 +513,7 @@ def test_base_and_adapter_are_checked_by_the_shapes_of_the_model(
     assert seen.value.args == (model_shapes(Pretrained("base_model", str(trained / "base"))),)
 
 
-def test_the_proof_has_what_was_observed_of_both_models(
+def test_the_proof_records_the_observations_of_both_models(
     trained: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The adapter's logits are [0, 4], the checkpoint's 0.03 off, the base's 3 off."""
@@ -542,7 +546,7 @@ def test_the_proof_has_what_was_observed_of_both_models(
     assert (proof.eval_loss, proof.eval_loss_of_adapter) == (5.001, 5.0)
 
 
-def test_the_proof_is_of_the_held_out_rows_and_of_both_heads(
+def test_the_proof_covers_held_out_rows_and_both_heads(
     trained: Path, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(*arguments: Any) -> None:
@@ -560,7 +564,7 @@ def test_the_proof_is_of_the_held_out_rows_and_of_both_heads(
     assert seen.value.args == (table, 3)
 
 
-def test_a_proof_by_hand_is_of_the_base_of_training(
+def test_a_standalone_proof_needs_the_base_of_training(
     trained: Path, merged: Path, tmp_path: Path
 ) -> None:
     results = shutil.copytree(trained, tmp_path / "results")
@@ -595,7 +599,7 @@ def test_a_full_disk_leaves_nothing_behind(trained: Path, tmp_path: Path) -> Non
     ("dtype", "bytes_per_value", "has_codec"),
     [("bfloat16", 2, True), ("float32", 4, True), ("bfloat16", 2, False)],
 )
-def test_the_room_is_that_of_the_weights_and_the_codec(
+def test_the_space_check_covers_weights_and_codec(
     corpus: PackedCorpus,
     trained: Path,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Checkpoints, devices and dtypes: each stage asks for those of its settings."""
+"""Each stage uses the checkpoints, devices and dtypes of its settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +92,7 @@ def merge_adapter(config: Path, corpus: PackedCorpus, folder: Path) -> None:
         *((run, "codec") for run in (pin_codec, tokenize)),
     ],
 )
-def test_the_hub_is_asked_for_the_revision_of_the_settings(
+def test_the_configured_revision_is_requested_from_the_hub(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -146,7 +146,7 @@ def prove(config: Path, corpus: PackedCorpus, folder: Path) -> None:
         *((run, "eval") for run in (evaluate_adapter, verify_package, prove)),
     ],
 )
-def test_a_gpu_that_is_asked_for_and_missing_is_an_error(
+def test_a_configured_but_missing_gpu_is_an_error(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -161,7 +161,7 @@ def test_a_gpu_that_is_asked_for_and_missing_is_an_error(
         run(config, corpus, tmp_path)
 
 
-def test_the_codec_computes_in_the_dtype_of_the_settings(
+def test_the_codec_is_loaded_in_the_configured_dtype(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load_codec(*arguments: Any) -> Any:
@@ -174,7 +174,7 @@ def test_the_codec_computes_in_the_dtype_of_the_settings(
         tokenize(config, corpus, tmp_path)
 
 
-def test_a_package_is_verified_in_the_dtype_of_eval(
+def test_a_package_is_verified_in_the_eval_dtype(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load_base(*arguments: Any) -> Any:

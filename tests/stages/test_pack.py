@@ -54,7 +54,7 @@ def samples_of(path: Path) -> dict[str, dict[str, np.ndarray]]:
     return samples
 
 
-def test_every_clip_is_packed_once_and_no_row_is_too_long(corpus: PackedCorpus) -> None:
+def test_every_clip_is_packed_once_and_no_row_exceeds_max_tokens(corpus: PackedCorpus) -> None:
     rows = pq.read_table(corpus.train_rows).to_pylist()
     assert max(len(row["input_ids"]) for row in rows) <= 512
     counts = Counter(sample_id for row in rows for sample_id in row["sample_ids"])
@@ -63,7 +63,9 @@ def test_every_clip_is_packed_once_and_no_row_is_too_long(corpus: PackedCorpus) 
     assert sorted(i for row in held_out for i in row) == ["clip-03", "clip-06", "clip-09"]
 
 
-def test_packed_codes_and_labels_are_the_plain_ones(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_packed_codes_and_labels_match_the_plain_reference(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     corpus.pack(tmp_path, tasks=SPEECH_ONLY, max_tokens=512)
     codes = codes_of(corpus)
     samples = samples_of(tmp_path / "train.parquet")
@@ -95,7 +97,7 @@ def test_a_cloning_sample_begins_with_another_clip_of_the_speaker(
         assert first < text.index(f"Tone number {int(clip_id[-2:])}, held")
 
 
-def test_a_rows_own_reference_is_heard_though_it_is_in_no_split(
+def test_a_rows_own_reference_is_used_although_it_is_in_no_split(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     changes = {"clip-00": {"reference_id": "clip-07"}, "clip-07": {"split": "reference"}}
@@ -129,7 +131,7 @@ def test_packing_twice_gives_the_same_bytes_and_another_seed_others(
     assert packed["a"] != packed["c"]
 
 
-def test_the_summary_counts_what_is_in_the_rows(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_summary_matches_the_packed_rows(corpus: PackedCorpus, tmp_path: Path) -> None:
     packing = corpus.pack(tmp_path, max_tokens=512)
     summary = packing["train"]
     assert packing["max_tokens"] == 512
@@ -144,7 +146,7 @@ def test_the_summary_counts_what_is_in_the_rows(corpus: PackedCorpus, tmp_path: 
     assert summary["num_audio_labels"] == 8 * (num_frames + 11)
 
 
-def test_a_sample_that_can_never_fit_is_rejected_with_its_place(
+def test_a_sample_longer_than_a_row_is_rejected_with_its_place(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     summary = corpus.pack(tmp_path, max_tokens=150, tasks=SPEECH_ONLY)
@@ -157,7 +159,7 @@ def test_a_sample_that_can_never_fit_is_rejected_with_its_place(
     assert len(kept) == summary["train"]["num_samples"] > 0
 
 
-def test_a_sample_of_exactly_a_row_fits(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_a_sample_of_exactly_max_tokens_fits(corpus: PackedCorpus, tmp_path: Path) -> None:
     corpus.pack(tmp_path / "wide", max_tokens=1024, tasks=SPEECH_ONLY)
     kept = samples_of(tmp_path / "wide/train.parquet")
     rows = pq.read_table(tmp_path / "wide/train.parquet").to_pylist()
@@ -180,7 +182,9 @@ def test_a_reference_that_does_not_fit_is_left_out_and_counted(
     )
 
 
-def test_if_no_sample_fits_the_error_has_each_place(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_if_no_sample_fits_the_error_lists_every_place(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"11 samples of the train split") as caught:
         corpus.pack(tmp_path, max_tokens=64)
     facts = str(caught.value).splitlines()[1:]
@@ -203,16 +207,16 @@ def test_if_the_template_renders_no_sample_the_error_says_so(
     assert "max_tokens" not in str(caught.value)
 
 
-def test_a_plain_sample_that_cannot_be_rendered_stops_the_stage_with_its_place(
+def test_a_plain_sample_that_cannot_be_rendered_stops_pack_with_its_place(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unlike a conversation, which the user wrote, it must be the template's mistake."""
+    """Unlike with a conversation, which the user wrote, the template must be at fault."""
     monkeypatch.setattr(ChatRenderer, "prompts", lambda _, asked: [NotRendered("why")] * len(asked))
     with pytest.raises(UserError, match=r"manifest\.jsonl:1: why; .*chat template"):
         corpus.pack(tmp_path, max_tokens=512)
 
 
-def test_a_split_without_clips_is_not_blamed_on_their_length(
+def test_the_error_for_a_split_without_clips_names_judge_clips(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     changes = {f"clip-{i:02d}": {"split": "train"} for i in (3, 6, 9)}
@@ -220,7 +224,7 @@ def test_a_split_without_clips_is_not_blamed_on_their_length(
         corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
 
 
-def test_a_split_that_is_not_packed_is_an_empty_table_of_the_same_codec(
+def test_an_unpacked_split_is_an_empty_table_with_the_same_codec(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     pack.run(
@@ -249,7 +253,9 @@ def test_codes_of_two_codecs_are_not_mixed(corpus: PackedCorpus, tmp_path: Path)
         CodesStore([shards[0], other], pa.array([]), tmp_path)
 
 
-def test_clips_without_codes_are_named_with_the_rule(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_clips_without_codes_are_named_with_the_rule_to_rerun(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
     with pytest.raises(
         UserError, match=r"\n  nobody\n  noone\nrun: snakemake --forcerun tokenize_shard"
@@ -257,7 +263,7 @@ def test_clips_without_codes_are_named_with_the_rule(corpus: PackedCorpus, tmp_p
         CodesStore(shards, pa.array(["nobody", "clip-01", "noone"]), tmp_path)
 
 
-def test_codes_are_those_of_the_shards_in_any_order(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_codes_can_be_read_in_any_order(corpus: PackedCorpus, tmp_path: Path) -> None:
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
     ids = ["clip-07", "clip-00", "clip-12"]
     with CodesStore(shards, pa.array(ids), tmp_path) as codes:
@@ -267,12 +273,12 @@ def test_codes_are_those_of_the_shards_in_any_order(corpus: PackedCorpus, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_corpus_is_what_the_tests_say_it_is(corpus: PackedCorpus) -> None:
+def test_the_test_corpus_has_11_training_clips(corpus: PackedCorpus) -> None:
     clips = read_table(corpus.clips, CLIPS).to_pylist()
     assert sum(c["split"] == TRAIN for c in clips) == 11
 
 
-def test_shards_of_an_earlier_run_are_not_read(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_stale_shards_of_an_earlier_run_are_not_read(corpus: PackedCorpus, tmp_path: Path) -> None:
     """Lowering data.num_shards leaves shards behind, perhaps of another codec."""
     stale = corpus.codes_dir / "shard-00002.parquet"
     stale.write_text("of another codec")
@@ -283,7 +289,7 @@ def test_shards_of_an_earlier_run_are_not_read(corpus: PackedCorpus, tmp_path: P
     assert summary["train"]["num_samples"] == 11
 
 
-def test_a_dialogue_is_one_recording_after_a_reference_of_each_speaker(
+def test_a_dialogue_is_one_recording_preceded_by_a_reference_per_speaker(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
@@ -325,7 +331,7 @@ def conversation_of(*turns: tuple[str, str, bool]) -> str:
     )
 
 
-def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(
+def test_a_conversation_is_packed_whole_with_only_its_targets_labelled(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     written = conversation_of(
@@ -355,7 +361,7 @@ def test_a_conversation_is_packed_with_all_its_turns_and_its_targets_labelled(
     assert (sample["labels"] != -100).sum() == 6
 
 
-def test_a_conversation_beyond_the_template_is_rejected_with_its_place(
+def test_a_conversation_the_template_cannot_render_is_rejected_with_its_place(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     written = '[{"role": "user", "parts": [{"clip_id": "clip-01"}], "is_target": false}]'
@@ -367,22 +373,20 @@ def test_a_conversation_beyond_the_template_is_rejected_with_its_place(
     assert summary["train"]["num_samples"] == 10
 
 
-def test_the_rows_are_not_in_the_order_of_their_lengths(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_rows_are_not_sorted_by_length(corpus: PackedCorpus, tmp_path: Path) -> None:
     corpus.pack(tmp_path, max_tokens=200, tasks=SPEECH_ONLY)
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
     longest = [max(row["sample_lengths"]) for row in rows]
     assert longest != sorted(longest, reverse=True)
 
 
-def test_nothing_but_the_tables_is_left_behind(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_no_temporary_file_is_left_behind(corpus: PackedCorpus, tmp_path: Path) -> None:
     corpus.pack(tmp_path / "a", max_tokens=512)
     made = {"pack.json", "packing.json", "train.parquet", "eval.parquet"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == made
 
 
-def test_a_disk_without_room_is_a_user_error(
+def test_too_little_disk_space_is_a_user_error(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -392,7 +396,7 @@ def test_a_disk_without_room_is_a_user_error(
     assert {path.name for path in tmp_path.iterdir()} == {"pack.json"}
 
 
-def test_the_room_is_that_of_all_codes_and_of_the_rows_of_each_split(
+def test_the_space_check_covers_all_codes_and_the_rows_of_each_split(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -409,7 +413,7 @@ def test_the_room_is_that_of_all_codes_and_of_the_rows_of_each_split(
 
 
 @pytest.mark.parametrize("num_bytes", [1_000, 9_000])
-def test_a_disk_that_fills_up_while_the_codes_are_copied_is_a_user_error(
+def test_a_disk_that_fills_up_while_copying_codes_is_a_user_error(
     corpus: PackedCorpus, tmp_path: Path, num_bytes: int
 ) -> None:
     with files_of_at_most(num_bytes), pytest.raises(UserError, match=r"\d+\.\d\d GB of temporary"):

@@ -1,4 +1,4 @@
-"""Settings of pack through the stage, by the texts and recordings of the packed samples."""
+"""Settings of pack, each tested by the texts and recordings of the packed samples."""
 
 import json
 from dataclasses import replace
@@ -36,20 +36,18 @@ def packed_with(corpus: PackedCorpus, folder: Path, **settings: Any) -> dict[str
     return prompts(folder, corpus.base)
 
 
-def test_the_text_of_a_reference_is_never_cleaned(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_reference_text_is_never_cleaned(corpus: PackedCorpus, tmp_path: Path) -> None:
     for text in packed_with(corpus, tmp_path, tasks=CLONING_ONLY).values():
         assert text.count(f"{SAID}<|eot_id|>") == 1
         assert text.index(f"{SAID}<|eot_id|>") < text.index(f"{SAID}.<|eot_id|>")
 
 
-def test_texts_stay_as_they_are_where_they_are_not_cleaned(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_texts_stay_unchanged_when_clean_text_is_off(corpus: PackedCorpus, tmp_path: Path) -> None:
     texts = packed_with(corpus, tmp_path, tasks=CLONING_ONLY, clean_text=False).values()
     assert {text.count(f"{SAID}<|eot_id|>") for text in texts} == {2}
 
 
-def test_user_turns_of_a_conversation_are_cleaned_if_the_setting_says_so(
+def test_clean_text_applies_to_the_user_turns_of_a_conversation(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     turns = [
@@ -86,7 +84,7 @@ def test_another_seed_draws_other_references(corpus: PackedCorpus, tmp_path: Pat
     assert drawn[0] != drawn[1] != drawn[2]
 
 
-def test_rows_are_in_the_order_of_the_seed(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_seed_decides_the_order_of_rows(corpus: PackedCorpus, tmp_path: Path) -> None:
     orders = []
     for seed in (0, 3):
         folder = tmp_path / f"{seed}"
@@ -115,17 +113,17 @@ DIALOGUES = {
         ("dialogue_cloning", {"dialogue_cloning": 5, "cloning": 1}),
     ],
 )
-def test_samples_have_the_task_of_by_far_the_largest_weight(
+def test_samples_get_the_task_with_the_dominant_weight(
     corpus: PackedCorpus, tmp_path: Path, task: str, expected: dict[str, int]
 ) -> None:
-    """Tasks of one clip take the dialogues apart."""
+    """Single-clip tasks split the dialogues into their turns."""
     inputs = corpus.changed(tmp_path, DIALOGUES)
     weights = {"cloning": 1000, task: 10**6}
     found = inputs.pack(tmp_path / "packed", max_tokens=1024, tasks=weights)["train"]["tasks"]
     assert {name: number for name, number in found.items() if number} == expected
 
 
-def test_a_dialogue_loses_its_scene_as_a_clip_does(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_scene_dropout_applies_to_dialogues(corpus: PackedCorpus, tmp_path: Path) -> None:
     inputs = corpus.changed(tmp_path, DIALOGUES)
     settings: Any = {"max_tokens": 1024, "tasks": {"dialogue": 10**6}}
     for share, num_scenes in ((0, 5), (1, 0)):
@@ -136,7 +134,7 @@ def test_a_dialogue_loses_its_scene_as_a_clip_does(corpus: PackedCorpus, tmp_pat
 
 
 @pytest.mark.parametrize("dropout", ["scene_dropout", "reference_dropout"])
-def test_a_dropout_removes_its_share_by_the_seed(
+def test_a_dropout_removes_its_share_as_the_seed_decides(
     corpus: PackedCorpus, tmp_path: Path, dropout: str
 ) -> None:
     part = "<|scene_desc_start|>" if dropout == "scene_dropout" else f"{SAID}<|eot_id|>"
@@ -157,7 +155,7 @@ def test_a_dropout_removes_its_share_by_the_seed(
 @pytest.mark.parametrize(
     ("key", "found", "other"), [("num_codebooks", 8, 7), ("codebook_size", 1024, 2048)]
 )
-def test_codes_of_a_codec_that_the_base_does_not_know_are_refused(
+def test_codes_of_a_codec_that_does_not_fit_the_base_are_refused(
     corpus: PackedCorpus, tmp_path: Path, key: str, found: int, other: Any
 ) -> None:
     (tmp_path / "data").symlink_to(corpus.directory / "data")

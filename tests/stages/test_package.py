@@ -106,7 +106,7 @@ def files_of(package: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> None:
+def test_package_and_archive_are_complete_and_identical(packaged: Path) -> None:
     files = files_of(packaged)
     assert set(files) == {
         "adapter_config.json",
@@ -127,7 +127,7 @@ def test_the_package_is_complete_and_the_archive_is_the_same(packaged: Path) -> 
         }
 
 
-def test_checksums_are_those_of_the_files(packaged: Path) -> None:
+def test_checksums_match_the_files(packaged: Path) -> None:
     lines = (packaged / "SHA256SUMS").read_text().splitlines()
     assert len(lines) == 15
     for line in lines:
@@ -157,7 +157,7 @@ def shown(card: Path) -> str:
     return str(MarkdownIt("commonmark").enable("table").render(page))
 
 
-def test_the_model_card_says_the_verdict(packaged: Path, experiment: Path) -> None:
+def test_the_model_card_quotes_the_verdict(packaged: Path, experiment: Path) -> None:
     path = experiment / "experiments/default/eval/verdict.json"
     assert (packaged / "verdict.json").read_bytes() == path.read_bytes()
     sentences = json.loads(path.read_text())["sentences"]
@@ -165,7 +165,7 @@ def test_the_model_card_says_the_verdict(packaged: Path, experiment: Path) -> No
     assert [html.unescape(line) for line in listed] == sentences
 
 
-def test_the_card_says_what_was_forgotten_and_not_where_it_lies(
+def test_the_card_reports_forgetting_without_revealing_paths(
     corpus: PackedCorpus, experiment: Path, tmp_path: Path
 ) -> None:
     results = shutil.copytree(experiment, tmp_path / "results")
@@ -187,13 +187,13 @@ def test_the_card_says_what_was_forgotten_and_not_where_it_lies(
     assert not any(b"secret" in content for content in files_of(folder).values())
 
 
-def test_the_description_is_shown_as_it_is_written(packaged: Path) -> None:
+def test_the_description_is_shown_as_written(packaged: Path) -> None:
     page = shown(packaged / "README.md")
     assert f"<p>{html.escape(DESCRIPTION.replace(chr(10), ' '))}</p>" in page
     assert "<img src=x" not in page
 
 
-def test_the_models_of_the_card_have_their_licence_and_no_folder(packaged: Path) -> None:
+def test_the_card_gives_the_licence_of_each_model_and_no_folder(packaged: Path) -> None:
     page = shown(packaged / "README.md")
     assert re.findall(
         "<td>(?:base|codec)</td>\n<td>(.*)</td>\n<td>(.*)</td>\n<td>(.*)</td>", page
@@ -203,7 +203,7 @@ def test_the_models_of_the_card_have_their_licence_and_no_folder(packaged: Path)
     ]
 
 
-def test_samples_are_what_eval_spoke_at_the_first_temperature(
+def test_samples_are_the_takes_of_eval_at_the_first_temperature(
     packaged: Path, experiment: Path
 ) -> None:
     spoken = experiment / "experiments/default/samples"
@@ -217,9 +217,7 @@ def test_samples_are_what_eval_spoke_at_the_first_temperature(
     assert "| text | base | adapter |" in card
 
 
-def test_no_file_of_the_package_reveals_a_folder_a_person_or_a_clip(
-    packaged: Path, corpus: PackedCorpus
-) -> None:
+def test_the_package_reveals_no_folder_person_or_clip(packaged: Path, corpus: PackedCorpus) -> None:
     private = [str(corpus.directory), str(corpus.base.parent), str(Path.cwd()), "manifest.jsonl"]
     private += ["clip-0", "clip-1", '"high": {', '"low": {', "| high |", "audio/"]
     for name, content in files_of(packaged).items():
@@ -230,7 +228,7 @@ def test_no_file_of_the_package_reveals_a_folder_a_person_or_a_clip(
 def test_speakers_and_the_earlier_adapter_are_named(
     corpus: PackedCorpus, experiment: Path, tmp_path: Path
 ) -> None:
-    """Speakers only where the package may show them, as here."""
+    """Speakers are named only if package.show_speakers is set, as here."""
     results = Path(shutil.copytree(experiment, tmp_path / "results"))
     settings = results / "config/package.json"
     changed = json.loads(settings.read_text())
@@ -250,7 +248,7 @@ def test_speakers_and_the_earlier_adapter_are_named(
     assert len(list((package / "samples").iterdir())) == 2
 
 
-def test_provenance_names_config_data_versions_and_weights(
+def test_provenance_records_config_data_versions_and_weights(
     packaged: Path, corpus: PackedCorpus
 ) -> None:
     provenance = json.loads((packaged / "provenance.json").read_text())
@@ -307,10 +305,10 @@ def run_alone(script: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "model card"])
-def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
+def test_the_documented_example_runs_without_this_package(
     packaged: Path, corpus: PackedCorpus, beside: Path, page: str
 ) -> None:
-    """The card's as it is written; the README's with the demo's base and adapter."""
+    """The card's example runs unchanged; the README's with the base and adapter of the demo."""
     code = code_blocks(ROOT / page if page == "README.md" else packaged / "README.md", "python")[0]
     if page == "README.md":
         code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(corpus.base))
@@ -342,10 +340,10 @@ def test_the_documented_example_speaks_in_a_process_that_does_not_know_us(
             assert inputs["audio_input_ids"][0].tolist() == prompt.audio_input_ids.tolist()
 
 
-def test_the_cards_merged_model_has_the_logits_of_the_adapter(
+def test_the_merge_recipe_of_the_card_gives_the_adapters_logits(
     packaged: Path, corpus: PackedCorpus, beside: Path
 ) -> None:
-    """Also those of the text head, which a merge easily loses."""
+    """Includes the logits of the text head, which a merge easily loses."""
     run_alone(code_blocks(packaged / "README.md", "python")[1], beside)
     base, merged = (
         load_base(Pretrained("base_model", str(beside / name)), torch.float32)
@@ -359,7 +357,7 @@ def test_the_cards_merged_model_has_the_logits_of_the_adapter(
         assert torch.allclose(of_merged, of_adapter, atol=1e-3), name
 
 
-def test_the_cards_command_speaks_beside_the_base(packaged: Path, beside: Path) -> None:
+def test_the_speak_command_of_the_card_works_next_to_the_base(packaged: Path, beside: Path) -> None:
     [command] = code_blocks(packaged / "README.md", "bash")
     words = [sys.executable, *shlex.split(command)[1:], "--max-seconds", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -407,7 +405,7 @@ def test_an_adapter_with_renamed_keys_is_not_packaged(
         run_package(corpus, results, tmp_path / "adapters")
 
 
-def test_an_adapter_of_other_weights_is_not_packaged(
+def test_an_adapter_trained_on_other_weights_is_not_packaged(
     corpus: PackedCorpus, experiment: Path, tmp_path: Path
 ) -> None:
     results = shutil.copytree(experiment, tmp_path / "results")

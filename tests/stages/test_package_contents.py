@@ -1,4 +1,4 @@
-"""What a package says, number by number, against the files that it is made of."""
+"""The contents of a package, number by number, compared with their source files."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ OVERRIDES = {"max_steps": 1, "warmup_fraction": 0.0, "lora": {"r": 4}}
 
 
 def verified(adapter_dir: Path, config: Path, eval_rows: Path, metrics: Path) -> Proof:
-    """The proof, in this process, as of a base from the Hub."""
+    """Run the proof in this process, as if the base came from the Hub."""
     verify.run(config, adapter_dir, eval_rows, metrics, adapter_dir.parent / "proof.json")
     proof = Proof.read(adapter_dir.parent / "proof.json")
     return proof.model_copy(update={"base_revision": COMMIT, "max_logit_change": 0.125})
@@ -154,7 +154,7 @@ def evaluated(results: Path) -> Any:
     return json.loads((results / "experiments/voice/eval/metrics.json").read_text())
 
 
-def test_the_card_has_the_losses_of_base_and_adapter_each_in_its_column(
+def test_the_card_has_base_and_adapter_losses_in_their_own_columns(
     results: Path, card: list[str]
 ) -> None:
     assert "| | base | adapter |" in card
@@ -170,7 +170,7 @@ def test_the_card_has_the_losses_of_base_and_adapter_each_in_its_column(
         assert f"| {words} | {base} | {adapter} |" in card
 
 
-def test_the_package_has_evals_files_and_trains_adapter(results: Path) -> None:
+def test_the_package_has_the_files_of_eval_and_the_adapter_of_train(results: Path) -> None:
     experiment, packaged = results / "experiments/voice", results / "adapters/voice"
     for name in ("metrics.json", "verdict.json"):
         assert (packaged / name).read_bytes() == (experiment / "eval" / name).read_bytes()
@@ -183,7 +183,7 @@ def test_the_package_has_evals_files_and_trains_adapter(results: Path) -> None:
     }
 
 
-def test_the_packaged_adapter_names_its_base_without_a_folder(results: Path) -> None:
+def test_the_packaged_adapter_names_its_base_without_its_path(results: Path) -> None:
     trained, packaged = (
         {
             json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"],
@@ -196,7 +196,7 @@ def test_the_packaged_adapter_names_its_base_without_a_folder(results: Path) -> 
     assert packaged == {Path(path).name}
 
 
-def test_each_table_of_the_data_has_its_own_hash(
+def test_provenance_has_the_hash_of_each_table(
     corpus: PackedCorpus, provenance: dict[str, Any]
 ) -> None:
     paths = (corpus.clips, corpus.train_rows, corpus.eval_rows)
@@ -204,7 +204,7 @@ def test_each_table_of_the_data_has_its_own_hash(
     assert provenance["data"]["sha256"] == expected
 
 
-def test_the_counts_of_the_data_are_those_of_validate_and_pack(
+def test_provenance_has_the_counts_of_validate_and_pack(
     corpus: PackedCorpus, provenance: dict[str, Any]
 ) -> None:
     packing = json.loads((corpus.directory / "packed/packing.json").read_text())
@@ -214,7 +214,7 @@ def test_the_counts_of_the_data_are_those_of_validate_and_pack(
     assert data["num_rejected_by_reason"] == {"too_short": 2}
 
 
-def test_the_settings_of_training_are_the_experiments(
+def test_provenance_and_card_have_the_settings_of_the_experiment(
     provenance: dict[str, Any], card: list[str]
 ) -> None:
     train = provenance["config"]["train"]["train"]
@@ -239,7 +239,7 @@ def test_the_commit_of_the_base_is_in_provenance_and_card(
     assert "base_model: tiny-higgs" in card
 
 
-def test_each_model_of_the_card_has_its_name_commit_and_weights(
+def test_the_card_gives_name_commit_and_fingerprint_of_each_model(
     provenance: dict[str, Any], card: list[str]
 ) -> None:
     base, codec = (provenance[model] for model in ("base_model", "codec"))
@@ -250,7 +250,7 @@ def test_each_model_of_the_card_has_its_name_commit_and_weights(
         assert line in [shown.replace("\\", "") for shown in card]
 
 
-def test_the_counts_of_the_card_are_those_of_their_files(results: Path, card: list[str]) -> None:
+def test_the_counts_on_the_card_match_the_result_files(results: Path, card: list[str]) -> None:
     text, metrics = " ".join(card), evaluated(results)["adapter"]
     packing = json.loads((results / "adapters/voice/provenance.json").read_text())["data"]["packed"]
     for sentence in (
@@ -271,7 +271,7 @@ def test_the_counts_of_the_card_are_those_of_their_files(results: Path, card: li
     assert named[1:3] == ["text, nats per label", "audio, mean of codebooks, nats per label"]
 
 
-def test_a_base_in_a_folder_is_given_by_hand_and_not_linked(facts: CardFacts) -> None:
+def test_a_local_base_is_an_option_of_the_command_and_not_linked(facts: CardFacts) -> None:
     local = replace(facts, base=replace(facts.base, revision=None))
     of_hub, of_folder = model_card(facts), model_card(local)
     assert (metadata(facts).base_model, metadata(facts).model_name) == ("tiny-higgs", "voice")
@@ -292,7 +292,7 @@ def test_the_hub_finds_a_card_by_tags_and_languages(facts: CardFacts) -> None:
     assert found.language == ["en", "pt"]
 
 
-def test_a_family_without_a_text_loss_has_no_line_of_it(facts: CardFacts) -> None:
+def test_a_family_without_text_loss_has_no_text_loss_line(facts: CardFacts) -> None:
     without = facts.metrics.adapter.model_copy(update={"eval_text_loss": None})
     rows = metric_rows(facts.metrics.model_copy(update={"adapter": without}))
     assert rows[0] == ("eval_loss", "loss")
@@ -316,7 +316,7 @@ def generated(*rows: tuple[str, str, float | None]) -> list[dict[str, Any]]:
     ]
 
 
-def test_the_first_texts_are_published_as_spoken_at_the_first_temperature(tmp_path: Path) -> None:
+def test_the_first_prompts_are_published_at_the_first_temperature(tmp_path: Path) -> None:
     drawn = [(voice, t) for t in (0.5, 1.0) for voice in ("base", "adapter")]
     voices: list[tuple[str, float | None]] = [("recording", None), *drawn]
     table = generated(*((name, voice, t) for name in ("c", "a", "b") for voice, t in voices))
@@ -340,7 +340,7 @@ def test_the_first_texts_are_published_as_spoken_at_the_first_temperature(tmp_pa
         publish_samples(tmp_path / "generation.parquet", tmp_path, tmp_path / "package", 2)
 
 
-def test_the_hub_plays_the_adapters_samples(facts: CardFacts) -> None:
+def test_the_widget_of_the_card_plays_the_adapters_samples(facts: CardFacts) -> None:
     yes, no = (
         PublishedSample(f"{text}.", f"{text}-base.wav", f"{text}-adapter.wav")
         for text in ("Yes", "No")
@@ -362,7 +362,7 @@ def test_the_hub_plays_the_adapters_samples(facts: CardFacts) -> None:
         ("tags: [a]", None),
     ],
 )
-def test_the_licence_of_a_model_is_that_of_its_own_card(
+def test_the_licence_of_a_model_is_read_from_its_own_card(
     tmp_path: Path, lines: str, licence: str | None
 ) -> None:
     assert licence_of(tmp_path) is None
@@ -370,7 +370,7 @@ def test_the_licence_of_a_model_is_that_of_its_own_card(
     assert licence_of(tmp_path) == licence
 
 
-def test_rows_that_were_packed_apart_are_not_packaged(
+def test_the_package_checks_that_its_rows_were_packed_together(
     results: Path, corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(*rows: Path) -> None:
@@ -382,7 +382,7 @@ def test_rows_that_were_packed_apart_are_not_packaged(
     assert seen.value.args == (corpus.train_rows, corpus.eval_rows)
 
 
-def test_the_proof_has_the_numbers_of_what_was_packaged(
+def test_the_proof_has_the_numbers_of_the_packaged_adapter(
     results: Path, corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_the_hub(*arguments: Any) -> PinnedModel:
@@ -413,7 +413,7 @@ def test_the_proof_has_the_numbers_of_what_was_packaged(
         *(("float64", 1 + error, False) for error in (1e-7, -1e-7)),
     ],
 )
-def test_the_held_out_loss_of_the_proof_is_evals_within_rounding(
+def test_the_held_out_loss_of_the_proof_must_match_eval_within_rounding(
     results: Path,
     corpus: PackedCorpus,
     tmp_path: Path,
@@ -442,7 +442,7 @@ def test_the_held_out_loss_of_the_proof_is_evals_within_rounding(
             verify.run(*arguments)
 
 
-def test_a_tensor_that_was_loaded_otherwise_fails_the_proof(
+def test_a_tensor_that_differs_once_loaded_fails_the_proof(
     results: Path, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packaged = results / "adapters/voice"
@@ -458,14 +458,14 @@ def test_a_tensor_that_was_loaded_otherwise_fails_the_proof(
     assert has_line_with(str(error.value), f"{added}.more")
 
 
-def test_the_chart_of_the_card_is_that_of_the_loss(results: Path, card: list[str]) -> None:
+def test_the_chart_on_the_card_describes_the_held_out_loss(results: Path, card: list[str]) -> None:
     log = (results / "experiments/voice/train/metrics.jsonl").read_text().splitlines()
     losses = [line["eval_loss"] for line in map(json.loads, log) if "eval_loss" in line]
     ends = f"held-out from {losses[0]:.3f} at step 0 to {losses[-1]:.3f} at step 1"
     assert ends in " ".join(card).replace("\\", "")
 
 
-def test_the_change_of_a_logit_is_its_largest_up_or_down(
+def test_the_logit_change_is_the_largest_in_either_direction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The adapter lowers one logit by 3 and raises another by 2."""
@@ -491,7 +491,7 @@ def test_the_change_of_a_logit_is_its_largest_up_or_down(
     assert seen == [["first"]]
 
 
-def test_the_card_says_how_the_other_recordings_sound(results: Path, card: list[str]) -> None:
+def test_the_card_reports_the_results_on_other_recordings(results: Path, card: list[str]) -> None:
     of_verdict, start, end = map(
         card.index, ("## Is it better than the base?", "## Forgetting", "## Data")
     )
@@ -504,7 +504,7 @@ def test_the_card_says_how_the_other_recordings_sound(results: Path, card: list[
     assert shown == [f"- {sentence}" for sentence in verdict["sentences"]]
 
 
-def test_hours_and_clips_of_the_card_are_those_of_the_training_split(
+def test_hours_and_clips_on_the_card_are_those_of_the_training_split(
     corpus: PackedCorpus, card: list[str]
 ) -> None:
     clips = pq.read_table(corpus.clips).to_pylist()
@@ -519,7 +519,9 @@ def test_hours_and_clips_of_the_card_are_those_of_the_training_split(
         assert f"| {speaker} | 7 | {of_speaker / 3600:.3f} |" in card
 
 
-def test_the_card_has_the_words_of_the_settings(card: list[str]) -> None:
+def test_the_card_has_licence_description_and_system_prompt_from_the_settings(
+    card: list[str],
+) -> None:
     assert "license: mit" in card
     assert "A high tone." in card
     assert '    {"role": "system", "content": "Say it."},' in card
@@ -527,7 +529,7 @@ def test_the_card_has_the_words_of_the_settings(card: list[str]) -> None:
     assert any('PeftModel.from_pretrained(model, "voice")' in line for line in card)
 
 
-def test_lines_dashes_and_markup_in_settings_are_text_of_the_card(
+def test_markup_in_the_settings_is_escaped_on_the_card(
     results: Path, corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     given = json.loads((results / "config/package.json").read_text())
@@ -550,7 +552,7 @@ def test_lines_dashes_and_markup_in_settings_are_text_of_the_card(
     assert "](javascript" not in "\n".join(body)
 
 
-def test_the_card_names_the_full_checkpoints_instead_of_a_merge_by_hand(card: list[str]) -> None:
+def test_the_card_names_full_checkpoints_instead_of_a_manual_merge(card: list[str]) -> None:
     rows = [line for line in card if line.startswith("| `-")]
     assert rows == ["| `-merged` | with the tensor names of the base |"]
     assert not any("merge_and_unload" in line for line in card)

@@ -1,4 +1,4 @@
-"""The bounds of the proof of a full checkpoint, and what is compared, by hand."""
+"""The bounds and comparisons in the proof of a full checkpoint, calculated by hand."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ from higgs_pipe.training.form_results import FirstSecond
 FOLDER = Path("merged")
 
 
-def test_the_distance_of_logits_is_that_of_the_worst_head() -> None:
+def test_the_logit_distance_is_that_of_the_worst_head() -> None:
     """Heads that are 3 from [0, 4], and equal."""
     found = [torch.tensor([3.0, 4.0]), torch.tensor([[1.0, 1.0]])]
     adapters = [torch.tensor([0.0, 4.0]), torch.tensor([[1.0, 1.0]])]
@@ -28,8 +28,10 @@ def test_the_distance_of_logits_is_that_of_the_worst_head() -> None:
 @pytest.mark.parametrize(
     ("difference", "is_refused"), [(0.009, False), (0.011, True), (0.11, True), (math.nan, True)]
 )
-def test_logits_may_differ_by_what_explains_it(difference: float, is_refused: bool) -> None:
-    """Rounding explains 0.1 and the adapter changes 0.01, and the other way round."""
+def test_logits_may_differ_by_no_more_than_rounding_or_the_adapter_explains(
+    difference: float, is_refused: bool
+) -> None:
+    """The rounding bound is 0.1 and the adapter change 0.01, and vice versa."""
     for bound, change in ((0.1, 0.01), (0.01, 0.1)):
         if is_refused:
             with pytest.raises(UserError, match="logits differ"):
@@ -42,7 +44,7 @@ def test_logits_may_differ_by_what_explains_it(difference: float, is_refused: bo
     ("loss", "is_refused"),
     [(5.004, False), (4.996, False), (5.006, True), (4.994, True), (math.nan, True)],
 )
-def test_rounding_moves_the_loss_by_a_thousandth_at_most(loss: float, is_refused: bool) -> None:
+def test_rounding_may_move_the_loss_by_a_thousandth_at_most(loss: float, is_refused: bool) -> None:
     if is_refused:
         with pytest.raises(UserError, match="the held-out loss is"):
             _check_loss(FOLDER, loss, 5.0)
@@ -60,13 +62,13 @@ def second(sample_id: str, margin: float | None) -> FirstSecond:
     )
 
 
-def test_only_codes_that_tie_may_differ() -> None:
+def test_codes_may_differ_only_at_ties() -> None:
     _check_speech(FOLDER, [second("equal", None), second("tied", 0.5)])
     with pytest.raises(UserError, match=r"prompts of\n *apart\nrun"):
         _check_speech(FOLDER, [second("tied", 0.5), second("apart", 0.51)])
 
 
-def test_the_first_frame_that_differs_is_compared_by_the_logits_before_it(
+def test_the_first_differing_frame_is_compared_by_the_logits_before_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Frame 1 differs in codebook 1, by 4 in place of 9, or in codebook 0, by 8 in place of 3."""
@@ -96,10 +98,10 @@ def test_the_first_frame_that_differs_is_compared_by_the_logits_before_it(
     assert asked == []
 
 
-def test_a_weight_is_the_same_within_the_error_of_the_largest(
+def test_weights_are_compared_to_within_the_rounding_of_the_largest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The largest is -100: an error of 0.0005 is float32's, one of 0.002 is not."""
+    """The largest is -100: an error of 0.0005 is float32 rounding, and one of 0.002 is not."""
     monkeypatch.setattr(form_weights, "CHUNK", 2)
     expected = torch.tensor([[-100.0, 1.0, 2.0, 3.0]])
     for error, share in ((0.0005, 0), (-0.002, 0.25), (math.nan, 0.25)):

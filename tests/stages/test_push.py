@@ -1,4 +1,4 @@
-"""Pushing to a Hub on this machine: what is there afterwards, and what is refused before."""
+"""Pushing to a local Hub: its contents afterwards, and what is refused beforehand."""
 
 import json
 import os
@@ -115,14 +115,14 @@ def change(package: Path, licence: str = "other") -> None:
     seal(package)
 
 
-def test_a_push_makes_a_private_repository_that_holds_the_package(hub: Hub, package: Path) -> None:
+def test_a_push_creates_a_private_repository_with_the_package(hub: Hub, package: Path) -> None:
     pushed = run_push(package)
     assert on_hub(hub) == contents(package)
     assert hub.repositories[REPO].private is True is pushed["private"]
     assert pushed["commit"] == hub.repositories[REPO].branches["main"]
 
 
-def test_each_form_has_a_repository_of_its_own(
+def test_each_form_has_its_own_repository(
     hub: Hub, package: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages: list[str] = []
@@ -142,7 +142,7 @@ def test_each_form_has_a_repository_of_its_own(
     assert messages == ["Adapter default", "Adapter default, merged"]
 
 
-def test_a_large_file_goes_up_in_parts_and_only_once(hub: Hub, checkpoint: Path) -> None:
+def test_a_large_file_is_uploaded_in_parts_and_only_once(hub: Hub, checkpoint: Path) -> None:
     hub.fail_on = "/commit/"
     with pytest.raises(UserError, match=r"ada/voice-merged: .*403"):
         run_push(checkpoint, form="merged")
@@ -155,7 +155,7 @@ def test_a_large_file_goes_up_in_parts_and_only_once(hub: Hub, checkpoint: Path)
     assert [line for line in hub.requests if line.startswith("PUT")] == []
 
 
-def test_a_checkpoint_that_is_not_the_one_proved_is_not_pushed(hub: Hub, checkpoint: Path) -> None:
+def test_a_checkpoint_changed_since_its_proof_is_not_pushed(hub: Hub, checkpoint: Path) -> None:
     (checkpoint / "model-00002-of-00002.safetensors").write_bytes(b"abc")
     (checkpoint / "proof.json").unlink()
     (checkpoint / "optimizer.pt").touch()
@@ -166,13 +166,13 @@ def test_a_checkpoint_that_is_not_the_one_proved_is_not_pushed(hub: Hub, checkpo
     assert re.search(found, "\n".join(sorted(str(refused.value).splitlines())))
 
 
-def test_private_false_makes_a_public_repository(hub: Hub, package: Path) -> None:
+def test_private_false_creates_a_public_repository(hub: Hub, package: Path) -> None:
     for _ in range(2):  # it is there the second time
         assert run_push(package, private=False)["private"] is False
         assert hub.repositories[REPO].private is False
 
 
-def test_what_snakemake_leaves_in_the_folder_is_not_pushed(hub: Hub, package: Path) -> None:
+def test_snakemakes_timestamp_file_is_not_pushed(hub: Hub, package: Path) -> None:
     (package / ".snakemake_timestamp").touch()
     run_push(package)
     (package / ".snakemake_timestamp").unlink()
@@ -186,9 +186,7 @@ def test_a_second_push_changes_nothing_and_names_the_same_commit(hub: Hub, packa
     assert [line for line in hub.requests if line.startswith(("POST", "PUT"))] == []
 
 
-def test_a_push_that_broke_off_is_completed_without_uploading_again(
-    hub: Hub, package: Path
-) -> None:
+def test_an_interrupted_push_resumes_without_uploading_again(hub: Hub, package: Path) -> None:
     hub.fail_on = "/commit/"
     with pytest.raises(UserError, match="403"):
         run_push(package)
@@ -200,7 +198,7 @@ def test_a_push_that_broke_off_is_completed_without_uploading_again(
     assert [line for line in hub.requests if line.startswith("PUT")] == []
 
 
-def test_other_content_is_left_alone_unless_overwrite_is_set(hub: Hub, package: Path) -> None:
+def test_other_content_is_kept_unless_overwrite_is_set(hub: Hub, package: Path) -> None:
     run_push(package)
     hub.repositories[REPO].add_commit("main", on_hub(hub) | {"notes.txt": b"x"})
     change(package)
@@ -211,7 +209,7 @@ def test_other_content_is_left_alone_unless_overwrite_is_set(hub: Hub, package: 
     assert on_hub(hub) == contents(package)
 
 
-def test_another_branch_takes_the_package_and_leaves_main(hub: Hub, package: Path) -> None:
+def test_a_push_to_another_branch_leaves_main_unchanged(hub: Hub, package: Path) -> None:
     run_push(package)
     before = on_hub(hub)
     change(package)
@@ -226,8 +224,8 @@ def test_another_branch_takes_the_package_and_leaves_main(hub: Hub, package: Pat
     assert [line for line in hub.requests if line.startswith(("POST", "PUT"))] == []
 
 
-def test_a_branch_has_the_hashes_of_its_files_at_any_depth() -> None:
-    """Of weights, the hash of their content, not of the pointer that git has."""
+def test_files_of_a_branch_are_hashed_at_any_depth() -> None:
+    """For weights, this is the hash of their content and not of the git pointer."""
     asked: list[Any] = []
     lfs = {"size": 3, "oid": "c" * 64, "pointerSize": 130}
 
@@ -277,7 +275,7 @@ def test_a_private_repository_stays_private_and_this_is_reported(hub: Hub, packa
     assert run_push(package, private=False)["private"] is True
 
 
-def test_a_package_that_was_touched_is_not_pushed(hub: Hub, package: Path) -> None:
+def test_a_package_that_was_changed_is_not_pushed(hub: Hub, package: Path) -> None:
     (package / "README.md").write_text("# Better\n")
     with pytest.raises(UserError, match=r"README.md: \d+ bytes of \d+"):
         run_push(package)
@@ -338,7 +336,7 @@ def test_no_network_is_a_user_error(
 
 
 def test_the_token_is_in_no_file_and_no_message(hub: Hub, package: Path, tmp_path: Path) -> None:
-    """As the rule runs it, once as it should and once refused."""
+    """Run it as the rule does, once successfully and once refused."""
     results = package.parents[1]
     config = write_stage_config(results / "config/push.json", push={"repo": REPO})
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
@@ -375,10 +373,10 @@ def test_the_token_is_in_no_file_and_no_message(hub: Hub, package: Path, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [ConnectionError, LookupError])
-def test_what_a_thread_of_an_upload_raised_is_told_if_it_is_of_the_network(
+def test_only_network_errors_of_an_upload_thread_become_user_errors(
     kind: type[Exception],
 ) -> None:
-    """A mistake in the program stays what it is."""
+    """A bug in the program stays a bug."""
     is_network = kind is ConnectionError
     told = "cannot be reached .reset by peer" if is_network else "of a thread"
     expected = UserError if is_network else RuntimeError
@@ -386,7 +384,7 @@ def test_what_a_thread_of_an_upload_raised_is_told_if_it_is_of_the_network(
         raise RuntimeError("of a thread") from kind("reset by peer")
 
 
-def test_a_connection_that_breaks_is_a_user_error() -> None:
+def test_a_broken_connection_is_a_user_error() -> None:
     with (
         pytest.raises(UserError, match=r"cannot be reached .reset by peer"),
         hub_errors_named(REPO),
@@ -395,7 +393,7 @@ def test_a_connection_that_breaks_is_a_user_error() -> None:
 
 
 @pytest.mark.parametrize("is_absent", [True, False])
-def test_a_hub_answers_whatever_it_answers(
+def test_a_404_also_counts_as_an_answer_of_the_hub(
     is_absent: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     class Answer(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The page: what it says, what it refuses, and that it needs nothing from outside."""
+"""The report: its contents, what it refuses, and that it loads nothing from outside."""
 
 import base64
 import hashlib
@@ -33,7 +33,7 @@ def inputs(tmp_path: Path) -> Inputs:
 
 
 @pytest.mark.parametrize("overall", ["better", "worse", "no evidence"])
-def test_the_verdict_comes_first_in_its_own_words(inputs: Inputs, overall: str) -> None:
+def test_the_verdict_is_quoted_first(inputs: Inputs, overall: str) -> None:
     verdict = inputs.experiments["default"]["eval/verdict.json"]
     verdict |= {"overall": overall, "sentences": ["In short.", "Because of this.", "And that."]}
     page = inputs.html()
@@ -42,7 +42,7 @@ def test_the_verdict_comes_first_in_its_own_words(inputs: Inputs, overall: str) 
     assert page.index("In short.") < page.index("<h2>")
 
 
-def test_the_measures_stand_beside_recording_codec_and_base(inputs: Inputs) -> None:
+def test_measures_of_recording_codec_base_and_adapter_stand_side_by_side(inputs: Inputs) -> None:
     page = inputs.html()
     assert rows(page, "Total") == [["", "", "10.900", "8.650", "−2.250", ""]]
     assert rows(page, "Audio ●") == [
@@ -67,7 +67,7 @@ def test_the_measures_stand_beside_recording_codec_and_base(inputs: Inputs) -> N
     ]
 
 
-def test_a_measure_that_is_not_configured_names_its_setting_and_no_number(inputs: Inputs) -> None:
+def test_an_unconfigured_measure_shows_its_setting_and_no_number(inputs: Inputs) -> None:
     label = f"{LABELS['speaker_similarity']} eval.speech_models.speaker is null"
     assert rows(inputs.html(), label) == [["", "", "", "", "", "not measured"]]
     # Of a model that is there, prompts without a reference have nothing to compare.
@@ -77,7 +77,7 @@ def test_a_measure_that_is_not_configured_names_its_setting_and_no_number(inputs
     assert rows(inputs.html(), label) == [["", "", "", "", "", "not measured"]]
 
 
-def test_the_page_says_if_nothing_was_spoken_and_has_no_table(inputs: Inputs) -> None:
+def test_without_speech_the_page_says_so_and_has_no_table(inputs: Inputs) -> None:
     inputs.texts = ()
     inputs.experiments["default"]["eval/generation.json"] |= {"num_prompts": 0, "voices": []}
     page = inputs.html()
@@ -86,7 +86,7 @@ def test_the_page_says_if_nothing_was_spoken_and_has_no_table(inputs: Inputs) ->
     assert rows(page, f"{LABELS['stop_rate']} ●") == []
 
 
-def test_prompts_too_long_to_be_spoken_are_counted(inputs: Inputs) -> None:
+def test_prompts_too_long_to_speak_are_counted(inputs: Inputs) -> None:
     inputs.experiments["default"]["eval/generation.json"] |= {"num_too_long": 2}
     assert re.search(r"eval\.max_seconds = 10\b[^.:]*: 2\.", words(inputs.html()))
 
@@ -101,7 +101,7 @@ def test_stopping_is_shown_at_every_temperature(inputs: Inputs) -> None:
     assert rows(page, "1")[0] == ["40.0 %", "90.0 %", "+50.0 +40.0 to +60.0"]
 
 
-def test_forgetting_is_in_the_verdict_and_has_its_own_part(inputs: Inputs) -> None:
+def test_forgetting_is_in_the_verdict_and_has_its_own_section(inputs: Inputs) -> None:
     assert 'id="other"' not in inputs.html()
     inputs.add_other("worse", num_clips=33, num_rejected_by_reason={"also_in_training": 4})
     page = inputs.html()
@@ -121,7 +121,7 @@ def test_forgetting_is_in_the_verdict_and_has_its_own_part(inputs: Inputs) -> No
     assert lengths == ["length 1.5", "length 3.2"]
 
 
-def test_a_result_on_other_recordings_that_is_missing_is_named(inputs: Inputs) -> None:
+def test_a_missing_result_on_other_recordings_is_named(inputs: Inputs) -> None:
     inputs.add_other()
     inputs.write()
     missing = inputs.folder / "experiments/default/eval/other/verdict.json"
@@ -144,7 +144,7 @@ def test_experiments_are_ranked_by_verdict_then_by_audio_loss(inputs: Inputs) ->
     assert rows(page, "second")[0][:3] == ["better", "3.500 −3.750", "7.500 −1.400"]
 
 
-def test_a_prompt_has_a_player_per_voice_and_its_measures(inputs: Inputs) -> None:
+def test_a_prompt_has_a_player_and_measures_per_voice(inputs: Inputs) -> None:
     inputs.experiments["other"] = inputs.experiment()
     page = inputs.html()
     header = next(cells for cells in TextOfPage(page).rows if cells[0] == "Prompt")
@@ -159,7 +159,7 @@ def test_a_prompt_has_a_player_per_voice_and_its_measures(inputs: Inputs) -> Non
     assert len(samples) / rate == pytest.approx(2.0, abs=0.02)
 
 
-def test_what_was_measured_of_a_take_stands_beside_it_and_sorts(inputs: Inputs) -> None:
+def test_measures_of_a_take_are_shown_next_to_it_and_can_be_sorted_by(inputs: Inputs) -> None:
     inputs.write()
     table = inputs.folder / "experiments/default/eval/generation.parquet"
     measured = {
@@ -180,7 +180,7 @@ def test_what_was_measured_of_a_take_stands_beside_it_and_sorts(inputs: Inputs) 
     assert page.count('data-words="-1" data-voice="-1"') == 1  # not measured, so it sorts last
 
 
-def test_another_base_has_its_own_takes_beside_its_adapters(inputs: Inputs) -> None:
+def test_the_takes_of_another_base_are_shown_next_to_its_adapters(inputs: Inputs) -> None:
     inputs.experiments["other"] = inputs.experiment()
     inputs.experiments["other"]["train/config.json"]["base_model"] = "resources/tiny-higgs-v3"
     inputs.write()
@@ -206,7 +206,7 @@ def test_prompts_sort_by_their_worst_take(inputs: Inputs) -> None:
     assert keys == ["order", "worst", "stop", "length", "silence"]  # and none that nobody measured
 
 
-def test_experiments_that_spoke_other_prompts_are_refused(inputs: Inputs) -> None:
+def test_experiments_that_spoke_different_prompts_are_refused(inputs: Inputs) -> None:
     inputs.experiments["other"] = inputs.experiment()
     inputs.write()
     inputs.texts = inputs.texts[:2]
@@ -223,7 +223,7 @@ def test_a_missing_sample_is_named(inputs: Inputs) -> None:
         inputs.run()
 
 
-def test_a_sample_that_is_cut_off_is_named(inputs: Inputs) -> None:
+def test_a_truncated_sample_is_named(inputs: Inputs) -> None:
     inputs.write()
     sample = inputs.folder / "experiments/default/samples/c1-base.wav"
     sample.write_bytes(sample.read_bytes()[:-1000])
@@ -231,7 +231,7 @@ def test_a_sample_that_is_cut_off_is_named(inputs: Inputs) -> None:
         inputs.run()
 
 
-def test_opus_keeps_length_and_gives_the_same_bytes() -> None:
+def test_opus_encoding_keeps_the_length_and_is_deterministic() -> None:
     samples = 0.3 * np.sin(np.arange(30_000) / 20).astype(np.float32)
     first = opus(samples, 24_000)
     time.sleep(0.01)  # libsndfile seeds the serial number by the clock
@@ -241,7 +241,7 @@ def test_opus_keeps_length_and_gives_the_same_bytes() -> None:
     assert len(first) < 0.25 * 30_000  # a sixteenth of 16-bit samples would be 3,750 bytes
 
 
-def test_an_ogg_checksum_is_the_bitwise_division() -> None:
+def test_the_ogg_checksum_matches_bitwise_division() -> None:
     page = bytes(range(7, 200, 3))
     remainder = 0
     for byte in page:
@@ -252,7 +252,7 @@ def test_an_ogg_checksum_is_the_bitwise_division() -> None:
     assert ogg_checksum(page) == remainder
 
 
-def test_losses_are_shown_by_group_with_stopping_and_worst_clips(inputs: Inputs) -> None:
+def test_losses_by_group_stopping_and_worst_clips_are_shown(inputs: Inputs) -> None:
     page = inputs.html()
     assert rows(page, "ada")[0] == ["12", "8.900", "7.100", "−1.800 −1.900 to −1.700"]
     assert rows(page, "start") == [["12", "8.900", "7.900", "−1.000 −1.100 to −0.900"]]
@@ -269,7 +269,7 @@ def test_settings_that_differ_between_experiments_are_marked(inputs: Inputs) -> 
     assert "<td>0.0002</td><td>0.0002</td>" in page
 
 
-def test_the_description_of_a_curve_gives_its_ends(inputs: Inputs) -> None:
+def test_the_description_of_a_curve_gives_its_endpoints(inputs: Inputs) -> None:
     page = inputs.html()
     for title, ends in (
         ("Total", ("10.000", "8.500", "10.900", "8.650")),
@@ -292,7 +292,7 @@ def test_the_adapter_kept_is_the_one_with_the_lowest_loss_after_step_0(inputs: I
     assert kept.search(words(inputs.html()))
 
 
-def test_the_length_of_the_training_is_that_of_its_last_line(inputs: Inputs) -> None:
+def test_the_training_time_is_that_of_the_last_logged_line(inputs: Inputs) -> None:
     metrics = inputs.experiments["default"]["train/metrics.jsonl"]
     assert "1.5 minutes" in words(inputs.html())
     metrics.append({"step": 40, "kept_step": 20, "seconds": 150.0})
@@ -303,7 +303,7 @@ def test_the_length_of_the_training_is_that_of_its_last_line(inputs: Inputs) -> 
     assert "4.0 minutes" in words(inputs.html())
 
 
-def test_the_losses_of_the_earlier_adapter_stand_beside_those_of_its_heir(inputs: Inputs) -> None:
+def test_losses_of_the_earlier_adapter_precede_those_of_its_successor(inputs: Inputs) -> None:
     experiment = inputs.experiments["default"]
     assert "continued from" not in words(inputs.html())
     ancestor = experiment["eval/metrics.json"]["base"] | {"eval_loss": 9.875}
@@ -315,7 +315,7 @@ def test_the_losses_of_the_earlier_adapter_stand_beside_those_of_its_heir(inputs
     assert numbers[:6] == ["9.875", "8.900", "7.250", "8.650", "7.400", "3.500"]
 
 
-def test_the_preflight_is_a_table(inputs: Inputs) -> None:
+def test_the_preflight_checks_are_a_table(inputs: Inputs) -> None:
     page = inputs.html()
     assert rows(page, "labels") == [["passed", "96 samples"]]
     assert rows(page, "audio offset") == [["no evidence", "a random base"]]
@@ -323,7 +323,7 @@ def test_the_preflight_is_a_table(inputs: Inputs) -> None:
     assert "Pre-flight The pre-flight check was off." in words(inputs.html())
 
 
-def test_alarms_are_listed_and_are_a_caution_in_the_verdict(inputs: Inputs) -> None:
+def test_alarms_are_listed_and_add_a_caution_to_the_verdict(inputs: Inputs) -> None:
     page = words(inputs.html())
     assert "Alarms None." in page
     assert "during training" not in page
@@ -334,7 +334,7 @@ def test_alarms_are_listed_and_are_a_caution_in_the_verdict(inputs: Inputs) -> N
     assert "Caution: 1 alarm during training" in words(page)
 
 
-def test_alarms_beyond_the_twentieth_are_counted(inputs: Inputs) -> None:
+def test_alarms_beyond_the_first_20_are_only_counted(inputs: Inputs) -> None:
     lines = inputs.experiments["default"]["train/metrics.jsonl"]
     lines += [{"step": i, "alarm": f"sign_{i}", "message": "m"} for i in range(21)]
     page = inputs.html()
@@ -343,14 +343,14 @@ def test_alarms_beyond_the_twentieth_are_counted(inputs: Inputs) -> None:
     assert "And 1 more, in metrics.jsonl" in words(page)
 
 
-def test_each_loss_has_its_drawing_in_the_colours_of_the_page(inputs: Inputs) -> None:
+def test_each_loss_has_a_chart_in_the_colours_of_the_page(inputs: Inputs) -> None:
     drawings = re.findall(r'<svg [^>]*role="img".*?</svg>', inputs.html(), re.DOTALL)
     assert len(drawings) == 7
     assert all("currentColor" in d and COLOURS[0] in d for d in drawings)
     assert not any(INK in d or "#000000" in d or "#ffffff" in d for d in drawings)
 
 
-def test_the_recordings_are_summed_up(inputs: Inputs) -> None:
+def test_the_recordings_are_summarised(inputs: Inputs) -> None:
     page = inputs.html()
     assert "Clips kept 120 of 125 Total length, hours 0.600" in words(page)
     assert "Median clip, seconds 3.10 Range, seconds 1.00–29.50" in words(page)
@@ -361,7 +361,7 @@ def test_the_recordings_are_summed_up(inputs: Inputs) -> None:
     assert rows(page, "held out") == [["24", "0.100"]]
 
 
-def test_measures_are_those_of_clips_in_splits_and_lengths_of_each(inputs: Inputs) -> None:
+def test_measures_cover_clips_in_a_split_and_clips_are_counted_by_split(inputs: Inputs) -> None:
     inputs.clip_seconds = np.array([9.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])  # c0 and c5 are held out
     inputs.write()
     table = inputs.folder / "clips.parquet"
@@ -382,7 +382,7 @@ def test_measures_are_those_of_clips_in_splits_and_lengths_of_each(inputs: Input
     assert offset[1:] == ["0.00008625"] * 3  # never with an exponent
 
 
-def test_the_takes_of_the_first_temperature_are_heard(inputs: Inputs) -> None:
+def test_the_players_have_the_takes_at_the_first_temperature(inputs: Inputs) -> None:
     inputs.write()
     table = inputs.folder / "experiments/default/eval/generation.parquet"
     spoken = read_table(table, GENERATED).to_pylist()
@@ -393,7 +393,7 @@ def test_the_takes_of_the_first_temperature_are_heard(inputs: Inputs) -> None:
     assert [cells[i].split(" s")[0] for i in (2, 3)] == ["length 4.0", "length 1.5"]
 
 
-def test_speakers_beyond_the_twentieth_are_summed_in_one_row(inputs: Inputs) -> None:
+def test_speakers_beyond_the_first_20_are_summed_in_one_row(inputs: Inputs) -> None:
     inputs.validation["speakers"] = {
         f"s{i:02}": SPEAKERS["ben"] | {"hours": 0.2 - i / 1000} for i in range(22)
     }
@@ -403,7 +403,7 @@ def test_speakers_beyond_the_twentieth_are_summed_in_one_row(inputs: Inputs) -> 
     assert rows(page, "2 others") == [["80", "64", "16", "0.359"]]  # 0.180 + 0.179
 
 
-def test_what_packing_lost_is_told(inputs: Inputs) -> None:
+def test_packing_fallbacks_and_rejections_are_reported(inputs: Inputs) -> None:
     inputs.packing["fallbacks"] = [
         {"split": "eval", "speaker": "dora", "reason": "no other recording", "num_clips": 1}
     ]
@@ -422,7 +422,7 @@ def test_what_packing_lost_is_told(inputs: Inputs) -> None:
     assert rows(page, "Audio labels")[1] == ["70,000", "70,000"]
 
 
-def test_each_base_has_what_was_packed_for_it(inputs: Inputs) -> None:
+def test_each_base_has_its_own_packing_section(inputs: Inputs) -> None:
     inputs.more_packing = {"another": inputs.packing | {"max_tokens": 4096}}
     page = words(inputs.html())
     for base, max_tokens in (("tiny", "2,048"), ("another", "4,096")):
@@ -430,7 +430,7 @@ def test_each_base_has_what_was_packed_for_it(inputs: Inputs) -> None:
         assert part.index(f"at most {max_tokens} positions") < 200
 
 
-def test_recordings_in_both_splits_bring_a_caution(inputs: Inputs) -> None:
+def test_recordings_in_both_splits_add_a_caution(inputs: Inputs) -> None:
     assert "Caution:" not in words(inputs.html())
     inputs.validation["num_audio_shared_by_splits"] = 2
     assert re.search(r"Caution: [^.]*: 2\.", words(inputs.html()))
@@ -447,7 +447,7 @@ def test_recordings_that_the_other_split_hears_as_context_bring_a_caution(inputs
 HOSTILE = '<script>alert("x")</script>&\'<img src=x onerror=y>${{7*7}}'
 
 
-def test_hostile_strings_are_text_and_never_markup(inputs: Inputs) -> None:
+def test_hostile_strings_are_escaped(inputs: Inputs) -> None:
     plain = inputs.html()
     inputs.validation["speakers"] = {HOSTILE: SPEAKERS["ada"]}
     inputs.validation["speakers_with_one_clip"]["speakers"] = [HOSTILE]
@@ -482,7 +482,7 @@ def test_only_the_pages_own_script_may_run(inputs: Inputs) -> None:
     assert "default-src 'none';" in page
 
 
-def test_the_charts_are_files_too(inputs: Inputs) -> None:
+def test_the_charts_are_also_written_as_files(inputs: Inputs) -> None:
     inputs.html()
     figures = sorted(path.name for path in (inputs.page.parent / "figures").iterdir())
     assert figures == [

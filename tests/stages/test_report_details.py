@@ -1,4 +1,4 @@
-"""Details of the page and its charts: order, colours, marks, and whose numbers they are."""
+"""Details of the report and its charts: order, colours, markers, and the source of each number."""
 
 import re
 from html import unescape
@@ -48,7 +48,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 # --- Charts ---------------------------------------------------------------------------------------
 
 
-def test_each_experiment_is_drawn_in_its_own_colour_with_its_marks(drawn: list[Figure]) -> None:
+def test_each_experiment_has_its_own_colour_and_markers(drawn: list[Figure]) -> None:
     experiments: Any = []
     for name, colour, shift in (("a", COLOURS[0], 0.0), ("b", COLOURS[1], 5.0)):
         training = [SimpleNamespace(step=s, loss=9.0 - s / 10 + shift) for s in (10, 20)]
@@ -68,7 +68,7 @@ def test_each_experiment_is_drawn_in_its_own_colour_with_its_marks(drawn: list[F
         assert own[3][0] == [10 + shift]  # alarms
 
 
-def test_a_measure_is_drawn_with_its_bounds_and_the_rejected_apart(drawn: list[Figure]) -> None:
+def test_a_measure_is_drawn_with_its_bounds_and_rejected_rows_separate(drawn: list[Figure]) -> None:
     accepted, rejected = np.linspace(20, 40, 1000), np.array([5.0, 1e6])
     charts.draw_measure("snr_db", accepted, rejected, bounds=[10.0])
     axes: Any = drawn[0].axes[0]
@@ -86,8 +86,8 @@ def test_a_measure_is_drawn_with_its_bounds_and_the_rejected_apart(drawn: list[F
     assert list(bound.get_xdata()) == [10, 10]
 
 
-def test_lengths_are_counted_by_split_up_to_the_longest(drawn: list[Figure]) -> None:
-    """Of 24 bars, each is a second wide."""
+def test_the_length_histogram_counts_by_split_up_to_the_longest(drawn: list[Figure]) -> None:
+    """Each of the 24 bars is a second wide."""
     chart = charts.draw_durations({"train": [0.5, 1.5, 1.75], "held out": [24.0, 1.25]})
     axes: Any = drawn[0].axes[0]
     bars: dict[str, list[Any]] = {}
@@ -103,7 +103,7 @@ def test_lengths_are_counted_by_split_up_to_the_longest(drawn: list[Figure]) -> 
     assert (chart.width, chart.height) == (346, 216)  # 4.8 by 3 inches of 72 points
 
 
-def test_a_measure_of_one_value_is_drawn_and_its_median_is_of_all_rows(
+def test_a_constant_measure_is_drawn_and_its_median_is_over_all_rows(
     drawn: list[Figure],
 ) -> None:
     charts.draw_measure("stoi", np.array([5.0, 5.0]), np.array([]), bounds=[])
@@ -117,7 +117,7 @@ def test_a_measure_of_one_value_is_drawn_and_its_median_is_of_all_rows(
     assert "2 accepted rows, median 4 over all; 3 rejected" in chart.description
 
 
-def test_a_loss_of_0_is_drawn_and_one_point_is_marked(drawn: list[Figure]) -> None:
+def test_a_loss_of_0_is_drawn_and_a_single_point_has_a_marker(drawn: list[Figure]) -> None:
     training = [SimpleNamespace(step=10, loss=0.0)]
     held_out = [SimpleNamespace(step=step, eval_loss=1.0) for step in range(41)]
     alarms = [SimpleNamespace(step=10)]
@@ -130,13 +130,13 @@ def test_a_loss_of_0_is_drawn_and_one_point_is_marked(drawn: list[Figure]) -> No
     assert 0 < lines[2].get_ydata()[0] < 0.1  # of the height, at the bottom
 
 
-def test_long_names_are_cut_and_none_is_a_formula(drawn: list[Figure]) -> None:
+def test_long_names_are_truncated_and_dollar_signs_are_escaped(drawn: list[Figure]) -> None:
     charts.draw_hours("Hours", {"a" * 18: 2.0, "b" * 19: 1.0, "$c$": 0.5})
     labels: Any = drawn[0].axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ["a" * 18, "b" * 17 + "…", r"\$c\$"]
 
 
-def test_a_waveform_is_drawn_by_the_peaks_of_its_parts() -> None:
+def test_a_waveform_is_drawn_from_its_peaks() -> None:
     """Bars around y = 16, at most 15 high on each side, at least 0.5."""
     assert audio.outline(np.array([0, 0.5, -1, 3], np.float32), 4) == (
         "M0.5 15.5v1M1.5 8.5v15M2.5 1v30M3.5 1v30"
@@ -147,7 +147,7 @@ def test_a_waveform_is_drawn_by_the_peaks_of_its_parts() -> None:
         assert (player.seconds, player.outline.count("M")) == (1, num_bars)
 
 
-def test_hours_are_bars_in_their_order_from_the_top(drawn: list[Figure]) -> None:
+def test_hours_are_bars_in_the_given_order_from_the_top(drawn: list[Figure]) -> None:
     charts.draw_hours("Hours", {"ada": 3.0, "ben": 1.0})
     axes: Any = drawn[0].axes[0]
     assert [bar.get_width() for bar in axes.patches] == [3, 1]
@@ -156,7 +156,7 @@ def test_hours_are_bars_in_their_order_from_the_top(drawn: list[Figure]) -> None
     assert bottom > top
 
 
-def test_the_speakers_with_most_hours_come_first() -> None:
+def test_the_speakers_with_the_most_hours_come_first() -> None:
     shares: Any = {name: SimpleNamespace(hours=hours) for name, hours in (("a", 1.0), ("b", 2.0))}
     assert list(largest(shares)) == ["b", "a"]
 
@@ -164,7 +164,7 @@ def test_the_speakers_with_most_hours_come_first() -> None:
 # --- Listening ------------------------------------------------------------------------------------
 
 
-def test_prompts_are_sorted_by_the_worst_of_all_adapters(inputs: Inputs) -> None:
+def test_prompts_are_sorted_by_their_worst_adapter(inputs: Inputs) -> None:
     inputs.experiments["other"] = inputs.experiment()
     inputs.write()
     for name, similarity, seconds in (("default", 0.9, 1.0), ("other", 0.25, 8.0)):
@@ -196,7 +196,7 @@ def test_waveforms_of_a_row_share_one_time_axis(monkeypatch: pytest.MonkeyPatch)
     assert asked == [4.0] * 4 + [None]  # the reference has its own
 
 
-def test_the_page_names_temperature_and_clusters_of_its_results(inputs: Inputs) -> None:
+def test_the_page_names_the_temperature_and_the_clustering(inputs: Inputs) -> None:
     experiment = inputs.experiments["default"]
     experiment["eval/verdict.json"]["clustered_by"] = "speaker"
     inputs.write()
@@ -216,8 +216,8 @@ def drawn_row(seconds: float, **measured: Any) -> dict[str, Any]:
     return row | {"duration_seconds": seconds} | measured
 
 
-def test_the_keys_of_a_prompt_are_those_of_its_worst_take() -> None:
-    """Of two adapters: half as long is an octave, 3 errors of 4 words, 2 s of silence."""
+def test_the_sort_keys_of_a_prompt_come_from_its_worst_takes() -> None:
+    """Two adapters: half the length is an octave, 3 of 4 words are wrong, 2 s of silence."""
     first = drawn_row(0.5, num_words=4, num_word_errors=3, similarity_to_recording=0.75)
     second = drawn_row(1.0, num_words=8, num_word_errors=4, similarity_to_recording=0.5)
     second |= {"has_stopped": False, "longest_silence_seconds": 2.0, "silence_share": 0.25}
@@ -227,7 +227,7 @@ def test_the_keys_of_a_prompt_are_those_of_its_worst_take() -> None:
         assert key not in prompts._sort_values([first, second | {measure: None}], drawn_row(1.0))
 
 
-def test_the_worst_prompt_is_that_of_any_adapter() -> None:
+def test_prompts_are_ranked_by_the_worst_take_of_any_adapter() -> None:
     """The second adapter never stops at `a`, and misspeaks `b`; `c` is too long, `d` is right."""
     recording = {"recording": drawn_row(1.0)}
     right = drawn_row(1.0, num_words=4, num_word_errors=0)
@@ -243,7 +243,7 @@ def test_the_worst_prompt_is_that_of_any_adapter() -> None:
     assert prompts._ranks(tables) == {"a": 1, "b": 2, "c": 3, "d": 4}
 
 
-def test_a_recording_is_not_compared_with_its_own_voice() -> None:
+def test_a_recording_has_no_similarity_to_itself() -> None:
     recording: dict[str, Any] = drawn_row(1.0, similarity_to_recording=1.0)
     recording |= {"repeated_frame_share": 0.0, "transcript": None, "dnsmos": None}
     labels = [fact.label for fact in prompts._facts(recording, recording)]
@@ -259,7 +259,7 @@ def test_a_length_far_beyond_the_recordings_has_plain_digits() -> None:
 # --- Other recordings, measures, training ---------------------------------------------------------
 
 
-def test_unspoken_prompts_of_other_recordings_are_counted_separately(inputs: Inputs) -> None:
+def test_unspoken_prompts_of_other_recordings_are_counted_in_their_section(inputs: Inputs) -> None:
     inputs.add_other()
     inputs.experiments["default"]["eval/other/generation.json"]["num_too_long"] = 7
     page = inputs.html()
@@ -267,7 +267,7 @@ def test_unspoken_prompts_of_other_recordings_are_counted_separately(inputs: Inp
     assert re.search(r"eval\.max_seconds = 10\b[^.:]*: 7\.", words(page))
 
 
-def test_a_clip_that_two_bases_reject_alike_is_left_out_once(
+def test_a_clip_rejected_for_two_bases_is_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = {"a": ["x", "y"], "b": ["y", "z"]}
@@ -288,7 +288,7 @@ def test_a_clip_that_two_bases_reject_alike_is_left_out_once(
     assert found.num_left_out == {"silent": 2, "too_many_tokens": 3}
 
 
-def test_what_is_special_about_the_recordings_is_counted(inputs: Inputs) -> None:
+def test_notable_facts_about_the_recordings_are_counted(inputs: Inputs) -> None:
     inputs.validation |= {
         **{"num_clips_without_speaker": 31, "num_clips_without_language": 32},
         **{"num_references": 33, "duplicates": [["a", "b"], ["c", "d"]]},
@@ -317,7 +317,7 @@ def test_what_is_special_about_the_recordings_is_counted(inputs: Inputs) -> None
     assert page.index('<th scope="row">de</th><td>40', languages)
 
 
-def test_each_count_of_packing_is_that_of_its_split(inputs: Inputs) -> None:
+def test_packing_counts_are_shown_for_their_own_split(inputs: Inputs) -> None:
     counts = [*("num_samples", "num_rows", "num_tokens", "num_audio_frames")]
     counts += ["num_text_labels", "num_audio_labels"]
     for first, split in ((100, "train"), (200, "eval")):
@@ -354,7 +354,7 @@ SPEECH_LINES = {
 }
 
 
-def test_each_line_of_speech_has_its_own_totals_and_difference() -> None:
+def test_each_speech_measure_has_its_own_totals_and_difference() -> None:
     def numbered(kind: Any, start: float, column: int) -> dict[str, Any]:
         """Of each name by its line: 0.01, 0.02, ... more than ``start``."""
         names = [parts[column] for parts in SPEECH_LINES.values()]
@@ -394,20 +394,20 @@ def test_each_measure_of_the_verdict_is_in_the_table() -> None:
     assert of_losses | of_speech == {measure.name for measure in verdict.MEASURES}
 
 
-def test_an_outcome_has_its_tone() -> None:
+def test_each_outcome_has_its_colour_class() -> None:
     words_of = {"better": ["better", "passed"], "worse": ["worse", "failed"]}
     words_of |= {"caution": ["no evidence"], "soft": ["not measured"]}
     for tone, outcomes in words_of.items():
         assert {measures.tone(outcome) for outcome in outcomes} == {tone}
 
 
-def test_a_difference_has_its_sign_and_zero_has_none() -> None:
+def test_a_difference_has_a_sign_unless_it_rounds_to_zero() -> None:
     minus = "\N{MINUS SIGN}"
     found = [measures.signed(value, 2) for value in (1.5, -1.5, 0.004, -0.004)]
     assert found == ["+1.50", f"{minus}1.50", "0.00", "0.00"]
 
 
-def test_a_setting_has_its_sentence_and_an_empty_list_is_seen() -> None:
+def test_a_setting_has_its_description_and_an_empty_list_is_shown() -> None:
     found = experiments._descriptions(TrainStage)
     assert found["train.lora.r"] == LoraSettings.model_fields["r"].description
     assert experiments._flatten({"lora": {"parts": [], "r": 4}}) == {
@@ -416,35 +416,35 @@ def test_a_setting_has_its_sentence_and_an_empty_list_is_seen() -> None:
     }
 
 
-def test_the_use_of_the_text_has_its_interval(inputs: Inputs) -> None:
+def test_text_use_is_shown_with_its_interval(inputs: Inputs) -> None:
     found = [row for row in TextOfPage(inputs.html()).rows if row[0].startswith("Use of the text")]
     assert [row[1:] for row in found] == [["", "", "", "", "+0.500 +0.400 to +0.600", "better"]]
 
 
-def test_the_adapter_kept_is_the_one_that_training_names(inputs: Inputs) -> None:
+def test_the_kept_adapter_is_the_one_training_recorded(inputs: Inputs) -> None:
     lines = inputs.experiments["default"]["train/metrics.jsonl"]
     lines.append({"step": 40, "kept_step": 40, "seconds": 90.0})  # by its samples, not its loss
     assert re.search(r"default keeps [^.]* step 40, [^.]* 8\.650\.", words(inputs.html()))
 
 
-def test_steps_after_the_last_logged_one_are_counted(inputs: Inputs) -> None:
+def test_steps_after_the_last_logged_line_are_counted(inputs: Inputs) -> None:
     lines = inputs.experiments["default"]["train/metrics.jsonl"]
     lines.append(evaluation_line(44, 8.4))  # log_steps is 10
     assert rows(inputs.html(), "default")[-1][0] == "44"
 
 
-def test_a_report_of_changed_code_names_its_commit(inputs: Inputs) -> None:
+def test_a_report_from_modified_code_names_its_commit(inputs: Inputs) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     inputs.experiments["default"]["train/run.json"]["git_commit"] = f"{commit}-dirty"
     assert f"git checkout {commit}\n" in inputs.html()
 
 
-def test_the_command_to_speak_has_the_folder_of_these_results(inputs: Inputs) -> None:
+def test_the_speak_command_has_the_folder_of_these_results(inputs: Inputs) -> None:
     inputs.folder /= "my results"
     assert f"--adapter '{inputs.folder}/adapters/default' --text" in unescape(inputs.html())
 
 
-def test_the_commands_of_the_report_are_targets_of_the_makefile(inputs: Inputs) -> None:
+def test_the_make_commands_of_the_report_are_makefile_targets(inputs: Inputs) -> None:
     targets = re.findall(r"^make (\w+)$", inputs.html(), re.MULTILINE)
     phony = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets
@@ -482,7 +482,7 @@ def test_each_experiment_has_its_own_results(inputs: Inputs) -> None:
         assert f"--adapter {inputs.folder}/adapters/{name} --text" in page
 
 
-def test_every_experiment_has_its_colour_in_the_legend(inputs: Inputs) -> None:
+def test_every_experiment_is_in_the_legend_with_its_colour(inputs: Inputs) -> None:
     inputs.experiments["second"] = inputs.experiment()
     page = inputs.html()
     legend = page[page.index('class="legend"') : page.index('class="charts"')]

@@ -1,4 +1,4 @@
-"""A report on adapters of a family that learns no text: no text loss, and no 0 in its place."""
+"""A report on a family without text loss shows no text loss, and no 0 instead."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_report_on_v3_alone_has_no_text_loss(tmp_path: Path) -> None:
     assert "nan" not in numbers(page)
 
 
-def test_beside_v2_only_v2_has_a_text_loss(tmp_path: Path) -> None:
+def test_in_a_mixed_report_only_v2_has_a_text_loss(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path)
     inputs.families = [V2, V3]
     inputs.experiments["other"] = without_text(inputs.experiment())

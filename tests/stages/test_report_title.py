@@ -8,7 +8,7 @@ from report_inputs import Inputs
 from higgs_pipe.planning.model_types import V2, V3
 
 
-def test_the_title_of_the_page_is_that_of_the_settings(tmp_path: Path) -> None:
+def test_the_page_has_the_configured_title(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path)
     inputs.title = "Ada & Ben"
     html = inputs.html()
@@ -24,7 +24,7 @@ def test_the_title_of_the_page_is_that_of_the_settings(tmp_path: Path) -> None:
         ([V2, V3], "Higgs Audio v2 and Higgs TTS 3 adapters"),
     ],
 )
-def test_without_one_the_title_names_the_families_of_the_bases(
+def test_the_default_title_names_the_families_of_the_bases(
     tmp_path: Path, families: list[str], title: str
 ) -> None:
     inputs = Inputs(tmp_path)

@@ -103,7 +103,7 @@ def assert_prompts_are_the_packed_ones(
 
 
 @pytest.mark.parametrize("tasks", [{"speech": 1, "cloning": 0}, {"speech": 0, "cloning": 1}])
-def test_prompts_are_those_of_training_token_by_token(
+def test_prompts_match_training_token_by_token(
     corpus: PackedCorpus, speaker: Speaker, tmp_path: Path, tasks: dict[str, Any]
 ) -> None:
     corpus.pack(tmp_path, max_tokens=512, tasks=tasks)
@@ -113,7 +113,7 @@ def test_prompts_are_those_of_training_token_by_token(
     assert found >= {(num_references, False), (num_references, True)}
 
 
-def test_prompts_of_dialogues_are_those_of_training(
+def test_dialogue_prompts_match_training(
     corpus: PackedCorpus, speaker: Speaker, tmp_path: Path
 ) -> None:
     turns = {f"clip-{i:02d}": {"dialogue_id": "talk", "turn": i} for i in (0, 1, 2)}
@@ -127,7 +127,7 @@ def test_prompts_of_dialogues_are_those_of_training(
     assert (2, True) in found
 
 
-def test_the_voices_of_a_dialogue_are_numbered_as_its_speakers(speaker: Speaker) -> None:
+def test_dialogue_voices_get_the_numbers_of_their_speakers(speaker: Speaker) -> None:
     codes = [np.full((9, 8), n, np.int16) for n in (1, 2)]
     text = "[SPEAKER0] Good morning. [SPEAKER1] Good night."
     bare, tagged = (
@@ -137,7 +137,7 @@ def test_the_voices_of_a_dialogue_are_numbered_as_its_speakers(speaker: Speaker)
     assert bare.input_ids.tolist() == tagged.input_ids.tolist()
 
 
-def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker: Speaker) -> None:
+def test_the_prompt_ends_like_the_native_generation_prompt(speaker: Speaker) -> None:
     voice = Voice("I sound so", np.zeros((9, 8), np.int16))
     messages = [
         {"role": "system", "content": speaker.system_prompt},
@@ -161,7 +161,7 @@ def test_the_prompt_ends_as_the_native_template_ends_a_generation_prompt(speaker
     ("rate_hz", "num_channels", "name"),
     [(24_000, 1, "a.wav"), (44_100, 2, "a.flac"), (16_000, 1, "a.ogg"), (48_000, 2, "a.mp3")],
 )
-def test_a_reference_of_any_rate_and_format_is_encoded_in_whole_frames(
+def test_references_of_any_rate_and_format_are_encoded_in_whole_frames(
     speaker: Speaker, tmp_path: Path, rate_hz: int, num_channels: int, name: str
 ) -> None:
     path = tmp_path / name
@@ -176,7 +176,7 @@ def test_a_reference_of_any_rate_and_format_is_encoded_in_whole_frames(
     assert speaker.voice(path, "Noise").codes.tolist() == expected.tolist()
 
 
-def test_a_reference_is_heard_by_the_channel_that_training_would_take(
+def test_a_reference_uses_the_channel_that_training_would_use(
     speaker: Speaker, tmp_path: Path
 ) -> None:
     sound = 0.2 * np.random.default_rng(0).standard_normal(24_000)
@@ -186,7 +186,7 @@ def test_a_reference_is_heard_by_the_channel_that_training_would_take(
     assert np.array_equal(both.codes, right.codes)
 
 
-def test_a_short_reference_is_padded_to_what_the_base_takes(
+def test_a_short_reference_is_padded_to_the_minimum_of_the_base(
     speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tone(tmp_path / "short.wav", seconds=0.4)
@@ -195,7 +195,7 @@ def test_a_short_reference_is_padded_to_what_the_base_takes(
     assert speaker.voice(tmp_path / "short.wav", "Hi").codes.shape == (25, 8)
 
 
-def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first(speaker: Speaker) -> None:
+def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first_piece(speaker: Speaker) -> None:
     text = "The first sentence is here. The second one follows."
     (whole,) = speaker.speak([text], SHORT, max_piece_length=30)
     (first,) = speaker.speak(["The first sentence is here."], SHORT)
@@ -206,7 +206,7 @@ def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first(speaker: Speake
     assert whole.has_stopped == (first.has_stopped and second.has_stopped)
 
 
-def test_a_reference_is_the_voice_of_every_piece(speaker: Speaker) -> None:
+def test_every_piece_uses_the_reference_voice(speaker: Speaker) -> None:
     voice = Voice("I sound so.", np.arange(80, dtype=np.int16).reshape(10, 8))
     prompt = SpeechPrompt("The first one. And the second one.", (voice,), "A hall.")
     (whole,) = speaker.speak([prompt], SHORT, max_piece_length=20)
@@ -270,7 +270,7 @@ def test_each_setting_changes_what_is_spoken(
     assert len(found["max_seconds"]) == 10 * 960
 
 
-def test_a_file_of_texts_gives_a_wav_per_line_and_says_which_did_not_stop(
+def test_a_text_file_gives_a_wav_per_line_and_names_those_that_did_not_stop(
     tiny_base: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -294,7 +294,7 @@ def test_a_file_of_texts_gives_a_wav_per_line_and_says_which_did_not_stop(
     assert "0003.wav" not in warning
 
 
-def test_lines_of_a_file_are_those_of_an_editor_without_its_byte_order_mark(
+def test_text_files_are_split_at_newlines_only_and_lose_their_bom(
     tmp_path: Path,
 ) -> None:
     texts = tmp_path / "lines.txt"
@@ -303,11 +303,11 @@ def test_lines_of_a_file_are_those_of_an_editor_without_its_byte_order_mark(
     assert found == {tmp_path / "0001.wav": "One\u2028and two.", tmp_path / "0003.wav": "Three."}
 
 
-def test_the_ending_of_a_wav_may_be_in_capitals() -> None:
+def test_the_wav_extension_may_be_upper_case() -> None:
     assert speak._texts_by_path("Hi", None, Path("a.WAV"), None) == {Path("a.WAV"): "Hi"}
 
 
-def test_what_was_cut_and_what_is_empty_is_told(
+def test_truncated_and_empty_speech_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three texts, the second did not stop and the third is empty."""
@@ -372,7 +372,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_cannot_be_spoken_is_refused_by_name(
+def test_invalid_options_are_refused_by_name(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -389,7 +389,7 @@ def test_what_cannot_be_spoken_is_refused_by_name(
 
 
 @pytest.mark.usefixtures("processes_as_forks")
-def test_the_command_line_speaks_and_ends_a_mistake_with_code_2(
+def test_the_command_line_speaks_and_exits_with_2_on_a_user_error(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     secrets = environment_with(**plant_secrets(tmp_path))
@@ -466,7 +466,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, corpus: PackedCorpus) -> P
     return output / "adapter"
 
 
-def test_an_adapter_names_its_base_and_the_base_its_codec(
+def test_speak_finds_the_base_of_an_adapter_and_the_codec_of_the_base(
     adapter: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     speak.run(text="Hi", out=tmp_path / "a.wav", adapter=adapter, max_seconds=1.0)
@@ -504,9 +504,7 @@ def package(adapter: Path, tiny_base: Path, tmp_path: Path) -> Path:
     return packaged
 
 
-def test_a_package_names_its_codec_system_message_and_cleaning(
-    package: Path, tmp_path: Path
-) -> None:
+def test_a_package_sets_codec_system_message_and_cleaning(package: Path, tmp_path: Path) -> None:
     speaker = Speaker.load(adapter=package)
     assert speaker.codec_info.codec == str(tmp_path / "codec")
     assert speaker.system_prompt == "Speak."
@@ -521,7 +519,7 @@ def test_a_package_names_its_codec_system_message_and_cleaning(
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_results_know_the_folder_of_a_base_that_has_its_weights(
+def test_the_base_of_a_package_is_found_in_its_results_by_fingerprint(
     package: Path, tiny_base: Path, tmp_path: Path, is_same: bool
 ) -> None:
     packaged = shutil.copytree(package, tmp_path / "results/adapters/default")
@@ -532,7 +530,7 @@ def test_results_know_the_folder_of_a_base_that_has_its_weights(
     assert adapter_origin(packaged).base == ("moved" if is_same else str(tiny_base))
 
 
-def test_a_codec_of_other_codebooks_than_the_bases_is_refused(
+def test_a_codec_with_a_different_number_of_codebooks_is_refused(
     tiny_base: Path, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = replace(speaker.codec_info, num_codebooks=4)
@@ -541,7 +539,7 @@ def test_a_codec_of_other_codebooks_than_the_bases_is_refused(
         Speaker.load(str(tiny_base))
 
 
-def test_the_revision_of_the_command_comes_before_that_of_the_package(
+def test_the_revision_option_overrides_that_of_the_package(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(base: Pretrained) -> None:
@@ -556,7 +554,7 @@ def test_the_revision_of_the_command_comes_before_that_of_the_package(
             Speaker.load(adapter=package, base_revision=named)
 
 
-def test_the_codec_is_of_the_revision_of_the_command_or_else_of_the_package(
+def test_the_codec_revision_option_overrides_that_of_the_package(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(codec: Pretrained, *_: object) -> None:
@@ -581,7 +579,7 @@ def test_a_damaged_provenance_is_refused(package: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["base_model", "codec"])
-def test_other_weights_than_in_training_are_refused_unless_named(
+def test_weights_other_than_in_training_are_refused_unless_given_explicitly(
     package: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(logging.getLogger("higgs_pipe"), "propagate", True)
@@ -596,7 +594,7 @@ def test_other_weights_than_in_training_are_refused_unless_named(
     assert [r.levelno for r in caplog.records if name in r.getMessage()] == [logging.WARNING]
 
 
-def test_the_documented_python_speaks(
+def test_the_documented_python_example_speaks(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (ROOT / "docs/speak.md").read_text()

@@ -52,7 +52,7 @@ def of_family(request: pytest.FixtureRequest) -> PackedCorpus:
     return packed
 
 
-def test_a_training_has_the_losses_of_a_cpu_with_dropout(
+def test_training_with_dropout_matches_the_losses_of_a_cpu(
     of_family: PackedCorpus, tmp_path: Path
 ) -> None:
     settings = TRAINING | IN_FLOAT32 | {"learning_rate": 1e-3}
@@ -63,7 +63,7 @@ def test_a_training_has_the_losses_of_a_cpu_with_dropout(
     assert on_gpu == pytest.approx(on_cpu, rel=1e-4)
 
 
-def test_a_compiled_training_has_the_losses_of_a_plain_one(
+def test_compiled_training_matches_the_losses_of_eager_training(
     of_family: PackedCorpus, tmp_path: Path
 ) -> None:
     settings = IN_BFLOAT16 | {"max_steps": 12, "lora": {"dropout": 0.2}}
@@ -73,7 +73,7 @@ def test_a_compiled_training_has_the_losses_of_a_plain_one(
     assert compiled == pytest.approx(plain, rel=0.02)
 
 
-def test_an_evaluation_has_the_losses_of_a_cpu(of_family: PackedCorpus, tmp_path: Path) -> None:
+def test_evaluation_matches_the_losses_of_a_cpu(of_family: PackedCorpus, tmp_path: Path) -> None:
     train(of_family, tmp_path, **TRAINING, learning_rate=1e-2)
     found = {}
     for device in ("cpu", "cuda"):
@@ -93,7 +93,7 @@ def test_an_evaluation_has_the_losses_of_a_cpu(of_family: PackedCorpus, tmp_path
     assert found["cuda"]["adapter"]["eval_loss"] < found["cuda"]["base"]["eval_loss"]
 
 
-def test_a_resumed_training_goes_on_as_the_whole_one(
+def test_resumed_training_matches_uninterrupted_training(
     of_family: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = losses(train(of_family, tmp_path / "whole", **IN_BFLOAT16))
@@ -107,7 +107,7 @@ def test_a_resumed_training_goes_on_as_the_whole_one(
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 @pytest.mark.parametrize("setting", ["8bit", "4bit"])
-def test_over_a_quantized_base_an_adapter_for_the_full_one_is_trained(
+def test_an_adapter_trained_on_a_quantized_base_improves_the_full_one(
     corpus: PackedCorpus, tmp_path: Path, setting: str
 ) -> None:
     settings: dict[str, Any] = IN_BFLOAT16 | {"max_steps": 20}
@@ -126,7 +126,7 @@ def test_over_a_quantized_base_an_adapter_for_the_full_one_is_trained(
     assert of_adapter < of_base
 
 
-def test_the_stage_of_codes_gives_those_of_a_cpu(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_tokenize_matches_the_codes_of_a_cpu(corpus: PackedCorpus, tmp_path: Path) -> None:
     config = write_stage_config(
         tmp_path / "tokenize.json",
         codec=str(corpus.base / miniature.AUDIO_TOKENIZER),
@@ -145,7 +145,7 @@ def test_the_stage_of_codes_gives_those_of_a_cpu(corpus: PackedCorpus, tmp_path:
     assert num_same / num_codes >= 0.99
 
 
-def test_the_likeliest_speech_is_that_of_a_cpu(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_greedy_speech_matches_that_of_a_cpu(corpus: PackedCorpus, tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         speak.run(
             text="Good morning",
@@ -161,7 +161,9 @@ def test_the_likeliest_speech_is_that_of_a_cpu(corpus: PackedCorpus, tmp_path: P
     assert np.abs(on_gpu - on_cpu).max() <= 1e-3
 
 
-def test_what_the_launcher_starts_trains_on_the_gpu(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_launched_training_matches_training_in_process(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     expected = losses(train(corpus, tmp_path / "here", **IN_BFLOAT16))
     arguments = ["-m", "higgs_pipe.train", "--config", str(tmp_path / "here/train.json")]
     arguments += ["--train-rows", str(corpus.train_rows), "--eval-rows", str(corpus.eval_rows)]

@@ -78,7 +78,7 @@ def encode_paths(paths: list[Path], output: Path, base: Path, **settings: object
     return {row["clip_id"]: row for row in table.to_pylist()}
 
 
-def test_batched_codes_are_those_of_encoding_one_by_one(
+def test_batched_codes_match_encoding_one_by_one(
     tmp_path: Path, tiny_base: Path, codec: Any
 ) -> None:
     model, info = codec
@@ -92,13 +92,13 @@ def test_batched_codes_are_those_of_encoding_one_by_one(
         assert rows[path.stem]["num_frames"] == len(alone) == np.ceil(len(samples) / 960)
 
 
-def test_a_codec_of_other_codebooks_than_its_config_is_named(codec: Any) -> None:
+def test_a_codec_that_contradicts_its_config_is_named(codec: Any) -> None:
     model, info = codec
     with pytest.raises(UserError, match=r"\(2, 8, 10\).*\(2, 4, 10\)"):
         encode(model, torch.zeros(2, 9600), replace(info, num_codebooks=4))
 
 
-def test_a_batch_out_of_memory_is_halved_and_gives_the_codes_of_each_alone(
+def test_a_batch_out_of_memory_is_halved_without_changing_its_codes(
     codec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, info = codec
@@ -118,7 +118,7 @@ def test_a_batch_out_of_memory_is_halved_and_gives_the_codes_of_each_alone(
         assert np.array_equal(codes, encode(model, waveform[None], info)[0])
 
 
-def test_a_clip_that_does_not_fit_in_memory_is_a_user_error(
+def test_a_single_clip_that_exceeds_memory_is_a_user_error(
     codec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def limited(*_: Any) -> Any:
@@ -129,7 +129,7 @@ def test_a_clip_that_does_not_fit_in_memory_is_a_user_error(
         tokenize_audio.encode_in_memory(codec[0], torch.zeros(2, 48_000), codec[1])
 
 
-def test_batches_on_a_gpu_are_as_long_as_its_memory_allows() -> None:
+def test_batch_length_on_a_gpu_follows_its_memory() -> None:
     def card(available: float) -> Any:
         return SimpleNamespace(available_bytes=lambda: available)
 
@@ -138,7 +138,7 @@ def test_batches_on_a_gpu_are_as_long_as_its_memory_allows() -> None:
     assert tokenize_audio.batch_seconds(card(80e9)) == 240
 
 
-def test_a_shard_fills_memory_by_itself_and_has_the_codes_of_one_by_one(
+def test_automatic_batches_fill_memory_without_changing_the_codes(
     tones: list[Path],
     one_by_one: dict[str, list],
     tmp_path: Path,
@@ -189,7 +189,7 @@ def one_by_one(tones: list[Path], codec: Any, tiny_base: Path) -> dict[str, list
 @pytest.mark.parametrize("max_batch_seconds", [0.0, 2.0, 100.0])
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_no_code_depends_on_batches_threads_or_shards(
+def test_codes_do_not_depend_on_batches_threads_or_shards(
     tmp_path: Path,
     tones: list[Path],
     one_by_one: dict[str, list],
@@ -210,7 +210,7 @@ def test_no_code_depends_on_batches_threads_or_shards(
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3, 300_001), (2, 64, 9_999), (3, 2048, 25), (1, 5, 1)])
-def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(
+def test_the_blocked_activation_matches_the_native_one_bit_for_bit(
     shape: Any, in_place: bool
 ) -> None:
     torch.manual_seed(0)
@@ -223,7 +223,7 @@ def test_the_activation_a_block_at_a_time_is_the_native_one_bit_for_bit(
 
 
 @pytest.mark.parametrize("dilation", [1, 3, 9])
-def test_the_lean_residual_unit_is_the_native_one_and_spares_its_input(
+def test_the_lean_residual_unit_matches_the_native_one_and_keeps_its_input(
     dilation: int,
 ) -> None:
     torch.manual_seed(0)
@@ -234,7 +234,7 @@ def test_the_lean_residual_unit_is_the_native_one_and_spares_its_input(
     assert torch.equal(x, before)
 
 
-def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(
+def test_threads_and_batches_do_not_change_the_bytes_of_the_table(
     tmp_path: Path, tones: list[Path], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenize_audio, "CLIPS_PER_GROUP", 3)
@@ -254,7 +254,7 @@ def test_the_table_has_the_same_bytes_whatever_the_threads_and_the_batches(
     )
 
 
-def test_files_are_decoded_only_so_far_ahead(tones: list[Path], codec: Any) -> None:
+def test_decoding_stays_within_the_look_ahead(tones: list[Path], codec: Any) -> None:
     one_second = clip_of(tones[1])
     clips = iter([one_second] * 10)
     decoded = decode_ahead(clips, codec[1], look_ahead_seconds=3.0, num_threads=2)
@@ -263,7 +263,7 @@ def test_files_are_decoded_only_so_far_ahead(tones: list[Path], codec: Any) -> N
 
 
 @pytest.mark.slow
-def test_a_job_killed_while_writing_leaves_no_table_and_reruns_alike(
+def test_a_job_killed_while_writing_leaves_no_table_and_a_rerun_is_identical(
     tmp_path: Path, tones: list[Path], tiny_base: Path
 ) -> None:
     config, shard = write_inputs(tones, tmp_path, tiny_base)
@@ -282,7 +282,7 @@ def test_a_job_killed_while_writing_leaves_no_table_and_reruns_alike(
     assert codes.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_each_job_takes_a_gpu_of_its_own_while_there_is_one(tmp_path: Path) -> None:
+def test_each_job_takes_a_free_gpu_while_there_is_one(tmp_path: Path) -> None:
     def take(jobs: ExitStack) -> int:
         return jobs.enter_context(claim_least_used(["gpu-a", "gpu-b", "gpu-c"], tmp_path))
 
@@ -293,7 +293,7 @@ def test_each_job_takes_a_gpu_of_its_own_while_there_is_one(tmp_path: Path) -> N
         assert take(others) == 0
 
 
-def test_a_gpu_is_free_again_when_its_job_was_killed(tmp_path: Path) -> None:
+def test_a_gpu_is_free_again_after_its_job_is_killed(tmp_path: Path) -> None:
     program = (
         "import fcntl, os, sys, time; lock = open(sys.argv[1], 'w')\n"
         "fcntl.flock(lock, fcntl.LOCK_EX); print('taken', flush=True); time.sleep(600)"
@@ -310,7 +310,7 @@ def test_a_gpu_is_free_again_when_its_job_was_killed(tmp_path: Path) -> None:
         assert index == 0
 
 
-def test_on_a_cpu_the_codec_is_float32_and_the_table_says_so(
+def test_on_a_cpu_the_codec_runs_in_float32_and_the_table_records_it(
     tmp_path: Path, tones: list[Path], tiny_base: Path, one_by_one: dict[str, list]
 ) -> None:
     rows = encode_paths(tones[:2], tmp_path, tiny_base, dtype="bfloat16", device="cpu")
@@ -320,7 +320,7 @@ def test_on_a_cpu_the_codec_is_float32_and_the_table_says_so(
     assert read_codec_info(tmp_path / "codes.parquet").dtype == "float32"
 
 
-def test_shards_encoded_in_different_types_are_not_packed_together(
+def test_shards_encoded_in_different_dtypes_are_not_packed_together(
     tmp_path: Path, codec: Any
 ) -> None:
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
@@ -331,7 +331,7 @@ def test_shards_encoded_in_different_types_are_not_packed_together(
         CodesStore(paths, pa.array([]), tmp_path)
 
 
-def test_codes_of_a_version_that_noted_no_type_are_refused(tmp_path: Path, codec: Any) -> None:
+def test_codes_without_a_recorded_dtype_are_refused(tmp_path: Path, codec: Any) -> None:
     metadata = codec[1].as_metadata()
     del metadata["codec_info"]["dtype"]
     write_table(tmp_path / "old.parquet", codes_spec(8), [], metadata)
@@ -339,7 +339,7 @@ def test_codes_of_a_version_that_noted_no_type_are_refused(tmp_path: Path, codec
         read_codec_info(tmp_path / "old.parquet")
 
 
-def test_codes_are_the_native_processors_for_whole_frames(
+def test_codes_of_whole_frames_match_the_native_processor(
     tmp_path: Path, tiny_base: Path, codec: Any
 ) -> None:
     model, info = codec
@@ -352,7 +352,7 @@ def test_codes_are_the_native_processors_for_whole_frames(
 
 
 @pytest.mark.parametrize("rate_hz", [16_001, 44_101])
-def test_a_clip_of_an_odd_rate_is_encoded_as_one_of_the_codecs(
+def test_a_clip_at_an_odd_sample_rate_gives_nearly_the_same_codes(
     tmp_path: Path, tiny_base: Path, rate_hz: int
 ) -> None:
     paths = [tone(tmp_path / "odd.wav", 2.0, 220, rate_hz), tone(tmp_path / "even.wav", 2.0, 220)]
@@ -379,7 +379,7 @@ def test_audio_is_padded_at_its_end_to_whole_frames(
     assert padded[num_samples:].eq(0).all()
 
 
-def test_stereo_at_another_rate_becomes_mono_at_the_codecs(codec: Any) -> None:
+def test_stereo_becomes_mono_at_the_sample_rate_of_the_codec(codec: Any) -> None:
     time = np.arange(44_100) / 44_100
     tone_left = np.sin(2 * np.pi * 440 * time).astype(np.float32)
     mono = to_codec_input(np.stack([tone_left, -tone_left], axis=1), 44_100, codec[1])
@@ -395,7 +395,7 @@ def test_the_table_is_stamped_with_its_codec(corpus: PackedCorpus, tiny_base: Pa
     assert len(info.fingerprint) == 64
 
 
-def test_a_segment_has_the_codes_of_its_own_frames_alone(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_segment_has_the_codes_of_only_its_own_frames(tmp_path: Path, tiny_base: Path) -> None:
     whole = tone(tmp_path / "whole.wav", seconds=2.0)
     samples, rate_hz = sf.read(whole)
     sf.write(tmp_path / "cut.wav", samples[rate_hz // 2 : rate_hz * 13 // 10], rate_hz)
@@ -424,7 +424,7 @@ def test_a_file_changed_since_validation_is_refused(tmp_path: Path, tiny_base: P
     assert not (tmp_path / "again.parquet").exists()
 
 
-def test_a_file_that_cannot_be_read_since_validation_is_refused(
+def test_a_file_that_became_unreadable_since_validation_is_refused(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     path = tone(tmp_path / "a.wav", 1.0)
@@ -461,12 +461,12 @@ def test_a_codec_with_missing_weights_is_refused(tmp_path: Path, tiny_base: Path
         load_codec(Pretrained("codec", str(tmp_path)), CPU)
 
 
-def test_a_codec_that_is_nowhere_is_a_user_error(tmp_path: Path) -> None:
+def test_a_missing_codec_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"codec '.*nowhere'"):
         load_codec(Pretrained("codec", str(tmp_path / "nowhere")), CPU)
 
 
-def test_the_codec_computes_in_whole_float32(
+def test_loading_the_codec_turns_off_tf32_in_cudnn(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default

@@ -120,7 +120,7 @@ def plain_two_rows(
         (512, {"rows_per_micro_batch": 5, "gradient_checkpointing": True}),
     ],
 )
-def test_the_adapter_is_the_plain_one_however_rows_are_cut_and_shared_out(
+def test_the_adapter_matches_plain_training_for_any_packing_and_batching(
     corpus: PackedCorpus,
     plain_full_batch: tuple[dict[str, torch.Tensor], list[float]],
     tmp_path: Path,
@@ -170,7 +170,7 @@ def cases(corpus: PackedCorpus, directory: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
-def test_gradients_and_adapter_are_the_plain_ones_on_any_number_of_processes(
+def test_gradients_and_adapter_match_plain_training_on_1_to_3_processes(
     corpus: PackedCorpus,
     plain_two_rows: tuple[dict[str, torch.Tensor], list[float]],
     plain_full_batch: tuple[dict[str, torch.Tensor], list[float]],
@@ -287,9 +287,7 @@ def test_training_lowers_every_loss_and_keeps_the_best_adapter(
     ]
 
 
-def test_the_seconds_of_a_training_are_those_of_the_whole_stage(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_logged_seconds_cover_the_whole_stage(corpus: PackedCorpus, tmp_path: Path) -> None:
     """Loading and pre-flight come before the first step, and take longer than the steps."""
     started = time.perf_counter()
     metrics = train(corpus, tmp_path, max_steps=2, log_steps=1)
@@ -299,7 +297,9 @@ def test_the_seconds_of_a_training_are_those_of_the_whole_stage(
     assert second < whole <= wall
 
 
-def test_the_adapter_is_the_best_one_and_not_the_last(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_saved_adapter_is_the_best_one_and_not_the_last(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     """A learning rate that rises until it harms."""
     harmful: dict[str, Any] = {"learning_rate": 0.3, "warmup_fraction": 0.95, "num_epochs": 8}
     metrics = train(corpus, tmp_path, rows_per_step=3, eval_steps=2, **harmful)
@@ -311,7 +311,7 @@ def test_the_adapter_is_the_best_one_and_not_the_last(corpus: PackedCorpus, tmp_
     assert named_losses(total_of(sums))["loss"] == pytest.approx(min(held_out), rel=1e-5)
 
 
-def test_the_first_training_loss_is_the_bases(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_first_training_loss_is_that_of_the_base(corpus: PackedCorpus, tmp_path: Path) -> None:
     """LoRA starts as the identity: step 1 sees the loss of the base on its rows."""
     metrics = train(corpus, tmp_path, num_epochs=1, rows_per_step=5, dtype="float64")
     base = load_base(Pretrained("base_model", str(corpus.base)), torch.float64)
@@ -326,7 +326,7 @@ def test_the_first_training_loss_is_the_bases(corpus: PackedCorpus, tmp_path: Pa
     assert first["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(
+def test_a_log_line_gives_throughput_and_time_per_phase(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     settings: Any = {"rows_per_step": 5, "rows_per_micro_batch": 2, "log_steps": 1}
@@ -342,7 +342,7 @@ def test_a_line_of_the_log_says_how_fast_and_where_the_time_went(
         assert {f"audio_loss_codebook_{k}" for k in range(8)} <= line.keys()
 
 
-def test_audio_seconds_are_those_of_the_clips_that_are_learnt(
+def test_audio_seconds_count_targets_and_not_references(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     """References of other clips are read, not learnt."""
@@ -356,9 +356,7 @@ def test_audio_seconds_are_those_of_the_clips_that_are_learnt(
     assert found == pytest.approx(sum(frames) / frame_rate_hz)
 
 
-def test_the_curves_of_tensorboard_are_those_of_the_metrics(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_tensorboard_curves_match_the_metrics(corpus: PackedCorpus, tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings: dict[str, Any] = {"num_epochs": 1, "rows_per_step": 2, "log_steps": 1}
     metrics = train(corpus, tmp_path, **settings, tracker="tensorboard")
@@ -400,15 +398,13 @@ def changed_base(base: Path, output: Path, change: dict[str, float]) -> Path:
     return output
 
 
-def test_a_loss_that_is_not_finite_stops_with_what_to_check(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_a_non_finite_loss_stops_with_what_to_check(corpus: PackedCorpus, tmp_path: Path) -> None:
     broken = changed_base(corpus.base, tmp_path / "base", {"audio_lm_head.weight": float("inf")})
     with pytest.raises(UserError, match=r"step 0: .* nan\..*train\.learning_rate"):
         train(corpus, tmp_path / "out", base=broken)
 
 
-def test_a_training_loss_that_is_not_finite_names_the_steps_clips(
+def test_a_non_finite_training_loss_names_the_clips_of_the_step(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     """Only clip-08 says an 8; the held-out clips do not."""
@@ -421,7 +417,7 @@ def test_a_training_loss_that_is_not_finite_names_the_steps_clips(
         train(corpus, tmp_path / "out", base=tmp_path / "base")
 
 
-def test_no_gradient_in_any_lora_tensor_stops_after_the_first_step(
+def test_lora_without_any_gradient_stops_after_the_first_step(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     heads = {"audio_lm_head.weight": 0.0, "text_lm_head.weight": 0.0}

@@ -64,7 +64,7 @@ def trained(v3_corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -
     return output
 
 
-def test_packed_samples_are_those_of_the_plain_loops(v3_corpus: PackedCorpus) -> None:
+def test_packed_samples_match_plain_loops(v3_corpus: PackedCorpus) -> None:
     codes: dict[str, list[list[int]]] = {}
     for shard in v3_corpus.codes_dir.glob("*.parquet"):
         codes |= {row["clip_id"]: row["codes"] for row in pq.read_table(shard).to_pylist()}
@@ -88,7 +88,7 @@ def test_packed_samples_are_those_of_the_plain_loops(v3_corpus: PackedCorpus) ->
 
 
 @pytest.mark.parametrize("family", ["v2", "v3"])
-def test_samples_give_back_the_codes_of_their_target_and_references(
+def test_codes_of_target_and_references_are_recovered_from_samples(
     corpus: PackedCorpus, v3_corpus: PackedCorpus, family: str
 ) -> None:
     packed = {"v2": corpus, "v3": v3_corpus}[family]
@@ -103,7 +103,7 @@ def test_samples_give_back_the_codes_of_their_target_and_references(
     assert num_references > 1
 
 
-def test_training_lowers_the_audio_loss_and_names_no_text(
+def test_training_lowers_the_audio_loss_and_reports_no_text_loss(
     v3_corpus: PackedCorpus, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -131,9 +131,7 @@ def flat(part: Any) -> list[str]:
     return [*part, *(key for value in part.values() for key in flat(value))]
 
 
-def test_the_held_out_loss_is_that_of_the_plain_loops(
-    v3_corpus: PackedCorpus, trained: Path
-) -> None:
+def test_the_held_out_loss_matches_plain_loops(v3_corpus: PackedCorpus, trained: Path) -> None:
     base = load_base(Pretrained("base_model", str(v3_corpus.base)), torch.float64)
     with torch.no_grad():
         expected = audio_loss(*codebook_losses(base, PackedRows(v3_corpus.eval_rows)[0]))
@@ -155,7 +153,7 @@ def test_plain_peft_loads_the_adapter(v3_corpus: PackedCorpus, trained: Path) ->
 
 
 @pytest.mark.parametrize("max_tokens", [512, 2048])
-def test_the_adapter_is_the_same_however_rows_are_cut(
+def test_the_adapter_does_not_depend_on_packing(
     v3_corpus: PackedCorpus, tmp_path: Path, max_tokens: int
 ) -> None:
     settings: dict[str, Any] = EXACT | {"rows_per_step": 100, "max_steps": 3, "learning_rate": 5e-3}
@@ -175,7 +173,9 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("processes_as_forks")
-def test_two_processes_give_the_adapter_of_one(v3_corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_adapter_as_one(
+    v3_corpus: PackedCorpus, tmp_path: Path
+) -> None:
     def case(name: str) -> dict[str, str]:
         settings: dict[str, Any] = EXACT | {
             "device": "cpu",
@@ -197,7 +197,7 @@ def test_two_processes_give_the_adapter_of_one(v3_corpus: PackedCorpus, tmp_path
     assert_close(adapter(tmp_path / "two"), adapter(tmp_path / "one"))
 
 
-def test_a_resumed_training_gives_the_adapter_of_an_uninterrupted_one(
+def test_resumed_training_gives_the_adapter_of_an_uninterrupted_run(
     v3_corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"rows_per_step": 2, "max_steps": 6, "lora": {"dropout": 0.1}}
@@ -233,12 +233,12 @@ def test_a_folder_that_became_another_family_is_noticed(
         train(of_copy, tmp_path, tmp_path / "packed/train.parquet")
 
 
-def test_a_weight_of_the_text_loss_is_refused(v3_corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_a_text_loss_weight_is_refused(v3_corpus: PackedCorpus, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.loss_weights\.text is 0\.5.*no text loss"):
         train(v3_corpus, tmp_path, loss_weights={"text": 0.5})
 
 
-def test_the_pre_flight_passes_all_that_random_weights_can_show(trained: Path) -> None:
+def test_the_preflight_passes_every_check_that_random_weights_allow(trained: Path) -> None:
     checks = json.loads((trained / "preflight.json").read_text())["checks"]
     status = {check["name"]: check["status"] for check in checks}
     unknown = {"audio offset", "shuffled text"}
@@ -266,7 +266,7 @@ def knowing(v3_corpus: PackedCorpus) -> DualLossModel:
 
 
 @pytest.mark.parametrize(("shift", "status"), [(0, "passed"), (1, "failed"), (-1, "failed")])
-def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
+def test_a_base_that_knows_the_clips_reveals_labels_shifted_by_a_frame(
     v3_corpus: PackedCorpus, knowing: DualLossModel, shift: int, status: str
 ) -> None:
     row = PackedRows(v3_corpus.eval_rows)[0]
@@ -278,7 +278,7 @@ def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
     assert offset_checks.check_offsets(losses, repeated, 1026).status == status
 
 
-def test_an_alarm_stops_a_run_that_learns_nothing_and_named_its_licence(
+def test_an_alarm_stops_a_run_that_learns_nothing_after_naming_the_licence(
     v3_corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: dict[str, Any] = {
@@ -292,7 +292,7 @@ def test_an_alarm_stops_a_run_that_learns_nothing_and_named_its_licence(
     assert "licensed for research and non-commercial use" in caplog.messages[0]
 
 
-def test_the_estimate_is_near_what_pack_makes(v3_corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_estimate_is_close_to_what_pack_makes(v3_corpus: PackedCorpus, tmp_path: Path) -> None:
     codec = v3_corpus.directory / "no-codec"
     sections = {"codec": str(codec), "pack": {"max_tokens": 512}}
     config = write_stage_config(tmp_path / "c.json", base_model=str(v3_corpus.base), **sections)
@@ -306,7 +306,7 @@ def test_the_estimate_is_near_what_pack_makes(v3_corpus: PackedCorpus, tmp_path:
     assert base["experiments"]["default"]["parameters"]["base"] > 0
 
 
-def test_the_published_shape_has_its_published_size(v3_base: Path) -> None:
+def test_the_published_model_shape_has_the_published_size(v3_base: Path) -> None:
     config = json.loads((v3_base / "config.json").read_text())
     config["text_config"] |= {
         **{"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36},

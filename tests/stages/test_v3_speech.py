@@ -34,7 +34,7 @@ def speaker(v3_corpus: PackedCorpus, trained: Path, tiny_base: Path) -> Speaker:
     return Speaker.load(str(v3_corpus.base), trained / "adapter", codec, device="cpu")
 
 
-def test_samples_of_a_training_are_what_its_adapter_speaks(
+def test_training_samples_match_what_the_adapter_speaks(
     v3_corpus: PackedCorpus, trained: Path, speaker: Speaker
 ) -> None:
     table = PackedRows(v3_corpus.eval_rows)
@@ -49,7 +49,7 @@ def test_samples_of_a_training_are_what_its_adapter_speaks(
     assert np.abs(found - spoken.samples).max() < 1e-3
 
 
-def test_evaluation_speaks_held_out_prompts_by_base_and_adapter(
+def test_evaluation_speaks_held_out_prompts_with_base_and_adapter(
     v3_corpus: PackedCorpus, trained: Path, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"num_prompts": 2, "max_seconds": 3, "temperatures": [1.0]}
@@ -59,9 +59,7 @@ def test_evaluation_speaks_held_out_prompts_by_base_and_adapter(
     assert list((tmp_path / "samples").glob("*adapter*.wav"))
 
 
-def test_prompts_of_speak_are_those_of_the_packed_rows(
-    v3_corpus: PackedCorpus, speaker: Speaker
-) -> None:
+def test_prompts_of_speak_match_the_packed_rows(v3_corpus: PackedCorpus, speaker: Speaker) -> None:
     table = PackedRows(v3_corpus.train_rows)
     packed = {
         sample.sample_id: sample.prompt

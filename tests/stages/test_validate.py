@@ -164,7 +164,9 @@ def rows(tmp_path: Path) -> list[Fields]:
 # --- Accepted clips -------------------------------------------------------------------------------
 
 
-def test_a_clip_keeps_its_row_and_gets_its_measures(tmp_path: Path, rows: list[Fields]) -> None:
+def test_a_clip_keeps_the_fields_of_its_row_and_gains_measures(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
     stereo = np.stack([tone(300, seconds=2, peak=0.5), np.zeros(2 * RATE)], axis=1)
     record(tmp_path, "s.flac", stereo, rate=RATE)
     row = {"id": "x", "audio": "s.flac", "text": " Two. ", "speaker": "s", "scene": "A hall."}
@@ -184,13 +186,13 @@ def test_clips_come_in_the_order_of_the_manifest(tmp_path: Path, rows: list[Fiel
     assert [clip["clip_id"] for clip in outputs.clips] == ["c", "b", "a"]
 
 
-def test_audio_sha256_is_that_of_the_file(tmp_path: Path, rows: list[Fields]) -> None:
+def test_audio_sha256_is_the_hash_of_the_file(tmp_path: Path, rows: list[Fields]) -> None:
     clip = run(tmp_path, rows).clip("a")
     printed = subprocess.run(["sha256sum", tmp_path / "a.wav"], capture_output=True, check=True)
     assert printed.stdout.decode().startswith(clip["audio_sha256"])
 
 
-def test_summary_counts_by_hand(tmp_path: Path, rows: list[Fields]) -> None:
+def test_the_summary_matches_hand_counts(tmp_path: Path, rows: list[Fields]) -> None:
     record(tmp_path, "d.wav", tone(400, seconds=4))
     rows[0]["split"] = rows[1]["split"] = "train"
     rows[2]["split"] = "eval"
@@ -219,7 +221,7 @@ def test_summary_counts_by_hand(tmp_path: Path, rows: list[Fields]) -> None:
     assert summary["ignored_manifest_keys"] == {"gain": 1}
 
 
-def test_a_speaker_with_one_clip_is_named_because_cloning_falls_back(
+def test_speakers_with_one_clip_are_named_because_cloning_falls_back(
     tmp_path: Path, rows: list[Fields], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="higgs_pipe"):
@@ -229,7 +231,7 @@ def test_a_speaker_with_one_clip_is_named_because_cloning_falls_back(
     assert "\n  ben" in caplog.text
 
 
-def test_copies_of_one_recording_are_one_clip_to_clone_from(
+def test_copies_of_a_recording_count_as_one_clip_for_cloning(
     tmp_path: Path, rows: list[Fields]
 ) -> None:
     record(tmp_path, "copy.flac", tone(300))
@@ -326,7 +328,7 @@ def test_a_bad_row_is_rejected_with_reason_fact_and_remedy(
     assert outputs.summary["num_rejected_by_reason"] == {reason: 1}
 
 
-def test_texts_are_nfc_and_what_is_not_spoken_is_counted_with_examples(
+def test_texts_become_nfc_and_unspeakable_parts_are_counted_with_examples(
     tmp_path: Path, rows: list[Fields]
 ) -> None:
     decomposed = unicodedata.normalize("NFD", "Café")
@@ -337,7 +339,7 @@ def test_texts_are_nfc_and_what_is_not_spoken_is_counted_with_examples(
     assert outputs.summary["text_findings"] == {"tags": example, "digits": example}
 
 
-def test_train_and_eval_for_one_recording_rejects_the_train_row(
+def test_a_recording_given_to_both_splits_rejects_the_train_row(
     tmp_path: Path, rows: list[Fields]
 ) -> None:
     record(tmp_path, "copy.flac", tone(200))
@@ -367,7 +369,7 @@ def test_segments_that_overlap_never_cross_the_split(tmp_path: Path, rows: list[
 
 
 @pytest.mark.parametrize("other", ["copy.wav", "link.wav", "x/../long.wav"])
-def test_a_recording_is_itself_by_whatever_path(
+def test_a_recording_is_recognised_under_any_path(
     tmp_path: Path, rows: list[Fields], other: str
 ) -> None:
     record(tmp_path, "long.wav", np.concatenate([tone(200 + 50 * i) for i in range(6)]))
@@ -384,7 +386,7 @@ def test_a_recording_is_itself_by_whatever_path(
     assert (rejected["clip_id"], rejected["reason"]) == ("x", "reference_is_target")
 
 
-def test_every_reason_has_a_remedy_and_a_code_equal_to_its_name() -> None:
+def test_every_reason_has_a_remedy_and_its_name_as_code() -> None:
     for reason in Reason:
         assert reason.value == reason.name.lower()
         assert len(reason.remedy) > 10
@@ -415,7 +417,7 @@ def test_clips_at_the_length_limits_are_accepted(tmp_path: Path, rows: list[Fiel
 
 
 @pytest.mark.parametrize("rate_hz", [1, 7_999])
-def test_a_rate_below_that_of_a_telephone_is_rejected_by_default(
+def test_a_sample_rate_below_8_khz_is_rejected_by_default(
     tmp_path: Path, rows: list[Fields], rate_hz: int
 ) -> None:
     sf.write(tmp_path / "low.wav", 0.1 * np.random.default_rng(0).random(20 * rate_hz), rate_hz)
@@ -430,7 +432,7 @@ def test_a_rate_below_that_of_a_telephone_is_rejected_by_default(
 # --- What stops the run ---------------------------------------------------------------------------
 
 
-def test_recordings_of_which_none_has_a_text_are_one_cause(tmp_path: Path) -> None:
+def test_recordings_without_any_text_are_reported_as_one_cause(tmp_path: Path) -> None:
     rows = [{"audio": f"{pitch}.wav", "text": ""} for pitch in (300, 310, 320)]
     for row, pitch in zip(rows, (300, 310, 320), strict=True):
         record(tmp_path, row["audio"], tone(pitch))
@@ -464,9 +466,7 @@ def test_more_rejected_rows_than_allowed_stop_the_run(
     assert not Outputs(tmp_path / "two/data").is_there
 
 
-def test_a_recording_that_was_not_measured_stops_the_run(
-    tmp_path: Path, rows: list[Fields]
-) -> None:
+def test_an_unmeasured_recording_stops_the_run(tmp_path: Path, rows: list[Fields]) -> None:
     record(tmp_path, "new.wav", tone(777))
     outputs = run(tmp_path, [*rows, {"audio": "new.wav", "text": "New."}])
     earlier = run(tmp_path, rows, "earlier")
@@ -476,7 +476,9 @@ def test_a_recording_that_was_not_measured_stops_the_run(
         judge_rows(tmp_path / "out/config/validate.json", outputs.folder)
 
 
-def test_a_share_of_exactly_the_limit_is_allowed(tmp_path: Path, rows: list[Fields]) -> None:
+def test_a_rejected_fraction_of_exactly_the_limit_is_allowed(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
     good = [row | {"id": f"{row['text']}{index}"} for index in range(7) for row in rows]
     # In floating point 0.58 * 50 is below 29, but 29 / 50 is 0.58.
     limit = {"max_rejected_fraction": 0.58, "check_texts": False}
@@ -490,7 +492,7 @@ def test_only_the_first_twenty_rejected_rows_are_listed(tmp_path: Path, rows: li
     assert "... and 4 more" in str(caught.value)
 
 
-def test_no_accepted_row_stops_the_run(tmp_path: Path) -> None:
+def test_a_manifest_without_an_accepted_row_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.jsonl:1: audio_missing"):
         run(tmp_path, bad_rows(2))
     assert not Outputs(tmp_path / "out/data").is_there
@@ -525,7 +527,7 @@ def test_rows_given_to_one_split_only_stop_the_run(
         ('{"id": "x", "audio": "a", "text": "A."}\n' * 2, "manifest.jsonl:2: the id 'x'"),
     ],
 )
-def test_the_command_line_exits_with_2_and_a_sentence_and_writes_nothing(
+def test_a_user_error_exits_with_2_and_a_message_and_writes_nothing(
     tmp_path: Path, content: str | None, fact: str
 ) -> None:
     record(tmp_path, "a.wav", tone(200))
@@ -540,7 +542,7 @@ def test_the_command_line_exits_with_2_and_a_sentence_and_writes_nothing(
 
 
 @pytest.mark.usefixtures("processes_as_forks")
-def test_the_command_line_runs_and_says_what_it_kept(tmp_path: Path, rows: list[Fields]) -> None:
+def test_the_command_line_reports_what_it_kept(tmp_path: Path, rows: list[Fields]) -> None:
     process = run_processes(tmp_path, write_manifest(tmp_path, rows))
     assert (process.returncode, process.stdout) == (0, "")
     assert "rows kept" in process.stderr
@@ -573,9 +575,7 @@ def test_a_split_given_to_one_copy_holds_for_the_other(tmp_path: Path, rows: lis
     assert outputs.clip("a")["split"] == outputs.clip("copy")["split"] == "eval"
 
 
-def test_two_runs_and_any_number_of_threads_give_equal_bytes(
-    tmp_path: Path, rows: list[Fields]
-) -> None:
+def test_reruns_and_thread_counts_give_the_same_bytes(tmp_path: Path, rows: list[Fields]) -> None:
     make_bad_recordings(tmp_path)
     rows += [{"audio": f"{name}.wav", "text": "X."} for name in ("page", "nan", "cut", "whole")]
     rows[0] |= {"ref_audio": "b.wav", "ref_text": "B."}
@@ -588,7 +588,7 @@ def test_two_runs_and_any_number_of_threads_give_equal_bytes(
 
 
 @pytest.mark.parametrize("num_shards", [1, 8])
-def test_a_shard_holds_the_clips_that_hash_to_it_by_id(
+def test_clips_are_sharded_by_the_hash_of_their_id(
     tmp_path: Path, rows: list[Fields], num_shards: int
 ) -> None:
     rows[2] |= {"ref_audio": "a.wav", "ref_text": "A."}
@@ -606,9 +606,7 @@ def test_a_shard_holds_the_clips_that_hash_to_it_by_id(
         assert clip == {column: by_id[clip["clip_id"]][column] for column in clip}
 
 
-def test_adding_a_row_changes_the_bytes_of_its_own_shard_alone(
-    tmp_path: Path, rows: list[Fields]
-) -> None:
+def test_adding_a_row_changes_only_its_own_shard(tmp_path: Path, rows: list[Fields]) -> None:
     shards = {"num_shards": 8}
     before = run(tmp_path, rows, "before", data=shards).bytes_by_name()
     record(tmp_path, "new.wav", tone(500))
@@ -625,9 +623,7 @@ def test_changing_a_text_changes_no_shard(tmp_path: Path, rows: list[Fields]) ->
     assert after["clips.parquet"] != before["clips.parquet"]
 
 
-def test_shards_of_an_earlier_run_with_more_of_them_are_removed(
-    tmp_path: Path, rows: list[Fields]
-) -> None:
+def test_surplus_shards_of_an_earlier_run_are_removed(tmp_path: Path, rows: list[Fields]) -> None:
     run(tmp_path, rows, data={"num_shards": 5})
     outputs = run(tmp_path, rows, data={"num_shards": 2})
     names = sorted(path.name for path in (outputs.folder / "shards").iterdir())
@@ -638,9 +634,7 @@ def test_shards_of_an_earlier_run_with_more_of_them_are_removed(
 # --- Reference recordings -------------------------------------------------------------------------
 
 
-def test_a_reference_becomes_a_row_that_its_target_names(
-    tmp_path: Path, rows: list[Fields]
-) -> None:
+def test_a_reference_becomes_a_row_named_by_its_target(tmp_path: Path, rows: list[Fields]) -> None:
     record(tmp_path, "ref.wav", tone(700, seconds=3))
     rows[1] |= {"ref_audio": "ref.wav", "ref_text": "Reference.", "scene": "A hall."}
     outputs = run(tmp_path, rows)
@@ -655,7 +649,9 @@ def test_a_reference_becomes_a_row_that_its_target_names(
     assert outputs.summary["num_clips"] == outputs.summary["seconds"] == 3
 
 
-def test_rows_that_share_a_reference_share_its_row(tmp_path: Path, rows: list[Fields]) -> None:
+def test_rows_with_the_same_reference_share_one_reference_row(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
     record(tmp_path, "ref.wav", tone(700))
     record(tmp_path, "ref.flac", tone(700))
     rows[0] |= {"ref_audio": "ref.wav", "ref_text": "R."}
@@ -666,7 +662,7 @@ def test_rows_that_share_a_reference_share_its_row(tmp_path: Path, rows: list[Fi
     assert [clip["reference_id"] for clip in outputs.clips[:2]] == [reference["clip_id"]] * 2
 
 
-def test_another_text_for_the_same_reference_gets_an_id_of_its_own(
+def test_the_same_reference_with_another_text_gets_its_own_id(
     tmp_path: Path, rows: list[Fields]
 ) -> None:
     record(tmp_path, "ref.wav", tone(700))
@@ -691,7 +687,7 @@ def test_the_reference_of_a_rejected_row_is_left_out(tmp_path: Path, rows: list[
 # --- Quality --------------------------------------------------------------------------------------
 
 
-def test_a_filter_rejects_by_what_was_measured(tmp_path: Path, rows: list[Fields]) -> None:
+def test_a_filter_rejects_by_the_measured_value(tmp_path: Path, rows: list[Fields]) -> None:
     record(tmp_path, "clipped.wav", np.clip(3 * tone(300), -1, 1))
     rows.append({"audio": "clipped.wav", "text": "D.", "language": "en"})
     assert run(tmp_path, rows).clip("clipped")["clipping_fraction"] > 0.3
@@ -703,7 +699,7 @@ def test_a_filter_rejects_by_what_was_measured(tmp_path: Path, rows: list[Fields
     assert (rejected["language"], rejected["duration_seconds"]) == ("en", 1)
 
 
-def test_text_is_measured_against_the_length_of_the_clip(
+def test_speaking_rate_is_text_length_per_second_of_the_clip(
     tmp_path: Path, rows: list[Fields]
 ) -> None:
     rows[0]["text"] = "Zwei Worte."
@@ -713,7 +709,7 @@ def test_text_is_measured_against_the_length_of_the_clip(
     assert clip["fits_language"] is True
 
 
-def test_a_clip_unlike_its_speakers_others_is_listed(
+def test_an_outlier_among_its_speakers_clips_is_listed(
     tmp_path: Path, rows: list[Fields], caplog: pytest.LogCaptureFixture
 ) -> None:
     for index in range(9):
@@ -777,7 +773,7 @@ def sides(outputs: Outputs, column: str) -> dict[Any, set[str]]:
     return found
 
 
-def test_a_split_by_speaker_holds_out_whole_speakers(tmp_path: Path) -> None:
+def test_split_by_speaker_holds_out_whole_speakers(tmp_path: Path) -> None:
     data = {"split_by": "speaker", "eval_fraction": 0.4}
     outputs = run(tmp_path, many_rows(tmp_path), data=data)
     assert all(len(splits) == 1 for splits in sides(outputs, "speaker").values())
@@ -785,7 +781,7 @@ def test_a_split_by_speaker_holds_out_whole_speakers(tmp_path: Path) -> None:
     assert outputs.summary["overlap"]["speakers"] == 0
 
 
-def test_a_split_by_recording_keeps_its_segments_together(tmp_path: Path) -> None:
+def test_split_by_recording_keeps_the_segments_of_a_file_together(tmp_path: Path) -> None:
     rows = [
         row
         | {"id": f"{row['audio']}-{start}", "start_seconds": start, "end_seconds": start + 1}
@@ -800,7 +796,7 @@ def test_a_split_by_recording_keeps_its_segments_together(tmp_path: Path) -> Non
     assert outputs.summary["overlap"]["recordings"] == 0
 
 
-def test_clips_of_one_text_never_cross_the_split_unless_they_may(tmp_path: Path) -> None:
+def test_clips_with_one_text_stay_in_one_split_unless_allowed_to_cross(tmp_path: Path) -> None:
     rows = [
         row | {"text": f"Text {i % 6}{'!?'[i % 2]}"} for i, row in enumerate(many_rows(tmp_path))
     ]
@@ -811,7 +807,7 @@ def test_clips_of_one_text_never_cross_the_split_unless_they_may(tmp_path: Path)
     assert run(tmp_path, rows, data=data).summary["overlap"]["texts"] > 0
 
 
-def test_a_given_split_must_be_given_for_every_row(tmp_path: Path) -> None:
+def test_split_by_given_needs_a_split_for_every_row(tmp_path: Path) -> None:
     rows = [
         row | {"split": "eval" if i < 3 else "train"} for i, row in enumerate(many_rows(tmp_path))
     ]
@@ -822,7 +818,7 @@ def test_a_given_split_must_be_given_for_every_row(tmp_path: Path) -> None:
         run(tmp_path, rows, data={"split_by": "given"})
 
 
-def test_a_split_by_speaker_needs_every_speaker(tmp_path: Path, rows: list[Fields]) -> None:
+def test_split_by_speaker_needs_a_speaker_for_every_row(tmp_path: Path, rows: list[Fields]) -> None:
     del rows[1]["speaker"]
     with pytest.raises(UserError, match=r"data\.split_by is speaker.* 1 of 3 rows .*`speaker`"):
         run(tmp_path, rows, data={"split_by": "speaker"})
@@ -836,7 +832,7 @@ def test_a_split_by_speaker_needs_every_speaker(tmp_path: Path, rows: list[Field
         ({"speaker": "s"}, {"split_by": "speaker"}, "speaker"),
     ],
 )
-def test_a_train_row_that_shares_with_a_held_out_one_is_rejected(
+def test_a_train_row_tied_to_a_held_out_row_is_rejected(
     tmp_path: Path, rows: list[Fields], shared: Fields, data: Fields, what: str
 ) -> None:
     rows[0] |= {"split": "train", **shared} | ({"turn": 1} if what == "dialogue" else {})
@@ -848,7 +844,7 @@ def test_a_train_row_that_shares_with_a_held_out_one_is_rejected(
     assert f"'eval' for the same {what} at {tmp_path}/manifest.jsonl:2" in rejected["a"]["message"]
 
 
-def test_what_links_all_clips_into_one_group_is_named(tmp_path: Path) -> None:
+def test_the_field_that_links_all_clips_into_one_group_is_named(tmp_path: Path) -> None:
     rows = [row | {"text": "Yes."} for row in many_rows(tmp_path)]
     with pytest.raises(UserError) as caught:
         run(tmp_path, rows)
@@ -873,7 +869,7 @@ def test_what_links_all_clips_into_one_group_is_named(tmp_path: Path) -> None:
         ([0, 1, 1], "has turn 1 twice"),
     ],
 )
-def test_a_dialogue_needs_every_turn_from_0_or_1(
+def test_dialogue_turns_must_be_consecutive_from_0_or_1(
     tmp_path: Path, rows: list[Fields], turns: list[int], lack: str | None
 ) -> None:
     record(tmp_path, "d.wav", tone(400))
@@ -909,7 +905,7 @@ def test_a_rejected_turn_takes_its_dialogue_with_it(tmp_path: Path, rows: list[F
     assert [clip["clip_id"] for clip in outputs.clips] == ["a", "d"]
 
 
-def test_a_dialogue_is_in_one_split(tmp_path: Path) -> None:
+def test_a_dialogue_stays_in_one_split(tmp_path: Path) -> None:
     rows = [
         row | {"dialogue_id": f"d{i % 3}", "turn": i // 3}
         for i, row in enumerate(many_rows(tmp_path))

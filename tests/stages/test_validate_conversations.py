@@ -75,7 +75,7 @@ def rejected_of(folder: Path) -> dict[str, tuple[str, str]]:
     return {row["clip_id"]: (row["reason"], row["message"]) for row in rows}
 
 
-def test_the_scene_of_a_conversation_fits_no_base_without_scenes(tmp_path: Path) -> None:
+def test_a_conversation_with_a_scene_is_rejected_for_a_base_without_scenes(tmp_path: Path) -> None:
     scene = {"role": "scene", "content": "A hall."}
     samples = [plain("a"), plain("b"), {"messages": [scene, *talk("c", "d", "e")["messages"][1:]]}]
     found = rejected_of(run(tmp_path, *samples, families=(V3,)))
@@ -109,7 +109,7 @@ def test_the_clip_of_a_conversation_names_all_its_recordings_in_order(tmp_path: 
         assert clips[clip_id]["conversation"] is None
 
 
-def test_a_recording_of_several_conversations_is_one_clip_in_one_shard(tmp_path: Path) -> None:
+def test_a_recording_shared_by_conversations_is_one_clip_in_one_shard(tmp_path: Path) -> None:
     out = run(tmp_path, talk("a", "b", id="x"), talk("a", "c", id="y"), plain("h"), num_shards=3)
     clips = clips_of(out)
     x, y = (json.loads(clips[name]["conversation"]) for name in "xy")
@@ -119,7 +119,7 @@ def test_a_recording_of_several_conversations_is_one_clip_in_one_shard(tmp_path:
     assert reference in read_table(path, SHARD_CLIPS)["clip_id"].to_pylist()
 
 
-def test_a_part_of_a_recording_is_a_clip_of_that_part(tmp_path: Path) -> None:
+def test_a_segment_in_a_conversation_is_a_clip_of_that_segment(tmp_path: Path) -> None:
     tone(tmp_path / "long.wav", 4.0)
     messages = [user("One."), assistant("long", offset=0, duration=1.5)]
     messages += [user("Two."), assistant("long", offset=2, duration=1)]
@@ -148,7 +148,7 @@ def test_a_plain_row_has_no_conversation(tmp_path: Path) -> None:
         (1.0, (V3,), ""),
     ],
 )
-def test_a_reference_is_long_enough_for_each_base_in_use(
+def test_a_reference_must_be_long_enough_for_every_base_in_use(
     tmp_path: Path, seconds: float, families: tuple[str, ...], reason: str
 ) -> None:
     """Servers of Higgs TTS 3 pad a short one before they encode it, which codes cannot be."""
@@ -171,7 +171,7 @@ def test_a_reference_is_long_enough_for_each_base_in_use(
     ],
 )
 @pytest.mark.parametrize("start_index", [0, None])
-def test_a_fault_of_any_turn_rejects_the_row_with_its_number(
+def test_a_bad_recording_in_any_turn_rejects_the_row_and_names_the_turn(
     tmp_path: Path, name: str, reason: str, fact: str, start_index: int | None
 ) -> None:
     (tmp_path / "page.wav").write_text("<html>")
@@ -192,7 +192,7 @@ def test_a_fault_of_any_turn_rejects_the_row_with_its_number(
         (" ", "text_empty", "the text of turn 2"),
     ],
 )
-def test_a_fault_of_a_text_names_the_turn(
+def test_a_bad_text_in_any_turn_rejects_the_row_and_names_the_turn(
     tmp_path: Path, content: Any, reason: str, fact: str
 ) -> None:
     bad = talk("a", "b", id="x")
@@ -201,7 +201,7 @@ def test_a_fault_of_a_text_names_the_turn(
     assert (found, message[: len(fact)]) == (reason, fact)
 
 
-def test_a_context_that_holds_audio_of_the_target_is_refused(tmp_path: Path) -> None:
+def test_context_containing_audio_of_the_target_is_rejected(tmp_path: Path) -> None:
     tone(tmp_path / "long.wav", 4.0)
     messages = [user("One."), assistant("long", offset=0, duration=2.5)]
     messages += [user("Two."), assistant("long", offset=2, duration=1)]
@@ -215,7 +215,7 @@ def test_a_context_that_holds_audio_of_the_target_is_refused(tmp_path: Path) -> 
         assert message.startswith("turn {} holds audio of turn {},".format(*turns))
 
 
-def test_the_filters_look_at_every_turn_that_is_learned_and_at_no_other(tmp_path: Path) -> None:
+def test_filters_apply_to_target_turns_only(tmp_path: Path) -> None:
     samples, rate = sf.read(tmp_path / "a.wav")
     sf.write(tmp_path / "quiet.wav", samples / 300, rate)
     sections = {"max_rejected_fraction": 1.0, "filters": {"min_rms_dbfs": -50}}
@@ -241,18 +241,18 @@ def sides(folder: Path, *samples: Fields) -> list[dict[str, str]]:
     return found
 
 
-def test_targets_of_one_conversation_are_targets_in_no_other_split(tmp_path: Path) -> None:
+def test_all_targets_of_a_conversation_are_in_its_split(tmp_path: Path) -> None:
     """Not the last target alone: a is an earlier target of x."""
     samples = [talk("a", "b", id="x", start_index=0), plain("a"), plain("c"), plain("d")]
     assert all(split["x"] == split["a"] for split in sides(tmp_path, *samples))
 
 
-def test_a_clip_heard_in_a_conversation_is_in_its_split(tmp_path: Path) -> None:
+def test_a_clip_used_as_context_is_in_the_split_of_its_conversation(tmp_path: Path) -> None:
     samples = [talk("a", "b", id="x"), plain("a"), plain("c"), plain("d")]
     assert all(split["x"] == split["a"] for split in sides(tmp_path, *samples))
 
 
-def test_contexts_can_be_let_go_and_are_counted_then(tmp_path: Path) -> None:
+def test_context_may_cross_the_split_if_allowed_and_is_then_counted(tmp_path: Path) -> None:
     samples = [talk("a", "b", id="x"), plain("a", split="eval"), plain("c", split="train")]
     samples[0]["split"] = "train"
     out = run(tmp_path, *samples, keep_context_together=False)
@@ -262,13 +262,13 @@ def test_contexts_can_be_let_go_and_are_counted_then(tmp_path: Path) -> None:
     assert set(overlap.values()) == {0}
 
 
-def test_a_recording_that_is_only_ever_heard_ties_nothing_together(tmp_path: Path) -> None:
+def test_a_recording_used_only_as_context_ties_nothing_together(tmp_path: Path) -> None:
     """One prompt for all conversations must leave them free to be split."""
     samples = [talk("a", name, id=name) for name in "bcdefg"]
     assert any(len(set(split.values())) == 2 for split in sides(tmp_path, *samples))
 
 
-def test_splits_that_part_a_conversation_from_its_turns_reject_the_train_row(
+def test_a_conversation_and_its_turn_in_different_splits_reject_the_train_row(
     tmp_path: Path,
 ) -> None:
     x = talk("a", "b", id="x", start_index=0, split="train")
@@ -278,12 +278,12 @@ def test_splits_that_part_a_conversation_from_its_turns_reject_the_train_row(
     assert f"the same audio at {tmp_path}/m.json:2" in message
 
 
-def test_a_corpus_that_contexts_hold_together_says_what_to_set(tmp_path: Path) -> None:
+def test_a_corpus_linked_into_one_group_by_context_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.keep_context_together"):
         run(tmp_path, talk("a", "b", id="b"), talk("b", "c", id="c"), talk("c", "a", id="a"))
 
 
-def test_conversations_give_equal_bytes_in_any_number_of_threads(tmp_path: Path) -> None:
+def test_the_number_of_threads_does_not_change_the_bytes_of_conversations(tmp_path: Path) -> None:
     samples = [talk("a", "b", "c", id="x"), talk("b", "d", id="y"), plain("h"), plain("g")]
     first = {p.name: p.read_bytes() for p in run(tmp_path, *samples).glob("*.parquet")}
     manifest = str(tmp_path / "m.json")
@@ -295,7 +295,7 @@ def test_conversations_give_equal_bytes_in_any_number_of_threads(tmp_path: Path)
 # --- On to the packed rows -----------------------------------------------------------------------
 
 
-def test_a_packed_conversation_has_labels_on_its_targets_alone(
+def test_a_packed_conversation_has_labels_only_on_its_targets(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     x = talk("a", "b", "c", id="x", start_index=3, split="train", speaker="ada")

@@ -66,22 +66,22 @@ V3_REASONS = {
 }
 
 
-def test_each_family_accepts_only_its_own_marks(tmp_path: Path) -> None:
+def test_each_family_accepts_only_its_own_tags(tmp_path: Path) -> None:
     assert judged(tmp_path / "v2", (V2,)) == V2_REASONS
     assert judged(tmp_path / "v3", (V3,)) == V3_REASONS
 
 
-def test_a_text_must_be_right_for_every_base_in_use(tmp_path: Path) -> None:
+def test_a_text_must_be_valid_for_every_base_in_use(tmp_path: Path) -> None:
     reasons = judged(tmp_path, BOTH)
     assert {name for name, reason in reasons.items() if not reason} == {"plain", "simple"}
 
 
-def test_a_base_of_an_unknown_family_is_an_error_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_model_family_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'qwen3'.*higgs_audio_v2.*higgs_multimodal_qwen3"):
         judged(tmp_path, (str(base_of(tmp_path / "body", "qwen3")),))
 
 
-def test_families_are_known_before_anything_is_downloaded_or_built(tmp_path: Path) -> None:
+def test_families_of_known_models_need_no_download_or_build(tmp_path: Path) -> None:
     demos = {"resources/tiny": V2, "resources/tiny-v3": V3}
     for name in (str(base_of(tmp_path / "mine", V3)), "resources/tiny-v3"):
         assert family_of(name, None, demos) == V3
@@ -91,7 +91,7 @@ def test_families_are_known_before_anything_is_downloaded_or_built(tmp_path: Pat
     assert family_of("acme/base", "v1.0", demos) == "acme/base@v1.0"
 
 
-def test_tags_do_not_count_as_words_of_a_text(tmp_path: Path) -> None:
+def test_tags_do_not_count_as_words(tmp_path: Path) -> None:
     judged(tmp_path, (V3,))
     clips = {
         row["clip_id"]: row

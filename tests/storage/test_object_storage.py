@@ -153,7 +153,7 @@ def test_recordings_on_s3_become_an_adapter_on_s3(
     assert [text for text in texts if KEY_ID.encode() in text or SECRET.encode() in text] == []
 
 
-def test_every_rule_takes_its_results_from_s3_and_a_second_run_does_nothing(
+def test_every_rule_keeps_its_results_on_s3_and_a_second_run_does_nothing(
     server: Server, tmp_path: Path
 ) -> None:
     """The stages are stubs: this is about the rules alone."""

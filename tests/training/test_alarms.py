@@ -1,4 +1,4 @@
-"""Alarms: each fires on its sign, none on training that is sound, and a resumed run knows them."""
+"""Alarms: each fires on its symptom, none on healthy training, and a resumed run keeps them."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ LN_V = math.log(1026)
 
 
 def alarms(num_steps: int = 100) -> Alarms:
-    """Of two codebooks whose held-out codes have 5 nats."""
+    """Alarms for two codebooks whose held-out codes have an entropy of 5 nats."""
     return Alarms([5.0, 5.0], codebook_size=1026, num_steps=num_steps)
 
 
@@ -42,7 +42,7 @@ def names(alarms: Alarms, lines: list[dict[str, float]]) -> list[tuple[int, str]
     return [(a.step, a.name) for line in lines for a in alarms.check(line)]
 
 
-def test_sound_training_gives_none() -> None:
+def test_healthy_metrics_raise_no_alarm() -> None:
     lines = [held_out_line(0), training_line(1, learning_rate=0.0, epoch=0.1)]
     lines += [f(step) for step in range(10, 101, 10) for f in (training_line, held_out_line)]
     assert names(alarms(), lines) == []
@@ -60,12 +60,12 @@ def test_sound_training_gives_none() -> None:
         (training_line(5, audio_loss_codebook_0=0.003, epoch=1.5), False),  # learnt by heart
     ],
 )
-def test_a_loss_on_unseen_clips_that_is_too_low_to_be_true(line: Any, fires: bool) -> None:
+def test_a_held_out_loss_below_the_floor_raises_an_alarm(line: Any, fires: bool) -> None:
     found = names(alarms(), [held_out_line(0), line][line["step"] == 0 :])
     assert found == ([(line["step"], "audio_loss_below_floor")] if fires else [])
 
 
-def test_the_floor_names_the_codebooks() -> None:
+def test_the_floor_alarm_names_only_the_codebooks_below_it() -> None:
     (alarm,) = alarms().check(held_out_line(0, eval_audio_loss_codebook_1=0.003))
     assert "codebook 1 at 0.0030 of 5.00" in alarm.message
     assert "codebook 0" not in alarm.message
@@ -81,19 +81,23 @@ def test_the_floor_names_the_codebooks() -> None:
         (50, 9.0, True),
     ],
 )
-def test_an_eos_loss_that_does_not_fall(step: int, stop_loss: float, fires: bool) -> None:
+def test_an_eos_loss_that_does_not_fall_raises_an_alarm(
+    step: int, stop_loss: float, fires: bool
+) -> None:
     lines = [held_out_line(0), held_out_line(step, eval_stop_loss=stop_loss)]
     assert names(alarms(), lines) == ([(step, "stop_loss_not_falling")] if fires else [])
 
 
 @pytest.mark.parametrize(("probability", "fires"), [(0.51, False), (0.49, True)])
-def test_an_eos_loss_by_which_most_clips_end_need_not_fall(probability: float, fires: bool) -> None:
+def test_an_eos_loss_that_is_low_from_the_start_need_not_fall(
+    probability: float, fires: bool
+) -> None:
     loss = -math.log(probability)
     lines = [held_out_line(step, eval_stop_loss=loss) for step in (0, 50)]
     assert names(alarms(), lines) == ([(50, "stop_loss_not_falling")] if fires else [])
 
 
-def test_a_training_of_few_steps_is_not_called_slow() -> None:
+def test_a_short_training_gets_no_slow_eos_alarm() -> None:
     lines = [held_out_line(0), held_out_line(19, eval_stop_loss=3.0)]
     assert names(alarms(num_steps=19), lines) == []
 
@@ -107,7 +111,7 @@ def test_a_training_of_few_steps_is_not_called_slow() -> None:
         ([LN_V + 0.06, LN_V, LN_V, LN_V, LN_V, LN_V], True),  # it moved once
     ],
 )
-def test_a_codebook_that_stays_at_ln_v(last_losses: Any, fires: bool) -> None:
+def test_a_codebook_stuck_at_ln_v_raises_an_alarm(last_losses: Any, fires: bool) -> None:
     lines = [
         training_line(60 + i, audio_loss_codebook_1=loss) for i, loss in enumerate(last_losses)
     ]
@@ -121,7 +125,7 @@ def alarms_message(lines: list[dict[str, float]]) -> str:
     return "".join(a.message for line in lines for a in fed.check(line))
 
 
-def test_codes_as_good_as_random_may_stay_at_ln_v() -> None:
+def test_nearly_random_codes_may_stay_at_ln_v() -> None:
     lines = [training_line(60 + i, audio_loss_codebook_1=LN_V) for i in range(10)]
     assert names(Alarms([5.0, LN_V - 0.01], 1026, 100), lines) == []
 
@@ -130,13 +134,15 @@ def test_codes_as_good_as_random_may_stay_at_ln_v() -> None:
     ("grad_norm", "name"),
     [(0.0, "gradient_zero"), (101.0, "gradient_exploding"), (100.0, None), (0.001, None)],
 )
-def test_a_gradient_that_vanishes_or_explodes(grad_norm: float, name: str | None) -> None:
+def test_a_vanishing_or_exploding_gradient_raises_an_alarm(
+    grad_norm: float, name: str | None
+) -> None:
     lines = [training_line(step) for step in range(1, 6)]
     lines.append(training_line(6, grad_norm=grad_norm))
     assert names(alarms(), lines) == ([(6, name)] if name else [])
 
 
-def test_a_gradient_is_not_called_exploding_before_there_is_a_median() -> None:
+def test_no_gradient_counts_as_exploding_before_there_is_a_median() -> None:
     lines = [training_line(step, grad_norm=1000.0**step) for step in range(1, 5)]
     assert names(alarms(), lines) == []
 
@@ -153,7 +159,7 @@ def test_a_gradient_is_compared_with_the_median_and_not_the_mean() -> None:
     assert names(alarms(), lines) == [(6, "gradient_exploding")]
 
 
-def test_an_adapter_that_stays_as_it_is() -> None:
+def test_an_adapter_that_does_not_change_raises_an_alarm() -> None:
     lines = [
         training_line(1, adapter_norm=7.5, learning_rate=0.0),
         training_line(2, adapter_norm=7.5, learning_rate=0.0),  # warm-up starts at a rate of 0
@@ -164,13 +170,13 @@ def test_an_adapter_that_stays_as_it_is() -> None:
     assert names(alarms(), lines) == [(3, "adapter_unchanged"), (5, "adapter_unchanged")]
 
 
-def test_an_alarm_is_given_once_and_again_after_quiet() -> None:
+def test_an_alarm_repeats_only_after_the_condition_clears() -> None:
     norms = [1.0, 0.0, 0.0, 1.0, 0.0]
     lines = [training_line(step, grad_norm=norm) for step, norm in enumerate(norms, start=1)]
     assert names(alarms(), lines) == [(2, "gradient_zero"), (5, "gradient_zero")]
 
 
-def test_the_state_comes_back_from_the_lines_of_the_metrics() -> None:
+def test_alarm_state_is_restored_from_the_metrics_lines() -> None:
     lines = [held_out_line(0), *(training_line(step) for step in range(1, 6))]
     lines.append(training_line(6, grad_norm=0.0))
     fed, text = alarms(), ""
@@ -185,13 +191,13 @@ def test_the_state_comes_back_from_the_lines_of_the_metrics() -> None:
         assert replayed.check(line) == fed.check(line)
 
 
-def test_the_entropy_is_that_of_the_labels_shares() -> None:
+def test_entropy_is_computed_from_the_frequencies_of_the_labels() -> None:
     """Codebook 0: four codes, equally often; codebook 1: one code; labels of -100 do not count."""
     labels = [np.array([[0, 9], [1, 9], [-100, -100]]), np.array([[2, 9], [3, 9]])]
     assert code_entropies(labels) == pytest.approx([math.log(4), 0.0])
 
 
-def test_the_entropy_of_a_real_table(corpus: PackedCorpus) -> None:
+def test_entropy_of_a_packed_table_matches_a_plain_computation(corpus: PackedCorpus) -> None:
     import pyarrow.parquet as pq
 
     rows = pq.read_table(corpus.eval_rows)["audio_labels"].to_pylist()
@@ -213,13 +219,13 @@ def given(metrics: list[dict[str, Any]]) -> dict[str, int]:
     return {line["alarm"]: line["step"] for line in metrics if "alarm" in line}
 
 
-def test_a_tiny_training_that_is_sound_gives_none(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_a_healthy_tiny_training_raises_no_alarm(corpus: PackedCorpus, tmp_path: Path) -> None:
     metrics = train(corpus, tmp_path, learning_rate=5e-3)
     assert metrics[-1]["step"] == 24
     assert given(metrics) == {}
 
 
-def test_a_learning_rate_that_moves_nothing_sets_off_two(
+def test_a_negligible_learning_rate_raises_two_alarms(
     corpus: PackedCorpus,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -235,7 +241,7 @@ def test_a_learning_rate_that_moves_nothing_sets_off_two(
 
 @pytest.fixture
 def shrunken_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss that is divided once too often."""
+    """A loss that is divided by its count twice."""
     sound = DualLossModel.forward
 
     def forward(self: DualLossModel, *arguments: Any, **options: Any) -> Any:
@@ -245,7 +251,7 @@ def shrunken_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DualLossModel, "forward", forward)
 
 
-def test_the_preflight_stops_a_loss_that_is_not_the_objective(
+def test_the_preflight_stops_a_wrong_training_loss(
     corpus: PackedCorpus, tmp_path: Path, shrunken_loss: None
 ) -> None:
     with pytest.raises(UserError, match=r"training loss: codebook 0: 0\.00\d+ nats"):

@@ -1,4 +1,4 @@
-"""Training that goes on from an earlier adapter: from its very weights, or a sentence."""
+"""Training that starts from an earlier adapter: from exactly its weights, or an error message."""
 
 import json
 import shlex
@@ -70,7 +70,7 @@ def training_from(corpus: PackedCorpus, adapter_dir: Path, **settings: Any) -> T
     return training_of(corpus, **given, init_adapter=str(adapter_dir))
 
 
-def test_before_the_first_step_the_weights_are_those_of_the_earlier_adapter(
+def test_training_starts_from_the_weights_of_the_earlier_adapter(
     corpus: PackedCorpus, ancestor: Path
 ) -> None:
     training = training_from(corpus, ancestor, seed=7)
@@ -81,10 +81,10 @@ def test_before_the_first_step_the_weights_are_those_of_the_earlier_adapter(
         assert torch.equal(found[name], tensor), name
 
 
-def test_a_step_moves_each_weight_from_there_by_at_most_the_rate(
+def test_the_first_step_moves_each_weight_by_at_most_the_learning_rate(
     corpus: PackedCorpus, ancestor: Path, tmp_path: Path
 ) -> None:
-    """As the first step of Adam does; a fresh adapter is elsewhere."""
+    """The first step of Adam does this; a fresh adapter would be farther away."""
     train(corpus, tmp_path, **SETTINGS | {"max_steps": 1, "init_adapter": str(ancestor)})
     before, after = weights(ancestor), weights(tmp_path / "adapter")
     moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
@@ -92,7 +92,7 @@ def test_a_step_moves_each_weight_from_there_by_at_most_the_rate(
     assert held_out(tmp_path)[0] == pytest.approx(held_out(ancestor.parent)[-1], rel=1e-6)
 
 
-def test_the_preflight_speaks_of_the_earlier_adapter_and_not_of_the_base(
+def test_the_preflight_names_the_earlier_adapter_instead_of_the_base(
     corpus: PackedCorpus, ancestor: Path, tmp_path: Path
 ) -> None:
     for start, settings in (("base", {}), ("earlier adapter", {"init_adapter": str(ancestor)})):
@@ -119,7 +119,7 @@ def test_run_json_names_the_earlier_adapter(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("processes_as_forks")
-def test_two_processes_start_from_it_too(
+def test_two_processes_also_start_from_the_earlier_adapter(
     corpus: PackedCorpus, ancestor: Path, tmp_path: Path
 ) -> None:
     settings = {"device": "cpu", "tracker": "none", **SETTINGS, "init_adapter": str(ancestor)}
@@ -150,7 +150,7 @@ def other_weights(adapter_dir: Path, copy: Path) -> Path:
     return copy
 
 
-def test_a_checkpoint_of_another_earlier_adapter_is_never_resumed(
+def test_a_checkpoint_based_on_another_earlier_adapter_is_never_resumed(
     corpus: PackedCorpus, ancestor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(_: Path, identity: Any, __: int) -> Any:
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_earlier_adapter_is_never_resumed(
     ],
     ids=str,
 )
-def test_what_differs_is_a_user_error_before_training(
+def test_lora_settings_that_differ_from_the_earlier_adapter_are_user_errors(
     corpus: PackedCorpus, ancestor: Path, lora: dict[str, Any], tokens: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -195,7 +195,7 @@ def test_what_differs_is_a_user_error_before_training(
     assert has_line_with(str(error.value), *tokens)
 
 
-def test_the_zip_of_an_adapter_is_to_be_unpacked(tmp_path: Path) -> None:
+def test_a_zipped_adapter_must_be_unpacked_first(tmp_path: Path) -> None:
     (tmp_path / "ada.zip").touch()
     for name, advice in (("ada.zip", "unpack the ZIP"), ("absent", "name the folder")):
         with pytest.raises(UserError, match=f"{name} has no adapter_model.*; {advice}"):
@@ -203,7 +203,7 @@ def test_the_zip_of_an_adapter_is_to_be_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("folder", "num_files"), [("a/b", 3), ("a/{b", 0), ("a}/b", 0)])
-def test_an_earlier_adapter_is_an_input_unless_it_looks_like_a_wildcard(
+def test_an_earlier_adapter_is_a_rule_input_unless_its_path_has_braces(
     folder: str, num_files: int
 ) -> None:
     config = {"train": {"init_adapter": None}, "experiments": {"a": {"init_adapter": folder}}}
@@ -212,7 +212,7 @@ def test_an_earlier_adapter_is_an_input_unless_it_looks_like_a_wildcard(
     assert all(Path(file).parent == Path(folder) for file in files)
 
 
-def test_an_adapter_of_another_base_is_refused(
+def test_an_adapter_trained_on_another_base_is_refused(
     corpus: PackedCorpus, ancestor: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(ancestor, tmp_path / "adapter"))
@@ -232,7 +232,7 @@ def cut_and_hashed_anew(folder: Path) -> None:
 
 
 def of_more_digits(folder: Path) -> None:
-    """In float64, and other values than float32 has."""
+    """In float64, with values that float32 cannot represent."""
     state = {name: tensor.double() + 1e-12 for name, tensor in weights(folder).items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     edit_result(folder / BASE_FILE)
@@ -283,7 +283,9 @@ def refusal(config: dict[str, Any], results: Path) -> str:
 LORA = {"r": 4, "alpha": 8, "use_rslora": False, "use_dora": False}
 
 
-def test_the_plan_finds_what_is_missing_or_differs(ancestor: Path, tmp_path: Path) -> None:
+def test_planning_finds_missing_and_incompatible_earlier_adapters(
+    ancestor: Path, tmp_path: Path
+) -> None:
     experiments = {
         "fits": {"init_adapter": str(ancestor)},
         "wider": {"init_adapter": str(ancestor), "lora": {"r": 8}},
@@ -296,14 +298,14 @@ def test_the_plan_finds_what_is_missing_or_differs(ancestor: Path, tmp_path: Pat
     assert len(printed.splitlines()) == 3
 
 
-def test_eval_gets_the_folder_of_the_earlier_adapter_as_one_word() -> None:
+def test_the_folder_of_the_earlier_adapter_is_shell_quoted_for_eval() -> None:
     config = config_of({"heir": {"init_adapter": "my 'own' voice"}, "fresh": {}}, LORA)
     words = shlex.split(ancestor_option(config, "heir"))
     assert words == ["--ancestor-dir", "my 'own' voice"]
     assert ancestor_option(config, "fresh") == ""
 
 
-def test_the_plan_lets_an_experiment_start_from_another_but_not_from_itself(
+def test_an_experiment_may_start_from_another_but_not_from_itself(
     tmp_path: Path,
 ) -> None:
     first = {"init_adapter": str(tmp_path / "experiments/first/train/adapter")}

@@ -1,4 +1,4 @@
-"""Compiled layers: when, the same numbers, and compiled code that the next process finds."""
+"""Compiled layers: when they are used, equal results, and code reused by the next process."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def adapted(base: Path, **lora: Any) -> Any:
     return add_lora(model, LoraSettings(**lora), seed=0)
 
 
-def test_auto_compiles_on_a_gpu_what_is_long_enough(tiny_base: Path, on_a_gpu: None) -> None:
+def test_auto_compiles_long_enough_runs_on_a_gpu(tiny_base: Path, on_a_gpu: None) -> None:
     model = adapted(tiny_base)
     assert choose_compilation("auto", model, GPU, HOUR).is_on
     short = choose_compilation("auto", model, GPU, HOUR / 120)
@@ -56,7 +56,7 @@ def test_auto_compiles_on_a_gpu_what_is_long_enough(tiny_base: Path, on_a_gpu: N
     assert "takes about 32 s and saves about 30 s" in short.reason
 
 
-def test_auto_compiles_a_short_run_where_the_code_is_at_hand(
+def test_auto_compiles_a_short_run_if_compiled_code_is_cached(
     tiny_base: Path, on_a_gpu: None, tmp_path: Path
 ) -> None:
     model = adapted(tiny_base)
@@ -65,7 +65,7 @@ def test_auto_compiles_a_short_run_where_the_code_is_at_hand(
     assert choose_compilation("auto", model, GPU, HOUR / 120, tmp_path).is_on
 
 
-def test_auto_names_what_it_cannot_compile(tiny_base: Path, on_a_gpu: None) -> None:
+def test_auto_names_the_layer_it_cannot_compile(tiny_base: Path, on_a_gpu: None) -> None:
     dora = choose_compilation("auto", adapted(tiny_base, use_dora=True), GPU, HOUR)
     assert not dora.is_on
     assert "q_proj" in dora.reason
@@ -81,7 +81,7 @@ def test_the_setting_overrides_what_auto_would_choose(tiny_base: Path, on_a_gpu:
 def test_a_resumed_run_compiles_if_it_did_before_and_still_can(
     tiny_base: Path, on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However little is left of it: compiled layers round differently."""
+    """This holds however few steps remain, since compiled layers round differently."""
     model = adapted(tiny_base)
     assert choose_compilation("auto", model, GPU, 0, kept=True).is_on
     assert not choose_compilation("auto", model, GPU, HOUR, kept=False).is_on
@@ -95,7 +95,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "C compiler" in str(missing_tool())
 
 
-def test_the_users_variable_says_where_compiled_code_is_kept(
+def test_the_cache_folder_variable_of_the_user_wins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, "before")  # restored after the test
@@ -110,7 +110,7 @@ def test_the_users_variable_says_where_compiled_code_is_kept(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_train_compiles_where_it_is_told_to_and_learns_the_same(
+def test_training_with_compile_on_gives_the_same_losses(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,7 +132,7 @@ def test_train_compiles_where_it_is_told_to_and_learns_the_same(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_compiled_layers_serve_the_base_without_its_adapter(
+def test_compiled_layers_are_correct_with_the_adapter_disabled(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace_only(monkeypatch)
@@ -148,7 +148,7 @@ def test_compiled_layers_serve_the_base_without_its_adapter(
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_all_layers_run_the_code_of_one(
+def test_all_layers_share_the_code_compiled_for_one(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced: list[Any] = []
@@ -170,7 +170,7 @@ def test_all_layers_run_the_code_of_one(
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
-def test_compiled_layers_keep_less_for_the_backward_pass(
+def test_compiled_layers_save_less_for_the_backward_pass(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace_only(monkeypatch, "aot_eager_decomp_partition")
@@ -182,7 +182,7 @@ def test_compiled_layers_keep_less_for_the_backward_pass(
 
 
 def bytes_kept(model: DualLossModel, batch: PackedBatch) -> int:
-    """Of what the body's layers keep until the backward pass, weights left out."""
+    """Return the bytes that the layers keep for the backward pass, without weights."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -198,7 +198,7 @@ def bytes_kept(model: DualLossModel, batch: PackedBatch) -> int:
 
 
 @pytest.mark.slow
-def test_compiled_code_gives_the_plain_gradients_and_serves_the_next_process(
+def test_compiled_code_gives_eager_gradients_and_is_reused_by_the_next_process(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     found = [run_compiled(corpus, tmp_path, name) for name in ("first", "second")]
@@ -213,7 +213,7 @@ def test_compiled_code_gives_the_plain_gradients_and_serves_the_next_process(
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiled_layers_of_higgs_tts_3_give_the_plain_gradients(
+def test_compiled_layers_of_higgs_tts_3_give_the_eager_gradients(
     v3_corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace_only(monkeypatch)

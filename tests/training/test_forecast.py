@@ -47,7 +47,7 @@ def estimated(base: Any, **settings: Any) -> tuple[ExperimentEstimate, CardForec
     ("settings", "num_steps", "num_processes"),
     [({"num_epochs": 2}, 250, 1), ({"max_steps": 5}, 5, 1), ({"num_processes": 4}, 250, 4)],
 )
-def test_hours_and_dollars_are_those_of_all_steps_and_processes(
+def test_hours_and_dollars_cover_all_steps_and_processes(
     miniature: Any, settings: dict[str, Any], num_steps: int, num_processes: int
 ) -> None:
     found, card = estimated(miniature, **settings)
@@ -64,7 +64,9 @@ def test_the_last_step_of_an_epoch_may_have_fewer_rows(miniature: Any) -> None:
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])
-def test_the_memory_is_that_of_layers_as_they_will_run(miniature: Any, is_compiled: bool) -> None:
+def test_the_memory_forecast_depends_on_whether_layers_are_compiled(
+    miniature: Any, is_compiled: bool
+) -> None:
     found, card = estimated(miniature, compile=is_compiled)
     assert found.parameters is not None
     train = TrainConfig(rows_per_step=8, compile=is_compiled)
@@ -75,7 +77,7 @@ def test_the_memory_is_that_of_layers_as_they_will_run(miniature: Any, is_compil
 
 @pytest.mark.parametrize("num_processes", [1, 3, 4])
 @pytest.mark.parametrize("rows_at_once", [1, 2, 8])
-def test_the_speed_is_that_of_the_rows_of_one_process(
+def test_the_speed_is_computed_from_the_rows_of_one_process(
     miniature: Any, num_processes: int, rows_at_once: int
 ) -> None:
     settings = {"num_processes": num_processes, "rows_per_micro_batch": rows_at_once}
@@ -88,7 +90,7 @@ def test_the_speed_is_that_of_the_rows_of_one_process(
     assert card.positions_per_second == pytest.approx(expected, rel=0.02)
 
 
-def test_a_card_fits_from_the_gibibyte_on_that_is_needed(tiny_base: Path) -> None:
+def test_a_card_fits_exactly_from_the_required_number_of_gibibytes(tiny_base: Path) -> None:
     """A row of 2048, every layer recomputed: PyTorch can use 95 % of what CUDA leaves."""
     formula = memory_formula(real_shape(tiny_base), TrainConfig(), 10**9, is_compiled=True)
     held = 16 * 10**9 + 64e6 + 0.19e9 + formula.activations(2048, 28)
@@ -99,7 +101,7 @@ def test_a_card_fits_from_the_gibibyte_on_that_is_needed(tiny_base: Path) -> Non
         assert forecast(kind, {True: formula}, train, 2048, 10**6).fits == fits
 
 
-def test_a_plan_is_chosen_for_the_memory_and_the_speed_of_a_card(
+def test_the_plan_depends_on_memory_and_speed_of_the_card(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A card of half an H200's rate, and a model of half the 3B model's work."""
@@ -139,7 +141,7 @@ def test_a_plan_is_chosen_for_the_memory_and_the_speed_of_a_card(
     assert line in card.as_text()
 
 
-def test_the_line_of_a_card_says_what_does_not_fit_and_what_is_recomputed(tiny_base: Path) -> None:
+def test_the_line_for_a_card_states_fit_and_recomputed_layers(tiny_base: Path) -> None:
     formula = memory_formula(real_shape(tiny_base), TrainConfig(), 10**9, is_compiled=True)
     train = TrainConfig(compile=True)
     small, recomputing, large = (
@@ -152,7 +154,7 @@ def test_the_line_of_a_card_says_what_does_not_fit_and_what_is_recomputed(tiny_b
     assert "recomputed" not in large.as_text()
 
 
-def test_what_cannot_be_compiled_is_not_forecast_so() -> None:
+def test_a_run_that_cannot_or_need_not_compile_is_forecast_as_eager() -> None:
     assert will_compile(TrainConfig(), 1e12, 1.0)
     assert not will_compile(TrainConfig(), 1e3, 1.0)  # it would not pay
     for settings in ({"quantization": "4bit"}, {"lora": {"use_dora": True}}):
@@ -163,7 +165,7 @@ def test_what_cannot_be_compiled_is_not_forecast_so() -> None:
         assert will_compile(TrainConfig(compile=is_on), 1e3 if is_on else 1e12, 1.0) == is_on
 
 
-def test_compiling_pays_by_the_positions_of_one_process(
+def test_compiling_must_pay_for_the_positions_of_one_process(
     miniature: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
@@ -177,7 +179,7 @@ def test_compiling_pays_by_the_positions_of_one_process(
     assert asked == [pytest.approx(100 * 8 * 2048 * 0.99 / 4)] * 6  # a card each
 
 
-def test_a_token_trained_on_its_own_is_a_row_of_the_embeddings(miniature: Any) -> None:
+def test_a_trainable_token_adds_one_embedding_row(miniature: Any) -> None:
     plain, more = (
         count_parameters(miniature, TrainConfig.model_validate({"lora": settings}))
         for settings in ({}, {"trainable_tokens": ["<a>", "<b>"]})
@@ -185,7 +187,7 @@ def test_a_token_trained_on_its_own_is_a_row_of_the_embeddings(miniature: Any) -
     assert more.trainable - plain.trainable == 2 * 64
 
 
-def test_the_amount_is_that_of_the_training_split_and_its_references() -> None:
+def test_the_forecast_counts_the_training_split_and_its_references() -> None:
     """Two of ten clips bring a reference; of the eight others, a quarter draws one."""
     splits = {
         "train": Share(num_clips=10, seconds=40.0, hours=40 / 3600),

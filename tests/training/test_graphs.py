@@ -1,4 +1,4 @@
-"""Micro-steps by graphs of few shapes, with a pretended capture; on a GPU with a true one."""
+"""Micro-steps replayed from graphs of few shapes, with a pretended capture."""
 
 import logging
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def test_padded_and_replayed_micro_steps_train_the_same_adapter(
 
 
 @pytest.mark.parametrize(("failing", "expected"), [(0, [True, False]), (1, [True])])
-def test_a_capture_that_fails_leaves_plain_micro_steps_and_a_warning(
+def test_a_failed_capture_falls_back_to_eager_micro_steps_with_a_warning(
     corpus: PackedCorpus,
     tmp_path: Path,
     pretend: Callable[[PretendedCapture], None],
@@ -82,7 +82,7 @@ def test_a_capture_that_fails_leaves_plain_micro_steps_and_a_warning(
     failing: int,
     expected: list[bool],
 ) -> None:
-    """The first capture is the check's; the second one comes while training."""
+    """The first capture belongs to the check; the second one happens during training."""
     train(corpus, tmp_path / "plain", **EXACT)
     pretend(PretendedCapture(failing))
     logging.getLogger("higgs_pipe").propagate = True
@@ -94,10 +94,10 @@ def test_a_capture_that_fails_leaves_plain_micro_steps_and_a_warning(
     assert_close(tmp_path / "failed", tmp_path / "plain")
 
 
-def test_after_a_failed_capture_no_other_is_tried(
+def test_no_capture_is_retried_after_a_failed_one(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also not by the smaller plan after memory ran out: the allocator may be unfit for it."""
+    """Not even for the smaller plan after memory ran out: the allocator may be in a bad state."""
     capture = PretendedCapture(failing=1)
     pretend_to_capture(monkeypatch, capture)
     run_out_of_memory_once(monkeypatch, step=5)
@@ -107,7 +107,7 @@ def test_after_a_failed_capture_no_other_is_tried(
 
 
 @pytest.mark.parametrize("fault", ["old inputs", "old bounds", "no gradient"])
-def test_a_graph_that_computes_something_else_is_not_used(
+def test_a_graph_that_computes_a_different_result_is_not_used(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,7 +135,7 @@ def test_a_graph_that_computes_something_else_is_not_used(
     assert is_padded(metrics) == [True, False]
 
 
-def test_a_graph_for_which_memory_does_not_suffice_is_not_used(
+def test_a_graph_that_exceeds_memory_is_not_used(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -159,7 +159,7 @@ def test_a_graph_for_which_memory_does_not_suffice_is_not_used(
     assert "memory does not suffice for a graph" in caplog.text
 
 
-def test_no_more_graphs_are_kept_than_are_allowed(
+def test_the_number_of_captured_graphs_is_limited(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,7 +181,7 @@ def test_no_more_graphs_are_kept_than_are_allowed(
         (3, 790e12, 1, False),  # which do not fit
     ],
 )
-def test_auto_replays_small_micro_batches_of_one_process(
+def test_auto_uses_graphs_for_small_micro_batches_of_one_process(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -208,7 +208,7 @@ def test_auto_replays_small_micro_batches_of_one_process(
 
 
 @pytest.mark.parametrize(("setting", "num_processes"), [("auto", 1), ("auto", 2), (True, 2)])
-def test_a_run_that_goes_on_with_more_processes_chooses_anew(
+def test_a_run_resumed_with_more_processes_decides_on_graphs_again(
     setting: Any, num_processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planner, "card_of", lambda _: None)
@@ -224,7 +224,7 @@ def test_a_run_that_goes_on_with_more_processes_chooses_anew(
     assert followed == [setting is True or num_processes == 1]
 
 
-def test_more_rows_at_once_than_a_step_has_are_padded_as_a_step(
+def test_rows_per_micro_batch_beyond_a_step_is_capped_at_the_step(
     corpus: PackedCorpus, tmp_path: Path, pretend: Callable[[PretendedCapture], None]
 ) -> None:
     pretend(PretendedCapture())

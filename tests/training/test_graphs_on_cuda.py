@@ -1,4 +1,4 @@
-"""Micro-steps captured and replayed as true CUDA graphs."""
+"""Micro-steps captured and replayed as real CUDA graphs."""
 
 import logging
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def micro_steps(corpus: PackedCorpus) -> MicroSteps:
     return MicroSteps(plain, state, batches, label_weights(batches[0].label_counts()).to(GPU))
 
 
-def test_replays_give_what_plain_micro_steps_give_from_update_to_update(
+def test_replayed_micro_steps_match_eager_ones_across_updates(
     micro_steps: MicroSteps,
 ) -> None:
     replayed = Graphs(micro_steps.plain, make_capture(), GPU)
@@ -95,7 +95,7 @@ def test_replays_give_what_plain_micro_steps_give_from_update_to_update(
     assert 2 <= len(replayed.graphs) <= graphs.MAX_GRAPHS
 
 
-def test_graphs_of_several_shapes_share_the_memory_of_one(micro_steps: MicroSteps) -> None:
+def test_graphs_of_several_shapes_share_one_memory_pool(micro_steps: MicroSteps) -> None:
     replayed = Graphs(micro_steps.plain, make_capture(), GPU)
     reserved: list[int] = []
     for batch in micro_steps.batches:
@@ -109,7 +109,7 @@ def test_graphs_of_several_shapes_share_the_memory_of_one(micro_steps: MicroStep
     assert reserved[-1] - reserved[0] <= of_own_pools / 2
 
 
-def test_a_step_that_cannot_be_captured_is_computed_plainly(
+def test_a_step_that_cannot_be_captured_runs_eagerly(
     micro_steps: MicroSteps,
 ) -> None:
     def waiting(batch: PackedBatch, weights: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def test_a_step_that_cannot_be_captured_is_computed_plainly(
 
 
 def test_another_thread_may_pin_memory_during_a_capture(micro_steps: MicroSteps) -> None:
-    """As the one that builds the next step's input does."""
+    """The thread that builds the next step's input does this."""
 
     def beside_a_thread(batch: PackedBatch, weights: Tensor) -> Tensor:
         loss = micro_steps.plain(batch, weights)
@@ -156,7 +156,7 @@ def test_another_thread_may_pin_memory_during_a_capture(micro_steps: MicroSteps)
     ],
 )
 @pytest.mark.parametrize("is_short", [False, True])
-def test_a_training_by_graphs_has_the_losses_of_one_without(
+def test_training_with_graphs_matches_the_losses_of_one_without(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -52,7 +52,7 @@ def counted(model: Any, row: PackedRow) -> dict[str, tuple[list[int], list[int]]
 
 @torch.no_grad()
 @pytest.mark.parametrize("rows_per_batch", [1, 2, 3])
-def test_every_sample_has_its_labels_and_right_predictions(
+def test_every_sample_has_its_label_count_and_correct_predictions(
     corpus: PackedCorpus, rows_per_batch: int
 ) -> None:
     """Five rows: the last batch of two or three is not full."""

@@ -1,4 +1,4 @@
-"""How a launch ends: which sentence comes last, and with which exit code."""
+"""How a launch ends: its last message and exit code."""
 
 import json
 import os
@@ -37,19 +37,19 @@ def failure(tmp_path: Path) -> Any:
     return make
 
 
-def test_what_the_first_process_has_said_is_not_said_again(failure: Any) -> None:
+def test_a_message_of_the_first_process_is_not_repeated(failure: Any) -> None:
     nan = [failure(rank, 2, "loss is nan") for rank in (0, 1)]
     assert cause(dict(enumerate(nan))) == ("", 2)
     assert cause({1: nan[1]}) == ("", 2)
 
 
-def test_the_sentence_of_another_process_comes_last(failure: Any) -> None:
+def test_the_cause_from_another_process_is_shown(failure: Any) -> None:
     lost = failure(0, 2, "another process ended", kind="LostProcessError")
     full = failure(1, 2, "the disk is full")
     assert cause({0: lost, 1: full}) == ("the disk is full", 2)
 
 
-def test_a_killed_process_is_named_rather_than_those_that_miss_it(failure: Any) -> None:
+def test_a_killed_process_is_named_rather_than_those_waiting_for_it(failure: Any) -> None:
     lost = failure(0, 2, "another process ended", kind="LostProcessError")
     sentence, exit_code = cause({0: lost, 1: failure(1, -9)})
     assert "SIGKILL" in sentence
@@ -57,18 +57,18 @@ def test_a_killed_process_is_named_rather_than_those_that_miss_it(failure: Any) 
     assert exit_code == 128 + 9
 
 
-def test_a_process_that_hung_is_not_taken_for_one_that_was_killed(failure: Any) -> None:
-    """Torchrun kills it in the end; the one that waited for it knows more."""
+def test_a_hung_process_is_not_reported_as_killed(failure: Any) -> None:
+    """Torchrun kills the hung process in the end; the one that waited for it knows the cause."""
     silent = failure(1, 2, "no answer for 10 s", kind="SilentProcessError")
     assert cause({0: failure(0, -9), 1: silent}) == ("no answer for 10 s", 2)
 
 
-def test_a_bug_has_its_traceback_and_a_stop_its_own_line(failure: Any) -> None:
+def test_bugs_and_signals_keep_their_exit_code_without_another_message(failure: Any) -> None:
     assert cause({1: failure(1, 1)}) == ("", 1)
     assert cause({0: failure(0, 143), 1: failure(1, 143)}) == ("", 143)
 
 
-def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+def test_a_signal_received_twice_at_once_counts_once() -> None:
     """As from Slurm, and passed on by the launcher."""
     with caught_signals() as caught:
         signal.raise_signal(signal.SIGTERM)
@@ -76,7 +76,7 @@ def test_a_signal_that_comes_twice_at_once_is_one() -> None:
     assert caught == [signal.SIGTERM, signal.SIGTERM]
 
 
-def test_signals_are_as_before_after_training_and_nohup_keeps_its_own() -> None:
+def test_signal_handlers_are_restored_and_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         for handler in (signal.SIG_IGN, signal.SIG_DFL):
@@ -99,7 +99,7 @@ def test_signals_are_as_before_after_training_and_nohup_keeps_its_own() -> None:
         (2, "shapes differ", RuntimeError),
     ],
 )
-def test_a_failed_exchange_says_whether_the_other_process_is_gone_or_silent(
+def test_a_failed_collective_tells_a_lost_process_from_a_silent_one(
     num_processes: int, message: str, kind: type[Exception]
 ) -> None:
     accelerator: Any = SimpleNamespace(num_processes=num_processes)
@@ -109,7 +109,7 @@ def test_a_failed_exchange_says_whether_the_other_process_is_gone_or_silent(
     assert ("7.5 s" in str(raised.value)) == (kind is SilentProcessError)
 
 
-def test_a_signal_that_comes_again_later_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_later_on_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("higgs_pipe.training.processes.SAME_SIGNAL_SECONDS", -1.0)
     # A shell starts what runs in its background with SIGINT ignored, and so may these tests.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -132,7 +132,7 @@ def test_a_launch_that_shards_the_model_is_refused(
         make_accelerator(TrainConfig(), tmp_path)
 
 
-def test_mixed_precision_is_refused_in_favour_of_the_dtype(
+def test_mixed_precision_is_refused_in_favour_of_train_dtype(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -149,7 +149,7 @@ def test_a_tracker_that_is_not_installed_is_a_user_error(
         make_accelerator(TrainConfig(tracker=tracker), tmp_path)
 
 
-def test_a_port_that_is_taken_is_named_before_anything_starts(
+def test_a_port_in_use_is_named_before_anything_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.environ", dict(os.environ))  # the launcher marks its own

@@ -1,4 +1,4 @@
-"""The lock of a training's folder: what the main process cannot do ends every process."""
+"""The lock of a training folder: if the main process cannot acquire it, every process ends."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def in_place_of_a_folder(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("broken", [without_flock, in_place_of_a_folder])
-def test_a_lock_that_cannot_be_taken_ends_every_process_with_the_reason(
+def test_a_lock_that_cannot_be_acquired_ends_every_process_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[..., None]
 ) -> None:
     sent: list[str] = []

@@ -1,4 +1,4 @@
-"""Settings of the adapter through the train stage, by what is in the file that it writes."""
+"""Adapter settings, tested by the file that the train stage writes."""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,7 @@ def written(corpus: PackedCorpus, output: Path, **lora: Any) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
-def test_the_adapter_starts_as_peft_does_by_that_name(
-    corpus: PackedCorpus, tmp_path: Path, init: Any
-) -> None:
+def test_each_init_method_matches_peft(corpus: PackedCorpus, tmp_path: Path, init: Any) -> None:
     found = written(corpus, tmp_path, init=init, r=4, target_modules="attention")
     base = HiggsAudioV2ForConditionalGeneration.from_pretrained(corpus.base, use_text_head=True)
     config = LoraConfig(
@@ -48,7 +46,7 @@ def test_the_adapter_starts_as_peft_does_by_that_name(
     ],
     ids=str,
 )
-def test_what_is_trained_is_in_the_file(
+def test_the_adapter_file_holds_every_trained_tensor(
     corpus: PackedCorpus, tmp_path: Path, lora: dict[str, Any], part: str, shape: tuple[int, ...]
 ) -> None:
     found = written(corpus, tmp_path, **lora)

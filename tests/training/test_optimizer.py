@@ -14,7 +14,7 @@ from higgs_pipe.training.optimizer import make_optimizer, make_schedule
 
 
 def rates(**settings: object) -> list[float]:
-    """The learning rate of ten steps, two of them warmup unless told, of a peak of 1."""
+    """Return the learning rates of ten steps with peak 1, by default with two warmup steps."""
     train = TrainConfig(learning_rate=1.0, **{"warmup_fraction": 0.2} | settings)
     optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], train, torch.device("cpu"))
     schedule = make_schedule(optimizer, train, num_steps=10)
@@ -26,7 +26,7 @@ def rates(**settings: object) -> list[float]:
     return found
 
 
-def test_the_rate_rises_over_the_warmup_and_falls_as_the_schedule_says() -> None:
+def test_the_learning_rate_warms_up_and_then_follows_the_schedule() -> None:
     eighths = [1 - n / 8 for n in range(8)]
     assert rates(schedule="linear") == pytest.approx([0, 0.5, *eighths])
     assert rates(schedule="constant") == [0, 0.5, *[1] * 8]
@@ -55,7 +55,7 @@ def test_8_bit_adamw_without_bitsandbytes_names_what_to_install() -> None:
         make_optimizer([], TrainConfig(optimizer="adamw_8bit"), torch.device("cuda"))
 
 
-def test_8_bit_adamw_gets_rate_and_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_8_bit_adamw_gets_learning_rate_and_weight_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     optim = ModuleType("bitsandbytes.optim")
     optim.AdamW8bit = lambda parameters, **settings: settings  # type: ignore[attr-defined]
     package = ModuleType("bitsandbytes")

@@ -1,4 +1,4 @@
-"""The plan of a run: true to what was measured, by pretended cards, and repaired when it fails."""
+"""The plan of a run: close to measurements, chosen for pretended cards, and reduced on failure."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ MEASURED = [
 BASE_GB = 11.7
 
 
-def test_a_row_that_does_not_fit_while_compiling_is_a_user_error(
+def test_running_out_of_memory_while_compiling_is_a_user_error(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_out(*_: object) -> bool:
@@ -61,14 +61,14 @@ def test_a_row_that_does_not_fit_while_compiling_is_a_user_error(
 
 @pytest.fixture(scope="module")
 def formulas(tiny_base: Path) -> dict[bool, MemoryFormula]:
-    """Of the published 3B model, not compiled and compiled."""
+    """Formulas of the published 3B model, eager and compiled."""
     shape, settings = real_shape(tiny_base), TrainConfig()
     num_trained = count_parameters(shape, settings).trainable
     return {c: memory_formula(shape, settings, num_trained, c) for c in (False, True)}
 
 
 @pytest.mark.parametrize(("is_compiled", "recomputed", "positions", "peak_gb", "rate"), MEASURED)
-def test_memory_and_time_are_within_15_percent_of_what_was_measured(
+def test_memory_and_time_are_within_15_percent_of_measurements(
     formulas: dict[bool, MemoryFormula],
     is_compiled: bool,
     recomputed: int,
@@ -87,10 +87,10 @@ def test_memory_and_time_are_within_15_percent_of_what_was_measured(
 
 
 @pytest.mark.parametrize(("is_compiled", "rate"), [(False, 22_900), (True, 29_900)])
-def test_the_time_of_a_graph_is_within_15_percent_of_what_was_measured(
+def test_the_time_of_a_graph_is_within_15_percent_of_measurements(
     formulas: dict[bool, MemoryFormula], is_compiled: bool, rate: float
 ) -> None:
-    """Of a captured row; without compiled layers it had no dropout."""
+    """Measured on a captured row; the eager one had no dropout."""
     formula = formulas[is_compiled]
     seconds = micro_step_seconds(formula, 2048, 0, is_compiled, is_graphed=True)
     assert 2048 / seconds == pytest.approx(rate, rel=0.15)
@@ -104,7 +104,7 @@ def test_the_time_of_a_graph_is_within_15_percent_of_what_was_measured(
         (True, {16: (1, 3), 24: (2, 0), 40: (4, 0), 48: (4, 0), 80: (8, 0), 141: (8, 0)}),
     ],
 )
-def test_each_card_gets_the_plan_that_suits_it(
+def test_each_card_gets_a_plan_that_fits_its_memory(
     formulas: dict[bool, MemoryFormula], compiled: bool, expected: dict[int, tuple[int, int]]
 ) -> None:
     settings = TrainConfig(compile=compiled)
@@ -118,7 +118,7 @@ def test_each_card_gets_the_plan_that_suits_it(
     ("measured", "factor", "fits"),
     [(1.25, 1.25, True), (0.1, 0.5, False)],  # 0.5 at least
 )
-def test_the_worst_card_and_probe_decide_the_plan(
+def test_the_weakest_card_and_the_highest_peak_decide_the_plan(
     formulas: dict[bool, MemoryFormula],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -126,7 +126,7 @@ def test_the_worst_card_and_probe_decide_the_plan(
     factor: float,
     fits: bool,
 ) -> None:
-    """Of two processes, the other one has less memory, a slower card and a higher peak.
+    """The other of two processes has less memory, a slower card and a higher peak.
 
     The probe is the longest row, and a plan that may not fit is warned of.
     """
@@ -176,7 +176,7 @@ def test_the_worst_card_and_probe_decide_the_plan(
         (True, 2, "no GPU", 9.0, True),
     ],
 )
-def test_graphs_are_replayed_where_they_pay_or_as_the_config_says(
+def test_graphs_are_used_where_they_pay_or_as_configured(
     monkeypatch: pytest.MonkeyPatch,
     setting: Any,
     num_processes: int,
@@ -223,7 +223,7 @@ def test_a_graph_is_checked_on_the_longest_rows_with_their_own_weights(
     assert weights == (4, one.settings.loss_weights, False)
 
 
-def test_compiling_must_pay_in_the_steps_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_must_pay_off_within_the_remaining_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def compile_where_it_pays(*given: Any) -> bool:
@@ -245,7 +245,7 @@ def test_compiling_must_pay_in_the_steps_that_are_left(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("num_bytes", [80e9, 1e6])  # enough, and not enough for a row
 @pytest.mark.parametrize(("num_processes", "rows"), [(1, 16), (4, 4)])
-def test_no_more_rows_are_planned_than_a_process_has_in_a_step(
+def test_a_micro_batch_is_at_most_the_rows_of_a_process_per_step(
     formulas: dict[bool, MemoryFormula], num_bytes: float, num_processes: int, rows: int
 ) -> None:
     settings = TrainConfig(rows_per_step=16, rows_per_micro_batch=64)
@@ -255,7 +255,7 @@ def test_no_more_rows_are_planned_than_a_process_has_in_a_step(
 
 
 @pytest.mark.parametrize(("share", "is_whole"), [(1.0, False), (1.0201, True)])
-def test_graphs_need_the_memory_twice_and_that_of_their_padding(
+def test_graphs_need_twice_the_activation_memory_plus_padding(
     formulas: dict[bool, MemoryFormula], share: float, is_whole: bool
 ) -> None:
     """Padding adds 2 % of the positions."""
@@ -265,7 +265,7 @@ def test_graphs_need_the_memory_twice_and_that_of_their_padding(
     assert (choice.plan.recomputed_layers == 0) == is_whole
 
 
-def test_the_host_takes_half_the_time_for_half_the_layers(
+def test_host_time_is_proportional_to_the_number_of_layers(
     formulas: dict[bool, MemoryFormula],
 ) -> None:
     half = replace(formulas[False], num_layers=14)
@@ -273,14 +273,14 @@ def test_the_host_takes_half_the_time_for_half_the_layers(
     assert shorter == pytest.approx(whole / 2)
 
 
-def test_of_short_rows_at_most_64_are_taken_at_once(formulas: dict[bool, MemoryFormula]) -> None:
+def test_a_micro_batch_has_at_most_64_short_rows(formulas: dict[bool, MemoryFormula]) -> None:
     """The host sets the time of a micro-step: 64 rows at once, or 63, make 16 of 1,000 rows."""
     settings = TrainConfig(rows_per_step=1000)
     assert choose_plan(formulas[True], settings, 1e15, 16, True).plan.rows_per_micro_batch == 63
 
 
 @pytest.mark.parametrize(("layers", "fits"), [(4, False), (10, True), (12, True), (True, True)])
-def test_layers_of_the_config_have_to_be_enough(
+def test_a_configured_number_of_layers_must_be_enough_to_fit(
     formulas: dict[bool, MemoryFormula], layers: int | bool, fits: bool
 ) -> None:
     num_bytes = formulas[True].activations(2048, 10)  # for a row, of which ten are recomputed
@@ -291,7 +291,7 @@ def test_layers_of_the_config_have_to_be_enough(
 
 
 @pytest.mark.parametrize(("layers", "expected"), [("auto", 0), (False, 0), (True, 5), (2, 2)])
-def test_layers_are_recomputed_on_a_cpu_if_the_config_says_so(layers: Any, expected: int) -> None:
+def test_on_a_cpu_layers_are_recomputed_only_if_configured(layers: Any, expected: int) -> None:
     for is_padded in (False, True):
         settings = TrainConfig(gradient_checkpointing=layers, cuda_graphs=is_padded or "auto")
         plan = plan_without_card(settings, num_layers=5, is_compiled=False)
@@ -300,7 +300,7 @@ def test_layers_are_recomputed_on_a_cpu_if_the_config_says_so(layers: Any, expec
 
 
 @pytest.mark.parametrize("layers", ["auto", 1])
-def test_out_of_memory_recomputes_more_layers_only_where_the_config_leaves_it(layers: Any) -> None:
+def test_out_of_memory_recomputes_more_layers_only_under_auto(layers: Any) -> None:
     noted: list[Any] = []
     short: Any = planner.Planner(
         model=SimpleNamespace(num_layers=2, recomputed_layers=1),  # type: ignore[arg-type]
@@ -331,7 +331,7 @@ def plan_lines(metrics: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
         (4e9, {"rows_per_micro_batch": 2, "gradient_checkpointing": 1}, (0, 2, 1)),
     ],
 )
-def test_train_plans_by_the_memory_of_its_card(
+def test_training_plans_by_the_memory_of_its_card(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -345,7 +345,7 @@ def test_train_plans_by_the_memory_of_its_card(
     assert plan_lines(metrics) == [expected]
 
 
-def test_a_row_that_never_fits_is_an_error_that_says_what_to_set(
+def test_a_row_that_never_fits_is_an_error_that_names_the_setting(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = PretendedCard(4e9, peak=None)
@@ -381,7 +381,7 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_a_step_out_of_memory_is_repeated_in_halves_with_the_same_result(
+def test_a_step_out_of_memory_is_retried_in_halves_with_the_same_result(
     corpus: PackedCorpus,
     is_padded: bool,
     tmp_path: Path,
@@ -401,7 +401,7 @@ def test_a_step_out_of_memory_is_repeated_in_halves_with_the_same_result(
         assert (tensor - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
 
 
-def test_one_row_out_of_memory_recomputes_and_then_stops(
+def test_one_row_out_of_memory_recomputes_layers_and_then_stops(
     corpus: PackedCorpus, tmp_path: Path, out_of_memory_above: Callable[[int], None]
 ) -> None:
     out_of_memory_above(10)
@@ -412,7 +412,7 @@ def test_one_row_out_of_memory_recomputes_and_then_stops(
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_a_run_that_resumes_keeps_its_plan(
+def test_a_resumed_run_keeps_its_plan(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_padded: bool
 ) -> None:
     settings: dict[str, Any] = {"rows_per_step": 3, "max_steps": 4, "save_steps": 2}
@@ -450,13 +450,13 @@ def test_a_run_that_resumes_keeps_its_plan(
     assert all(torch.equal(t, whole_adapter[n]) for n, t in adapter(tmp_path / "cut").items())
 
 
-def test_a_halved_plan_goes_down_to_one_row() -> None:
+def test_a_plan_is_halved_down_to_one_row() -> None:
     assert Plan(5, 0, False).halved() == Plan(2, 0, False)
     assert Plan(1, 0, False).halved() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_on_cuda_the_plan_of_the_miniature_takes_all_rows(
+def test_on_cuda_the_plan_for_the_miniature_recomputes_nothing(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     metrics = train(corpus, tmp_path, device="cuda", rows_per_step=3, max_steps=1)
@@ -466,13 +466,13 @@ def test_on_cuda_the_plan_of_the_miniature_takes_all_rows(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_on_cuda_a_probe_measures_memory_and_survives_a_lack_of_it() -> None:
+def test_on_cuda_a_probe_measures_memory_and_survives_running_out() -> None:
     card: Any = card_of(torch.device("cuda", 0))
     needed = card.peak_bytes(lambda: torch.empty(10**8, dtype=torch.uint8, device="cuda"))
     assert needed == pytest.approx(1e8, rel=0.05)
     assert card.peak_bytes(lambda: torch.empty(10**13, dtype=torch.uint8, device="cuda")) is None
 
 
-def test_a_process_takes_the_larger_share_of_a_step_that_does_not_divide() -> None:
+def test_rows_per_process_are_rounded_up() -> None:
     five = TrainConfig(rows_per_step=5)
     assert [rows_of_process(five, n) for n in (1, 2, 3, 5, 8)] == [5, 3, 2, 1, 1]

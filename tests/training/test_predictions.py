@@ -9,8 +9,8 @@ from higgs_pipe.higgs.loss import Predictions
 from higgs_pipe.training.predictions import describe_predictions
 
 
-def test_predictions_stand_beside_the_labels_that_they_are_for(corpus: PackedCorpus) -> None:
-    """Each prediction is its own place: text 0, 1, ...; codebook k at place m is 10 m + k."""
+def test_predictions_are_logged_next_to_their_labels(corpus: PackedCorpus) -> None:
+    """Predictions encode their positions: text 0, 1, ...; codebook k at position m is 10 m + k."""
     row = PackedRows(corpus.train_rows)[0]
     batch = collate([row], AutoConfig.from_pretrained(corpus.base))
     num_text, (num_frames, num_codebooks) = len(batch.text.values), batch.audio.values.shape

@@ -1,4 +1,4 @@
-"""Pre-flight: each check passes on sound data and a sound model, and fires on a broken one."""
+"""The preflight: each check passes on sound data and models and fails on broken ones."""
 
 import itertools
 import json
@@ -85,7 +85,7 @@ def statuses(result: dict[str, Any]) -> dict[str, str]:
     return {check["name"]: check["status"] for check in result["checks"]}
 
 
-def test_a_sound_start_passes_and_a_random_base_gives_no_evidence(
+def test_a_sound_setup_passes_and_a_random_base_gives_no_evidence(
     model: DualLossModel, corpus: PackedCorpus, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "higgs_pipe"):
@@ -107,14 +107,14 @@ def test_a_base_that_knows_the_clips_passes_every_check(
         assert all(loss < 1 if offset == "1" else loss > 5 for loss in losses)
 
 
-def test_rows_from_all_over_a_table_are_checked() -> None:
+def test_checked_rows_are_spread_over_the_whole_table() -> None:
     assert preflight._spread(3) == [0, 1, 2]
     found = preflight._spread(1000)
     assert (found[0], found[-1], len(found)) == (0, 999, 64)
 
 
 def test_the_labels_are_counted(model: DualLossModel, corpus: PackedCorpus) -> None:
-    """Three text labels and, in each of 8 codebooks, one EOS a clip; 14 clips."""
+    """14 clips, each with three text labels and one EOS in each of 8 codebooks."""
     rows = [
         table[i]
         for table in map(PackedRows, (corpus.train_rows, corpus.eval_rows))
@@ -184,7 +184,7 @@ def test_labels_that_are_wrong_are_named_with_their_clip(
     assert check.found.startswith(f"{sample.sample_ids[0]}: {message}")
 
 
-def test_a_target_with_fewer_frames_than_any_recording_has_is_named(
+def test_a_target_with_too_few_frames_for_a_recording_is_named(
     sample: PackedRow, model: DualLossModel
 ) -> None:
     config = model.shape
@@ -200,7 +200,7 @@ def test_a_target_with_fewer_frames_than_any_recording_has_is_named(
     assert "1 frames in a target" in check.found
 
 
-def test_a_frame_moved_to_the_next_sample_is_found_though_totals_agree(
+def test_a_frame_moved_to_the_next_sample_is_found_although_totals_agree(
     corpus: PackedCorpus, model: DualLossModel
 ) -> None:
     row, config = PackedRows(corpus.train_rows)[0], model.shape
@@ -242,7 +242,7 @@ def test_ids_of_another_vocabulary_are_refused(
     assert "packed for another base_model" in check.found
 
 
-def test_rows_of_another_number_of_codebooks_are_refused(
+def test_rows_with_another_number_of_codebooks_are_refused(
     sample: PackedRow, model: DualLossModel
 ) -> None:
     fewer = replace(sample, audio_input_ids=sample.audio_input_ids[:, :7])
@@ -251,7 +251,7 @@ def test_rows_of_another_number_of_codebooks_are_refused(
     assert check.found.startswith(f"row of {sample.sample_ids[0]}: 7 codebooks")
 
 
-def test_a_turn_too_short_for_any_recording_is_named(
+def test_an_audio_turn_too_short_for_a_recording_is_named(
     sample: PackedRow, model: DualLossModel
 ) -> None:
     """The last turn has the delayed frames of a recording without any code."""
@@ -275,7 +275,7 @@ def test_a_parameter_on_another_device_is_named(sample: PackedRow, model: DualLo
     assert "1 parameters are not on cpu, such as model.norm.weight" in check.found
 
 
-def test_lora_tensors_of_two_types_are_refused(sample: PackedRow, model: DualLossModel) -> None:
+def test_lora_tensors_of_two_dtypes_are_refused(sample: PackedRow, model: DualLossModel) -> None:
     batch = collate([sample], model.shape)
     layer = model.native.model.layers[0].self_attn.q_proj
     layer.lora_A.to(torch.bfloat16)
@@ -284,7 +284,7 @@ def test_lora_tensors_of_two_types_are_refused(sample: PackedRow, model: DualLos
     assert "LoRA tensors are torch.bfloat16 and torch.float32" in check.found
 
 
-def test_a_cpu_batch_for_a_model_of_two_types_is_refused(
+def test_a_batch_on_another_device_and_mixed_embedding_dtypes_are_refused(
     sample: PackedRow, model: DualLossModel
 ) -> None:
     batch, cpu = collate([sample], model.shape), torch.device("cpu")
@@ -321,7 +321,7 @@ def test_the_backbone_gets_the_batch_and_nothing_else(
     assert message is None or message in check.found
 
 
-def test_the_native_models_own_forward_may_not_run(
+def test_the_native_forward_must_not_run(
     model: DualLossModel, sample: PackedRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, sound = collate([sample], model.shape), model.forward
@@ -347,7 +347,7 @@ def held_out_batch(model: DualLossModel, corpus: PackedCorpus, label_shift: int)
 @pytest.mark.parametrize(
     ("label_shift", "best_offset"), [(0, 1), (1, 2), (-1, 0)], ids=["sound", "late", "early"]
 )
-def test_labels_shifted_by_a_frame_are_found_by_a_base_that_knows(
+def test_a_base_that_knows_the_clips_reveals_labels_shifted_by_a_frame(
     knowing: DualLossModel, corpus: PackedCorpus, label_shift: int, best_offset: int
 ) -> None:
     batch = held_out_batch(knowing.eval(), corpus, label_shift)
@@ -384,7 +384,7 @@ def test_codes_of_another_codec_give_no_evidence(
 
 
 def losses_at(*means: float) -> np.ndarray:
-    """(3, M, 1): a loss an offset, with some noise."""
+    """(3, M, 1): one loss per offset, with some noise."""
     noise = np.random.default_rng(0).normal(0, 0.1, (3, 400, 1))
     return np.array(means)[:, None, None] + noise
 
@@ -400,7 +400,9 @@ def losses_at(*means: float) -> np.ndarray:
         ((0.5, 4.0, 6.0), 0.9, "no evidence"),  # nine in ten codes do repeat
     ],
 )
-def test_the_verdict_on_the_offset(means: Any, share_repeated: float, status: str) -> None:
+def test_the_offset_verdict_depends_on_losses_and_repeated_codes(
+    means: Any, share_repeated: float, status: str
+) -> None:
     repeated = (np.arange(400)[:, None] < share_repeated * 400).astype(float)
     assert offset_checks.check_offsets(losses_at(*means), repeated, 1026).status == status
 
@@ -410,7 +412,7 @@ def test_a_single_label_is_no_evidence_of_the_offset() -> None:
     assert offset_checks.check_offsets(losses, np.zeros((1, 1)), 1026).status == "no evidence"
 
 
-def test_one_codebook_at_another_delay_fails_by_its_name() -> None:
+def test_a_codebook_with_another_delay_fails_and_is_named() -> None:
     right, late = losses_at(6, 4, 6), losses_at(6, 6, 4)
     losses = np.concatenate([right, right, late], axis=2)
     check = offset_checks.check_offsets(losses, np.zeros(losses.shape[1:]), 1026)
@@ -418,7 +420,7 @@ def test_one_codebook_at_another_delay_fails_by_its_name() -> None:
     assert "(codebook 2: 3.996 at offset 2, 5.998 at 1;" in check.found
 
 
-def test_codes_repeat_within_a_clip_and_not_across(
+def test_repeated_codes_are_found_within_clips_only(
     model: DualLossModel, corpus: PackedCorpus
 ) -> None:
     batch = held_out_batch(model, corpus, 0)
@@ -432,8 +434,8 @@ def test_codes_repeat_within_a_clip_and_not_across(
                 assert repeated[i, k] == (code == batch.audio.values[i + 1, k].item())
 
 
-def test_a_loss_that_is_not_shifted_is_found(model: DualLossModel, corpus: PackedCorpus) -> None:
-    """The mistake of a trainer that asks each position for what it reads."""
+def test_an_unshifted_loss_is_found(model: DualLossModel, corpus: PackedCorpus) -> None:
+    """This is the mistake of predicting each label from its own position."""
     batch = held_out_batch(model.eval(), corpus, 0)
     seen = preflight_model.seen_in_forward(model, batch)
     losses = offset_checks.audio_losses_by_offset(model.native, seen.hidden, batch)
@@ -458,7 +460,7 @@ def test_a_frozen_lora_group_is_named(model: DualLossModel, sample: PackedRow) -
     )
 
 
-def test_gradients_missing_everywhere_are_one_message(
+def test_gradients_missing_everywhere_give_one_message(
     model: DualLossModel, sample: PackedRow
 ) -> None:
     for name, parameter in model.named_parameters():
@@ -481,7 +483,7 @@ def test_gradients_missing_everywhere_are_one_message(
     ids=["attention", "dora", "pissa", "in full", "tokens"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_kind_of_adapter_passes(
+def test_the_preflight_passes_for_every_kind_of_adapter(
     tiny_base: Path, corpus: PackedCorpus, lora: dict[str, Any], dtype: Any
 ) -> None:
     base = Pretrained("base_model", str(tiny_base))
@@ -492,7 +494,7 @@ def test_every_kind_of_adapter_passes(
     assert ("audio FFN" in gradients) == (lora.get("target_modules") is None)
 
 
-def test_one_layer_cut_off_from_the_loss_is_named(model: DualLossModel, sample: PackedRow) -> None:
+def test_a_layer_detached_from_the_loss_is_named(model: DualLossModel, sample: PackedRow) -> None:
     """The attention of one layer of two."""
     model.native.model.layers[1].self_attn.o_proj.register_forward_hook(
         lambda module, args, output: output.detach()
@@ -504,7 +506,7 @@ def test_one_layer_cut_off_from_the_loss_is_named(model: DualLossModel, sample: 
         assert f"attention {projection} (1 layers, such as {layer})" in check.found
 
 
-def test_a_base_that_prefers_another_samples_text_asks_for_the_transcripts(
+def test_a_base_that_prefers_swapped_texts_says_to_check_the_transcripts(
     knowing: DualLossModel, corpus: PackedCorpus
 ) -> None:
     """Two held-out clips have each other's text."""
@@ -528,7 +530,7 @@ def test_a_base_that_prefers_another_samples_text_asks_for_the_transcripts(
     assert found == [("passed", False), ("no evidence", True)]
 
 
-def test_texts_are_exchanged_also_where_one_sample_fills_the_probe(
+def test_texts_are_swapped_even_if_one_sample_fills_the_probe(
     model: DualLossModel, corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus.pack(tmp_path, tasks={"speech": 1, "cloning": 0}, max_tokens=512)
@@ -539,7 +541,7 @@ def test_texts_are_exchanged_also_where_one_sample_fills_the_probe(
     assert re.search(r"own text and \d+\.\d+ with another's", check["found"])
 
 
-def test_what_training_starts_from_is_named_in_what_was_found(
+def test_findings_name_what_training_starts_from(
     model: DualLossModel, corpus: PackedCorpus
 ) -> None:
     checks = run(model, corpus, "earlier adapter")["checks"]
@@ -548,7 +550,7 @@ def test_what_training_starts_from_is_named_in_what_was_found(
         assert "the earlier adapter's" in found[name]
 
 
-def test_samples_are_taken_up_to_a_number_of_positions(
+def test_the_probe_takes_samples_up_to_a_number_of_positions(
     model: DualLossModel, corpus: PackedCorpus
 ) -> None:
     table = PackedRows(corpus.train_rows)
@@ -561,7 +563,7 @@ def test_samples_are_taken_up_to_a_number_of_positions(
         assert [len(sample.input_ids) for sample in found] == lengths[:expected]
 
 
-def test_a_loss_that_is_not_finite_is_null_in_the_file(
+def test_a_non_finite_loss_is_null_in_the_file(
     model: DualLossModel, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "means_of_codebooks", lambda _: [np.nan, np.inf, 1.5])
@@ -569,7 +571,9 @@ def test_a_loss_that_is_not_finite_is_null_in_the_file(
     assert run(model, corpus)["base_audio_loss_by_offset"] == expected
 
 
-def test_texts_are_exchanged_and_audio_stays(model: DualLossModel, corpus: PackedCorpus) -> None:
+def test_swapping_texts_leaves_the_audio_unchanged(
+    model: DualLossModel, corpus: PackedCorpus
+) -> None:
     """Every token that is no placeholder comes from the other clip, every frame from the clip."""
     config = model.shape
     rows = PackedRows(corpus.train_rows)
@@ -586,7 +590,7 @@ def test_texts_are_exchanged_and_audio_stays(model: DualLossModel, corpus: Packe
     assert np.array_equal(mixed.audio_labels, one.audio_labels)
 
 
-def test_it_leaves_no_trace_in_training(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_preflight_does_not_change_training(corpus: PackedCorpus, tmp_path: Path) -> None:
     for name, is_on in (("on", True), ("off", False)):
         train(corpus, tmp_path / name, **BRIEF, preflight=is_on)
     on, off = (
@@ -599,7 +603,7 @@ def test_it_leaves_no_trace_in_training(corpus: PackedCorpus, tmp_path: Path) ->
     assert json.loads((tmp_path / "off/preflight.json").read_text())["checks"] == []
 
 
-def test_it_leaves_the_model_as_it_was(
+def test_the_preflight_leaves_the_model_unchanged(
     model: DualLossModel, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No gradient, no hook, the mode and the state of the random generator unchanged.
@@ -626,9 +630,7 @@ def test_it_leaves_the_model_as_it_was(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_broken_rows_stop_training_with_what_was_found(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def test_broken_rows_stop_training_with_the_findings(corpus: PackedCorpus, tmp_path: Path) -> None:
     rows = with_shifted_codes(corpus.train_rows, tmp_path / "train.parquet")
     with pytest.raises(UserError) as caught:
         train(corpus, tmp_path / "out", train_rows=rows, **BRIEF)

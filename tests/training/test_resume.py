@@ -1,4 +1,4 @@
-"""Interrupted training: real processes, real signals, the adapter of an uninterrupted run."""
+"""Interrupted training: real processes and signals, and the adapter of an uninterrupted run."""
 
 import errno
 import json
@@ -99,7 +99,7 @@ def train_to_the_end(
 
 
 def wait_for_step(output: Path, step: int) -> None:
-    """Until metrics.jsonl has a line of that step."""
+    """Wait until metrics.jsonl has a line for that step."""
     metrics = output / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
@@ -134,7 +134,7 @@ def assert_same_run(output: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
+def test_a_signal_ends_training_after_a_step_and_the_next_run_resumes_exactly(
     corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
 ) -> None:
     for step, number in ((3, signal.SIGTERM), (7, signal.SIGINT), (11, signal.SIGHUP)):
@@ -154,7 +154,7 @@ def test_a_signal_finishes_the_step_and_the_next_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_kill_9_while_saving_falls_back_to_the_checkpoint_before(
+def test_sigkill_while_saving_falls_back_to_the_previous_checkpoint(
     corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
 ) -> None:
     script = str(ROOT / "tests/launched/killed_while_saving.py")
@@ -175,7 +175,7 @@ def test_kill_9_while_saving_falls_back_to_the_checkpoint_before(
 
 
 def process_of_rank(launcher: Fork, rank: int) -> psutil.Process:
-    """Of the processes of a launcher, which starts them in order."""
+    """Return a process of a launcher by rank; the launcher starts them in order."""
     found = psutil.Process(launcher.pid).children()
     assert len(found) == 2
     return sorted(found, key=lambda process: (process.create_time(), process.pid))[rank]
@@ -208,7 +208,7 @@ def session(corpus: PackedCorpus, tmp_path: Path) -> Callable[..., Fork]:
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_stopped_end_as_if_nothing_had(
+def test_two_stopped_processes_resume_and_match_an_uninterrupted_run(
     session: Callable[..., Fork],
     corpus: PackedCorpus,
     uninterrupted_on_two: Path,
@@ -234,7 +234,7 @@ def test_two_processes_that_are_stopped_end_as_if_nothing_had(
 
 
 @pytest.mark.slow
-def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
+def test_two_processes_resume_exactly_after_one_is_killed(
     session: Callable[..., Fork],
     corpus: PackedCorpus,
     uninterrupted_on_two: Path,
@@ -256,7 +256,7 @@ def test_two_processes_survive_the_loss_of_one_and_end_as_if_nothing_had(
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_hangs_end_and_go_on_exactly(
+def test_two_processes_resume_exactly_after_one_hangs(
     session: Callable[..., Fork],
     corpus: PackedCorpus,
     uninterrupted_on_two: Path,
@@ -275,10 +275,10 @@ def test_two_processes_of_which_one_hangs_end_and_go_on_exactly(
 
 
 @pytest.mark.slow
-def test_a_second_training_waits_and_then_names_the_first_one(
+def test_a_second_training_waits_and_then_names_the_first(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
-    """It writes nothing, and the first one, which rests meanwhile, goes on."""
+    """The second writes nothing, and the first, suspended meanwhile, continues."""
     first = start(corpus, tmp_path, num_epochs=1000)
     wait_for_step(tmp_path, 2)
     first.send_signal(signal.SIGSTOP)
@@ -295,7 +295,7 @@ def test_a_second_training_waits_and_then_names_the_first_one(
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_when_the_killed_one_before_it_has_ended(
+def test_a_waiting_training_continues_once_the_first_is_killed(
     corpus: PackedCorpus, uninterrupted: Path, tmp_path: Path
 ) -> None:
     first = start(corpus, tmp_path)
@@ -332,7 +332,7 @@ def uninterrupted_here(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFa
     return output
 
 
-def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_anew(
+def test_checkpoints_of_other_settings_are_set_aside_and_training_starts_over(
     corpus: PackedCorpus,
     uninterrupted_here: Path,
     tmp_path: Path,
@@ -352,7 +352,7 @@ def adapter_bytes(output: Path) -> int:
     return (output / "adapter/adapter_model.safetensors").stat().st_size
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_from_it(
+def test_a_full_disk_keeps_the_previous_checkpoint_and_a_rerun_resumes_from_it(
     corpus: PackedCorpus, uninterrupted_here: Path, tmp_path: Path
 ) -> None:
     """A checkpoint holds three times the adapter; from the first evaluation on, four times."""
@@ -365,7 +365,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on_from_it(
     assert_same_run(tmp_path, uninterrupted_here)
 
 
-def test_a_disk_too_full_for_the_adapter_leaves_the_last_checkpoint(
+def test_a_disk_too_full_for_the_adapter_keeps_the_last_checkpoint(
     corpus: PackedCorpus, uninterrupted_here: Path, tmp_path: Path
 ) -> None:
     assert adapter_bytes(uninterrupted_here) > 100_000
@@ -380,7 +380,7 @@ def test_a_disk_too_full_for_the_adapter_leaves_the_last_checkpoint(
     assert_same_run(tmp_path, uninterrupted_here)
 
 
-def test_a_batch_that_is_not_finite_leaves_weights_and_checkpoint_as_before(
+def test_a_non_finite_batch_leaves_weights_and_checkpoint_unchanged(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     """Only clip-08 says an 8; a row that holds it, as target or reference, comes third."""
@@ -415,10 +415,10 @@ def test_a_batch_that_is_not_finite_leaves_weights_and_checkpoint_as_before(
         | {"sampling": {"max_seconds": 0.4}},
     ],
 )
-def test_an_interrupted_training_ends_where_it_would_have(
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(
     corpus: PackedCorpus, tmp_path: Path, settings: Any
 ) -> None:
-    """By the number of steps, by patience of which some was spent before, or with samples."""
+    """Training ends by its number of steps or by partly used patience, or it has samples."""
     train(corpus, tmp_path / "whole", **settings)
     num_steps = max(step for step, _ in losses(tmp_path / "whole"))
     assert num_steps < 30
@@ -429,7 +429,7 @@ def test_an_interrupted_training_ends_where_it_would_have(
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_a_resume_on_other_weights_under_the_same_name_starts_anew(
+def test_a_resume_with_other_base_weights_of_the_same_name_starts_over(
     corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = shutil.copytree(corpus.base, tmp_path / "base")
@@ -470,7 +470,7 @@ def checkpoints(tmp_path: Path) -> Callable[..., Checkpoints]:
     return make
 
 
-def test_the_newest_checkpoint_is_loaded_and_old_ones_are_dropped(
+def test_the_newest_checkpoint_is_loaded_and_old_ones_are_deleted(
     checkpoints: Callable[..., Checkpoints], tmp_path: Path
 ) -> None:
     mine = checkpoints(data="a")
@@ -483,7 +483,7 @@ def test_the_newest_checkpoint_is_loaded_and_old_ones_are_dropped(
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 100, -1])
-def test_a_cut_off_checkpoint_is_passed_over(
+def test_a_truncated_checkpoint_is_skipped(
     checkpoints: Callable[..., Checkpoints],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -524,7 +524,7 @@ def test_a_missing_checkpoint_is_not_an_error(checkpoints: Callable[..., Checkpo
     checkpoints().clear()
 
 
-def test_a_checkpoint_that_another_process_cannot_read_is_named(
+def test_a_checkpoint_unreadable_on_another_process_is_named(
     checkpoints: Callable[..., Checkpoints], tmp_path: Path
 ) -> None:
     mine = checkpoints(data="a")
@@ -535,7 +535,7 @@ def test_a_checkpoint_that_another_process_cannot_read_is_named(
         mine.load(1)
 
 
-def test_a_file_system_without_locks_is_warned_of(
+def test_a_file_system_without_locks_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Samples spoken during training: what is spoken, what it decides, and that it changes nothing."""
+"""Samples spoken during training: their content, what they decide, and no effect on training."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def silent(corpus: PackedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
     [{}, {"seed": 1}, {"temperature": 0.0}, {"max_seconds": 0.2}, {"top_p": 0.5}, {"top_k": 2}],
     ids=str,
 )
-def test_base_and_adapter_speak_held_out_prompts_as_speak_does(
+def test_samples_of_base_and_adapter_match_what_speak_generates(
     corpus: PackedCorpus, tmp_path: Path, sampling: Any
 ) -> None:
     sampling = SHORT | sampling
@@ -111,7 +111,7 @@ def test_base_and_adapter_speak_held_out_prompts_as_speak_does(
         assert line["sample_length_ratio"] == sum(len(s.codes) for s in spoken) / num_recorded
 
 
-def test_samples_are_drawn_by_every_setting_of_sampling(
+def test_every_sampling_setting_reaches_the_samples(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(*arguments: Any) -> Any:
@@ -125,7 +125,7 @@ def test_samples_are_drawn_by_every_setting_of_sampling(
     assert seen.value.args == (given,)
 
 
-def test_the_adapter_is_bit_for_bit_that_of_a_training_without_samples(
+def test_samples_do_not_change_the_adapter_by_a_bit(
     corpus: PackedCorpus, tmp_path: Path, silent: Path
 ) -> None:
     metrics = train(corpus, tmp_path, **SETTINGS | SPOKEN)
@@ -146,7 +146,7 @@ def speaker(corpus: PackedCorpus, tmp_path: Path) -> tuple[Samples, DualLossMode
     return Samples(table, config, settings, accelerator, tmp_path / "samples"), model
 
 
-def test_speaking_leaves_model_and_random_numbers_as_they_were(speaker: Any) -> None:
+def test_speaking_leaves_model_and_random_state_unchanged(speaker: Any) -> None:
     spoken, model = speaker
     state = torch.get_rng_state()
     forwards = [layer.forward for layer in model.native.model.layers]
@@ -160,7 +160,7 @@ def test_speaking_leaves_model_and_random_numbers_as_they_were(speaker: Any) -> 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("too long"), OSError("no space"), UserError("no codec")]
 )
-def test_a_failure_that_can_be_expected_is_a_warning(
+def test_an_expected_failure_while_speaking_is_a_warning(
     corpus: PackedCorpus,
     tmp_path: Path,
     silent: Path,
@@ -205,14 +205,14 @@ def test_samples_that_cannot_be_written_still_count(
     assert "not written: OSError: no space" in caplog.text
 
 
-def test_another_codec_than_that_of_the_codes_is_refused(corpus: PackedCorpus) -> None:
+def test_a_codec_other_than_that_of_the_codes_is_refused(corpus: PackedCorpus) -> None:
     info = PackedRows(corpus.eval_rows).codec_info
     other = replace(info, fingerprint="0" * 64)
     with pytest.raises(UserError, match=r"codec .*--forcerun"):
         load_codec_of(other, torch.device("cpu"))
 
 
-def test_prompts_are_taken_from_rows_all_over_the_table(corpus: PackedCorpus) -> None:
+def test_prompts_are_spread_over_the_whole_table(corpus: PackedCorpus) -> None:
     table, config = PackedRows(corpus.train_rows), shape_of(base_of(corpus).config)
     rows = [table[i] for i in range(len(table))]
     by_row = [[s.sample_id for s in recorded_samples(row, config)] for row in rows]
@@ -228,7 +228,7 @@ def generated(*lengths: int, stopped: int) -> list[GeneratedCodes]:
     return [GeneratedCodes(np.zeros((n, 8), np.int16), i < stopped) for i, n in enumerate(lengths)]
 
 
-def test_the_measures_are_those_worked_by_hand() -> None:
+def test_sample_measures_match_a_hand_calculation() -> None:
     recorded: Any = [SimpleNamespace(codes=np.zeros((n, 8), np.int16)) for n in (20, 30)]
     measures = SampleMeasures.of(generated(10, 15, stopped=1), recorded)
     assert measures.line() == {"sample_stop_rate": 0.5, "sample_length_ratio": 0.5}
@@ -249,7 +249,7 @@ SCRIPTS = {  # spoken at steps 0, 2, 4, 6
 
 
 @pytest.mark.parametrize(("measure", "script", "kept"), SCRIPTS.values(), ids=SCRIPTS)
-def test_the_adapter_kept_is_the_best_by_the_measure(
+def test_the_kept_adapter_is_the_best_by_the_chosen_measure(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -286,12 +286,14 @@ def loss_of_adapter(corpus: PackedCorpus, adapter_dir: Path) -> float:
     return named_losses(total_of(sums))["loss"]
 
 
-def test_a_measure_of_samples_needs_samples() -> None:
+def test_keeping_the_best_by_a_sample_measure_needs_samples() -> None:
     with pytest.raises(ValueError, match="sample_steps"):
         TrainConfig(keep_best_by="stop_rate")
 
 
-def test_a_training_that_ends_early_speaks_at_its_end(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_a_training_that_stops_early_speaks_at_its_last_step(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
     harmful = {"learning_rate": 0.1, "warmup_fraction": 0.5, "num_epochs": 8, "eval_steps": 1}
     settings = harmful | {"rows_per_step": 3, "early_stopping_patience": 2}
     metrics = train(corpus, tmp_path, **settings | SPOKEN | {"sample_steps": 100})
@@ -301,7 +303,7 @@ def test_a_training_that_ends_early_speaks_at_its_end(corpus: PackedCorpus, tmp_
     assert spoken == [0, last]
 
 
-def test_each_process_speaks_its_part_and_a_new_run_begins_with_an_empty_folder(
+def test_each_process_speaks_its_part_and_a_new_run_starts_in_an_empty_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The second of two processes speaks b of a, b and c, which are 1, 2 and 3 frames long."""

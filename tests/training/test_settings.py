@@ -1,4 +1,4 @@
-"""Each setting of training reaches the step: its effect, computed in another way."""
+"""Each training setting reaches the step; its effect is computed independently."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def assert_equal(found: Gradients, expected: Gradients) -> None:
 @pytest.mark.parametrize(
     "weights", [{"text": 0.5}, {"audio": 3}, {"eos": 0.7}, {"codebooks": [*range(1, 9)]}], ids=str
 )
-def test_the_gradient_is_that_of_the_weighted_objective(
+def test_the_gradient_matches_the_weighted_objective(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch, weights: dict[str, Any]
 ) -> None:
     training = plain_training_of(corpus, loss_weights=weights)
@@ -69,7 +69,7 @@ def norm_of(gradients: Gradients) -> float:
     return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
 
 
-def test_gradients_are_clipped_once_and_as_a_whole(
+def test_gradients_are_clipped_once_per_step_by_their_global_norm(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three micro-batches: clipping each of them would change the direction."""
@@ -81,7 +81,7 @@ def test_gradients_are_clipped_once_and_as_a_whole(
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_a_gradient_that_is_not_finite_leaves_the_weights(
+def test_a_non_finite_gradient_leaves_the_weights_unchanged(
     corpus: PackedCorpus, value: float
 ) -> None:
     training = plain_training_of(corpus)
@@ -93,7 +93,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(
     assert all(map(torch.equal, training.state.parameters, before))
 
 
-def test_dropout_is_on_and_depends_on_the_row_alone(
+def test_dropout_is_on_and_depends_only_on_the_row(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dropped = {"lora": {"dropout": 0.5}}
@@ -110,7 +110,7 @@ def test_dropout_is_on_and_depends_on_the_row_alone(
     ("lora", "factor"),
     [({"use_rslora": True}, math.sqrt(16)), ({"alpha": 96}, 3.0)],
 )
-def test_the_scale_of_lora_is_that_of_the_settings(
+def test_lora_scaling_follows_alpha_and_rslora(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any], factor: float
 ) -> None:
     """B is zero at first, so its gradient is the scale times what is fixed."""
@@ -123,7 +123,7 @@ def test_the_scale_of_lora_is_that_of_the_settings(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_lora_starts_as_peft_does_from_the_seed(corpus: PackedCorpus, seed: int) -> None:
+def test_lora_initialisation_matches_peft_for_the_seed(corpus: PackedCorpus, seed: int) -> None:
     start = dict(plain_training_of(corpus, seed=seed).model.model.named_parameters())
     for name, expected in base_with_lora(corpus.base, seed=seed).named_parameters():
         if "lora_" in name:
@@ -134,7 +134,7 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "adapter/adapter_model.safetensors")
 
 
-def test_weight_decay_is_that_of_adamw(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_weight_decay_is_decoupled_as_in_adamw(corpus: PackedCorpus, tmp_path: Path) -> None:
     """One step: the weights shrink by rate times decay, whatever the gradient."""
     one_step: dict[str, Any] = {"max_steps": 1, "schedule": "constant", "warmup_fraction": 0.0}
     one_step |= {"learning_rate": 0.01, "dtype": "float64"}
@@ -147,7 +147,7 @@ def test_weight_decay_is_that_of_adamw(corpus: PackedCorpus, tmp_path: Path) -> 
         assert torch.allclose(tensor, plain[name] - 0.01 * 0.5 * first, atol=1e-7), name
 
 
-def test_the_logged_rate_is_that_of_the_step(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_logged_learning_rate_is_that_of_the_step(corpus: PackedCorpus, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "schedule": "linear",
         "warmup_fraction": 0.2,
@@ -181,7 +181,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_settings_that_change_the_result_are_of_a_runs_identity(
+def test_settings_that_change_the_result_change_the_run_identity(
     corpus: PackedCorpus, name: str
 ) -> None:
     before, after = (identity(corpus, settings) for settings in ({}, CHANGES[name]))
@@ -189,13 +189,15 @@ def test_settings_that_change_the_result_are_of_a_runs_identity(
     assert different == ([] if name.startswith("nothing") else [name])
 
 
-def test_samples_are_of_the_identity_where_they_decide(corpus: PackedCorpus) -> None:
+def test_sample_settings_count_for_the_identity_if_they_choose_the_adapter(
+    corpus: PackedCorpus,
+) -> None:
     decides = {"keep_best_by": "stop_rate", "sample_steps": 7}
     before, after = (identity(corpus, decides | more) for more in ({}, {"num_samples": 9}))
     assert before["settings"] != after["settings"]
 
 
-def test_every_setting_is_of_the_identity_but_those_of_launch_log_and_samples(
+def test_only_launch_log_and_sample_settings_are_outside_the_run_identity(
     corpus: PackedCorpus,
 ) -> None:
     known = json.loads(identity(corpus, {})["settings"])["train"].keys()
@@ -224,7 +226,7 @@ def test_every_setting_is_of_the_identity_but_those_of_launch_log_and_samples(
     ("changed", "named"),
     [("fingerprint", "base weights"), ("config_fingerprint", "base config")],
 )
-def test_another_base_of_the_same_name_is_another_run(
+def test_another_base_with_the_same_name_is_another_run(
     corpus: PackedCorpus, changed: str, named: str
 ) -> None:
     stage, rows = stage_of(corpus, {}), (corpus.train_rows, corpus.eval_rows)
@@ -245,7 +247,7 @@ def test_other_rows_are_another_run(corpus: PackedCorpus) -> None:
     assert [key for key in here if here[key] != other_held_out[key]] == ["held-out rows"]
 
 
-def test_rows_that_another_machine_does_not_have_are_refused(
+def test_rows_that_differ_between_processes_are_refused(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def from_another_main_process(value: tuple[Any, list[int]]) -> tuple[Any, list[int]]:

@@ -37,13 +37,13 @@ def test_rank_address_and_port_come_from_slurm() -> None:
     assert found.main_process_port == FIRST_PORT + 3456
 
 
-def test_an_address_and_port_that_are_given_stay() -> None:
+def test_a_given_address_and_port_are_kept() -> None:
     found = options(ROOT / "workflow/accelerate.yaml", main_process_ip="me", main_process_port=9)
     place_in_slurm_job(found, JOB)
     assert (found.main_process_ip, found.main_process_port) == ("me", 9)
 
 
-def test_the_users_own_file_names_the_first_machine(tmp_path: Path) -> None:
+def test_the_users_accelerate_config_can_name_the_first_machine(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
         "num_machines: 2\nmachine_rank: 0\nmain_process_ip: head\nmain_process_port: 7\n"

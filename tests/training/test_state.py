@@ -1,4 +1,4 @@
-"""The state that an optimizer step changes: gradients that are always there."""
+"""The state changed by an optimizer step, with gradients that are always allocated."""
 
 import copy
 from types import SimpleNamespace
@@ -21,8 +21,8 @@ def state_of(*parameters: Parameter) -> TrainingState:
     return TrainingState(list(parameters), optimizer, schedule)
 
 
-def test_a_parameter_that_no_label_reaches_decays_as_in_several_processes() -> None:
-    """Several processes exchange a gradient of zero for it."""
+def test_a_parameter_without_gradient_still_decays() -> None:
+    """With several processes, a zero gradient is exchanged for it."""
     reached, unreached = Parameter(torch.ones(2)), Parameter(torch.ones(3))
     state = state_of(reached, unreached)
     state.add_gradients(reached.sum())
@@ -31,7 +31,7 @@ def test_a_parameter_that_no_label_reaches_decays_as_in_several_processes() -> N
     assert reached.tolist() == pytest.approx([1 - 0.1 * 0.5 - 0.1] * 2)
 
 
-def test_gradients_add_up_in_place_until_the_update() -> None:
+def test_gradients_accumulate_in_place_until_the_update() -> None:
     parameter = Parameter(torch.ones(2))
     state = state_of(parameter)
     place = parameter.grad.data_ptr()
@@ -43,12 +43,12 @@ def test_gradients_add_up_in_place_until_the_update() -> None:
     assert parameter.grad.data_ptr() == place
 
 
-def test_the_norm_is_that_of_all_parameters_together() -> None:
+def test_the_norm_covers_all_parameters() -> None:
     parameters = Parameter(torch.tensor([3.0])), Parameter(torch.tensor([0.0, 4.0]))
     assert state_of(*parameters).parameter_norm() == pytest.approx(5)
 
 
-def test_patience_counts_from_the_lowest_loss_and_not_from_the_last() -> None:
+def test_patience_counts_from_the_lowest_loss_and_not_from_the_previous() -> None:
     progress = Progress(step=1)
     counts = []
     for loss in (5.0, 6.0, 5.5, 4.9):
@@ -57,7 +57,7 @@ def test_patience_counts_from_the_lowest_loss_and_not_from_the_last() -> None:
     assert counts == [0, 1, 2, 0]
 
 
-def test_a_resumed_run_has_the_progress_plan_and_weights_of_its_checkpoint() -> None:
+def test_a_resumed_run_restores_progress_plan_and_weights() -> None:
     kept: dict[str, Any] = {}
     checkpoints: Any = SimpleNamespace(
         save=lambda step, state: kept.update(copy.deepcopy(state)), load_latest=lambda: kept
@@ -81,7 +81,7 @@ def test_lines_that_are_not_json_objects_have_no_hash(lines: str) -> None:
     assert LINES_HASH in with_hash("{}\n{}\n")
 
 
-def test_of_adapters_with_equal_scores_the_first_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_equally_good_adapters_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_module, "adapter_state", lambda adapter: {"of": adapter})
     progress, kept = Progress(), []
     adapters: Any = {10: (2.0,), 20: (1.0,), 30: (1.0,), 40: (1.5,)}

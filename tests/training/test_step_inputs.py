@@ -24,7 +24,7 @@ from higgs_pipe.training.step_inputs import (
 )
 
 
-def test_an_epoch_takes_every_row_once_in_an_order_that_the_seed_decides() -> None:
+def test_an_epoch_takes_every_row_once_in_an_order_set_by_the_seed() -> None:
     steps = epoch_steps(10, 4, seed=0, epoch=0)
     assert [len(step) for step in steps] == [4, 4, 2]
     assert sorted(row for step in steps for row in step) == list(range(10))
@@ -33,13 +33,13 @@ def test_an_epoch_takes_every_row_once_in_an_order_that_the_seed_decides() -> No
     assert steps != epoch_steps(10, 4, seed=1, epoch=0)
 
 
-def test_seeds_differ_where_their_parts_do() -> None:
+def test_combined_seeds_differ_whenever_their_parts_do() -> None:
     seeds = {combined_seed(a, b) for a in range(20) for b in range(20)}
     assert len(seeds) == 400
     assert combined_seed(1, 2) == combined_seed(1, 2) != combined_seed(2, 1)
 
 
-def test_steps_run_over_epochs_to_their_number_and_go_on_where_they_were() -> None:
+def test_steps_span_epochs_up_to_num_steps_and_can_resume() -> None:
     steps = list(planned_steps(num_rows=5, rows_per_step=2, num_steps=5, seed=0))
     assert [(s.step, s.epoch, len(s.rows)) for s in steps] == [
         *[(1, 0, 2), (2, 0, 2), (3, 0, 1)],
@@ -52,7 +52,7 @@ def test_steps_run_over_epochs_to_their_number_and_go_on_where_they_were() -> No
 
 @pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize(("num_processes", "expected"), [(1, 3), (2, 2)])
-def test_a_micro_batch_has_no_more_rows_than_a_process_of_a_step(
+def test_a_micro_batch_is_at_most_the_rows_of_a_process_per_step(
     corpus: PackedCorpus, is_padded: bool, num_processes: int, expected: int
 ) -> None:
     accelerator: Any = SimpleNamespace(num_processes=num_processes)
@@ -65,7 +65,7 @@ def test_a_micro_batch_has_no_more_rows_than_a_process_of_a_step(
 
 
 @pytest.mark.parametrize(("process", "share"), [(0, [4]), (1, [1]), (2, [])])
-def test_a_process_without_rows_of_its_own_adds_nothing_to_a_step(
+def test_a_process_without_rows_adds_nothing_to_a_step(
     corpus: PackedCorpus, tiny_base: Path, process: int, share: list[int]
 ) -> None:
     accelerator: Any = SimpleNamespace(
@@ -98,7 +98,7 @@ def test_items_are_built_in_order_and_at_most_two_ahead() -> None:
     assert list(built) == [1, 4, 9, 16, 25]
 
 
-def test_they_are_built_in_another_thread_which_ends_with_the_iterator() -> None:
+def test_items_are_built_in_a_thread_that_ends_with_the_iterator() -> None:
     built = built_ahead(lambda _: threading.current_thread(), range(9))
     worker = next(built)
     assert worker is not threading.current_thread()
@@ -106,7 +106,7 @@ def test_they_are_built_in_another_thread_which_ends_with_the_iterator() -> None
     assert not worker.is_alive()
 
 
-def test_an_error_in_the_thread_comes_out_as_itself_at_its_item() -> None:
+def test_an_error_in_the_builder_thread_is_raised_at_its_item() -> None:
     built = built_ahead(lambda plan: 1 // plan, [2, 1, 0, 1])
     assert [next(built), next(built)] == [0, 1]
     with pytest.raises(ZeroDivisionError, match="integer division"):

@@ -1,4 +1,4 @@
-"""Speed and where the time goes, by a clock that ticks by hand."""
+"""Speed and time per phase, measured with a manual clock."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ def step(measured: Telemetry, clock: Any, **seconds: float) -> None:
         clock.now += 0.5  # between the phases
 
 
-def test_rates_and_shares_are_those_of_the_steps_since_the_last_line(clock: Any) -> None:
+def test_rates_and_shares_cover_the_steps_since_the_last_line(clock: Any) -> None:
     measured = Telemetry(torch.device("cpu"), longest_row=1000, frame_rate_hz=25)
     step(measured, clock, data=9, forward=9, backward=9, optimizer=9)
     measured.count(num_rows=9, num_tokens=9, num_frames=9)
@@ -52,7 +52,7 @@ def test_rates_and_shares_are_those_of_the_steps_since_the_last_line(clock: Any)
     }
 
 
-def test_the_milliseconds_of_a_gpu_are_seconds_in_the_log(
+def test_gpu_milliseconds_are_logged_as_seconds(
     clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Event:
@@ -66,7 +66,7 @@ def test_the_milliseconds_of_a_gpu_are_seconds_in_the_log(
     assert measured.line()["forward_seconds"] == 1.5
 
 
-def test_micro_batches_add_up_within_a_step(clock: Any) -> None:
+def test_phase_times_of_micro_batches_add_up_within_a_step(clock: Any) -> None:
     measured = Telemetry(torch.device("cpu"), longest_row=1, frame_rate_hz=25)
     with measured.step():
         for _ in range(3):
@@ -77,7 +77,7 @@ def test_micro_batches_add_up_within_a_step(clock: Any) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_cuda_the_phases_are_those_of_the_device() -> None:
+def test_on_cuda_the_forward_phase_takes_measurable_time() -> None:
     measured = Telemetry(torch.device("cuda"), longest_row=1, frame_rate_hz=25)
     matrix = torch.zeros(4096, 4096, device="cuda")
     with measured.step(), measured.phase("forward"):
@@ -87,7 +87,7 @@ def test_on_cuda_the_phases_are_those_of_the_device() -> None:
     assert measured.line()["forward_seconds"] > 0
 
 
-def test_the_peak_of_a_cpu_is_the_resident_sets_in_10_to_the_9_bytes(
+def test_peak_memory_on_a_cpu_is_the_peak_resident_set_in_gb(
     clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = SimpleNamespace(ru_maxrss=2_000_000)  # KiB, on Linux

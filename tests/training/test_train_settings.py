@@ -1,4 +1,4 @@
-"""Settings of training through the real stage: each one's effect, seen from outside."""
+"""Training settings, each tested by its visible effect on the real stage."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def steps_with(metrics: list[dict[str, Any]], key: str) -> list[int]:
     return [line["step"] for line in metrics if key in line]
 
 
-def test_five_rows_two_a_step_take_three_steps_an_epoch(
+def test_five_rows_at_two_per_step_take_three_steps_per_epoch(
     corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     settings: Any = {"rows_per_step": 2, "num_epochs": 3, "log_steps": 4, "eval_steps": 7}
@@ -63,14 +63,14 @@ def test_five_rows_two_a_step_take_three_steps_an_epoch(
     assert epochs == pytest.approx([1 / 3, 4 / 3, 8 / 3])
 
 
-def test_the_rows_of_a_run_are_in_the_order_of_its_seed(corpus: PackedCorpus) -> None:
+def test_the_seed_decides_the_order_of_training_rows(corpus: PackedCorpus) -> None:
     inputs = training_of(corpus, seed=7, rows_per_step=2, num_epochs=2).inputs.after(0)
     found = [step.planned.rows for step in inputs]
     assert found == [rows for epoch in (0, 1) for rows in epoch_steps(5, 2, seed=7, epoch=epoch)]
     assert found[:3] != found[3:]
 
 
-def test_checkpoints_are_saved_at_their_distance_and_the_newest_kept(
+def test_checkpoints_are_saved_every_save_steps_and_the_newest_kept(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoints, "clear", lambda self: None)
@@ -79,7 +79,7 @@ def test_checkpoints_are_saved_at_their_distance_and_the_newest_kept(
     assert names == [f"step-0000000{step}.pt" for step in (4, 6, 8)]
 
 
-def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
+def test_a_signal_saves_a_checkpoint_from_which_the_run_resumes(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = FEW | {"log_steps": 1, "learning_rate": 5e-3}
@@ -121,7 +121,7 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_goes_on(
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_curves_and_the_time_left_go_on_from_the_step_of_the_checkpoint(
+def test_curves_and_remaining_time_continue_from_the_checkpoint(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Any] = []
@@ -144,7 +144,7 @@ def test_curves_and_the_time_left_go_on_from_the_step_of_the_checkpoint(
     assert begun == [0, ("training", 4, "steps", 0), 3, ("training", 4, "steps", 3)]
 
 
-def test_the_folder_of_compiled_code_reaches_training(
+def test_the_compile_cache_folder_reaches_training(
     tmp_path: Path, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_folder_of_compiled_code_reaches_training(
     assert seen.value.args == (tmp_path / "code",)
 
 
-def test_the_rows_of_both_splits_are_checked_each_as_its_own(
+def test_train_and_eval_rows_reach_the_base_check_and_the_preflight_in_order(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
@@ -178,7 +178,9 @@ def test_the_rows_of_both_splits_are_checked_each_as_its_own(
     assert seen.value.args == (corpus.train_rows, corpus.eval_rows)
 
 
-def test_the_adapter_goes_where_the_command_says(tmp_path: Path, corpus: PackedCorpus) -> None:
+def test_the_adapter_is_written_to_the_folder_of_the_command(
+    tmp_path: Path, corpus: PackedCorpus
+) -> None:
     settings = {"device": "cpu", "tracker": "none", **FEW, "max_steps": 1}
     config = write_stage_config(
         tmp_path / "train.json", base_model=str(corpus.base), train=settings
@@ -191,7 +193,7 @@ def test_the_adapter_goes_where_the_command_says(tmp_path: Path, corpus: PackedC
     assert not (tmp_path / "train/logs").exists()
 
 
-def test_the_base_is_never_kept_also_where_training_harms(
+def test_the_base_is_never_kept_even_if_training_makes_it_worse(
     corpus: PackedCorpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -209,7 +211,7 @@ def test_the_base_is_never_kept_also_where_training_harms(
     assert re.findall(r"step +(\d)/3 .*best so far", caplog.text) == ["1", "2"]
 
 
-def test_the_curves_of_a_resumed_run_go_on_after_its_last_step(tmp_path: Path) -> None:
+def test_curves_of_a_resumed_run_continue_after_its_last_step(tmp_path: Path) -> None:
     begun: list[Any] = []
     accelerator: Any = SimpleNamespace(
         is_main_process=True, init_trackers=lambda *names, **options: begun.append(options)
@@ -218,7 +220,7 @@ def test_the_curves_of_a_resumed_run_go_on_after_its_last_step(tmp_path: Path) -
     assert begun == [{"init_kwargs": {"tensorboard": {"purge_step": 6}}}]
 
 
-def test_alarms_know_the_entropy_of_held_out_codes(corpus: PackedCorpus) -> None:
+def test_alarms_get_the_entropy_of_held_out_codes(corpus: PackedCorpus) -> None:
     rows = PackedRows(corpus.eval_rows)
     labels = np.concatenate([rows[i].audio_labels for i in range(len(rows))])
     first = labels[labels[:, 0] != -100, 0]
@@ -227,7 +229,7 @@ def test_alarms_know_the_entropy_of_held_out_codes(corpus: PackedCorpus) -> None
     assert training_of(corpus).alarms.entropies[0] == pytest.approx(by_hand)
 
 
-def test_alarms_and_telemetry_know_the_whole_run(
+def test_alarms_and_telemetry_get_the_totals_of_the_run(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = [7, 9, 8, 6, 5]
@@ -239,7 +241,7 @@ def test_alarms_and_telemetry_know_the_whole_run(
     assert (training.telemetry.longest_row, training.telemetry.frame_rate_hz) == (9, 40)
 
 
-def test_patience_ends_a_run_after_so_many_losses_without_a_new_lowest(
+def test_patience_ends_a_run_after_that_many_evaluations_without_improvement(
     corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = train(corpus, tmp_path / "whole", **HARMFUL)
@@ -253,7 +255,7 @@ def test_patience_ends_a_run_after_so_many_losses_without_a_new_lowest(
     assert any(re.match(told, record.getMessage()) for record in caplog.records)
 
 
-def test_a_held_out_loss_is_without_dropout_and_training_goes_on_with_it(
+def test_dropout_is_off_for_the_held_out_loss_and_on_again_afterwards(
     corpus: PackedCorpus,
 ) -> None:
     training = training_of(corpus, lora={"dropout": 0.9})
@@ -271,7 +273,7 @@ def test_a_held_out_loss_is_without_dropout_and_training_goes_on_with_it(
 def test_dropout_differs_between_epochs_and_seeds(
     corpus: PackedCorpus, of_lora: float, of_attention: float
 ) -> None:
-    """All from one adapter."""
+    """All variants start from the same adapter."""
     start = training_of(corpus).state.parameters
     found = []
     for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0)):
@@ -287,13 +289,13 @@ def test_dropout_differs_between_epochs_and_seeds(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_the_base_is_in_the_dtype_of_the_settings(corpus: PackedCorpus, dtype: str) -> None:
+def test_the_base_is_loaded_in_the_configured_dtype(corpus: PackedCorpus, dtype: str) -> None:
     parameters = training_of(corpus, dtype=dtype).model.parameters()
     found = {parameter.dtype for parameter in parameters if not parameter.requires_grad}
     assert found == {getattr(torch, dtype)}
 
 
-def test_patience_begins_after_the_bases_loss() -> None:
+def test_patience_ignores_the_loss_of_the_base() -> None:
     progress = Progress()
     progress.note(1.0)
     waited = []
@@ -304,7 +306,7 @@ def test_patience_begins_after_the_bases_loss() -> None:
     assert waited == [0, 0, 1, 2, 0]
 
 
-def test_the_preflight_runs_unless_it_is_off(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_preflight_runs_unless_turned_off(corpus: PackedCorpus, tmp_path: Path) -> None:
     for name, is_on in (("on", True), ("off", False)):
         train(corpus, tmp_path / name, rows_per_step=2, max_steps=1, preflight=is_on)
     on, off = (json.loads((tmp_path / n / "preflight.json").read_text()) for n in ("on", "off"))
@@ -312,11 +314,11 @@ def test_the_preflight_runs_unless_it_is_off(corpus: PackedCorpus, tmp_path: Pat
     assert off["checks"] == []
 
 
-def test_the_budget_of_the_logits_reaches_the_model(corpus: PackedCorpus) -> None:
+def test_the_logits_budget_reaches_the_model(corpus: PackedCorpus) -> None:
     assert training_of(corpus, max_logits_mb=3.5).model.max_logits_mb == 3.5
 
 
-def test_weights_for_another_number_of_codebooks_are_refused(corpus: PackedCorpus) -> None:
+def test_loss_weights_for_another_number_of_codebooks_are_refused(corpus: PackedCorpus) -> None:
     with pytest.raises(UserError, match=r"loss_weights\.codebooks has 3 .* 8 codebooks"):
         training_of(corpus, loss_weights={"codebooks": [1, 2, 3]})
 
@@ -326,7 +328,7 @@ def test_quantization_without_a_gpu_is_refused_by_the_stage(corpus: PackedCorpus
         training_of(corpus, quantization="8bit")
 
 
-def test_the_time_to_wait_for_another_process_is_that_of_the_settings(
+def test_the_timeout_setting_reaches_the_process_group(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(**options: Any) -> Any:
@@ -338,7 +340,7 @@ def test_the_time_to_wait_for_another_process_is_that_of_the_settings(
     assert seen.value.args == (7.5,)
 
 
-def test_the_message_on_a_silent_process_names_the_time_of_the_settings(
+def test_the_timeout_setting_reaches_the_message_about_a_silent_process(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(_: Any, seconds: float) -> Any:
@@ -351,7 +353,7 @@ def test_the_message_on_a_silent_process_names_the_time_of_the_settings(
 
 
 @pytest.mark.parametrize(("is_on", "expected"), [(True, ["high"]), (False, [])])
-def test_a_gpu_multiplies_in_tf32_if_the_settings_say_so(
+def test_the_tf32_setting_reaches_pytorch_on_a_gpu(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch, is_on: bool, expected: list[str]
 ) -> None:
     def load(*_: Any) -> Any:
@@ -372,7 +374,7 @@ def test_8_bit_adamw_without_a_gpu_is_refused_by_the_stage(corpus: PackedCorpus)
         training_of(corpus, optimizer="adamw_8bit")
 
 
-def test_the_plan_on_a_cpu_is_that_of_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_the_plan_on_a_cpu_follows_the_settings(corpus: PackedCorpus, tmp_path: Path) -> None:
     settings: Any = {"rows_per_micro_batch": 2, "gradient_checkpointing": 1}
     metrics = train(corpus, tmp_path, **FEW | {"max_steps": 1}, **settings)
     [plan] = [line for line in metrics if "rows_per_micro_batch" in line]
@@ -390,7 +392,7 @@ LAUNCH: dict[str, Any] = {"num_processes": 2, "num_machines": 2, "main_process_i
 LAUNCH |= {"main_process_port": 29501, "accelerate_config": "own.yaml"}
 
 
-def test_a_run_writes_down_how_it_was_launched(
+def test_a_run_records_its_launch_settings(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit(*_: Any) -> Any:
@@ -419,7 +421,7 @@ def likeliest(base: Path, row: PackedRow) -> tuple[list[int], list[int]]:
     return of_text, [int(codes[place - 1]) for place in learnt]
 
 
-def test_the_log_shows_what_the_model_predicts_of_the_first_row(
+def test_the_log_shows_predictions_for_the_first_row(
     corpus: PackedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The adapter of step 1 changes nothing yet, so the predictions are the base's."""
@@ -435,7 +437,7 @@ def test_the_log_shows_what_the_model_predicts_of_the_first_row(
     assert f"  {name} codebook 0: predicted {codes[:4] + codes[-4:]}, " in caplog.text
 
 
-def test_of_several_processes_the_first_one_logs_its_predictions(
+def test_only_the_first_process_logs_predictions(
     corpus: PackedCorpus, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = training_of(corpus, rows_per_step=2)
@@ -458,7 +460,7 @@ def test_of_several_processes_the_first_one_logs_its_predictions(
     assert logged == [[first, first], []]
 
 
-def test_weights_and_biases_writes_into_the_folder_of_the_run(tmp_path: Path) -> None:
+def test_weights_and_biases_writes_into_the_run_folder(tmp_path: Path) -> None:
     begun: list[Any] = []
     accelerator: Any = SimpleNamespace(
         is_main_process=True, init_trackers=lambda *names, **options: begun.append((names, options))
@@ -481,7 +483,7 @@ def test_weights_and_biases_writes_into_the_folder_of_the_run(tmp_path: Path) ->
     [("cpu", processor()), ("cuda:1", "3 × A card of cuda:1")],
     ids=["cpu", "cuda"],
 )
-def test_a_run_says_where_and_with_what_it_began(
+def test_a_run_records_when_where_and_with_what_it_started(
     device: str, machine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda which: f"A card of {which}")
@@ -500,7 +502,7 @@ def test_a_run_says_where_and_with_what_it_began(
     }
 
 
-def test_the_processor_is_named_with_the_number_of_its_cores(
+def test_the_processor_is_recorded_with_its_number_of_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = "processor\t: {}\nmodel name\t: An Engine\nflags\t\t: fpu\n\n"
@@ -509,7 +511,7 @@ def test_the_processor_is_named_with_the_number_of_its_cores(
     assert processor() == "An Engine, 3 cores"
 
 
-def test_the_commit_is_whole_and_says_if_the_code_was_changed(
+def test_the_recorded_commit_is_full_length_and_marked_dirty_if_modified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def git(*words: str) -> str:
@@ -527,7 +529,7 @@ def test_the_commit_is_whole_and_says_if_the_code_was_changed(
     assert git_commit() == f"{commit}-dirty"
 
 
-def test_a_run_is_written_down_with_the_settings_that_it_has(
+def test_a_run_is_recorded_with_its_actual_settings(
     corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []

@@ -54,7 +54,7 @@ class Reason:
     function: str | None = None  # as coverage names it: Class.method
 
     def covers(self, file: str, function: str) -> bool:
-        """Return whether it is for lines of this function."""
+        """Return whether the reason applies to this function."""
         return file == self.file and self.function in (None, function)
 
     def fault(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What Snakemake asks of conda, answered with uv, for machines without conda.
+"""A stand-in for conda that answers Snakemake with uv, for machines without conda.
 
 An environment is built for real from its file: a virtual environment of this Python with the
 packages of its ``pip:`` part. What conda itself would install is this machine's: Python and

@@ -1,4 +1,4 @@
-"""Snakemake in forks of a process that has imported it: started within 0.05 s in place of 1.5.
+"""Snakemake in forks of a process that has imported it: starts in 0.05 s instead of 1.5 s.
 
 As a program, reads a JSON object per line (``words``, ``cwd``, ``environment``, ``python``,
 ``stdout`` and ``stderr``, which are paths) and answers with the exit code.

@@ -1,4 +1,4 @@
-"""Stages in forks of a process that has imported them: started within 0.1 s in place of 5.
+"""Stages in forks of a process that has imported them: start in 0.1 s instead of 5 s.
 
 ``forking_python()`` is a program that hands the command line of a stage, its folder, its
 environment and its streams to that process, and ends with the exit code of the fork. The launcher
@@ -178,7 +178,7 @@ def serve(address: str) -> None:
 
 
 def answer(client: socket.socket) -> NoReturn:
-    """Run the job of a client in a child of this process; tell its exit code.
+    """Run the job of a client in a child of this process; send back its exit code.
 
     If the client ends before, the child is killed.
     """

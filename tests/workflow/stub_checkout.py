@@ -85,7 +85,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[sys.argv.index("-m"):]])
 
 
 def make_stub_checkout(checkout: Path, has_launcher: bool = False) -> Path:
-    """Copy the rules and what they import; every stage is a stub. It trains on nothing.
+    """Copy the rules and their imports; every stage is a stub that computes nothing.
 
     So is the launcher, which starts one process, unless the real one is asked for.
     """

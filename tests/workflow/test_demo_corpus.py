@@ -40,7 +40,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
 
 
-def test_the_manifest_for_higgs_tts_3_is_the_demos_without_scenes() -> None:
+def test_the_v3_manifest_is_the_demo_manifest_without_scenes() -> None:
     own, other = (
         [json.loads(line) for line in (ROOT / f"examples/demo/{name}").read_text().splitlines()]
         for name in ("manifest.jsonl", "manifest-v3.jsonl")
@@ -48,7 +48,7 @@ def test_the_manifest_for_higgs_tts_3_is_the_demos_without_scenes() -> None:
     assert other == [{k: v for k, v in row.items() if k != "scene"} for row in own]
 
 
-def test_corpus_has_sixty_rows_with_unique_ids_and_texts() -> None:
+def test_the_corpus_has_sixty_rows_with_unique_ids_and_texts() -> None:
     assert len(ROWS) == 60
     assert len(BY_ID) == 60
     assert len({row["text"] for row in ROWS}) == 60
@@ -63,11 +63,11 @@ def test_every_text_is_non_empty_and_stripped() -> None:
     assert all(row["text"] and row["text"] == row["text"].strip() for row in ROWS)
 
 
-def test_no_row_names_a_split() -> None:
+def test_no_row_sets_a_split() -> None:
     assert not any("split" in row for row in ROWS)
 
 
-def test_manifest_names_exactly_the_files_in_the_audio_folder() -> None:
+def test_the_manifest_lists_exactly_the_files_in_the_audio_folder() -> None:
     on_disk = {p.relative_to(DEMO).as_posix() for p in (DEMO / "audio").iterdir()}
     assert sorted(row["audio"] for row in ROWS) == sorted(on_disk)
 
@@ -87,7 +87,7 @@ def test_reference_audio_is_another_clip_of_the_same_speaker_with_its_text() -> 
         assert other["text"] == row["ref_text"]
 
 
-def test_formats_and_rates_are_as_the_readme_says() -> None:
+def test_formats_and_rates_are_as_documented() -> None:
     assert Counter(clip_format(row) for row in ROWS) == {
         ("WAV", "PCM_16", 16_000, 1): 9,
         ("WAV", "PCM_16", 22_050, 1): 3,
@@ -121,13 +121,13 @@ def test_stereo_channels_differ() -> None:
         assert np.abs(samples[:, 0] - samples[:, 1]).max() > 0.01
 
 
-def test_demo_folder_stays_below_its_size_limit() -> None:
+def test_the_demo_folder_stays_below_its_size_limit() -> None:
     files = [p for p in DEMO.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert sum(p.stat().st_size for p in files) <= 2_900_000
 
 
 @needs_espeak
-def test_regenerating_gives_the_committed_ids_and_durations(tmp_path: Path) -> None:
+def test_regenerating_the_corpus_gives_the_committed_ids_and_durations(tmp_path: Path) -> None:
     assert run_script(tmp_path).returncode == 0
     lines = (tmp_path / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == ROWS
@@ -146,7 +146,7 @@ def test_two_runs_write_identical_bytes(tmp_path: Path) -> None:
     assert files_in(first) == files_in(second)
 
 
-def test_without_espeak_the_script_says_so_and_exits_with_code_2(tmp_path: Path) -> None:
+def test_without_espeak_the_script_says_so_and_exits_with_2(tmp_path: Path) -> None:
     result = run_script(tmp_path / "out", env={"PATH": str(tmp_path)})
     assert result.returncode == 2
     assert "espeak-ng is not installed" in result.stderr

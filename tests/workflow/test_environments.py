@@ -1,4 +1,4 @@
-"""A run by ``--use-conda``, from an environment that holds Snakemake and nothing else."""
+"""A run with ``--use-conda`` from an environment with only Snakemake."""
 
 import os
 import subprocess
@@ -34,7 +34,9 @@ def snakemake_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_without_conda_use_conda_ends_before_any_job(snakemake_alone: Path, tmp_path: Path) -> None:
+def test_use_conda_without_conda_fails_before_any_job(
+    snakemake_alone: Path, tmp_path: Path
+) -> None:
     ended = subprocess.run(
         ["snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2", "--use-conda"],
         cwd=tmp_path,
@@ -48,7 +50,7 @@ def test_without_conda_use_conda_ends_before_any_job(snakemake_alone: Path, tmp_
     assert not (tmp_path / "results").exists()
 
 
-def test_recordings_become_a_package_in_an_environment_of_snakemake_alone(
+def test_a_package_is_built_from_an_environment_with_only_snakemake(
     snakemake_alone: Path, corpus: PackedCorpus, tmp_path: Path
 ) -> None:
     settings = {

@@ -42,7 +42,7 @@ def names(values: dict[str, Any], path: str = "") -> set[str]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_accepted_and_no_setting_of_the_demo_is_left_in_it(example: Path) -> None:
+def test_an_example_is_valid_and_keeps_no_demo_setting(example: Path) -> None:
     shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
     overlay = yaml.safe_load(example.read_text())
     config = Config.model_validate(merge(shipped, overlay)).model_dump(by_alias=True)
@@ -52,7 +52,7 @@ def test_an_example_is_accepted_and_no_setting_of_the_demo_is_left_in_it(example
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_measures_no_recording_again(example: Path) -> None:
+def test_an_example_changes_nothing_that_would_measure_recordings_again(example: Path) -> None:
     schema = load_schema(ROOT / "workflow" / "schemas" / "config.schema.yaml")
     shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
     overlay = yaml.safe_load(example.read_text())
@@ -63,7 +63,7 @@ def test_an_example_measures_no_recording_again(example: Path) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_leaves_memory_to_the_plan(example: Path) -> None:
+def test_an_example_sets_nothing_that_the_memory_plan_decides(example: Path) -> None:
     chosen, all_there_are = (
         {name.split(".")[-1] for name in names(values)}
         for values in (yaml.safe_load(example.read_text()), Config(**BARE).model_dump())
@@ -72,5 +72,5 @@ def test_an_example_leaves_memory_to_the_plan(example: Path) -> None:
     assert all_there_are.issuperset(OF_MEMORY)
 
 
-def test_there_are_examples() -> None:
+def test_there_are_at_least_four_examples() -> None:
     assert len(EXAMPLES) >= 4

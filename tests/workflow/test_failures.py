@@ -1,4 +1,4 @@
-"""The last words of a failed run, and configs that cannot be read at all."""
+"""The final messages of a failed run, and unreadable configs."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def said(text: str) -> str:
     return f"2026-01-02 03:04:05,678 INFO read 3 rows\n2026-01-02 03:04:06,000 ERROR {text}\n"
 
 
-def test_an_error_is_told_with_its_log_and_once_for_all_shards(tmp_path: Path) -> None:
+def test_an_error_is_shown_with_its_log_and_once_for_all_shards(tmp_path: Path) -> None:
     log = write_log(tmp_path, "measure/shard-00000.log", said("the disk is full:\n  /data"))
     write_log(tmp_path, "measure/shard-00001.log", said("the disk is full:\n  /data"))
     write_log(tmp_path, "pack.log", "2026-01-02 03:04:05,678 INFO packed\n")
@@ -33,7 +33,7 @@ def test_an_error_is_told_with_its_log_and_once_for_all_shards(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("seconds", [0, 4_102_444_800])
-def test_an_error_of_an_earlier_run_is_not_told_again_whatever_its_date(
+def test_an_error_of_an_earlier_run_is_not_repeated_whatever_its_date(
     tmp_path: Path, seconds: int
 ) -> None:
     os.utime(write_log(tmp_path, "pack.log", said("old")), (seconds, seconds))
@@ -43,13 +43,13 @@ def test_an_error_of_an_earlier_run_is_not_told_again_whatever_its_date(
     assert failure_lines(tmp_path / "logs", before)[1] == "new"
 
 
-def test_a_run_that_was_stopped_has_no_last_words(tmp_path: Path) -> None:
+def test_a_stopped_run_shows_no_error(tmp_path: Path) -> None:
     write_log(tmp_path, "pack.log", "2026-01-02 03:04:05,678 INFO packed\n")
     assert failure_lines(tmp_path / "logs", {}) == []
     assert failure_lines(tmp_path / "missing", {}) == []
 
 
-def test_of_many_errors_five_are_told_and_the_others_counted(tmp_path: Path) -> None:
+def test_five_errors_are_shown_and_the_others_counted(tmp_path: Path) -> None:
     for i in range(8):
         write_log(tmp_path, f"{i}.log", said(f"error {i}"))
     lines = failure_lines(tmp_path / "logs", {})
@@ -57,7 +57,7 @@ def test_of_many_errors_five_are_told_and_the_others_counted(tmp_path: Path) -> 
     assert "... and 3 other errors" in lines
 
 
-def test_a_traceback_is_cut_to_its_end(tmp_path: Path) -> None:
+def test_only_the_end_of_a_traceback_is_shown(tmp_path: Path) -> None:
     write_log(tmp_path, "a.log", said("\n".join(f"frame {i}" for i in range(100))))
     lines = failure_lines(tmp_path / "logs", {})
     assert "frame 99" in lines
@@ -97,7 +97,7 @@ def test_a_config_that_is_not_text_is_named(
 
 
 @pytest.mark.parametrize("text", ["a: &a {a: *a}\n", f"a: {'[' * 5000}\n", f"a: {'x' * 2**20}\n"])
-def test_a_config_without_end_is_named(
+def test_an_endless_or_oversized_config_is_named(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text(text)
@@ -118,7 +118,7 @@ def test_a_config_with_a_value_that_yaml_cannot_read_is_named(
     assert str(tmp_path / "config.yaml") in capsys.readouterr().err
 
 
-def test_a_folder_with_its_own_config_uses_that(tmp_path: Path) -> None:
+def test_a_folder_with_its_own_config_uses_it(tmp_path: Path) -> None:
     own, shipped = tmp_path / "config.yaml", ROOT / "config.yaml"
     assert config_path_or_exit(own, shipped) == str(shipped)
     own.write_text("# all at its default\n")

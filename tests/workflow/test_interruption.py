@@ -1,4 +1,4 @@
-"""Snakemake is stopped or killed while it trains: the jobs end, too, and have saved."""
+"""Snakemake is stopped or killed during training: its jobs save and end too."""
 
 import os
 import pty
@@ -44,7 +44,7 @@ main(run, ["--output-dir", sys.argv[sys.argv.index("--output-dir") + 1]])
 
 
 def heed_signals() -> None:
-    """Let a process begin as in a terminal, though the tests may run where signals are ignored."""
+    """Start a process with default signal handling, even if the tests run with signals ignored."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
@@ -124,7 +124,7 @@ def is_locked(workflow: Workflow) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_to_snakemake_alone_lets_the_training_save(
+def test_a_signal_only_to_snakemake_lets_training_save(
     workflow: Workflow, number: signal.Signals, record: Record
 ) -> None:
     workflow.start().send_signal(number)
@@ -135,7 +135,7 @@ def test_a_signal_to_snakemake_alone_lets_the_training_save(
     record(f"{number.name} to it alone", SNAKEMAKE, equal=1)
 
 
-def test_a_second_run_in_the_folder_of_another_ends_with_what_to_do(
+def test_a_second_run_in_a_locked_folder_ends_with_what_to_do(
     workflow: Workflow, record: Record
 ) -> None:
     workflow.start()
@@ -147,7 +147,7 @@ def test_a_second_run_in_the_folder_of_another_ends_with_what_to_do(
     record("a second one in its folder", SNAKEMAKE, refused=1)
 
 
-def test_the_training_of_a_killed_snakemake_saves_and_ends(
+def test_training_saves_and_ends_when_snakemake_is_killed(
     workflow: Workflow, record: Record
 ) -> None:
     workflow.start().kill()
@@ -157,7 +157,7 @@ def test_the_training_of_a_killed_snakemake_saves_and_ends(
     record("SIGKILL to it alone", SNAKEMAKE, equal=1)
 
 
-def test_the_training_of_a_killed_launcher_saves_and_ends(
+def test_training_saves_and_ends_when_the_launcher_is_killed(
     workflow: Workflow, record: Record
 ) -> None:
     workflow.start()
@@ -168,7 +168,7 @@ def test_the_training_of_a_killed_launcher_saves_and_ends(
     record("SIGKILL to the launcher of its training", SNAKEMAKE, equal=1)
 
 
-def test_ctrl_c_of_the_whole_workflow_lets_the_training_save(
+def test_ctrl_c_on_the_whole_workflow_lets_training_save(
     workflow: Workflow, record: Record
 ) -> None:
     terminal = workflow.start_in_terminal()
@@ -180,7 +180,7 @@ def test_ctrl_c_of_the_whole_workflow_lets_the_training_save(
     record("Ctrl-C in its terminal", SNAKEMAKE, equal=1)
 
 
-def test_a_closed_terminal_lets_the_training_save(workflow: Workflow, record: Record) -> None:
+def test_closing_the_terminal_lets_training_save(workflow: Workflow, record: Record) -> None:
     terminal = workflow.start_in_terminal()
     os.close(terminal)
     workflow.wait_for("saved")
@@ -201,7 +201,7 @@ def test_under_nohup_a_hangup_ends_nothing(
     record("SIGHUP to all, under nohup", SNAKEMAKE, equal=1)
 
 
-def test_a_stage_on_data_ends_with_its_snakemake(workflow: Workflow) -> None:
+def test_a_stage_without_signal_handling_ends_with_its_snakemake(workflow: Workflow) -> None:
     """One that catches no signal by itself."""
     source = workflow.checkout / "higgs_pipe/estimate.py"
     stub = source.read_text()

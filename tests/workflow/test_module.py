@@ -60,11 +60,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return own
 
 
-def test_its_own_target_stays_the_default(host: Path) -> None:
+def test_the_default_target_of_the_host_workflow_is_kept(host: Path) -> None:
     assert (host / "own/first.txt").read_text().strip() == "1"
 
 
-def test_its_jobs_have_its_own_environment(host: Path) -> None:
+def test_jobs_of_the_host_workflow_keep_their_environment(host: Path) -> None:
     lines = (host / "environment.txt").read_text().splitlines()
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     assert found["PATH"] == os.environ["PATH"]
@@ -73,13 +73,13 @@ def test_its_jobs_have_its_own_environment(host: Path) -> None:
     assert "check out" not in (host / "path.txt").read_text()
 
 
-def test_its_terminal_is_snakemakes_own(host: Path) -> None:
+def test_the_host_workflow_keeps_the_console_output_of_snakemake(host: Path) -> None:
     terminal = (host / "terminal.txt").read_text()
     assert "localrule higgs_stage_config:" in terminal
     assert "not present in the Snakefile" not in terminal
 
 
-def test_a_stage_of_the_module_is_brought_up_to_date_by_its_name(host: Path) -> None:
+def test_a_stage_of_the_module_can_be_a_target(host: Path) -> None:
     run = snakemake(host, "--cores", "2", "higgs_pack", checkout=host)
     assert run.returncode == 0, run.stdout + run.stderr
     assert (host / "results/packed/train.parquet").is_file()

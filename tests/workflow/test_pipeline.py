@@ -90,7 +90,7 @@ def assert_it_learnt(folder: Path) -> None:
     assert losses[-1] < losses[0] * 2 / 3
 
 
-def test_the_demo_leaves_every_result_where_it_belongs(demo: Path) -> None:
+def test_the_demo_writes_every_result_where_it_belongs(demo: Path) -> None:
     results = demo / "results"
     expected = [
         *(f"config/{stage}.json" for stage in STAGES if stage not in OFF),
@@ -120,18 +120,18 @@ def test_the_demo_leaves_every_result_where_it_belongs(demo: Path) -> None:
         assert f"results/{path}\n" in closing
 
 
-def test_no_secret_is_in_any_result_log_or_note_of_snakemake(demo: Path) -> None:
+def test_no_secret_is_in_any_result_log_or_snakemake_metadata(demo: Path) -> None:
     num_files, found = files_with_secrets(demo)
     assert {path.name for path in demo.iterdir()} >= {".snakemake", "logs", "results"}
     assert num_files > 150
     assert found == []
 
 
-def test_the_demo_learns(demo: Path) -> None:
+def test_the_demo_adapter_learns(demo: Path) -> None:
     assert_it_learnt(demo)
 
 
-def test_the_demos_counts_agree_from_stage_to_stage(demo: Path) -> None:
+def test_counts_of_the_demo_agree_across_stages(demo: Path) -> None:
     results = demo / "results"
     validation = read_json(results / "data/validation.json")
     packing = read_json(results / "packed/packing.json")
@@ -201,7 +201,7 @@ def test_a_second_run_does_nothing(demo: Path) -> None:
     assert "Nothing to be done" in finished.stdout + finished.stderr
 
 
-def test_one_stage_can_be_rerun_and_gives_the_same_numbers(demo: Path, tmp_path: Path) -> None:
+def test_a_single_stage_can_be_rerun_with_the_same_numbers(demo: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(demo, tmp_path / "copy", symlinks=True)
     metrics = folder / "results/experiments/default/eval/metrics.json"
     before = metrics.read_text()
@@ -234,7 +234,9 @@ def forgotten(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_other_recordings_are_evaluated_beside_the_demos(demo: Path, forgotten: Path) -> None:
+def test_other_recordings_are_evaluated_without_rerunning_the_demo(
+    demo: Path, forgotten: Path
+) -> None:
     folder = forgotten / "results/experiments/default/eval/other"
     metrics = read_json(folder / "metrics.json")
     assert metrics["adapter"]["num_clips"] == metrics["base"]["num_clips"] == 10
@@ -250,7 +252,7 @@ def test_other_recordings_are_evaluated_beside_the_demos(demo: Path, forgotten: 
         assert own.stat().st_mtime_ns == of_demo.stat().st_mtime_ns
 
 
-def test_the_report_says_what_was_forgotten(demo: Path, forgotten: Path) -> None:
+def test_the_report_shows_the_forgetting_verdict(demo: Path, forgotten: Path) -> None:
     verdict = read_json(forgotten / "results/experiments/default/eval/other/verdict.json")
     page = (forgotten / "results/report/index.html").read_text()
     assert page.count(verdict["sentences"][0]) == 2  # in the verdict, and in its own part
@@ -269,7 +271,9 @@ def two_bases(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_experiment_on_another_base_stands_beside_the_demos(demo: Path, two_bases: Path) -> None:
+def test_an_experiment_on_another_base_runs_alongside_the_demos(
+    demo: Path, two_bases: Path
+) -> None:
     own, other = (
         read_json(two_bases / f"results/experiments/{name}/eval/metrics.json")
         for name in ("default", "x")
@@ -284,7 +288,7 @@ def test_an_experiment_on_another_base_stands_beside_the_demos(demo: Path, two_b
     assert "Packing for other" in page
 
 
-def test_what_does_not_depend_on_the_base_is_not_made_again(demo: Path, two_bases: Path) -> None:
+def test_results_that_do_not_depend_on_the_new_base_are_reused(demo: Path, two_bases: Path) -> None:
     for path in (
         "data/clips.parquet",
         "codes/shard-00000.parquet",
@@ -311,7 +315,7 @@ def demo_v3(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_demo_of_higgs_tts_3_runs_to_its_package_on_the_codes_of_the_demo(
+def test_the_higgs_tts_3_demo_is_packaged_from_the_codes_of_the_demo(
     demo: Path, demo_v3: Path
 ) -> None:
     for shard in ("shard-00000", "shard-00001"):
@@ -326,7 +330,7 @@ def test_the_demo_of_higgs_tts_3_runs_to_its_package_on_the_codes_of_the_demo(
     assert "research and non-commercial use" in log
 
 
-def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_bad_manifest_ends_with_its_error_and_leaves_no_results(tmp_path: Path) -> None:
     manifest = tmp_path / "bad.jsonl"
     manifest.write_text('{"audio": "a.wav", "text": "Hello."}\n{"audio": oops}\n')
     write_config(tmp_path, manifest)
@@ -340,7 +344,7 @@ def test_a_bad_manifest_ends_with_its_sentence_and_leaves_nothing(tmp_path: Path
 
 
 @needs_real_speech
-def test_recordings_of_people_become_an_adapter(tmp_path: Path) -> None:
+def test_recordings_of_real_speech_become_an_adapter(tmp_path: Path) -> None:
     training = SHORT | {"num_epochs": 12, "rows_per_step": 2, "sample_steps": None}
     write_config(tmp_path, REAL_SPEECH, train=training, eval={"num_prompts": 2})
     snakemake_with_forks(tmp_path, "package")

@@ -1,4 +1,4 @@
-"""Settings in the Snakefile: what it hands to the stages, and what it reads itself."""
+"""Settings in the Snakefile: those it passes to stages and those it reads itself."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def another_value(dotted: str, schema: Any) -> Any:
 
 
 def other_values(schema: Any, prefix: str = "") -> dict[str, Any]:
-    """Such a value for each setting of a section."""
+    """Return a non-default value for each setting of a section."""
     found = {}
     for key, declared in schema["properties"].items():
         dotted = f"{prefix}{key}"
@@ -88,7 +88,7 @@ def part_of(config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     return part
 
 
-def test_every_setting_of_a_file_reaches_each_stage_that_reads_it(tmp_path: Path) -> None:
+def test_every_setting_reaches_the_config_of_each_stage_that_reads_it(tmp_path: Path) -> None:
     checkout = make_stub_checkout(tmp_path / "checkout")
     config = other_values(SCHEMA)
     (checkout / "own.yaml").write_text("num_processes: 2\nnum_machines: 1\n")
@@ -127,7 +127,7 @@ def planned(folder: Path, config: dict[str, Any], *words: str) -> dict[str, str]
     return found
 
 
-def test_jobs_ask_for_what_the_settings_say(tmp_path: Path) -> None:
+def test_job_resources_follow_the_settings(tmp_path: Path) -> None:
     launch: dict[str, Any] = {"num_processes": 4, "num_machines": 2, "device": "cpu"}
     launch |= {"main_process_ip": "10.0.0.1", "main_process_port": 3210}
     config: dict[str, Any] = {
@@ -151,7 +151,7 @@ def test_jobs_ask_for_what_the_settings_say(tmp_path: Path) -> None:
     assert on_a_gpu == ["train_adapter other"]
 
 
-def test_what_is_made_is_that_of_the_settings(tmp_path: Path) -> None:
+def test_planned_outputs_follow_the_settings(tmp_path: Path) -> None:
     own, first = tmp_path / "own.yaml", "results/experiments/first/train/adapter"
     own.write_text("num_processes: 4\nnum_machines: 1\n")
     config: dict[str, Any] = {

@@ -31,8 +31,8 @@ def planned() -> str:
     return run.stdout
 
 
-def test_every_rule_reads_writes_and_runs_what_is_written_down(planned: str) -> None:
-    """A change shows in the diff of the table; ``workflow/rules_table.py`` says how to write it."""
+def test_the_rules_match_the_committed_table(planned: str) -> None:
+    """A change shows up as a diff of the table; ``workflow/rules_table.py`` regenerates it."""
     written = WRITTEN_DOWN.read_text()
     lines = difflib.unified_diff(written.splitlines(), planned.splitlines(), lineterm="", n=2)
     assert "\n".join(lines) == ""

@@ -1,4 +1,4 @@
-"""The workflow itself: what is planned, what reruns and why, what is refused before any job.
+"""The workflow itself: plans, reruns and their reasons, and what is refused before any job.
 
 The stages are stood in for by a stub, so that these tests are about the rules alone; whole runs
 of the real stages are in test_pipeline.py.
@@ -79,7 +79,7 @@ def jobs(cwd: Path, *words: str, checkout: Path = ROOT) -> Counter[str]:
 
 @pytest.fixture
 def workdir(tmp_path: Path) -> Path:
-    """A folder of one's own with the shipped config and an empty manifest."""
+    """A user folder with the shipped config and an empty manifest."""
     (tmp_path / "m.jsonl").write_text("")
     write_config(tmp_path, manifest="m.jsonl")
     return tmp_path
@@ -105,7 +105,7 @@ def test_a_target_plans_what_it_needs_and_no_more(
     assert planned - {target} == set(EVERYTHING) - missing - {target, "all"}
 
 
-def test_a_dry_run_tells_jobs_and_reasons_in_a_screenful(workdir: Path) -> None:
+def test_a_dry_run_shows_jobs_and_reasons_in_under_50_lines(workdir: Path) -> None:
     run = snakemake(workdir, "--dry-run")
     lines = (run.stdout + run.stderr).splitlines()
     assert len(lines) < 50
@@ -119,13 +119,13 @@ def test_everything_is_planned_by_default(workdir: Path) -> None:
     assert jobs(workdir) == EVERYTHING
 
 
-def test_a_push_is_planned_after_the_package_where_it_is_asked_for(workdir: Path) -> None:
+def test_push_plans_acceptance_package_and_push_only(workdir: Path) -> None:
     planned = set(jobs(workdir, "push"))
     assert {"accept_adapter", "package_adapter", "push_adapter"} <= planned
     assert not {"report", "merge_adapter"} & planned
 
 
-def test_full_checkpoints_are_made_before_they_are_pushed(workdir: Path) -> None:
+def test_full_checkpoints_are_built_before_they_are_pushed(workdir: Path) -> None:
     write_config(
         workdir,
         package={"forms": ["peft", "merged", "original"]},
@@ -136,7 +136,7 @@ def test_full_checkpoints_are_made_before_they_are_pushed(workdir: Path) -> None
     assert "package_adapter" not in planned
 
 
-def test_an_earlier_adapter_is_trained_first_or_missed_by_the_plan(workdir: Path) -> None:
+def test_an_earlier_adapter_is_trained_first_or_reported_missing(workdir: Path) -> None:
     chained = {"init_adapter": "results/experiments/first/train/adapter"}
     write_config(workdir, experiments={"first": {}, "second": chained})
     assert jobs(workdir, "results/experiments/second/train/run.json")["train_adapter"] == 2
@@ -158,7 +158,7 @@ def test_a_base_from_the_hub_needs_no_demo_base(workdir: Path) -> None:
     assert "tiny_base" not in jobs(workdir)
 
 
-def test_the_demo_of_higgs_tts_3_plans_the_demo_on_its_own_miniature(tmp_path: Path) -> None:
+def test_the_higgs_tts_3_demo_plans_the_demo_on_its_own_miniature(tmp_path: Path) -> None:
     settings = str(ROOT / "examples/demo/v3.yaml")
     planned = jobs(tmp_path, "--configfile", settings)
     # The codec is that of the first miniature; 2 more settings of rows are those of the package.
@@ -173,7 +173,7 @@ def settings_of_train(folder: Path, *words: str) -> dict[str, Any]:
     return settings["train"] | {"stderr": run.stderr}
 
 
-def test_the_settings_of_the_demo_hold_while_the_base_is_its_miniature(tmp_path: Path) -> None:
+def test_demo_settings_apply_only_while_the_base_is_the_miniature(tmp_path: Path) -> None:
     demo = settings_of_train(tmp_path)
     assert (demo["learning_rate"], demo["num_epochs"]) == (2e-3, 16)
     assert "examples/demo/settings.yaml sets data.num_shards: 2" in demo["stderr"]
@@ -203,16 +203,16 @@ def test_a_faulty_config_stops_snakemake_with_every_fault_by_name(workdir: Path)
     assert not (workdir / "results").exists()
 
 
-def test_a_number_on_the_command_line_is_a_number(workdir: Path) -> None:
+def test_a_number_on_the_command_line_is_parsed_as_a_number(workdir: Path) -> None:
     run = snakemake(workdir, "-np", "train", "--config", "train={learning_rate: 1e-4}")
     assert '"learning_rate": 0.0001' in run.stdout + run.stderr
 
 
-def test_a_missing_manifest_is_left_to_the_stage_that_explains_it(workdir: Path) -> None:
+def test_a_missing_manifest_is_reported_by_its_stage_and_not_by_the_plan(workdir: Path) -> None:
     assert jobs(workdir, "validate", "--config", "manifest=absent.jsonl")["validate"] == 1
 
 
-def test_a_folder_without_config_takes_the_one_given_or_the_checkouts(tmp_path: Path) -> None:
+def test_a_folder_without_a_config_uses_the_given_one_or_the_checkouts(tmp_path: Path) -> None:
     assert jobs(tmp_path, "--configfile", str(ROOT / "config.yaml")) == EVERYTHING
     assert jobs(tmp_path) == EVERYTHING
 
@@ -224,7 +224,7 @@ def test_results_can_be_moved(workdir: Path) -> None:
     assert " results/" not in planned
 
 
-def test_cpu_jobs_ask_for_no_gpu_and_others_for_one_a_process(workdir: Path) -> None:
+def test_cpu_jobs_request_no_gpu_and_gpu_jobs_one_per_process(workdir: Path) -> None:
     write_config(workdir, train={"num_processes": 3}, eval={"device": "cpu"})
     run = snakemake(workdir, "-np", "eval")
     blocks = (run.stdout + run.stderr).split("\nrule ")
@@ -234,7 +234,7 @@ def test_cpu_jobs_ask_for_no_gpu_and_others_for_one_a_process(workdir: Path) -> 
     assert "gpu=" not in evaluation
 
 
-def test_jobs_share_the_gpus_of_this_machine_or_those_that_are_given(tmp_path: Path) -> None:
+def test_jobs_share_the_gpus_of_this_machine_or_the_given_number(tmp_path: Path) -> None:
     checkout = make_stub_checkout(tmp_path / "checkout")
     (tmp_path / "dev").mkdir()
     for name in ("nvidia0", "nvidia1"):
@@ -247,7 +247,7 @@ def test_jobs_share_the_gpus_of_this_machine_or_those_that_are_given(tmp_path: P
     assert re.search(r"Provided resources: gpu=\D*1\b", planned.stderr)
 
 
-def test_the_catalogs_snakefile_is_the_same_workflow(workdir: Path) -> None:
+def test_the_snakefile_of_the_catalog_is_the_same_workflow(workdir: Path) -> None:
     planned = jobs(workdir, "--snakefile", str(ROOT / "workflow/Snakefile"))
     assert planned.pop("everything") == 1
     assert {**planned, "all": 1} == EVERYTHING
@@ -280,7 +280,7 @@ def test_a_workflow_deployed_from_the_catalog_plans_everything(tmp_path: Path) -
     assert {**planned, "all": 1} == EVERYTHING
 
 
-def test_the_catalogs_quick_run_is_the_demo_with_fewer_epochs(tmp_path: Path) -> None:
+def test_the_quick_run_of_the_catalog_is_the_demo_with_fewer_epochs(tmp_path: Path) -> None:
     settings = yaml.safe_load((ROOT / ".test/config.yaml").read_text())
     settings["manifest"] = str(ROOT / ".test" / settings["manifest"])
     write_config(tmp_path, **settings)
@@ -293,13 +293,13 @@ def test_lint_finds_nothing() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_braces_in_the_path_of_a_manifest_are_no_wildcards(workdir: Path) -> None:
+def test_braces_in_a_manifest_path_are_not_wildcards(workdir: Path) -> None:
     (workdir / "my {voice}").mkdir()
     (workdir / "my {voice}/m.jsonl").write_text("")
     assert jobs(workdir, "--config", "manifest=my {voice}/m.jsonl") == EVERYTHING
 
 
-def test_a_manifest_with_braces_in_its_path_is_no_input(tmp_path: Path) -> None:
+def test_a_manifest_with_braces_in_its_path_is_not_a_rule_input(tmp_path: Path) -> None:
     plain, braced = tmp_path / "m.jsonl", tmp_path / "{m}.jsonl"
     for path in (plain, braced):
         path.write_text("one")
@@ -311,7 +311,7 @@ def test_the_rules_are_formatted() -> None:
 
 
 @pytest.mark.slow
-def test_an_environment_with_snakemake_alone_can_plan_it(workdir: Path) -> None:
+def test_an_environment_with_only_snakemake_can_plan_the_workflow(workdir: Path) -> None:
     uv = shutil.which("uv", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     if uv is None:
         pytest.skip("uv is neither beside this Python nor on the PATH; `make test` brings it")
@@ -360,14 +360,14 @@ def reruns(checkout: Path, *words: str) -> Counter[str]:
     return jobs(checkout, *words, checkout=checkout)
 
 
-def test_a_run_ends_by_saying_where_things_are(finished: Path) -> None:
+def test_a_run_ends_with_the_paths_of_its_results(finished: Path) -> None:
     closing = (finished / "closing.txt").read_text()
     for path in ("adapters/default", "experiments/default/eval/metrics.json", "report/index.html"):
         assert f"results/{path}\n" in closing
 
 
 @pytest.mark.slow
-def test_a_project_may_have_any_name_that_a_folder_can_have(tmp_path: Path) -> None:
+def test_a_project_may_have_any_valid_folder_name(tmp_path: Path) -> None:
     checkout = make_stub_checkout(tmp_path / "Stimme für 'mich'")
     project = tmp_path / '声 {mine} $HOME; "x" & é'
     project.mkdir()
@@ -384,7 +384,7 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_copy_of_a_project_runs_nothing_whatever_the_ages_of_its_files(
+def test_a_copied_project_reruns_nothing_whatever_its_file_times(
     finished: Path, tmp_path: Path, order: int
 ) -> None:
     copy = tmp_path / "elsewhere" / "my copy"
@@ -395,10 +395,10 @@ def test_a_copy_of_a_project_runs_nothing_whatever_the_ages_of_its_files(
 
 
 @pytest.mark.parametrize("is_by_experiment", [True, False])
-def test_a_finished_adapter_stays_until_its_successor_is_complete(
+def test_a_finished_adapter_is_kept_until_its_successor_is_complete(
     checkout: Path, is_by_experiment: bool
 ) -> None:
-    """Of the training that fails, nothing is taken for up to date."""
+    """Nothing from the failed training counts as up to date."""
     adapter = checkout / "results/experiments/default/train/adapter/adapter_model.safetensors"
     before = adapter.read_text()
     seed = {"seed": 1}
@@ -423,7 +423,7 @@ def lines_of_the_page() -> list[Any]:
 
 
 @pytest.mark.parametrize(("change", "expected"), lines_of_the_page())
-def test_a_changed_setting_reruns_its_stage_and_what_follows(
+def test_a_changed_setting_reruns_the_documented_stages(
     checkout: Path, change: str, expected: list[str]
 ) -> None:
     settings = yaml.safe_load(change)
@@ -434,13 +434,13 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(
     assert set(reruns(checkout)) - {"stage_config", "all"} == set(expected)
 
 
-def test_the_page_on_reruns_has_a_line_for_every_data_stage_and_beyond() -> None:
+def test_the_page_on_reruns_covers_every_section() -> None:
     changed = {next(iter(yaml.safe_load(line.values[0]))) for line in lines_of_the_page()}
     sections = {"data", "validate", "tokenize", "pack", "train", "experiments", "eval", "report"}
     assert changed == sections
 
 
-def test_another_experiment_leaves_the_first_alone(checkout: Path) -> None:
+def test_adding_an_experiment_does_not_rerun_the_first(checkout: Path) -> None:
     planned = reruns(checkout, "--config", "experiments={default: {}, small: {lora: {r: 4}}}")
     assert planned == dict.fromkeys(["stage_config", "estimate", *TRAINING_ON], 1)
 
@@ -472,7 +472,7 @@ def test_an_experiment_on_another_base_packs_its_own_rows_and_shares_the_rest(
 
 
 @pytest.mark.slow
-def test_another_manifest_runs_its_own_rules_and_reruns_no_other(checkout: Path) -> None:
+def test_the_other_manifest_runs_its_own_rules_and_reruns_no_other(checkout: Path) -> None:
     shown = {"package_adapter": 1, "report": 1, "all": 1}
     (checkout / "other.jsonl").write_text("0 x\n")
     given = ("--config", "eval={other_manifest: other.jsonl}")
@@ -487,10 +487,10 @@ def test_another_manifest_runs_its_own_rules_and_reruns_no_other(checkout: Path)
 
 
 @pytest.mark.slow
-def test_an_edit_of_the_manifest_that_changes_no_row_runs_nothing_of_the_other(
+def test_a_manifest_edit_that_changes_no_row_does_not_rerun_the_other_rules(
     checkout: Path,
 ) -> None:
-    """What is accepted of it depends on what is trained: only the run finds out."""
+    """Which of its rows are accepted depends on the training clips, so only a run can tell."""
     (checkout / "other.jsonl").write_text("0 x\n")
     given = ("--cores", "2", "--config", "eval={other_manifest: other.jsonl}")
     run = snakemake(checkout, *given, checkout=checkout)
@@ -520,7 +520,7 @@ def test_a_new_version_of_a_stage_reruns_it(checkout: Path) -> None:
         ("0 a other text\n1 a\n", []),  # nothing to decode
     ],
 )
-def test_a_changed_row_redoes_its_own_shard_alone(
+def test_a_changed_row_reruns_only_its_own_shard(
     checkout: Path, manifest: str, shards: list[str]
 ) -> None:
     (checkout / "m.jsonl").write_text(manifest)
@@ -535,7 +535,7 @@ def test_a_changed_row_redoes_its_own_shard_alone(
     assert reruns(checkout, "pack") == {}
 
 
-def test_an_edit_of_the_manifest_that_changes_no_row_redoes_nothing(checkout: Path) -> None:
+def test_a_manifest_edit_that_changes_no_row_reruns_nothing(checkout: Path) -> None:
     (checkout / "m.jsonl").write_text("0 a\n1 a")  # without the last line break
     run = snakemake(checkout, checkout=checkout)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -544,7 +544,7 @@ def test_an_edit_of_the_manifest_that_changes_no_row_redoes_nothing(checkout: Pa
 
 
 @pytest.mark.slow
-def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
+def test_changed_weights_rerun_what_used_them_and_touched_ones_nothing(
     checkout: Path,
 ) -> None:
     weights = checkout / "base" / "pytorch_model.bin"
@@ -574,11 +574,11 @@ def test_changed_weights_redo_what_was_made_with_them_and_touched_ones_nothing(
     "rule",
     ["list_rows", "measure_shard", "judge_clips", "tokenize_shard", "pack_rows", "eval_adapter"],
 )
-def test_the_remedy_that_a_message_gives_reruns_that_rule(checkout: Path, rule: str) -> None:
+def test_the_forcerun_command_of_a_message_reruns_its_rule(checkout: Path, rule: str) -> None:
     assert rule in reruns(checkout, "--forcerun", rule)
 
 
-def test_the_stage_config_holds_the_settings_whatever_their_characters(checkout: Path) -> None:
+def test_a_stage_config_preserves_special_characters(checkout: Path) -> None:
     prompt = 'It\'s {wildcards} "quoted" $HOME `x` é\n'
     write_config(checkout, manifest="m.jsonl", pack={"system_prompt": prompt})
     run = snakemake(checkout, "results/config/pack.json", checkout=checkout)
@@ -622,7 +622,7 @@ def test_one_process_is_launched_without_the_multi_gpu_launcher() -> None:
     assert "--config_file 'a b.yaml'" in launch
 
 
-def test_the_users_own_accelerate_config_alone_says_how_to_launch(tmp_path: Path) -> None:
+def test_the_users_accelerate_config_overrides_the_launch_settings(tmp_path: Path) -> None:
     own = tmp_path / "my accelerate.yaml"
     own.write_text("num_processes: 4\nnum_machines: 2\n")
     settings = {"num_processes": 1, "num_machines": 1, "accelerate_config": str(own)}
@@ -638,7 +638,7 @@ def test_the_users_own_accelerate_config_alone_says_how_to_launch(tmp_path: Path
 
 
 @pytest.mark.parametrize("text", [None, "", "num_processes: many\nnum_machines: 1\n"])
-def test_an_accelerate_config_that_does_not_say_how_many_is_refused(
+def test_an_accelerate_config_without_process_counts_is_refused(
     tmp_path: Path, text: str | None
 ) -> None:
     own = tmp_path / "accelerate.yaml"
@@ -650,7 +650,7 @@ def test_an_accelerate_config_that_does_not_say_how_many_is_refused(
         launch_settings({"train": train, "experiments": {"a": {}}}, "a")
 
 
-def test_several_machines_are_started_by_srun_and_meet_at_the_first() -> None:
+def test_several_machines_are_started_by_srun_and_connect_to_the_first() -> None:
     launch = launch_command(16, 8, Path("a.yaml"), num_machines=2, main_process_ip="node1")
     srun = "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=8 python -m higgs_pipe"
     assert launch.startswith(srun)
@@ -659,7 +659,7 @@ def test_several_machines_are_started_by_srun_and_meet_at_the_first() -> None:
     assert launch.endswith("--multi_gpu --main_process_ip node1")  # the launcher finds a port
 
 
-def test_the_demo_base_is_recognized_by_where_it_lies() -> None:
+def test_the_demo_base_is_recognised_by_its_path() -> None:
     assert is_within("resources/tiny-higgs/audio_tokenizer", "resources/tiny-higgs")
     assert is_within("./resources/tiny-higgs", "resources/tiny-higgs")
     assert not is_within("resources/tiny-higgs-2", "resources/tiny-higgs")
@@ -678,7 +678,7 @@ def test_jobs_import_this_checkout_whatever_its_path() -> None:
         assert shown.stdout == expected
 
 
-def test_only_what_a_run_made_is_named_at_the_end(tmp_path: Path) -> None:
+def test_a_run_ends_by_naming_only_what_it_wrote(tmp_path: Path) -> None:
     made = products(tmp_path, ["a", "b"], [""])
     adapters, data = tmp_path / "adapters", tmp_path / "data"
     for folder in (adapters, data):

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type: every config is accepted, every command is planned."""
+"""The configs and commands in the docs: every config is valid and every command can be planned."""
 
 import inspect
 import re
@@ -67,14 +67,14 @@ def named_configs() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("page", "text"), blocks("yaml"), ids=lambda value: getattr(value, "stem", "")
 )
-def test_a_config_of_a_page_is_accepted(page: Path, text: str) -> None:
+def test_every_config_in_the_tutorials_is_valid(page: Path, text: str) -> None:
     shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
     settings = yaml.safe_load(text)
     Config.model_validate(merge(shipped, settings))
 
 
 @pytest.mark.slow
-def test_every_command_of_a_page_is_planned(tmp_path: Path) -> None:
+def test_every_snakemake_command_in_the_tutorials_can_be_planned(tmp_path: Path) -> None:
     for name in ("examples", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name, text in named_configs().items():
@@ -92,7 +92,7 @@ def test_every_command_of_a_page_is_planned(tmp_path: Path) -> None:
     assert run.stdout.count("planned") == len(lines) >= 12
 
 
-def test_every_command_that_speaks_has_options_that_there_are() -> None:
+def test_every_documented_speak_command_uses_existing_options() -> None:
     known = set(inspect.signature(speak.run).parameters)
     lines = commands("python -m higgs_pipe.speak")
     assert len(lines) >= 3
@@ -101,7 +101,7 @@ def test_every_command_that_speaks_has_options_that_there_are() -> None:
         assert {option[2:].replace("-", "_") for option in options} <= known
 
 
-def test_a_target_or_rule_that_a_page_names_exists() -> None:
+def test_every_target_and_rule_named_in_the_docs_exists() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     rules = {stage.rule for stage in STAGES.values()}
     forced = {name.removesuffix("_other") for name in re.findall(r"--forcerun (\w+)", text)}
@@ -110,7 +110,7 @@ def test_a_target_or_rule_that_a_page_names_exists() -> None:
     assert "validate" in targets <= {stage.target for stage in STAGES.values()}
 
 
-def test_the_page_of_symptoms_names_keys_that_there_are() -> None:
+def test_the_troubleshooting_page_names_existing_keys() -> None:
     page = (ROOT / "docs/troubleshooting.md").read_text()
     words = {
         word for code in re.findall("`([^`]+)`", page) for word in re.findall(r"\w+_\w+", code)
@@ -121,7 +121,7 @@ def test_the_page_of_symptoms_names_keys_that_there_are() -> None:
     assert [word for word in sorted(words) if word not in known and not families.match(word)] == []
 
 
-def test_the_page_of_symptoms_quotes_headings_that_there_are() -> None:
+def test_the_troubleshooting_page_quotes_existing_headings() -> None:
     page = (ROOT / "docs/troubleshooting.md").read_text()
     quoted = set(re.findall(r'"([A-Z][^"]+)"', page))
     templates = [*(ROOT / "higgs_pipe/templates/report").glob("*.j2")]

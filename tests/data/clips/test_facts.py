@@ -1,4 +1,4 @@
-"""Rows whose facts or texts contradict their recordings, through the real stages."""
+"""Rows whose declared facts or texts contradict their recordings, run through the real stages."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def sound_rows(folder: Path, num_rows: int = 3) -> list[Fields]:
         ({"offset": 1.0, "duration": 5.0}, "segment_outside"),
     ],
 )
-def test_a_declared_fact_is_compared_with_the_recording(
+def test_declared_facts_are_checked_against_the_recording(
     tmp_path: Path, said: Fields, reason: str | None
 ) -> None:
     row = {"audio": recorded(tmp_path, 9), "text": "Nobody knows.", "id": "x", **said}
@@ -93,7 +93,7 @@ def test_a_declared_fact_is_compared_with_the_recording(
         assert (clips["x"]["start_seconds"], clips["x"]["end_seconds"]) == (1.0, 2.5)
 
 
-def test_the_duration_of_a_nemo_row_without_offset_is_compared(tmp_path: Path) -> None:
+def test_the_duration_of_a_nemo_row_without_offset_is_checked(tmp_path: Path) -> None:
     rows = [
         {"audio_filepath": row["audio"], "text": row["text"], "id": row["id"], "duration": length}
         for row, length in zip(sound_rows(tmp_path), (3.0, 3.0, 9.0), strict=True)
@@ -110,7 +110,7 @@ def test_the_duration_of_a_nemo_row_without_offset_is_compared(tmp_path: Path) -
         ({"text": "wavs/a.wav"}, ("m.jsonl:2", "`text`", "wavs/a.wav")),
     ],
 )
-def test_a_fact_that_cannot_be_is_a_fault_of_its_row(
+def test_an_impossible_value_is_a_fault_of_its_row(
     tmp_path: Path, said: Fields, tokens: tuple[str, ...]
 ) -> None:
     rows = [{"audio": "a.wav", "text": "A."}, {"audio": "b.wav", "text": "B.", **said}]
@@ -120,7 +120,7 @@ def test_a_fact_that_cannot_be_is_a_fault_of_its_row(
 
 
 @pytest.mark.parametrize("language", ["en", "zh-CN", "pt_BR", "Chinese (Mandarin)", "sr-Latn"])
-def test_a_language_by_code_or_name_is_one(tmp_path: Path, language: str) -> None:
+def test_a_language_may_be_a_code_or_a_name(tmp_path: Path, language: str) -> None:
     rows = [row | {"language": language} for row in sound_rows(tmp_path)]
     assert len(validated(tmp_path, rows)[0]) == 3
 
@@ -146,7 +146,7 @@ def rows_with(folder: Path, texts: list[str], seconds: float = 3.0, **more: Any)
         ([f"Read this aloud: {sentence}" for sentence in SENTENCES[:4]], "'Read this aloud:'"),
     ],
 )
-def test_texts_of_another_column_stop_the_run_with_the_rows(
+def test_texts_taken_from_a_wrong_column_stop_the_run_and_are_shown(
     tmp_path: Path, texts: list[str], fact: str
 ) -> None:
     rows = rows_with(tmp_path, texts, seconds=4.5)
@@ -159,7 +159,7 @@ def test_texts_of_another_column_stop_the_run_with_the_rows(
     assert len(validated(tmp_path, rows, check_texts=False)[0]) == len(rows)
 
 
-def test_recordings_that_most_rows_share_with_other_texts_stop_the_run(tmp_path: Path) -> None:
+def test_recordings_shared_by_most_rows_with_different_texts_stop_the_run(tmp_path: Path) -> None:
     rows = [row | {"id": row["audio"]} for row in rows_with(tmp_path, SENTENCES)]
     for row in rows[1:4]:
         row["audio"] = rows[0]["audio"]
@@ -169,7 +169,7 @@ def test_recordings_that_most_rows_share_with_other_texts_stop_the_run(tmp_path:
     assert len(validated(tmp_path, rows, check_texts=False)[0]) == 6
 
 
-def test_recordings_of_which_rows_say_different_things_are_pointed_out(tmp_path: Path) -> None:
+def test_recordings_with_contradictory_rows_are_reported(tmp_path: Path) -> None:
     rows = [row | {"speaker": "ada"} for row in sound_rows(tmp_path, 4)]
     copy = rows[0] | {"id": "copy", "text": "It rained all day -- in the HILLS!"}
     assert validated(tmp_path, [*rows, copy])[2]["contradictions"] == {}
@@ -187,7 +187,7 @@ def test_recordings_of_which_rows_say_different_things_are_pointed_out(tmp_path:
     )
 
 
-def test_the_text_that_is_the_speaker_of_each_row_stops_the_run(tmp_path: Path) -> None:
+def test_a_text_equal_to_the_speaker_in_every_row_stops_the_run(tmp_path: Path) -> None:
     names = ["Ada Low", "Ben May", "Cleo Orr", "Dora Fay"]
     rows = [row | {"speaker": row["text"]} for row in rows_with(tmp_path, names)]
     with pytest.raises(UserError, match="speaker"):
@@ -202,7 +202,7 @@ def test_many_speakers_may_read_the_same_sentences(tmp_path: Path) -> None:
     assert len(validated(tmp_path, rows)[0]) == 15
 
 
-def test_short_words_in_short_recordings_are_texts(tmp_path: Path) -> None:
+def test_short_words_in_short_recordings_are_accepted_as_texts(tmp_path: Path) -> None:
     rows = rows_with(tmp_path, ["Yes.", "No.", "Stop.", "Go.", "Left.", "Right."], seconds=0.8)
     assert len(validated(tmp_path, rows)[0]) == 6
 
@@ -210,7 +210,7 @@ def test_short_words_in_short_recordings_are_texts(tmp_path: Path) -> None:
 # --- What no row comes from, and scenes -----------------------------------------------------------
 
 
-def test_files_left_out_and_guessed_names_are_in_validation_json(tmp_path: Path) -> None:
+def test_skipped_files_are_in_validation_json(tmp_path: Path) -> None:
     folder = tmp_path / "corpus" / "ada"
     folder.mkdir(parents=True)
     for i in range(3):
@@ -230,13 +230,13 @@ def test_files_left_out_and_guessed_names_are_in_validation_json(tmp_path: Path)
     assert (left_out["num_files"], left_out["first_files"]) == (1, [str(folder / "alone.txt")])
 
 
-def test_names_of_columns_that_were_guessed_are_in_validation_json(tmp_path: Path) -> None:
+def test_guessed_column_names_are_in_validation_json(tmp_path: Path) -> None:
     rows = [{"path": row["audio"], "sentence": row["text"]} for row in sound_rows(tmp_path)]
     (note,) = validated(tmp_path, rows)[2]["manifest_notes"]
     assert "'path' as audio" in note
 
 
-def test_a_scene_that_all_clips_share_is_pointed_out(
+def test_a_scene_shared_by_all_clips_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [row | {"scene": "quiet_room"} for row in sound_rows(tmp_path)]
@@ -270,7 +270,7 @@ def heard(path: str) -> Fields:
         ([("assistant", "7"), ("user", "T."), ("assistant", "8")], "t"),
     ],
 )
-def test_a_conversation_that_inference_does_not_have_is_rejected_by_validate(
+def test_a_conversation_layout_unknown_to_inference_is_rejected(
     tmp_path: Path, messages: list[tuple[str, Any]], reason: str
 ) -> None:
     for number in (7, 8):

@@ -1,4 +1,4 @@
-"""Filters on measured quality: each bound rejects what is beyond it, and says so."""
+"""Quality filters: each bound rejects values beyond it and names itself in the message."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def found(measures: dict[str, Any], **limits: Any) -> list[tuple[str, str]]:
         ),
     ],
 )
-def test_a_filter_rejects_what_is_beyond_it_and_is_off_by_default(
+def test_a_filter_rejects_values_beyond_it_and_is_off_by_default(
     measures: dict[str, Any], limits: dict[str, Any], reason: str
 ) -> None:
     assert [code for code, _ in found(measures, **limits)] == [reason]
@@ -75,7 +75,7 @@ def test_a_measure_equal_to_its_limit_passes() -> None:
     assert found({"snr_db": 15.0, "dc_offset": 0.02}, min_snr_db=15, max_dc_offset=0.02) == []
 
 
-def test_every_fault_is_told_with_the_measure_the_limit_and_the_setting() -> None:
+def test_every_fault_names_measure_limit_and_setting() -> None:
     facts = [
         fact
         for _, fact in found({"snr_db": 5.04, "dc_offset": 0.5}, min_snr_db=15, max_dc_offset=0.02)
@@ -86,11 +86,11 @@ def test_every_fault_is_told_with_the_measure_the_limit_and_the_setting() -> Non
     ]
 
 
-def test_text_whose_language_or_script_is_unknown_passes() -> None:
+def test_text_of_unknown_language_or_script_passes() -> None:
     assert found({"script": None, "fits_language": None}, require_language_script=True) == []
 
 
-def test_every_setting_has_a_reason_of_its_own_with_a_remedy() -> None:
+def test_every_filter_has_its_own_reason_with_a_remedy() -> None:
     settings = [setting for setting, _, _ in BOUNDS] + ["require_language_script"]
     assert sorted(settings) == sorted(FilterConfig.model_fields)
     reasons = [reason for _, _, reason in BOUNDS] + [Reason.WRONG_SCRIPT]

@@ -1,4 +1,4 @@
-"""Splits and shards: by hash, checked against a hash written out here."""
+"""Splits and shards by hash, checked against an independent implementation of the hash."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def test_unit_hash_is_the_first_seven_bytes_of_sha256_over_two_to_the_56() -> No
     assert unit_hash("split", 7, "a") == int(digest[:14], 16) / 16**14
 
 
-def test_unit_hash_depends_on_where_parts_begin() -> None:
+def test_unit_hash_depends_on_the_boundaries_between_parts() -> None:
     assert unit_hash("a", "bc") != unit_hash("ab", "c")
 
 
-def test_every_shard_gets_clips_and_no_other_shard_exists() -> None:
+def test_clips_are_spread_over_all_shards() -> None:
     shards = Counter(shard_of(clip, 4) for clip in numbered(400))
     assert sorted(shards) == [0, 1, 2, 3]
     assert min(shards.values()) > 70
 
 
-def test_one_shard_takes_everything() -> None:
+def test_a_single_shard_takes_every_clip() -> None:
     assert {shard_of(clip, 1) for clip in numbered(50)} == {0}
 
 
@@ -78,20 +78,20 @@ def test_two_groups_always_give_both_splits() -> None:
             assert sorted(splits) == ["eval", "train"]
 
 
-def test_a_free_group_fills_the_split_that_the_given_ones_leave_empty() -> None:
+def test_an_unassigned_group_fills_a_split_left_empty_by_the_given_ones() -> None:
     for seed in range(20):
         assert split_groups(["a", "b"], ["eval", None], 0.999, seed) == ["eval", "train"]
         assert split_groups(["a", "b"], ["train", None], 0.001, seed) == ["train", "eval"]
 
 
-def test_where_all_groups_would_be_held_out_the_last_one_to_be_is_trained_on() -> None:
+def test_if_all_groups_would_be_held_out_the_one_with_the_largest_hash_trains() -> None:
     groups = numbered(5)
     hashes = [unit_hash("split", 0, group) for group in groups]
     splits = split_groups(groups, [None] * 5, eval_fraction=max(hashes) + 1e-9, seed=0)
     assert splits.index("train") == hashes.index(max(hashes))
 
 
-def test_one_group_goes_to_train() -> None:
+def test_a_single_group_goes_to_train() -> None:
     assert split_groups(["a", "a"], [None, None], 0.5, seed=0) == ["train", "train"]
 
 
@@ -115,7 +115,7 @@ def test_adding_groups_does_not_move_other_groups() -> None:
 def clip(
     path: str = "a.wav", start: float | None = None, end: float | None = None, **columns: str
 ) -> dict[str, Any]:
-    """A clip as the splits see it; unless told otherwise it shares nothing but its file."""
+    """A clip with the columns that splits read; by default it shares only its file with others."""
     unlike = f"{path} {start} {end}"
     return {
         "audio_path": path,
@@ -149,7 +149,7 @@ def overlap_of(clips: list[dict[str, Any]], **settings: Any) -> dict[str, int]:
 
 
 def together(clips: list[dict[str, Any]], **settings: Any) -> list[list[int]]:
-    """Which clips, by their numbers, share a side."""
+    """Return the groups of clips, by index, that must share a split."""
     groups = groups_among(clips, **settings)
     return [
         [index for index, group in enumerate(groups) if group == name]
@@ -157,7 +157,7 @@ def together(clips: list[dict[str, Any]], **settings: Any) -> list[list[int]]:
     ]
 
 
-def test_clips_that_share_audio_are_one_group_however_they_share_it() -> None:
+def test_clips_that_share_audio_in_any_way_are_one_group() -> None:
     clips = [
         clip("long.wav", 0.0, 5.0, pcm="a"),
         clip("long.wav", 4.0, 8.0, pcm="b"),  # overlaps a
@@ -169,16 +169,16 @@ def test_clips_that_share_audio_are_one_group_however_they_share_it() -> None:
     assert groups_among(clips) == ["a", "a", "c", "a", "a", "e"]
 
 
-def test_a_short_segment_does_not_hide_the_long_one_before_it() -> None:
+def test_a_short_segment_does_not_hide_a_longer_one_that_overlaps_more() -> None:
     clips = [clip("l.wav", 0.0, 9.0), clip("l.wav", 1.0, 2.0), clip("l.wav", 5.0, 10.0)]
     assert together(clips) == [[0, 1, 2]]
 
 
-def test_no_clip_gives_no_group() -> None:
+def test_no_clips_give_no_groups() -> None:
     assert groups_among([]) == []
 
 
-def test_clips_of_one_text_are_one_group_unless_texts_may_be_in_both_splits() -> None:
+def test_clips_with_one_text_are_one_group_unless_texts_may_cross_splits() -> None:
     texts = ["Yes, I am.", "yes  i AM", "No.", "Yes, I am not.", "...", "?!"]
     clips = [clip(f"{index}.wav", text=text) for index, text in enumerate(texts)]
     assert together(clips) == [[0, 1], [2], [3], [4], [5]]
@@ -194,7 +194,7 @@ def test_clips_of_one_text_are_one_group_unless_texts_may_be_in_both_splits() ->
         ("$5", " $5 ", "5"),
     ],
 )
-def test_texts_are_one_but_for_case_and_punctuation(text: str, same: str, other: str) -> None:
+def test_texts_are_compared_ignoring_case_and_punctuation(text: str, same: str, other: str) -> None:
     assert bare_words(text) == bare_words(same) != bare_words(other)
 
 
@@ -203,7 +203,7 @@ def test_turns_of_a_dialogue_are_one_group() -> None:
     assert together(clips) == [[0, 1], [2]]
 
 
-def test_a_split_by_speaker_keeps_speakers_whole_and_is_named_by_them() -> None:
+def test_a_split_by_speaker_uses_the_speaker_as_the_group() -> None:
     clips = [clip("a.wav", speaker="x"), clip("b.wav", speaker="y"), clip("c.wav", speaker="x")]
     assert together(clips) == [[0], [1], [2]]
     assert groups_among(clips, split_by="speaker") == ["x", "y", "x"]
@@ -215,7 +215,7 @@ def test_a_split_by_recording_keeps_all_segments_of_a_file_together() -> None:
     assert together(clips, split_by="recording") == [[0, 2], [1]]
 
 
-def test_groups_are_those_of_a_plain_search() -> None:
+def test_groups_match_a_plain_search() -> None:
     generator = random.Random(0)
     for _ in range(50):
         texts, dialogues = ([str(generator.randrange(25)) for _ in range(20)] for _ in range(2))
@@ -231,7 +231,7 @@ def test_groups_are_those_of_a_plain_search() -> None:
         assert groups_among(clips) == [f"{min(group):02d}" for group in linked]
 
 
-def test_the_overlap_counts_what_is_in_both_splits() -> None:
+def test_the_overlap_counts_everything_shared_by_both_splits() -> None:
     clips = [
         clip("l.wav", 0.0, 5.0, split="train", dialogue="d", speaker="x"),
         clip("l.wav", 4.0, 6.0, split="eval", dialogue="d", speaker="x"),
@@ -246,13 +246,13 @@ def test_the_overlap_counts_what_is_in_both_splits() -> None:
     assert overlap_of(clips, split_by="recording") == found | {"recordings": 1}
 
 
-def test_segments_of_a_recording_in_both_splits_are_one_recording() -> None:
+def test_segments_in_both_splits_count_as_one_shared_recording() -> None:
     clips = [clip("a.wav", 0.0, 1.0, split="train"), clip("a.wav", 5.0, 6.0, split="eval")]
     found = overlap_of(clips, split_by="recording")
     assert (found["audio"], found["recordings"]) == (0, 1)
 
 
-def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
+def test_the_overlap_counts_targets_and_context_of_conversations() -> None:
     def talk(name: str, split: str, *, is_target: bool) -> list[dict[str, Any]]:
         """A conversation of two recordings, the first of which is ``p``."""
         recordings = [("ref-p", is_target), (name, True)]
@@ -270,7 +270,7 @@ def test_the_overlap_counts_what_conversations_learn_and_hear() -> None:
     assert set(apart.values()) == {0}
 
 
-def test_a_long_segment_of_one_split_overlaps_each_one_of_the_other_within_it() -> None:
+def test_a_long_segment_overlaps_every_segment_of_the_other_split_within_it() -> None:
     def segment(start: float, end: float) -> dict[str, Any]:
         span = {"audio_sha256": "a", "start_seconds": start, "end_seconds": end}
         own = {"clip_id": str(start), "pcm_sha256": str(start), "text": "", "dialogue_id": None}

@@ -1,4 +1,4 @@
-"""Counts of validation, on rows worked by hand."""
+"""Validation summaries of rows whose counts are known by hand."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ def clip(clip_id: str, **columns: Any) -> dict[str, Any]:
         ([None, None], None),
     ],
 )
-def test_a_scene_is_shared_if_each_of_several_clips_has_it(
+def test_a_scene_is_shared_if_several_clips_all_have_it(
     scenes: list[str | None], shared: str | None
 ) -> None:
     clips = [clip(str(number), scene=scene) for number, scene in enumerate(scenes)]
@@ -40,7 +40,7 @@ def test_a_scene_is_shared_if_each_of_several_clips_has_it(
         (["x", "x"], ["r", "r"], False),
     ],
 )
-def test_a_speaker_of_one_recording_and_no_reference_cannot_be_cloned(
+def test_a_speaker_with_one_recording_and_no_reference_cannot_be_cloned(
     hashes: list[str], references: list[str | None], is_named: bool
 ) -> None:
     clips = [
@@ -64,7 +64,7 @@ def test_lost_hours_are_summed_and_rows_of_unknown_length_counted() -> None:
     assert found.speakers["ada"] == of_reason
 
 
-def test_outliers_are_named_from_the_farthest_on() -> None:
+def test_outliers_are_listed_from_the_farthest() -> None:
     others = {name: 0.0 for name in summary.OUTLIER_MEASURES if name != "snr_db"}
     levels = [30.0, 31.0, 29.0, 30.5, 29.5, 30.0, 5.0, 70.0, 30.0]
     clips = [clip(str(number), snr_db=level, **others) for number, level in enumerate(levels)]

@@ -1,4 +1,4 @@
-"""Counts of what is not spoken as it is written."""
+"""Counts of text that is not spoken as written."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def kinds_of(text: str) -> set[str]:
         ("2 * 3 * 4", {"digits", "brackets"}),
     ],
 )
-def test_a_text_has_the_findings_it_should(text: str, kinds: set[str]) -> None:
+def test_each_text_has_the_expected_findings(text: str, kinds: set[str]) -> None:
     assert kinds_of(text) == kinds
 
 
@@ -85,7 +85,7 @@ def test_rows_are_counted_once_with_the_first_texts_and_their_places() -> None:
 
 
 @pytest.mark.parametrize("where", ["reference", "scene", "turn"])
-def test_every_text_of_a_prompt_is_looked_at(where: str) -> None:
+def test_every_text_of_a_prompt_is_searched(where: str) -> None:
     link = "See www.example.org"
     own = Turn("assistant", (ClipId("0"),), is_target=True)
     turns: tuple[Turn[ClipId], ...] = (Turn("user", (link,)), own)
@@ -99,7 +99,7 @@ def test_every_text_of_a_prompt_is_looked_at(where: str) -> None:
     assert {kind: finding.num_rows for kind, finding in found.items()} == {"urls": 1}
 
 
-def test_the_quick_look_misses_nothing() -> None:
+def test_the_fast_path_misses_no_pattern() -> None:
     examples = ["<b>", "http://a", "ftp://a", "www.a.b", "a@b.c", "☃", "\u00ad", "-", "", "7"]
     for text in [*examples, "\x07", "\x7f", "\ufffd", "Ã©", "null", "{a}", "(a)", "[a]", "*a*"]:
         kinds = {kind for kind, pattern in PATTERNS.items() if pattern.search(text)}

@@ -1,4 +1,4 @@
-"""Rows of another manifest: all held out, but for what training has too."""
+"""Rows of another manifest: all held out, except those that training already has."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,9 @@ def test_every_row_of_another_manifest_is_held_out(trained: Path, tmp_path: Path
         assert pq.read_table(data / "clips.parquet")["split"].to_pylist() == ["eval"] * 4
 
 
-def test_rows_with_audio_or_text_of_training_are_rejected(trained: Path, tmp_path: Path) -> None:
+def test_rows_that_share_audio_or_text_with_training_are_rejected(
+    trained: Path, tmp_path: Path
+) -> None:
     folder = trained.parents[1]
     copied, rate_hz = sf.read(folder / "train.wav")
     sf.write(tmp_path / "copy.flac", copied, rate_hz)
@@ -79,7 +81,7 @@ def test_rows_with_audio_or_text_of_training_are_rejected(trained: Path, tmp_pat
     assert pq.read_table(data / "clips.parquet")["clip_id"].to_pylist() == ["held out"]
 
 
-def test_a_conversation_with_a_trained_recording_in_an_earlier_turn_is_rejected(
+def test_a_conversation_with_a_trained_recording_in_any_turn_is_rejected(
     trained: Path, tmp_path: Path
 ) -> None:
     def talk(clip_id: str, *said: Path) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def test_a_conversation_with_a_trained_recording_in_an_earlier_turn_is_rejected(
     }
 
 
-def test_equal_texts_count_only_where_the_split_keeps_them_together(
+def test_equal_texts_count_only_if_the_split_keeps_texts_together(
     trained: Path, tmp_path: Path
 ) -> None:
     new = str(tone(tmp_path / "new.wav", 1.0, 700))
@@ -112,7 +114,7 @@ def test_equal_texts_count_only_where_the_split_keeps_them_together(
     assert rejected(data) == {}
 
 
-def test_another_manifest_of_trained_recordings_alone_is_refused(
+def test_another_manifest_with_only_trained_recordings_is_refused(
     trained: Path, tmp_path: Path
 ) -> None:
     rows = [{"audio": str(trained.parents[1] / "train.wav"), "text": "The sun rises."}]

@@ -1,4 +1,4 @@
-"""Boson's ChatML: which samples become rows, which keep their turns, and every fault."""
+"""Boson's ChatML: samples that become rows, samples that stay conversations, and every fault."""
 
 from __future__ import annotations
 
@@ -99,26 +99,26 @@ CLONED = {**PLAIN, "ref_audio": "r.wav", "ref_text": "Reference."}
         ("Reference.", audio("r.wav", raw_audio="", duration=None, offset=None), REQUEST.upper()),
     ],
 )
-def test_the_cloning_form_becomes_a_row_whatever_the_order(content: tuple[Any, ...]) -> None:
+def test_a_cloning_sample_becomes_a_row_in_any_order_of_its_parts(content: tuple[Any, ...]) -> None:
     messages = [system("You can speak in the voice of a reference."), *cloning(*content)]
     assert row_of(messages) == row_of(messages, start_index=0) == CLONED
 
 
-def test_the_target_text_keeps_its_colons_and_line_ends() -> None:
+def test_the_target_text_keeps_colons_and_newlines() -> None:
     target = "Note: at 10:30, he said: “Go!”\nThen: silence."
     content = (text("Reference: one."), audio("r.wav"), text(REQUEST + target))
     row = row_of([user(*content), assistant(audio("t.wav"))])
     assert (row["text"], row["ref_text"]) == (target, "Reference: one.")
 
 
-def test_a_request_within_the_target_text_is_a_part_of_it() -> None:
+def test_a_request_phrase_inside_the_target_text_belongs_to_the_text() -> None:
     messages = cloning(audio("r.wav"), text(f"Reference. {REQUEST}{REQUEST}Target."))
     assert row_of(messages) == CLONED
     messages[1] = assistant(audio("t.wav"))
     assert row_of(messages)["text"] == f"{REQUEST}Target."
 
 
-def test_the_words_of_a_reference_may_stand_in_misc_alone() -> None:
+def test_the_reference_transcript_may_be_only_in_misc() -> None:
     messages = cloning(audio("r.wav"), text(REQUEST + "Target."))
     assert row_of(messages, misc={"ref_transcript": "Reference."}) == CLONED
 
@@ -150,7 +150,9 @@ REFERENCE_FORMS: dict[str, tuple[list[Fields], Fields]] = {
 
 @pytest.mark.parametrize("form", REFERENCE_FORMS)
 @pytest.mark.parametrize("answer", [[audio("t.wav")], [text("Target."), audio("t.wav")]])
-def test_a_reference_in_any_public_form_is_that_of_the_row(form: str, answer: list[Any]) -> None:
+def test_a_reference_in_any_published_form_becomes_that_of_the_row(
+    form: str, answer: list[Any]
+) -> None:
     messages, others = REFERENCE_FORMS[form]
     assert row_of([*messages, assistant(*answer)], **others) == CLONED
 
@@ -162,23 +164,23 @@ def test_a_turn_with_a_recording_that_is_answered_by_text_stays_as_it_is() -> No
     assert turns[1] == Turn("assistant", ("Fine.",))
 
 
-def test_the_answer_says_the_target_where_the_user_gives_the_reference_alone() -> None:
+def test_the_target_text_may_be_in_the_answer_only() -> None:
     messages = [user(text("Reference."), audio("r.wav"))]
     messages.append(assistant(text("Target."), audio("t.wav")))
     assert row_of(messages) == CLONED
 
 
-def test_an_answer_spelled_otherwise_than_the_request_is_the_target() -> None:
+def test_a_target_text_spelled_differently_in_the_answer_wins() -> None:
     messages = [user(text("Reference."), audio("r.wav"), text("target"))]
     messages.append(assistant(text("Target."), audio("t.wav")))
     assert row_of(messages) == CLONED
 
 
-def test_a_part_that_is_null_says_nothing() -> None:
+def test_a_null_part_is_ignored() -> None:
     assert row_of([user("T."), assistant(None, audio("t.wav"))]) == row_of(OK)
 
 
-def test_several_references_of_one_turn_are_turns_each() -> None:
+def test_several_references_in_one_turn_become_separate_turns() -> None:
     parts = [text("[SPEAKER0] A."), audio("a.wav"), text("[SPEAKER1] B."), audio("b.wav")]
     target = "[SPEAKER0] Who? [SPEAKER1] Me."
     turns = turns_of([user(*parts, text(target)), assistant(audio("t.wav"))])
@@ -196,13 +198,13 @@ def test_several_references_of_one_turn_are_turns_each() -> None:
         [system([text("S."), audio("r.wav")]), *[user("T."), assistant(audio("t.wav"))]],
     ],
 )
-def test_what_cannot_be_told_apart_keeps_its_turns_for_validate_to_reject(
+def test_ambiguous_user_turns_are_kept_for_validate_to_reject(
     messages: list[Fields],
 ) -> None:
     assert any(turn.recordings for turn in turns_of(messages) if turn.role != "assistant")
 
 
-def test_the_file_is_taken_where_audio_stands_beside_it_in_base64() -> None:
+def test_the_audio_file_is_preferred_over_base64_audio() -> None:
     answer = assistant({"type": "audio", "audio_url": "t.wav", "raw_audio": "UklGRg=="})
     assert row_of([user("Target."), answer]) == PLAIN
 
@@ -219,7 +221,7 @@ def test_a_text_and_its_recording_are_a_row(messages: list[Fields]) -> None:
     assert row_of(messages) == PLAIN
 
 
-def test_the_scene_in_a_system_message_becomes_the_scene_of_the_row() -> None:
+def test_a_scene_in_the_system_message_becomes_the_scene_of_the_row() -> None:
     wrapped = f"{USUAL}\n\n<|scene_desc_start|>\nA hall.\n\nSPEAKER0: old\n<|scene_desc_end|>"
     plain = [user("Target."), assistant(audio("t.wav"))]
     assert row_of([system(wrapped), *plain]) == {**PLAIN, "scene": "A hall.\n\nSPEAKER0: old"}
@@ -227,14 +229,14 @@ def test_the_scene_in_a_system_message_becomes_the_scene_of_the_row() -> None:
     assert row_of([system(USUAL), scene, *plain]) == {**PLAIN, "scene": "A hall."}
 
 
-def test_a_reference_before_the_target_is_the_reference_of_the_row() -> None:
+def test_a_reference_turn_before_the_target_becomes_the_reference_of_the_row() -> None:
     messages = [user("Reference."), assistant(audio("r.wav"))]
     messages += [user("Target."), assistant(audio("t.wav"))]
     assert row_of(messages) == row_of(messages, start_index=3) == CLONED
     assert row_of([system(USUAL), *messages], start_index=4) == CLONED
 
 
-def test_a_target_may_be_a_part_of_its_recording() -> None:
+def test_a_target_may_be_a_segment_of_its_recording() -> None:
     recording = audio("t.wav", offset=1.1, duration=2.2)
     row = row_of([user("Target."), assistant(recording)])
     assert row == {**PLAIN, "start_seconds": 1.1, "end_seconds": 3.3}
@@ -253,14 +255,14 @@ def test_a_target_may_be_a_part_of_its_recording() -> None:
         ("w/a.wav", "w/a.wav"),
     ],
 )
-def test_a_recording_is_a_path_or_a_file_address(url: str, path: str) -> None:
+def test_a_recording_is_a_path_or_a_file_url(url: str, path: str) -> None:
     assert row_of([user("T."), assistant(audio(url))])["audio"] == path
 
 
 # --- Conversations -------------------------------------------------------------------------------
 
 
-def test_all_turns_are_kept_and_the_last_of_the_assistant_is_the_target() -> None:
+def test_all_turns_are_kept_and_the_last_assistant_turn_is_the_target() -> None:
     messages = [system("Be brief."), user("One?"), assistant(audio("1.wav"))]
     messages += [user("Two?"), assistant(audio("2.wav")), user("Three?"), assistant(audio("3.wav"))]
     expected: list[Turn] = [Turn("system", ("Be brief.",)), said("One?"), heard("1.wav")]
@@ -273,33 +275,33 @@ def test_all_turns_are_kept_and_the_last_of_the_assistant_is_the_target() -> Non
 @pytest.mark.parametrize(
     ("start_index", "targets"), [(0, [1, 3]), (2, [3]), (3, [3]), (None, [3]), (2.0, [3])]
 )
-def test_the_targets_begin_at_start_index(start_index: float | None, targets: list[int]) -> None:
+def test_targets_begin_at_start_index(start_index: float | None, targets: list[int]) -> None:
     messages = [user("[SPEAKER0] A."), assistant(audio("a.wav"))]
     messages += [user("[SPEAKER1] B."), assistant(audio("b.wav"))]
     turns = turns_of(messages, start_index=start_index)
     assert [index for index, turn in enumerate(turns) if turn.is_target] == targets
 
 
-def test_a_reference_that_is_a_target_too_stays_a_turn() -> None:
+def test_a_reference_that_is_also_a_target_stays_a_turn() -> None:
     messages = [user("A."), assistant(audio("a.wav")), user("B."), assistant(audio("b.wav"))]
     assert [turn.is_target for turn in turns_of(messages, start_index=1)] == [False, True] * 2
 
 
-def test_a_system_message_of_its_own_keeps_the_turns_and_its_scene() -> None:
+def test_a_custom_system_message_keeps_the_turns_and_its_scene() -> None:
     wrapped = "Whisper.\n\n<|scene_desc_start|>\nA hall.\n<|scene_desc_end|>"
     turns = turns_of([system(wrapped), user("Target."), assistant(audio("t.wav"))])
     expected: list[Turn] = [Turn("system", ("Whisper.",)), Turn("scene", ("A hall.",))]
     assert turns == (*expected, said("Target."), heard("t.wav", is_target=True))
 
 
-def test_an_answer_in_other_words_than_the_request_is_not_plain_speech() -> None:
+def test_an_answer_with_other_words_than_the_request_stays_a_conversation() -> None:
     turns = turns_of([user("A joke?"), assistant(text("Knock, knock."), audio("t.wav"))])
     assert turns[1].parts == ("Knock, knock.", Span("t.wav"))
     fields, _ = read_chatml({"messages": [user("A joke?"), assistant("Ha.", audio("t.wav"))]})
     assert fields["text"] == "Ha."
 
 
-def test_a_part_of_a_recording_as_reference_stays_a_turn() -> None:
+def test_a_reference_segment_stays_a_turn() -> None:
     part = audio("r.wav", offset=2, duration=3)
     turns = turns_of(cloning(text("Reference."), part, text(REQUEST + "Target.")))
     reference = Span("r.wav", 2.0, 5.0)
@@ -307,12 +309,12 @@ def test_a_part_of_a_recording_as_reference_stays_a_turn() -> None:
     assert turns == (said("Reference."), middle, said("Target."), heard("t.wav", is_target=True))
 
 
-def test_texts_side_by_side_become_one_part() -> None:
+def test_adjacent_texts_become_one_part() -> None:
     turns = turns_of([system("Sing."), user(text("La. "), "La."), assistant(audio("t.wav"))])
     assert turns[1] == said("La. La.")
 
 
-def test_two_texts_before_a_reference_are_not_guessed_apart() -> None:
+def test_two_texts_before_a_reference_are_split_only_with_a_transcript() -> None:
     asked = user(text("Target."), text("Reference."), audio("r.wav"))
     (turn, _) = turns_of([asked, assistant(audio("t.wav"))])
     assert turn.recordings == (Span("r.wav"),)  # conversation_layout, in validate
@@ -320,7 +322,7 @@ def test_two_texts_before_a_reference_are_not_guessed_apart() -> None:
     assert (row["text"], row["ref_text"]) == ("Target.", "Reference.")
 
 
-def test_the_words_of_a_reference_in_the_system_message_do_not_stay_there() -> None:
+def test_a_reference_transcript_is_removed_from_the_system_message() -> None:
     head = {"role": "system", "content": [text("Reference."), audio("r.wav")]}
     messages = [head, user("Target."), assistant(audio("t.wav"))]
     row = row_of(messages, misc={"ref_transcript": "Reference."})
@@ -376,7 +378,7 @@ def nested(depth: int) -> list[Any]:
         ([user("T."), assistant(audio("t.wav", offset=1, duration=0))], {}, ("`duration`",)),
     ],
 )
-def test_a_fault_of_a_sample_is_named(
+def test_a_fault_in_a_sample_is_named(
     messages: Any, others: Fields, tokens: tuple[str, ...]
 ) -> None:
     message = fault_of(messages, **others)
@@ -395,7 +397,7 @@ def message_of(entry: ManifestEntry) -> str:
     return str(caught.value)
 
 
-def test_a_fault_in_an_array_has_the_number_of_its_sample(tmp_path: Path) -> None:
+def test_a_fault_in_a_json_array_has_the_number_of_its_sample(tmp_path: Path) -> None:
     samples: list[Any] = [{"messages": OK}, {"messages": [], "id": "b"}, 7]
     message = message_of(write(tmp_path, "m.json", json.dumps(samples, indent=1)))
     assert f"{tmp_path}/m.json:2: expected `messages`" in message
@@ -414,7 +416,7 @@ def test_a_fault_in_json_lines_has_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[", "[7", '[{"messages": []}', "[" * 100_000])
-def test_an_array_that_is_broken_is_a_fault(tmp_path: Path, content: str) -> None:
+def test_a_malformed_json_array_is_a_fault(tmp_path: Path, content: str) -> None:
     entry = write(tmp_path, "m.json", content)
     assert "m.json" in message_of(entry.model_copy(update={"format": "boson-chatml"}))
 
@@ -426,7 +428,7 @@ def rows_of(folder: Path, *samples: Fields) -> tuple[Row, ...]:
     return tuple(read_manifests([write(folder, "m.json", json.dumps(samples))]).rows)
 
 
-def test_a_sample_has_its_place_its_ids_and_absolute_paths(tmp_path: Path) -> None:
+def test_a_sample_becomes_a_row_with_place_ids_and_absolute_paths(tmp_path: Path) -> None:
     messages = [system("Sing."), user("T."), assistant(audio("w/t.wav"))]
     first, second = rows_of(
         tmp_path,
@@ -441,7 +443,7 @@ def test_a_sample_has_its_place_its_ids_and_absolute_paths(tmp_path: Path) -> No
     assert second.audio_path == tmp_path / "w" / "t.wav"
 
 
-def test_a_sample_declares_the_length_of_its_last_target(tmp_path: Path) -> None:
+def test_the_declared_length_is_that_of_the_last_target(tmp_path: Path) -> None:
     answer = assistant(audio("t.wav", duration=2.13, offset=None, raw_audio=""))
     details = {"duration": 9.0, "sample_rate": 24_000}
     first, second = rows_of(
@@ -453,14 +455,14 @@ def test_a_sample_declares_the_length_of_its_last_target(tmp_path: Path) -> None
     assert first.declared_sample_rate_hz is None
 
 
-def test_a_speaker_that_is_the_id_of_the_sample_is_not_a_speaker(tmp_path: Path) -> None:
+def test_a_speaker_equal_to_the_sample_id_is_ignored(tmp_path: Path) -> None:
     (row,) = rows_of(
         tmp_path, {"messages": OK, "speaker": "sample_0", "misc": {"sample_id": "sample_0"}}
     )
     assert row.speaker is None
 
 
-def test_the_examples_of_conversations_say_what_is_learned() -> None:
+def test_the_example_conversations_mark_their_targets() -> None:
     path = MANIFESTS / "boson-chatml" / "conversations.jsonl"
     window, tea = read_manifests([str(path)]).rows
     assert window.conversation is not None
@@ -472,7 +474,7 @@ def test_the_examples_of_conversations_say_what_is_learned() -> None:
     assert all(Path(path).is_file() for path in paths)
 
 
-def test_the_words_of_a_recording_are_the_last_users_alone() -> None:
+def test_the_text_of_a_recording_is_only_the_user_turn_before_it() -> None:
     turns: tuple[Turn[Span], ...] = (
         Turn("system", ("Do as told.",)),
         Turn("assistant", (Span("x.wav"),)),
@@ -486,7 +488,7 @@ def test_the_words_of_a_recording_are_the_last_users_alone() -> None:
 # --- References of several speakers --------------------------------------------------------------
 
 
-def test_each_speaker_of_an_older_sample_has_a_reference_turn() -> None:
+def test_each_speaker_of_a_ref_speakers_sample_gets_a_reference_turn() -> None:
     (row,) = read_manifests([str(MANIFESTS / "ref-speakers")]).rows
     assert row.conversation is not None
     assert row.scene is None
@@ -528,7 +530,7 @@ REFERENCE = {"ref_audio_file": "r.wav", "ref_transcript": "R."}
         ("T.", {"task_type": "multi_speaker_voice_cloning"}, ("`ref_speakers`",)),
     ],
 )
-def test_references_that_cannot_be_told_apart_are_a_fault(
+def test_malformed_or_ambiguous_ref_speakers_are_a_fault(
     tmp_path: Path, said: str, sample: Fields, tokens: tuple[str, ...]
 ) -> None:
     (tmp_path / "a.txt").write_text(said)
@@ -601,7 +603,7 @@ def test_no_sample_raises_anything_but_a_user_error(
             assert all(row.text is not None for row in rows)
 
 
-def test_the_texts_of_a_conversation_are_composed() -> None:
+def test_the_texts_of_a_conversation_become_nfc() -> None:
     turns = (Turn("user", ("Ja\u0308.", Span("r.wav"))), Turn("assistant", (Span("a.wav"),), True))
     raw = RawRow("m.jsonl", 1, {"audio": "a.wav", "text": "Ja\u0308."}, Conversation(turns))
     row = checked_row(raw, Path("/clips"))

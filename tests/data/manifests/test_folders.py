@@ -1,4 +1,4 @@
-"""Folders as people and tools leave them: every file is a row, or counted as left out."""
+"""Folders as found in practice: every file becomes a row or is counted as left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from higgs_pipe.planning import manifests
 
 
 def fill(folder: Path, *names: str) -> Path:
-    """Write files; a transcript says the name of its file."""
+    """Write files; the text of a transcript contains its own file name."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def facts(folder: Path) -> list[tuple[str, str, str | None]]:
     return [(row.clip_id, row.text, row.speaker) for row in read(folder).rows]
 
 
-def test_pairs_in_subfolders_are_rows_of_the_speaker_that_the_folder_names(tmp_path: Path) -> None:
+def test_pairs_in_a_subfolder_get_its_name_as_speaker(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{s}/{n}.{e}" for s in ("ada", "ben") for n in "xy" for e in ("wav", "txt")))
     fill(tmp_path, "z.flac", "z.txt")
     assert facts(tmp_path) == [
@@ -48,7 +48,7 @@ def test_pairs_in_subfolders_are_rows_of_the_speaker_that_the_folder_names(tmp_p
     assert read(tmp_path).left_out == {}
 
 
-def test_a_link_does_not_take_a_folder_from_its_speaker(tmp_path: Path) -> None:
+def test_symlinks_do_not_change_the_speaker_of_a_folder(tmp_path: Path) -> None:
     fill(tmp_path, "mia/x.wav", "mia/x.txt")
     for name in ("ada", "ben", "tom", "zoe", "deep/ada"):  # a system lists them in any order
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -58,14 +58,14 @@ def test_a_link_does_not_take_a_folder_from_its_speaker(tmp_path: Path) -> None:
     assert len(facts(tmp_path)) == 1
 
 
-def test_a_pair_may_have_its_name_in_two_forms_of_unicode(tmp_path: Path) -> None:
+def test_a_recording_and_its_transcript_may_differ_in_unicode_normalization(tmp_path: Path) -> None:
     decomposed = "cafe\u0301"
     folder = fill(tmp_path / decomposed, f"ada/{decomposed}.wav")
     (folder / "ada" / "caf\u00e9.txt").write_text("A cup.")
     assert facts(folder) == [("ada/caf\u00e9", "A cup.", "ada")]
 
 
-def test_a_folder_of_a_language_around_speakers_is_not_a_speaker(tmp_path: Path) -> None:
+def test_a_language_folder_around_speaker_folders_is_not_a_speaker(tmp_path: Path) -> None:
     fill(tmp_path, "en/ada/x.wav", "en/ada/x.txt", "de/ben/x.wav", "de/ben/x.txt")
     found = [(row.speaker, row.language) for row in read(tmp_path).rows]
     assert found == [("ben", "de"), ("ada", "en")]
@@ -83,7 +83,7 @@ def test_a_folder_of_a_language_around_speakers_is_not_a_speaker(tmp_path: Path)
         (("ada/x.wav", "ada/x.wav.txt"), ("ada/x", "ada")),
     ],
 )
-def test_the_layout_of_a_public_corpus_is_read(
+def test_layouts_of_public_corpora_are_read(
     tmp_path: Path, files: tuple[str, str], expected: tuple[str, str | None]
 ) -> None:
     fill(tmp_path, *files)
@@ -93,7 +93,7 @@ def test_the_layout_of_a_public_corpus_is_read(
     assert row.audio_path == tmp_path / files[0]
 
 
-def test_the_transcripts_of_librispeech_are_read(tmp_path: Path) -> None:
+def test_librispeech_transcripts_are_read(tmp_path: Path) -> None:
     names = [f"84/121/84-121-000{i}.flac" for i in range(3)]
     fill(tmp_path, *names)
     lines = ["84-121-0000 GO ON", "84-121-0001 AS YOU LIKE", "84-121-0007 GONE"]
@@ -112,13 +112,13 @@ def test_the_transcripts_of_librispeech_are_read(tmp_path: Path) -> None:
     )
 
 
-def test_a_speaker_in_the_config_comes_before_the_name_of_the_folder(tmp_path: Path) -> None:
+def test_a_configured_speaker_overrides_the_folder_name(tmp_path: Path) -> None:
     fill(tmp_path, "session one/x.wav", "session one/x.txt")
     (row,) = read(tmp_path, speaker="ada").rows
     assert row.speaker == "ada"
 
 
-def test_a_second_transcript_of_a_recording_is_left_out(tmp_path: Path) -> None:
+def test_a_second_transcript_of_a_recording_is_ignored_and_reported(tmp_path: Path) -> None:
     fill(tmp_path, "x.wav", "x.lab", "x.txt")
     assert facts(tmp_path) == [("x", "This is x.txt.", None)]
     left_out = {"a transcript of this name was taken": [f"{tmp_path}/x.lab"]}
@@ -147,7 +147,7 @@ WORDS = (
 )
 
 
-def test_a_transcript_that_holds_more_than_words_is_a_fault(tmp_path: Path) -> None:
+def test_a_transcript_with_more_than_words_is_a_fault(tmp_path: Path) -> None:
     for number, text in enumerate(NOT_WORDS):
         fill(tmp_path, f"{number}.wav")
         (tmp_path / f"{number}.txt").write_text(text)
@@ -172,7 +172,7 @@ def test_a_recording_without_a_transcript_is_a_row_without_text(tmp_path: Path) 
     ]
 
 
-def test_what_no_row_comes_from_is_counted_by_the_reason(tmp_path: Path) -> None:
+def test_files_without_a_row_are_listed_by_reason(tmp_path: Path) -> None:
     fill(tmp_path, "a.wav", "a.txt", "a.mp3", "b.txt", "notes.pdf", "._a.wav", "sub/c.TextGrid")
     left_out = read(tmp_path).left_out
     names = sorted(Path(name).name for files in left_out.values() for name in files)
@@ -187,7 +187,7 @@ def test_of_two_files_of_one_name_the_compressed_one_is_left_out(tmp_path: Path)
     assert list(found.left_out.values()) == [[str(tmp_path / "a.mp3"), str(tmp_path / "b.mp3")]]
 
 
-def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
+def test_symlinked_folders_are_read_once(tmp_path: Path) -> None:
     fill(tmp_path, "far/ada/x.wav", "far/ada/x.txt")
     (tmp_path / "near").mkdir()
     (tmp_path / "near" / "ada").symlink_to(tmp_path / "far" / "ada")
@@ -195,7 +195,7 @@ def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
     assert [row.clip_id for row in read(tmp_path / "near").rows] == ["ada/x"]
 
 
-def test_recordings_that_the_metadata_does_not_name_are_left_out(
+def test_recordings_missing_from_the_metadata_are_left_out(
     tmp_path: Path,
 ) -> None:
     fill(tmp_path, "a.wav", "b.wav", "more/c.wav")
@@ -206,14 +206,14 @@ def test_recordings_that_the_metadata_does_not_name_are_left_out(
     ]
 
 
-def test_transcripts_of_every_kind_are_planned(tmp_path: Path) -> None:
+def test_transcripts_of_every_kind_are_inputs_of_the_plan(tmp_path: Path) -> None:
     fill(tmp_path, "ada/x.wav", "ada/x.lab", "y.txt", "z.normalized.txt", "dev/metadata.csv")
     config = {"manifest": str(tmp_path)}
     planned = {Path(path).name for path in manifests.manifest_files(config)}
     assert planned >= {"x.lab", "y.txt", "z.normalized.txt", "metadata.csv"}
 
 
-def test_metadata_in_folders_below_describe_what_lies_there(tmp_path: Path) -> None:
+def test_metadata_in_a_subfolder_describes_only_that_subfolder(tmp_path: Path) -> None:
     fill(tmp_path, "train/a.wav", "test/b.wav", "test/c.wav", "more/d.wav", "more/d.txt")
     (tmp_path / "train" / "metadata.csv").write_text("file_name,transcription\na.wav,A.\n")
     (tmp_path / "test" / "metadata.jsonl").write_text('{"file_name": "b.wav", "text": "B."}\n')
@@ -227,7 +227,7 @@ def test_metadata_in_folders_below_describe_what_lies_there(tmp_path: Path) -> N
     assert list(read(tmp_path).left_out.values()) == [[str(tmp_path / "test" / "c.wav")]]
 
 
-def test_a_recording_that_is_added_to_a_folder_changes_the_plan(tmp_path: Path) -> None:
+def test_adding_a_recording_to_a_folder_changes_the_plan(tmp_path: Path) -> None:
     config = {"manifest": [str(fill(tmp_path, "ada/x.wav", "ada/x.txt"))]}
     before = manifests.recordings_in_folders(config)
     fill(tmp_path, "ada/x.wav", "notes.pdf")
@@ -244,7 +244,7 @@ def samples(folder: Path, *entries: dict[str, Any], name: str = "metadata.json")
     return folder
 
 
-def test_metadata_at_the_root_finds_its_files_in_folders_below(tmp_path: Path) -> None:
+def test_metadata_at_the_root_finds_its_files_in_subfolders(tmp_path: Path) -> None:
     fill(tmp_path, "train/a.wav", "train/a.txt", "eval/b.wav", "eval/b.txt")
     samples(
         tmp_path,
@@ -256,13 +256,13 @@ def test_metadata_at_the_root_finds_its_files_in_folders_below(tmp_path: Path) -
     ]
 
 
-def test_a_file_name_that_lies_in_two_folders_is_not_guessed(tmp_path: Path) -> None:
+def test_an_ambiguous_file_name_is_not_searched_for_in_subfolders(tmp_path: Path) -> None:
     fill(tmp_path, "train/a.wav", "eval/a.wav", "a.txt")
     samples(tmp_path, {"audio_file": "a.wav", "transcript_file": "a.txt"})
     assert read(tmp_path).rows[0].audio_path == tmp_path / "a.wav"
 
 
-def test_a_reference_takes_the_transcript_beside_it(tmp_path: Path) -> None:
+def test_a_reference_uses_the_transcript_next_to_it(tmp_path: Path) -> None:
     fill(tmp_path, "a.wav", "a.txt", "r.wav", "r.txt", "q.wav")
     entry = {"audio_file": "a.wav", "transcript_file": "a.txt"}
     samples(tmp_path, entry | {"ref_audio_file": "r.wav"})
@@ -273,7 +273,7 @@ def test_a_reference_takes_the_transcript_beside_it(tmp_path: Path) -> None:
     assert has_line_with(str(caught.value), "metadata.json:1", "`ref_audio_file`", "`ref_transcr")
 
 
-def test_the_reference_of_the_one_who_speaks_is_taken_where_no_tag_tells(tmp_path: Path) -> None:
+def test_without_tags_the_reference_of_the_samples_speaker_is_used(tmp_path: Path) -> None:
     fill(tmp_path, "a.txt")
     references = [
         {"speaker_id": s, "ref_audio_file": f"{s}.wav", "ref_transcript": f"I am {s}."}
@@ -309,7 +309,7 @@ def test_a_unified_manifest_of_cloning_pairs_is_read(tmp_path: Path) -> None:
         ("安静的房间", "安静的房间"),
     ],
 )
-def test_a_scene_that_is_a_tag_becomes_the_sentence_of_its_trainer(
+def test_a_scene_tag_becomes_the_sentence_used_in_training(
     tmp_path: Path, scene: str, expected: str | None
 ) -> None:
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "a", "text": "A.", "scene": scene}))
@@ -321,7 +321,9 @@ def test_a_scene_that_is_a_tag_becomes_the_sentence_of_its_trainer(
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
 @pytest.mark.parametrize("in_manifest", ["NFC", "NFD"])
-def test_a_path_is_found_in_either_form(tmp_path: Path, on_disk: str, in_manifest: str) -> None:
+def test_a_path_is_found_in_either_unicode_normalization(
+    tmp_path: Path, on_disk: str, in_manifest: str
+) -> None:
     name = unicodedata.normalize(on_disk, "Bäcker/Müller.wav")  # type: ignore[arg-type]
     fill(tmp_path, name)
     written = unicodedata.normalize(in_manifest, "Bäcker/Müller.wav")  # type: ignore[arg-type]
@@ -332,14 +334,14 @@ def test_a_path_is_found_in_either_form(tmp_path: Path, on_disk: str, in_manifes
     assert row.audio_path == row.ref_audio_path == tmp_path / name
 
 
-def test_a_path_in_mixed_forms_and_with_backslashes_is_found(tmp_path: Path) -> None:
+def test_a_path_with_mixed_normalization_and_backslashes_is_found(tmp_path: Path) -> None:
     name = f"{unicodedata.normalize('NFD', 'Bäcker')}/{unicodedata.normalize('NFC', 'Müller')}.wav"
     fill(tmp_path, name)
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "Bäcker\\Müller.wav", "text": "A."}))
     assert read(tmp_path / "m.jsonl").rows[0].audio_path == tmp_path / name
 
 
-def test_texts_and_names_are_composed(tmp_path: Path) -> None:
+def test_texts_and_names_become_nfc(tmp_path: Path) -> None:
     row = {"audio": "a.wav", "text": "Ja\u0308.", "speaker": "Jose\u0301", "ref_audio": "r.wav"}
     row |= {"ref_text": "No\u0308.", "scene": "Ein Cafe\u0301, abends."}
     (tmp_path / "m.jsonl").write_text(json.dumps(row))

@@ -1,4 +1,4 @@
-"""Manifests made to hang a reader or to fill its memory: a sentence, soon, in bounded memory."""
+"""Manifests made to hang a reader or fill its memory: a quick error in bounded memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print((peak_bytes() - before) // 2**20, said, sep="\\n")
 
 
 def read(manifest: Path, max_mib: int) -> list[str]:
-    """The faults of a manifest, read in a process of its own, a line each."""
+    """Read a manifest in a separate process and return its faults, one per line."""
     command = [sys.executable, "-c", READ, str(manifest)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
     grown, *said = ended.stdout.splitlines()
@@ -49,7 +49,7 @@ def row(**others: object) -> str:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "zeros", "transcript"])
-def test_what_is_not_a_file_is_never_waited_for(tmp_path: Path, kind: str) -> None:
+def test_pipes_sockets_and_devices_are_refused_without_blocking(tmp_path: Path, kind: str) -> None:
     manifest = tmp_path / "m.jsonl"
     if kind == "pipe":
         os.mkfifo(manifest)
@@ -67,14 +67,14 @@ def test_what_is_not_a_file_is_never_waited_for(tmp_path: Path, kind: str) -> No
     assert str(manifest) in fault
 
 
-def test_a_gzip_bomb_is_unpacked_to_the_bound_alone(tmp_path: Path) -> None:
+def test_a_gzip_bomb_is_unpacked_only_up_to_the_limit(tmp_path: Path) -> None:
     bomb = tmp_path / "m.jsonl.gz"
     bomb.write_bytes(gzip.compress(bytes(64 * MIB)) * 62)  # 3.9 GB in 4 MB
     (fault,) = read(bomb, max_mib=1400)
     assert f"{MAX_MANIFEST_BYTES:,}" in fault
 
 
-def test_a_parquet_of_millions_of_rows_in_no_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_tiny_parquet_file_with_millions_of_rows_is_refused(tmp_path: Path) -> None:
     rows = pa.table({"audio": ["a.wav"] * 1_000_000, "text": ["A."] * 1_000_000})
     with pq.ParquetWriter(tmp_path / "m.parquet", rows.schema) as writer:
         for _ in range(20):
@@ -83,7 +83,7 @@ def test_a_parquet_of_millions_of_rows_in_no_bytes_is_refused(tmp_path: Path) ->
     assert "20,000,000 rows" in fault
 
 
-def test_a_text_that_a_parquet_repeats_is_in_memory_once(tmp_path: Path) -> None:
+def test_a_text_repeated_by_a_parquet_dictionary_is_in_memory_once(tmp_path: Path) -> None:
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 9_000, pa.int32()), ["x" * 20 * MIB])
     names = [f"{number}.wav" for number in range(9_000)]
     pq.write_table(pa.table({"audio": names, "text": text}), tmp_path / "m.parquet")
@@ -109,14 +109,14 @@ def test_a_column_of_lists_is_refused_before_it_is_read(tmp_path: Path) -> None:
     ],
     ids=["huge text", "long text", "keys", "nested", "nested line"],
 )
-def test_a_hostile_row_is_one_fault_of_its_line(tmp_path: Path, hostile: str, told: str) -> None:
+def test_a_hostile_row_is_a_single_short_fault(tmp_path: Path, hostile: str, told: str) -> None:
     (tmp_path / "m.jsonl").write_text(row() + hostile)
     (fault,) = read(tmp_path / "m.jsonl", max_mib=600)
     assert told in fault
     assert len(fault) < 400
 
 
-def test_a_quote_that_nothing_closes_is_one_fault_of_its_row(tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_a_single_fault(tmp_path: Path) -> None:
     lines = [f"{number}.wav,What is said.\n" for number in range(200_000)]
     lines[7] = '7.wav,"What is said.\n'
     (tmp_path / "m.csv").write_text("audio,text\n" + "".join(lines))
@@ -124,14 +124,14 @@ def test_a_quote_that_nothing_closes_is_one_fault_of_its_row(tmp_path: Path) -> 
     assert fault.startswith(f"{tmp_path}/m.csv:9: ")
 
 
-def test_reading_stops_where_faults_are_without_end(tmp_path: Path) -> None:
+def test_reading_stops_after_10000_faults(tmp_path: Path) -> None:
     wrong = "".join(f'{{"audio": {number}, "text": "A."}}\n' for number in range(30_000))
     (tmp_path / "m.jsonl").write_text(wrong)
     faults = read(tmp_path / "m.jsonl", max_mib=400)
     assert faults[-1] == "... and 9,980 more"
 
 
-def test_the_names_of_unknown_keys_are_bounded(tmp_path: Path) -> None:
+def test_the_number_of_unknown_key_names_is_bounded(tmp_path: Path) -> None:
     rows = (json.dumps({"audio": f"{n}.wav", "text": "A.", f"key-{n}": 1}) for n in range(5_000))
     (tmp_path / "m.jsonl").write_text("\n".join(rows))
     ignored = read_manifests([str(tmp_path / "m.jsonl")]).ignored_keys

@@ -1,4 +1,4 @@
-"""Lists as other trainers write them: what each field is, over the whole file, or a refusal."""
+"""File lists of other trainers: fields are recognised from the whole file, or it is refused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def lines_of(layout: str, speakers: dict[str, str] | None = None) -> list[str]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["train.txt", "metadata.csv"])
-def test_the_fields_of_a_list_are_what_they_hold(tmp_path: Path, layout: str, name: str) -> None:
+def test_the_fields_of_a_file_list_are_recognised_by_their_content(
+    tmp_path: Path, layout: str, name: str
+) -> None:
     rows = listed(tmp_path, *lines_of(LAYOUTS[layout]), name=name)
     assert [(row.audio, row.text) for row in rows] == [(path, text) for path, text, *_ in SAID]
     if "speaker" in LAYOUTS[layout]:
@@ -74,7 +76,7 @@ def test_a_speaker_may_be_a_number_or_a_full_name(tmp_path: Path, names: dict[st
         assert [row.speaker for row in rows] == [names["ada"], names["ben"]] * 2
 
 
-def test_three_lines_are_enough_where_each_speaker_speaks_once(tmp_path: Path) -> None:
+def test_three_lines_suffice_even_if_each_speaker_has_only_one(tmp_path: Path) -> None:
     lines = ["wavs/a.wav|Hello.|ada", "wavs/b.wav|Good day.|ben", "wavs/c.wav|Bye now.|cleo"]
     rows = listed(tmp_path, *lines)
     assert [(row.text, row.speaker) for row in rows] == [
@@ -92,13 +94,13 @@ def test_three_lines_are_enough_where_each_speaker_speaks_once(tmp_path: Path) -
         ("speaker_id|text|file_name|duration", "{speaker}|{text}|{path}|"),
     ],
 )
-def test_a_header_names_the_fields_of_a_list(tmp_path: Path, header: str, layout: str) -> None:
+def test_a_header_names_the_fields_of_a_file_list(tmp_path: Path, header: str, layout: str) -> None:
     rows = listed(tmp_path, header, *lines_of(layout), name="metadata.csv")
     assert [(row.audio, row.text, row.speaker) for row in rows] == [said[:3] for said in SAID]
     assert [row.line for row in rows] == [2, 3, 4, 5]
 
 
-def test_a_header_of_unknown_names_is_not_a_row(tmp_path: Path) -> None:
+def test_a_header_with_unknown_names_is_not_a_row(tmp_path: Path) -> None:
     lines = ["klang|raw_text|normalized|wer", *lines_of("{path}|{text}|{text}|{speaker}")]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     found = read_manifests([str(tmp_path / "list.txt")])
@@ -111,12 +113,12 @@ def test_a_header_of_unknown_names_is_not_a_row(tmp_path: Path) -> None:
     assert has_line_with("\n".join(found.notes), "list.txt:1", "header")
 
 
-def test_a_speaker_called_unknown_is_not_a_speaker(tmp_path: Path) -> None:
+def test_a_speaker_named_unknown_is_ignored(tmp_path: Path) -> None:
     rows = listed(tmp_path, *lines_of("{path}|{text}|unknown"))
     assert {row.speaker for row in rows} == {None}
 
 
-def test_an_id_list_with_a_speaker_between_is_told_from_ljspeech(tmp_path: Path) -> None:
+def test_a_list_of_id_speaker_text_is_told_from_ljspeech(tmp_path: Path) -> None:
     rows = listed(tmp_path, *(f"{p[5]}|{s}|{t}" for p, t, s, _ in SAID), name="metadata.csv")
     assert [(row.clip_id, row.text, row.speaker) for row in rows][:2] == [
         ("a", "Hello there.", "ada"),
@@ -125,7 +127,7 @@ def test_an_id_list_with_a_speaker_between_is_told_from_ljspeech(tmp_path: Path)
     assert rows[0].audio == "wavs/a.wav"
 
 
-def test_ljspeech_named_as_the_format_does_not_make_a_path_an_id(tmp_path: Path) -> None:
+def test_a_list_with_paths_is_read_correctly_although_declared_as_ljspeech(tmp_path: Path) -> None:
     rows = listed(tmp_path, *lines_of("{path}|{text}|{speaker}"), format="ljspeech")
     assert [(row.audio, row.text) for row in rows] == [(path, text) for path, text, *_ in SAID]
 
@@ -147,32 +149,32 @@ def test_ljspeech_named_as_the_format_does_not_make_a_path_an_id(tmp_path: Path)
         [f"ada|Good day, {i}.|Yes, {i}.|And {i}?" for i in range(4)],  # no recording, no id
     ],
 )
-def test_an_ambiguous_list_is_refused_with_its_lines(tmp_path: Path, lines: list[str]) -> None:
+def test_an_ambiguous_list_is_refused_and_shows_its_lines(tmp_path: Path, lines: list[str]) -> None:
     message = refusal(tmp_path, *lines)
     assert has_line_with(message, "list.txt", "columns: {audio: '1'")
     assert lines[0].replace("|", " | ") in message
 
 
-def test_columns_name_the_fields_of_a_list_by_number(tmp_path: Path) -> None:
+def test_columns_can_refer_to_list_fields_by_number(tmp_path: Path) -> None:
     columns = {"audio": "1", "text": "2", "speaker": "3"}
     lines = ["wavs/a.wav|Yes|ada|happy", "wavs/b.wav|No|ben|sad"]
     rows = listed(tmp_path, *lines, columns=columns, format="filelist")
     assert [(row.text, row.speaker) for row in rows] == [("Yes", "ada"), ("No", "ben")]
 
 
-def test_a_number_of_a_field_that_no_line_has_is_named(tmp_path: Path) -> None:
+def test_a_field_number_that_no_line_has_is_named(tmp_path: Path) -> None:
     message = refusal(tmp_path, "a.wav|Yes|ada", columns={"audio": "1", "text": "9"})
     assert has_line_with(message, "list.txt", "field 9", "text", "3")
 
 
-def test_a_text_in_phonemes_is_refused(tmp_path: Path) -> None:
+def test_phonemes_instead_of_text_are_refused(tmp_path: Path) -> None:
     lines = ["wavs/a.wav|0|həlˈoʊ ðˈɛɹ", "wavs/b.wav|1|ɡʊd mˈɔːɹnɪŋ", "wavs/c.wav|0|hˈaʊ ɑːɹ juː"]
     assert has_line_with(refusal(tmp_path, *lines), "list.txt", "phonemes", "həlˈoʊ")
 
 
 @pytest.mark.parametrize("sign", [";", ",", "\t"])
 @pytest.mark.parametrize("header", ["Audio{0}Text{0}Speaker", "path{0}sentence{0}client_id", ""])
-def test_a_table_between_other_signs_or_without_a_header_is_read(
+def test_tables_with_other_delimiters_or_without_a_header_are_read(
     tmp_path: Path, sign: str, header: str
 ) -> None:
     lines = [sign.join((p, f'"{t}"' if "," in t else t, s)) for p, t, s, _ in SAID]
@@ -181,27 +183,27 @@ def test_a_table_between_other_signs_or_without_a_header_is_read(
     assert [(row.audio, row.text, row.speaker) for row in rows] == [said[:3] for said in SAID]
 
 
-def test_names_that_were_guessed_are_noted(tmp_path: Path) -> None:
+def test_guessed_column_names_are_noted(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("wav;txt\na.wav;A.\n")
     (note,) = read_manifests([str(tmp_path / "m.csv")]).notes
     assert all(word in note for word in ("m.csv", "'wav' as audio", "'txt' as text"))
 
 
-def test_two_columns_that_may_be_the_text_are_refused_once(tmp_path: Path) -> None:
+def test_two_candidate_text_columns_are_a_single_fault(tmp_path: Path) -> None:
     lines = ["path,sentence,txt", *(f"{i}.wav,A {i}.,B {i}." for i in range(30))]
     message = refusal(tmp_path, *lines, name="m.csv")
     assert message.startswith("the manifest has 1 fault:")
     assert has_line_with(message, "m.csv:1", "'sentence'", "'txt'", "columns")
 
 
-def test_a_header_of_other_names_is_one_fault_with_the_names(tmp_path: Path) -> None:
+def test_an_unrecognised_header_is_a_single_fault_that_lists_its_names(tmp_path: Path) -> None:
     lines = ["Klang,Wortlaut", *(f"{i},A {i}." for i in range(25))]
     message = refusal(tmp_path, *lines, name="m.csv")
     assert message.startswith("the manifest has 1 fault:")
     assert has_line_with(message, "m.csv:2", "'audio'", "'Klang'", "'Wortlaut'")
 
 
-def test_the_columns_of_other_names_that_are_likely_are_proposed(tmp_path: Path) -> None:
+def test_likely_columns_with_unknown_names_are_suggested(tmp_path: Path) -> None:
     lines = ["Datei;Jahr;Inhalt", *(f"{i}.wav;2020;So {i}." for i in range(25))]
     message = refusal(tmp_path, *lines, name="m.csv")
     assert message.startswith("the manifest has 1 fault:")
@@ -211,7 +213,7 @@ def test_the_columns_of_other_names_that_are_likely_are_proposed(tmp_path: Path)
 
 
 @pytest.mark.parametrize("header", ["path|text|normalized_text", "path|Text_Normalized|text"])
-def test_the_normalized_text_comes_before_the_text(tmp_path: Path, header: str) -> None:
+def test_normalized_text_is_preferred_over_text(tmp_path: Path, header: str) -> None:
     texts = ["It was 5.", "It was five."]
     texts = texts if header.endswith("normalized_text") else texts[::-1]
     (row,) = listed(tmp_path, header, f"a.wav|{texts[0]}|{texts[1]}", name="metadata.csv")
@@ -231,19 +233,19 @@ def test_a_plain_json_array_is_read(tmp_path: Path) -> None:
     ]
 
 
-def test_a_workbook_is_one_fault_with_the_next_step(tmp_path: Path) -> None:
+def test_an_excel_workbook_is_a_single_fault_with_the_next_step(tmp_path: Path) -> None:
     (tmp_path / "m.xlsx").write_bytes(b"PK\x03\x04" + b"\0" * 40)
     with pytest.raises(UserError) as caught:
         read_manifests([str(tmp_path / "m.xlsx")])
     assert has_line_with(str(caught.value), "m.xlsx", "Excel", "CSV")
 
 
-def test_a_text_that_a_table_library_quoted_is_unquoted(tmp_path: Path) -> None:
+def test_text_quoted_by_a_table_library_is_unquoted(tmp_path: Path) -> None:
     rows = listed(tmp_path, "audio_file|text", 'a.wav|"He said ""no""."', 'b.wav|"No," he said.')
     assert [row.text for row in rows] == ['He said "no".', '"No," he said.']
 
 
-def test_numbers_as_texts_are_told_from_the_names_of_speakers(tmp_path: Path) -> None:
+def test_numeric_texts_are_told_from_speaker_names(tmp_path: Path) -> None:
     names = ["ada", "ben"] * 3
     said = ["12", "55", "1905", "7", "33", "4"]
     lines = [
@@ -255,19 +257,19 @@ def test_numbers_as_texts_are_told_from_the_names_of_speakers(tmp_path: Path) ->
 
 @pytest.mark.parametrize("header", ["", "audio_file|text|speaker", '"audio_file"|"text"|"speaker"'])
 @pytest.mark.parametrize("layout", ['"{path}"|"{text}"|"{speaker}"', '{path}|"{text}"|{speaker}'])
-def test_quotes_around_all_values_of_a_field_are_not_its_text(
+def test_quotes_around_all_values_of_a_field_are_removed(
     tmp_path: Path, header: str, layout: str
 ) -> None:
     rows = listed(tmp_path, *filter(None, [header]), *lines_of(layout))
     assert [(row.audio, row.text, row.speaker) for row in rows] == [said[:3] for said in SAID]
 
 
-def test_a_quoted_text_in_a_list_without_a_header_is_unquoted(tmp_path: Path) -> None:
+def test_quoted_text_in_a_list_without_a_header_is_unquoted(tmp_path: Path) -> None:
     rows = listed(tmp_path, 'a.wav|"He said ""no""."', 'b.wav|"No," he said.')
     assert [row.text for row in rows] == ['He said "no".', '"No," he said.']
 
 
-def test_times_in_milliseconds_are_read_as_such(tmp_path: Path) -> None:
+def test_times_in_milliseconds_are_converted_to_seconds(tmp_path: Path) -> None:
     lines = ["audio,text,start_ms,end_ms,duration_ms", "a.wav,A.,1500,2750,1250"]
     (row,) = listed(tmp_path, *lines, name="m.csv")
     assert (row.start_seconds, row.end_seconds, row.declared_seconds) == (1.5, 2.75, 1.25)

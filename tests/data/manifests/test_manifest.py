@@ -1,4 +1,4 @@
-"""Reading manifests: rows as written, and every fault with file and line in one error."""
+"""Manifest reading: rows keep their values, and one error lists every fault with file and line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def message_of(*paths: str) -> str:
     return str(caught.value)
 
 
-def test_a_row_carries_its_values_its_place_and_absolute_paths(tmp_path: Path) -> None:
+def test_a_row_has_its_values_its_place_and_absolute_paths(tmp_path: Path) -> None:
     values = {"id": "x", "audio": "wavs/a.wav", "text": " Hi. ", "speaker": "s", "language": "de"}
     values |= {"scene": "A room.", "ref_audio": "r.wav", "ref_text": "R.", "split": "eval"}
     assert rows_of(tmp_path, values) == (
@@ -54,7 +54,7 @@ def test_a_row_carries_its_values_its_place_and_absolute_paths(tmp_path: Path) -
     )
 
 
-def test_paths_are_relative_for_a_relative_manifest(
+def test_paths_stay_relative_for_a_relative_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "data" / "m.jsonl", GOOD)
@@ -64,19 +64,19 @@ def test_paths_are_relative_for_a_relative_manifest(
     assert row.place == "data/m.jsonl:1"
 
 
-def test_an_absolute_audio_path_stays(tmp_path: Path) -> None:
+def test_an_absolute_audio_path_is_kept(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, {"audio": "/far/a.wav", "text": "A."})
     assert row.audio_path == Path("/far/a.wav")
 
 
-def test_a_row_without_id_takes_its_audio_path_without_suffix(tmp_path: Path) -> None:
+def test_the_default_id_of_a_row_is_its_audio_path_without_suffix(tmp_path: Path) -> None:
     rows = rows_of(
         tmp_path, {"audio": "wavs/a.b.flac", "text": "A."}, {"audio": "./c", "text": "C."}
     )
     assert [row.clip_id for row in rows] == ["wavs/a.b", "./c"]
 
 
-def test_null_and_blank_optional_values_are_as_good_as_none(tmp_path: Path) -> None:
+def test_null_and_blank_optional_values_count_as_missing(tmp_path: Path) -> None:
     optional = ("id", "speaker", "language", "scene", "ref_audio", "ref_text", "split")
     for blank in (None, "", "  "):
         (row,) = rows_of(
@@ -87,7 +87,7 @@ def test_null_and_blank_optional_values_are_as_good_as_none(tmp_path: Path) -> N
         assert [row.ref_audio_path, row.ref_text] == [None] * 2
 
 
-def test_white_space_around_a_name_is_not_a_part_of_it(tmp_path: Path) -> None:
+def test_white_space_around_names_is_stripped(tmp_path: Path) -> None:
     names = {"speaker": " ada\t", "language": "en ", "split": " eval", "id": "one "}
     (row,) = rows_of(tmp_path, {"audio": "a.wav", "text": "A."} | names)
     assert [row.speaker, row.language, row.split, row.clip_id] == ["ada", "en", "eval", "one"]
@@ -96,7 +96,7 @@ def test_white_space_around_a_name_is_not_a_part_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "hz"), [(44.1, 44_100), ("16", 16_000), (8000, 8000), (0, None), ("high", None)]
 )
-def test_a_declared_sample_rate_below_a_thousand_is_in_kilohertz(
+def test_a_declared_sample_rate_below_1000_is_in_kilohertz(
     tmp_path: Path, declared: object, hz: float | None
 ) -> None:
     (row,) = rows_of(tmp_path, {"audio": "a.wav", "text": "A.", "sample_rate": declared})
@@ -116,7 +116,7 @@ def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path) ->
     assert read_manifests([path]).rows[0].text == "A\u2028\u0085B"
 
 
-def test_several_manifests_follow_one_another_each_with_its_folder(tmp_path: Path) -> None:
+def test_several_manifests_are_read_in_order_each_relative_to_its_folder(tmp_path: Path) -> None:
     first = write(tmp_path / "one" / "m.jsonl", '{"audio": "a.wav", "text": "A."}')
     second = write(tmp_path / "two" / "m.jsonl", '{"audio": "b.wav", "text": "B."}')
     rows = read_manifests([first, second]).rows
@@ -124,7 +124,7 @@ def test_several_manifests_follow_one_another_each_with_its_folder(tmp_path: Pat
     assert [row.place for row in rows] == [f"{first}:1", f"{second}:1"]
 
 
-def test_speakers_of_several_manifests_are_pointed_out(tmp_path: Path) -> None:
+def test_speaker_names_shared_by_several_manifests_are_noted(tmp_path: Path) -> None:
     lines = [
         f'{{"audio": "{name}.wav", "text": "A.", "speaker": "{name[0]}"}}'
         for name in ("a", "b1", "b2", "c")
@@ -188,7 +188,7 @@ def test_a_missing_manifest_is_named_with_what_to_do(tmp_path: Path) -> None:
     assert "empty" not in message
 
 
-def test_an_empty_directory_is_no_manifest(tmp_path: Path) -> None:
+def test_an_empty_directory_is_not_a_manifest(tmp_path: Path) -> None:
     message = message_of(str(tmp_path))
     assert f"{tmp_path}: the manifest fits no format; looked for a JSON object" in message
     assert "a folder with wav.scp, metadata.json" in message
@@ -200,7 +200,7 @@ def test_an_empty_manifest_is_a_fault(tmp_path: Path, content: bytes) -> None:
     assert f"{tmp_path / 'm.jsonl'}: the manifest is empty" in message_of(str(tmp_path / "m.jsonl"))
 
 
-def test_an_empty_manifest_beside_a_good_one_is_a_fault(tmp_path: Path) -> None:
+def test_an_empty_manifest_next_to_a_good_one_is_a_fault(tmp_path: Path) -> None:
     good, empty = write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b.jsonl")
     assert f"{empty}: the manifest is empty" in message_of(good, empty)
 
@@ -229,12 +229,12 @@ def test_a_manifest_in_utf_16_is_read(
     assert (row.audio, row.text) == ("a.wav", "A." if name == "m.jsonl" else "Größe")
 
 
-def test_half_a_character_of_utf_16_is_a_fault(tmp_path: Path) -> None:
+def test_a_truncated_utf_16_character_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes("audio;text\na.wav;A".encode("utf-16") + b"x")
     assert has_line_with(message_of(str(tmp_path / "m.csv")), "m.csv", "UTF-16")
 
 
-def test_a_relative_manifest_that_is_missing_is_named_with_its_folder(
+def test_a_missing_relative_manifest_is_named_with_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -247,7 +247,7 @@ def test_a_duplicate_id_names_both_lines(tmp_path: Path) -> None:
     assert f"{path}:2: the id 'a' is taken by {path}:1;" in message_of(path)
 
 
-def test_one_manifest_listed_twice_is_all_duplicate_ids(tmp_path: Path) -> None:
+def test_a_manifest_listed_twice_has_only_duplicate_ids(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", GOOD)
     assert f"{path}:1: the id 'a' is taken by {path}:1;" in message_of(path, path)
 
@@ -261,7 +261,7 @@ def test_all_faults_of_all_manifests_come_in_one_error(tmp_path: Path) -> None:
     assert all(place in message for place in places)
 
 
-def test_only_the_first_twenty_faults_are_listed(tmp_path: Path) -> None:
+def test_only_the_first_20_faults_are_listed(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", *[f"7{i:02}" for i in range(23)])
     message = message_of(path)
     assert f"{path}:20:" in message
@@ -269,7 +269,7 @@ def test_only_the_first_twenty_faults_are_listed(tmp_path: Path) -> None:
     assert "... and 3 more" in message
 
 
-def test_a_fault_of_many_rows_is_told_once_with_the_first_twenty_places(tmp_path: Path) -> None:
+def test_a_fault_of_many_rows_is_listed_once_with_its_first_20_places(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", *["{"] * 23)
     (fault,) = [line for line in message_of(path).splitlines() if "JSON:" in line]
     assert f"{path}:20 ... and 3 more: " in fault

@@ -110,7 +110,7 @@ def nowhere(rows: Iterable[Row]) -> list[Row]:
 
 
 def write_lines(folder: Path, name: str, *lines: str) -> ManifestEntry:
-    """A manifest of a format; what else its folder needs stands beside it."""
+    """A manifest of a format, together with the other files its folder needs."""
     file, header, _ = LINES[name]
     text = "".join(f"{line}\n" for line in (header, *lines) if line)
     (folder / file).write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -134,7 +134,7 @@ def message_of(*entries: ManifestEntry) -> str:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("forced", [False, True])
-def test_an_example_has_the_rows_of_its_jsonl_twin(name: str, forced: bool) -> None:
+def test_each_example_has_the_rows_of_its_jsonl_twin(name: str, forced: bool) -> None:
     entry = entry_of(name, format=name if forced else "auto")
     rows = read_manifests([entry]).rows
     twin = read_manifests([str(MANIFESTS / name / "twin.jsonl")]).rows
@@ -144,7 +144,7 @@ def test_an_example_has_the_rows_of_its_jsonl_twin(name: str, forced: bool) -> N
     assert all(row.audio_path.is_file() for row in rows)
 
 
-def test_every_format_has_an_example_that_is_in_the_table() -> None:
+def test_every_format_has_an_example_and_a_line_in_the_readme() -> None:
     table = (MANIFESTS / "README.md").read_text()
     assert {*EXAMPLES, "jsonl", "parquet"} == set(READERS)
     assert all(f"| `{name}` |" in table for name in READERS)
@@ -155,7 +155,7 @@ def read_example_of_jsonl() -> tuple[Row, ...]:
     return tuple(read_manifests([str(MANIFESTS / "jsonl" / "manifest.jsonl")]).rows)
 
 
-def test_parquet_has_the_rows_of_the_table_that_it_was_made_from(tmp_path: Path) -> None:
+def test_a_parquet_manifest_has_the_rows_of_its_csv_source(tmp_path: Path) -> None:
     table = pyarrow.csv.read_csv(MANIFESTS / "csv" / "manifest.csv")
     pq.write_table(table, tmp_path / "m.parquet")
     entry = ManifestEntry(path=str(tmp_path / "m.parquet"), root=str(MANIFESTS / "csv"))
@@ -165,7 +165,7 @@ def test_parquet_has_the_rows_of_the_table_that_it_was_made_from(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_the_format_of_a_plain_file_is_found(tmp_path: Path, name: str) -> None:
+def test_the_format_of_a_plain_file_is_detected(tmp_path: Path, name: str) -> None:
     path = write_lines(tmp_path, name, row_of(name, "a")).path
     assert detect(path, {}) == name
 
@@ -178,28 +178,28 @@ def test_a_list_with_bars_is_one_of_files_by_its_fields_or_header(
     assert detect(str(tmp_path / "m.list"), {}) == "filelist"
 
 
-def test_the_format_is_found_without_the_name_of_a_file(tmp_path: Path) -> None:
+def test_the_format_is_detected_without_a_telling_file_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"audio": ["a.wav"], "text": ["A."]}), tmp_path / "part-0")
     assert detect(str(tmp_path / "part-0"), {}) == "parquet"
     (tmp_path / "metadata.jsonl").write_text(f"{row_of('audiofolder', 'a')}\n")
     assert detect(str(tmp_path), {}) == "audiofolder"
 
 
-def test_a_csv_of_ids_finds_the_recordings_in_wavs(tmp_path: Path) -> None:
+def test_a_csv_with_ids_finds_its_recordings_in_wavs(tmp_path: Path) -> None:
     tone(tmp_path / "wavs" / "a.flac", 1.0)
     (tmp_path / "m.csv").write_text("id,text\na,A.\n")
     (row,) = read_manifests([str(tmp_path / "m.csv")]).rows
     assert (row.clip_id, row.audio, row.text) == ("a", "wavs/a.flac", "A.")
 
 
-def test_the_durations_of_a_kaldi_folder_are_declared(tmp_path: Path) -> None:
+def test_kaldi_durations_become_declared_durations(tmp_path: Path) -> None:
     entry = write_lines(tmp_path, "kaldi", "a T.", "b T.")
     (tmp_path / "utt2dur").write_text("a 1.25\n")
     rows = read_manifests([entry]).rows
     assert [row.declared_seconds for row in rows] == [1.25, None]
 
 
-def test_ms_swift_of_speech_recognition_has_the_answer_as_text(tmp_path: Path) -> None:
+def test_an_ms_swift_recognition_sample_uses_the_answer_as_text(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "<audio>What is said?"}]
     messages.append({"role": "assistant", "content": "Good day."})
     line = {"messages": messages, "audios": ["a.wav"]}
@@ -217,7 +217,7 @@ def test_lhotse_cuts_may_be_zipped(tmp_path: Path) -> None:
     )
 
 
-def test_ljspeech_finds_the_recordings_in_wavs_and_takes_the_normalized_text(
+def test_ljspeech_recordings_are_in_wavs_and_normalized_text_is_used(
     tmp_path: Path,
 ) -> None:
     tone(tmp_path / "wavs" / "a.flac", 1.0)
@@ -239,7 +239,7 @@ def test_a_folder_of_recordings_and_transcripts_is_a_manifest(tmp_path: Path) ->
     assert rows[0].place == f"{tmp_path / 'a.txt'}:1"
 
 
-def test_a_quoted_csv_field_may_hold_commas_quotes_and_lines(tmp_path: Path) -> None:
+def test_a_quoted_csv_field_may_contain_commas_quotes_and_newlines(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes(b'audio,text\r\na.wav,"Well, ""yes"",\r\nno."\r\nb.wav,B.\r\n')
     rows = read_manifests([str(tmp_path / "m.csv")]).rows
     assert [row.text for row in rows] == ['Well, "yes",\r\nno.', "B."]
@@ -251,7 +251,7 @@ def test_quotes_in_tsv_are_part_of_the_text(tmp_path: Path) -> None:
     assert read_manifests([str(tmp_path / "m.tsv")]).rows[0].text == '"Hello," he said.'
 
 
-def test_columns_name_what_the_manifest_calls_our_keys(tmp_path: Path) -> None:
+def test_columns_map_our_keys_to_names_in_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"path": "a.wav", "said": "A.", "text": "no", "x": 1}\n')
     columns = {"audio": "path", "text": "said"}
     manifest = read_manifests([ManifestEntry(path=str(tmp_path / "m.jsonl"), columns=columns)])
@@ -275,7 +275,7 @@ def test_several_manifests_have_their_own_root_speaker_language_and_split(tmp_pa
     ]
 
 
-def test_segments_of_one_file_without_ids_have_different_ones(tmp_path: Path) -> None:
+def test_segments_of_one_file_get_different_default_ids(tmp_path: Path) -> None:
     lines = [
         {"audio_filepath": "a.wav", "text": "A.", "offset": o, "duration": 2.2} for o in (0, 1.1)
     ]
@@ -292,7 +292,7 @@ TURNS = "audio,text,dialogue_id,turn\na.wav,A.,d,1\nb.wav,B.,d,2\nc.wav,C.,,\n"
 
 
 @pytest.mark.parametrize("name", ["jsonl", "csv", "tsv", "parquet"])
-def test_every_table_has_the_turns_of_dialogues(tmp_path: Path, name: str) -> None:
+def test_every_table_format_can_have_dialogue_turns(tmp_path: Path, name: str) -> None:
     table = pyarrow.csv.read_csv(pa.BufferReader(TURNS.encode()))
     lines = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
     path = tmp_path / f"m.{name}"
@@ -306,7 +306,7 @@ def test_every_table_has_the_turns_of_dialogues(tmp_path: Path, name: str) -> No
     assert [(row.dialogue_id, row.turn) for row in rows] == [("d", 1), ("d", 2), (None, None)]
 
 
-def test_columns_name_the_dialogue_and_the_turn(tmp_path: Path) -> None:
+def test_columns_can_map_dialogue_id_and_turn(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("audio,text,talk,no\na.wav,A.,d,0\n")
     columns = {"dialogue_id": "talk", "turn": "no"}
     (row,) = read_manifests([ManifestEntry(path=str(tmp_path / "m.csv"), columns=columns)]).rows
@@ -319,8 +319,8 @@ def test_the_example_of_a_dialogue_has_three_turns() -> None:
     assert all(row.audio_path.is_file() for row in rows)
 
 
-def test_whole_numbers_of_a_column_with_gaps_are_read(tmp_path: Path) -> None:
-    """A table library makes 0.0 and 1.0 of them."""
+def test_integers_stored_as_floats_in_a_column_with_gaps_are_read(tmp_path: Path) -> None:
+    """Table libraries turn integers into floats if a column has gaps."""
     columns = {"audio": ["a.wav", "b.wav"], "text": ["A.", "B."], "dialogue_id": ["d", None]}
     pq.write_table(pa.table(columns | {"turn": [3.0, None]}), tmp_path / "m.parquet")
     rows = read_manifests([str(tmp_path / "m.parquet")]).rows
@@ -374,7 +374,7 @@ def test_a_line_that_is_not_utf_8_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_an_id_that_is_taken_is_named_with_both_places(tmp_path: Path, name: str) -> None:
+def test_a_duplicate_id_is_named_with_both_places(tmp_path: Path, name: str) -> None:
     message = message_of(write_lines(tmp_path, name, row_of(name, "a"), row_of(name, "a")))
     first = 2 if LINES[name][1] else 1
     assert f"{LINES[name][0]}:{first + 1}: " in message
@@ -501,7 +501,7 @@ def test_the_files_of_a_kaldi_folder_must_agree(
         ),
     ],
 )
-def test_a_fault_of_a_folder_is_named(
+def test_a_fault_in_a_folder_is_named(
     tmp_path: Path, content: str | None, tokens: tuple[str, ...]
 ) -> None:
     (tmp_path / "a.txt").write_text("A.")
@@ -529,14 +529,14 @@ def test_a_fault_of_a_folder_is_named(
         ({"audio": pa.array([], pa.string()), "text": pa.array([], pa.string())}, ("empty",)),
     ],
 )
-def test_a_fault_of_a_parquet_file_is_named(
+def test_a_fault_in_a_parquet_file_is_named(
     tmp_path: Path, columns: dict[str, Any], tokens: tuple[str, ...]
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     assert has_line_with(message_of(ManifestEntry(path=str(tmp_path / "m.parquet"))), *tokens)
 
 
-def test_a_column_that_a_table_has_twice_is_named(tmp_path: Path) -> None:
+def test_a_duplicate_column_is_named(tmp_path: Path) -> None:
     names = ["audio", "text", "text"]
     columns = [pa.array([value]) for value in ("a.wav", "A.", "B.")]
     pq.write_table(pa.table(columns, names), tmp_path / "m.parquet")
@@ -548,7 +548,7 @@ def test_a_column_that_a_table_has_twice_is_named(tmp_path: Path) -> None:
     assert has_line_with(message, "m.csv:1", "'text'", "twice")
 
 
-def test_a_parquet_column_of_too_many_bytes_is_refused(
+def test_a_parquet_column_with_too_many_bytes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "MAX_COLUMN_BYTES", 1000)
@@ -557,7 +557,7 @@ def test_a_parquet_column_of_too_many_bytes_is_refused(
     assert has_line_with(message, "m.parquet", "'text'", "1,000")
 
 
-def test_more_rows_than_memory_holds_are_refused(
+def test_more_rows_than_the_limit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MAX_ROWS", 2)
@@ -567,7 +567,7 @@ def test_more_rows_than_memory_holds_are_refused(
     assert len(read_manifests([entry]).rows) == 2
 
 
-def test_a_json_array_of_too_many_characters_is_refused(
+def test_a_json_array_with_too_many_characters_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "MAX_JSON_BYTES", 60)
@@ -576,7 +576,7 @@ def test_a_json_array_of_too_many_characters_is_refused(
     assert has_line_with(message_of(entry), "m.json", "60 characters")
 
 
-def test_a_name_that_no_file_can_have_is_a_fault(tmp_path: Path) -> None:
+def test_an_impossible_file_name_is_a_fault(tmp_path: Path) -> None:
     entry = ManifestEntry(path=str(tmp_path / "a\0b"))
     assert has_line_with(message_of(entry), "a\\x00b", "name")
 
@@ -592,7 +592,7 @@ HUB_ROWS = {
 }
 
 
-def test_recordings_inside_parquet_become_files_named_by_their_bytes(tmp_path: Path) -> None:
+def test_recordings_inside_parquet_become_files_named_by_their_hash(tmp_path: Path) -> None:
     pq.write_table(pa.table(HUB_ROWS), tmp_path / "m.parquet")
     folder = tmp_path / "embedded"
     rows = read_manifests([str(tmp_path / "m.parquet")], folder).rows
@@ -625,7 +625,7 @@ def test_a_recording_inside_parquet_is_written_once(tmp_path: Path) -> None:
     assert len(before) == 2
 
 
-def test_a_recording_that_has_left_the_parquet_is_removed(tmp_path: Path) -> None:
+def test_a_recording_no_longer_in_the_parquet_file_is_removed(tmp_path: Path) -> None:
     config = write_stage_config(tmp_path / "c.json", manifest=str(tmp_path / "m.parquet"), data={})
     rows = tmp_path / "data/rows.parquet"
     for table in (pa.table(HUB_ROWS), pa.table(HUB_ROWS).slice(1)):
@@ -674,35 +674,33 @@ def test_recordings_inside_parquet_are_read_a_few_at_a_time(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 no table PAR1"])
-def test_a_file_that_is_not_parquet_in_spite_of_its_name_is_a_fault(
-    tmp_path: Path, content: bytes
-) -> None:
+def test_a_parquet_file_with_other_content_is_a_fault(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.parquet").write_bytes(content)
     assert "not a readable Parquet file" in message_of(
         ManifestEntry(path=str(tmp_path / "m.parquet"))
     )
 
 
-def test_an_unrecognised_manifest_names_what_was_looked_for(tmp_path: Path) -> None:
+def test_an_unrecognised_manifest_names_the_formats_tried(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Buy milk.\n")
     message = message_of(ManifestEntry(path=str(tmp_path / "notes.txt")))
     assert "notes.txt: the manifest fits no format; looked for a JSON object" in message
     assert "`path|speaker|language|text`" in message
 
 
-def test_a_column_that_no_row_has_is_a_fault(tmp_path: Path) -> None:
+def test_a_mapped_column_that_no_row_has_is_a_fault(tmp_path: Path) -> None:
     entry = write_lines(tmp_path, "csv", row_of("csv", "a"))
     message = message_of(entry.model_copy(update={"columns": {"speaker": "spk"}}))
     assert "m.csv: no row has 'spk', which `columns` names as speaker" in message
 
 
-def test_columns_for_a_format_without_columns_are_a_fault(tmp_path: Path) -> None:
+def test_a_column_mapping_for_a_format_without_columns_is_a_fault(tmp_path: Path) -> None:
     entry = write_lines(tmp_path, "kaldi", row_of("kaldi", "a"))
     message = message_of(entry.model_copy(update={"columns": {"text": "t"}}))
     assert has_line_with(message, str(tmp_path), "`columns`", "kaldi")
 
 
-def test_the_faults_of_all_formats_come_in_one_error(tmp_path: Path) -> None:
+def test_faults_of_all_formats_come_in_one_error(tmp_path: Path) -> None:
     entries = []
     for name in ("jsonl", "csv", "filelist"):
         (tmp_path / name).mkdir()
@@ -734,7 +732,7 @@ PIECES = st.one_of(
 @pytest.mark.parametrize("name", [*READERS, "auto"])
 @settings(max_examples=60, deadline=None)
 @given(contents=st.lists(st.lists(PIECES, max_size=6).map(b"".join), min_size=4, max_size=4))
-def test_no_bytes_raise_anything_but_a_user_error(name: str, contents: list[bytes]) -> None:
+def test_arbitrary_bytes_raise_nothing_but_a_user_error(name: str, contents: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         names = {
             "kaldi": ["text", "wav.scp", "segments", "utt2spk"],
@@ -754,7 +752,7 @@ def test_no_bytes_raise_anything_but_a_user_error(name: str, contents: list[byte
 # --- The config and the workflow ------------------------------------------------------------------
 
 
-def test_a_manifest_in_the_config_may_be_an_object_and_text_in_it_stays_text() -> None:
+def test_a_manifest_entry_may_be_an_object_and_its_strings_stay_strings() -> None:
     schema = ROOT / "workflow" / "schemas" / "config.schema.yaml"
     entry = {"path": "1", "speaker": "007", "columns": {"text": "2"}}
     models = {"base_model": "b", "codec": "c"}
@@ -771,7 +769,7 @@ def test_a_manifest_in_the_config_may_be_an_object_and_text_in_it_stays_text() -
     assert "manifest.1.split: must be" in message
 
 
-def test_a_folder_stands_for_the_files_that_its_reader_looks_at(tmp_path: Path) -> None:
+def test_a_manifest_folder_stands_for_the_files_its_reader_reads(tmp_path: Path) -> None:
     for name in ("metadata.json", "x.wav", "sub/x.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
@@ -799,7 +797,7 @@ def run_validate(folder: Path, manifest: Any, **limits: float) -> tuple[list[Any
 
 @pytest.fixture
 def segmented(tmp_path: Path) -> Path:
-    """A recording of four seconds, its second second as a file, and a manifest of segments."""
+    """A four-second recording, a file with only its second second, and a manifest of segments."""
     tone(tmp_path / "long.wav", 4.0)
     samples, rate = sf.read(tmp_path / "long.wav", dtype="int16")
     sf.write(tmp_path / "cut.wav", samples[rate : 2 * rate], rate)
@@ -826,13 +824,13 @@ def append_row(manifest: Path, **row: object) -> None:
 
 
 def append_unrelated(manifest: Path) -> None:
-    """A recording that shares no audio with the others, so that there are two sides to split."""
+    """A recording that shares no audio with the others, so that both splits get clips."""
     samples, rate = sf.read(manifest.with_name("cut.wav"), dtype="int16")
     sf.write(manifest.with_name("other.wav"), samples[::-1] // 2, rate)
     append_row(manifest, id="other", audio="other.wav", text="T.", speaker="s")
 
 
-def test_a_segment_is_measured_and_judged_by_itself(segmented: Path) -> None:
+def test_each_segment_is_measured_and_judged_on_its_own(segmented: Path) -> None:
     clips, rejected = run_validate(segmented.parent, str(segmented), max_clip_seconds=3)
     by_id = {clip["clip_id"]: clip for clip in clips}
     assert {i: clip["duration_seconds"] for i, clip in by_id.items()} == {
@@ -855,7 +853,7 @@ def test_a_segment_is_measured_and_judged_by_itself(segmented: Path) -> None:
     assert "4.000 s;" in over
 
 
-def test_codes_of_a_segment_are_those_of_the_file_cut_out(segmented: Path, tiny_base: Path) -> None:
+def test_codes_of_a_segment_match_those_of_a_cut_out_file(segmented: Path, tiny_base: Path) -> None:
     folder = segmented.parent
     append_unrelated(segmented)
     run_validate(folder, str(segmented))
@@ -869,13 +867,13 @@ def test_codes_of_a_segment_are_those_of_the_file_cut_out(segmented: Path, tiny_
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
-def test_a_decoded_segment_is_that_part_of_the_whole(tmp_path: Path, ending: str) -> None:
+def test_a_decoded_segment_equals_that_part_of_the_whole(tmp_path: Path, ending: str) -> None:
     path = tone(tmp_path / f"a.{ending}", 3.0)
     part = decode(path, 0.7, 1.9)
     assert np.array_equal(part.samples, decode(path).samples[16_800:45_600])
 
 
-def test_a_reference_that_holds_the_segment_is_the_target(segmented: Path) -> None:
+def test_a_reference_containing_the_target_segment_is_rejected(segmented: Path) -> None:
     append_unrelated(segmented)
     row = {"audio": "long.wav", "text": "T.", "start_seconds": 1, "end_seconds": 2}
     append_row(segmented, **row, ref_audio="long.wav", ref_text="R.")
@@ -883,7 +881,7 @@ def test_a_reference_that_holds_the_segment_is_the_target(segmented: Path) -> No
     assert rejected[-1]["reason"] == "reference_is_target"
 
 
-def test_a_manifest_of_every_example_passes_validation(tmp_path: Path) -> None:
+def test_a_config_with_every_example_passes_validation(tmp_path: Path) -> None:
     for name in EXAMPLES:
         entry = entry_of(name).model_dump()
         clips, rejected = run_validate(tmp_path / name, [entry])

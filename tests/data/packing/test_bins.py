@@ -26,29 +26,29 @@ def plain_best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
     return rooms
 
 
-def test_bins_are_filled_as_worked_by_hand() -> None:
+def test_bins_match_a_hand_calculation() -> None:
     assert packed([4, 8, 1, 4, 2, 1], 10) == [[1, 4], [0, 2, 3, 5]]
 
 
 @given(st.lists(st.integers(1, 50), max_size=60))
-def test_the_bins_are_as_full_as_those_of_the_plain_algorithm(lengths: Any) -> None:
+def test_bins_are_as_full_as_those_of_the_plain_algorithm(lengths: Any) -> None:
     bins = packed(lengths, 50)
     assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
     rooms = [50 - sum(lengths[i] for i in members) for members in bins]
     assert sorted(rooms) == sorted(plain_best_fit_decreasing(lengths, 50))
 
 
-def test_the_lengths_of_speech_fill_the_rows() -> None:
+def test_typical_speech_lengths_fill_99_percent_of_the_rows() -> None:
     seconds = np.random.default_rng(0).uniform(1, 20, 20_000)
     lengths = (seconds * 25 + 60).astype(np.int32)
     assert lengths.sum() / 2048 / len(best_fit_decreasing(lengths, 2048)) > 0.99
 
 
-def test_no_items_need_no_bin() -> None:
+def test_no_items_need_no_bins() -> None:
     assert packed([], 10) == []
 
 
 @pytest.mark.parametrize("lengths", [[3, 11], [0, 3]])
-def test_an_item_that_no_bin_can_hold_is_refused(lengths: Any) -> None:
+def test_an_item_larger_than_a_bin_is_refused(lengths: Any) -> None:
     with pytest.raises(ValueError, match=r"\b10\b"):
         packed(lengths, 10)

@@ -75,13 +75,13 @@ class Drawn:
         return list(conversation_of(plan, rows, self.clips, "Do as told.", clean).turns)
 
 
-def test_a_speaker_with_one_clip_falls_back_to_plain_speech_and_says_so() -> None:
+def test_a_speaker_with_one_clip_falls_back_to_speech_with_a_reason() -> None:
     drawn = Drawn([clip("a", "x"), clip("b", "y"), clip("c", "y")], tasks=CLONING)
     assert (drawn["a"].task, drawn["a"].fallbacks) == ("speech", (("x", NO_REFERENCE),))
     assert (drawn.references("b"), drawn.references("c")) == (["c"], ["b"])
 
 
-def test_a_draw_that_rounds_up_to_all_weights_is_a_task_with_one(
+def test_a_draw_of_exactly_1_picks_a_task_with_a_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(planner, "unit_hash", lambda *_: 1.0)
@@ -104,7 +104,7 @@ def test_a_rows_own_reference_comes_first(speaker: str | None) -> None:
 
 
 @pytest.mark.parametrize("shared", [{"pcm_sha256": "held"}, {"audio_sha256": "held"}])
-def test_training_never_hears_held_out_audio_as_a_rows_own_reference(
+def test_training_never_uses_held_out_audio_as_a_rows_own_reference(
     shared: dict[str, Any],
 ) -> None:
     own = clip("own", "x", split="reference", **shared)
@@ -113,14 +113,14 @@ def test_training_never_hears_held_out_audio_as_a_rows_own_reference(
     assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_HELD_OUT])
 
 
-def test_held_out_rows_may_hear_held_out_audio() -> None:
+def test_held_out_rows_may_use_held_out_references() -> None:
     own = clip("own", "x", split="reference", audio_sha256="held")
     rows = [clip("a", "x", split="eval", reference_id="own"), clip("held", "x", split="eval")]
     drawn = Drawn([*rows, own], split="eval", tasks=CLONING)
     assert (drawn.references("a"), drawn.reasons("a")) == (["own"], [])
 
 
-def test_a_reference_that_is_not_a_clip_names_the_rule() -> None:
+def test_a_missing_reference_clip_names_the_rule_to_rerun() -> None:
     with pytest.raises(UserError, match=r"\n  gone\nrun: snakemake --forcerun judge_clips"):
         Drawn([clip("a", "x", reference_id="gone")])
 
@@ -157,13 +157,13 @@ def test_references_stay_within_the_split() -> None:
     assert Drawn(rows, tasks=CLONING).reasons("a") == [NO_REFERENCE]
 
 
-def test_the_task_mix_is_that_of_the_weights() -> None:
+def test_the_task_mix_follows_the_weights() -> None:
     drawn = Drawn([clip(f"{i}", "x") for i in range(2000)], tasks={"speech": 3, "cloning": 1})
     tasks = Counter(plan.task for plan in drawn.plans.values())
     assert 0.22 < tasks["cloning"] / 2000 < 0.28
 
 
-def test_another_clip_draws_no_other_sample_anew() -> None:
+def test_adding_a_clip_changes_no_other_draw() -> None:
     rows = [clip(f"{i}", "x") for i in range(200)]
     shares: dict[str, Any] = {"scene_dropout": 0.5, "reference_dropout": 0.5}
     before, after = Drawn(rows, **shares), Drawn([clip("new", "x"), *rows], **shares)
@@ -174,7 +174,7 @@ def test_another_clip_draws_no_other_sample_anew() -> None:
         assert before[i].has_scene == after[i].has_scene
 
 
-def test_the_clips_of_a_speaker_serve_equally_often() -> None:
+def test_the_clips_of_a_speaker_are_references_equally_often() -> None:
     drawn = Drawn([clip(f"{i}", "xy"[i % 2]) for i in range(100)], tasks=CLONING)
     used = Counter(drawn.references(i)[0] for i in drawn.plans)
     assert set(used.values()) == {1}
@@ -198,7 +198,7 @@ def test_the_most_similar_voice_is_the_reference() -> None:
     assert alone == Drawn(rows, tasks=CLONING).references("a")  # the next one of the ring
 
 
-def test_voices_are_compared_with_the_next_ones_of_the_ring_alone(
+def test_voices_are_compared_only_with_the_next_ones_in_the_ring(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = "abcdef"
@@ -213,7 +213,7 @@ def test_voices_are_compared_with_the_next_ones_of_the_ring_alone(
     assert Drawn(rows, tasks=CLONING).references("a") == [ring[2]]
 
 
-def test_dropouts_take_their_share_and_are_no_fallback() -> None:
+def test_dropouts_remove_their_share_and_are_not_fallbacks() -> None:
     rows = [clip(f"{i}", "x", scene="A hall.") for i in range(1000)]
     drawn = Drawn(rows, tasks=CLONING, scene_dropout=0.3, reference_dropout=0.6)
     plans = drawn.plans.values()
@@ -231,7 +231,7 @@ TALK = [
 ]
 
 
-def test_scenes_and_references_are_dropped_each_by_its_own_draw() -> None:
+def test_scenes_and_references_are_dropped_independently() -> None:
     rows = [clip(f"{i}", "x", scene="A hall.") for i in range(100)]
     drawn = Drawn(rows, tasks=CLONING, scene_dropout=0.5, reference_dropout=0.5)
     found = Counter((plan.has_scene, bool(plan.references)) for plan in drawn.plans.values())
@@ -239,7 +239,7 @@ def test_scenes_and_references_are_dropped_each_by_its_own_draw() -> None:
     assert min(found.values()) > 10
 
 
-def test_the_references_of_a_dialogue_are_dropped_one_by_one() -> None:
+def test_the_references_of_a_dialogue_are_dropped_independently() -> None:
     rows = [clip("a", "x"), clip("b", "y")]
     for i in range(100):
         names = [(f"{i}-x", "x"), (f"{i}-y", "y")]
@@ -249,7 +249,7 @@ def test_the_references_of_a_dialogue_are_dropped_one_by_one() -> None:
     assert [found[n] > 10 for n in range(3)] == [True] * 3
 
 
-def test_a_conversation_is_nobodys_reference() -> None:
+def test_a_conversation_is_never_a_reference() -> None:
     drawn = Drawn([clip("a", "x"), clip("b", "x", conversation="[]")], tasks=CLONING)
     assert (drawn.references("a"), drawn.reasons("a")) == ([], [NO_REFERENCE])
 
@@ -281,26 +281,26 @@ def test_each_speaker_of_a_dialogue_has_a_reference_from_outside_it() -> None:
     ]
 
 
-def test_a_speaker_without_reference_is_named_and_the_others_keep_theirs() -> None:
+def test_a_speaker_without_a_reference_is_named_and_the_others_keep_theirs() -> None:
     drawn = Drawn([*TALK, clip("al-1", "al")], tasks={**DIALOGUE_CLONING, "speech": 1})
     assert drawn.references("t0") == ["al-1"]
     assert drawn["t0"].fallbacks == (("bo", NO_REFERENCE),)
 
 
-def test_an_own_reference_that_is_a_turn_of_the_dialogue_is_not_taken() -> None:
+def test_a_rows_own_reference_that_is_a_turn_of_its_dialogue_is_not_used() -> None:
     rows = [turn("t0", "al", 0, reference_id="own"), turn("t1", "bo", 1)]
     heard = clip("own", "al", split="reference", pcm_sha256="t1")
     drawn = Drawn([*rows, heard, clip("al-1", "al")], tasks={**DIALOGUE_CLONING, "speech": 1})
     assert drawn.references("t0") == ["al-1"]
 
 
-def test_the_turns_of_a_dialogue_stand_alone_where_that_is_its_task() -> None:
+def test_dialogue_turns_become_separate_samples_if_that_is_the_task() -> None:
     drawn = Drawn(TALK, tasks={"speech": 1, "cloning": 0, **NO_DIALOGUES})
     assert [plan.task for plan in drawn.plans.values()] == ["speech"] * 3
     assert drawn.turns("t1")[2].parts == ("I am t1.",)
 
 
-def test_the_turns_of_a_dialogue_that_stand_alone_have_the_task_that_it_drew() -> None:
+def test_separate_turns_of_a_dialogue_share_its_drawn_task() -> None:
     rows = [
         turn(f"{talk}-{number}", "x", number, dialogue_id=f"talk {talk}")
         for talk in range(20)
@@ -313,12 +313,12 @@ def test_the_turns_of_a_dialogue_that_stand_alone_have_the_task_that_it_drew() -
     assert {"speech", "cloning"} not in tasks
 
 
-def test_a_dialogue_with_a_turn_of_nobody_falls_back_to_its_turns() -> None:
+def test_a_dialogue_with_an_unnamed_speaker_falls_back_to_its_turns() -> None:
     drawn = Drawn([*TALK, turn("t3", None, 3)], tasks=DIALOGUE)
     assert [drawn.reasons(f"t{i}") for i in range(4)] == [[NO_SPEAKER]] * 4
 
 
-def test_a_dialogue_that_is_too_long_loses_its_references_then_stands_alone() -> None:
+def test_a_too_long_dialogue_loses_its_references_then_splits_into_turns() -> None:
     rows = [*TALK, clip("al-1", "al"), clip("bo-1", "bo")]
     drawn = Drawn(rows, tasks={**DIALOGUE_CLONING, "speech": 1})
     [shorter] = drawn.planner.shorter(drawn["t0"])
@@ -329,7 +329,7 @@ def test_a_dialogue_that_is_too_long_loses_its_references_then_stands_alone() ->
     assert {plan.fallbacks[0].reason for plan in alone} == {DIALOGUE_TOO_LONG}
 
 
-def test_clips_outside_dialogues_need_a_task() -> None:
+def test_clips_outside_dialogues_need_a_task_with_a_weight() -> None:
     with pytest.raises(UserError, match=r"1 clips .* pack.tasks.speech"):
         Drawn([*TALK, clip("a", "x")], tasks=DIALOGUE)
 
@@ -352,7 +352,7 @@ def test_a_conversation_keeps_its_turns_and_its_own_system_message() -> None:
     ]
 
 
-def test_the_target_text_alone_is_cleaned() -> None:
+def test_only_the_target_text_is_cleaned() -> None:
     rows = [clip("a", "x", reference_id="own", scene="A hall."), clip("own", "x", split=REFERENCE)]
     drawn = Drawn(rows, tasks=CLONING)
     texts = [t.text for t in drawn.turns("a", str.upper) if t.texts]
@@ -377,7 +377,7 @@ def test_in_a_conversation_only_user_turns_before_targets_are_cleaned() -> None:
     assert texts == ["be brief", "reference", "FIRST", "AND MORE", "thanks"]
 
 
-def test_a_row_that_brings_a_reference_is_always_cloning_with_it() -> None:
+def test_a_row_with_its_own_reference_always_clones_from_it() -> None:
     rows = [clip(f"{i}", "x", reference_id="own") for i in range(50)]
     own = clip("own", "y", split=REFERENCE)
     drawn = Drawn([*rows, own, *(clip(f"plain-{i}", "x") for i in range(50))])
@@ -387,19 +387,19 @@ def test_a_row_that_brings_a_reference_is_always_cloning_with_it() -> None:
     assert min(tasks["speech"], tasks["cloning"]) > 10
 
 
-def test_without_a_weight_of_cloning_no_reference_is_used() -> None:
+def test_with_a_cloning_weight_of_0_no_reference_is_used() -> None:
     rows = [clip("a", "x", reference_id="own"), clip("own", "x", split=REFERENCE)]
     assert Drawn(rows, tasks={"speech": 1, "cloning": 0})["a"].task == "speech"
 
 
-def test_a_reference_that_is_held_out_makes_no_row_cloning() -> None:
+def test_a_held_out_reference_does_not_force_cloning() -> None:
     own = clip("own", "x", split=REFERENCE, pcm_sha256="held")
     rows = [clip(f"{i}", "x", reference_id="own") for i in range(50)]
     drawn = Drawn([*rows, clip("held", "x", split="eval"), own])
     assert Counter(drawn[f"{i}"].task for i in range(50))["speech"] > 10
 
 
-def test_a_dialogue_whose_turns_bring_references_is_drawn_with_them() -> None:
+def test_a_dialogue_whose_turns_have_references_is_dialogue_cloning() -> None:
     rows = [turn("t0", "al", 0, reference_id="own"), turn("t1", "bo", 1)]
     others = [clip("own", "al", split=REFERENCE), clip("bo-1", "bo")]
     tasks = {"speech": 1, "cloning": 0, "dialogue": 1000, "dialogue_cloning": 0.001}
@@ -408,7 +408,7 @@ def test_a_dialogue_whose_turns_bring_references_is_drawn_with_them() -> None:
     assert drawn.references("t0") == ["own", "bo-1"]
 
 
-def test_no_reference_is_shorter_than_the_base_model_takes() -> None:
+def test_no_reference_is_shorter_than_the_minimum_of_the_base_model() -> None:
     short = {"duration_seconds": 0.99}
     rows = [clip("a", "x"), clip("b", "x", **short), clip("c", "x", duration_seconds=1.0)]
     rules = PromptRules("m", min_reference_seconds=1.0)
@@ -420,7 +420,7 @@ def test_no_reference_is_shorter_than_the_base_model_takes() -> None:
     assert (drawn.references("a"), drawn.reasons("a")) == (["b"], [OWN_TOO_SHORT])
 
 
-def test_turns_of_a_dialogue_stand_alone_where_a_text_has_one_speaker() -> None:
+def test_dialogue_turns_stay_separate_if_the_model_has_one_speaker_per_text() -> None:
     rows = [turn("a", "x", 1), turn("b", "y", 2)]
     drawn = Drawn(rows, PromptRules("m", joins_dialogues=False), tasks=DIALOGUE)
     assert [plan.task for plan in drawn.plans.values()] == ["speech", "speech"]

@@ -31,7 +31,7 @@ def bundle(v3_base: Path) -> Pretrained:
 
 
 def without_codec(v3_base: Path, folder: Path, lacking: str) -> Path:
-    """A copy of the miniature without the tensors of these names, in the index neither."""
+    """A copy of the miniature without these tensors, which are also missing from the index."""
     shutil.copytree(v3_base, folder)
     tensors = load_file(folder / BUNDLED)
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(lacking)}
@@ -44,7 +44,7 @@ def without_codec(v3_base: Path, folder: Path, lacking: str) -> Path:
     return folder
 
 
-def test_a_bundle_as_codec_gives_the_codes_of_the_codec_beside_v2(
+def test_the_bundled_codec_gives_the_codes_of_the_v2_codec(
     corpus: PackedCorpus, v3_base: Path, tmp_path: Path
 ) -> None:
     config = write_stage_config(tmp_path / "tokenize.json", codec=str(v3_base))
@@ -59,7 +59,7 @@ def test_a_bundle_as_codec_gives_the_codes_of_the_codec_beside_v2(
     assert found == others
 
 
-def test_a_bundle_that_does_not_describe_its_codec_has_the_published_one() -> None:
+def test_a_bundle_without_a_codec_config_has_the_published_codec() -> None:
     """As SGLang-Omni's test of its copy of the published config counts them."""
     config = codec_config({"model_type": "higgs_multimodal_qwen3", "audio_encoder_config": {}})
     with torch.device("meta"):
@@ -72,13 +72,15 @@ def test_a_bundle_that_does_not_describe_its_codec_has_the_published_one() -> No
     assert (config.sample_rate, config.hop_length, config.num_quantizers) == (24_000, 960, 8)
 
 
-def test_a_base_speaks_with_the_codec_of_its_bundle(v3_base: Path, tmp_path: Path) -> None:
+def test_speak_uses_the_codec_bundled_with_the_base(v3_base: Path, tmp_path: Path) -> None:
     speaker = Speaker.load(str(v3_base), device="cpu")
     assert speaker.codec_info.codec == str(v3_base)
     assert speaker.voice(tone(tmp_path / "a.wav", 1.5), "So.").codes.shape == (38, 8)
 
 
-def test_weights_rounded_to_bfloat16_are_computed_in_float32(v3_base: Path, tmp_path: Path) -> None:
+def test_bundled_codec_weights_in_bfloat16_are_loaded_as_float32(
+    v3_base: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(v3_base, tmp_path / "base"))
     rounded = {name: t.bfloat16() for name, t in load_file(folder / BUNDLED).items()}
     save_file(rounded, folder / BUNDLED, metadata={"format": "pt"})
@@ -89,7 +91,9 @@ def test_weights_rounded_to_bfloat16_are_computed_in_float32(v3_base: Path, tmp_
     assert torch.equal(model.state_dict()["fc.weight"], stored)
 
 
-def test_written_as_a_checkpoint_of_its_own_it_is_the_same(v3_base: Path, tmp_path: Path) -> None:
+def test_the_bundled_codec_written_as_its_own_checkpoint_is_unchanged(
+    v3_base: Path, tmp_path: Path
+) -> None:
     write_codec(bundle(v3_base), tmp_path / "codec")
     wave = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (1, 1, 9600))).float()
     codes = [
@@ -111,7 +115,7 @@ LACKING: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", LACKING)
-def test_what_a_bundle_lacks_is_said_before_or_while_it_is_loaded(
+def test_missing_codec_weights_are_named_in_planning_and_on_loading(
     v3_base: Path, tmp_path: Path, name: Any
 ) -> None:
     lacking, fault = LACKING[name]
@@ -121,6 +125,6 @@ def test_what_a_bundle_lacks_is_said_before_or_while_it_is_loaded(
         load_codec(bundle(folder), torch.device("cpu"))
 
 
-def test_a_base_with_a_codec_beside_it_is_not_a_codec(tiny_base: Path, v3_base: Path) -> None:
+def test_a_v2_base_given_as_a_codec_is_refused(tiny_base: Path, v3_base: Path) -> None:
     assert folder_fault("codec", str(v3_base)) is None
     assert "base_model" in (folder_fault("codec", str(tiny_base)) or "")

@@ -1,4 +1,4 @@
-"""Higgs TTS 3 beside mlx-audio, which computed the same on a random model.
+"""Higgs TTS 3 compared with mlx-audio on the same random model.
 
 ``tests/oracles/make_mlx_audio_v3.py`` made the numbers, and says how.
 """
@@ -71,7 +71,7 @@ def logits_of(native: Any, prompt: ModelPrompt, target: Codes) -> torch.Tensor:
     return parts.audio_head(hidden).view(-1, shape.num_codebooks, shape.codebook_size)
 
 
-def test_logits_and_losses_equal_mlx_audios(native: Any, theirs: Any) -> None:
+def test_logits_and_losses_match_mlx_audio(native: Any, theirs: Any) -> None:
     prompt = prompt_of(native, tiny_v3.TEXTS[0], tiny_v3.codes(9, seed=1))
     target = rows_of(tiny_v3.codes(22, seed=2))
     logits = logits_of(native, prompt, target)
@@ -84,7 +84,7 @@ def test_logits_and_losses_equal_mlx_audios(native: Any, theirs: Any) -> None:
     assert np.abs(losses.view(-1, 8).numpy() - theirs["losses"]).max() <= 1e-5
 
 
-def test_the_prompt_has_mlx_audios_token_ids(native: Any, theirs: Any) -> None:
+def test_prompt_token_ids_match_mlx_audio(native: Any, theirs: Any) -> None:
     prompt = prompt_of(native, tiny_v3.TEXTS[0], tiny_v3.codes(9, seed=1))
     placeholder = shape_of(native.config).audio_token_id
     assert np.where(prompt.input_ids == placeholder, -100, prompt.input_ids).tolist() == (
@@ -92,9 +92,7 @@ def test_the_prompt_has_mlx_audios_token_ids(native: Any, theirs: Any) -> None:
     )
 
 
-def test_generation_gives_mlx_audios_codes_and_stops_where_it_does(
-    native: Any, theirs: Any
-) -> None:
+def test_generated_codes_and_stops_match_mlx_audio(native: Any, theirs: Any) -> None:
     expected = {}
     for number, text in enumerate(tiny_v3.TEXTS):
         for name, reference in (("speech", None), ("cloning", tiny_v3.codes(9, seed=1))):
@@ -115,7 +113,7 @@ def plainly_undelayed(rows: Codes) -> Codes:
 
 
 @pytest.mark.parametrize("name", tiny_v3.drawn())
-def test_the_stopping_rule_is_mlx_audios(theirs: Any, name: str) -> None:
+def test_the_stopping_rule_matches_mlx_audio(theirs: Any, name: str) -> None:
     rows = theirs[f"replayed_{name}"]
     length = num_codec_frames(rows, EOC)
     found = generated_codes(rows, max_frames=len(rows) - 7, stream_eos=EOC)

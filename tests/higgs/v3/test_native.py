@@ -1,4 +1,4 @@
-"""The model of Higgs TTS 3 beside a plain Qwen3Model, and what its checkpoint may hold."""
+"""Higgs TTS 3 compared with a plain Qwen3Model, and what its checkpoint may contain."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def plain_logits(folder: Path, ids: list[int], frames: list[list[int]]) -> torch
     return torch.stack([torch.stack(position) for position in logits])
 
 
-def test_the_logits_are_those_of_a_plain_qwen3_model(v3_base: Path) -> None:
+def test_logits_match_a_plain_qwen3_model(v3_base: Path) -> None:
     ids = [256 + 24, 72, 105, -100, -100, 256 + 26, -100, 30]
     frames = torch.randint(0, 1026, (3, 8), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_the_logits_are_those_of_a_plain_qwen3_model(v3_base: Path) -> None:
     assert torch.allclose(found, expected, atol=1e-9)
 
 
-def test_the_logits_of_the_next_frame_are_those_of_the_last_position(v3_base: Path) -> None:
+def test_next_frame_logits_are_those_of_the_last_position(v3_base: Path) -> None:
     native, ids = load(v3_base), [256 + 24, 72, 105, -100, -100]
     frames = np.random.default_rng(1).integers(0, 1026, (2, 8)).astype(np.int16)
     with torch.no_grad():
@@ -80,7 +80,9 @@ def test_the_model_type_of_the_raw_config_names_the_family(v3_base: Path) -> Non
     assert family_of_base(Pretrained("base_model", str(v3_base))) is V3
 
 
-def test_an_unknown_model_type_comes_with_the_known_ones(v3_base: Path, tmp_path: Path) -> None:
+def test_an_unknown_model_type_is_refused_with_the_known_ones(
+    v3_base: Path, tmp_path: Path
+) -> None:
     config = json.loads((v3_base / "config.json").read_text()) | {"model_type": "higgs_audio_v9"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"higgs_audio_v9.*higgs_audio_v2.*higgs_multimodal_qwen3"):
@@ -101,9 +103,7 @@ def test_an_unknown_tensor_is_named(v3_base: Path, tmp_path: Path) -> None:
         load(folder)
 
 
-def test_the_heads_that_repeat_the_embeddings_may_be_there_or_not(
-    v3_base: Path, tmp_path: Path
-) -> None:
+def test_tied_heads_may_be_present_or_missing(v3_base: Path, tmp_path: Path) -> None:
     heads = ("tied.head.text_head.weight", "tied.head.modality_heads.0.weight")
 
     def without(tensors: dict[str, Any]) -> None:
@@ -115,7 +115,9 @@ def test_the_heads_that_repeat_the_embeddings_may_be_there_or_not(
     assert not [name for name in with_heads if "head" in name]
 
 
-def test_an_audio_head_that_is_not_a_copy_is_refused(v3_base: Path, tmp_path: Path) -> None:
+def test_an_audio_head_that_differs_from_its_embedding_is_refused(
+    v3_base: Path, tmp_path: Path
+) -> None:
     def untie(tensors: dict[str, Any]) -> None:
         tensors["tied.head.modality_heads.0.weight"][0, 0] += 1
 
@@ -123,7 +125,7 @@ def test_an_audio_head_that_is_not_a_copy_is_refused(v3_base: Path, tmp_path: Pa
         load(changed(v3_base, tmp_path / "base", BUNDLED, untie))
 
 
-def test_the_bundled_codec_is_the_one_of_the_miniature_v2(v3_base: Path, tiny_base: Path) -> None:
+def test_the_bundled_codec_equals_that_of_the_v2_miniature(v3_base: Path, tiny_base: Path) -> None:
     codec = load_file(tiny_base / "audio_tokenizer" / "model.safetensors")
     bundled = load_file(v3_base / BUNDLED)
     found = {k.removeprefix(CODEC): v for k, v in bundled.items() if k.startswith(CODEC)}
@@ -132,7 +134,7 @@ def test_the_bundled_codec_is_the_one_of_the_miniature_v2(v3_base: Path, tiny_ba
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown"])
-def test_a_tensor_of_the_codec_is_named_like_another(
+def test_a_missing_or_unknown_codec_tensor_is_named(
     v3_base: Path, tmp_path: Path, change: str
 ) -> None:
     def rename(tensors: dict[str, Any]) -> None:
@@ -145,7 +147,7 @@ def test_a_tensor_of_the_codec_is_named_like_another(
         load(folder)
 
 
-def test_quantization_finds_the_layers_of_the_body_and_nothing_else(v3_base: Path) -> None:
+def test_only_layers_of_the_body_can_be_quantized(v3_base: Path) -> None:
     linear = [n for n, m in load(v3_base).named_modules() if isinstance(m, torch.nn.Linear)]
     assert len(linear) == 2 * 7
     assert all(name.startswith("body.layers.") for name in linear)

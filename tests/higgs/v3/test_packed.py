@@ -82,7 +82,7 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any], relative: floa
         assert error < relative, f"{name}: {error}"
 
 
-def test_packed_loss_and_gradients_are_the_plain_loops_over_single_samples(v3_base: Path) -> None:
+def test_packed_loss_and_gradients_match_plain_loops_over_samples(v3_base: Path) -> None:
     row, reference = packed_row(0), adapted(v3_base)
     sums, counts = codebook_losses(reference.get_base_model(), row)
     expected = audio_loss(sums, counts)
@@ -100,7 +100,7 @@ def test_packed_loss_and_gradients_are_the_plain_loops_over_single_samples(v3_ba
     assert totals.loss[1:-1].tolist() == pytest.approx([s.item() for s in sums])
 
 
-def test_rows_together_are_rows_apart(v3_base: Path) -> None:
+def test_rows_give_the_same_losses_together_and_apart(v3_base: Path) -> None:
     rows = [packed_row(seed) for seed in (1, 2)]
     model = DualLossModel(adapted(v3_base))
     together = model(collate(rows, model.shape))[0]
@@ -110,7 +110,7 @@ def test_rows_together_are_rows_apart(v3_base: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["recomputed", "chunks", "both"])
-def test_memory_is_saved_without_another_gradient(v3_base: Path, change: str) -> None:
+def test_recomputation_and_chunks_change_no_gradient(v3_base: Path, change: str) -> None:
     options: dict[str, Any] = {}
     if change != "chunks":
         options["recomputed_layers"] = 2
@@ -123,7 +123,7 @@ def test_memory_is_saved_without_another_gradient(v3_base: Path, change: str) ->
     assert_equal(saving[1], plain[1])
 
 
-def test_dropout_is_that_of_the_row_in_any_batch(v3_base: Path) -> None:
+def test_dropout_of_a_row_is_the_same_in_any_batch(v3_base: Path) -> None:
     rows, settings = [packed_row(1), packed_row(2)], LoraSettings(dropout=0.3)
     models = [DualLossModel(adapted(v3_base, settings)).train() for _ in range(3)]
     sums = [
@@ -135,7 +135,7 @@ def test_dropout_is_that_of_the_row_in_any_batch(v3_base: Path) -> None:
     assert not torch.allclose(sums[0], other, rtol=1e-3)
 
 
-def test_there_is_no_text_loss_in_any_number(v3_base: Path) -> None:
+def test_no_metric_contains_a_text_loss(v3_base: Path) -> None:
     model = DualLossModel(adapted(v3_base))
     batch = collate([packed_row(3)], model.shape)
     sums, predictions = model(batch)
@@ -167,7 +167,7 @@ def test_lora_on_the_tied_matrix_is_refused(v3_base: Path, target: str) -> None:
         add_lora(native, settings, seed=0)
 
 
-def test_the_tied_matrix_is_one_part_that_keeps_float32_in_a_bfloat16_base(v3_base: Path) -> None:
+def test_the_tied_matrix_is_one_part_and_trained_in_float32(v3_base: Path) -> None:
     native = adapted(v3_base, dtype=torch.bfloat16)
     assert trainable_parameters(native)["audio embeddings and head"] == 8 * 1026 * 64
     model = DualLossModel(native).train()

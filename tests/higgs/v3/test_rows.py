@@ -21,7 +21,7 @@ def recordings(draw: st.DrawFn) -> list[Any]:
     return [rng.integers(0, 1024, (n, num_codebooks)).astype(np.int16) for n in lengths]
 
 
-def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand() -> None:
+def test_the_delay_of_two_frames_of_three_codebooks_matches_a_hand_example() -> None:
     codes = np.array([[1, 11, 21], [2, 12, 22]], np.int16)
     assert delay([codes], BOC, EOC, 0).T.tolist() == [
         [1, 2, EOC, EOC],
@@ -36,7 +36,7 @@ def test_three_codebooks_of_two_frames_are_delayed_as_worked_by_hand() -> None:
 
 
 @given(recordings())
-def test_rows_and_labels_agree_with_plain_loops(codes: list[Any]) -> None:
+def test_rows_and_labels_match_plain_loops(codes: list[Any]) -> None:
     delayed, labels = delay(codes, BOC, EOC, 0), target_labels(codes, EOC, margin=0, num_eos=8)
     assert delayed.tolist() == [row for c in codes for row in delayed_rows(c.tolist())]
     assert labels.tolist() == [row for c in codes for row in row_labels(c.tolist())]
@@ -44,18 +44,20 @@ def test_rows_and_labels_agree_with_plain_loops(codes: list[Any]) -> None:
 
 
 @given(recordings())
-def test_undelay_gives_the_codes_back(codes: list[Any]) -> None:
+def test_undelay_inverts_delay(codes: list[Any]) -> None:
     assert np.array_equal(undelay(delay(codes[:1], BOC, EOC, 0), 0), codes[0])
 
 
-def test_eight_codebooks_have_28_end_labels_and_references_none() -> None:
+def test_a_target_has_28_eos_labels_and_a_reference_none() -> None:
     codes = [np.ones((n, 8), np.int16) for n in (3, 5)]
     labels = target_labels(codes, EOC, [False, True], margin=0, num_eos=8)
     assert (labels == EOC).sum(axis=0).tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     assert (labels[: 3 + 7] == IGNORED).all()
 
 
-def test_the_shape_counts_the_end_labels_of_a_target(v3_base: Path, tiny_base: Path) -> None:
+def test_the_model_shape_gives_the_number_of_eos_labels_per_target(
+    v3_base: Path, tiny_base: Path
+) -> None:
     v3, v2 = (renderer_of(Pretrained("base_model", str(b))).shape for b in (v3_base, tiny_base))
     assert (v3.num_end_frames, v3.num_first_stop_labels, v3.num_stop_labels) == (7, 7, 28)
     assert (v2.num_end_frames, v2.num_first_stop_labels, v2.num_stop_labels) == (8, 1, 8)

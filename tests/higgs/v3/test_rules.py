@@ -1,4 +1,4 @@
-"""What texts of each family may hold: its own tags, and no marks of the other one."""
+"""What texts of each family may contain: its own tags and none of the other family."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def reason_of(rules: PromptRules, *pieces: str) -> Reason | None:
 
 
 @pytest.mark.parametrize("tag", sorted(TAGS))
-def test_each_tag_is_right_for_v3_and_foreign_to_v2(tag: str) -> None:
+def test_each_tag_is_valid_in_v3_and_foreign_in_v2(tag: str) -> None:
     assert reason_of(V3, f"{tag}Well, {tag} yes.{tag}") is None
     assert reason_of(V2, f"Well, {tag} yes.") is Reason.FOREIGN_MARK
 
@@ -23,7 +23,7 @@ def test_each_tag_is_right_for_v3_and_foreign_to_v2(tag: str) -> None:
 @pytest.mark.parametrize(
     "mark", ["[SPEAKER0]", "<SE>[Laughter]</SE>", "<SE_s>[Music]</SE_s>", "[laugh]", "[music end]"]
 )
-def test_each_mark_of_v2_is_right_there_and_foreign_to_v3(mark: str) -> None:
+def test_each_v2_tag_is_valid_in_v2_and_foreign_in_v3(mark: str) -> None:
     assert reason_of(V2, f"Well, {mark} yes.") is None
     assert reason_of(V3, f"Well, {mark} yes.") is Reason.FOREIGN_MARK
 
@@ -38,7 +38,7 @@ def test_each_mark_of_v2_is_right_there_and_foreign_to_v3(mark: str) -> None:
         ("<|laugh|>", "<|sfx:laughter|>"),
     ],
 )
-def test_a_tag_that_there_is_not_comes_with_the_nearest(written: str, nearest: str) -> None:
+def test_an_unknown_tag_is_refused_with_the_nearest_known_one(written: str, nearest: str) -> None:
     fault = V3.text_fault("turn 3", [f"Oh {written} no."])
     assert fault is not None
     assert fault.reason is Reason.UNKNOWN_TAG
@@ -47,17 +47,17 @@ def test_a_tag_that_there_is_not_comes_with_the_nearest(written: str, nearest: s
 
 
 @pytest.mark.parametrize("token", ["<|tts|>", "<|audio|>", "<|text|>", "<|im_end|>", "<|eoc|>"])
-def test_a_token_of_the_prompt_itself_is_a_command(token: str) -> None:
+def test_tokens_of_the_prompt_format_are_control_tokens(token: str) -> None:
     assert reason_of(V3, f"Oh {token}") is Reason.CONTROL_TOKEN
 
 
-def test_a_command_is_found_across_pieces_and_beside_tags() -> None:
+def test_a_control_token_is_found_across_pieces_and_next_to_tags() -> None:
     assert reason_of(V3, "<|sfx:cough|>Ahem <|au", "dio|>") is Reason.CONTROL_TOKEN
     assert reason_of(V3, "<|sfx:co", "ugh|>Ahem") is None
     assert reason_of(V3, "a <", "<|sfx:cough|>", "|tts|>") is None  # the tag stands between
 
 
-def test_only_v2_has_scenes_and_system_messages_of_a_conversations_own() -> None:
+def test_only_v2_allows_scenes_and_custom_system_messages() -> None:
     assert V2.scene_fault("`scene`") is None
     assert V2.system_message_fault("turn 1", "Speak softly.") is None
     faults = (V3.scene_fault("`scene`"), V3.system_message_fault("turn 1", "Speak softly."))

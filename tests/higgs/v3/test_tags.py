@@ -5,7 +5,7 @@ import pytest
 from higgs_pipe.higgs.v3.tags import TAGS, nearest_tag
 
 
-def test_there_are_as_many_tags_as_ids_of_tags_in_the_tokenizer() -> None:
+def test_the_number_of_tags_equals_the_tag_ids_of_the_tokenizer() -> None:
     ids = set(range(151681, 151727)) - {151724}  # <|chatml|>
     assert len(TAGS) == len(ids)
     assert {"<|emotion:anger|>", "<|sfx:sneeze|>", "<|prosody:long_pause|>"} <= TAGS
@@ -27,10 +27,10 @@ def test_there_are_as_many_tags_as_ids_of_tags_in_the_tokenizer() -> None:
         ("[sing start]", "<|style:singing|>"),
     ],
 )
-def test_the_nearest_tag_is_what_somebody_meant(written: str, meant: str) -> None:
+def test_the_nearest_tag_is_the_one_that_was_meant(written: str, meant: str) -> None:
     assert nearest_tag(written) == meant
 
 
 @pytest.mark.parametrize("written", ["", "<||>", "<|:|>", "<|?|>", "😀", "<|emotion:|>"])
-def test_there_is_a_nearest_tag_of_anything(written: str) -> None:
+def test_any_text_has_a_nearest_tag(written: str) -> None:
     assert nearest_tag(written) in TAGS

@@ -65,7 +65,7 @@ def by_peft(v3_base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     return merge_by_peft(load_adapter_exactly(base, adapter), torch.float32)
 
 
-def test_it_holds_the_files_and_the_tensors_of_the_published_bundle(
+def test_a_merged_checkpoint_has_the_files_and_tensors_of_a_bundle(
     v3_base: Path, merged: Path
 ) -> None:
     before, after = tensors_of(v3_base), tensors_of(merged)
@@ -75,16 +75,14 @@ def test_it_holds_the_files_and_the_tensors_of_the_published_bundle(
         assert (merged / name).is_file()
 
 
-def test_the_copied_heads_follow_the_matrices_that_changed(v3_base: Path, merged: Path) -> None:
+def test_tied_heads_follow_the_changed_matrices(v3_base: Path, merged: Path) -> None:
     before, after = tensors_of(v3_base), tensors_of(merged)
     assert not torch.equal(after[AUDIO], before[AUDIO])
     assert torch.equal(after[AUDIO_HEAD], after[AUDIO])
     assert torch.equal(after[TEXT_HEAD], before[TEXT_HEAD])
 
 
-def test_its_weights_are_those_of_pefts_own_merge(
-    v3_base: Path, adapter: Path, merged: Path
-) -> None:
+def test_merged_weights_match_pefts_own_merge(v3_base: Path, adapter: Path, merged: Path) -> None:
     expected, base = by_peft(v3_base, adapter), Pretrained("base_model", str(v3_base))
     assert check_weights(merged, expected, "merged", base) == 0
     loaded = load_form("merged", merged, base).state_dict()
@@ -93,7 +91,7 @@ def test_its_weights_are_those_of_pefts_own_merge(
 
 
 @pytest.mark.parametrize("name", [AUDIO_HEAD, CODEC_TENSOR])
-def test_a_head_or_codec_that_is_not_the_bases_is_named(
+def test_a_wrong_head_or_codec_tensor_is_named(
     v3_base: Path, adapter: Path, merged: Path, tmp_path: Path, name: str
 ) -> None:
     tensors = tensors_of(merged)
@@ -104,15 +102,13 @@ def test_a_head_or_codec_that_is_not_the_bases_is_named(
         check_weights(tmp_path, expected, "merged", base)
 
 
-def test_the_form_of_another_family_is_refused(
-    v3_base: Path, adapter: Path, tmp_path: Path
-) -> None:
+def test_a_form_of_another_family_is_refused(v3_base: Path, adapter: Path, tmp_path: Path) -> None:
     pinned = PinnedModel.of(Pretrained("base_model", str(v3_base)))
     with pytest.raises(UserError, match="original is not a form of Higgs TTS 3, which has merged"):
         write_form("original", tmp_path, pinned, CODEC, adapter, torch.float32)
 
 
-def test_a_tensor_of_another_shape_is_named_by_the_check_of_weights(
+def test_the_weight_check_names_a_tensor_of_another_shape(
     v3_base: Path, adapter: Path, merged: Path, tmp_path: Path
 ) -> None:
     tensors = tensors_of(merged)
@@ -123,7 +119,7 @@ def test_a_tensor_of_another_shape_is_named_by_the_check_of_weights(
         check_weights(tmp_path, expected, "merged", base)
 
 
-def test_a_changed_bit_is_named_by_the_check_of_bits(
+def test_the_bit_check_names_a_tensor_with_a_changed_bit(
     v3_base: Path, adapter: Path, merged: Path, tmp_path: Path
 ) -> None:
     base, tensors = Pretrained("base_model", str(v3_base)), tensors_of(merged)

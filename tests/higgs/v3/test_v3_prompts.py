@@ -1,4 +1,4 @@
-"""Prompts of Higgs TTS 3 beside ids written token by token, as its servers build them."""
+"""Prompts of Higgs TTS 3 compared with ids written by hand, as its servers build them."""
 
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ CONVERSATIONS: dict[str, tuple[Conversation[Recording], tuple[str | None, ...], 
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_ids_are_those_of_the_servers_and_no_text_is_a_label(
+def test_ids_match_a_hand_written_server_prompt_and_no_text_is_a_label(
     renderer: PromptRenderer, name: str
 ) -> None:
     conversation, pieces, is_target = CONVERSATIONS[name]
@@ -98,11 +98,13 @@ def test_a_tag_is_one_token(renderer: PromptRenderer) -> None:
     assert prompt.ids[2] == renderer.tokenizer.get_vocab()["<|emotion:anger|>"]
 
 
-def test_a_text_loses_only_its_outer_white_space(renderer: PromptRenderer) -> None:
+def test_cleaning_strips_only_outer_white_space(renderer: PromptRenderer) -> None:
     assert renderer.clean("\n Two  words. \t") == "Two  words."
 
 
-def test_many_prompts_at_once_are_those_of_one_by_one(renderer: PromptRenderer) -> None:
+def test_prompts_rendered_in_a_batch_match_those_rendered_one_by_one(
+    renderer: PromptRenderer,
+) -> None:
     conversations = [conversation for conversation, _, _ in CONVERSATIONS.values()]
     refused = Conversation((Turn("scene", ("A hall.",)), *conversations[0].turns))
     *found, fault = renderer.prompts([*conversations, refused])
@@ -129,7 +131,7 @@ REFUSED: dict[str, tuple[list[Turn[Recording]], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_server_sends_is_refused_with_the_reason(
+def test_a_conversation_no_server_would_send_is_refused_with_the_reason(
     renderer: PromptRenderer, name: str
 ) -> None:
     turns, fact = REFUSED[name]
@@ -137,7 +139,7 @@ def test_what_no_server_sends_is_refused_with_the_reason(
         renderer.prompt(Conversation(tuple(turns)))
 
 
-def test_frames_take_the_place_of_placeholders(renderer: PromptRenderer) -> None:
+def test_frames_replace_the_placeholders(renderer: PromptRenderer) -> None:
     prompt = renderer.prompt(CONVERSATIONS["cloning"][0])
     codes = [np.arange(8 * n).reshape(n, 8).astype(np.int16) for n in (3, 5)]
     inputs = renderer.model_inputs([prompt], codes)
@@ -162,6 +164,6 @@ def test_a_tokenizer_without_a_tag_is_refused(
         renderer_of(Pretrained("base_model", str(tmp_path)))
 
 
-def test_validation_applies_the_rules_of_each_family() -> None:
+def test_validation_and_renderers_share_the_rules_of_each_family() -> None:
     assert {model_type: renderer.rules for model_type, renderer in RENDERERS.items()} == RULES
     assert [family.name for family in FAMILIES] == [rules.model for rules in RULES.values()]

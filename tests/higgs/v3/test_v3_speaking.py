@@ -1,4 +1,4 @@
-"""Speech by Higgs TTS 3: whatever is beside a prompt, short references, long texts, refusals."""
+"""Speech by Higgs TTS 3: batches of prompts, short references, long texts, refusals."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def speaker(v3_base: Path, tiny_base: Path) -> Speaker:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_prompts_speech_does_not_depend_on_those_beside_it(
+def test_generation_does_not_depend_on_the_other_prompts_of_a_batch(
     speaker: Speaker, tmp_path: Path, sampling: Sampling
 ) -> None:
     voice = speaker.voice(tone(tmp_path / "a.wav", 1.5), "As I sound.")
@@ -42,7 +42,7 @@ def test_a_prompts_speech_does_not_depend_on_those_beside_it(
     assert len({tuple(g.codes[0]) for g in together}) == len(prompts)
 
 
-def test_positions_of_a_prompt_begin_at_0_behind_its_padding(speaker: Speaker) -> None:
+def test_positions_of_a_padded_prompt_start_at_0(speaker: Speaker) -> None:
     prompts = [speaker.prompt(SpeechPrompt(text)) for text in ("One.", "A longer second text.")]
     model: Any = speaker.model
     body = parts_of(model).body
@@ -65,7 +65,7 @@ def test_another_seed_gives_another_take(speaker: Speaker) -> None:
     assert not np.array_equal(one, other)
 
 
-def test_codes_are_drawn_in_float32_over_a_base_in_bfloat16(
+def test_codes_are_sampled_in_float32_over_a_bfloat16_base(
     v3_base: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dtypes: set[torch.dtype] = set()
@@ -83,7 +83,7 @@ def test_codes_are_drawn_in_float32_over_a_base_in_bfloat16(
     assert dtypes == {torch.float32}
 
 
-def test_speech_has_the_length_and_the_sound_of_its_codes(speaker: Speaker) -> None:
+def test_speech_has_the_length_of_its_codes_and_finite_samples(speaker: Speaker) -> None:
     (spoken,) = speaker.speak(["One."], SAMPLED)
     assert spoken.codes.shape == (25, 8)  # the cap
     assert spoken.codes.max() < 1024
@@ -92,7 +92,7 @@ def test_speech_has_the_length_and_the_sound_of_its_codes(speaker: Speaker) -> N
     assert np.array_equal(spoken.samples, speaker.codec.decode(codes).audio_values.flatten())
 
 
-def test_a_short_reference_is_padded_to_a_second_before_it_is_encoded(
+def test_a_short_reference_is_padded_to_a_second_before_encoding(
     speaker: Speaker, tmp_path: Path
 ) -> None:
     short = speaker.voice(tone(tmp_path / "a.wav", 0.5), "Oh.")
@@ -104,7 +104,7 @@ def test_a_short_reference_is_padded_to_a_second_before_it_is_encoded(
     assert np.array_equal(speaker.voice(tmp_path / "b.wav", "Oh.").codes, short.codes)
 
 
-def test_tags_of_delivery_come_before_each_piece_of_a_long_text(speaker: Speaker) -> None:
+def test_delivery_tags_are_repeated_before_each_piece_of_a_long_text(speaker: Speaker) -> None:
     tags = speaker.renderer.rules.delivery_tags
     text = "<|emotion:anger|> <|style:shouting|>First one. <|sfx:sigh|>Uh, second. Third."
     pieces = [piece.text for piece in SpeechPrompt(text).pieces(12, tags)]
@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[SpeechPrompt, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_prompt_that_it_cannot_speak_is_refused(speaker: Speaker, name: Any) -> None:
+def test_a_prompt_that_v3_cannot_speak_is_refused(speaker: Speaker, name: Any) -> None:
     prompt, fact = REFUSED[name]
     with pytest.raises(UserError, match=fact):
         speaker.speak([prompt], GREEDY)
@@ -141,7 +141,7 @@ def test_a_system_message_is_refused(v3_base: Path) -> None:
         Speaker.load(str(v3_base), system_prompt="Speak softly.")
 
 
-def test_a_0_stands_for_whatever_is_not_a_code() -> None:
+def test_a_frame_with_a_special_code_is_replaced_by_zeros() -> None:
     """BOC is 8, EOC 9; of three frames the second has BOC and EOC for codes."""
     frames = np.array([[1, 8, 3, 9], [8, 2, 9, 4]], np.int16).T
     assert undelayed(frames, num_frames=3, stream_eos=9).tolist() == [[1, 2], [0, 0], [3, 4]]
