@@ -81,7 +81,7 @@ def test_rows_that_share_audio_or_text_with_training_are_rejected(
     assert pq.read_table(data / "clips.parquet")["clip_id"].to_pylist() == ["held out"]
 
 
-def test_a_conversation_with_a_trained_recording_in_any_turn_is_rejected(
+def test_a_conversation_whose_earlier_turn_was_trained_on_is_rejected(
     trained: Path, tmp_path: Path
 ) -> None:
     def talk(clip_id: str, *said: Path) -> dict[str, Any]:
