@@ -1,4 +1,9 @@
-"""Fixtures that several test files share: a tiny base, and stages run on a small corpus."""
+"""Fixtures that several test files share: a tiny base, and stages run on a small corpus.
+
+What imports PyTorch is imported by the fixtures, so that a test of data starts within seconds.
+"""
+
+from __future__ import annotations
 
 import json
 import logging
@@ -6,16 +11,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults.page import Happened, Record, table
-from helpers import PackedCorpus, run_validation, tone, write_stage_config
+from helpers import run_validation, tone, write_stage_config
 from pages import put_table
 
-from higgs_pipe import tokenize_audio
-from higgs_pipe.higgs.v2 import miniature
-from higgs_pipe.higgs.v3 import miniature as v3_miniature
+if TYPE_CHECKING:
+    from trainings import PackedCorpus
 
 pytest_plugins = ["leftovers", "workflow.forked_stages"]
 
@@ -65,6 +69,8 @@ def record(request: pytest.FixtureRequest) -> Iterator[Record]:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete miniature checkpoint; its codec is in ``audio_tokenizer/``."""
+    from higgs_pipe.higgs.v2 import miniature
+
     directory = tmp_path_factory.mktemp("base") / "tiny-higgs"
     miniature.build(directory, hidden_size=64, num_layers=2)
     return directory
@@ -73,14 +79,21 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def v3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete miniature Higgs TTS 3, with the codec of ``tiny_base`` in its bundle."""
+    from higgs_pipe.higgs.v3 import miniature
+
     directory = tmp_path_factory.mktemp("v3-base") / "tiny-higgs-v3"
-    v3_miniature.build(directory, hidden_size=64, num_layers=2)
+    miniature.build(directory, hidden_size=64, num_layers=2)
     return directory
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> PackedCorpus:
     """Fourteen tones of two speakers, three of them held out, packed into rows of 512."""
+    from trainings import PackedCorpus
+
+    from higgs_pipe import tokenize_audio
+    from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
+
     directory = tmp_path_factory.mktemp("corpus")
     rows = []
     for i in range(14):
@@ -98,7 +111,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> PackedC
 
     data = run_validation(directory, manifest=str(manifest), data={"num_shards": 2})
     tokenize_config = write_stage_config(
-        directory / "config/tokenize.json", codec=str(tiny_base / miniature.AUDIO_TOKENIZER)
+        directory / "config/tokenize.json", codec=str(tiny_base / AUDIO_TOKENIZER)
     )
     for shard in ("shard-00000", "shard-00001"):
         tokenize_audio.run(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from faults.stages import Stage, Zygote, later_stages_of, stages_of
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT, PackedCorpus, write_stage_config
+from helpers import ROOT, write_stage_config
 from leftovers import unmarked_environment
+from trainings import PackedCorpus
 
 from higgs_pipe.higgs.v2.miniature import AUDIO_TOKENIZER
 from higgs_pipe.planning.model_types import V2

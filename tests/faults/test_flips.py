@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from faults.page import Record
-from helpers import PackedCorpus, evaluate_in, train
 from safetensors.torch import load_file
+from trainings import PackedCorpus, evaluate_in, train
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.clips.results import ValidationSummary

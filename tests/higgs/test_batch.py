@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 from transformers import AutoConfig
 
 from higgs_pipe.errors import UserError

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PackedCorpus, dropping_model
+from trainings import PackedCorpus, dropping_model
 
 from higgs_pipe.higgs.batch import PackedRow, PackedRows, collate
 from higgs_pipe.higgs.dropout import PositionKeys, RowDropout, position_keys

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from helpers import PackedCorpus
 from reference import base_with_lora
 from torch import nn
+from trainings import PackedCorpus
 from transformers import GenerationConfig
 
 from higgs_pipe.config.settings import Sampling

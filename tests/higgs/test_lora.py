@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PackedCorpus
 from peft import PeftModel
 from safetensors.torch import load_file
+from trainings import PackedCorpus
 from transformers import AutoTokenizer
 
 from higgs_pipe.config.settings import LoraSettings

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PackedCorpus, edit_result
+from helpers import edit_result
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus
 from transformers import AutoTokenizer
 
 from higgs_pipe.config.settings import LoraSettings

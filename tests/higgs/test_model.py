@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PackedCorpus
 from reference import dual_loss, row_losses
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainings import PackedCorpus
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.config.settings import LoraSettings

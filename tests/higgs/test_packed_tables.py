@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 from transformers import AutoConfig
 
 from higgs_pipe.higgs.batch import PackedRows, collate

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PackedCorpus, dropping_model
+from trainings import PackedCorpus, dropping_model
 
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, RowSize, collate
 from higgs_pipe.higgs.loss import label_weights

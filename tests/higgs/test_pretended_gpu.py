@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PackedCorpus
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from trainings import PackedCorpus
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained

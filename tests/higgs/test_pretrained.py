@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import PackedCorpus, write_stage_config
+from helpers import write_stage_config
 from httpx2 import Request, Response
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from trainings import PackedCorpus
 
 from higgs_pipe import pin_model
 from higgs_pipe.config.stages import Pretrained

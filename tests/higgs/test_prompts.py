@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PackedCorpus
 from reference import audio_labels, delayed_frames, text_labels
+from trainings import PackedCorpus
 from transformers import AutoProcessor
 
 from higgs_pipe.config.settings import DEFAULT_SYSTEM_PROMPT as PROMPT

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.tables import read_codec_info

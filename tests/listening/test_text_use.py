@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 from transformers import AutoConfig
 
 from higgs_pipe.config.stages import Pretrained

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT, PackedCorpus, environment_with, jobs_run
+from helpers import ROOT, environment_with, jobs_run
 from leftovers import unmarked_environment
 from safetensors.torch import load_file
+from trainings import PackedCorpus
 from workflow.forked_snakemake import run_snakemake
 from workflow.forked_stages import forking_python
 from workflow.stub_checkout import (

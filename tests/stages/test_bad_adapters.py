@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import PackedCorpus, evaluate_in, write_stage_config
+from helpers import write_stage_config
+from trainings import PackedCorpus, evaluate_in
 
 import higgs_pipe.train
 from higgs_pipe.config.settings import LoraSettings

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import PackedCorpus, has_line_with, write_stage_config
+from helpers import has_line_with, write_stage_config
 from real_shape import real_shape
+from trainings import PackedCorpus
 
 from higgs_pipe import estimate
 from higgs_pipe.config.settings import TrainConfig

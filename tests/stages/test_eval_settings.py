@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus, Seen, write_stage_config
+from helpers import Seen, write_stage_config
+from trainings import PackedCorpus
 
 from higgs_pipe import accept, evaluate
 from higgs_pipe.config.settings import EvaluateConfig, LoraSettings, Sampling

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
-from helpers import PackedCorpus, edit_result, evaluate_in, launch
+from helpers import edit_result
 from reference import plain_frame_losses, row_losses
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus, evaluate_in, launch
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import PackedCorpus, evaluate_in
 from speech_checkpoints import dnsmos_file, write_resemblyzer, write_tiny_models
+from trainings import PackedCorpus, evaluate_in
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained

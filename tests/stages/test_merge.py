@@ -16,17 +16,9 @@ import pytest
 import soundfile as sf
 import torch
 from accelerate import Accelerator
-from helpers import (
-    PackedCorpus,
-    Seen,
-    edit_result,
-    files_of_at_most,
-    has_line_with,
-    tone,
-    train,
-    write_stage_config,
-)
+from helpers import Seen, edit_result, files_of_at_most, has_line_with, tone, write_stage_config
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus, train
 from transformers import AutoTokenizer
 
 import higgs_pipe

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import PackedCorpus, Seen, write_stage_config
+from helpers import Seen, write_stage_config
+from trainings import PackedCorpus
 
 import higgs_pipe.train
 from higgs_pipe import (

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import PackedCorpus, files_of_at_most, write_stage_config
+from helpers import files_of_at_most, write_stage_config
 from reference import audio_labels, delayed_frames
+from trainings import PackedCorpus
 from transformers import AutoTokenizer
 
 from higgs_pipe import pack

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 from transformers import AutoTokenizer
 
 from higgs_pipe.data.hashing import unit_hash

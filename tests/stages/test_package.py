@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import soundfile as sf
 import torch
-from helpers import ROOT, PackedCorpus, edit_result, tone, write_stage_config
+from helpers import ROOT, edit_result, tone, write_stage_config
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus
 
 from higgs_pipe import evaluate, package
 from higgs_pipe import train as train_stage

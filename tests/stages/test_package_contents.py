@@ -16,9 +16,10 @@ import pytest
 import soundfile as sf
 import torch
 import yaml
-from helpers import PackedCorpus, Seen, edit_result, has_line_with, write_stage_config
+from helpers import Seen, edit_result, has_line_with, write_stage_config
 from report_inputs import blank_row
 from safetensors.torch import load_file
+from trainings import PackedCorpus
 
 from higgs_pipe import evaluate, package, verify
 from higgs_pipe import train as train_stage

@@ -19,7 +19,6 @@ import torch
 import torchaudio
 from helpers import (
     ROOT,
-    PackedCorpus,
     Seen,
     environment_with,
     files_with_secrets,
@@ -28,6 +27,7 @@ from helpers import (
     tone,
     write_stage_config,
 )
+from trainings import PackedCorpus
 
 import higgs_pipe.train
 from higgs_pipe import speak

@@ -12,8 +12,9 @@ import pytest
 import soundfile as sf
 import torch
 from accelerate.state import AcceleratorState
-from helpers import PackedCorpus, end_in_step, evaluate_in, launch, train, write_stage_config
+from helpers import write_stage_config
 from peft import PeftModel
+from trainings import PackedCorpus, end_in_step, evaluate_in, launch, train
 
 from higgs_pipe import speak, tokenize_audio
 from higgs_pipe.config.stages import Pretrained

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
-from helpers import ROOT, PackedCorpus, tone, write_stage_config
+from helpers import ROOT, tone, write_stage_config
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus
 from transformers import AutoProcessor, HiggsAudioV2TokenizerModel
 from transformers.models.dac.modeling_dac import DacResidualUnit, Snake1d
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import ROOT, PackedCorpus, launch, train, write_stage_config
+from helpers import ROOT, write_stage_config
 from launched.train_cases import run_cases
 from reference import (
     base_with_lora,
@@ -25,6 +25,7 @@ from reference import (
     row_losses,
 )
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus, launch, train
 from transformers import AutoTokenizer
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import ROOT, PackedCorpus, end_in_step, evaluate_in, launch, train, write_stage_config
+from helpers import ROOT, write_stage_config
 from launched.train_cases import run_cases
 from peft import PeftModel
 from reference_v3 import (
@@ -25,6 +25,7 @@ from reference_v3 import (
     row_labels,
 )
 from safetensors.torch import load_file
+from trainings import PackedCorpus, end_in_step, evaluate_in, launch, train
 
 from higgs_pipe import estimate
 from higgs_pipe.config.settings import TrainConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from helpers import PackedCorpus, evaluate_in, train
+from trainings import PackedCorpus, evaluate_in, train
 
 from higgs_pipe.config.settings import PackConfig, Sampling
 from higgs_pipe.data.packing.clips import Clips

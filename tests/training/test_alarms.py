@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import helpers
 import numpy as np
 import pytest
-from helpers import PackedCorpus
+import trainings
+from trainings import PackedCorpus
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.model import DualLossModel
@@ -211,7 +211,7 @@ def test_entropy_of_a_packed_table_matches_a_plain_computation(corpus: PackedCor
 def train(corpus: PackedCorpus, output: Path, **settings: Any) -> list[dict[str, Any]]:
     """Train for 24 steps; returns the lines of metrics.jsonl."""
     few = {"rows_per_step": 2, "num_epochs": 8, "log_steps": 4, "eval_steps": 8}
-    return helpers.train(corpus, output, **few | settings)
+    return trainings.train(corpus, output, **few | settings)
 
 
 def given(metrics: list[dict[str, Any]]) -> dict[str, int]:

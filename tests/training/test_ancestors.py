@@ -9,18 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    ROOT,
-    PackedCorpus,
-    Seen,
-    edit_result,
-    has_line_with,
-    launch,
-    train,
-    training_of,
-    write_stage_config,
-)
+from helpers import ROOT, Seen, edit_result, has_line_with, write_stage_config
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus, launch, train, training_of
 
 import higgs_pipe.train
 from higgs_pipe.errors import UserError

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, PackedCorpus, dropping_model, train
+from helpers import ROOT
 from launched.compiled_losses import largest_error
 from peft.tuners.lora import Linear as LoraLinear
 from pretended_gpu import trace_only
+from trainings import PackedCorpus, dropping_model, train
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained

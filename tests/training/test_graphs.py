@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PackedCorpus, train
 from pretended_gpu import (
     PretendedCapture,
     PretendedCard,
@@ -16,6 +15,7 @@ from pretended_gpu import (
     run_out_of_memory_once,
 )
 from safetensors.torch import load_file
+from trainings import PackedCorpus, train
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.higgs import packed_body

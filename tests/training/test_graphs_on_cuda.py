@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import PackedCorpus, train
 from pretended_gpu import run_out_of_memory_once
 from torch import Tensor
+from trainings import PackedCorpus, train
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.batch import PackedRow, PackedRows

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PackedCorpus, train
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
+from trainings import PackedCorpus, train
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 # At the first step of a warmup the rate is 0: the adapter stays as it started.

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PackedCorpus, train
 from pretended_gpu import PretendedCard
 from real_shape import real_shape
 from safetensors.torch import load_file
+from trainings import PackedCorpus, train
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.errors import UserError

@@ -1,7 +1,7 @@
 """The lines of the log that show predictions beside labels."""
 
 import torch
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 from transformers import AutoConfig, AutoTokenizer
 
 from higgs_pipe.higgs.batch import PackedRows, collate

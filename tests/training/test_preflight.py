@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus, train
 from safetensors.torch import load_file
+from trainings import PackedCorpus, train
 
 from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained

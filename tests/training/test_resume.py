@@ -16,14 +16,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import helpers
 import psutil
 import pytest
 import torch
+import trainings
 from accelerate import Accelerator
 from helpers import (
     ROOT,
-    PackedCorpus,
     environment_with,
     files_of_at_most,
     has_ended,
@@ -31,6 +30,7 @@ from helpers import (
     write_stage_config,
 )
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus
 from transformers import AutoTokenizer
 from workflow.forked_stages import Fork
 
@@ -82,7 +82,7 @@ def arguments(corpus: PackedCorpus, output: Path, **settings: object) -> list[st
 
 def train(corpus: PackedCorpus, output: Path, base: Path | None = None, **settings: object) -> None:
     """In this process."""
-    helpers.train(corpus, output, base=base, **SETTINGS | settings)
+    trainings.train(corpus, output, base=base, **SETTINGS | settings)
 
 
 def finish(process: Fork) -> str:

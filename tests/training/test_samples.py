@@ -16,8 +16,9 @@ import pytest
 import soundfile as sf
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus, Seen, train
+from helpers import Seen
 from safetensors.torch import load_file
+from trainings import PackedCorpus, train
 
 from higgs_pipe.config.settings import Sampling, TrainConfig
 from higgs_pipe.config.stages import Pretrained

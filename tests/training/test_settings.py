@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import PackedCorpus, train, training_of, write_stage_config
+from helpers import write_stage_config
 from reference import base_with_lora
 from safetensors.torch import load_file
+from trainings import PackedCorpus, train, training_of
 
 import higgs_pipe.train
 from higgs_pipe.config.settings import LossWeights, TrainConfig

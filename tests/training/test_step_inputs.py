@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PackedCorpus
+from trainings import PackedCorpus
 
 from higgs_pipe.config.settings import TrainConfig
 from higgs_pipe.config.stages import Pretrained

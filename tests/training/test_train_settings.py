@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PackedCorpus, Seen, end_in_step, train, training_of, write_stage_config
+from helpers import Seen, write_stage_config
 from reference import base_with_lora
 from safetensors.torch import load_file
+from trainings import PackedCorpus, end_in_step, train, training_of
 
 import higgs_pipe
 import higgs_pipe.train

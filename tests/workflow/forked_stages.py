@@ -33,7 +33,6 @@ from typing import Any, NoReturn
 
 import pytest
 from leftovers import MARK, name_of_fork, unmarked_environment
-from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 from workflow.forked_snakemake import run_and_end
 
 from higgs_pipe.planning.stages import STAGES
@@ -41,6 +40,7 @@ from higgs_pipe.planning.stages import STAGES
 ROOT = Path(__file__).parents[2]
 MODULES = {f"higgs_pipe.{stage.module}" for stage in STAGES.values()}
 MODULES |= {f"higgs_pipe.{name}" for name in ("training.launch", "verify", "prove_form", "speak")}
+LAUNCHER_STARTS_BY = "torch.distributed.elastic.multiprocessing.subprocess_handler"
 FORKED = MODULES | {str(ROOT / "tests/launched/train_cases.py")}
 # What that program and the launcher import late.
 LATER = ("pretended_gpu", "reference", "accelerate.commands.launch", "torch.distributed.run")
@@ -224,5 +224,5 @@ if __name__ == "__main__":
     for module in (*MODULES, *LATER):
         importlib.import_module(module)
     sys.executable = sys.argv[2]  # of what a stage starts
-    vars(subprocess_handler)["Popen"] = ProcessOfLauncher
+    vars(sys.modules[f"{LAUNCHER_STARTS_BY}.subprocess_handler"])["Popen"] = ProcessOfLauncher
     serve(sys.argv[1])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT, PackedCorpus
+from helpers import ROOT
+from trainings import PackedCorpus
 
 from workflow import conda_stand_in
 

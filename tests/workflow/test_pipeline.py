@@ -16,14 +16,7 @@ from zipfile import ZipFile
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers import (
-    REAL_SPEECH,
-    ROOT,
-    files_with_secrets,
-    needs_real_speech,
-    plant_secrets,
-    tone,
-)
+from helpers import REAL_SPEECH, ROOT, files_with_secrets, needs_real_speech, plant_secrets, tone
 from workflow.forked_snakemake import run_snakemake
 from workflow.forked_stages import forking_python
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import PackedCorpus, tone, write_stage_config
+from helpers import tone, write_stage_config
 from safetensors.torch import load_file, save_file
+from trainings import PackedCorpus
 from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_pipe import tokenize_audio
