@@ -362,7 +362,7 @@ def test_the_tf32_setting_reaches_pytorch_on_a_gpu(
 
     chosen: list[str] = []
     on_a_gpu = SimpleNamespace(device=torch.device("cuda"))
-    monkeypatch.setattr("helpers.Accelerator", lambda **_: on_a_gpu)
+    monkeypatch.setattr("trainings.Accelerator", lambda **_: on_a_gpu)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setattr(higgs_pipe.training.training, "load_base", load)
     with pytest.raises(Seen):
