@@ -515,7 +515,8 @@ def test_hours_and_clips_on_the_card_are_those_of_the_training_split(
     }
     text = " ".join(card)
     assert "trained on 12.50 hours of speech (11 clips, 2 speakers)" in text
-    assert "11 clips (12.500 hours) for training, 3 (1.250 hours) held out; **6 rec" in text
+    assert "11 clips (12.500 hours) for training, 3 (1.250 hours) held out; " in text
+    assert "held out; **recordings in both: 6**." in text
     for speaker, of_speaker in seconds.items():
         assert f"| {speaker} | 7 | {of_speaker / 3600:.3f} |" in card
 
