@@ -25,10 +25,11 @@ from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.results import Result
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.listening.verdict import Verdict
+from higgs_pipe.planning.file_names import CHECKSUMS
 from higgs_pipe.progress import activity
 from higgs_pipe.publishing.checking import check_checkpoint, check_package
 from higgs_pipe.publishing.hub import Branch, HubRepository, hub_errors_named
-from higgs_pipe.publishing.sealing import CHECKSUMS, FILE_LIST
+from higgs_pipe.publishing.sealing import FILE_LIST
 
 logger = logging.getLogger("higgs_pipe")
 

@@ -18,7 +18,7 @@ def number(value: float, num_digits: int = 4) -> str:
     It has an exponent only beyond a billion, as in a broken sample.
     """
     if abs(value) > 1e9:
-        return f"{value:.4g}"
+        return f"{value:.{num_digits}g}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return np.format_float_positional(value, precision=num_digits, fractional=False, trim="-")

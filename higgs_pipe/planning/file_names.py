@@ -30,6 +30,9 @@ AUDIO_ENDINGS = (
 TRANSCRIPTS_ENDING = ".trans.txt"
 TRANSCRIPT_ENDINGS = (".txt", ".lab", ".normalized.txt", ".original.txt")
 
+# The last file of a package or full checkpoint.
+CHECKSUMS = "SHA256SUMS"
+
 
 def shard_name(index: int) -> str:
     """Return ``shard-00000`` for the first shard."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from higgs_pipe.planning.file_names import CHECKSUMS
 from higgs_pipe.planning.forms import FULL_FORMS
 
 
@@ -32,12 +33,11 @@ def products(
     for name in experiments:
         package, experiment = results_dir / "adapters" / name, results_dir / "experiments" / name
         adapter, metrics = experiment / "train" / "adapter", experiment / "eval" / "metrics.json"
-        checkpoints = {form: results_dir / form / name for form in FULL_FORMS}
         made += [
             Product(f"adapter {name}", package, package.with_name(f"{name}.zip")),
             *(
-                Product(f"{form} {name}", folder, folder / "SHA256SUMS")
-                for form, folder in checkpoints.items()
+                Product(f"{form} {name}", folder := results_dir / form / name, folder / CHECKSUMS)
+                for form in FULL_FORMS
             ),
             Product(f"metrics {name}", metrics, metrics),
             Product(f"trained {name}", adapter, adapter / "adapter_config.json"),

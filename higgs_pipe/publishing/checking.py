@@ -19,9 +19,10 @@ from higgs_pipe.higgs.adapter_files import (
     BASE_FILE,
 )
 from higgs_pipe.higgs.pretrained import PinnedModel
+from higgs_pipe.planning.file_names import CHECKSUMS
 from higgs_pipe.publishing.contents import Contents, Entry, open_contents
 from higgs_pipe.publishing.provenance import PROVENANCE
-from higgs_pipe.publishing.sealing import CHECKSUMS, FILE_LIST, FileList, checksum_lines
+from higgs_pipe.publishing.sealing import FILE_LIST, FileList, checksum_lines
 from higgs_pipe.publishing.tensors import NotSafetensorsError, read_shapes
 
 REQUIRED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE, PROVENANCE, "README.md")

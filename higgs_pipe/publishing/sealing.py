@@ -10,9 +10,9 @@ from typing import ClassVar
 from higgs_pipe.data.files import write_text
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.data.results import Result, ResultPart
+from higgs_pipe.planning.file_names import CHECKSUMS
 
 FILE_LIST = "files.json"
-CHECKSUMS = "SHA256SUMS"
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a ZIP can hold
 UNIX = 3
 MODE = (stat.S_IFREG | 0o644) << 16

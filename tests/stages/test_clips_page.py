@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import clips_page_of, clips_page_with, edit_result, rows_of_tones, tone
+from report_inputs import TextOfPage
 
 
 def section(page: str, anchor: str) -> str:
@@ -12,9 +13,8 @@ def section(page: str, anchor: str) -> str:
 
 
 def words(page: str, anchor: str) -> list[str]:
-    """Return the HTML inside a section."""
-    pieces = re.split(r"<[^>]*>", f"<{section(page, anchor)}")
-    return [word for piece in pieces if (word := piece.strip())]
+    """Return the words of a section as a reader sees them."""
+    return TextOfPage(f"<section{section(page, anchor)}").words
 
 
 def test_each_count_stands_at_its_name(tmp_path: Path) -> None:

@@ -71,13 +71,14 @@ def run(
     corpus: PackedCorpus,
     adapter: Path,
     output: Path,
-    eval_rows: Path | None = None,
-    ancestor: Path | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> tuple[dict, list[dict]]:
-    """Evaluate; returns metrics.json and the rows of clips.parquet. Nothing is spoken."""
-    settings = {"dtype": "float64", "num_prompts": 0, **settings}
-    folder = evaluate_in(output, corpus, adapter, eval_rows, ancestor, **settings)
+    """Evaluate; returns metrics.json and the rows of clips.parquet. Nothing is spoken.
+
+    The options are those of :func:`evaluate_in`.
+    """
+    options = {"dtype": "float64", "num_prompts": 0, **options}
+    folder = evaluate_in(output, corpus, adapter, **options)
     metrics = json.loads((folder / "metrics.json").read_text())
     return metrics, pq.read_table(folder / "clips.parquet").to_pylist()
 

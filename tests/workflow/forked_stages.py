@@ -40,7 +40,6 @@ from higgs_pipe.planning.stages import STAGES
 ROOT = Path(__file__).parents[2]
 MODULES = {f"higgs_pipe.{stage.module}" for stage in STAGES.values()}
 MODULES |= {f"higgs_pipe.{name}" for name in ("training.launch", "verify", "prove_form", "speak")}
-LAUNCHER_STARTS_BY = "torch.distributed.elastic.multiprocessing.subprocess_handler"
 FORKED = MODULES | {str(ROOT / "tests/launched/train_cases.py")}
 # What that program and the launcher import late.
 LATER = ("pretended_gpu", "reference", "accelerate.commands.launch", "torch.distributed.run")
@@ -221,8 +220,10 @@ def run_program(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
     for module in (*MODULES, *LATER):
         importlib.import_module(module)
     sys.executable = sys.argv[2]  # of what a stage starts
-    vars(sys.modules[f"{LAUNCHER_STARTS_BY}.subprocess_handler"])["Popen"] = ProcessOfLauncher
+    vars(subprocess_handler)["Popen"] = ProcessOfLauncher
     serve(sys.argv[1])
