@@ -107,12 +107,16 @@ def cause(failures: Mapping[int, Any]) -> tuple[str, int]:
     """Find out why the processes ended.
 
     Args:
-        failures: Rank to torchrun's ``ProcessFailure``, of those that ended first.
+        failures: Rank to torchrun's ``ProcessFailure``, in the order in which torchrun noticed
+            them. Once it has noticed some, it sends SIGTERM to the others.
 
     Returns:
         The message, empty where process 0 or a traceback has printed it; and the exit code.
     """
-    rank, failure = min(failures.items(), key=lambda item: (_remoteness(item[1]), item[0]))
+    first = next(iter(failures))
+    rank, failure = min(
+        failures.items(), key=lambda item: _remoteness(item[1], is_first=item[0] == first)
+    )
     if failure.exitcode < 0:
         return _lost(rank, -failure.exitcode), _exit_code(failure.exitcode)
     sentence = _record(failure.error_file)["message"]
@@ -122,8 +126,14 @@ def cause(failures: Mapping[int, Any]) -> tuple[str, int]:
     return sentence, _exit_code(failure.exitcode)
 
 
-def _remoteness(failure: Any) -> int:
-    """Rank by distance from the cause: 0 own error, 1 kill (perhaps torchrun's), 2 lost peer."""
+def _remoteness(failure: Any, *, is_first: bool) -> int:
+    """Rank by distance from the cause.
+
+    0 own error, 1 kill (perhaps torchrun's), 2 lost peer, 3 SIGTERM (torchrun's, unless it came
+    first).
+    """
+    if _exit_code(failure.exitcode) == 128 + signal.SIGTERM and not is_first:
+        return 3
     kind = _record(failure.error_file)["kind"]
     return 2 if kind == "LostProcessError" else 1 if failure.exitcode < 0 else 0
 

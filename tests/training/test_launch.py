@@ -57,6 +57,25 @@ def test_a_killed_process_is_named_rather_than_those_waiting_for_it(failure: Any
     assert exit_code == 128 + 9
 
 
+@pytest.mark.parametrize("exit_code", [-15, 143])
+def test_a_process_that_torchrun_ended_does_not_hide_the_killed_one(
+    failure: Any, exit_code: int
+) -> None:
+    """Its SIGTERM may come before the process has said that it lost its peer."""
+    sentence, code = cause({1: failure(1, -9), 0: failure(0, exit_code)})
+    assert "SIGKILL" in sentence
+    assert "process 1" in sentence
+    assert code == 128 + 9
+
+
+def test_a_sigterm_that_came_first_is_the_cause(failure: Any) -> None:
+    lost = failure(0, 2, "another process ended", kind="LostProcessError")
+    sentence, code = cause({1: failure(1, -15), 0: lost})
+    assert "SIGTERM" in sentence
+    assert "process 1" in sentence
+    assert code == 143
+
+
 def test_a_hung_process_is_not_reported_as_killed(failure: Any) -> None:
     """Torchrun kills the hung process in the end; the one that waited for it knows the cause."""
     silent = failure(1, 2, "no answer for 10 s", kind="SilentProcessError")
