@@ -41,9 +41,15 @@ def jobs_run(terminal: str) -> list[str]:
     return re.findall(r"^[\d:]{8}  \[\d+/\d+\] (.*)$", terminal, re.MULTILINE)
 
 
+def python_path(*folders: Path) -> str:
+    """A PYTHONPATH: this checkout, these folders, and those of the environment."""
+    inherited = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, (ROOT, *folders)), *([inherited] if inherited else [])])
+
+
 def environment_with(**variables: str) -> dict[str, str]:
     """The environment, from which this checkout is imported."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    return os.environ | {"PYTHONPATH": python_path()} | variables
 
 
 # What nobody may find in a file, a log or a page. Whoever asks for them gets them from here.

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import ROOT, environment_with, write_stage_config
+from helpers import ROOT, environment_with, python_path, write_stage_config
 
 import higgs_pipe.evaluate
 import higgs_pipe.train
@@ -98,7 +98,7 @@ def launch(
         ROOT / "workflow/accelerate.yaml",
         accelerate_config=None if accelerate_config is None else str(accelerate_config),
     )
-    environment = environment_with(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    environment = environment_with(PYTHONPATH=python_path(ROOT / "tests"))
     return subprocess.run(
         f"exec {sys.executable} {launcher.removeprefix('python')} {shlex.join(arguments)}",
         shell=True,

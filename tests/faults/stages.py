@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT, write_stage_config
+from helpers import ROOT, python_path, write_stage_config
 from leftovers import unmarked_environment
 from trainings import PackedCorpus
 
@@ -27,7 +27,7 @@ class Zygote:
     def __post_init__(self) -> None:
         environment = {
             **unmarked_environment(),
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": python_path(ROOT / "tests"),
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "0",
         }

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import python_path
 
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.higgs.pretrained import weight_fingerprint
@@ -79,7 +79,7 @@ def offline(home: Path, program: str, *words: str) -> list[str]:
 
 def run_program(home: Path, program: str, *words: str, settings: dict[str, str]) -> list[str]:
     """Run a program with a cache of the Hub; returns what it prints."""
-    settings = {"HF_HOME": str(home), "PYTHONPATH": str(ROOT), **settings}
+    settings = {"HF_HOME": str(home), "PYTHONPATH": python_path(), **settings}
     finished = subprocess.run(
         [sys.executable, "-c", program, *words],
         check=False,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, write_stage_config
+from helpers import python_path, write_stage_config
 from higgs.test_hub import cached
 
 from higgs_pipe import check_models
@@ -21,7 +21,7 @@ def check(folder: Path, base_model: str, codec: str, **settings: str) -> tuple[i
     """Run the stage; returns its exit code and its messages."""
     config = write_stage_config(folder / "models.json", base_model=base_model, codec=codec)
     words = ["--config", str(config), "--checked", str(folder / "checked.txt")]
-    environment = {"HF_HOME": str(folder), "PYTHONPATH": str(ROOT), **settings}
+    environment = {"HF_HOME": str(folder), "PYTHONPATH": python_path(), **settings}
     finished = subprocess.run(
         [sys.executable, "-m", "higgs_pipe.check_models", *words],
         check=False,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from helpers import ROOT, recordings_of, tone, write_stage_config
+from helpers import environment_with, recordings_of, tone, write_stage_config
 
 from higgs_pipe import list_rows, measure
 from higgs_pipe.config.settings import ManifestEntry
@@ -276,7 +276,7 @@ def test_a_killed_job_leaves_no_partial_shard_and_a_rerun_is_identical(
         f"{moment} = {kill}\n"
         "measure.run(*map(pathlib.Path, ('measure.json', 'r.parquet', 'measured.parquet')))"
     )
-    environment = {"PYTHONPATH": str(ROOT)}
+    environment = environment_with()
     killed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment)
     assert killed.returncode == -signal.SIGKILL
     assert not measured.exists()

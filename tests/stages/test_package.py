@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import soundfile as sf
 import torch
-from helpers import ROOT, edit_result, tone, write_stage_config
+from helpers import ROOT, edit_result, environment_with, tone, write_stage_config
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
@@ -361,7 +361,7 @@ def test_the_merge_recipe_of_the_card_gives_the_adapters_logits(
 def test_the_speak_command_of_the_card_works_next_to_the_base(packaged: Path, beside: Path) -> None:
     [command] = code_blocks(packaged / "README.md", "bash")
     words = [sys.executable, *shlex.split(command)[1:], "--max-seconds", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = environment_with()
     finished = subprocess.run(
         words, check=False, capture_output=True, text=True, env=environment, cwd=beside
     )

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import ROOT, write_stage_config
+from helpers import python_path, write_stage_config
 from hub_server import Hub, running_hub
 from huggingface_hub import constants
 from huggingface_hub.hf_api import RepoFile, RepoFolder
@@ -340,7 +340,7 @@ def test_the_token_is_in_no_file_and_no_message(hub: Hub, package: Path, tmp_pat
     results = package.parents[1]
     config = write_stage_config(results / "config/push.json", push={"repo": REPO})
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"PYTHONPATH": str(ROOT), "HF_DEBUG": "0"}
+    environment |= {"PYTHONPATH": python_path(), "HF_DEBUG": "0"}
     shutil.copytree(package, results / "adapters/refused")
     (results / "adapters/refused/README.md").unlink()
     shown = ""

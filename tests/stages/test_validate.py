@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import soundfile as sf
 from helpers import (
     REAL_SPEECH,
     ROOT,
+    environment_with,
     has_line_with,
     judge_rows,
     needs_real_speech,
@@ -129,7 +129,7 @@ def run_processes(folder: Path, manifest: Path) -> subprocess.CompletedProcess[s
         " --measured-dir out/measured --clips out/clips.parquet --rejected out/rejected.parquet"
         " --validation out/validation.json --shards-dir out/shards --families higgs_audio_v2",
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = environment_with()
     for words in commands:
         process = subprocess.run(
             [sys.executable, "-m", *f"higgs_pipe.{words}".split()],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, python_path
 from launched.compiled_losses import largest_error
 from peft.tuners.lora import Linear as LoraLinear
 from pretended_gpu import trace_only
@@ -230,7 +230,7 @@ def run_compiled(corpus: PackedCorpus, folder: Path, name: str) -> dict[str, Any
     output = folder / f"{name}.json"
     arguments = [sys.executable, *map(str, (script, corpus.base, corpus.train_rows, output))]
     environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "PYTHONPATH": python_path(ROOT / "tests"),
         CACHE_VARIABLE: str(folder / "cache"),
     }
     subprocess.run(arguments, check=True, env=environment, capture_output=True)

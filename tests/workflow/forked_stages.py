@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from helpers import python_path
 from leftovers import MARK, name_of_fork, unmarked_environment
 from workflow.forked_snakemake import run_and_end
 
@@ -75,7 +76,7 @@ def forking_python() -> Path:
     process = subprocess.Popen(
         [sys.executable, "-m", "workflow.forked_stages", address, str(program)],
         env=unmarked_environment()
-        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        | {"PYTHONPATH": python_path(ROOT / "tests"), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,  # which ends with this process, however it ends
         stdout=subprocess.PIPE,
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT, config_of_base, has_line_with, jobs_run
+from helpers import ROOT, config_of_base, has_line_with, jobs_run, python_path
 from workflow.stub_checkout import make_stub_checkout, snakemake, write_config
 
 from higgs_pipe.errors import UserError
@@ -606,7 +606,7 @@ def test_two_cpu_processes_share_the_threads_and_leave_no_temporary_file(tmp_pat
     environment = {
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{tmp_path}",
+        "PYTHONPATH": python_path(tmp_path),
         "TMPDIR": str(temporary),
     }
     subprocess.run(f"{launch} -m toy", shell=True, cwd=tmp_path, env=environment, check=True)
