@@ -295,8 +295,9 @@ def compare_on_gpu(
     """Speed and memory by number type and batch, of the stage, and the codes that agree.
 
     ``same_codes`` is the share of the stage's codes, float32 in the batches that memory allows,
-    that equal those of encoding one by one. ``first_pass`` is the stage's speed before the codec has
-    seen the lengths of these clips, ``stage`` its speed after that. Memory is null on a CPU.
+    that equal those of encoding one by one. ``first_pass`` is the speed of the stage before the
+    codec has seen the lengths of these clips, ``stage`` its speed after that. Memory is null on a
+    CPU.
     """
     is_cuda = device.type == "cuda"
     model, info = load_codec(Pretrained("codec", codec), device)
