@@ -216,7 +216,6 @@ class Inputs:
             "num_clips_without_speaker": 0,
             "num_clips_without_language": 0,
             "speakers_with_one_clip": {"speakers": [], "message": "cloning falls back"},
-            "num_audio_shared_by_splits": 0,
             "duplicates": [],
             "manifest_notes": [],
             "left_out": {},

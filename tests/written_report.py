@@ -35,7 +35,7 @@ def full_inputs(folder: Path) -> Inputs:
         "manifest_notes": ["A first note.", "A second note."],
         "left_out": {"not_named": {"num_files": 5, "first_files": ["x.wav"]}},
         "shared_scene": "A room.",
-        "num_audio_shared_by_splits": 1,
+        "overlap": {"audio": 1, "context": 1},
         "speakers_with_one_clip": {"speakers": ["cy", "di"], "message": "cloning falls back"},
     }
     fallback = {"speaker": "ada", "split": "eval", "num_clips": 3, "reason": "no other clip"}

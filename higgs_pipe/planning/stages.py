@@ -29,7 +29,7 @@ STAGES = {
     "codec": Stage("tokenize", "pin_model", "pin_model", 1),
     "list_rows": Stage("validate", "list_rows", "list_rows", 8),
     "measure": Stage("validate", "measure_shard", "measure", 8),
-    "validate": Stage("validate", "judge_clips", "validate", 12),
+    "validate": Stage("validate", "judge_clips", "validate", 13),
     "clips_page": Stage("validate", "clips_page", "clips_page", 6),
     "estimate": Stage("validate", "estimate", "estimate", 5),
     "tokenize": Stage("tokenize", "tokenize_shard", "tokenize_audio", 7),
@@ -40,5 +40,5 @@ STAGES = {
     "package": Stage("package", "package_adapter", "package", 10),
     "push": Stage("push", "push_adapter", "push", 2),
     "merge": Stage("package", "merge_adapter", "merge", 4),
-    "report": Stage("report", "report", "report", 9),
+    "report": Stage("report", "report", "report", 10),
 }

@@ -432,8 +432,14 @@ def test_each_base_has_its_own_packing_section(inputs: Inputs) -> None:
 
 def test_recordings_in_both_splits_add_a_caution(inputs: Inputs) -> None:
     assert "Caution:" not in words(inputs.html())
-    inputs.validation["num_audio_shared_by_splits"] = 2
-    assert re.search(r"Caution: [^.]*: 2\.", words(inputs.html()))
+    inputs.validation["overlap"]["audio"] = 2
+    text = words(inputs.html())
+    assert re.search(r"Caution: [^.]* in both splits: 2\.", text)
+    assert "No recording is in both splits." not in text
+    inputs.validation["overlap"]["context"] = 3
+    text = words(inputs.html())
+    assert re.search(r"Caution: [^.]* in both splits: 2\.", text)
+    assert re.search(r"Caution: [^.]* as context [^.]*: 3\.", text)
 
 
 def test_recordings_that_the_other_split_hears_as_context_bring_a_caution(inputs: Inputs) -> None:

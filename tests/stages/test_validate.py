@@ -562,7 +562,7 @@ def test_copies_of_a_recording_never_cross_the_split(tmp_path: Path, rows: list[
         outputs = run(tmp_path, rows, data={"split_seed": seed, "eval_fraction": 0.5})
         splits = {clip["clip_id"]: clip["split"] for clip in outputs.clips}
         assert all(splits[first] == splits[second] for first, second in pairs)
-        assert outputs.summary["num_audio_shared_by_splits"] == 0
+        assert outputs.summary["overlap"]["audio"] == 0
         assert sorted(outputs.summary["duplicates"]) == pairs
         sides.add(splits["a"])
     assert sides == {"train", "eval"}
@@ -945,4 +945,4 @@ def test_a_whole_corpus_is_accepted(
     assert summary["num_clips"] == num_clips
     assert {name: part["num_clips"] for name, part in summary["speakers"].items()} == speakers
     assert all(part["num_clips"] > 0 for part in summary["splits"].values())
-    assert summary["num_audio_shared_by_splits"] == 0
+    assert summary["overlap"]["audio"] == 0

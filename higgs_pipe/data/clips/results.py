@@ -119,7 +119,6 @@ class ValidationSummary(Result):
     splits: dict[str, Share]
     split_by: str
     overlap: dict[str, int]
-    num_audio_shared_by_splits: int
     largest_group_num_clips: int
     clip_seconds: ClipSeconds
     speakers: dict[str, NamedShare]

@@ -108,7 +108,6 @@ def summarize(
         },
         split_by=data.split_by,
         overlap=shared,
-        num_audio_shared_by_splits=shared["audio"],
         largest_group_num_clips=int(np.bincount(outcome.groups).max()),
         clip_seconds=ClipSeconds(
             min=min(seconds), median=statistics.median(seconds), max=max(seconds)
