@@ -113,7 +113,7 @@ def test_user_settings_override_those_of_the_demo() -> None:
     changes = config_check.use_demo_settings(config, DEMO_SETTINGS, SCHEMA_PATH, typed)
     assert "data.num_shards" not in changes
     assert "train.learning_rate" not in changes
-    assert changes["train.num_epochs"] == 16
+    assert (changes["train.num_epochs"], changes["train.sampling.max_seconds"]) == (16, 6.0)
     assert config["train"]["sampling"] == load(SHIPPED)["train"]["sampling"] | {"max_seconds": 6.0}
     assert (config["data"]["num_shards"], config["data"]["eval_fraction"]) == (3, 0.15)
     assert (config["train"]["learning_rate"], config["train"]["num_epochs"]) == (2e-4, 16)
@@ -182,6 +182,17 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
     ]
 
 
+def test_a_fault_in_a_list_is_named_by_its_place() -> None:
+    weights = {**MINIMAL, "train": {"loss_weights": {"codebooks": [1, "two"]}}}
+    assert "  train.loss_weights.codebooks.1: must be a finite number" in refusal(weights)
+
+
+def test_a_misplaced_key_of_an_experiment_is_found_in_the_experiment() -> None:
+    misplaced = {**MINIMAL, "experiments": {"e": {"lora": {"max_steps": 3}}}}
+    told = "experiments.e.lora.max_steps: unknown key; did you mean experiments.e.max_steps?"
+    assert told in refusal(misplaced)
+
+
 def test_a_repository_without_an_owner_is_named() -> None:
     message = refusal({**MINIMAL, "push": {"repo": "ada"}})
     assert has_line_with(message, "  push.repo: ", '"ada"', "OWNER/NAME")
@@ -212,6 +223,8 @@ def test_a_dotted_key_gets_a_hint_to_nest_it(key: str, meant: str) -> None:
         ("train.gradient_checkpointing", "True", True),
         ("codec_revision", "null", None),
         ("train.seed", 4.0, 4),
+        ("train.rows_per_micro_batch", "2", 2),  # or the word auto
+        ("eval.temperatures", ["5e-1"], [0.5]),
         ("experiments.fast.learning_rate", "1e-3", 0.001),
         ("package.description", "123", "123"),  # text stays text
     ],
@@ -342,9 +355,10 @@ def test_validation_runs_speech_models_only_if_one_is_configured() -> None:
         assert launching.runs_speech_models(listening)
 
 
-def test_an_infinite_number_is_refused() -> None:
-    config = with_value(MINIMAL, "train.max_grad_norm", float("inf"))
-    assert "train.max_grad_norm: must be a finite number, not Infinity" in refusal(config)
+@pytest.mark.parametrize(("value", "shown"), [(float("inf"), "Infinity"), (True, "true")])
+def test_only_a_finite_number_is_a_number(value: Any, shown: str) -> None:
+    config = with_value(MINIMAL, "train.max_grad_norm", value)
+    assert f"train.max_grad_norm: must be a finite number, not {shown}" in refusal(config)
 
 
 @pytest.mark.parametrize(
@@ -389,11 +403,19 @@ def test_a_setting_changes_the_config_of_its_stages_only(
 
 
 def test_order_and_spelling_of_settings_do_not_change_a_stage_config() -> None:
-    one = load({**MINIMAL, "train": {"seed": 1, "max_grad_norm": 1}})
-    other = load({**MINIMAL, "train": {"max_grad_norm": "1.0", "seed": "1"}})
+    one = load({**MINIMAL, "train": {"seed": 1, "timeout_seconds": 60}})
+    other = load({**MINIMAL, "train": {"timeout_seconds": "60.0", "seed": "1"}})
     assert config_check.stage_config_text(one, "train", SCHEMA) == config_check.stage_config_text(
         other, "train", SCHEMA
     )
+
+
+def test_a_default_written_out_for_a_manifest_does_not_change_a_stage_config() -> None:
+    texts = {
+        config_check.stage_config_text(load({**MINIMAL, "manifest": [entry]}), "list_rows", SCHEMA)
+        for entry in ({"path": "m.jsonl"}, {"path": "m.jsonl", "format": "auto", "speaker": None})
+    }
+    assert len(texts) == 1
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -48,7 +48,8 @@ def config_of(base: Path, codec: Path, **experiments: dict[str, str]) -> dict[st
 
 @pytest.mark.parametrize("make", [checkpoint, sharded])
 def test_a_complete_checkpoint_has_no_fault(tmp_path: Path, make: Callable[..., Path]) -> None:
-    assert folder_fault("base_model", str(make(tmp_path / "base", BODY, HEAD))) is None
+    for folder, head in (("base", HEAD), ("original", f"audio_decoder_proj.{HEAD}")):
+        assert folder_fault("base_model", str(make(tmp_path / folder, BODY, head))) is None
 
 
 def test_the_miniature_and_its_codec_have_no_fault(tiny_base: Path) -> None:

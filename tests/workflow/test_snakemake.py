@@ -58,6 +58,8 @@ TRAINING_ON = [
     "all",
 ]
 
+# The folders that the workflow writes to.
+WRITTEN = ("results", "resources", "logs", "benchmarks")
 # What eval.other_manifest adds.
 OTHER = {
     "stage_config_other": 2,
@@ -201,6 +203,29 @@ def test_a_faulty_config_stops_snakemake_with_every_fault_by_name(workdir: Path)
     for name in ("train.learning_rte", "train.num_epochs", "  foo: unknown key"):
         assert name in run.stderr
     assert not (workdir / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"pathvars": {name: f"-{name}" for name in WRITTEN}},
+            [f"-{name} begins with a dash" for name in WRITTEN],
+        ),
+        ({"manifest": "ftp://x/m.jsonl"}, ["manifest: ftp://x/m.jsonl is not on S3"]),
+        ({"codec": "./absent"}, ["codec './absent' does not exist"]),
+        ({"push": {"forms": ["merged"]}}, ["push.forms: merged cannot be published"]),
+        ({"train": {"num_processes": 3, "num_machines": 2}}, ["num_processes is 3"]),
+    ],
+    ids=["folders", "storage", "checkpoints", "forms", "launches"],
+)
+def test_what_cannot_work_is_refused_before_any_job(
+    workdir: Path, config: dict[str, Any], told: list[str]
+) -> None:
+    write_config(workdir, **config)
+    run = snakemake(workdir, "--dry-run")
+    assert run.returncode == 2
+    assert [fact for fact in told if fact not in run.stderr] == []
 
 
 def test_a_number_on_the_command_line_is_parsed_as_a_number(workdir: Path) -> None:

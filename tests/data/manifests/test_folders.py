@@ -180,6 +180,14 @@ def test_files_without_a_row_are_listed_by_reason(tmp_path: Path) -> None:
     assert [row.audio for row in read(tmp_path).rows] == ["a.wav"]
 
 
+def test_hidden_folders_and_those_that_macos_adds_to_a_zip_are_not_read(tmp_path: Path) -> None:
+    for folder in (".", ".trash", "__MACOSX"):
+        fill(tmp_path / folder, f"{len(folder)}.wav", f"{len(folder)}.txt")
+    found = read(tmp_path)
+    assert [row.audio for row in found.rows] == ["1.wav"]
+    assert found.left_out == {}
+
+
 def test_of_two_files_of_one_name_the_compressed_one_is_left_out(tmp_path: Path) -> None:
     fill(tmp_path, "a.flac", "a.mp3", "b.mp3", "b.wav", "a.txt", "b.txt")
     found = read(tmp_path)
