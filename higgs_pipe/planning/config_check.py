@@ -250,10 +250,11 @@ def _coerced(value: Any, schema: Schema, root: Schema) -> Any:
         not _takes_text(value, schema, root) or (value == "null" and "null" in allowed)
     ):
         value = _scalar(value)
-    if allowed == {"integer"} and isinstance(value, float) and value.is_integer():
+    # 1 and 1.0 are one setting: no rerun for it.
+    if "integer" in allowed and isinstance(value, float) and value.is_integer():
         return int(value)
-    if allowed == {"number"} and type(value) is int and abs(value) < 2**53:
-        return float(value)  # 1 and 1.0 are one setting: no rerun for it
+    if "number" in allowed and type(value) is int and abs(value) < 2**53:
+        return float(value)
     return value
 
 

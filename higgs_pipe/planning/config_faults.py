@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from higgs_pipe.planning.schemas import Schema, resolved, types
+from higgs_pipe.planning.schemas import Schema, branches, resolved
 
 MAX_VALUE_CHARS = 60
 TYPE_NAMES = {
@@ -45,9 +45,13 @@ def faults_of(error: Any, root: Schema) -> Iterator[str]:
 
 
 def _branch_of_right_type(error: Any) -> list[Any]:
-    """Return the faults within the alternative whose type ``error``'s value has, if any."""
+    """Return the faults within the alternative whose type ``error``'s value has, if any.
+
+    For text other than the one word that is allowed there are none: a number may be meant.
+    """
     wrong = {e.schema_path[0] for e in error.context if e.validator == "type" and not e.path}
-    return [e for e in error.context if e.schema_path[0] not in wrong]
+    fitting = [e for e in error.context if e.schema_path[0] not in wrong]
+    return [e for e in fitting if e.validator != "const"]
 
 
 def _requirement(error: Any, root: Schema) -> str:
@@ -57,8 +61,9 @@ def _requirement(error: Any, root: Schema) -> str:
         return "names hold letters, digits, '.', '_' and '-' only, a letter or digit first"
     match error.validator:
         case "type" | "anyOf":
-            kinds = types(error.schema, root)
-            return "must be " + " or ".join(TYPE_NAMES[kind] for kind in sorted(kinds))
+            allowed = sorted(branches(error.schema, root), key=lambda each: each["type"])
+            words = [each.get("const") or TYPE_NAMES[each["type"]] for each in allowed]
+            return "must be " + " or ".join(dict.fromkeys(words))
         case "enum":
             return "must be one of " + ", ".join(map(str, limit))
         case "minimum":

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from higgs_pipe.config.reference import reference_text
 from higgs_pipe.config.schema import schema_text
-from higgs_pipe.config.settings import Config, ManifestEntry
+from higgs_pipe.config.settings import Config, ManifestEntry, SpeechModelConfig
 from higgs_pipe.config.stages import STAGES, load_stage
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import config_check, launching
@@ -72,6 +72,24 @@ def test_exponential_or_recursive_yaml_aliases_are_refused(hostile: str, told: s
     assert told in refusal({**MINIMAL, **yaml.safe_load(hostile)})
 
 
+def nested(num_levels: int) -> dict[str, Any]:
+    return {"x": nested(num_levels - 1)} if num_levels else {}
+
+
+def test_as_many_values_and_levels_as_are_allowed_are_read() -> None:
+    """The config itself counts too, and its other three values and the list."""
+    for largest, too_many, told in (
+        ([0] * 99_995, [0] * 99_996, "100,000 values"),
+        (nested(17), nested(18), "20 levels"),
+    ):
+        assert "x: unknown key" in refusal({**MINIMAL, "x": largest})
+        assert told in refusal({**MINIMAL, "x": too_many})
+
+
+def test_an_empty_section_of_an_experiment_changes_nothing() -> None:
+    assert merge({"lora": {"r": 4}, "seed": 1}, {"lora": {}}) == {"lora": {"r": 4}, "seed": 1}
+
+
 def test_the_schema_file_is_up_to_date() -> None:
     assert SCHEMA_PATH.read_text() == schema_text()
 
@@ -120,9 +138,11 @@ def test_user_settings_override_those_of_the_demo() -> None:
 
 
 def test_given_experiments_replace_those_of_the_config_file() -> None:
-    given = {"experiments": {"small": {"lora": {"r": "4"}}}, "train": None}
-    config = config_check.load_config(merge(SHIPPED, given), SCHEMA_PATH, given)
+    given = {"experiments": {"small": {"lora": {"r": "4"}}}, "train": {"seed": 3}}
+    file = merge(SHIPPED, {"train": {"num_epochs": 5}})
+    config = config_check.load_config(merge(file, given), SCHEMA_PATH, given)
     assert config["experiments"] == {"small": {"lora": {"r": 4}}}
+    assert (config["train"]["num_epochs"], config["train"]["seed"]) == (5, 3)
 
 
 def test_every_setting_of_the_shipped_config_has_a_comment() -> None:
@@ -182,6 +202,36 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "allowed", "refused", "told"),
+    [
+        ("num_shards", 2_000, 2_001, "at most 2000"),
+        ("split_seed", 0, -1, "at least 0"),
+        ("eval_fraction", 0.01, 0, "above 0"),
+        ("eval_fraction", 0.99, 1, "below 1"),
+    ],
+)
+def test_the_bound_that_a_value_exceeds_is_named(
+    key: str, allowed: float, refused: float, told: str
+) -> None:
+    load({**MINIMAL, "data": {key: allowed}})
+    assert f"  data.{key}: must be {told}, not {refused}" in refusal(
+        {**MINIMAL, "data": {key: refused}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("rows_per_micro_batch", "many", 'must be a whole number or auto, not "many"'),
+        ("compile", 3, "must be true or false or auto, not 3"),
+        ("gradient_checkpointing", 0, "must be at least 1, not 0"),
+    ],
+)
+def test_a_word_allowed_instead_of_a_number_is_named(key: str, value: Any, told: str) -> None:
+    assert f"  train.{key}: {told}" in refusal({**MINIMAL, "train": {key: value}}).splitlines()
+
+
 def test_a_fault_in_a_list_is_named_by_its_place() -> None:
     weights = {**MINIMAL, "train": {"loss_weights": {"codebooks": [1, "two"]}}}
     assert "  train.loss_weights.codebooks.1: must be a finite number" in refusal(weights)
@@ -226,7 +276,10 @@ def test_a_dotted_key_gets_a_hint_to_nest_it(key: str, meant: str) -> None:
         ("train.rows_per_micro_batch", "2", 2),  # or the word auto
         ("eval.temperatures", ["5e-1"], [0.5]),
         ("experiments.fast.learning_rate", "1e-3", 0.001),
+        ("train.max_steps", "1e3", 1000),  # or null
+        ("tokenize.max_batch_seconds", 60, 60.0),
         ("package.description", "123", "123"),  # text stays text
+        ("package.description", "null", "null"),
     ],
 )
 def test_strings_are_converted_to_the_type_in_the_schema(
@@ -350,9 +403,11 @@ def test_an_override_that_is_valid_only_together_with_train_is_accepted() -> Non
 
 def test_validation_runs_speech_models_only_if_one_is_configured() -> None:
     assert not launching.runs_speech_models(load(MINIMAL))
+    assert not SpeechModelConfig().is_on
     for model in ("asr", "quality", "speaker"):
         listening = load(with_value(MINIMAL, f"validate.speech_models.{model}", "some/model"))
         assert launching.runs_speech_models(listening)
+        assert SpeechModelConfig(**listening["validate"]["speech_models"]).is_on
 
 
 @pytest.mark.parametrize(("value", "shown"), [(float("inf"), "Infinity"), (True, "true")])
