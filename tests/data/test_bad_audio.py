@@ -215,3 +215,12 @@ def test_a_rejected_recording_has_no_measures(tmp_path: Path) -> None:
     row = measured_file(tmp_path / "a.wav")
     assert row["reason"] == "silent"
     assert {row[name] for name in AudioMeasures.__dataclass_fields__} == {None}
+
+
+@pytest.mark.parametrize(("peak", "reason"), [(0.9e-4, "silent"), (1.1e-4, None)])
+def test_a_recording_is_silent_below_a_ten_thousandth_of_full_scale(
+    tmp_path: Path, peak: float, reason: str | None
+) -> None:
+    samples = speech()
+    sf.write(tmp_path / "a.wav", peak * samples / np.abs(samples).max(), RATE, "FLOAT")
+    assert measured_file(tmp_path / "a.wav")["reason"] == reason

@@ -101,13 +101,13 @@ def test_a_sine_at_twice_full_scale_is_clipped_two_thirds_of_the_time() -> None:
     assert measured(sine(101, peak=0.99)).clipping_fraction == 0
 
 
-@pytest.mark.parametrize("offset", [0.1, -0.1])
+@pytest.mark.parametrize(("offset", "rms"), [(0.1, 0.02), (-0.1, 0.02), (0.5, 2e-5)])
 def test_a_dc_offset_of_either_sign_is_measured_and_does_not_affect_bandwidth(
-    offset: float,
+    offset: float, rms: float
 ) -> None:
-    speech = band_limited_noise(3000, rms=0.02)
+    speech = band_limited_noise(3000, rms)
     shifted = measured(speech + np.float32(offset))
-    assert shifted.dc_offset == pytest.approx(0.1, abs=1e-3)
+    assert shifted.dc_offset == pytest.approx(abs(offset), abs=1e-3)
     assert shifted.bandwidth_hz == measured(speech).bandwidth_hz
 
 
@@ -129,6 +129,15 @@ def test_snr_of_tones_in_noise_is_measured_within_1_db(snr_db: int) -> None:
     assert measured(noisy).snr_db == pytest.approx(snr_db, abs=1)
 
 
+def test_quiet_words_count_as_speech_in_the_snr() -> None:
+    """The mean power of tones with peaks of 0.3 and 0.05, over that of the noise."""
+    quiet, loud = sine(300, 0.05, seconds=0.5), sine(300, 0.3, seconds=0.5)
+    words = np.concatenate([loud, silence(0.5), quiet, silence(0.5)] * 2)
+    noisy = words + noise(0.002, seconds=4)
+    expected = 10 * math.log10((0.3**2 + 0.05**2) / 4 / 0.002**2)
+    assert measured(noisy).snr_db == pytest.approx(expected, abs=1)
+
+
 def test_padding_with_zeros_does_not_change_snr() -> None:
     noisy = bursts() + noise(0.02, seconds=4)
     padded = np.concatenate([silence(1), noisy, silence(1)])
@@ -147,9 +156,12 @@ def test_short_pauses_are_enough_to_measure_noise() -> None:
     assert measured(noisy).snr_db == pytest.approx(20, abs=1.5)
 
 
-def test_bandwidth_is_that_of_the_widest_part_of_the_recording() -> None:
+def test_bandwidth_is_that_of_the_widest_part_or_channel_of_the_recording() -> None:
     narrow, wide = band_limited_noise(2000), band_limited_noise(6000)
-    for samples in (np.concatenate([narrow, wide]), np.concatenate([wide, narrow])):
+    both = [
+        np.concatenate(parts, axis) for parts in ((narrow, wide), (wide, narrow)) for axis in (0, 1)
+    ]
+    for samples in both:
         assert measured(samples).bandwidth_hz == pytest.approx(6000, abs=150)
 
 
@@ -177,22 +189,26 @@ def test_silence_is_exact_to_the_frame() -> None:
 def test_silence_is_counted_in_frames_of_whole_samples() -> None:
     """At 11,025 Hz a frame of 20 ms has 220 samples, not 220.5."""
     tone = sine(440, peak=0.5, seconds=1)[:2200]
-    found = measure_audio(np.concatenate([np.zeros((11_000, 1), np.float32), tone]), 11_025)
+    before, after = np.zeros((11_000, 1), np.float32), np.zeros((4_400, 1), np.float32)
+    found = measure_audio(np.concatenate([before, tone, after]), 11_025)
     assert found.leading_silence_seconds == pytest.approx(11_000 / 11_025)
+    assert found.trailing_silence_seconds == pytest.approx(4_400 / 11_025)
 
 
 def test_a_recording_below_one_16_bit_step_is_all_silence() -> None:
     faint = noise(2.0**-18)  # an eighth of a step of 16 bits
-    assert measured(faint).silence_fraction == 1
+    for num_channels in (1, 8):
+        found = measured(np.tile(faint, (1, num_channels)))
+        assert found.silence_fraction == 1
+        assert (found.leading_silence_seconds, found.trailing_silence_seconds) == (2, 0)
     assert measured(noise(2.0**-14)).silence_fraction == 0
 
 
-def test_leading_noise_is_silence_at_46_but_not_at_26_db_below_the_tone() -> None:
+def test_leading_noise_is_silence_at_42_but_not_at_38_db_below_the_tone() -> None:
     tone = sine(300, peak=0.3, seconds=1)
-    faint = np.concatenate([noise(0.3 / 300, 1), tone])  # 46 dB below the tone's level
-    loud = np.concatenate([noise(0.3 / 30, 1), tone])  # 26 dB
-    assert measured(faint).leading_silence_seconds == 1
-    assert measured(loud).leading_silence_seconds == 0
+    for below_db, seconds in ((42, 1), (38, 0)):
+        faint = noise(0.3 / math.sqrt(2) * 10 ** (-below_db / 20), 1)
+        assert measured(np.concatenate([faint, tone])).leading_silence_seconds == seconds
 
 
 @pytest.mark.parametrize("gain", [0.01, 3.0])
@@ -266,6 +282,8 @@ def test_one_loud_frame_in_ten_makes_the_others_silent() -> None:
         ("えーーーー", 5, 1, "Hira"),  # a sign that several scripts share
         ("iPhoneを買う", 9, 4, "Latn"),
         ("สวัสดี", 6, 4, "Thai"),
+        ("Ту tu", 4, 2, "Cyrl"),  # two letters each: the first by its code
+        ("a ١٢٣", 4, 2, "Latn"),  # Arabic digits are no letters
         ("12 345", 5, 2, None),
         ("😀 🎉!", 3, 0, None),
         ("e\u0301te\u0301", 3, 1, "Latn"),
