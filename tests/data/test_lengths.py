@@ -39,6 +39,17 @@ def test_a_file_shorter_or_longer_than_declared_is_refused(
         read_header(tmp_path / name)
 
 
+def test_an_rf64_is_whole_if_only_the_chunk_after_its_audio_is_cut_off(tmp_path: Path) -> None:
+    """The ds64 chunk has the size of the file before that of the audio."""
+    content = second(tmp_path / "a.wav", "RF64")
+    size, num_audio_bytes = struct.unpack("<QQ", content[20:36])
+    assert (content[12:16], num_audio_bytes) == (b"ds64", NUM_BYTES)
+    content = content[:20] + struct.pack("<Q", size + 4008) + content[28:]
+    chunk = b"LIST" + struct.pack("<I", 4000) + b"\x01" * 4000
+    (tmp_path / "a.wav").write_bytes((content + chunk)[:-3000])
+    assert len(decode(tmp_path / "a.wav").samples) == RATE
+
+
 @pytest.mark.parametrize("container", ["VOC", "IRCAM", "PVF", "PAF", "SVX", "MAT5", "XI", "WVE"])
 def test_a_format_that_cannot_show_it_is_complete_is_refused(
     tmp_path: Path, container: str
