@@ -166,6 +166,26 @@ def test_a_wav_longer_than_declared_is_refused(tmp_path: Path, data_size: int, e
         read_header(tmp_path / "a.wav")
 
 
+@pytest.mark.parametrize(("num_behind", "is_refused"), [(90, False), (110, True)])
+def test_a_tenth_of_a_short_recording_may_lie_behind_it(
+    tmp_path: Path, num_behind: int, is_refused: bool
+) -> None:
+    sf.write(tmp_path / "a.wav", noise(1)[:500], RATE, subtype="PCM_16")  # 1,000 bytes
+    with (tmp_path / "a.wav").open("ab") as stream:
+        stream.write(b"\xff" * num_behind)
+    if is_refused:
+        with pytest.raises(AudioError, match=rf"declares 1,000 .* {num_behind} are behind"):
+            read_header(tmp_path / "a.wav")
+    else:
+        assert read_header(tmp_path / "a.wav").num_samples == 500
+
+
+def test_audio_behind_zeros_behind_the_declared_audio_is_found(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 48_000, bytes(2**20) + noise(1).tobytes())
+    with pytest.raises(AudioError, match=rf"a\.wav .* {2**20 + 96_000:,} are behind"):
+        read_header(tmp_path / "a.wav")
+
+
 @pytest.mark.parametrize(
     ("name", "place", "endian"),
     [("a.aiff", None, "BIG"), ("a.au", 8, "BIG"), ("a.au", 8, "LITTLE")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +36,11 @@ def test_a_file_shorter_or_longer_than_declared_is_refused(
     assert len(decode(tmp_path / name).samples) == RATE
     audio = noise(1)[:-1].tobytes()  # not a chunk, and not zeros
     (tmp_path / name).write_bytes(content[:num_off] if num_off < 0 else content + audio[:num_off])
-    with pytest.raises(AudioError, match=rf"{name} .*(declares|is cut off|damaged)"):
+    with pytest.raises(AudioError, match=rf"{name} .*(declares|is cut off|damaged)") as caught:
         read_header(tmp_path / name)
+    if " bytes of audio and holds " in str(caught.value):
+        declared, held = re.findall(r" ([\d,]+)\b", str(caught.value))
+        assert int(declared.replace(",", "")) - int(held.replace(",", "")) == 1500
 
 
 def test_an_rf64_is_whole_if_only_the_chunk_after_its_audio_is_cut_off(tmp_path: Path) -> None:
@@ -50,21 +54,30 @@ def test_an_rf64_is_whole_if_only_the_chunk_after_its_audio_is_cut_off(tmp_path:
     assert len(decode(tmp_path / "a.wav").samples) == RATE
 
 
-@pytest.mark.parametrize("container", ["VOC", "IRCAM", "PVF", "PAF", "SVX", "MAT5", "XI", "WVE"])
+@pytest.mark.parametrize(
+    "container", ["VOC", "IRCAM", "PVF", "PAF", "SVX", "MAT5", "XI", "WVE", "W64"]
+)
 def test_a_format_that_cannot_show_it_is_complete_is_refused(
     tmp_path: Path, container: str
 ) -> None:
-    subtype = {"XI": "DPCM_16", "WVE": "ALAW"}.get(container, "PCM_16")
+    subtypes = {"XI": "DPCM_16", "WVE": "ALAW", "W64": "IMA_ADPCM"}
+    subtype = subtypes.get(container, "PCM_16")
     sf.write(tmp_path / "a.bin", noise(1), RATE, format=container, subtype=subtype)
     with pytest.raises(AudioError, match=r"a\.bin .* complete; convert it to WAV or FLAC$"):
         read_header(tmp_path / "a.bin")
 
 
-@pytest.mark.parametrize("ending", ["f3acd3118cd100c04f8edb8a", "2d39d21186c700c04f8edb8a"])
-def test_a_chunk_after_wave64_audio_is_not_decoded_as_audio(tmp_path: Path, ending: str) -> None:
-    content = second(tmp_path / "a.w64", "W64")
+@pytest.mark.parametrize(
+    ("ending", "num_channels"), [("f3acd3118cd100c04f8edb8a", 1), ("2d39d21186c700c04f8edb8a", 2)]
+)
+def test_a_chunk_after_wave64_audio_is_not_decoded_as_audio(
+    tmp_path: Path, ending: str, num_channels: int
+) -> None:
+    samples = np.stack([noise(1)] * num_channels, axis=1)
+    sf.write(tmp_path / "a.w64", samples, RATE, subtype="PCM_16", format="W64")
+    content = (tmp_path / "a.w64").read_bytes()
     expected = decode(tmp_path / "a.w64").samples
-    chunk = b"abcd" + bytes.fromhex(ending) + struct.pack("<q", 24 + 2000) + b"\x55" * 2000
+    chunk = b"abcd" + bytes.fromhex(ending) + struct.pack("<q", 24 + 4400) + b"\x55" * 4400
     (tmp_path / "a.w64").write_bytes(content + chunk)
     assert sf.info(tmp_path / "a.w64").frames > RATE + 1000  # what libsndfile alone would read
     assert np.array_equal(decode(tmp_path / "a.w64").samples, expected)
@@ -95,6 +108,15 @@ def test_a_wav_with_contradictory_format_fields_is_refused(
     (tmp_path / "a.wav").write_bytes(content)
     with pytest.raises(AudioError, match=rf"contradicts itself: .* {num_bits} bits.* {num_bytes} "):
         read_header(tmp_path / "a.wav")
+
+
+def test_a_wav_of_20_bits_in_3_bytes_is_read(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.wav", noise(1), RATE, subtype="PCM_24")
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    assert struct.unpack("<HH", content[32:36]) == (3, 24)
+    content[34:36] = struct.pack("<H", 20)
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(decode(tmp_path / "a.wav").samples) == RATE
 
 
 @pytest.mark.parametrize("field", [slice(28, 32), slice(32, 34)], ids=["byte rate", "block align"])
