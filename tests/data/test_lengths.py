@@ -14,8 +14,9 @@ import soundfile as sf
 from data.test_containers import RATE, noise
 
 from higgs_pipe.data.audio import AudioError, decode, read_header
+from higgs_pipe.data.audio_formats.flac import flac_fault
 from higgs_pipe.data.audio_formats.mp3 import Mp3Frames
-from higgs_pipe.data.audio_formats.ogg import ogg_checksum, ogg_pages
+from higgs_pipe.data.audio_formats.ogg import ogg_checksum, ogg_fault, ogg_pages, opus_with_rate
 
 NUM_BYTES = 2 * RATE  # of a second
 CHECKED = {"a.wav": "RF64", "a.w64": "W64", "a.caf": "CAF", "a.sph": "NIST"}
@@ -150,6 +151,54 @@ def test_a_flac_with_a_missing_frame_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "a.flac")
 
 
+@pytest.mark.parametrize("rate_hz", [24_000, 12_000, 11_025])
+def test_a_flac_without_its_last_frame_is_refused(tmp_path: Path, rate_hz: int) -> None:
+    """Without all of it, and with a damaged header: of 117 frames, each of 4,096 samples."""
+    num_samples = 117 * 4096
+    sf.write(tmp_path / "a.flac", noise(20)[:num_samples], rate_hz, subtype="PCM_16")
+    content = (tmp_path / "a.flac").read_bytes()
+    assert flac_fault(content, num_samples) is None
+    first = content.index(b"\xff\xf8")
+    place = content.rindex(content[first : first + 4] + bytes([116]))
+    header = bytearray(content[place : place + 16])
+    header[5:8] = (byte ^ 1 for byte in header[5:8])  # among them the checksum
+    for rest in (b"", header):
+        fault = flac_fault(content[:place] + rest, num_samples)
+        assert fault is not None
+        assert fault.endswith(f" {num_samples:,} samples and lacks those from 475,136 on")
+    assert flac_fault(content[:place], 2**63 - 1) is None  # a length that was not declared
+
+
+def test_flac_streams_without_other_metadata_are_counted() -> None:
+    stream = b"fLaC\x80\0\0\x22" + bytes(34)
+    assert flac_fault(stream, 0) is None
+    assert flac_fault(stream + stream, 0) == "holds several FLAC streams, one after the other"
+
+
+def ogg_page(number: int, flags: int = 0, granule: int = 0, serial: int = 7) -> bytes:
+    """A page of 200 bytes."""
+    header = struct.pack("<4sBBqIIIB", b"OggS", 0, flags, granule, serial, number, 0, 1)
+    return header + bytes([200]) + bytes(200)
+
+
+def test_ogg_pages_must_be_whole_and_numbered_up_to_the_last() -> None:
+    """The first has the flag 2, the last the flag 4; headers have the granule 0."""
+    first, header, last = ogg_page(0, 2), ogg_page(1), ogg_page(2, 4, granule=9)
+    assert ogg_fault(first + header + last) is None
+    beside = [ogg_page(0, 2, serial=8), ogg_page(1, granule=9, serial=8)]
+    assert ogg_fault(first + beside[0] + ogg_page(1, granule=8) + beside[1] + last) is None
+    assert ogg_fault(first + header + ogg_page(500, granule=9) + ogg_page(501, 4)) is None
+    wrapped = ogg_page(2**32 - 1, granule=8) + ogg_page(0, 4, granule=9)
+    assert ogg_fault(first + header + wrapped) is None
+    for cut_off in (first + header, (first + header + last)[:-1], b""):
+        assert ogg_fault(cut_off) == "is cut off: its Ogg stream ends before its last page"
+    missing = first + header + ogg_page(2, granule=8) + ogg_page(4, 4, granule=9)
+    assert ogg_fault(missing) == "is damaged: page 4 of its Ogg stream follows page 2"
+    assert ogg_fault(first + header + last + first) == (
+        "holds several Ogg streams, one after the other"
+    )
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 @pytest.mark.parametrize("is_doubled", [False, True])
 def test_an_ogg_with_a_missing_or_duplicate_page_is_refused(
@@ -184,6 +233,20 @@ def test_opus_of_an_unknown_rate_keeps_its_high_frequencies(tmp_path: Path) -> N
     unknown, known = (opus(tmp_path / f"{rate}.opus", rate) for rate in (0, 48_000))
     assert sf.info(tmp_path / "0.opus").samplerate == 8000  # what libsndfile alone would read
     assert np.array_equal(unknown, known)
+    filled_in = opus_with_rate(tmp_path / "0.opus")
+    assert filled_in is not None
+    page, others = bytearray(filled_in.getvalue()), (tmp_path / "0.opus").read_bytes()
+    assert page[40:44] == struct.pack("<I", 48_000)
+    assert page[:22] + page[26:40] + page[44:] == others[:22] + others[26:40] + others[44:]
+    del page[next(ogg_pages(others)).num_bytes :]
+    checksum, page[22:26] = page[22:26], bytes(4)
+    assert checksum == struct.pack("<I", ogg_checksum(page))
+
+
+@pytest.mark.parametrize(("rate_hz", "is_unknown"), [(7_999, True), (8_000, False)])
+def test_an_opus_rate_below_8_khz_is_none(tmp_path: Path, rate_hz: int, is_unknown: bool) -> None:
+    (tmp_path / "a.opus").write_bytes(ogg_page(0, 2)[:40] + struct.pack("<I", rate_hz) + bytes(200))
+    assert (opus_with_rate(tmp_path / "a.opus") is not None) == is_unknown
 
 
 @pytest.mark.parametrize("num_off", [-4, -1, 1, 4])
