@@ -12,6 +12,7 @@ import soundfile as sf
 
 from higgs_pipe.data.audio import AudioError, decode, read_header
 from higgs_pipe.data.audio_formats.mp3 import Mp3Frames
+from higgs_pipe.data.audio_formats.repairs import wav_with_length
 
 RATE = 24_000
 ID3 = b"ID3\x03\0\0\0\0\x01\x00" + b"\xff\xfb" * 64  # a tag of 128 bytes that look like frames
@@ -135,6 +136,15 @@ def test_a_wav_of_unknown_size_is_read_to_its_end(
 ) -> None:
     wav(tmp_path / "a.wav", data_size, endian=endian)
     assert decode(tmp_path / "a.wav").duration_seconds == 1
+
+
+def test_the_name_of_the_audio_chunk_at_an_odd_place_is_another_chunks_content(
+    tmp_path: Path,
+) -> None:
+    for before, is_filled_in in ((b"", True), (b"x", False)):
+        content = b"RIFF\0\0\0\0WAVE" + before + b"data\0\0\0\0" + noise(1).tobytes()
+        (tmp_path / "a.wav").write_bytes(content)
+        assert (wav_with_length(tmp_path / "a.wav") is not None) == is_filled_in
 
 
 def test_a_compressed_wav_of_unknown_size_is_read_to_its_end(tmp_path: Path) -> None:

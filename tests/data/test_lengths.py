@@ -15,7 +15,7 @@ from data.test_containers import RATE, noise
 
 from higgs_pipe.data.audio import AudioError, decode, read_header
 from higgs_pipe.data.audio_formats.flac import flac_fault
-from higgs_pipe.data.audio_formats.mp3 import Mp3Frames
+from higgs_pipe.data.audio_formats.mp3 import Mp3Frames, mp3_fault
 from higgs_pipe.data.audio_formats.ogg import ogg_checksum, ogg_fault, ogg_pages, opus_with_rate
 
 NUM_BYTES = 2 * RATE  # of a second
@@ -186,7 +186,8 @@ def test_ogg_pages_must_be_whole_and_numbered_up_to_the_last() -> None:
     first, header, last = ogg_page(0, 2), ogg_page(1), ogg_page(2, 4, granule=9)
     assert ogg_fault(first + header + last) is None
     beside = [ogg_page(0, 2, serial=8), ogg_page(1, granule=9, serial=8)]
-    assert ogg_fault(first + beside[0] + ogg_page(1, granule=8) + beside[1] + last) is None
+    pages = [ogg_page(1), ogg_page(2, granule=8), beside[1], ogg_page(3, 4, granule=9)]
+    assert ogg_fault(first + beside[0] + b"".join(pages)) is None
     assert ogg_fault(first + header + ogg_page(500, granule=9) + ogg_page(501, 4)) is None
     wrapped = ogg_page(2**32 - 1, granule=8) + ogg_page(0, 4, granule=9)
     assert ogg_fault(first + header + wrapped) is None
@@ -263,6 +264,48 @@ def test_an_mp3_may_differ_from_its_declared_frames_by_one(tmp_path: Path, num_o
     else:
         with pytest.raises(AudioError, match=rf"a\.mp3 .* {num_frames + num_off} .* {num_frames}$"):
             decode(tmp_path / "a.mp3")
+
+
+def mp3_frame(header: bytes = b"\xff\xfb\x90\xc4", start: bytes = b"") -> bytes:
+    """A frame of 417 bytes: 128 kbit/s at 44.1 kHz."""
+    return (header + start).ljust(417, b"\x55")
+
+
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        ([mp3_frame(b"\xff\xfb\x92\xc4"), b"p", mp3_frame()], [(0, 418), (418, 417)]),  # padded
+        (
+            [b"ID3\x03\0\0\0\0\x02\x2c", bytes(290), mp3_frame()[:10], mp3_frame()],
+            [(310, 417)],
+        ),
+        ([mp3_frame(), b"\0", mp3_frame()[:100], mp3_frame()], [(0, 417), (518, 417)]),
+        ([mp3_frame(), b"\0\0", mp3_frame()], [(0, 417), (419, 417)]),
+        ([mp3_frame(), mp3_frame(b"\xff\xfb\x9c\xc4"), mp3_frame()], [(0, 417), (834, 417)]),
+    ],
+    ids=["padding", "tag with a header", "header without its frame", "bytes", "reserved rate"],
+)
+def test_mp3_frames_are_found_between_other_bytes(
+    content: list[bytes], places: list[tuple[int, int]]
+) -> None:
+    assert Mp3Frames(b"".join(content)).places == places
+
+
+@pytest.mark.parametrize(("flags", "num_declared"), [(1, 5), (2, 0), (3, 5)])
+def test_the_first_flag_of_a_xing_frame_tells_whether_it_declares_frames(
+    flags: int, num_declared: int
+) -> None:
+    header = mp3_frame(start=bytes(32) + b"Xing" + struct.pack(">II", flags, 5))
+    frames = Mp3Frames(header + mp3_frame())
+    assert (frames.num_declared_frames, frames.num_header_frames) == (num_declared, 1)
+    assert frames.places == [(417, 417)]
+
+
+def test_an_mp3_that_changed_is_read_anew(tmp_path: Path) -> None:
+    header = mp3_frame(start=bytes(32) + b"Xing" + struct.pack(">II", 1, 5))
+    for num_frames, fault in ((5, None), (2, "is cut off: it declares 5 MP3 frames and holds 2")):
+        (tmp_path / "a.mp3").write_bytes(header + mp3_frame() * num_frames)
+        assert mp3_fault(tmp_path / "a.mp3", 5 * 1152) == fault
 
 
 def test_a_vbri_header_frame_is_checked_against_the_frames(tmp_path: Path) -> None:
