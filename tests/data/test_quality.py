@@ -156,7 +156,8 @@ def test_short_pauses_are_enough_to_measure_noise() -> None:
     assert measured(noisy).snr_db == pytest.approx(20, abs=1.5)
 
 
-def test_bandwidth_is_that_of_the_widest_part_or_channel_of_the_recording() -> None:
+def test_bandwidth_is_that_of_the_widest_part_of_the_recording() -> None:
+    """Parts follow one another, or are channels."""
     narrow, wide = band_limited_noise(2000), band_limited_noise(6000)
     both = [
         np.concatenate(parts, axis) for parts in ((narrow, wide), (wide, narrow)) for axis in (0, 1)

@@ -87,6 +87,29 @@ def test_an_adapter_config_that_cannot_be_merged_is_refused(adapter: Path, chang
 
 
 @pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("rank_pattern", {"q_proj": 4}),
+        ("alpha_pattern", {"q_proj": 4}),
+        ("layer_replication", [[0, 1]]),
+        ("target_parameters", ["embed_tokens.weight"]),
+        ("fan_in_fan_out", True),
+        ("lora_bias", True),
+        ("use_qalora", True),
+        ("megatron_config", {"tensor_model_parallel_size": 2}),
+    ],
+)
+def test_an_adapter_of_another_formula_is_not_merged(
+    adapter: Path, setting: str, value: object
+) -> None:
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {setting: value}))
+    seal(adapter)
+    with pytest.raises(UserError, match=rf"cannot be merged, because of\n *{setting}\n"):
+        read_changes(adapter)
+
+
+@pytest.mark.parametrize(
     "changed", [{"target_modules": "q_proj("}, {"bias": "x"}, {"megatron_config": {"a": 1}}]
 )
 def test_an_adapter_config_that_peft_cannot_load_is_refused(

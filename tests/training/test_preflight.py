@@ -3,9 +3,11 @@
 import itertools
 import json
 import logging
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from higgs_pipe.config.settings import LoraSettings
 from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.batch import PackedBatch, PackedRow, PackedRows, collate, is_placeholder
-from higgs_pipe.higgs.codes import delay
+from higgs_pipe.higgs.codes import delay, target_labels
 from higgs_pipe.higgs.lora import add_lora
 from higgs_pipe.higgs.loss import objective
 from higgs_pipe.higgs.model import DualLossModel, load_base
@@ -128,6 +130,43 @@ def test_the_labels_are_counted(model: DualLossModel, corpus: PackedCorpus) -> N
     )
 
 
+def test_a_sample_with_two_targets_counts_both(corpus: PackedCorpus, model: DualLossModel) -> None:
+    first, second, *_ = preflight_data.samples_of(PackedRows(corpus.train_rows)[0], model.shape)
+    columns = ("input_ids", "labels", "audio_input_ids", "audio_labels")
+    both: dict[str, Any] = {
+        name: np.concatenate([getattr(s, name) for s in (first, second)]) for name in columns
+    }
+    check = preflight_data.check_labels([replace(first, **both)], model.shape)
+    assert check.found.startswith("1 samples with 2 targets: 6 text, ")
+
+
+def test_a_packed_row_is_split_into_its_named_samples(
+    corpus: PackedCorpus, model: DualLossModel
+) -> None:
+    row = PackedRows(corpus.train_rows)[0]
+    samples = preflight_data.samples_of(row, model.shape)
+    assert len(samples) > 1
+    assert [sample.sample_ids for sample in samples] == [(name,) for name in row.sample_ids]
+    assert [len(sample.input_ids) for sample in samples] == row.sample_lengths.tolist()
+
+
+def with_empty_turn(sample: PackedRow, model: DualLossModel) -> PackedRow:
+    """The last turn has the delayed frames and the labels of a recording without any code."""
+    turn, config = preflight_data.audio_turns(sample, model.shape)[-1], model.shape
+    stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
+    codes, margin = [np.empty((0, 8), np.int16)], config.num_margin_frames
+    frames = delay(codes, *stream, margin)
+    labels = target_labels(codes, stream[1], margin=margin, num_eos=config.num_eos_labels)
+    input_ids, num_frames = sample.input_ids.copy(), turn.stop - turn.start
+    input_ids[turn.start + len(frames) : turn.stop] = input_ids[0]
+    return replace(
+        sample,
+        input_ids=input_ids,
+        audio_input_ids=np.concatenate([sample.audio_input_ids[:-num_frames], frames]),
+        audio_labels=np.concatenate([sample.audio_labels[:-num_frames], labels]),
+    )
+
+
 def moved(array: np.ndarray, num_frames: int) -> np.ndarray:
     return np.roll(array, num_frames, axis=0)
 
@@ -147,6 +186,12 @@ def without_eos(sample: PackedRow) -> PackedRow:
     return replace(sample, audio_labels=labels)
 
 
+def with_every_eos(sample: PackedRow) -> PackedRow:
+    """Those that fill the delay after the end of a codebook are labels, too: 1 to 8 of each."""
+    is_eos = sample.audio_input_ids == 1025
+    return replace(sample, audio_labels=np.where(is_eos, 1025, sample.audio_labels))
+
+
 def with_bos(sample: PackedRow) -> PackedRow:
     """The last target's stream BOS, which the first of its labels follows, is a label too."""
     last = np.flatnonzero((sample.audio_input_ids == 1024).all(axis=1))[-1]
@@ -162,6 +207,7 @@ def with_bos(sample: PackedRow) -> PackedRow:
         (text_labels_moved, "text labels differ from the tokens"),
         (placeholder_supervised, "a placeholder has a text label"),
         (without_eos, "0 EOS labels in a target"),
+        (with_every_eos, "36 EOS labels in a target, which needs 8"),
         (with_bos, "codes of the target have no label, or stream BOS has one"),
         (
             lambda s: replace(s, audio_labels=moved(s.audio_labels, 1)),
@@ -200,6 +246,12 @@ def test_a_target_with_too_few_frames_for_a_recording_is_named(
     assert "1 frames in a target" in check.found
 
 
+def test_a_target_without_any_code_is_named(sample: PackedRow, model: DualLossModel) -> None:
+    check = preflight_data.check_labels([with_empty_turn(sample, model)], model.shape)
+    assert check.status == "failed"
+    assert " frames in a target, too few for its BOS, delay and EOS" in check.found
+
+
 def test_a_frame_moved_to_the_next_sample_is_found_although_totals_agree(
     corpus: PackedCorpus, model: DualLossModel
 ) -> None:
@@ -229,13 +281,18 @@ def test_a_dropped_frame_is_counted(sample: PackedRow, model: DualLossModel) -> 
         ("labels", "text labels from 0 to 320"),
         ("audio_input_ids", "audio ids from 0 to 1026"),
         ("audio_labels", "audio labels from 0 to 1026"),
+        ("input_ids", "text ids from -1 to "),
+        ("labels", "text labels from -1 to "),
+        ("audio_input_ids", "audio ids from -1 to "),
+        ("audio_labels", "audio labels from -1 to "),
     ],
 )
 def test_ids_of_another_vocabulary_are_refused(
     sample: PackedRow, model: DualLossModel, column: str, message: str
 ) -> None:
     values = getattr(sample, column).copy()
-    values.flat[0], values.flat[1] = 0, {"i": 320, "l": 320, "a": 1026}[column[0]]
+    too_high = {"i": 320, "l": 320, "a": 1026}[column[0]]
+    values.flat[:2] = (-1, 1) if "-1" in message else (0, too_high)
     check = preflight_data.check_index_ranges([replace(sample, **{column: values})], model.native)
     assert check.status == "failed"
     assert message in check.found
@@ -243,28 +300,23 @@ def test_ids_of_another_vocabulary_are_refused(
 
 
 def test_rows_with_another_number_of_codebooks_are_refused(
-    sample: PackedRow, model: DualLossModel
+    corpus: PackedCorpus, model: DualLossModel
 ) -> None:
-    fewer = replace(sample, audio_input_ids=sample.audio_input_ids[:, :7])
+    row = PackedRows(corpus.train_rows)[0]
+    fewer = replace(row, audio_input_ids=row.audio_input_ids[:, :7])
     check = preflight_data.check_index_ranges([fewer], model.native)
     assert check.status == "failed"
-    assert check.found.startswith(f"row of {sample.sample_ids[0]}: 7 codebooks")
+    assert len(row.sample_ids) > 1
+    assert check.found.startswith(f"row of {row.sample_ids[0]}: 7 codebooks")
 
 
 def test_an_audio_turn_too_short_for_a_recording_is_named(
     sample: PackedRow, model: DualLossModel
 ) -> None:
-    """The last turn has the delayed frames of a recording without any code."""
-    turn, config = preflight_data.audio_turns(sample, model.shape)[-1], model.shape
-    stream = (config.audio_stream_bos_id, config.audio_stream_eos_id)
-    nothing = delay([np.empty((0, 8), np.int16)], *stream, config.num_margin_frames)
-    input_ids, num_frames = sample.input_ids.copy(), turn.stop - turn.start
-    input_ids[turn.start + len(nothing) : turn.stop] = input_ids[0]
-    frames = np.concatenate([sample.audio_input_ids[:-num_frames], nothing])
-    broken = replace(sample, input_ids=input_ids, audio_input_ids=frames)
-    check = preflight_data.check_placeholders([broken], model.shape)
+    turn = preflight_data.audio_turns(sample, model.shape)[-1]
+    check = preflight_data.check_placeholders([with_empty_turn(sample, model)], model.shape)
     assert check.status == "failed"
-    assert f"the {len(nothing)} placeholders from position {turn.start} on" in check.found
+    assert re.search(rf"the \d+ placeholders from position {turn.start} on", check.found)
 
 
 def test_a_parameter_on_another_device_is_named(sample: PackedRow, model: DualLossModel) -> None:
@@ -293,6 +345,9 @@ def test_a_batch_on_another_device_and_mixed_embedding_dtypes_are_refused(
         "not on meta"
         in preflight_model.check_devices(model.native, batch, torch.device("meta")).found
     )
+    narrow = replace(batch, position_ids=batch.position_ids.int())
+    found = preflight_model.check_devices(model.native, narrow, cpu).found
+    assert "position_ids is torch.int32, not int64" in found
     model.native.model.embed_tokens.to(torch.bfloat16)
     check = preflight_model.check_devices(model.native, batch, cpu)
     assert check.status == "failed"
@@ -305,6 +360,7 @@ def test_a_batch_on_another_device_and_mixed_embedding_dtypes_are_refused(
         ({"labels": torch.zeros(1)}, "a stray labels"),
         ({"attention_mask": None}, None),
         ({"use_cache": True}, "use_cache is not off"),
+        ({"use_cache": None}, "use_cache is not off"),
         ({"position_ids": torch.zeros(1)}, "position_ids is not the batch's"),
         ({"audio_input_ids": None}, "audio_input_ids is missing"),
     ],
@@ -359,6 +415,19 @@ def test_a_base_that_knows_the_clips_reveals_labels_shifted_by_a_frame(
     assert (f"at offset {best_offset}" in check.found) == (label_shift != 0)
 
 
+def test_the_loss_of_a_label_is_infinite_if_the_model_gives_no_number(
+    model: DualLossModel, corpus: PackedCorpus
+) -> None:
+    batch = held_out_batch(model, corpus, 0)
+    hidden = torch.full((batch.input_ids.shape[1], 64), math.nan)
+    losses = offset_checks.audio_losses_by_offset(model.native, hidden, batch)
+    has_label = (batch.audio.values != -100).numpy()
+    assert 0 < has_label.sum() < has_label.size
+    for at_offset in losses:
+        assert np.array_equal(np.isinf(at_offset), has_label)
+        assert np.array_equal(np.isnan(at_offset), ~has_label)
+
+
 def test_codes_of_another_codec_give_no_evidence(
     knowing: DualLossModel, corpus: PackedCorpus
 ) -> None:
@@ -395,6 +464,8 @@ def losses_at(*means: float) -> np.ndarray:
         ((6.0, 4.0, 6.0), 0.0, "passed"),
         ((9.0, 8.0, 9.0), 0.0, "no evidence"),  # worse than a guess: ln 1026 = 6.93
         ((5.0, 5.0, 5.0), 0.0, "no evidence"),
+        ((6.0, 4.0, 4.0), 0.0, "no evidence"),
+        ((4.0, 4.0, 6.0), 0.0, "no evidence"),
         ((6.0, 4.0, 3.0), 0.0, "failed"),
         ((0.5, 4.0, 6.0), 0.1, "failed"),  # exp(-0.5) = 0.61 for its own code: it copies
         ((0.5, 4.0, 6.0), 0.9, "no evidence"),  # nine in ten codes do repeat
@@ -405,6 +476,30 @@ def test_the_offset_verdict_depends_on_losses_and_repeated_codes(
 ) -> None:
     repeated = (np.arange(400)[:, None] < share_repeated * 400).astype(float)
     assert offset_checks.check_offsets(losses_at(*means), repeated, 1026).status == status
+
+
+def test_a_mean_must_exceed_its_bound_by_five_standard_errors() -> None:
+    """A hundred values of 0.9 and 1.1: their standard error is 0.01, so the limit is 0.95."""
+    values = np.array([0.9, 1.1] * 50 + [np.nan])
+    assert offset_checks._is_above(values, 0.948)
+    assert not offset_checks._is_above(values, 0.952)
+
+
+def test_infinite_losses_are_no_evidence_of_the_offset() -> None:
+    losses = losses_at(6, 4, 6)
+    losses[2, 7] = np.inf
+    check = offset_checks.check_offsets(losses, np.zeros((400, 1)), 1026, "earlier adapter")
+    assert (check.status, check.found) == (
+        "no evidence",
+        "the earlier adapter's audio loss is not finite",
+    )
+
+
+def test_one_codebook_without_evidence_is_told_from_those_that_agree() -> None:
+    losses = np.concatenate([losses_at(6, 4, 6), losses_at(5, 5, 5), losses_at(6, 4, 6)], axis=2)
+    check = offset_checks.check_offsets(losses, np.zeros(losses.shape[1:]), 1026)
+    assert check.status == "no evidence"
+    assert check.found.startswith("codebooks 0, 2 agree; in the others the base's loss")
 
 
 def test_a_single_label_is_no_evidence_of_the_offset() -> None:
@@ -434,6 +529,14 @@ def test_repeated_codes_are_found_within_clips_only(
                 assert repeated[i, k] == (code == batch.audio.values[i + 1, k].item())
 
 
+def test_a_code_of_the_next_clip_is_no_repetition() -> None:
+    """The third label is five positions after the second: text lies between them."""
+    audio = SimpleNamespace(values=torch.full((3, 1), 5), predictors=torch.tensor([3, 4, 9]))
+    batch: Any = SimpleNamespace(audio=audio)
+    expected = np.array([[1.0], [np.nan], [np.nan]])
+    assert np.array_equal(offset_checks.repeated_codes(batch), expected, equal_nan=True)
+
+
 def test_an_unshifted_loss_is_found(model: DualLossModel, corpus: PackedCorpus) -> None:
     """This is the mistake of predicting each label from its own position."""
     batch = held_out_batch(model.eval(), corpus, 0)
@@ -458,6 +561,16 @@ def test_a_frozen_lora_group_is_named(model: DualLossModel, sample: PackedRow) -
     assert check.found.startswith(
         "no gradient in audio FFN up_proj (2 layers, such as model.layers.0.audio_mlp.up_proj). "
     )
+
+
+def test_the_gradient_of_a_new_embedding_adapter_is_found(
+    tiny_base: Path, sample: PackedRow
+) -> None:
+    """Of its two matrices the first is zero, and therefore the gradient of the second."""
+    base = load_base(Pretrained("base_model", str(tiny_base)), torch.float32)
+    model = adapted(base, target_modules=["embed_audio_tokens.embed_audio_tokens"])
+    check = preflight_model.check_lora_gradients(model, collate([sample], model.shape))
+    assert (check.status, check.found) == ("passed", "1 layers: embed_audio_tokens")
 
 
 def test_gradients_missing_everywhere_give_one_message(
@@ -528,6 +641,48 @@ def test_a_base_that_prefers_swapped_texts_says_to_check_the_transcripts(
         check = offset_checks.check_shuffled_text(knowing, given, losses, cpu)
         found.append((check.status, check.found.endswith("?")))
     assert found == [("passed", False), ("no evidence", True)]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "status", "ending"),
+    [
+        (4, 6, "passed", "6.000 with another's, nats per label: it reads the text"),
+        (6, 4, "no evidence", "label. Are the transcripts those of their clips?"),
+        (9, 12, "no evidence", "9.000 with a sample's own text and 12.000 with another's"),
+        (12, 9, "no evidence", "12.000 with a sample's own text and 9.000 with another's"),
+        (np.inf, 4, "no evidence", "not finite"),
+        (4, np.inf, "no evidence", "not finite"),
+    ],
+)
+def test_the_verdict_on_texts_depends_on_the_losses_of_swapped_samples(
+    model: DualLossModel,
+    corpus: PackedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+    own: float,
+    other: float,
+    status: str,
+    ending: str,
+) -> None:
+    """The first sample has no reference, as no other has, and so takes no part.
+
+    Losses above ln 1026 = 6.93 are worse than a guess.
+    """
+    rows, config = PackedRows(corpus.train_rows), model.shape
+    samples = [s for i in range(len(rows)) for s in preflight_data.samples_of(rows[i], config)]
+    num_turns = [len(preflight_data.audio_turns(sample, config)) for sample in samples]
+    pair = [s for s, n in zip(samples, num_turns, strict=True) if n == 2][:2]
+    chosen = [samples[num_turns.index(1)], *pair]
+    labels = [len(collate([s], config).audio.values) for s in chosen]
+    losses = np.tile(np.repeat([0.0, own, own], labels)[:, None], (3, 1, 8))
+
+    def losses_of_others(_: Any, hidden: Any, batch: PackedBatch) -> np.ndarray:
+        assert batch.sample_ids == tuple(s.sample_ids[0] for s in chosen[1:])
+        return np.full((3, sum(labels[1:]), 8), other)
+
+    monkeypatch.setattr(offset_checks, "audio_losses_by_offset", losses_of_others)
+    check = offset_checks.check_shuffled_text(model, chosen, losses, torch.device("cpu"))
+    assert check.status == status
+    assert check.found.removesuffix(", nats per label").endswith(ending)
 
 
 def test_texts_are_swapped_even_if_one_sample_fills_the_probe(
@@ -651,6 +806,16 @@ def test_a_failure_on_another_process_stops_this_one(
     with pytest.raises(UserError, match=r": 1 .*\n  device and type: .*GPU"):
         run(model, corpus)
     assert model.training
+
+
+@pytest.mark.parametrize("name", ["check_labels", "check_devices", "check_lora_gradients"])
+def test_a_failed_check_of_data_devices_or_model_stops_training(
+    model: DualLossModel, corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    failed = preflight_data.Check(name, "failed", "found")
+    monkeypatch.setattr(preflight, name, lambda *_: failed)
+    with pytest.raises(UserError, match=rf": 1 .*\n  {name}: found\n"):
+        run(model, corpus)
 
 
 def with_shifted_codes(source: Path, output: Path) -> Path:
