@@ -142,6 +142,8 @@ def test_an_adapter_with_an_unsupported_tensor_is_refused(tiny_base: Path, tmp_p
     key = next(key for key in tensors if key.endswith("q_proj.lora_B.weight"))
     tensors[key.replace("lora_B.weight", "lora_B.bias")] = torch.zeros(4)
     save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: changed"):
+        read_changes(adapter)  # it changed since training
     edit_result(adapter / BASE_FILE)
     with pytest.raises(UserError, match=r"model.layers.0.self_attn.q_proj.lora_B.weight: bias"):
         read_changes(adapter)
@@ -155,6 +157,9 @@ def test_an_adapter_that_does_not_fit_the_base_is_refused(tiny_base: Path, tmp_p
         name = "model.layers.1.mlp.up_proj.weight"
         with pytest.raises(UserError, match=rf"(?s){name}: the base .*{name}: the adapter has"):
             merge.check(shapes | {name: (3, 64)})
+        others = {other: shape for other, shape in shapes.items() if other != name}
+        with pytest.raises(UserError, match=rf"{name}: the adapter has .*, the model \(\)"):
+            merge.check(others)
 
 
 def test_written_shards_can_be_read_by_the_library(tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
 """The card of a full checkpoint, from figures made by hand."""
 
-from higgs_pipe.config.stages import PackStage
+from typing import Any
+
+import pytest
+
+from higgs_pipe import merge
+from higgs_pipe.config.stages import PackStage, Pretrained
 from higgs_pipe.higgs.family import V2
 from higgs_pipe.merge import checkpoint_card
 from higgs_pipe.training.form_results import FirstSecond, FormProof, MergeRecord
@@ -71,3 +76,20 @@ def test_the_card_mentions_the_codec_only_if_it_was_copied() -> None:
     assert "\nlibrary_name: transformers\n" in card()
     assert copied not in card("original")
     assert "library_name" not in card("original")
+
+
+@pytest.mark.parametrize(
+    ("revision", "bundle", "is_fetched"),
+    [("2" * 40, None, True), ("2" * 40, "a bundle", False), (None, None, False)],
+)
+def test_a_codec_of_the_hub_is_fetched_by_name_unless_it_is_part_of_a_bundle(
+    monkeypatch: pytest.MonkeyPatch, revision: str | None, bundle: Any, is_fetched: bool
+) -> None:
+    codec = Pretrained("codec", "acme/codec", revision)
+    monkeypatch.setattr(merge, "bundle_of", {codec: bundle}.__getitem__)
+    text = card(codec_revision=revision)
+    assert (
+        "The codec is `acme/codec`, which Transformers fetches by the name" in text
+    ) == is_fetched
+    assert (f"has a copy at commit `{revision}`" in text) == is_fetched
+    assert ("The codec is in `audio_tokenizer/`." in text) != is_fetched

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -169,8 +171,17 @@ def test_the_checkpoint_card_quotes_the_numbers_of_its_files(merged: Path, train
 
 
 def test_a_checkpoint_records_what_was_merged(
-    trained: Path, corpus: PackedCorpus, tmp_path: Path
+    trained: Path,
+    corpus: PackedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A codec of 2 GB would be copied at its commit."""
+    sizes = {Pretrained("codec", str(corpus.base / "audio_tokenizer"), "2" * 40): 2 * 10**9}
+    monkeypatch.setattr(merge, "num_codec_bytes", sizes.__getitem__)
+    monkeypatch.setattr(merge, "check_free_space", lambda *_: None)
+    caplog.set_level(logging.INFO, "higgs_pipe")
     pinned = PinnedModel.of(Pretrained("base_model", str(trained / "base")))
     codec = read_codec_info(corpus.eval_rows)
     record = merge.write_form(
@@ -198,6 +209,15 @@ def test_a_checkpoint_records_what_was_merged(
             for name, tensor in load_file(tmp_path / "model.safetensors").items()
         ]
     assert record.max_rounding_error == max(errors)
+    writing, changed = (
+        message for message in caplog.messages if "weights" in message or "GB" in message
+    )
+    assert writing == "writing 2.0 GB"
+    of_weights, of_change = record.relative_rounding_error, record.rounding_error_of_change
+    assert changed == (
+        f"9 of 33 weights changed; rounding to torch.bfloat16: {of_weights:.2g} of the weights, "
+        f"{of_change:.2g} of the changes (RMS)"
+    )
 
 
 def test_a_float32_merge_reproduces_all_greedy_codes_of_the_adapter(
@@ -483,6 +503,9 @@ def test_missing_unexpected_and_wrong_weights_are_named(
     moved.flatten()[0] += 1
     share = check_weights(folder, weights | {largest: moved}, "merged", base)
     assert share == pytest.approx(1 / moved.numel())
+    moved.flatten()[: moved.numel() // 1000 + 1] += 1  # more than 1 in 1,000
+    with pytest.raises(UserError, match=rf"1 tensors are not .*\n *{re.escape(largest)}: 0.10%"):
+        check_weights(folder, weights | {largest: moved}, "merged", base)
     weights["more.weight"] = weights.pop(kept)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     del others[changed]
@@ -536,6 +559,22 @@ def test_the_proof_records_the_observations_of_both_models(
     assert proof.logit_change == pytest.approx(3 / 4)
     assert proof.logit_difference_bound == 2 * (2**-8 + 1e-5) * 4
     assert (proof.eval_loss, proof.eval_loss_of_adapter) == (5.001, 5.0)
+
+
+def test_the_proof_compares_with_the_base_in_its_own_dtype(
+    trained: Path, merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base in float32 is not rounded to the dtype of the checkpoint."""
+
+    def look(base: Pretrained, dtype: torch.dtype) -> None:
+        raise Seen(base.name, dtype)
+
+    dtypes = {merged: torch.bfloat16, trained / "base": torch.float32}
+    monkeypatch.setattr(prove_form, "stored_dtype", dtypes.__getitem__)
+    monkeypatch.setattr(prove_form, "load_base", look)
+    with pytest.raises(Seen) as seen:
+        prove(trained, merged)
+    assert seen.value.args == (str(trained / "base"), torch.float32)
 
 
 def test_the_proof_covers_held_out_rows_and_both_heads(
