@@ -72,6 +72,19 @@ def test_the_jackknife_leaves_out_whole_clusters() -> None:
     assert (found.num_clips, found.num_clusters) == (12, 5)
 
 
+def test_the_degrees_of_freedom_follow_the_weights_of_the_columns() -> None:
+    """The clips share the first column equally; the second is nearly all of the first clip."""
+    sums, counts = [[1, 9], [2, 1], [6, 1]], [[1, 8], [1, 1], [1, 1]]
+    found = mean_estimate(sums, counts, by_clip(3), [3, -1])
+    shares = [0.75 / 3 + 0.25 * count / 10 for count in (8, 1, 1)]
+    value = 3 * 9 / 3 - 11 / 10
+    without = [3 * 8 / 2 - 2 / 2, 3 * 7 / 2 - 10 / 9, 3 * 3 / 2 - 10 / 9]
+    error = (2 / 3 * sum((each - value) ** 2 for each in without)) ** 0.5
+    half = stats.t.ppf(0.975, 1 / sum(share**2 for share in shares) - 1) * error
+    assert found.value == pytest.approx(value)
+    assert (found.low, found.high) == pytest.approx((value - half, value + half))
+
+
 def test_equal_models_differ_by_zero_exactly() -> None:
     sums, counts = np.random.default_rng(2).gamma(2, size=(2, 9, 3))
     found = mean_difference((sums, sums), (counts, counts), by_clip(9), [1, 0.5, 0.5])

@@ -204,6 +204,14 @@ def test_each_model_gets_at_least_half_a_second_at_its_own_rate() -> None:
     assert found == Impression(transcript="4000 at 8000", voice=[4000, 8000], dnsmos=8000)
 
 
+def test_the_transcript_is_compared_with_the_text_in_its_language() -> None:
+    """`and then` is too much; in English, `it's` is `it is`."""
+    heard = Impression(transcript="it is late and then")
+    found = compare_impression(heard, "It's late", "en", Impression())
+    assert (found.transcript, found.num_word_errors, found.num_words) == (heard.transcript, 2, 3)
+    assert (found.num_character_errors, found.num_characters) == (7, 8)
+
+
 def test_similarity_is_the_cosine_of_embeddings_and_of_their_mean() -> None:
     heard = Impression(voice=[1.0, 0.0], dnsmos=2.5)
     recording = Impression(voice=[0.6, 0.8], dnsmos=3.5)

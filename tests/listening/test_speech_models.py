@@ -123,6 +123,21 @@ def test_short_audio_is_padded_with_silence_to_half_a_second() -> None:
     assert filled_up(torch.ones(5), 8).tolist() == [1] * 5
 
 
+def test_the_judge_of_quality_hears_16_khz() -> None:
+    """A second at 8 kHz, as a batch of one; its three scores are named in their order."""
+    models: Any = SpeechModels(SpeechModelConfig(device="cpu"), CPU)
+    shapes = []
+
+    def judge(waveform: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shapes.append(waveform.shape)
+        return torch.tensor(0.5), torch.tensor(1.5), torch.tensor(2.5)
+
+    models._judge = judge
+    found = models.measure(np.ones((8000, 1), np.float32), 8000)
+    assert shapes == [(1, 16_000)]
+    assert (found.stoi, found.pesq, found.si_sdr_db) == (0.5, 1.5, 2.5)
+
+
 def test_threads_use_the_models_one_at_a_time() -> None:
     active: list[str] = []
 

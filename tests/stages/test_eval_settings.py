@@ -31,6 +31,7 @@ from higgs_pipe.listening import speaking
 from higgs_pipe.listening.clip_losses import ClipLosses
 from higgs_pipe.listening.clusters import Clusters
 from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample
+from higgs_pipe.listening.intervals import Difference
 from higgs_pipe.listening.spoken import (
     ADAPTER,
     BASE,
@@ -179,7 +180,7 @@ class Noted:
     verdict: Path
     speakers_of_texts: list[Any] = field(default_factory=list)
     grouped: list[Any] = field(default_factory=list)
-    judged: list[tuple[float, int]] = field(default_factory=list)
+    judged: list[tuple[float, int, Difference]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     losses: list[ClipLosses] = field(default_factory=list)
 
@@ -195,10 +196,10 @@ def noted(corpus: PackedCorpus, adapter: Path, tmp_path_factory: pytest.TempPath
 
     def groups(*names: Any) -> Any:
         found.grouped.append(names)
-        return group(*names)
+        return replace(group(*names), by="recording")
 
     def judged(*differences: Any, **facts: Any) -> Any:
-        found.judged.append((facts["audio_loss"], facts["num_entries"]))
+        found.judged.append((facts["audio_loss"], facts["num_entries"], facts["text_use"]))
         return judge(*differences, **facts)
 
     def losses(**parts: Any) -> ClipLosses:
@@ -231,12 +232,15 @@ def test_clips_are_grouped_and_judged_by_what_they_are(noted: Noted) -> None:
     found_ids, recordings, found_speakers = noted.grouped[0]
     assert (found_ids, found_speakers) == (IDS, SPEAKERS)
     assert [Path(path).stem for path in recordings] == IDS
-    sentences = Verdict.read(noted.verdict).sentences
+    verdict = Verdict.read(noted.verdict)
+    assert verdict.clustered_by == "recording"
+    sentences = verdict.sentences
     assert sentences[0] == HEADLINES["eval.other_manifest"].no_evidence
     assert noted.told[-len(sentences) :] == sentences
     metrics = EvalMetrics.read(noted.verdict.with_name("metrics.json"))
+    text_use = noted.losses[0].text_use()
     # 1024 codes, and both ends of a stream
-    assert noted.judged == [(metrics.adapter.eval_audio_loss, 1026)]
+    assert noted.judged == [(metrics.adapter.eval_audio_loss, 1026, text_use)]
 
 
 def test_base_and_adapter_are_both_scored_on_swapped_texts(
