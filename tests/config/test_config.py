@@ -243,6 +243,11 @@ def test_a_misplaced_key_of_an_experiment_is_found_in_the_experiment() -> None:
     assert told in refusal(misplaced)
 
 
+def test_a_long_value_is_shown_by_its_beginning() -> None:
+    told = f'  train.seed: must be a whole number, not "{56 * "x"}...'
+    assert told in refusal({**MINIMAL, "train": {"seed": 1_000 * "x"}}).splitlines()
+
+
 def test_a_repository_without_an_owner_is_named() -> None:
     message = refusal({**MINIMAL, "push": {"repo": "ada"}})
     assert has_line_with(message, "  push.repo: ", '"ada"', "OWNER/NAME")

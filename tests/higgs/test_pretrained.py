@@ -178,6 +178,11 @@ def test_planning_hashes_a_file_only_when_it_changes(base: Path, tmp_path: Path)
     (base / "README.md").write_text("Other")
     assert checkpoint_hash(str(base), cache) == found
     assert checkpoint_hash("org/model", cache) is None
+    cache.write_text("{")  # damaged
+    assert checkpoint_hash(str(base), cache) == found
+    (tmp_path / "file").touch()  # of which no folder can be made
+    assert checkpoint_hash(str(base), tmp_path / "file/hashes.json") == found
+    assert len(str(found)) == 16
 
 
 def test_hashes_of_two_checkpoints_are_cached_separately(tmp_path: Path) -> None:
@@ -191,7 +196,8 @@ def test_hashes_of_two_checkpoints_are_cached_separately(tmp_path: Path) -> None
 
 
 def test_every_file_that_affects_results_changes_the_checkpoint_hash(tmp_path: Path) -> None:
-    names = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.model")
+    weights = ("model.safetensors", "pytorch_model.bin")
+    names = (*weights, "config.json", "chat_template.jinja", "tokenizer.model", "merges.txt")
     for name in names:
         (tmp_path / name).write_text("1")
     found = {checkpoint_hash(str(tmp_path), tmp_path / "cache")}

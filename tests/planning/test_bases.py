@@ -21,6 +21,7 @@ def config_of(**experiments: dict[str, Any]) -> dict[str, Any]:
         ({"base_model": None}, ("org/v2", "abc"), ""),
         ({"base_model": "./org/v2"}, ("org/v2", "abc"), ""),
         ({"base_model": "org/v3"}, ("org/v3", None), "bases/v3/"),
+        ({"base_model": "org/V3"}, ("org/V3", None), "bases/V3/"),
         ({"base_model_revision": "def"}, ("org/v2", "def"), "bases/v2-def/"),
         ({"base_model_revision": "refs/pr/1"}, ("org/v2", "refs/pr/1"), "bases/v2-refs_pr_1/"),
         ({"base_model": "a b/{c} 'd'/"}, ("a b/{c} 'd'/", None), "bases/_c___d_/"),
@@ -58,8 +59,10 @@ def test_training_overrides_of_an_experiment_exclude_its_base() -> None:
 
 def test_the_wildcard_pattern_matches_only_the_exact_folders() -> None:
     pattern = re.compile(bases.pattern(["", "bases/v3.1/", "bases/b+/"]))
-    for folder, is_one in (("", 1), ("bases/v3.1/", 1), ("bases/b+/", 1), ("bases/v3x1/", 0)):
-        assert bool(pattern.fullmatch(folder)) == is_one
+    for folder in ("", "bases/v3.1/", "bases/b+/"):
+        assert pattern.fullmatch(folder)
+        assert not pattern.fullmatch(f"x{folder}")
+    assert not pattern.fullmatch("bases/v3x1/")
 
 
 def test_two_revisions_of_one_folder_are_refused() -> None:

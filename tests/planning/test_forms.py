@@ -64,6 +64,11 @@ def test_disk_space_is_needed_for_every_checkpoint_not_yet_written(
     with_free(monkeypatch, 4 * 2000 - 1)
     with pytest.raises(UserError, match=r"4 full checkpoints .merged, original. take 0\.0 GB"):
         forms.check(config, results, BOTH)
+    monkeypatch.setattr(forms, "num_weights", lambda _: 3 * 10**9)
+    with pytest.raises(UserError, match=r"take 24\.0 GB, but .* has 0\.0 GB free"):
+        forms.check(config, results, BOTH)
+    monkeypatch.undo()
+    with_free(monkeypatch, 4 * 2000 - 1)
     (results / "merged/b").mkdir(parents=True)
     forms.check(config, results, BOTH)
     with pytest.raises(UserError, match="3 full"):
@@ -144,6 +149,24 @@ def test_a_hub_base_is_looked_up_in_the_cache(
     monkeypatch.delenv("HF_HUB_CACHE")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert forms.checkpoint_folder("some/base", None) == found
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert forms.checkpoint_folder("some/base", None) is None
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/huggingface").symlink_to(tmp_path)
+    in_home = tmp_path / ".cache/huggingface/hub/models--some--base/snapshots/0123abc"
+    assert forms.checkpoint_folder("some/base", None) == in_home
+
+
+def test_disk_space_covers_a_hub_base_at_its_own_revision(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    shutil.copytree(base, tmp_path / "models--some--base/snapshots/0123abc")
+    config = config_of(Path("some/base"), "merged") | {"base_model_revision": "0123abc"}
+    with_free(monkeypatch, 2 * 2000 - 1)
+    with pytest.raises(UserError, match="2 full checkpoints"):
+        forms.check(config, tmp_path, BOTH)
 
 
 def test_a_form_is_built_only_for_experiments_whose_family_has_it() -> None:

@@ -63,6 +63,9 @@ def test_the_command_has_the_number_of_processes_of_the_experiment() -> None:
     assert words[0] == "python"
     assert value(words, "--main_process_ip") is None
     assert value(words, "--main_process_port") == "0"  # any that is free
+    at = {"num_processes": 2, "main_process_ip": "node 1"}
+    assert value(command({}, **at), "--main_process_ip") == "node 1"
+    assert value(command({"main_process_ip": None}, **at), "--main_process_ip") is None
 
 
 def test_several_machines_are_started_by_srun_with_address_and_port() -> None:
@@ -151,7 +154,9 @@ def test_each_of_several_machines_requests_its_share_of_the_gpus() -> None:
 
 def checked(monkeypatch: pytest.MonkeyPatch, srun: str | None, **train: Any) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: srun)
-    config = Config(manifest="m", base_model="b", codec="c", train=train, experiments={"one": {}})
+    alone = {"num_processes": 1, "num_machines": 1}
+    experiments: dict[str, Any] = {"alone": alone, "one": {}}
+    config = Config(manifest="m", base_model="b", codec="c", train=train, experiments=experiments)
     check_launches(config.model_dump(by_alias=True))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.family import FAMILIES
 from higgs_pipe.planning.checkpoint_files import size_fault
-from higgs_pipe.planning.models import KINDS, check_folders, folder_fault, is_hub_id
+from higgs_pipe.planning.models import KINDS, check_folders, folder_fault, is_hub_id, weights_fault
 
 BODY, HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
 
@@ -90,7 +90,30 @@ def test_a_merged_base_without_its_text_head_is_refused(
 def test_a_missing_weight_shard_is_named(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "base", BODY, HEAD)
     (folder / "model-1.safetensors").unlink()
-    assert "lacks the weights model-1.safetensors" in str(folder_fault("base_model", str(folder)))
+    assert "lacks the weights model-1.safetensors;" in str(folder_fault("base_model", str(folder)))
+    (folder / "model-0.safetensors").unlink()
+    told = "lacks the weights model-0.safetensors and 1 more;"
+    assert told in str(folder_fault("base_model", str(folder)))
+
+
+def test_weights_may_be_in_several_files_without_an_index(tmp_path: Path) -> None:
+    for tensors in ((HEAD, BODY), (BODY, HEAD)):  # a folder lists its files in any order
+        folder = sharded(tmp_path / tensors[0], *tensors)
+        (folder / "model.safetensors.index.json").unlink()
+        assert folder_fault("base_model", str(folder)) is None
+
+
+def test_weights_may_be_those_of_pytorch(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "base", BODY)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert folder_fault("base_model", str(folder)) is None
+
+
+def test_a_model_on_the_hub_is_checked_without_its_weights(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "base", BODY, HEAD)
+    (folder / "model.safetensors").unlink()
+    assert weights_fault("base_model", folder, has_files=False) is None
+    check_folders(config_of(Path("org/model"), Path("org/codec")), [])
 
 
 @pytest.mark.parametrize("place", ["../other.safetensors", "/etc/passwd", "a/b.safetensors"])
@@ -230,6 +253,7 @@ def test_a_weights_file_given_instead_of_its_folder_is_named(tmp_path: Path) -> 
         ("~/base", False),
         ("a/b/c", False),
         ("here/base", False),
+        ("here", False),
         ("org/my model", False),
     ],
 )
@@ -252,6 +276,7 @@ def test_hub_ids_are_told_from_folders(
         ({"codebook_size": 2**15}, "the codebook_size 32768 "),  # codes have 16 bits
         ({"text_config": [8], "audio_encoder_config": None}, None),
         ({"num_codebooks": 65}, "the num_codebooks 65 "),
+        ({"num_hidden_layers": 1_001}, "the num_hidden_layers 1001 "),
         ({"num_codebooks": True}, "the num_codebooks True "),
         ({"text_config": {"hidden_size": 2**17 + 1}}, "the hidden_size 131073 "),
         ({"audio_encoder_config": {"num_codebooks": "8"}}, "the num_codebooks '8' "),

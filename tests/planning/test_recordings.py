@@ -25,7 +25,8 @@ def states_file(tmp_path: Path) -> Path:
     for name in ("a.wav", "m.jsonl"):
         (tmp_path / name).write_bytes(b"abc")
     recordings = states_of(str(tmp_path / name) for name in ("a.wav", "b.wav"))
-    states = FileStates("stamp", recordings, manifests=states_of([str(tmp_path / "m.jsonl")]))
+    first_seen = {"a.wav": FileState(3, 1)}  # touched since
+    states = FileStates("stamp", recordings, first_seen, states_of([str(tmp_path / "m.jsonl")]))
     save_states(tmp_path / "states.json", states)
     assert read_states(tmp_path / "states.json") == states
     return tmp_path / "states.json"

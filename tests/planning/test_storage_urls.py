@@ -1,5 +1,7 @@
 """Manifests that are URLs of object storage."""
 
+import json
+
 import pytest
 
 from higgs_pipe.config.settings import Config
@@ -40,6 +42,11 @@ def test_each_manifest_folder_is_fetched_once(manifest: object, folders: object)
 )
 def test_a_url_is_read_from_the_local_copy_of_its_folder(url: str, path: str) -> None:
     assert storage.fetched_path(url, {"s3://b/corpus": ".storage/b/corpus"}) == path
+
+
+def test_each_folder_is_read_from_its_own_copy() -> None:
+    text = storage.fetched_text(["s3://b/two", "s3://b/one"], [".storage/2", ".storage/1"])
+    assert json.loads(text) == {"s3://b/one": ".storage/1", "s3://b/two": ".storage/2"}
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, url: str, plugin: str = IS_THERE) -> str:

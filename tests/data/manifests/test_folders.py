@@ -236,12 +236,16 @@ def test_metadata_in_a_subfolder_describes_only_that_subfolder(tmp_path: Path) -
 
 
 def test_adding_a_recording_to_a_folder_changes_the_plan(tmp_path: Path) -> None:
-    config = {"manifest": [str(fill(tmp_path, "ada/x.wav", "ada/x.txt"))]}
+    folders = [fill(tmp_path / "other", "z.wav"), fill(tmp_path / "own", "ada/x.wav", "ada/x.txt")]
+    config = {"manifest": list(map(str, folders))}
     before = manifests.recordings_in_folders(config)
-    fill(tmp_path, "ada/x.wav", "notes.pdf")
+    fill(tmp_path / "own", "ada/x.wav", "notes.pdf")
     assert manifests.recordings_in_folders(config) == before
-    fill(tmp_path, "ada/y.wav")
-    assert manifests.recordings_in_folders(config) != before
+    fill(tmp_path / "own", "ada/y.wav")
+    added = manifests.recordings_in_folders(config)
+    (tmp_path / "own/ben").mkdir()
+    (tmp_path / "own/ada/y.wav").rename(tmp_path / "own/ben/y.wav")
+    assert len({before, added, manifests.recordings_in_folders(config)}) == 3
 
 
 # --- Samples of the older trainers ----------------------------------------------------------------
