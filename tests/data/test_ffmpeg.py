@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import struct
 import sys
@@ -12,6 +13,7 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import av
@@ -179,6 +181,20 @@ def test_a_long_recording_is_decoded_once_for_all_its_segments(
     assert decode(path).duration_seconds == pytest.approx(4, abs=0.01)
 
 
+def test_a_kept_recording_is_that_of_the_same_size_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, keys = tmp_path / "a.m4a", []
+    recent = SimpleNamespace(get=lambda key, _: keys.append(key))
+    monkeypatch.setattr(ffmpeg, "_RECENT", recent)
+    for content, time_ns in ((b"aa", 10**9), (b"aa", 10**9), (b"aa", 10**9 + 1), (b"a", 10**9)):
+        path.write_bytes(content)
+        os.utime(path, ns=(time_ns, time_ns))
+        ffmpeg.decode_container(path, ffmpeg.CONTAINERS[0])
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
 def test_only_the_most_recent_long_recordings_are_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +341,90 @@ def test_a_gap_in_the_timestamps_is_reported_with_its_position(tmp_path: Path) -
         read_header(path)
 
 
+@pytest.mark.parametrize(("off_seconds", "gap"), [(-0.09, None), (-0.2, "-0.2"), (0.2, "0.2")])
+def test_a_frame_must_begin_where_the_one_before_it_ends(
+    monkeypatch: pytest.MonkeyPatch, off_seconds: float, gap: str | None
+) -> None:
+    layout = SimpleNamespace(nb_channels=1)
+    frames = [
+        SimpleNamespace(pts=pts, samples=500, sample_rate=1000, layout=layout)
+        for pts in (0, 500 + round(1000 * off_seconds))
+    ]
+    stream: Any = SimpleNamespace(time_base=Fraction(1, 1000))
+    container: Any = SimpleNamespace(start_time=None)
+    monkeypatch.setattr(ffmpeg, "_frames", lambda *_: frames)
+    monkeypatch.setattr(ffmpeg, "_samples_of", lambda _: np.zeros((500, 1), np.int16))
+    with io.BytesIO() as samples:
+        if gap is None:
+            assert ffmpeg._write_frames(container, stream, samples) == (frames[0], 2000)
+        else:
+            with pytest.raises(ffmpeg.DecodingError, match=rf"a gap of {gap} s at "):
+                ffmpeg._write_frames(container, stream, samples)
+
+
+def test_a_packet_marked_as_damaged_is_refused() -> None:
+    packet = SimpleNamespace(is_corrupt=True, decode=list)
+    container: Any = SimpleNamespace(demux=lambda _: [packet])
+    stream: Any = None
+    with pytest.raises(ffmpeg.DecodingError, match="is cut off or damaged"):
+        list(ffmpeg._frames(container, stream))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (np.int16, [-16_384, 8192]),
+        (np.float32, [-0.5, 0.25]),
+        (np.float64, [-0.5, 0.25]),
+        (np.uint8, [64, 160]),
+        (np.int32, [-(2**30), 2**29]),
+    ],
+)
+@pytest.mark.parametrize("is_planar", [False, True])
+def test_samples_of_every_width_keep_their_level_and_order(
+    dtype: Any, values: list[float], is_planar: bool
+) -> None:
+    """Three samples of two channels, of -0.5 or 0.25 of full scale."""
+    low, high = values
+    samples = np.array([[low, high], [high, low], [low, low]], dtype)
+    frame: Any = SimpleNamespace(
+        format=SimpleNamespace(name="any", is_planar=is_planar),
+        layout=SimpleNamespace(nb_channels=2),
+        to_ndarray=lambda: samples.T if is_planar else samples.reshape(1, 6),
+    )
+    found = ffmpeg._samples_of(frame)
+    assert found.dtype == (np.int16 if dtype is np.int16 else np.float32)
+    full_scale = 2**15 if dtype is np.int16 else 1
+    assert np.array_equal(found / full_scale, [[-0.5, 0.25], [0.25, -0.5], [-0.5, -0.5]])
+
+
+@pytest.mark.parametrize(
+    ("duration", "total", "num_streams", "expected"),
+    [(250, 9_000_000, 1, 500), (None, 2_000_000, 1, 2000), (None, 2_000_000, 2, None)],
+)
+def test_the_length_of_a_file_counts_only_if_it_has_no_other_stream(
+    duration: int | None, total: int, num_streams: int, expected: float | None
+) -> None:
+    """In ticks of 2 ms, at 1,000 Hz; that of the file is in microseconds."""
+    stream: Any = SimpleNamespace(duration=duration, time_base=Fraction(1, 500))
+    container: Any = SimpleNamespace(duration=total, streams=[None] * num_streams)
+    assert ffmpeg._declared_samples(container, stream, 1000) == expected
+
+
+@pytest.mark.parametrize(
+    ("demuxer", "num_samples", "kept"),
+    [("mov", 4048, 2000), ("mov", 4049, 4049), ("matroska", 4048, 4048), ("mov", 1901, 1901)],
+)
+def test_what_fills_the_last_frame_of_an_mpeg_4_file_is_cut_off(
+    demuxer: str, num_samples: int, kept: int
+) -> None:
+    """2,000 samples are declared; up to 2,048 may fill a frame, and 100 be missing."""
+    kind = ffmpeg.Container(0, b"", "", demuxer)
+    samples = np.arange(num_samples)[:, None]
+    found = ffmpeg._checked(samples, 2000.4, 1000, kind)
+    assert np.array_equal(found, samples[:kept])
+
+
 def test_unsupported_sample_formats_are_refused(tmp_path: Path) -> None:
     described = struct.pack(">d4s5I", 24_000, b"lpcm", 2, 8, 1, 1, 64)
     chunks = ((b"desc", described), (b"data", bytes(4 + 8 * 24_000)))
@@ -345,6 +445,17 @@ def test_audio_that_starts_after_its_video_is_refused(tmp_path: Path) -> None:
         container.mux(audio.encode(sound))
     with pytest.raises(AudioError, match=r"a\.mkv begins with a gap: .* 1\.5 s after its video$"):
         read_header(tmp_path / "a.mkv")
+
+
+def test_a_file_and_its_audio_may_both_start_late() -> None:
+    """The file starts at 2 s; its audio 0.05 s or 0.2 s later."""
+    container: Any = SimpleNamespace(start_time=2_000_000)
+    stream: Any = SimpleNamespace(time_base=Fraction(1, 1000))
+    first: Any = SimpleNamespace(pts=2050)
+    ffmpeg._check_start(container, stream, first)
+    first.pts = 2200
+    with pytest.raises(ffmpeg.DecodingError, match=r"starts 0\.2 s after its video"):
+        ffmpeg._check_start(container, stream, first)
 
 
 def test_a_recording_missing_less_than_1_percent_is_refused(tmp_path: Path) -> None:
