@@ -14,6 +14,7 @@ import soundfile as sf
 from helpers import run_validation, write_stage_config
 
 from higgs_pipe import tokenize_audio
+from higgs_pipe.data import channels
 from higgs_pipe.data.channels import channel_to_take, loss_of_mean_db, separate_share, to_mono
 from higgs_pipe.higgs.v2 import miniature
 
@@ -32,7 +33,7 @@ A, B = speech(1), speech(2)
 
 
 @pytest.mark.parametrize(
-    ("channels", "taken", "loss_db"),
+    ("sounds", "taken", "loss_db"),
     [
         ([A], None, 0),
         ([A, A], None, 0),
@@ -49,9 +50,9 @@ A, B = speech(1), speech(2)
     ],
 )
 def test_the_loudest_channel_is_used_if_the_mean_is_far_quieter(
-    channels: list[npt.NDArray[np.float32]], taken: int | None, loss_db: float
+    sounds: list[npt.NDArray[np.float32]], taken: int | None, loss_db: float
 ) -> None:
-    samples = np.stack(channels, axis=1).astype(np.float32)
+    samples = np.stack(sounds, axis=1).astype(np.float32)
     assert min(loss_of_mean_db(samples), 60) == pytest.approx(min(loss_db, 60), abs=0.5)
     assert channel_to_take(samples) == taken
     expected = samples.mean(axis=1) if taken is None else samples[:, taken]
@@ -72,13 +73,31 @@ TURN = np.arange(len(speech(1, 6.0))) // RATE % 2  # a second each, six blocks b
         ([(1.0, 0.0)] * 2, 0.0),
         ([(1.0,), (1.0,)], 0.0),
         ([(1.0, 0.9, 0.0), (0.9, 1.0, 0.0)], 0.0),  # a third channel that is silent
+        ([(1.0, 0.1, 0.0), (0.1, 1.0, 0.0)], 0.43),
     ],
 )
 def test_channels_that_alternate_count_as_separate(
-    gains: list[tuple[float, ...]], share: float
+    monkeypatch: pytest.MonkeyPatch, gains: list[tuple[float, ...]], share: float
 ) -> None:
+    """All blocks at once, or a few at a time."""
     samples = speech(1, 6.0)[:, None] * np.array(gains)[TURN]  # (num_samples, num_channels)
-    assert separate_share(samples.astype(np.float32)) == pytest.approx(share, abs=0.03)
+    for num_blocks in (256, 8):
+        monkeypatch.setattr(channels, "NUM_BLOCKS_AT_ONCE", num_blocks)
+        assert separate_share(samples.astype(np.float32)) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize("num_blocks_at_once", [256, 3])
+def test_blocks_that_cancel_are_counted_by_their_power(
+    monkeypatch: pytest.MonkeyPatch, num_blocks_at_once: int
+) -> None:
+    """Four of ten blocks, of which one is twice as loud: 7 / 13 of the power."""
+    monkeypatch.setattr(channels, "NUM_BLOCKS_AT_ONCE", num_blocks_at_once)
+    block = np.random.default_rng(0).standard_normal(4096, np.float32)
+    left = np.concatenate([block * (2 if n == 2 else 1) for n in range(10)])
+    right = left.copy()
+    right[2 * 4096 : 6 * 4096] *= -1
+    found = channels.lost_share(np.stack([left, right], axis=1))
+    assert found == pytest.approx(7 / 13, rel=1e-6)
 
 
 @pytest.fixture

@@ -27,6 +27,16 @@ def test_chinese_is_split_without_spaces_and_counts_as_longer() -> None:
     assert split_text(text, 40) == ["今天天气很好。", "我们出去走走吧！", "好的。"]
 
 
+def test_full_width_letters_count_as_wide_and_control_tokens_as_a_space() -> None:
+    assert spoken_length("Ａb") == 5
+    assert spoken_length("a<|laugh|>b") == 3
+
+
+def test_a_control_token_is_not_cut_but_text_may_be_cut_beside_it() -> None:
+    assert split_text("aaaa<|x y|>bbbb", 5) == ["aaaa<|x y|>", "bbbb"]
+    assert split_text("aaaa <|b c d|> eeee", 4) == ["aaaa", "<|b c d|>", "eeee"]
+
+
 @given(st.text(alphabet='ab .,!?。，好\n[]"', max_size=200), st.integers(4, 60))
 def test_splitting_loses_only_white_space_and_no_piece_is_too_long(
     text: Any, max_length: Any

@@ -16,7 +16,7 @@ from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.packing.turns import Recording
 from higgs_pipe.data.specs import CLIPS, REJECTED
 from higgs_pipe.data.tables import read_table
-from higgs_pipe.data.text import find_control_token, is_blank
+from higgs_pipe.data.text import bare_words, find_control_token, is_blank
 from higgs_pipe.higgs.prompts import Prompt
 from higgs_pipe.higgs.v2 import miniature
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
@@ -70,10 +70,27 @@ def test_text_with_a_visible_character_is_not_blank(text: str) -> None:
         "<|eot_id|>\u0338",
         "<\0|eot_id|>",
         "<|𝖾𝗈𝗍_𝗂𝖽|>",
+        "<\u20dd|eot_id|>",
+        "《|eot_id|》",
     ],
 )
 def test_a_control_token_is_found_in_every_spelling(text: str) -> None:
     assert find_control_token([text]) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Straße, NAÏVE!", "strasse naïve"),
+        ("ＡＢ\u3000１", "ab 1"),
+        ("one<|x\ny|>two", "one two"),
+        ("one\0two", "one two"),
+        ("3 € + 4", "3 € + 4"),
+        (" “It’s—late…” ", "it s late"),
+    ],
+)
+def test_bare_words_have_neither_case_width_punctuation_nor_tokens(text: str, words: str) -> None:
+    assert bare_words(text) == words
 
 
 @pytest.mark.parametrize("pieces", [("<", "|eot_id|>"), ("a <\n", " |eot_id|>"), ("<|", "", "|>")])
