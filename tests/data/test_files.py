@@ -15,15 +15,20 @@ from pathlib import Path
 import pytest
 from helpers import environment_with, wait_until
 
+from higgs_pipe.data import files
 from higgs_pipe.data.files import (
-    OTHER_HOST_SECONDS,
     atomic_folder,
+    atomic_write,
     check_free_space,
     clear_left_behind,
+    full_disk_named,
+    prepare_for,
+    write_json,
     write_text,
 )
 from higgs_pipe.errors import UserError
 
+DAY_SECONDS = 24 * 60 * 60
 # Begins to write a file or a folder of this name, and hangs.
 WRITER = """
 import sys, time
@@ -85,12 +90,12 @@ def test_unlocked_temporary_files_of_a_living_process_are_kept(tmp_path: Path, k
 @pytest.mark.parametrize(
     ("name", "age_seconds", "is_kept"),
     [
-        (".table.1@elsewhere.tmp", 0, True),
-        (".table.1@elsewhere.tmp", OTHER_HOST_SECONDS + 60, False),
+        (".table.1@elsewhere.tmp", DAY_SECONDS - 60, True),
+        (".table.1@elsewhere.tmp", DAY_SECONDS + 60, False),
         (".table.1.tmp", 0, True),  # of an earlier version, which named no host
-        (".table.1.tmp", OTHER_HOST_SECONDS + 60, False),
-        (".table.tmp", OTHER_HOST_SECONDS + 60, True),  # not ours
-        ("table.1@elsewhere.tmp", OTHER_HOST_SECONDS + 60, True),
+        (".table.1.tmp", DAY_SECONDS + 60, False),
+        (".table.tmp", DAY_SECONDS + 60, True),  # not ours
+        ("table.1@elsewhere.tmp", DAY_SECONDS + 60, True),
     ],
 )
 def test_leftovers_of_another_host_are_removed_after_a_day(
@@ -187,3 +192,46 @@ def test_too_little_disk_space_is_an_error_that_gives_the_numbers(
     check_free_space(tmp_path, 9_999_999_999, "a full checkpoint")
     with pytest.raises(UserError, match=r"11\.50 GB.* 10\.00 GB are free"):
         check_free_space(tmp_path, 11_500_000_000, "a full checkpoint")
+
+
+def test_a_folder_is_refused_as_a_file_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        prepare_for(tmp_path)
+    prepare_for(tmp_path / "new/file")
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_failed_write_names_its_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with atomic_write(tmp_path / "a") as file:
+            file.write_text("half")
+            raise OSError(errno.EIO, "no reason")
+
+    with pytest.raises(OSError, match="no reason") as caught:
+        write_half()
+    assert caught.value.filename == str(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_a_quota_and_a_limit_have_no_room(tmp_path: Path, number: int) -> None:
+    with pytest.raises(UserError, match="no room to write it"), full_disk_named(tmp_path):
+        raise OSError(number, "")
+    with pytest.raises(OSError, match=r"\[Errno 5\]"), full_disk_named(tmp_path):
+        raise OSError(errno.EIO, "")
+
+
+def test_json_is_readable_and_never_holds_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"é": 1})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_a_process_of_another_user_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(process: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert files._is_running(1)

@@ -95,3 +95,34 @@ def test_text_that_is_not_a_valid_json_object_is_refused_with_its_place(text: st
 def test_nan_is_refused_on_writing() -> None:
     with pytest.raises(ValidationError, match=r"hours"):
         Share(hours=float("nan"), num_clips=1)
+
+
+class Beside(Result):
+    """A result whose hash is in a file beside it."""
+
+    made_by: ClassVar[str] = "beside_rule"
+    is_hash_beside: ClassVar[bool] = True
+
+    number: int
+
+
+def test_a_hash_beside_a_result_is_checked(tmp_path: Path) -> None:
+    Beside(number=5).write(path := tmp_path / "a.json")
+    assert json.loads(path.read_text()) == {"number": 5}
+    assert Beside.read(path).number == 5
+    path.write_text(path.read_text().replace("5", "6"))
+    with pytest.raises(UserError, match=r"a\.json: changed since it was written"):
+        Beside.read(path)
+
+
+def test_files_that_belong_to_a_result_are_checked_with_it(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.json", tmp_path / "a.bin"
+    other.write_bytes(b"as written")
+    COUNTS.write(path, beside=["a.bin"])
+    assert Counts.read(path) == COUNTS
+    other.write_bytes(b"changed")
+    with pytest.raises(UserError, match=r"a\.bin: changed since it was written"):
+        Counts.read(path)
+    other.unlink()
+    with pytest.raises(UserError, match=r"a\.bin: the file is missing"):
+        Counts.read(path)
