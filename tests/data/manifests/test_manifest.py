@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers import has_line_with
 
+from higgs_pipe.data.manifests.checking import is_language
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.errors import UserError
@@ -101,6 +102,58 @@ def test_a_declared_sample_rate_below_1000_is_in_kilohertz(
 ) -> None:
     (row,) = rows_of(tmp_path, {"audio": "a.wav", "text": "A.", "sample_rate": declared})
     assert row.declared_sample_rate_hz == hz
+
+
+@pytest.mark.parametrize("word", ["unknown", "Unknown", " N/A "])
+def test_a_word_for_unknown_is_neither_a_speaker_nor_a_scene(tmp_path: Path, word: str) -> None:
+    (row,) = rows_of(tmp_path, {"audio": "a.wav", "text": "A.", "speaker": word, "scene": word})
+    assert (row.speaker, row.scene) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("paths", "is_outside"),
+    [
+        ({"audio": "wavs/../a.wav"}, False),
+        ({"audio": "../a.wav"}, True),
+        ({"audio": "/far/a.wav"}, True),
+        ({"audio": "a.wav", "ref_audio": "../r.wav", "ref_text": "R."}, True),
+        ({"audio": "a.wav", "ref_audio": "r.wav", "ref_text": "R."}, False),
+    ],
+)
+def test_a_path_that_leads_out_of_the_folder_is_marked(
+    tmp_path: Path, paths: dict[str, str], is_outside: bool
+) -> None:
+    (row,) = rows_of(tmp_path, {"text": "A."} | paths)
+    assert row.is_outside_root == is_outside
+
+
+@pytest.mark.parametrize(
+    ("value", "is_known"),
+    [
+        ("en", True),
+        ("Mexican Spanish", True),
+        ("old english", True),
+        ("Serbian (Latin Script)", True),
+        ("the old tongue", False),
+        ("Yes.", False),
+        ("One Two Three Four Five", False),
+    ],
+)
+def test_a_language_is_a_code_or_a_name_of_a_few_words(value: str, is_known: bool) -> None:
+    assert is_language(value) == is_known
+
+
+def test_a_text_may_mention_a_file_but_not_be_its_name(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, {"audio": "a.wav", "text": "Listen to a.wav"})
+    assert row.text == "Listen to a.wav"
+    path = write(tmp_path / "n.jsonl", '{"audio": "a.wav", "text": "a.wav"}')
+    assert has_line_with(message_of(path), "n.jsonl:1", "`text` is the name of a file")
+
+
+def test_a_declared_length_of_0_or_less_is_none(tmp_path: Path) -> None:
+    for seconds, expected in ((-1, None), (0, None), (2.5, 2.5)):
+        row = {"audio": "a.wav", "text": "A.", "duration_seconds": seconds}
+        assert rows_of(tmp_path, row)[0].declared_seconds == expected
 
 
 def test_byte_order_mark_blank_lines_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
