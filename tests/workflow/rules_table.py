@@ -22,7 +22,7 @@ from snakemake.settings.types import (
     ResourceSettings,
 )
 
-from higgs_pipe.planning import stages
+from higgs_pipe.planning import recordings, stages
 
 ROOT = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = {
@@ -30,7 +30,7 @@ CONFIG: dict[str, Any] = {
     "validate": {"speech_models": {"asr": "some/recogniser"}},
     "tokenize": {"device": "cuda"},
     "train": {"num_processes": 2},
-    "eval": {"num_processes": 3, "other_manifest": "other.jsonl"},
+    "eval": {"num_processes": 3, "other_manifest": "other"},
     "package": {"forms": ["peft", "merged"]},
     "push": {"forms": ["peft", "merged"], "repo": "ada/{experiment}"},
     "experiments": {
@@ -60,9 +60,19 @@ def main() -> None:
         stages.STAGES[name] = stage._replace(version=f"of {name}")  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for name in ("m.jsonl", "other.jsonl"):
+        Path("other").mkdir()
+        for name in ("m.jsonl", "other/x.wav", "other/x.txt"):
             Path(name).touch()
+        list_files("results/data", "m.jsonl")
+        list_files("results/other/data", "other/x.txt")
         print("\n".join(line for job in planned_jobs() for line in lines_of(job)))
+
+
+def list_files(folder: str, manifest: str) -> None:
+    """Write what an earlier run has seen of a manifest, with a stamp of its own."""
+    Path(folder).mkdir(parents=True)
+    states = recordings.FileStates(f"of {folder}", manifests=recordings.states_of([manifest]))
+    recordings.save_states(Path(folder, "recordings.json"), states)
 
 
 def planned_jobs() -> list[Any]:

@@ -143,6 +143,8 @@ def test_job_resources_follow_the_settings(tmp_path: Path) -> None:
     shards = set(re.findall(r"recordings/(shard-\d+)", jobs["list_rows"]))
     assert shards == {f"shard-0000{number}" for number in range(3)}
     assert "mem_mb=16000" in jobs["measure_shard"]
+    # Two processes on each of two machines.
+    assert "mem_mb=64000" in jobs["train_adapter default"]
     options = ("num_processes 4", "num_machines 2", "main_process_ip 10.0.0.1")
     for option in (*options, "main_process_port 3210"):
         assert f"--{option}" in jobs["train_adapter default"]
@@ -162,6 +164,9 @@ def test_planned_outputs_follow_the_settings(tmp_path: Path) -> None:
         "experiments": {"first": {"init_adapter": None}, "second": {}},
     }
     jobs = planned(tmp_path, config, "all", "push")
+    assert "mem_mb=2000" in jobs["measure_shard"]  # without speech models
+    assert "gpu=" not in jobs["measure_shard"]
+    assert "threads:" not in jobs["tokenize_shard"]  # more than one if a GPU is asked for
     for name in ("first", "second"):
         assert f"--config_file {own}" in jobs[f"train_adapter {name}"]
         assert "form=merged" in jobs[f"push_adapter {name}"]
