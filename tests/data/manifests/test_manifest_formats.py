@@ -27,8 +27,9 @@ from higgs_pipe import list_rows, tokenize_audio
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.audio import decode
 from higgs_pipe.data.manifests import reading, source
+from higgs_pipe.data.manifests.columns import columns_of, in_seconds, standard
 from higgs_pipe.data.manifests.detection import detect
-from higgs_pipe.data.manifests.formats import READERS, tables
+from higgs_pipe.data.manifests.formats import READERS, tables, toolkits
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.specs import CLIPS, REJECTED, codes_spec
@@ -206,6 +207,70 @@ def test_an_ms_swift_recognition_sample_uses_the_answer_as_text(tmp_path: Path) 
     (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
     (row,) = read_manifests([str(tmp_path / "m.jsonl")]).rows
     assert (row.audio, row.text) == ("a.wav", "Good day.")
+
+
+@pytest.mark.parametrize(
+    ("cut_start", "start", "duration", "expected"),
+    [
+        (10.0, 0.5, 2.0, {"start_seconds": 10.5, "end_seconds": 12.5}),
+        (10.0, -0.0005, 4.0, {"start_seconds": 9.9995, "end_seconds": 13.9995}),
+        (0.0, 0.0, 4.0, {"start_seconds": 0.0, "end_seconds": 4.0}),
+        (16.0, 0.0, 4.0, {"start_seconds": 16.0, "end_seconds": 20.0}),  # to the recording's end
+    ],
+)
+def test_the_segment_of_a_lhotse_cut_is_that_of_its_supervision(
+    cut_start: float, start: float, duration: float, expected: dict[str, float]
+) -> None:
+    """Of a cut of 4 s in a recording of 20 s."""
+    cut = json.loads(CUT)
+    cut |= {"start": cut_start, "duration": 4.0}
+    cut["supervisions"][0] |= {"start": start, "duration": duration}
+    cut["recording"]["duration"] = 20.0
+    found = toolkits._cut_fields(cut)
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+
+
+def test_a_lhotse_cut_of_the_whole_recording_has_its_length_and_no_segment() -> None:
+    cut = json.loads(CUT)
+    cut["duration"] = 1.0004
+    cut["recording"]["sampling_rate"] = 16_000
+    found = toolkits._cut_fields(cut)
+    assert "start_seconds" not in found
+    assert (found["duration_seconds"], found["sample_rate_hz"]) == (1.0, 16_000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "start", "end"),
+    [
+        ({"start_seconds": 1500, "end_seconds": 2500}, {"start_seconds": "Start-ms"}, 1.5, 2500),
+        ({"start_seconds": 15, "end_seconds": 25}, {"start_seconds": "streams"}, 15, 25),
+        ({"start_seconds": 1.5, "duration_seconds": 2}, {"start_seconds": "offset"}, 1.5, 3.5),
+        ({"start_seconds": 1.5, "duration_seconds": 2}, {}, 1.5, None),  # of the recording
+        (
+            {"start_seconds": 1.5, "end_seconds": 2, "duration_seconds": 9},
+            {"start_seconds": "offset"},
+            1.5,
+            2,
+        ),
+    ],
+)
+def test_times_are_in_seconds_and_a_length_ends_a_segment(
+    fields: dict[str, Any], columns: dict[str, str], start: float, end: float | None
+) -> None:
+    found = in_seconds(fields, columns)
+    assert (found["start_seconds"], found.get("end_seconds")) == (start, end)
+
+
+def test_only_minus_1_is_the_end_of_a_kaldi_recording() -> None:
+    assert toolkits._kaldi_segment("rec1 1.5 -1") == ("rec1", {"start_seconds": 1.5})
+    assert toolkits._kaldi_segment("rec1 1.5 -2")[1]["end_seconds"] == -2
+
+
+def test_names_of_columns_are_compared_without_case_and_signs() -> None:
+    assert standard(' "Audio-File_Path" ') == "audio_file_path"
+    names = ["Audio", "wording", "TEXT"]
+    assert columns_of(names, {"text": "wording"}) == {"text": "wording", "audio": "Audio"}
+    assert columns_of(["audio", "sentence"], {"speaker": "sentence"}) == {"speaker": "sentence"}
 
 
 def test_lhotse_cuts_may_be_zipped(tmp_path: Path) -> None:
