@@ -15,6 +15,7 @@ from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.manifests.checking import checked_row
 from higgs_pipe.data.manifests.fields import RowFault
+from higgs_pipe.data.manifests.formats import samples
 from higgs_pipe.data.manifests.formats.chatml import read_chatml
 from higgs_pipe.data.manifests.formats.samples import read_ref_speakers
 from higgs_pipe.data.manifests.reading import read_manifests
@@ -486,6 +487,25 @@ def test_the_text_of_a_recording_is_only_the_user_turn_before_it() -> None:
 
 
 # --- References of several speakers --------------------------------------------------------------
+
+
+def test_a_tag_in_front_of_a_reference_transcript_is_not_repeated() -> None:
+    references = [
+        {"ref_audio_file": f"{n}.wav", "ref_transcript": f"[SPEAKER{n}] I am {n}."} for n in (0, 1)
+    ]
+    _, conversation = read_ref_speakers("[SPEAKER0] Hi. [SPEAKER1] Ho.", "a.wav", None, references)
+    assert conversation is not None
+    asked = [turn.text for turn in conversation.turns if turn.role == "user"]
+    assert asked[:2] == ["[SPEAKER0] I am 0.", "[SPEAKER1] I am 1."]
+
+
+def test_references_of_other_speakers_alone_do_not_count_as_none() -> None:
+    references = [
+        {"ref_audio_file": "r.wav", "ref_transcript": "R.", "speaker_id": name} for name in "bc"
+    ]
+    fields = {"text": "T.", "audio": "a.wav", "speaker": "a", "ref_speakers": references}
+    with pytest.raises(RowFault, match="there are 2 `ref_speakers`"):
+        samples._with_ref_speakers(RawRow("m.json", 1, fields))
 
 
 def test_each_speaker_of_a_ref_speakers_sample_gets_a_reference_turn() -> None:

@@ -9,6 +9,8 @@ import pytest
 from helpers import has_line_with
 
 from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.manifests.fields import RowFault
+from higgs_pipe.data.manifests.formats import delimited
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.errors import UserError
@@ -275,3 +277,32 @@ def test_times_in_milliseconds_are_converted_to_seconds(tmp_path: Path) -> None:
     assert (row.start_seconds, row.end_seconds, row.declared_seconds) == (1.5, 2.75, 1.25)
     message = refusal(tmp_path, lines[0], "a.wav,A.,soon,2750,1250", name="m.csv")
     assert has_line_with(message, "m.csv:2", "`start_ms`")
+
+
+@pytest.mark.parametrize(
+    ("roles", "values", "text"),
+    [
+        (("id", "speaker", "text"), ["a", "s", "one", "two"], "one|two"),
+        (("id", "raw text", "text"), ["a", "5 €", "five euros"], "five euros"),
+        (("id", "raw text", "text"), ["a", "5 €", " "], "5 €"),
+        (("id", "raw text", "text"), ["a", "5 €"], "5 €"),
+        (("id", "text", "raw text"), ["a", "five euros", "5 €"], "five euros"),
+    ],
+)
+def test_the_text_of_a_line_is_the_normalized_one_with_its_delimiters(
+    tmp_path: Path, roles: tuple[Any, ...], values: list[str], text: str
+) -> None:
+    assert delimited._fields_by_role(values, roles, tmp_path)["text"] == text
+
+
+def test_a_line_of_id_and_text_has_two_fields(tmp_path: Path) -> None:
+    with pytest.raises(RowFault, match="3 fields, but most lines have 2"):
+        delimited._fields_by_role(["a", "one", "two"], ("id", "text"), tmp_path)
+
+
+def test_a_recording_is_found_by_its_name_with_or_without_ending(tmp_path: Path) -> None:
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs/a.wav").touch()
+    (tmp_path / "b.flac").touch()
+    names = [delimited.find_recording(tmp_path, name) for name in ("a.wav", "a", "b", "c", "")]
+    assert names == ["wavs/a.wav", "wavs/a.wav", "b.flac", None, None]
