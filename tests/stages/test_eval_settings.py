@@ -231,7 +231,7 @@ def test_clips_are_grouped_and_judged_by_what_they_are(noted: Noted) -> None:
     assert noted.speakers_of_texts[0] == dict(zip(IDS, SPEAKERS, strict=True))
     found_ids, recordings, found_speakers = noted.grouped[0]
     assert (found_ids, found_speakers) == (IDS, SPEAKERS)
-    assert [Path(path).stem for path in recordings] == IDS
+    assert [Path(path).name for path in recordings] == [f"{name}.wav" for name in IDS]
     verdict = Verdict.read(noted.verdict)
     assert verdict.clustered_by == "recording"
     sentences = verdict.sentences
