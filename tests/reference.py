@@ -163,13 +163,17 @@ def loss_of_rows(model: Any, rows: list[Any]) -> Any:
 
 
 def plain_training(
-    base: Path, rows_path: Path, steps: list[list[int]], learning_rate: float, num_warmup_steps: int
+    base: Path,
+    rows_path: Path,
+    steps: list[list[int]],
+    learning_rate: float,
+    num_warmup_steps: int,
+    max_norm: float = math.inf,
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """AdamW over ``steps`` (lists of rows): the adapter, and the loss of each step."""
     model, rows = base_with_lora(base), read_rows(rows_path)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], weight_decay=0.0
-    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
     losses = []
     for i, step in enumerate(steps):
         if i < num_warmup_steps:
@@ -181,6 +185,9 @@ def plain_training(
         loss = loss_of_rows(model, [rows[row] for row in step])
         optimizer.zero_grad()
         loss.backward()
+        norm = sum(p.grad.square().sum() for p in trained) ** 0.5
+        for p in trained:
+            p.grad *= min(1.0, max_norm / norm)
         optimizer.step()
         losses.append(loss.item())
     return get_peft_model_state_dict(model), losses
