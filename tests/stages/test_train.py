@@ -205,6 +205,7 @@ def test_gradients_and_adapter_match_plain_training_on_1_to_3_processes(
         expected = {f"model.{n}": p.grad for n, p in model.named_parameters() if p.requires_grad}
         assert_close(torch.load(tmp_path / name / "gradients.pt"), expected)
     assert_close(adapter(tmp_path / "two_rows"), plain_two_rows[0])
+    assert losses(tmp_path / "two_rows") == pytest.approx(plain_two_rows[1], rel=1e-6)
     assert sample_lines(tmp_path / "two_rows") == sample_lines(spoken_by_one)
     if num_processes == 3:
         return
@@ -233,6 +234,12 @@ def plans(output: Path) -> list[tuple[bool, bool, int]]:
 def sample_lines(output: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "sample_stop_rate" in line]
+
+
+def losses(output: Path) -> list[float]:
+    """Of step 1, 2, ..."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def held_out_losses(output: Path) -> list[float]:

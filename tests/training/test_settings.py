@@ -94,6 +94,18 @@ def test_a_non_finite_gradient_leaves_the_weights_unchanged(
     assert all(map(torch.equal, training.state.parameters, before))
 
 
+def test_a_first_step_without_any_gradient_is_refused(corpus: PackedCorpus) -> None:
+    """Later, a gradient of zero is only an alarm."""
+    training = plain_training_of(corpus)
+    for parameter in training.state.parameters:
+        parameter.register_hook(lambda gradient: gradient * 0)
+    later = PlannedStep(step=2, epoch=0, rows=ROWS)
+    assert training.stepper.step(training.inputs.build(later)).grad_norm == 0
+    first = PlannedStep(step=1, epoch=0, rows=ROWS)
+    with pytest.raises(UserError, match="step 1: the gradient of every LoRA tensor is zero"):
+        training.stepper.step(training.inputs.build(first))
+
+
 def test_dropout_is_on_and_depends_only_on_the_row(
     corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
