@@ -15,7 +15,7 @@ from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.conversation import Conversation, Turn
 from higgs_pipe.data.manifests.checking import checked_row
 from higgs_pipe.data.manifests.fields import RowFault
-from higgs_pipe.data.manifests.formats import samples
+from higgs_pipe.data.manifests.formats import chatml, samples
 from higgs_pipe.data.manifests.formats.chatml import read_chatml
 from higgs_pipe.data.manifests.formats.samples import read_ref_speakers
 from higgs_pipe.data.manifests.reading import read_manifests
@@ -119,6 +119,11 @@ def test_a_request_phrase_inside_the_target_text_belongs_to_the_text() -> None:
     assert row_of(messages)["text"] == f"{REQUEST}Target."
 
 
+def test_a_reference_may_have_the_words_of_the_target() -> None:
+    messages = cloning(text("Target."), audio("r.wav"), text(f"{REQUEST}Target."))
+    assert row_of(messages) == {**CLONED, "ref_text": "Target."}
+
+
 def test_the_reference_transcript_may_be_only_in_misc() -> None:
     messages = cloning(audio("r.wav"), text(REQUEST + "Target."))
     assert row_of(messages, misc={"ref_transcript": "Reference."}) == CLONED
@@ -197,6 +202,7 @@ def test_several_references_in_one_turn_become_separate_turns() -> None:
         [user(text("Either."), audio("r.wav")), assistant(audio("t.wav"))],
         [user(text("A."), audio("r.wav"), audio("q.wav")), assistant(audio("t.wav"))],
         [system([text("S."), audio("r.wav")]), *[user("T."), assistant(audio("t.wav"))]],
+        cloning(audio("r.wav"), text("Target.")),  # no words of the reference
     ],
 )
 def test_ambiguous_user_turns_are_kept_for_validate_to_reject(
@@ -456,6 +462,39 @@ def test_the_declared_length_is_that_of_the_last_target(tmp_path: Path) -> None:
     assert first.declared_sample_rate_hz is None
 
 
+def test_a_length_is_declared_by_the_last_part_of_the_whole_target(tmp_path: Path) -> None:
+    said = [user("A."), assistant(audio("t.wav", duration=1)), user("B.")]
+    said += [
+        assistant(audio("t.wav", duration=2)),
+        user("C."),
+        assistant(audio("u.wav", duration=3)),
+    ]
+    cut = [user("T."), assistant(audio("t.wav", offset=1, duration=2))]
+    first, second = rows_of(tmp_path, {"messages": said, "id": "a"}, {"messages": cut, "id": "b"})
+    assert (first.declared_seconds, second.declared_seconds) == (3, None)
+    declared = chatml._declared({"messages": said}, {"audio": "t.wav", "start_seconds": None})
+    assert declared == {"duration_seconds": 2}
+
+
+def test_the_speaker_of_a_sample_comes_before_that_of_its_details() -> None:
+    details = {"speaker": "ben"}
+    assert chatml._speaker({"speaker": "ada", "misc": details}) == "ada"
+    assert chatml._speaker({"speaker": None, "misc": details}) == "ben"
+
+
+def test_at_most_two_messages_come_before_the_transcript_of_ms_swift() -> None:
+    asked = [{"role": role, "content": "<audio>"} for role in ("user", "system", "user")]
+    assert chatml._is_transcript(asked[1:], "Good day.")
+    assert not chatml._is_transcript(asked, "Good day.")
+
+
+def test_a_speaker_before_a_reference_in_the_system_message_is_no_scene() -> None:
+    content = [text(f"{USUAL}\n\n<|scene_desc_start|>\nA hall.\nSPEAKER0: "), audio("r.wav")]
+    content.append(text("\n<|scene_desc_end|>"))
+    messages = [system(content), user("Target."), assistant(audio("t.wav"))]
+    assert row_of(messages, misc={"ref_transcript": "Reference."}) == {**CLONED, "scene": "A hall."}
+
+
 def test_a_speaker_equal_to_the_sample_id_is_ignored(tmp_path: Path) -> None:
     (row,) = rows_of(
         tmp_path, {"messages": OK, "speaker": "sample_0", "misc": {"sample_id": "sample_0"}}
@@ -546,6 +585,7 @@ REFERENCE = {"ref_audio_file": "r.wav", "ref_transcript": "R."}
         ("T.", {"ref_speakers": [REFERENCE, REFERENCE]}, ("[SPEAKER0]",)),
         ("[SPEAKER1] T.", {"ref_speakers": [REFERENCE]}, ("[SPEAKER1]",)),
         ("T.", {"ref_speakers": [REFERENCE], **REFERENCE}, ("`ref_speakers`", "`ref_audio_file`")),
+        ("T.", {"ref_speakers": [REFERENCE], "ref_text": "R."}, ("`ref_speakers`", "keep one")),
         ("T.", {"ref_speakers": [REFERENCE], "audio_file": 7}, ("`audio`", "7")),
         ("T.", {"task_type": "multi_speaker_voice_cloning"}, ("`ref_speakers`",)),
     ],
@@ -629,3 +669,18 @@ def test_the_texts_of_a_conversation_become_nfc() -> None:
     row = checked_row(raw, Path("/clips"))
     assert row.conversation is not None
     assert [turn.texts for turn in row.conversation.turns] == [("Jä.",), ()]
+
+
+@pytest.mark.parametrize(("path", "is_outside"), [("r.wav", False), ("../r.wav", True)])
+def test_a_conversation_has_a_scene_in_words_and_a_mark_for_paths_outside(
+    path: str, is_outside: bool
+) -> None:
+    reference: tuple[Turn, ...] = (said("R."), heard(path))
+    target: tuple[Turn, ...] = (said("quiet_room"), heard("a.wav", is_target=True))
+    turns = (Turn("scene", ("quiet_room",)), *reference, *target)
+    raw = RawRow("m.jsonl", 1, {"audio": "a.wav", "text": "quiet_room"}, Conversation(turns))
+    row = checked_row(raw, Path("/clips"))
+    assert row.conversation is not None
+    texts = [text for turn in row.conversation.turns for text in turn.texts]
+    assert texts == ["Audio is recorded from quiet room.", "R.", "quiet_room"]
+    assert row.is_outside_root == is_outside

@@ -9,8 +9,9 @@ import pytest
 from helpers import has_line_with
 
 from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.manifests import reading
 from higgs_pipe.data.manifests.fields import RowFault
-from higgs_pipe.data.manifests.formats import delimited
+from higgs_pipe.data.manifests.formats import delimited, roles
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.errors import UserError
@@ -306,3 +307,72 @@ def test_a_recording_is_found_by_its_name_with_or_without_ending(tmp_path: Path)
     (tmp_path / "b.flac").touch()
     names = [delimited.find_recording(tmp_path, name) for name in ("a.wav", "a", "b", "c", "")]
     assert names == ["wavs/a.wav", "wavs/a.wav", "b.flac", None, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_name"),
+    [
+        (("ada", "ben"), True),
+        (("Ada Low", "Ben May") * 2, True),
+        (("Ada Low", "Ben May", "Cleo Day", "Dan Fry"), False),  # no one speaks twice
+        (("Yes, sir.", "No, sir.") * 2, False),
+        (("1", "2"), True),
+        (("你好吗", "我很好"), False),
+    ],
+)
+def test_a_name_is_a_single_word_or_comes_again_and_is_no_sentence(
+    values: tuple[str, ...], is_name: bool
+) -> None:
+    assert roles.FieldValues(values).is_name == is_name
+
+
+@pytest.mark.parametrize(("num_nested", "is_path"), [(1, False), (8, False), (9, True)])
+def test_names_of_files_without_an_ending_are_most_values_of_their_field(
+    num_nested: int, is_path: bool
+) -> None:
+    values = ("and/or",) * num_nested + ("either",) * (10 - num_nested)
+    assert roles.FieldValues(values).is_path == is_path
+
+
+@pytest.mark.parametrize("num_distinct", [8, 9, 10])
+def test_ids_of_a_list_differ_in_nine_of_ten_lines(num_distinct: int) -> None:
+    rows = [(f"a{min(i, num_distinct - 1)}", f"This is {i}.") for i in range(10)]
+    if num_distinct >= 9:
+        assert roles.roles_of(rows) == ("id", "text")
+    else:
+        with pytest.raises(RowFault, match="cannot tell"):
+            roles.roles_of(rows)
+
+
+def test_roles_are_those_of_the_most_frequent_number_of_fields() -> None:
+    rows = [(path, text) for path, text, *_ in SAID]
+    assert roles.roles_of([*rows, ("wavs/e.wav", "Yes", "ada", "No.")]) == ("audio", "text")
+
+
+def test_the_text_suggested_is_the_longest_on_average_the_audio_the_first() -> None:
+    values = {"many": ["so so"] * 9, "long": ["It rained today."], "b": ["b.wav"], "a": ["a.wav"]}
+    assert reading._likely_columns(values) == {"audio": "b", "text": "long"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "is_header"),
+    [
+        (["klang", "b.wav", "c.wav"], True),
+        (["klang", "b.wav", "c"], False),  # not all others are recordings
+        (["wavs/a", "b.wav", "c.wav"], False),
+        (["a.wav", "b.wav", "c.wav"], False),
+    ],
+)
+def test_a_header_is_the_only_line_without_a_recording(paths: list[str], is_header: bool) -> None:
+    rows = [(line, [path, "A."]) for line, path in enumerate(paths, start=1)]
+    assert delimited._is_unknown_header(rows, ("audio", "text")) == is_header
+
+
+def test_quotes_around_some_values_of_a_field_are_text(tmp_path: Path) -> None:
+    rows = listed(tmp_path, 'a.wav|"Hello there."', "b.wav|He said so.")
+    assert [row.text for row in rows] == ['"Hello there."', "He said so."]
+
+
+def test_rows_without_values_are_skipped(tmp_path: Path) -> None:
+    rows = listed(tmp_path, "audio,text", "a.wav,A.", ", ", "b.wav,B.", name="m.csv")
+    assert [(row.line, row.text) for row in rows] == [(2, "A."), (4, "B.")]
