@@ -11,6 +11,8 @@ import pytest
 from helpers import has_line_with
 
 from higgs_pipe.config.settings import ManifestEntry
+from higgs_pipe.data.manifests import source
+from higgs_pipe.data.manifests.formats.samples import FilesBelow
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row_table import ManifestRows
 from higgs_pipe.errors import UserError
@@ -28,6 +30,12 @@ def fill(folder: Path, *names: str) -> Path:
 
 def read(folder: Path, **options: Any) -> ManifestRows:
     return read_manifests([ManifestEntry.model_validate({"path": str(folder), **options})])
+
+
+def message_of(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read(folder)
+    return str(caught.value)
 
 
 def facts(folder: Path) -> list[tuple[str, str, str | None]]:
@@ -143,6 +151,7 @@ WORDS = (
     "2 to 1 --> won",
     "{braces} he said",
     "5 6 seven\n3 4 and five",
+    "2 1 one\n3 2 two",
     "3.5 4.5",
 )
 
@@ -155,6 +164,16 @@ def test_a_transcript_with_more_than_words_is_a_fault(tmp_path: Path) -> None:
         read(tmp_path)
     for number, kind in enumerate(NOT_WORDS.values()):
         assert has_line_with(str(caught.value), f"{number}.txt", f"the transcript holds {kind}")
+
+
+def test_a_transcript_with_too_many_bytes_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "MAX_TRANSCRIPT_BYTES", len("This is x.txt."))
+    fill(tmp_path, "x.wav", "x.txt")
+    assert [row.text for row in read(tmp_path).rows] == ["This is x.txt."]
+    fill(tmp_path, "xy.wav", "xy.txt")
+    assert has_line_with(message_of(tmp_path), f"the transcript {tmp_path}/xy.txt")
 
 
 def test_a_transcript_may_hold_numbers(tmp_path: Path) -> None:
@@ -170,6 +189,27 @@ def test_a_recording_without_a_transcript_is_a_row_without_text(tmp_path: Path) 
         ("a", "This is a.txt."),
         ("b", ""),
     ]
+
+
+def test_a_transcript_elsewhere_does_not_replace_the_one_beside_a_recording(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, "wavs/x.wav", "wavs/x.txt", "txt/x.txt")
+    found = read(tmp_path)
+    assert [row.manifest for row in found.rows] == [str(tmp_path / "wavs/x.txt")]
+    assert list(found.left_out.values()) == [[str(tmp_path / "txt/x.txt")]]
+
+
+def test_recordings_of_a_folder_are_not_below_another_root(tmp_path: Path) -> None:
+    fill(tmp_path / "corpus", "x.wav", "x.txt")
+    (row,) = read(tmp_path / "corpus", root=str(tmp_path / "other")).rows
+    assert row.audio_path == tmp_path / "corpus/x.wav"
+
+
+def test_files_left_out_of_several_folders_are_sorted(tmp_path: Path) -> None:
+    folders = [fill(tmp_path / name, f"{name}.wav", "notes.pdf") for name in "ba"]
+    (names,) = read_manifests(list(map(str, folders))).left_out.values()
+    assert names == [str(tmp_path / name / "notes.pdf") for name in "ab"]
 
 
 def test_files_without_a_row_are_listed_by_reason(tmp_path: Path) -> None:
@@ -204,7 +244,7 @@ def test_symlinked_folders_are_read_once(tmp_path: Path) -> None:
 
 
 def test_recordings_missing_from_the_metadata_are_left_out(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, "a.wav", "b.wav", "more/c.wav")
     (tmp_path / "metadata.csv").write_text("file_name,text\na.wav,A.\n")
@@ -212,6 +252,8 @@ def test_recordings_missing_from_the_metadata_are_left_out(
     assert list(read(tmp_path).left_out.values()) == [
         [str(tmp_path / "b.wav"), str(tmp_path / "more" / "c.wav")]
     ]
+    monkeypatch.chdir(tmp_path)
+    assert list(read(Path()).left_out.values()) == [["b.wav", "more/c.wav"]]
 
 
 def test_transcripts_of_every_kind_are_inputs_of_the_plan(tmp_path: Path) -> None:
@@ -233,6 +275,20 @@ def test_metadata_in_a_subfolder_describes_only_that_subfolder(tmp_path: Path) -
     ]
     assert rows[0].audio_path == tmp_path / "test" / "b.wav"
     assert list(read(tmp_path).left_out.values()) == [[str(tmp_path / "test" / "c.wav")]]
+
+
+def test_references_in_a_subfolder_with_metadata_are_below_it(tmp_path: Path) -> None:
+    fill(tmp_path, "one/a.wav", "one/r.wav", "two/b.wav", "two/b.txt")
+    lines = ["file_name,text,ref_audio,ref_text", "a.wav,A.,r.wav,R."]
+    (tmp_path / "one/metadata.csv").write_text("\n".join(lines))
+    (tmp_path / "two/b.txt").write_text("[SPEAKER0] Hi. [SPEAKER1] Ho.")
+    references = [{"ref_audio_file": f"{n}.wav", "ref_transcript": f"I am {n}."} for n in (0, 1)]
+    entry = {"audio_file": "b.wav", "transcript_file": "b.txt", "ref_speakers": references}
+    samples(tmp_path / "two", entry)
+    first, second = read(tmp_path).rows
+    assert first.ref_audio_path == tmp_path / "one/r.wav"
+    heard = [utterance.recording.audio_path for utterance in second.utterances]
+    assert heard == [str(tmp_path / f"two/{name}.wav") for name in "01b"]
 
 
 def test_adding_a_recording_to_a_folder_changes_the_plan(tmp_path: Path) -> None:
@@ -274,11 +330,19 @@ def test_an_ambiguous_file_name_is_not_searched_for_in_subfolders(tmp_path: Path
     assert read(tmp_path).rows[0].audio_path == tmp_path / "a.wav"
 
 
+def test_a_file_that_is_where_it_should_be_is_not_searched_for(tmp_path: Path) -> None:
+    fill(tmp_path, "far/a.wav", "near/sub/a.wav")
+    below = FilesBelow(tmp_path / "near")
+    assert below.find(str(tmp_path / "far/a.wav")) == str(tmp_path / "far/a.wav")
+    assert below.find("wavs/a.wav") == "sub/a.wav"
+
+
 def test_a_reference_uses_the_transcript_next_to_it(tmp_path: Path) -> None:
     fill(tmp_path, "a.wav", "a.txt", "r.wav", "r.txt", "q.wav")
     entry = {"audio_file": "a.wav", "transcript_file": "a.txt"}
     samples(tmp_path, entry | {"ref_audio_file": "r.wav"})
     assert read(tmp_path).rows[0].ref_text == "This is r.txt."
+    assert list(read(tmp_path).left_out.values()) == [[str(tmp_path / "q.wav")]]
     samples(tmp_path, entry | {"ref_audio_file": "q.wav"})
     with pytest.raises(UserError) as caught:
         read(tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers import has_line_with
 
+from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.manifests.checking import is_language
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row import Row
@@ -63,6 +64,12 @@ def test_paths_stay_relative_for_a_relative_manifest(
     (row,) = read_manifests(["data/m.jsonl"]).rows
     assert row.audio_path == Path("data/a.wav")
     assert row.place == "data/m.jsonl:1"
+
+
+def test_a_root_is_relative_to_the_working_directory(tmp_path: Path) -> None:
+    path = write(tmp_path / "lists/m.jsonl", GOOD)
+    (row,) = read_manifests([ManifestEntry(path=path, root="clips")]).rows
+    assert row.audio_path == Path("clips/a.wav")
 
 
 def test_an_absolute_audio_path_is_kept(tmp_path: Path) -> None:
@@ -193,9 +200,9 @@ def test_unknown_keys_are_counted(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.jsonl",
         '{"audio": "a.wav", "text": "A.", "duration": 1.5, "Gain": "s"}',
-        '{"audio": "b.wav", "text": "B.", "duration": {"s": 2}}',
+        '{"audio": "b.wav", "text": "B.", "duration": {"s": 2}, "Gain": "t"}',
     )
-    assert read_manifests([path]).ignored_keys == {"Gain": 1, "duration_seconds": 1}
+    assert read_manifests([path]).ignored_keys == {"Gain": 2, "duration_seconds": 1}
 
 
 @pytest.mark.parametrize(
@@ -256,6 +263,11 @@ def test_an_empty_manifest_is_a_fault(tmp_path: Path, content: bytes) -> None:
 def test_an_empty_manifest_next_to_a_good_one_is_a_fault(tmp_path: Path) -> None:
     good, empty = write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b.jsonl")
     assert f"{empty}: the manifest is empty" in message_of(good, empty)
+
+
+def test_a_table_without_rows_after_a_faulty_manifest_is_a_fault_too(tmp_path: Path) -> None:
+    faulty, empty = write(tmp_path / "a.jsonl", "{"), write(tmp_path / "b.csv", "audio,text")
+    assert f"{empty}: the manifest is empty" in message_of(faulty, empty)
 
 
 def test_a_line_in_latin_1_is_a_fault(tmp_path: Path) -> None:

@@ -171,6 +171,23 @@ def test_the_format_of_a_plain_file_is_detected(tmp_path: Path, name: str) -> No
     assert detect(path, {}) == name
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "expected"),
+    [
+        ("m.tsv.gz", "klang\twort", "tsv"),
+        ("m.txt", "a.wav\tSay a.wav, b.wav, too.", "tsv"),
+        ("m.txt", "a.wav,Say b.wav;c.wav", "csv"),
+        ("m.jsonl", '{"text": "T.", "samples": [1]}', "jsonl"),
+        ("m.json", '{"text": "T.", "samples": [1]}', "folder"),
+    ],
+)
+def test_the_format_of_a_file_is_told_by_its_name_and_first_line(
+    tmp_path: Path, name: str, line: str, expected: str
+) -> None:
+    (tmp_path / name).write_text(f"{line}\n")
+    assert detect(str(tmp_path / name), {}) == expected
+
+
 @pytest.mark.parametrize("line", ["a|ada|en|What is said.", "file_name|text"])
 def test_a_list_with_bars_is_one_of_files_by_its_fields_or_header(
     tmp_path: Path, line: str
@@ -305,10 +322,11 @@ def test_a_folder_of_recordings_and_transcripts_is_a_manifest(tmp_path: Path) ->
 
 
 def test_a_quoted_csv_field_may_contain_commas_quotes_and_newlines(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_bytes(b'audio,text\r\na.wav,"Well, ""yes"",\r\nno."\r\nb.wav,B.\r\n')
+    lines = [b"audio,text", b'a.wav,"Well, ""yes"",', b"", b'no."', b"b.wav,B.", b""]
+    (tmp_path / "m.csv").write_bytes(b"\r\n".join(lines))
     rows = read_manifests([str(tmp_path / "m.csv")]).rows
-    assert [row.text for row in rows] == ['Well, "yes",\r\nno.', "B."]
-    assert [row.line for row in rows] == [2, 4]
+    assert [row.text for row in rows] == ['Well, "yes",\r\n\r\nno.', "B."]
+    assert [row.line for row in rows] == [2, 5]
 
 
 def test_quotes_in_tsv_are_part_of_the_text(tmp_path: Path) -> None:
@@ -322,6 +340,7 @@ def test_columns_map_our_keys_to_names_in_the_manifest(tmp_path: Path) -> None:
     manifest = read_manifests([ManifestEntry(path=str(tmp_path / "m.jsonl"), columns=columns)])
     assert (manifest.rows[0].audio, manifest.rows[0].text) == ("a.wav", "A.")
     assert manifest.ignored_keys == {"x": 1}
+    assert manifest.notes == ()
 
 
 def test_several_manifests_have_their_own_root_speaker_language_and_split(tmp_path: Path) -> None:
@@ -583,6 +602,7 @@ def test_a_fault_in_a_folder_is_named(
     ("columns", "tokens"),
     [
         ({"audio": ["a.wav"]}, ("m.parquet", "'text'")),
+        ({"a": ["a.wav"] * 2, "b": ["A."] * 2}, ("m.parquet:1", "'audio' or 'text'", "'a', 'b'")),
         ({"audio": ["a.wav", "b.wav"], "text": ["A.", None]}, (":2", "'text'")),
         ({"audio": ["a.wav"], "text": [7]}, ("m.parquet:1", "`text`", "7")),
         (
@@ -620,6 +640,9 @@ def test_a_parquet_column_with_too_many_bytes_is_refused(
     pq.write_table(pa.table({"audio": ["a.wav"], "text": ["A" * 2000]}), tmp_path / "m.parquet")
     message = message_of(ManifestEntry(path=str(tmp_path / "m.parquet")))
     assert has_line_with(message, "m.parquet", "'text'", "1,000")
+    table = pa.table({"audio": ["a.wav"], "text": ["A."], "not read": ["A" * 2000]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    assert len(read_manifests([str(tmp_path / "m.parquet")]).rows) == 1
 
 
 def test_more_rows_than_the_limit_are_refused(
