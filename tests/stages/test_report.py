@@ -207,11 +207,13 @@ def test_prompts_sort_by_their_worst_take(inputs: Inputs) -> None:
 
 
 def test_experiments_that_spoke_different_prompts_are_refused(inputs: Inputs) -> None:
+    """As many of each, of which one differs."""
     inputs.experiments["other"] = inputs.experiment()
     inputs.write()
-    inputs.texts = inputs.texts[:2]
-    folder = inputs.folder / "experiments/other"
-    inputs.write_speech(folder / "eval", folder / "samples", inputs.adapter_seconds)
+    table = inputs.folder / "experiments/other/eval/generation.parquet"
+    spoken = read_table(table, GENERATED).to_pylist()
+    renamed = [row | {"clip_id": row["clip_id"].replace("c1", "x1")} for row in spoken]
+    write_table(table, GENERATED, renamed)
     with pytest.raises(UserError, match=r"other/eval/generation.parquet.*forcerun eval_adapter"):
         inputs.run()
 
@@ -628,9 +630,12 @@ def test_a_key_missing_from_the_data_is_named(
         inputs.run()
 
 
-def test_experiments_with_different_settings_files_are_refused(inputs: Inputs) -> None:
-    inputs.experiments["old"] = inputs.experiment()
-    del inputs.experiments["old"]["train/config.json"]["train"]["lora"]["r"]
+@pytest.mark.parametrize("lacking", ["default", "second"])
+def test_experiments_with_different_settings_files_are_refused(
+    inputs: Inputs, lacking: str
+) -> None:
+    inputs.experiments["second"] = inputs.experiment()
+    del inputs.experiments[lacking]["train/config.json"]["train"]["lora"]["r"]
     inputs.write()
-    with pytest.raises(UserError, match=r"old/train/config.json: .*train.lora.r;"):
+    with pytest.raises(UserError, match=r"second/train/config.json: .*train.lora.r;"):
         inputs.run()

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -21,7 +22,7 @@ from higgs_pipe.data.tables import read_table, write_table
 from higgs_pipe.listening import verdict
 from higgs_pipe.listening.intervals import Difference, Estimate
 from higgs_pipe.listening.spoken import GENERATED, Generation, Voice, VoiceTotals
-from higgs_pipe.reporting import audio, charts, experiments, measures, other, prompts
+from higgs_pipe.reporting import audio, charts, experiments, measures, other, pages, prompts
 from higgs_pipe.reporting.experiments import COLOURS
 from higgs_pipe.reporting.shares import largest
 
@@ -98,6 +99,7 @@ def test_the_length_histogram_counts_by_split_up_to_the_longest(drawn: list[Figu
         assert [bar.get_width() for bar in part] == pytest.approx([1] * 24)
         assert {i: bar.get_height() for i, bar in enumerate(part) if bar.get_height()} == held
     assert bars[COLOURS[1]][1].get_y() == 2  # on those of training
+    assert all(tick.is_integer() for tick in axes.get_yticks())  # there is no half clip
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train", "held out"]
     assert "3 train, 2 held out clips" in chart.description
     assert (chart.width, chart.height) == (346, 216)  # 4.8 by 3 inches of 72 points
@@ -117,16 +119,19 @@ def test_a_constant_measure_is_drawn_and_its_median_is_over_all_rows(
     assert "2 accepted rows, median 4 over all; 3 rejected" in chart.description
 
 
-def test_a_loss_of_0_is_drawn_and_a_single_point_has_a_marker(drawn: list[Figure]) -> None:
+@pytest.mark.parametrize(("num_points", "every"), [(20, 1), (40, 2), (41, 3)])
+def test_a_loss_of_0_is_drawn_and_a_single_point_has_a_marker(
+    drawn: list[Figure], num_points: int, every: int
+) -> None:
     training = [SimpleNamespace(step=10, loss=0.0)]
-    held_out = [SimpleNamespace(step=step, eval_loss=1.0) for step in range(41)]
+    held_out = [SimpleNamespace(step=step, eval_loss=1.0) for step in range(num_points)]
     alarms = [SimpleNamespace(step=10)]
     log = SimpleNamespace(training=training, held_out=held_out, samples=[], alarms=alarms)
     experiment: Any = SimpleNamespace(name="a", colour=COLOURS[0], log=log)
     charts.draw_loss("Loss", "loss", [experiment])
     lines: Any = drawn[0].axes[0].lines
     assert (list(lines[0].get_ydata()), lines[0].get_marker()) == ([0], "o")
-    assert lines[1].get_markevery() == 3  # 41 points, 20 marks at most
+    assert lines[1].get_markevery() == every  # 20 marks at most
     assert 0 < lines[2].get_ydata()[0] < 0.1  # of the height, at the bottom
 
 
@@ -141,9 +146,8 @@ def test_a_waveform_is_drawn_from_its_peaks() -> None:
     assert audio.outline(np.array([0, 0.5, -1, 3], np.float32), 4) == (
         "M0.5 15.5v1M1.5 8.5v15M2.5 1v30M3.5 1v30"
     )
-    samples = np.zeros(24_000, np.float32)
-    for longest, num_bars in ((None, 96), (2.0, 48)):
-        player = audio.make_player(samples, 24_000, longest)
+    for longest, rate_hz, num_bars in ((None, 24_000, 96), (2.0, 24_000, 48), (2.0, 16_000, 48)):
+        player = audio.make_player(np.zeros(rate_hz, np.float32), rate_hz, longest)
         assert (player.seconds, player.outline.count("M")) == (1, num_bars)
 
 
@@ -191,9 +195,11 @@ def test_waveforms_of_a_row_share_one_time_axis(monkeypatch: pytest.MonkeyPatch)
         for v, s in (("recording", 1.0), ("codec", 1.0), ("base", 4.0))
     }
     files: Any = SimpleNamespace(samples=Path("samples"))
-    adapters = {"default": row | {"duration_seconds": 2.0}}
-    prompts._line(voices, {}, adapters, {"default": files}, rank=1)
-    assert asked == [4.0] * 4 + [None]  # the reference has its own
+    for adapter_seconds, longest in ((2.0, 4.0), (5.0, 5.0)):
+        adapters = {"default": row | {"duration_seconds": adapter_seconds}}
+        asked.clear()
+        prompts._line(voices, {}, adapters, {"default": files}, rank=1)
+        assert asked == [longest] * 4 + [None]  # the reference has its own
 
 
 def test_the_page_names_the_temperature_and_the_clustering(inputs: Inputs) -> None:
@@ -391,6 +397,9 @@ def test_each_speech_measure_has_its_own_totals_and_difference() -> None:
 def test_each_measure_of_the_verdict_is_in_the_table() -> None:
     of_losses = {"audio_loss", "stop_loss", "text_loss", "text_use"}
     of_speech = {compared for _, compared, _ in SPEECH_LINES.values()}
+    assert measures.DIFFERENCE_NOTES.keys() == {
+        compared for total, compared, _ in SPEECH_LINES.values() if compared != total
+    }
     assert of_losses | of_speech == {measure.name for measure in verdict.MEASURES}
 
 
@@ -488,3 +497,30 @@ def test_every_experiment_is_in_the_legend_with_its_colour(inputs: Inputs) -> No
     legend = page[page.index('class="legend"') : page.index('class="charts"')]
     found = re.findall(r'stroke="(#\w+)"[^>]*/></svg>(\w+), training', legend)
     assert found == [(COLOURS[0], "default"), (COLOURS[1], "second")]
+
+
+def test_experiments_rank_by_verdict_before_loss_and_colours_repeat(inputs: Inputs) -> None:
+    inputs.write()
+    found = experiments.read_experiments(inputs.folder / "experiments", ["default"] * 7)
+    assert [each.colour for each in found] == [*COLOURS, COLOURS[0]]
+    judged: Any = [
+        SimpleNamespace(
+            held_out=SimpleNamespace(
+                verdict=SimpleNamespace(overall=overall),
+                metrics=SimpleNamespace(adapter=SimpleNamespace(eval_audio_loss=loss)),
+            )
+        )
+        for overall, loss in (("worse", 1), ("no evidence", 2), ("better", 4), ("better", 3))
+    ]
+    assert experiments.ranked(judged) == [judged[number] for number in (3, 2, 1, 0)]
+
+
+def test_names_beyond_the_first_20_in_a_sentence_are_counted() -> None:
+    names = [f"s{number}" for number in range(23)]
+    assert pages._first_few(names[:20]) == ", ".join(names[:20])
+    assert pages._first_few(names) == f"{', '.join(names[:20])} and 3 more"
+
+
+def test_a_value_that_a_page_lacks_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="lacking"):
+        pages._environment().from_string("{{ lacking }}").render()

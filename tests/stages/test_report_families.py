@@ -42,8 +42,9 @@ def test_a_report_on_v3_alone_has_no_text_loss(tmp_path: Path) -> None:
 def test_in_a_mixed_report_only_v2_has_a_text_loss(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path)
     inputs.families = [V2, V3]
-    inputs.experiments["other"] = without_text(inputs.experiment())
-    inputs.experiments["other"]["train/config.json"]["base_model"] = "resources/tiny-higgs-v3"
+    other = without_text(inputs.experiment())
+    other["train/config.json"]["base_model"] = "resources/tiny-higgs-v3"
+    inputs.experiments = {"other": other, **inputs.experiments}
     page = inputs.html()
     assert len(rows(page, "Text")) == 2  # loss and accuracy of one of the two
     assert len(rows(page, "Total")) == 2

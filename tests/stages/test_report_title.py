@@ -17,19 +17,19 @@ def test_the_page_has_the_configured_title(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("families", "title"),
+    ("families", "num_experiments", "title"),
     [
-        ([V2], "Higgs Audio v2 adapter"),
-        ([V3], "Higgs TTS 3 adapter"),
-        ([V2, V3], "Higgs Audio v2 and Higgs TTS 3 adapters"),
+        ([V2], 1, "Higgs Audio v2 adapter"),
+        ([V3], 2, "Higgs TTS 3 adapters"),
+        ([V2, V3], 2, "Higgs Audio v2 and Higgs TTS 3 adapters"),
     ],
 )
 def test_the_default_title_names_the_families_of_the_bases(
-    tmp_path: Path, families: list[str], title: str
+    tmp_path: Path, families: list[str], num_experiments: int, title: str
 ) -> None:
     inputs = Inputs(tmp_path)
     inputs.title, inputs.families = None, families
-    for number, _ in enumerate(families):
+    for number in range(num_experiments):
         inputs.experiments[f"{number}"] = inputs.experiments["default"]
     del inputs.experiments["default"]
     assert f"<h1>{title}</h1>" in inputs.html()
