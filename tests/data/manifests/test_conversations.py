@@ -373,6 +373,7 @@ def nested(depth: int) -> list[Any]:
         ([user("T."), assistant("T.")], {}, ("`start_index`",)),
         ([*OK, user("Why?"), assistant("So.")], {}, ("`start_index`",)),
         ([*OK, system("Be brief.")], {}, ("system", "scene")),
+        ([{"role": "scene", "content": "A hall."}, system("Sing."), *OK], {}, ("system", "scene")),
         (cloning(text(REQUEST + "T.")), {}, ("reference",)),
         ([user("T."), assistant(audio("https://a.b/t.wav"))], {}, ("https://a.b/t.wav",)),
         ([user("T."), assistant(audio("s3://a/t.wav"))], {}, ("s3://a/t.wav",)),
@@ -480,6 +481,13 @@ def test_the_speaker_of_a_sample_comes_before_that_of_its_details() -> None:
     details = {"speaker": "ben"}
     assert chatml._speaker({"speaker": "ada", "misc": details}) == "ada"
     assert chatml._speaker({"speaker": None, "misc": details}) == "ben"
+    assert chatml._speaker({"speaker": "x7", "misc": {"sample_id": "x7"}}) is None
+    assert chatml._speaker({"speaker": "sample-12"}) is None
+
+
+def test_what_misc_says_comes_before_what_metadata_says() -> None:
+    sample = {"misc": {"a": 1}, "metadata": {"a": 2, "b": 2}}
+    assert chatml._details(sample) == {"a": 1, "b": 2}
 
 
 def test_at_most_two_messages_come_before_the_transcript_of_ms_swift() -> None:

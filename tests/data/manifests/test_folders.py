@@ -13,6 +13,7 @@ from helpers import has_line_with
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.manifests import source
 from higgs_pipe.data.manifests.formats.samples import FilesBelow
+from higgs_pipe.data.manifests.paths import meant_path
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row_table import ManifestRows
 from higgs_pipe.errors import UserError
@@ -152,6 +153,7 @@ WORDS = (
     "{braces} he said",
     "5 6 seven\n3 4 and five",
     "2 1 one\n3 2 two",
+    "0 1 one\n1 2 two\nand three",
     "3.5 4.5",
 )
 
@@ -198,6 +200,12 @@ def test_a_transcript_elsewhere_does_not_replace_the_one_beside_a_recording(
     found = read(tmp_path)
     assert [row.manifest for row in found.rows] == [str(tmp_path / "wavs/x.txt")]
     assert list(found.left_out.values()) == [[str(tmp_path / "txt/x.txt")]]
+
+
+def test_a_transcript_that_two_recordings_may_have_is_taken_for_neither(tmp_path: Path) -> None:
+    fill(tmp_path, "clips/x.wav", "wavs/x.wav", "txt/x.txt")
+    assert facts(tmp_path) == [("clips/x", "", None), ("wavs/x", "", None)]
+    assert list(read(tmp_path).left_out.values()) == [[str(tmp_path / "txt/x.txt")]]
 
 
 def test_recordings_of_a_folder_are_not_below_another_root(tmp_path: Path) -> None:
@@ -393,6 +401,14 @@ def test_a_scene_tag_becomes_the_sentence_used_in_training(
 
 
 # --- Paths and texts ------------------------------------------------------------------------------
+
+
+def test_backslashes_in_a_path_are_slashes_unless_a_file_has_them(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, "wavs/a.wav", "wavs/b.wav", "wavs\\b.wav")
+    found = [meant_path(tmp_path, f"wavs\\{name}.wav") for name in "abc"]
+    assert found == [tmp_path / "wavs/a.wav", tmp_path / "wavs\\b.wav", tmp_path / "wavs\\c.wav"]
 
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])

@@ -140,6 +140,7 @@ def test_a_list_with_paths_is_read_correctly_although_declared_as_ljspeech(tmp_p
     [
         ["wavs/a.wav|Yes|ada", "wavs/b.wav|No|ben", "wavs/c.wav|Stop|cleo"],  # either may be names
         ["wavs/a.wav|How are you?|Wie geht es?", "wavs/b.wav|It rains.|Es regnet."],
+        ["wavs/a.wav|wavs/r.wav|How are you?", "wavs/b.wav|wavs/r.wav|It rains."],
         ["wavs/a.wav|Hello there.|ada|happy", "wavs/b.wav|Good day.|ben|sad"],
         ["wavs/a.wav|Hello there.|happy", "wavs/b.wav|Good day.|sad"],  # no speaker
         ["wavs/a.wav|Hello there.|m", "wavs/b.wav|Good day.|f"],
@@ -168,6 +169,8 @@ def test_columns_can_refer_to_list_fields_by_number(tmp_path: Path) -> None:
 def test_a_field_number_that_no_line_has_is_named(tmp_path: Path) -> None:
     message = refusal(tmp_path, "a.wav|Yes|ada", columns={"audio": "1", "text": "9"})
     assert has_line_with(message, "list.txt", "field 9", "text", "3")
+    message = refusal(tmp_path, "a.wav|Yes|ada", columns={"audio": "0", "text": "2"})
+    assert has_line_with(message, "list.txt", "field 0", "audio", "3")
 
 
 def test_phonemes_instead_of_text_are_refused(tmp_path: Path) -> None:
@@ -307,6 +310,8 @@ def test_a_recording_is_found_by_its_name_with_or_without_ending(tmp_path: Path)
     (tmp_path / "b.flac").touch()
     names = [delimited.find_recording(tmp_path, name) for name in ("a.wav", "a", "b", "c", "")]
     assert names == ["wavs/a.wav", "wavs/a.wav", "b.flac", None, None]
+    fields = [delimited._fields_by_role([n, "T."], ("audio", "text"), tmp_path) for n in "abc"]
+    assert [found["audio"] for found in fields] == ["wavs/a.wav", "b.flac", "c"]
 
 
 @pytest.mark.parametrize(
@@ -342,6 +347,10 @@ def test_ids_of_a_list_differ_in_nine_of_ten_lines(num_distinct: int) -> None:
     else:
         with pytest.raises(RowFault, match="cannot tell"):
             roles.roles_of(rows)
+
+
+def test_words_that_are_codes_of_languages_are_the_text_if_there_is_no_other() -> None:
+    assert roles.roles_of([("a.wav", "no"), ("b.wav", "so")]) == ("audio", "text")
 
 
 def test_roles_are_those_of_the_most_frequent_number_of_fields() -> None:

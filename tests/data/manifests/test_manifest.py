@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from helpers import has_line_with
 
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.manifests.checking import is_language
+from higgs_pipe.data.manifests.fields import is_language_code, is_number
 from higgs_pipe.data.manifests.reading import read_manifests
 from higgs_pipe.data.manifests.row import Row
+from higgs_pipe.data.manifests.row_table import read_rows, write_rows
 from higgs_pipe.errors import UserError
 
 GOOD = '{"audio": "a.wav", "text": "A."}'
@@ -150,6 +153,20 @@ def test_a_language_is_a_code_or_a_name_of_a_few_words(value: str, is_known: boo
     assert is_language(value) == is_known
 
 
+@pytest.mark.parametrize("code", ["en", "zh-CN", "pt_BR", " JP ", "cmn"])
+def test_a_code_of_a_language_may_name_a_country_or_have_three_letters(code: str) -> None:
+    assert is_language_code(code)
+    assert not is_language_code(f"x{code}")
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [(-1.5, True), (999_999_999, True), (1e9, False), (float("nan"), False), (True, False)],
+)
+def test_a_number_of_seconds_is_finite_and_no_truth_value(value: object, is_one: bool) -> None:
+    assert is_number(value) == is_one
+
+
 def test_a_text_may_mention_a_file_but_not_be_its_name(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, {"audio": "a.wav", "text": "Listen to a.wav"})
     assert row.text == "Listen to a.wav"
@@ -194,6 +211,24 @@ def test_speaker_names_shared_by_several_manifests_are_noted(tmp_path: Path) -> 
     (note,) = read_manifests([first, second]).notes
     assert note.startswith("several manifests have the speakers b: ")
     assert read_manifests([first]).notes == ()
+
+
+def test_rows_and_what_was_found_beside_them_are_the_same_after_writing(tmp_path: Path) -> None:
+    manifest = replace(
+        read_manifests([write(tmp_path / "m.jsonl", GOOD)]),
+        ignored_keys={"Gain": 1},
+        notes=("A note.",),
+        left_out={"a reason": ["b.wav"]},
+    )
+    path = tmp_path / "rows.parquet"
+    written = []
+    for stamp in ("one", "one", "two"):
+        write_rows(path, manifest, stamp)
+        written.append(path.read_bytes())
+        found = read_rows(path)
+        assert list(found.rows) == list(manifest.rows)
+        assert replace(found, rows=manifest.rows) == manifest
+    assert written[0] == written[1] != written[2]
 
 
 def test_unknown_keys_are_counted(tmp_path: Path) -> None:

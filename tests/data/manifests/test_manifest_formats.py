@@ -226,6 +226,14 @@ def test_an_ms_swift_recognition_sample_uses_the_answer_as_text(tmp_path: Path) 
     assert (row.audio, row.text) == ("a.wav", "Good day.")
 
 
+def test_an_ms_swift_text_is_without_its_marks(tmp_path: Path) -> None:
+    line = row_of("ms-swift", "a")
+    entry = write_lines(tmp_path, "ms-swift", line.replace("<audio>", "<audio><think>"))
+    assert [row.text for row in read_manifests([entry]).rows] == ["T."]
+    entry = write_lines(tmp_path, "ms-swift", line.replace("<audio>", "<audio><audio>"))
+    assert has_line_with(message_of(entry), "m.jsonl:1", "`messages`")
+
+
 @pytest.mark.parametrize(
     ("cut_start", "start", "duration", "expected"),
     [
@@ -496,6 +504,7 @@ def test_a_duplicate_id_is_named_with_both_places(tmp_path: Path, name: str) -> 
             (":2", "transf"),
         ),
         ("lhotse", CUT.replace('[{"start": 0.0', '[{"start": 0.5'), ("m.jsonl:2", "outside")),
+        ("lhotse", CUT.replace('[{"start": 0.0', '[{"start": -0.5'), ("m.jsonl:2", "outside")),
         ("lhotse", CUT.replace('"T."', "7"), ("m.jsonl:2", "`text`", "7")),
         ("lhotse", CUT.replace('"T."', "null"), ("m.jsonl:2", "'text'")),
         ("audiofolder", '{"file_name": 3, "text": "T."}', ("`audio`", "3")),
@@ -674,9 +683,10 @@ HUB_ROWS = {
         {"bytes": b"one", "path": "84/a b.wav"},
         {"bytes": b"two", "path": None},
         {"bytes": None, "path": "c.wav"},
+        {"bytes": b"", "path": "d.wav"},
     ],
-    "sentence": ["A.", "B.", "C."],
-    "client_id": ["ada", "ben", "ada"],
+    "sentence": ["A.", "B.", "C.", "D."],
+    "client_id": ["ada", "ben", "ada", "ben"],
 }
 
 
@@ -689,13 +699,15 @@ def test_recordings_inside_parquet_become_files_named_by_their_hash(tmp_path: Pa
     assert [row.audio_path for row in rows] == [
         *(folder / name for name in names),
         tmp_path / "c.wav",
+        tmp_path / "d.wav",
     ]
     assert [(folder / name).read_bytes() for name in names] == [b"one", b"two"]
-    assert [row.clip_id for row in rows] == [*(Path(name).stem for name in names), "c"]
+    assert [row.clip_id for row in rows] == [*(Path(name).stem for name in names), "c", "d"]
     assert [(row.text, row.speaker) for row in rows] == [
         ("A.", "ada"),
         ("B.", "ben"),
         ("C.", "ada"),
+        ("D.", "ben"),
     ]
     assert not any(row.is_outside_root for row in rows)
 
@@ -711,15 +723,20 @@ def test_a_recording_inside_parquet_is_written_once(tmp_path: Path) -> None:
         assert before in ([], found)
         before = found
     assert len(before) == 2
+    (cut,) = (tmp_path / "embedded").glob("*-a_b.wav")
+    cut.write_bytes(b"o")
+    read_manifests([str(tmp_path / "m.parquet")], tmp_path / "embedded")
+    assert cut.read_bytes() == b"one"
 
 
 def test_a_recording_no_longer_in_the_parquet_file_is_removed(tmp_path: Path) -> None:
     config = write_stage_config(tmp_path / "c.json", manifest=str(tmp_path / "m.parquet"), data={})
     rows = tmp_path / "data/rows.parquet"
+    (rows.parent / "embedded").mkdir(parents=True)
+    (rows.parent / "embedded/notes.txt").touch()
     for table in (pa.table(HUB_ROWS), pa.table(HUB_ROWS).slice(1)):
         pq.write_table(table, tmp_path / "m.parquet")
         list_rows.run(config, rows, tmp_path / "data/recordings")
-        (rows.parent / "embedded/notes.txt").touch()
     kept = f"{hashlib.sha256(b'two').hexdigest()[:16]}-audio"
     assert {path.name for path in (rows.parent / "embedded").iterdir()} == {kept, "notes.txt"}
 
