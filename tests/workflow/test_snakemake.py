@@ -160,6 +160,11 @@ def test_a_base_from_the_hub_needs_no_demo_base(workdir: Path) -> None:
     assert "tiny_base" not in jobs(workdir)
 
 
+@pytest.mark.parametrize("setting", ["base_model", "codec"])
+def test_one_model_from_the_hub_is_checked_first(workdir: Path, setting: str) -> None:
+    assert jobs(workdir, "validate", "--config", f"{setting}=org/model")["check_models"] == 1
+
+
 def test_the_higgs_tts_3_demo_plans_the_demo_on_its_own_miniature(tmp_path: Path) -> None:
     settings = str(ROOT / "examples/demo/v3.yaml")
     planned = jobs(tmp_path, "--configfile", settings)
@@ -184,6 +189,21 @@ def test_demo_settings_apply_only_while_the_base_is_the_miniature(tmp_path: Path
     other = settings_of_train(tmp_path, "--config", "base_model=some/model", "codec=some/codec")
     assert (other["learning_rate"], other["num_epochs"]) == (2e-4, 2)
     assert "settings.yaml" not in other["stderr"]
+
+
+def test_one_experiment_on_a_miniature_brings_the_demo_settings_and_notes(tmp_path: Path) -> None:
+    """The form that its family does not have is named too."""
+    on_v3 = {"base_model": "resources/tiny-higgs-v3"}
+    write_config(
+        tmp_path,
+        **{"base_model": "some/model", "codec": "some/codec"},
+        package={"forms": ["peft", "original"]},
+        experiments={"large": {}, "small": on_v3},
+    )
+    demo = settings_of_train(tmp_path)
+    assert (demo["learning_rate"], demo["num_epochs"]) == (2e-3, 16)
+    assert "examples/demo/settings.yaml sets data.num_shards: 2" in demo["stderr"]
+    assert has_line_with(demo["stderr"], "package.forms: original", "not made for small")
 
 
 def test_a_config_file_means_the_same_in_another_folder(tmp_path: Path) -> None:
@@ -703,6 +723,20 @@ def test_jobs_import_this_checkout_whatever_its_path() -> None:
         command = ["bash", "-c", f"{prefix}printf %s ${bars}"]
         shown = subprocess.run(command, capture_output=True, text=True, env=given)
         assert shown.stdout == expected
+
+
+def test_a_failed_run_repeats_no_error_of_an_earlier_one(tmp_path: Path) -> None:
+    checkout = make_stub_checkout(tmp_path / "checkout")
+    log = "2026-11-28 04:00:00,000 ERROR The manifest is {}."
+    (checkout / "logs").mkdir()
+    (checkout / "logs/earlier.log").write_text(log.format("empty"))
+    fails = f"from pathlib import Path\nimport sys\nlog = {log.format('cut off')!r}\n"
+    fails += "Path(sys.argv[sys.argv.index('--log') + 1]).write_text(log)\nsys.exit(2)\n"
+    (checkout / "higgs_pipe/list_rows.py").write_text(fails)
+    run = snakemake(checkout, "--cores", "1", "results/data/rows.parquet", checkout=checkout)
+    assert run.returncode == 1
+    assert "The manifest is cut off." in run.stderr
+    assert "The manifest is empty." not in run.stderr
 
 
 def test_a_run_ends_by_naming_only_what_it_wrote(tmp_path: Path) -> None:
