@@ -51,7 +51,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(read_file(path, MAX_CHECKPOINT_JSON_BYTES))
-    except (ValueError, RecursionError, EOFError):
+    except (ValueError, RecursionError):
         raise UnfitFileError("is not JSON") from None
     if not isinstance(value, dict):
         raise UnfitFileError("is not a JSON object")

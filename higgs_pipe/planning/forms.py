@@ -1,16 +1,16 @@
 """The forms of a package: the files of each, and a check before the run that it can be made."""
 
-import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import bases
-from higgs_pipe.planning.checkpoint_files import read_header
+from higgs_pipe.planning.checkpoint_files import read_header, read_object
 from higgs_pipe.planning.model_types import BUNDLED_CODECS, V3
 from higgs_pipe.planning.user_files import UnfitFileError
 
@@ -166,10 +166,8 @@ def num_weights(path: Path, prefix: str = "") -> int:
         path: The file.
         prefix: Only tensors whose names begin with it count.
     """
-    try:
+    with _readable(path):
         header = read_header(path)
-    except UnfitFileError as error:
-        raise UserError(f"{path} {error}; copy the checkpoint again") from None
     return sum(math.prod(e["shape"]) for name, e in header.items() if name.startswith(prefix))
 
 
@@ -191,5 +189,15 @@ def _is_quantized(folder: Path) -> bool:
 
 def _config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return config
+    with _readable(path):
+        return read_object(path) if path.is_file() else {}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn an error on a file of a checkpoint into a :class:`UserError` that names it."""
+    try:
+        yield
+    except (OSError, UnfitFileError) as error:
+        fact = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        raise UserError(f"{path} {fact}; copy the checkpoint again") from None

@@ -25,7 +25,7 @@ KINDS = {
     "base_model": ("the base model", (V2, V3)),
     "codec": ("the codec", (CODEC, *BUNDLED_CODECS)),
 }
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 # What a merge by others may have lost; the other model's head is its embedding.
 TEXT_HEADS = {V2: "text_lm_head.weight"}
 WEIGHT_ENDINGS = (".safetensors", ".bin")
@@ -63,9 +63,10 @@ def is_within(path: str, folder: str) -> bool:
 
 def is_hub_id(name: str) -> bool:
     """Return whether a name is a Hub id: ``org/model``, if no folder ``org`` exists here."""
+    if HUB_ID.fullmatch(name) is None:
+        return False
     path = Path(name)
-    is_here = path.exists() or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
-    return HUB_ID.fullmatch(name) is not None and not is_here
+    return not path.exists() and not (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
 
 
 def folder_fault(setting: str, name: str) -> str | None:

@@ -3,6 +3,7 @@
 import gzip
 import os
 import stat
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,16 +46,19 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         max_bytes: Largest size, both compressed and uncompressed.
 
     Raises:
-        UnfitFileError: It is not a regular file, or is larger.
-        OSError, EOFError, zlib.error: It cannot be read, or is not complete gzip.
+        UnfitFileError: It is not a regular file, is larger, or is not complete gzip.
+        OSError: It cannot be read.
     """
     with open_file(path) as stream:
         content = _read(stream, max_bytes)
         if not content.startswith(GZIP_SIGN):
             return content
         stream.seek(0)
-        with gzip.GzipFile(fileobj=stream) as unpacked:
-            return _read(unpacked, max_bytes, " unpacked")
+        try:
+            with gzip.GzipFile(fileobj=stream) as unpacked:
+                return _read(unpacked, max_bytes, " unpacked")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UnfitFileError(f"is not a complete gzip file ({error})") from None
 
 
 def _read(stream: BinaryIO | gzip.GzipFile, max_bytes: int, when: str = "") -> bytes:

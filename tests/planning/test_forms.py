@@ -1,5 +1,6 @@
 """What each form makes, and what is refused before anything runs."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -124,6 +125,22 @@ def test_a_quantized_base_is_refused(base: Path, tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps({"quantization_config": {"bits": 4}}))
     with pytest.raises(UserError, match=r"package.forms: original .*quantized"):
         forms.check(config_of(base, "original"), tmp_path, BOTH)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[]", b"\xff", gzip.compress(b"{}")[:-4]],
+    ids=["cut off", "list", "not text", "gzip cut off"],
+)
+def test_a_damaged_config_in_the_hub_cache_is_named(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = shutil.copytree(base, tmp_path / "models--some--base/snapshots/0123abc")
+    (snapshot / "config.json").write_bytes(content)
+    config = config_of("some/base", "merged") | {"base_model_revision": "0123abc"}
+    with pytest.raises(UserError, match=r"snapshots/0123abc/config\.json "):
+        forms.check(config, tmp_path, BOTH)
 
 
 def test_a_base_without_safetensors_files_is_refused(base: Path, tmp_path: Path) -> None:

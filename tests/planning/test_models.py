@@ -238,6 +238,10 @@ def test_a_folder_name_that_looks_like_an_option_is_refused(
     assert folder_fault("base_model", str(tmp_path / "-base")) is None
 
 
+def test_a_name_too_long_for_a_file_is_refused() -> None:
+    assert "cannot be read (" in str(folder_fault("codec", "c" * 300))
+
+
 def test_a_weights_file_given_instead_of_its_folder_is_named(tmp_path: Path) -> None:
     file = checkpoint(tmp_path / "base", BODY) / "model.safetensors"
     assert str(folder_fault("base_model", str(file))).endswith(f"name its folder, {file.parent}")
@@ -255,6 +259,8 @@ def test_a_weights_file_given_instead_of_its_folder_is_named(tmp_path: Path) -> 
         ("here/base", False),
         ("here", False),
         ("org/my model", False),
+        ("o" * 96 + "/" + "m" * 96, True),
+        ("org/" + "m" * 300, False),  # no file can have this name either
     ],
 )
 def test_hub_ids_are_told_from_folders(

@@ -1,13 +1,17 @@
 """The final messages of a failed run, and unreadable configs."""
 
+import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
+from higgs_pipe.planning.checkpoint_files import read_object
 from higgs_pipe.planning.config_check import config_path_or_exit
 from higgs_pipe.planning.failures import failure_lines, log_states
+from higgs_pipe.planning.user_files import UnfitFileError
 
 
 def write_log(folder: Path, name: str, text: str) -> Path:
@@ -15,6 +19,15 @@ def write_log(folder: Path, name: str, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def cut_off(packed: bytes) -> bytes:
+    return packed[:-4]
+
+
+def flipped(packed: bytes) -> bytes:
+    """Gzip whose first block has an impossible type."""
+    return packed[:10] + b"\xff" + packed[11:]
 
 
 def said(text: str) -> str:
@@ -105,6 +118,20 @@ def test_an_endless_or_oversized_config_is_named(
         config_path_or_exit(tmp_path / "config.yaml", ROOT / "config.yaml")
     assert exit_.value.code == 2
     assert str(tmp_path / "config.yaml") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [cut_off, flipped])
+def test_a_damaged_gzip_config_is_named(
+    tmp_path: Path, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(damage(gzip.compress(b"manifest: m.jsonl\n")))
+    with pytest.raises(SystemExit) as exit_:
+        config_path_or_exit(path, ROOT / "config.yaml")
+    assert exit_.value.code == 2
+    assert f"{path} is not a complete gzip file" in capsys.readouterr().err
+    with pytest.raises(UnfitFileError):
+        read_object(path)
 
 
 @pytest.mark.parametrize("value", ["\x18", "2026-99-99", "!!bool x", "!!timestamp x", "9" * 5000])

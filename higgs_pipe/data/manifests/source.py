@@ -1,10 +1,8 @@
 """Helpers of all readers: lines, JSON objects, and the place of every fault."""
 
 import codecs
-import gzip
 import io
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -127,8 +125,6 @@ class Source:
             self.fault(path, f"the manifest does not exist{whole}")
         except UnfitFileError as error:
             self.fault(path, f"the manifest {error}")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            self.fault(path, f"the manifest is not a complete gzip file ({error})")
         except OSError as error:
             self.fault(path, f"the manifest cannot be read ({error.strerror})")
         except ValueError:
@@ -213,8 +209,6 @@ class Source:
             raise RowFault(f"the transcript {path} does not exist") from None
         except UnfitFileError as error:
             raise RowFault(f"the transcript {path} {error}") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise RowFault(f"the transcript {path} is not complete gzip ({error})") from None
         except OSError as error:
             raise RowFault(f"the transcript {path} cannot be read ({error.strerror})") from None
         except ValueError:
