@@ -140,6 +140,7 @@ def test_the_summary_matches_the_packed_rows(corpus: PackedCorpus, tmp_path: Pat
     assert summary["num_rows"] == len(rows)
     assert summary["num_tokens"] == sum(len(row["input_ids"]) for row in rows)
     assert summary["fill"] == summary["num_tokens"] / (512 * len(rows))
+    assert summary["num_audio_frames"] == sum(len(row["audio_input_ids"]) for row in rows)
     assert summary["num_text_labels"] == 3 * summary["num_samples"] == 33
     codes = codes_of(corpus)
     num_frames = sum(len(codes[i]) for row in rows for i in row["sample_ids"])
@@ -369,7 +370,7 @@ def test_a_conversation_the_template_cannot_render_is_rejected_with_its_place(
     changes = {"clip-01": {"conversation": written}}
     summary = corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
     [rejected] = summary["rejected"]
-    assert rejected["reason"] == "not_in_chat_template"
+    assert (rejected["clip_id"], rejected["reason"]) == ("clip-01", "not_in_chat_template")
     assert "manifest.jsonl:2: the chat template gives 0 audio" in rejected["message"]
     assert summary["train"]["num_samples"] == 10
 
