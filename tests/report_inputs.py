@@ -382,7 +382,9 @@ class Inputs:
             bases=["tiny", *self.more_packing],
             experiments_dir=self.folder / "experiments",
             other_validation=self.folder / "other/data/validation.json",
-            other_packing=[self.folder / "other/packed/packing.json"],
+            other_packing=[
+                self.folder / "other" / name for name in self.other if name.endswith("packing.json")
+            ],
             names=list(self.experiments),
             families=self.families,
             page=self.page,

@@ -104,12 +104,14 @@ def test_stopping_is_shown_at_every_temperature(inputs: Inputs) -> None:
 def test_forgetting_is_in_the_verdict_and_has_its_own_section(inputs: Inputs) -> None:
     assert 'id="other"' not in inputs.html()
     inputs.add_other("worse", num_clips=33, num_rejected_by_reason={"also_in_training": 4})
+    left_out = {"clip_id": "o1", "reason": "too_long", "message": "too long"}
+    inputs.other["bases/b/packed/packing.json"] = inputs.packing | {"rejected": [left_out]}
     page = inputs.html()
     start = page.index('id="other"')
     assert 'Forgetting: <span class="worse">It has forgotten.</span>' in page[:start]
     part = words(page[start : page.index('id="training"')])
     assert "33 clips" in part
-    assert "Left out: also in training 4." in part
+    assert "Left out: also in training 4, too long 1." in part
     assert "default: It has forgotten. Audio loss there: worse." in part
     assert [cells[2:5] for cells in rows(page, "Total")] == [
         ["10.900", "8.650", "−2.250"],
