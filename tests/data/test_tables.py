@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import files_of_at_most
 
+from higgs_pipe.data import tables
 from higgs_pipe.data.arrow import memory_shared_with_python
-from higgs_pipe.data.specs import codes_spec
+from higgs_pipe.data.specs import Column, TableSpec, codes_spec
 from higgs_pipe.data.tables import TableFile, open_table, write_table
 from higgs_pipe.errors import UserError
 
@@ -109,3 +110,43 @@ def test_two_threads_never_read_one_table_at_once(
         reads = [threads.submit(shared.read), threads.submit(shared.read_row_group, 0)]
     assert [read.result().num_rows for read in reads] == [1, 1]
     assert events == ["begin", "end", "begin", "end"]
+
+
+SPEC = TableSpec(
+    "a table",
+    1,
+    "a_rule",
+    (Column("name", pa.string(), "A name."), Column("size", pa.int32(), "A size.")),
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"), [((2, 2, 2, 1), [3, 3, 1]), ((1, 5), [3, 3]), ((7,), [3, 3, 1])]
+)
+def test_parts_of_any_size_are_written_as_rows_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], groups: list[int]
+) -> None:
+    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 3)
+    rows = [{"name": f"{number}", "size": number} for number in range(sum(sizes))]
+    whole = pa.Table.from_pylist(rows, SPEC.schema)
+    parts = [whole.slice(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+    tables.write_parts(tmp_path / "parts", SPEC, parts)
+    write_table(tmp_path / "rows", SPEC, rows)
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "rows").read_bytes()
+    found = open_table(tmp_path / "parts", SPEC)
+    assert [found.read_row_group(i).num_rows for i in range(found.num_row_groups)] == groups
+    assert tables.read_table(tmp_path / "parts", SPEC).to_pylist() == rows
+    assert tables.read_table(tmp_path / "parts", SPEC, ["size"]).column_names == ["size"]
+
+
+def test_shards_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
+    row = {"name": "a", "size": 1}
+    for num_shards in (3, 2):
+        tables.write_shards(tmp_path, SPEC, [[row]] * num_shards)
+        found = sorted(tmp_path.iterdir())
+        assert found == [tables.shard_path(tmp_path, index) for index in range(num_shards)]
+
+
+def test_a_missing_table_is_named_with_the_rule_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.parquet: the table is missing; .* a_rule"):
+        open_table(tmp_path / "none.parquet", SPEC)
