@@ -237,7 +237,9 @@ def test_code_pickled_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
         ("The cat", "The big fat cat", 2 / 2),
         ("It's late", "its late", 0),
         ("It’s late", "its late", 0),  # typeset
+        ("It\uff07s late", "its late", 0),  # full width
         ("你好，世界", "你好 事界", 1 / 4),
+        ("OK你好", "ok 你好", 0),
         ("12", "", 1),
         ("...", "a word", 2),
     ],
