@@ -29,6 +29,7 @@ from helpers import (
 )
 from trainings import PackedCorpus
 
+import higgs_pipe.higgs.speaker
 import higgs_pipe.train
 from higgs_pipe import speak
 from higgs_pipe.cli import main
@@ -44,7 +45,7 @@ from higgs_pipe.higgs.codec import decode
 from higgs_pipe.higgs.generation import RecordedSample, Spoken, recorded_samples
 from higgs_pipe.higgs.origin import adapter_origin
 from higgs_pipe.higgs.pretrained import PinnedModel, weight_fingerprint
-from higgs_pipe.higgs.speaker import Speaker
+from higgs_pipe.higgs.speaker import Speaker, joined
 from higgs_pipe.higgs.speech_prompts import SpeechPrompt, Voice
 from higgs_pipe.higgs.v2.rules import RULES as V2_RULES
 
@@ -204,6 +205,39 @@ def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first_piece(speaker: 
     assert np.array_equal(whole.codes, np.concatenate([first.codes, second.codes]))
     assert len(whole.samples) == 960 * len(whole.codes)
     assert whole.has_stopped == (first.has_stopped and second.has_stopped)
+
+
+@pytest.mark.parametrize(("num_frames", "num_voices"), [(24, 0), (25, 1)])
+def test_a_first_piece_too_short_for_a_reference_is_not_the_voice_of_the_others(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch, num_frames: int, num_voices: int
+) -> None:
+    """A second is 25 frames."""
+    asked: list[list[SpeechPrompt]] = []
+    samples = np.zeros(960 * num_frames, np.float32)
+    spoken = Spoken(samples, 24_000, np.zeros((num_frames, 8), np.int16), has_stopped=True)
+
+    def speak_all(*arguments: Any) -> list[Spoken]:
+        asked.append(arguments[3])
+        return [spoken] * len(arguments[3])
+
+    rules = replace(speaker.renderer.rules, min_reference_seconds=1.0)
+    monkeypatch.setattr(speaker.renderer, "rules", rules)
+    monkeypatch.setattr(speaker, "prompt", lambda prompt: prompt)
+    monkeypatch.setattr(higgs_pipe.higgs.speaker, "speak", speak_all)
+    speaker.speak(["The first one. And the second one."], SHORT, max_piece_length=20)
+    [first], [second] = asked
+    assert (len(first.voices), len(second.voices)) == (0, num_voices)
+
+
+@pytest.mark.parametrize("stopped", [(True, False), (False, True), (True, True)])
+def test_a_text_has_stopped_if_each_piece_has(stopped: tuple[bool, bool]) -> None:
+    pieces = [
+        Spoken(np.full(9, float(has), np.float32), 24_000, np.zeros((1, 8), np.int16), has)
+        for has in stopped
+    ]
+    whole = joined(pieces)
+    assert whole.has_stopped == (stopped == (True, True))
+    assert (len(whole.samples), len(whole.codes)) == (18, 2)
 
 
 def test_every_piece_uses_the_reference_voice(speaker: Speaker) -> None:
