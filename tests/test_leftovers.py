@@ -52,6 +52,8 @@ def test_a_process_is_attributed_to_its_worker() -> None:
     before = running()  # with those of fixtures of wider scope
     started = subprocess.Popen(["sleep", "60"])
     other = subprocess.Popen(["sleep", "60"], env=os.environ | {MARK: "1"})
+    command_lines = [Path(f"/proc/{process.pid}/cmdline") for process in (started, other)]
+    wait_until(lambda: all(path.read_bytes() for path in command_lines))  # which exec sets last
     left = left_running(before)
     for process in (started, other):
         process.kill()

@@ -208,7 +208,7 @@ def test_long_text_is_spoken_in_pieces_in_the_voice_of_the_first_piece(speaker: 
 
 
 @pytest.mark.parametrize(("num_frames", "num_voices"), [(24, 0), (25, 1)])
-def test_a_first_piece_too_short_for_a_reference_is_not_the_voice_of_the_others(
+def test_a_first_piece_too_short_for_a_reference_gives_no_voice(
     speaker: Speaker, monkeypatch: pytest.MonkeyPatch, num_frames: int, num_voices: int
 ) -> None:
     """A second is 25 frames."""
