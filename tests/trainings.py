@@ -131,6 +131,11 @@ def train(
         train={"device": "cpu", "tracker": "none", **settings},
     )
     higgs_pipe.train.run(config, train_rows or corpus.train_rows, eval_rows, output)
+    return log_of(output)
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    """The lines of a training's metrics."""
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -25,7 +25,7 @@ from reference import (
     row_losses,
 )
 from safetensors.torch import load_file, save_file
-from trainings import PackedCorpus, launch, train
+from trainings import PackedCorpus, launch, log_of, train
 from transformers import AutoTokenizer
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2RMSNorm
 
@@ -226,25 +226,22 @@ PLANS = {
 
 
 def plans(output: Path) -> list[tuple[bool, bool, int]]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     keys = ("is_compiled", "is_padded", "rows_per_micro_batch")
-    return [tuple(line[key] for key in keys) for line in lines if "is_padded" in line]
+    return [tuple(line[key] for key in keys) for line in log_of(output) if "is_padded" in line]
 
 
 def sample_lines(output: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "sample_stop_rate" in line]
+    return [line for line in log_of(output) if "sample_stop_rate" in line]
 
 
 def losses(output: Path) -> list[float]:
     """Of step 1, 2, ..."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in log_of(output) if "loss" in line]
 
 
 def held_out_losses(output: Path) -> list[float]:
     """After step 1, 2, ..."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    lines = log_of(output)
     return [line["eval_loss"] for line in lines if "eval_loss" in line and line["step"]]
 
 
