@@ -30,10 +30,14 @@ CodecDtype = Literal["auto", "bfloat16", "float32"]
 MergedDtype = Literal["bfloat16", "float32"]
 PackageForm = Literal["peft", "merged", "original"]
 
-EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+# With what is added to it, a name must fit into the 255 bytes of a file name.
+EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$(?!\n)"
 DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
 
 Text = Annotated[str, Field(min_length=1)]
+# Checked while planning, by planning.user_files.path_fault.
+IS_PATH: dict[str, Any] = {"format": "path"}
+UserPath = Annotated[str, Field(min_length=1, json_schema_extra=IS_PATH)]
 
 
 class Sampling(Section):
@@ -173,17 +177,15 @@ class SpeechModelConfig(Section):
     """Models that listen to every recording; null is off."""
 
     device: Device = Field("auto", description="Device that they run on.")
-    asr: str | None = Field(
-        None, min_length=1, description="Transformers speech recogniser: a directory or a Hub id."
+    asr: UserPath | None = Field(
+        None, description="Transformers speech recogniser: a directory or a Hub id."
     )
-    quality: str | None = Field(
+    quality: UserPath | None = Field(
         None,
-        min_length=1,
         description="Weights of torchaudio's squim_objective_base: a file with its state_dict.",
     )
-    speaker: str | None = Field(
+    speaker: UserPath | None = Field(
         None,
-        min_length=1,
         description="Transformers x-vector speaker model: a directory or a Hub id.",
     )
 
@@ -426,9 +428,8 @@ class TrainConfig(Section):
         description="Port of the first machine; null: 20000 + job number modulo 10000, or on a "
         "single machine any free port.",
     )
-    accelerate_config: str | None = Field(
+    accelerate_config: UserPath | None = Field(
         None,
-        min_length=1,
         description="Your own `accelerate config` file; it replaces the four settings above.",
     )
     timeout_seconds: float = Field(
@@ -526,9 +527,8 @@ class TrainConfig(Section):
         False, description="Save a checkpoint and stop at an alarm; otherwise it is a warning."
     )
     seed: int = Field(0, ge=0, description="Seed of row order, LoRA initialisation and dropout.")
-    init_adapter: str | None = Field(
+    init_adapter: UserPath | None = Field(
         None,
-        min_length=1,
         description="Folder of an adapter or package to continue from, with the same base and the "
         "same lora settings; null: a new adapter.",
     )
@@ -539,17 +539,15 @@ class TrainConfig(Section):
 class EvalSpeechModelConfig(Section):
     """Models that listen to generated speech; null is off: their measures are "not measured"."""
 
-    asr: str | None = Field(
-        None, min_length=1, description="Transformers speech recogniser: a directory or a Hub id."
+    asr: UserPath | None = Field(
+        None, description="Transformers speech recogniser: a directory or a Hub id."
     )
-    speaker: str | None = Field(
+    speaker: UserPath | None = Field(
         None,
-        min_length=1,
         description="Transformers x-vector speaker model: a directory or a Hub id.",
     )
-    dnsmos: str | None = Field(
+    dnsmos: UserPath | None = Field(
         None,
-        min_length=1,
         description="Weights of DNSMOS: the file sig_bak_ovr.onnx of the DNS Challenge.",
     )
 
@@ -717,11 +715,11 @@ ManifestKey = Literal[
 class ManifestEntry(Section):
     """A manifest, with values for keys that its rows lack."""
 
-    path: str = Field(min_length=1, description="The manifest: a file or a folder.")
+    path: UserPath = Field(description="The manifest: a file or a folder.")
     format: ManifestFormat = Field(
         "auto", description="Format; auto recognises it by name and first line."
     )
-    root: Text | None = Field(
+    root: UserPath | None = Field(
         None, description="Folder that audio paths are relative to; null: that of the manifest."
     )
     speaker: Text | None = Field(None, description="Speaker of rows without one.")
@@ -734,7 +732,7 @@ class ManifestEntry(Section):
     )
 
 
-Manifest = Text | ManifestEntry | Annotated[list[Text | ManifestEntry], Field(min_length=1)]
+Manifest = UserPath | ManifestEntry | Annotated[list[UserPath | ManifestEntry], Field(min_length=1)]
 ManifestField: Any = Field(
     description="Path of a manifest, an object as below, or a list of these."
 )
@@ -755,10 +753,13 @@ class EvalConfig(EvaluateConfig, AcceptConfig, OtherManifestConfig):
 
 
 BaseModelField: Any = Field(
-    min_length=1, description="Model to fine-tune: a checkpoint directory or a Hub id."
+    min_length=1,
+    json_schema_extra=IS_PATH,
+    description="Model to fine-tune: a checkpoint directory or a Hub id.",
 )
 CodecField: Any = Field(
     min_length=1,
+    json_schema_extra=IS_PATH,
     description="Audio tokenizer: a codec or a base that includes it; a directory or a Hub id.",
 )
 ExperimentsField: Any = Field(
@@ -773,8 +774,8 @@ RevisionField: Any = Field(None, description="Hub branch, tag or commit; null: t
 class ExperimentConfig(TrainConfig):
     """An experiment: the parts of `train` that it changes, and its base."""
 
-    base_model: str | None = Field(
-        None, min_length=1, description="Model to fine-tune; null: the `base_model` of all."
+    base_model: UserPath | None = Field(
+        None, description="Model to fine-tune; null: the `base_model` of all."
     )
     base_model_revision: str | None = Field(
         None,

@@ -16,7 +16,7 @@ from higgs_pipe.planning.bases import without_base
 from higgs_pipe.planning.bounds import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_VALUES
 from higgs_pipe.planning.config_faults import faults_of
 from higgs_pipe.planning.schemas import Schema, branch, types
-from higgs_pipe.planning.user_files import UnfitFileError, read_file
+from higgs_pipe.planning.user_files import UnfitFileError, path_fault, read_file
 
 Result = TypeVar("Result")
 # The one in C is ten times as fast; not every PyYAML has it.
@@ -34,6 +34,14 @@ _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("number", _is_finite_number),
 )
+
+
+def _may_be_path(value: Any) -> bool:
+    return not isinstance(value, str) or path_fault(value) is None
+
+
+_FORMATS = jsonschema.FormatChecker(formats=())
+_FORMATS.checks("path")(_may_be_path)
 
 
 def load_schema(schema_path: Path) -> dict[str, Any]:
@@ -81,7 +89,8 @@ def load_config(
 
 
 def _faults(config: Mapping[str, Any], schema: Schema) -> list[str]:
-    errors = sorted(_Validator(schema).iter_errors(config), key=lambda error: str(error.json_path))
+    validator = _Validator(schema, format_checker=_FORMATS)
+    errors = sorted(validator.iter_errors(config), key=lambda error: str(error.json_path))
     return list(dict.fromkeys(fault for error in errors for fault in faults_of(error, schema)))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from higgs_pipe.planning.schemas import Schema, branches, resolved
+from higgs_pipe.planning.user_files import path_fault
 
 MAX_VALUE_CHARS = 60
 TYPE_NAMES = {
@@ -58,7 +59,7 @@ def _requirement(error: Any, root: Schema) -> str:
     """Return the requirement that a value misses, as a predicate: "must be at least 1"."""
     limit = error.validator_value
     if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
-        return "names hold letters, digits, '.', '_' and '-' only, a letter or digit first"
+        return "names hold 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
     match error.validator:
         case "type" | "anyOf":
             allowed = sorted(branches(error.schema, root), key=lambda each: each["type"])
@@ -76,6 +77,8 @@ def _requirement(error: Any, root: Schema) -> str:
             return f"must be below {limit}"
         case "pattern":  # of push.repo, the only other one
             return "must be OWNER/NAME, as in ada/voice"
+        case "format":
+            return f"must be a path that can be opened ({path_fault(error.instance)})"
         case "minLength" | "minItems" | "minProperties":
             return "must not be empty"
     return re.sub(r"\s+", " ", error.message)

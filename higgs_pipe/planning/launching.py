@@ -15,6 +15,8 @@ import yaml
 
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import bases, process_tree
+from higgs_pipe.planning.bounds import MAX_CONFIG_BYTES
+from higgs_pipe.planning.user_files import UnfitFileError, read_file
 
 DEVICES = Path("/dev")
 
@@ -115,9 +117,12 @@ def launch_settings(config: Mapping[str, Any], experiment: str) -> dict[str, Any
     path = train_setting(config, experiment, "accelerate_config")
     if path is not None:
         try:
-            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            given = yaml.safe_load(read_file(Path(path), MAX_CONFIG_BYTES))
             settings |= {key: int(given[key]) for key in ("num_processes", "num_machines")}
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (OSError, UnfitFileError) as error:
+            fact = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+            raise UserError(f"train.accelerate_config: {path} {fact}") from None
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"train.accelerate_config: {path} is not a file of `accelerate config` with "
                 f"num_processes and num_machines ({error!r})"

@@ -111,8 +111,6 @@ def config_fault(setting: str, folder: Path) -> str | None:
 
 
 def _advice_on_missing(folder: Path) -> str:
-    if folder.parts[0].startswith("~"):
-        return "; write the full path: ~ is not expanded here"
     there = next((parent for parent in folder.parents if parent.exists()), Path())
     with suppress(OSError):
         if names := sorted(path.name for path in there.iterdir() if path.is_dir()):

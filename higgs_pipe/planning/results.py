@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from higgs_pipe.errors import UserError, list_offenders
+from higgs_pipe.planning.user_files import path_fault
 
 
 def check_writable(folders: Sequence[str]) -> None:
@@ -15,8 +16,8 @@ def check_writable(folders: Sequence[str]) -> None:
         folders: The folders of results, resources, logs and benchmarks.
 
     Raises:
-        UserError: One has braces, begins with a dash, is a file or belongs to another user; lists
-            all.
+        UserError: One has braces, begins with a dash, cannot be opened, is a file or belongs to
+            another user; lists all.
     """
     faults = [f"{folder}{fault}" for folder in folders if (fault := _fault(Path(folder)))]
     if faults:
@@ -32,6 +33,8 @@ def _fault(folder: Path) -> str | None:
         return " has braces, which Snakemake takes for wildcards"
     if str(folder).startswith("-") or "\n" in str(folder):
         return " begins with a dash or has a line break, which commands take for something else"
+    if fault := path_fault(str(folder)):
+        return f" cannot be opened ({fault})"
     there = folder if folder.exists() else next(p for p in folder.parents if p.exists())
     if not there.is_dir():
         return f": {there.absolute()} is a file" if there != folder else " is a file"

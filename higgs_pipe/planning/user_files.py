@@ -1,4 +1,4 @@
-"""Safe reading of files that a user names: none can hang a stage or fill its memory."""
+"""Paths that a user names, and safe reading: no file can hang a stage or fill its memory."""
 
 import gzip
 import os
@@ -20,6 +20,26 @@ KINDS = {
 
 class UnfitFileError(Exception):
     """A file that cannot be what it should be; the message is a predicate."""
+
+
+def path_fault(path: str) -> str | None:
+    """Return why no file can be opened by a path, in a few words; None if one may be there.
+
+    The file need not exist, unless the path begins with ``~``, which only a shell expands. After
+    this check, no look at the path raises an exception. A URL has no fault.
+    """
+    if "://" in path:
+        return None
+    try:
+        path.encode()
+        os.stat(path)  # noqa: PTH116  (of the text as written: a Path is tidied up)
+    except (FileNotFoundError, NotADirectoryError):
+        return "~ is not expanded here; write the full path" if path.startswith("~") else None
+    except OSError as error:  # a name that is too long, links in a circle, a folder closed to us
+        return error.strerror
+    except ValueError:
+        return "it has a NUL or is not UTF-8"
+    return None
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,8 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
         "  learning_rate: unknown key; did you mean train.learning_rate?",
         f"  base_model: missing. {Config.model_fields['base_model'].description}",
         "  data: must be a section of keys, not 3",
-        "  experiments: names hold letters, digits, '.', '_' and '-' only, a letter or digit first,"
-        ' not "a b"',
+        "  experiments: names hold 1 to 100 letters, digits, '.', '_' and '-', a letter or digit"
+        ' first, not "a b"',
         "  experiments.ok.lora.alfa: unknown key; did you mean experiments.ok.lora.alpha?",
         "  manifest: must not be empty, not []",
         "  train.learning_rte: unknown key; did you mean train.learning_rate?",
@@ -246,6 +247,57 @@ def test_a_misplaced_key_of_an_experiment_is_found_in_the_experiment() -> None:
 def test_a_long_value_is_shown_by_its_beginning() -> None:
     told = f'  train.seed: must be a whole number, not "{56 * "x"}...'
     assert told in refusal({**MINIMAL, "train": {"seed": 1_000 * "x"}}).splitlines()
+
+
+PATHS = (
+    *("manifest", "eval.other_manifest", "base_model", "codec", "experiments.e.base_model"),
+    *("train.init_adapter", "experiments.e.init_adapter", "train.accelerate_config"),
+    *(f"validate.speech_models.{model}" for model in ("asr", "quality", "speaker")),
+    *(f"eval.speech_models.{model}" for model in ("asr", "dnsmos", "speaker")),
+)
+
+
+def with_paths(path: str) -> dict[str, Any]:
+    return reduce(lambda config, dotted: with_value(config, dotted, path), PATHS, MINIMAL)
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 256, "a/" * 2_500, "a\0b", "a\udcffb", "circle", "circle/b"]
+)
+def test_a_path_that_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    message = refusal(with_paths(f"{tmp_path}/{name}"))
+    assert len(message.splitlines()) == len(PATHS) + 2
+    for dotted in PATHS:
+        assert has_line_with(message, f"  {dotted}: must be a path ")
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "none/b", "file/b", "é", "a\nb", ""])
+def test_a_path_that_could_be_opened_is_accepted(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    load(with_paths(f"{tmp_path}/{name}"))
+
+
+def test_a_path_that_only_a_shell_would_expand_is_refused_unless_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refusal(with_paths("~/ada"))
+    assert has_line_with(message, "  manifest: ", "full path", '"~/ada"')
+    (tmp_path / "~" / "ada").mkdir(parents=True)
+    load(with_paths("~/ada"))
+
+
+def test_each_path_of_a_list_of_manifests_is_checked() -> None:
+    load({**MINIMAL, "manifest": ["a", {"path": f"s3://bucket/{'x' * 300}.csv", "root": "c"}]})
+    for entry in (300 * "x", {"path": "b\0"}, {"path": "b", "root": 300 * "x"}):
+        assert has_line_with(refusal({**MINIMAL, "manifest": ["a", entry]}), "  manifest.1", "path")
+
+
+@pytest.mark.parametrize("name", ["n" * 101, "n\n", "../n", ""])
+def test_an_experiment_whose_files_could_not_be_named_after_it_is_refused(name: str) -> None:
+    load({**MINIMAL, "experiments": {"n" * 100: {}}})
+    assert "experiments: names hold 1 to 100 " in refusal({**MINIMAL, "experiments": {name: {}}})
 
 
 def test_a_repository_without_an_owner_is_named() -> None:

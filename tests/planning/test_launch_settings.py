@@ -135,6 +135,21 @@ def test_the_users_accelerate_config_sets_processes_and_machines(tmp_path: Path)
     assert value(words, "--num_cpu_threads_per_process") == "2"  # 4 threads for 2 processes
 
 
+@pytest.mark.parametrize("kind", ["missing", "pipe", "folder", "device"])
+def test_an_accelerate_config_that_is_not_a_file_is_named(tmp_path: Path, kind: str) -> None:
+    """A pipe would hold the workflow, /dev/zero would fill the memory."""
+    path = tmp_path / "own.yaml"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "device":
+            path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=rf"train\.accelerate_config: {path} "):
+        command({}, accelerate_config=str(path))
+
+
 @pytest.mark.parametrize(("num_processes", "are_several"), [(1, False), (2, True)])
 def test_multi_gpu_is_passed_for_several_processes(num_processes: int, are_several: bool) -> None:
     """Without --multi_gpu accelerate starts a single process."""

@@ -55,6 +55,12 @@ def test_a_folder_with_a_leading_dash_or_a_newline_is_refused(name: str) -> None
     assert "begins with a dash or has a line break" in fault_of(Path(name))
 
 
+def test_a_folder_that_no_path_can_lead_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("n" * 256, "circle/results", "a\0b"):
+        assert has_line_with(fault_of(tmp_path / name), name, "cannot be opened")
+
+
 @pytest.mark.parametrize("place", ["results", "results/data"])
 def test_an_unwritable_folder_is_named_with_its_owner(
     tmp_path: Path, place: str, as_a_user: None

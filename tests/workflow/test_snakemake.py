@@ -683,14 +683,11 @@ def test_the_users_accelerate_config_overrides_the_launch_settings(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "num_processes: 4\n", "num_processes: many\nnum_machines: 1\n"]
+    "text", ["", "num_processes: 4\n", "num_processes: many\nnum_machines: 1\n"]
 )
-def test_an_accelerate_config_without_process_counts_is_refused(
-    tmp_path: Path, text: str | None
-) -> None:
+def test_an_accelerate_config_without_process_counts_is_refused(tmp_path: Path, text: str) -> None:
     own = tmp_path / "accelerate.yaml"
-    if text is not None:
-        own.write_text(text)
+    own.write_text(text)
     train = {"num_processes": 1, "num_machines": 1, "accelerate_config": str(own)}
     train |= {"main_process_ip": None, "main_process_port": None}
     with pytest.raises(UserError, match=r"train\.accelerate_config: .*num_processes and num_mach"):
