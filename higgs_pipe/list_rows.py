@@ -22,6 +22,7 @@ from higgs_pipe.planning.recordings import (
     FIRST_STAMP,
     FileState,
     FileStates,
+    folders_of_missing,
     read_states,
     save_states,
     states_of,
@@ -69,7 +70,8 @@ def run(
     entries = [_local(entry, json.loads(fetched)) for entry in named]
     embedded = rows.absolute().with_name("embedded")
     states_of_manifests = states_of(manifest_files(stage.model_dump()))  # before they are read
-    write_rows(rows, read_manifests(entries, extract_to=embedded), stamp)
+    found = read_manifests(entries, extract_to=embedded)
+    write_rows(rows, found, stamp)
     stored = StoredRows(rows)
     shards: list[set[Span]] = [set() for _ in range(stage.data.num_shards)]
     for row in stored:
@@ -88,8 +90,11 @@ def run(
     )
     write_shards(recordings_dir, RECORDINGS, recordings)
     if file_states is not None:
+        others = {**found.transcripts, **states_of(folders_of_missing(seen))}
+        others = {path: others[path] for path in others.keys() - states_of_manifests.keys()}
+        states = FileStates(stamp, seen, first_seen, states_of_manifests, others)
         with atomic_write(file_states) as temporary:
-            save_states(temporary, FileStates(stamp, seen, first_seen, states_of_manifests))
+            save_states(temporary, states)
     if num_removed := remove_unused(embedded, paths):
         logger.info("%s: removed %d recordings that no row names", embedded, num_removed)
     names = [entry if isinstance(entry, str) else entry.path for entry in named]

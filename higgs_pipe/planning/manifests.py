@@ -16,8 +16,7 @@ def manifest_files(config: Mapping[str, Any]) -> list[str]:
     transcripts. A missing file is listed too.
     """
     files: dict[str, None] = {}
-    for path in _paths(config):
-        folder = path.parent if path.name == METADATA_JSON else path
+    for path, folder in _paths(config):
         if folder.is_dir():
             found = [folder / name for name in MANIFESTS_IN_FOLDER if (folder / name).is_file()]
             below = [
@@ -41,14 +40,14 @@ def config_of_other(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recordings_in_folders(config: Mapping[str, Any]) -> str:
-    """Return a hash of the names of all recordings in manifests that are folders.
+    """Return a hash of the names of all recordings in folders that manifests stand for.
 
     If a recording is added or removed there, the folder must be read again; recordings that other
     manifests name are known from these.
     """
     digest = hashlib.sha256()
-    for path in _paths(config):
-        for file in files_below(path):
+    for _, folder in _paths(config):
+        for file in files_below(folder):
             if audio_stem(file):
                 digest.update(f"{file}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -60,9 +59,10 @@ def manifest_entries(manifest: Any) -> list[Mapping[str, Any]]:
     return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
 
 
-def _paths(config: Mapping[str, Any]) -> list[Path]:
-    """Return the paths of all manifests."""
-    return [Path(entry["path"]) for entry in manifest_entries(config["manifest"])]
+def _paths(config: Mapping[str, Any]) -> list[tuple[Path, Path]]:
+    """Return the path of each manifest, and that of the folder that it stands for, if any."""
+    paths = [Path(entry["path"]) for entry in manifest_entries(config["manifest"])]
+    return [(path, path.parent if path.name == METADATA_JSON else path) for path in paths]
 
 
 def inputs(paths: Sequence[str]) -> list[str]:

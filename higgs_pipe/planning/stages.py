@@ -27,7 +27,7 @@ STAGES = {
     "models": Stage("validate", "check_models", "check_models", 1),
     "base_model": Stage("pack", "pin_model", "pin_model", 1),
     "codec": Stage("tokenize", "pin_model", "pin_model", 1),
-    "list_rows": Stage("validate", "list_rows", "list_rows", 8),
+    "list_rows": Stage("validate", "list_rows", "list_rows", 9),
     "measure": Stage("validate", "measure_shard", "measure", 8),
     "validate": Stage("validate", "judge_clips", "validate", 13),
     "clips_page": Stage("validate", "clips_page", "clips_page", 6),

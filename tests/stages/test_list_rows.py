@@ -8,7 +8,9 @@ import pytest
 from helpers import run_validation, tone
 
 from higgs_pipe import list_rows
-from higgs_pipe.data.tables import shard_path
+from higgs_pipe.data.specs import ROWS
+from higgs_pipe.data.tables import read_table, shard_path
+from higgs_pipe.planning.recordings import stamp_of
 
 
 @pytest.mark.parametrize("has_changed", [False, True])
@@ -39,3 +41,53 @@ def test_a_touched_recording_keeps_its_first_state_in_all_later_runs(
     os.utime(recording, (1e9, 1e9))
     assert (listed() != first) == has_changed
     assert (listed() != first) == has_changed
+
+
+def listed(folder: Path, manifest: Path) -> list[dict[str, str]]:
+    """List a manifest as Snakemake would; return its rows."""
+    folder.mkdir(exist_ok=True)
+    config = folder / "list_rows.json"
+    config.write_text(json.dumps({"manifest": str(manifest), "data": {"num_shards": 1}}))
+    list_rows.run(
+        config,
+        folder / "rows.parquet",
+        folder / "recordings",
+        file_states=folder / "recordings.json",
+        stamp=planned(folder, manifest),
+    )
+    rows: list[dict[str, str]] = read_table(folder / "rows.parquet", ROWS).to_pylist()
+    return rows
+
+
+def planned(folder: Path, manifest: Path) -> str:
+    return stamp_of(folder / "recordings.json", [str(manifest)])
+
+
+def test_a_transcript_that_a_manifest_names_is_read_again_once_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "a.words").write_text("What was said.")
+    manifest = tmp_path / "mine.json"
+    sample = {"id": "a", "audio_file": "a.wav", "transcript_file": "a.words"}
+    manifest.write_text(json.dumps({"samples": [sample]}))
+    tone(tmp_path / "a.wav", 1.0)
+    assert listed(tmp_path / "run", manifest)[0]["text"] == "What was said."
+    before = planned(tmp_path / "run", manifest)
+    assert before == planned(tmp_path / "run", manifest)
+    (tmp_path / "a.words").write_text("What was really said.")
+    assert planned(tmp_path / "run", manifest) != before
+    assert listed(tmp_path / "run", manifest)[0]["text"] == "What was really said."
+
+
+@pytest.mark.parametrize("name", ["wavs/a.flac", "a.mp3"])
+def test_a_missing_recording_is_found_once_it_comes_with_another_ending(
+    tmp_path: Path, name: str
+) -> None:
+    manifest = tmp_path / "lj/m.csv"
+    tone(tmp_path / "lj/wavs/b.wav", 1.0)
+    manifest.write_text("a|What is said.\nb|What else is said.\n")
+    assert listed(tmp_path / "run", manifest)[0]["audio"] == "wavs/a.wav"
+    before = planned(tmp_path / "run", manifest)
+    assert before == planned(tmp_path / "run", manifest)
+    tone(tmp_path / "lj" / name, 1.0)
+    assert planned(tmp_path / "run", manifest) != before
+    assert listed(tmp_path / "run", manifest)[0]["audio"] == name
+    assert planned(tmp_path / "run", manifest) == planned(tmp_path / "run", manifest)

@@ -84,6 +84,7 @@ def read_manifests(
         dict(sorted(found.ignored_keys.items())),
         tuple(findings.notes),
         {reason: sorted(names) for reason, names in sorted(findings.left_out.items())},
+        findings.transcripts,
     )
 
 

@@ -1,6 +1,6 @@
 """Rows of manifests in columns: in memory as they are read, and in the table of ``list_rows``."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from higgs_pipe.data.manifests.row import Row
 from higgs_pipe.data.spans import Span
 from higgs_pipe.data.specs import ROWS
 from higgs_pipe.data.tables import open_table, write_parts
+from higgs_pipe.planning.recordings import FileState
 
 NAMES = tuple(field.name for field in fields(Row))
 PATHS = ("audio_path", "ref_audio_path")
@@ -67,6 +68,7 @@ class ManifestRows:
     ignored_keys: dict[str, int]  # how many rows had each unknown key
     notes: tuple[str, ...] = ()  # such as names of columns that were guessed
     left_out: dict[str, list[str]] = field(default_factory=dict)  # files below folders, by reason
+    transcripts: Mapping[str, FileState] = field(default_factory=dict)  # those read, by their paths
 
 
 def write_rows(path: Path, manifest: ManifestRows, recordings_stamp: str = "") -> None:

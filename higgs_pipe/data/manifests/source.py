@@ -23,6 +23,7 @@ from higgs_pipe.planning.bounds import (
     MAX_MANIFEST_BYTES,
     MAX_TRANSCRIPT_BYTES,
 )
+from higgs_pipe.planning.recordings import FileState, state_of
 from higgs_pipe.planning.user_files import UnfitFileError, read_file
 
 
@@ -54,6 +55,7 @@ class Findings:
     faults: list[tuple[str, str]] = field(default_factory=list)  # places and facts
     notes: dict[str, None] = field(default_factory=dict)  # for the log, each once
     left_out: dict[str, list[str]] = field(default_factory=dict)  # files, by the reason
+    transcripts: dict[str, FileState] = field(default_factory=dict)  # those read, by their paths
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ class Source:
             RowFault: There is no such file, it is not UTF-8 text of at most
                 ``MAX_TRANSCRIPT_BYTES``, or it holds more than the words.
         """
+        self.findings.transcripts[path] = state_of(path)
         try:
             content = as_utf8(read_file(Path(path), MAX_TRANSCRIPT_BYTES))
             text = decoded(content.removeprefix(codecs.BOM_UTF8), path).strip()

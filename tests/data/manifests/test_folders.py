@@ -299,9 +299,10 @@ def test_references_in_a_subfolder_with_metadata_are_below_it(tmp_path: Path) ->
     assert heard == [str(tmp_path / f"two/{name}.wav") for name in "01b"]
 
 
-def test_adding_a_recording_to_a_folder_changes_the_plan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [".", "metadata.json"])
+def test_adding_a_recording_to_a_folder_changes_the_plan(tmp_path: Path, named: str) -> None:
     folders = [fill(tmp_path / "other", "z.wav"), fill(tmp_path / "own", "ada/x.wav", "ada/x.txt")]
-    config = {"manifest": list(map(str, folders))}
+    config = {"manifest": [str(folder / named) for folder in folders]}
     before = manifests.recordings_in_folders(config)
     fill(tmp_path / "own", "ada/x.wav", "notes.pdf")
     assert manifests.recordings_in_folders(config) == before
