@@ -407,11 +407,15 @@ def test_the_proof_has_the_numbers_of_the_packaged_adapter(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "factor", "is_evals"),
+    ("dtype", "name", "factor", "is_evals"),
     [
-        *(("float32", 1 + error, True) for error in (5e-5, -5e-5)),
-        *(("float32", 1 + error, False) for error in (2e-4, -2e-4)),
-        *(("float64", 1 + error, False) for error in (1e-7, -1e-7)),
+        *(("float32", "loss", 1 + error, True) for error in (5e-5, -5e-5)),
+        *(("float32", "loss", 1 + error, False) for error in (2e-4, -2e-4)),
+        *(("float64", "audio_loss", 1 + error, False) for error in (1e-7, -1e-7)),
+        ("bfloat16", "loss", 1.009, True),
+        ("bfloat16", "loss", 1.011, False),
+        ("bfloat16", "audio_loss", 0.9985, True),
+        ("bfloat16", "audio_loss", 0.9975, False),
     ],
 )
 def test_the_held_out_loss_of_the_proof_must_match_eval_within_rounding(
@@ -420,26 +424,29 @@ def test_the_held_out_loss_of_the_proof_must_match_eval_within_rounding(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     dtype: str,
+    name: str,
     factor: float,
     is_evals: bool,
 ) -> None:
-    """The loss of eval is 8 nats or so; that of the proof is ``factor`` times as high."""
+    """A loss of eval is 8 nats or so; that of the proof is ``factor`` times as high."""
     metrics = results / "experiments/voice/eval/metrics.json"
-    evals = EvalMetrics.read(metrics).adapter.eval_loss
+    evals = EvalMetrics.read(metrics).adapter
+    losses = {"loss": evals.eval_loss, "audio_loss": evals.eval_audio_loss}
+    losses[name] *= factor
     base = {"base_model": str(corpus.base)}
     config = write_stage_config(
         tmp_path / "eval.json", **base, eval={"device": "cpu", "dtype": dtype}
     )
     monkeypatch.setattr(verify, "held_out_sums", lambda *_: {})
     monkeypatch.setattr(verify, "total_of", lambda _: None)
-    monkeypatch.setattr(verify, "named_losses", lambda _: {"loss": factor * evals})
+    monkeypatch.setattr(verify, "named_losses", lambda _: losses)
     proof = tmp_path / "proof.json"
     arguments = config, results / "adapters/voice", corpus.eval_rows, metrics, proof
     if is_evals:
         verify.run(*arguments)
-        assert Proof.read(proof).eval_loss == factor * evals
+        assert Proof.read(proof).eval_loss == losses["loss"]
     else:
-        with pytest.raises(UserError, match="the held-out loss is"):
+        with pytest.raises(UserError, match=f"the held-out {name.replace('_', ' ')} is"):
             verify.run(*arguments)
 
 
