@@ -93,20 +93,27 @@ def test_a_rejected_row_has_its_own_text_length_and_message() -> None:
     ]
 
 
-@pytest.mark.parametrize(("end_seconds", "level"), [(3.0, 0.25), (1.25, 0.25), (None, 0.25)])
+@pytest.mark.parametrize(
+    ("start_seconds", "end_seconds", "seconds"),
+    [(1.0, 3.0, 0.5), (1.0, 1.25, 0.25), (1.0, None, 0.5), (0.25, 3.0, 0.5)],
+)
 def test_the_player_starts_at_the_start_of_the_span(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end_seconds: float | None, level: float
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_seconds: float,
+    end_seconds: float | None,
+    seconds: float,
 ) -> None:
     """Of half a second at most, at the rate of the players, of a file with a level per second."""
     monkeypatch.undo()
     monkeypatch.setattr(clips, "MAX_PLAYED_SECONDS", 0.5)
     monkeypatch.setattr(clips, "make_player", lambda *arguments: arguments)
-    levels = np.repeat([0.125, level, 0.5], 8000)
+    levels = np.repeat([0.125, 0.25, 0.5], 8000)
     sf.write(tmp_path / "a.wav", np.stack([-levels, levels], axis=1), 8000, subtype="FLOAT")
-    span = Span(str(tmp_path / "a.wav"), 1.0, end_seconds)
+    span = Span(str(tmp_path / "a.wav"), start_seconds, end_seconds)
     samples, rate_hz, longest = clips._player(span, channel=1)  # type: ignore[misc]
-    seconds = 0.25 if end_seconds == 1.25 else 0.5
     assert len(samples) == pytest.approx(24_000 * seconds, abs=2)
+    level = 0.25 if start_seconds == 1 else 0.125
     assert samples[1000:-1000] == pytest.approx(level, abs=0.01)
     assert (rate_hz, longest) == (24_000, None)
 
@@ -130,6 +137,8 @@ def test_a_measure_lists_its_filters_and_the_rejected_rows_beyond_them(
         "characters_per_second": ([14.0], speeds.tolist(), [2.0, 20.0]),
         "stoi": ([], [0.25], []),
     }
+    columns = {column.name: column.description for column in CLIPS.columns}
+    assert [chart.description for chart in found] == [columns[name] for name in named]
     sentences = {name: chart.filters for name, chart in zip(named, found, strict=True)}
     assert sentences == {
         "snr_db": ["validate.filters.min_snr_db = 0: 0 rows beyond it"],

@@ -182,9 +182,12 @@ def test_measures_of_a_take_are_shown_next_to_it_and_can_be_sorted_by(inputs: In
     assert page.count('data-words="-1" data-voice="-1"') == 1  # not measured, so it sorts last
 
 
-def test_the_takes_of_another_base_are_shown_next_to_its_adapters(inputs: Inputs) -> None:
+@pytest.mark.parametrize("setting", ["base_model", "base_model_revision"])
+def test_the_takes_of_another_base_are_shown_next_to_its_adapters(
+    inputs: Inputs, setting: str
+) -> None:
     inputs.experiments["other"] = inputs.experiment()
-    inputs.experiments["other"]["train/config.json"]["base_model"] = "resources/tiny-higgs-v3"
+    inputs.experiments["other"]["train/config.json"][setting] = "another"
     inputs.write()
     table = inputs.folder / "experiments/other/eval/generation.parquet"
     spoken = read_table(table, GENERATED).to_pylist()

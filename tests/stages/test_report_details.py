@@ -135,6 +135,21 @@ def test_a_loss_of_0_is_drawn_and_a_single_point_has_a_marker(
     assert 0 < lines[2].get_ydata()[0] < 0.1  # of the height, at the bottom
 
 
+def test_steps_have_whole_ticks_and_seconds_and_hours_need_not(drawn: list[Figure]) -> None:
+    training = [SimpleNamespace(step=step, loss=1.0) for step in (1, 2)]
+    held_out = [SimpleNamespace(step=step, eval_loss=1.0) for step in (0, 2)]
+    log = SimpleNamespace(training=training, held_out=held_out, samples=[], alarms=[])
+    experiment: Any = SimpleNamespace(name="a", colour=COLOURS[0], log=log)
+    charts.draw_loss("Loss", "loss", [experiment])
+    charts.draw_durations({"train": [0.5, 2.0]})
+    charts.draw_hours("Hours", {"ada": 2.0})
+    axes: list[Any] = [figure.axes[0] for figure in drawn]
+    are_whole = [all(float(tick).is_integer() for tick in each.get_xticks()) for each in axes]
+    assert are_whole == [True, False, False]
+    units = ["optimizer step", "length of a clip, seconds", "hours"]
+    assert [each.get_xlabel() for each in axes] == units
+
+
 def test_long_names_are_truncated_and_dollar_signs_are_escaped(drawn: list[Figure]) -> None:
     charts.draw_hours("Hours", {"a" * 18: 2.0, "b" * 19: 1.0, "$c$": 0.5})
     labels: Any = drawn[0].axes[0].get_yticklabels()
@@ -183,23 +198,51 @@ def test_prompts_are_sorted_by_their_worst_adapter(inputs: Inputs) -> None:
     assert page.count('data-voice="0.75"') == 3
 
 
-def test_waveforms_of_a_row_share_one_time_axis(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(prompts, "read_player", lambda path, longest, rule: asked.append(longest))
+def line_played(
+    monkeypatch: pytest.MonkeyPatch, adapters: dict[str, float], bases: dict[str, float]
+) -> list[tuple[str, float | None]]:
+    """The files that a prompt's players read, with the lengths of their axes.
+
+    The arguments have the seconds of the experiments' takes, and of those of their own bases.
+    """
+    played: list[tuple[str, float | None]] = []
+    monkeypatch.setattr(
+        prompts, "read_player", lambda path, longest, rule: played.append((str(path), longest))
+    )
     row: dict[str, Any] = {"text": "t", "speaker": None, "language": None}
-    row |= {"task": "speech", "sample": "s", "reference": "r", "has_stopped": None}
+    row |= {"task": "speech", "reference": "r", "has_stopped": None}
     row |= dict.fromkeys(("num_words", "transcript", "similarity_to_recording", "dnsmos"))
     row |= {"silence_share": 0.0, "longest_silence_seconds": 0.0, "repeated_frame_share": 0.0}
-    voices = {
-        v: row | {"duration_seconds": s}
-        for v, s in (("recording", 1.0), ("codec", 1.0), ("base", 4.0))
-    }
-    files: Any = SimpleNamespace(samples=Path("samples"))
-    for adapter_seconds, longest in ((2.0, 4.0), (5.0, 5.0)):
-        adapters = {"default": row | {"duration_seconds": adapter_seconds}}
-        asked.clear()
-        prompts._line(voices, {}, adapters, {"default": files}, rank=1)
-        assert asked == [longest] * 4 + [None]  # the reference has its own
+
+    def take(voice: str, seconds: float) -> dict[str, Any]:
+        return row | {"sample": voice, "duration_seconds": seconds}
+
+    files: Any = {name: SimpleNamespace(samples=Path(name)) for name in adapters}
+    prompts._line(
+        {v: take(v, s) for v, s in (("recording", 1.0), ("codec", 1.0), ("base", 4.0))},
+        {name: take("base", seconds) for name, seconds in bases.items()},
+        {name: take("adapter", seconds) for name, seconds in adapters.items()},
+        files,
+        rank=1,
+    )
+    return played
+
+
+@pytest.mark.parametrize(("adapter_seconds", "longest"), [(2.0, 4.0), (5.0, 5.0)])
+def test_waveforms_of_a_row_share_one_time_axis(
+    monkeypatch: pytest.MonkeyPatch, adapter_seconds: float, longest: float
+) -> None:
+    played = line_played(monkeypatch, adapters={"default": adapter_seconds}, bases={})
+    assert [axis for _, axis in played] == [longest] * 4 + [None]  # the reference has its own
+
+
+def test_each_take_is_played_from_the_samples_of_its_own_experiment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    played = line_played(monkeypatch, adapters={"a": 1.0, "b": 1.0}, bases={"b": 6.0})
+    of_first = ["a/recording", "a/codec", "a/base", "a/adapter"]
+    assert [path for path, _ in played] == [*of_first, "b/base", "b/adapter", "a/r"]
+    assert {axis for _, axis in played} == {6.0, None}
 
 
 def test_the_page_names_the_temperature_and_the_clustering(inputs: Inputs) -> None:
