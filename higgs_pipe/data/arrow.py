@@ -27,7 +27,10 @@ def to_arrow(
 def _to_array(arrow_type: pa.DataType, values: list[Any]) -> pa.Array:
     if values and isinstance(values[0], np.ndarray):
         return _lists(arrow_type, np.concatenate(values), [len(value) for value in values])
-    return pa.array(values, type=arrow_type)
+    array = pa.array(values, type=arrow_type)
+    if pa.types.is_integer(arrow_type) and pa.types.is_floating(pa.infer_type(values)):
+        return pa.array(values).cast(arrow_type)  # it refuses a fraction; pa.array drops it
+    return array
 
 
 def lists_to_arrow(spec: TableSpec, columns: Mapping[str, tuple[Any, Any]]) -> pa.Table:
