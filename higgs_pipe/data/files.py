@@ -80,8 +80,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; remove it in the end."""
     folder = _temporary(path)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         with _locked(folder / LOCK):
             yield folder
     finally:
