@@ -1,6 +1,7 @@
 """Atomic writes and the leftovers of killed processes."""
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ from higgs_pipe.data.files import (
     check_free_space,
     clear_left_behind,
     full_disk_named,
+    has_changed,
     prepare_for,
+    write_checksum,
     write_json,
     write_text,
 )
@@ -46,7 +49,8 @@ with getattr(files, sys.argv[1])(Path(sys.argv[2])) as temporary:
 def start_to_write(path: Path, kind: str = "atomic_write") -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", WRITER, kind, str(path)]
     writer = subprocess.Popen(command, env=environment_with())
-    wait_until(lambda: any(entry.stat().st_size for entry in path.parent.glob(".*.tmp")))
+    is_begun = {"atomic_write": ".*.tmp", "atomic_folder": ".*.tmp/*/half"}[kind]
+    wait_until(lambda: any(entry.stat().st_size for entry in path.parent.glob(is_begun)))
     return writer
 
 
@@ -105,6 +109,18 @@ def test_leftovers_of_another_host_are_removed_after_a_day(
     written = time.time() - age_seconds
     os.utime(tmp_path / name, (written, written))
     assert (name in write_another(tmp_path)) == is_kept
+
+
+@pytest.mark.parametrize("kind", ["atomic_write", "temporary_folder"])
+def test_an_old_temporary_file_that_another_host_still_locks_is_kept(
+    tmp_path: Path, kind: str
+) -> None:
+    with ExitStack() as writing:
+        with pytest.MonkeyPatch.context() as elsewhere:
+            elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+            made = writing.enter_context(getattr(files, kind)(tmp_path / "table"))
+        os.utime(made / files.LOCK if made.is_dir() else made, (0, 0))
+        assert write_another(tmp_path) == [made.name, "another"]
 
 
 def test_a_signal_leaves_no_folder_behind(tmp_path: Path) -> None:
@@ -199,6 +215,9 @@ def test_a_folder_is_refused_as_a_file_before_any_work(tmp_path: Path) -> None:
         prepare_for(tmp_path)
     prepare_for(tmp_path / "new/file")
     assert (tmp_path / "new").is_dir()
+    write_text(tmp_path / "new/file", "whole")
+    with pytest.raises(UserError, match="cannot be created"):
+        prepare_for(tmp_path / "new/file/another")
 
 
 def test_a_failed_write_names_its_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -211,6 +230,12 @@ def test_a_failed_write_names_its_file_and_leaves_nothing_behind(tmp_path: Path)
         write_half()
     assert caught.value.filename == str(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "a"):
+        (tmp_path / "absent").read_bytes()
+    assert caught.value.filename == str(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -227,6 +252,23 @@ def test_json_is_readable_and_never_holds_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "b.json", float("nan"))
     assert not (tmp_path / "b.json").exists()
+
+
+def test_a_checksum_is_what_sha256sum_writes(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"whole")
+    write_checksum(tmp_path / "a.bin")
+    expected = f"{hashlib.sha256(b'whole').hexdigest()}  a.bin\n"
+    assert (tmp_path / "a.bin.sha256").read_text() == expected
+
+
+@pytest.mark.parametrize("checksum", [b"\xff", b"", hashlib.sha256(b"other").hexdigest().encode()])
+def test_a_file_has_changed_if_its_checksum_is_another(tmp_path: Path, checksum: bytes) -> None:
+    (tmp_path / "a.bin").write_bytes(b"whole")
+    assert not has_changed(tmp_path / "a.bin")
+    (tmp_path / "a.bin.sha256").write_bytes(checksum)
+    assert has_changed(tmp_path / "a.bin")
+    (tmp_path / "a.bin").unlink()
+    assert not has_changed(tmp_path / "a.bin")
 
 
 def test_a_process_of_another_user_is_running(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import ValidationError
 
-from higgs_pipe.data.results import Result, ResultPart
+from higgs_pipe.data.results import Result, ResultPart, write_hashed
 from higgs_pipe.errors import UserError
 
 
@@ -92,6 +92,26 @@ def test_text_that_is_not_a_valid_json_object_is_refused_with_its_place(text: st
         Counts.parse(text, "counts.jsonl:3")
 
 
+def test_every_wrong_key_is_named(tmp_path: Path) -> None:
+    text = json.dumps(json.loads(TEXT) | {"title": 3, "longest": "long", "other": 1})
+    with pytest.raises(UserError) as caught:
+        Counts.parse(text, "counts.json")
+    assert [key for key in json.loads(text) if f"`{key}`" in str(caught.value)] == [
+        "title",
+        "longest",
+        "other",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"\xff", 100_000 * b"["], ids=["not UTF-8", "nested"])
+def test_a_file_of_other_bytes_is_refused_with_file_and_rule(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "counts.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"(?s)counts\.json: ?.*--forcerun count_rule"):
+        Counts.read(tmp_path / "counts.json")
+
+
 def test_nan_is_refused_on_writing() -> None:
     with pytest.raises(ValidationError, match=r"hours"):
         Share(hours=float("nan"), num_clips=1)
@@ -126,3 +146,21 @@ def test_files_that_belong_to_a_result_are_checked_with_it(tmp_path: Path) -> No
     other.unlink()
     with pytest.raises(UserError, match=r"a\.bin: the file is missing"):
         Counts.read(path)
+
+
+def test_each_file_beside_a_result_has_its_own_hash(tmp_path: Path) -> None:
+    path, others = tmp_path / "counts.json", [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for other in others:
+        other.write_text(other.name)
+    COUNTS.write(path, beside=["a.bin", "b.bin"])
+    assert Counts.read(path) == COUNTS
+    others[1].write_text("a.bin")
+    with pytest.raises(UserError, match=r"b\.bin: changed since it was written"):
+        Counts.read(path)
+
+
+@pytest.mark.parametrize("beside", [{"../a.bin": ""}, {"": ""}, ["a.bin"], "a.bin"])
+def test_only_files_of_its_own_folder_belong_to_a_result(tmp_path: Path, beside: Any) -> None:
+    write_hashed(tmp_path / "a.json", {"number": 5, "sha256_beside": beside})
+    with pytest.raises(UserError, match="names files elsewhere"):
+        Beside.read(tmp_path / "a.json")

@@ -31,6 +31,14 @@ def test_rows_have_the_values_and_types_of_their_table() -> None:
     assert [type(value) for value in found[0].values()] == [str, float, int, type(None), bool, list]
 
 
+def test_rows_are_found_by_place_from_either_end_and_in_slices() -> None:
+    rows = TableRows(pa.table({"number": range(5)}))
+    assert [rows[place]["number"] for place in (0, 3, -1, -5)] == [0, 3, 4, 0]
+    assert [row["number"] for row in rows[1:4:2]] == [1, 3]
+    with pytest.raises(IndexError):
+        rows[5]
+
+
 TYPES = pa.schema(
     {
         "name": pa.string(),

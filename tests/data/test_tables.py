@@ -14,8 +14,16 @@ from helpers import files_of_at_most
 
 from higgs_pipe.data import tables
 from higgs_pipe.data.arrow import memory_shared_with_python
-from higgs_pipe.data.specs import Column, TableSpec, codes_spec
-from higgs_pipe.data.tables import TableFile, open_table, write_table
+from higgs_pipe.data.specs import CodecInfo, Column, TableSpec, codes_spec
+from higgs_pipe.data.tables import (
+    METADATA_KEY,
+    TableFile,
+    open_table,
+    read_codec_info,
+    table_writer,
+    write_groups,
+    write_table,
+)
 from higgs_pipe.errors import UserError
 
 
@@ -137,6 +145,76 @@ def test_parts_of_any_size_are_written_as_rows_are(
     assert [found.read_row_group(i).num_rows for i in range(found.num_row_groups)] == groups
     assert tables.read_table(tmp_path / "parts", SPEC).to_pylist() == rows
     assert tables.read_table(tmp_path / "parts", SPEC, ["size"]).column_names == ["size"]
+
+
+def test_columns_and_rows_are_read_as_asked_for(tmp_path: Path) -> None:
+    rows = [{"name": f"{number}", "size": number} for number in range(5)]
+    write_table(tmp_path / "t", SPEC, rows)
+    table = open_table(tmp_path / "t", SPEC)
+    assert table.read_row_group(0, ["size"]).to_pylist() == [{"size": n} for n in range(5)]
+    assert table.read_row_group(0).to_pylist() == rows
+    batches = table.iter_batches(2, ["name"])
+    assert [batch.to_pydict() for batch in batches] == [
+        {"name": ["0", "1"]},
+        {"name": ["2", "3"]},
+        {"name": ["4"]},
+    ]
+
+
+def test_groups_are_written_whole_and_counted(tmp_path: Path) -> None:
+    rows = [{"name": "a", "size": number} for number in range(5)]
+    with table_writer(tmp_path / "t", SPEC) as writer:
+        assert write_groups(writer, SPEC, rows, 2) == 5
+    found = open_table(tmp_path / "t", SPEC)
+    assert [found.read_row_group(i)["size"].to_pylist() for i in range(3)] == [[0, 1], [2, 3], [4]]
+
+
+def test_a_table_is_stamped_with_its_kind_version_and_metadata(tmp_path: Path) -> None:
+    write_table(tmp_path / "t", SPEC, [], {"key": [1]})
+    stamp = {"table": "a table", "version": 1, "key": [1]}
+    assert open_table(tmp_path / "t", SPEC).stamp() == stamp
+    whole = pq.read_table(tmp_path / "t")
+    unsigned = {METADATA_KEY: whole.schema.metadata[METADATA_KEY]}  # without its checksum
+    pq.write_table(whole.replace_schema_metadata(unsigned), tmp_path / "t")
+    with pytest.raises(UserError, match="checksum of its metadata"):
+        open_table(tmp_path / "t", SPEC)
+
+
+def test_columns_carry_their_descriptions_and_refuse_missing_values(tmp_path: Path) -> None:
+    assert SPEC.schema.field("size").metadata == {b"description": b"A size."}
+    with pytest.raises(pa.ArrowInvalid, match="non-nullable"):
+        write_table(tmp_path / "t", SPEC, [{"name": None, "size": 1}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_codes_are_packed_for_speed_and_other_tables_for_size(tmp_path: Path) -> None:
+    codes = {"clip_id": "a", "codes": np.ones((2, 8), np.int16), "num_frames": 2}
+    write_table(tmp_path / "codes", codes_spec(8), [codes | {"audio_sha256": "0"}])
+    write_table(tmp_path / "other", SPEC, [{"name": "a", "size": 1}])
+    for name, compression in (("codes", "LZ4"), ("other", "ZSTD")):
+        group = pq.ParquetFile(tmp_path / name).metadata.row_group(0)
+        assert {group.column(i).compression for i in range(group.num_columns)} == {compression}
+
+
+def test_a_codec_is_read_from_its_stamp_alone(tmp_path: Path) -> None:
+    info = CodecInfo("a", None, "f", 8, 1024, 25.0, 24_000, 960, "float32")
+    write_table(tmp_path / "t", SPEC, [], info.as_metadata())
+    assert read_codec_info(tmp_path / "t") == info
+    for metadata in ({}, {"codec_info": {"codec": "a"}}):
+        write_table(tmp_path / "t", SPEC, [], metadata)
+        with pytest.raises(UserError, match=r"t: not a table with a codec stamp; .*tokenize_shard"):
+            read_codec_info(tmp_path / "t")
+
+
+def test_a_table_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", "t")
+
+    monkeypatch.setattr(pq.ParquetFile, "__init__", refuse)
+    with pytest.raises(PermissionError):
+        open_table(tmp_path / "t", SPEC)
 
 
 def test_shards_of_an_earlier_run_are_removed(tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ def test_clips_are_spread_over_all_shards() -> None:
     assert min(shards.values()) > 70
 
 
+def test_a_clip_stays_in_the_shard_of_its_hash() -> None:
+    digests = [hashlib.sha256(f"shard\x1f{clip}".encode()).digest() for clip in numbered(20)]
+    assert [shard_of(clip, 16) for clip in numbered(20)] == [digest[0] // 16 for digest in digests]
+
+
 def test_a_single_shard_takes_every_clip() -> None:
     assert {shard_of(clip, 1) for clip in numbered(50)} == {0}
 
