@@ -9,6 +9,7 @@ from typing import Any
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.planning.checkpoint_files import read_object
 from higgs_pipe.planning.launching import train_setting
+from higgs_pipe.planning.pinning import hash_of_files
 from higgs_pipe.planning.user_files import UnfitFileError
 
 FILES = ("adapter_model.safetensors", "adapter_config.json", "base_model.json")
@@ -45,6 +46,37 @@ def ancestor_option(config: Mapping[str, Any], experiment: str) -> str:
     return "" if folder is None else f"--ancestor-dir {shlex.quote(folder)}"
 
 
+def ancestor_hash(
+    config: Mapping[str, Any], experiment: str, results: Path, cache: Path
+) -> str | None:
+    """Return a hash of the adapter that an experiment continues from.
+
+    Snakemake asks only whether an input is newer than the output, and would not notice an adapter
+    that was replaced by an older one.
+
+    Args:
+        config: The complete config.
+        experiment: The experiment.
+        results: The folder of results.
+        cache: The hashes of files, as for :func:`higgs_pipe.planning.pinning.checkpoint_hash`.
+
+    Returns:
+        None if there is no such adapter, or if an experiment of the same config trains it: then it
+        is not known while planning.
+    """
+    named = ancestor_of(config, experiment)
+    if named is None or _is_own_result(named, config, results):
+        return None
+    return hash_of_files((Path(named, name) for name in FILES), cache)
+
+
+def _is_own_result(named: str, config: Mapping[str, Any], results: Path) -> bool:
+    """Return whether an adapter is the result of an experiment of this config."""
+    trained = results.resolve() / "experiments"
+    folders = [trained / other / "train/adapter" for other in config["experiments"]]
+    return Path(named).resolve() in folders
+
+
 def check_ancestors(config: Mapping[str, Any], results: Path, is_stored: bool = False) -> None:
     """Check that each experiment can continue from its adapter.
 
@@ -75,13 +107,12 @@ def _fault(
     if named is None:
         return None
     folder = Path(named).resolve()
-    trained = results.resolve() / "experiments"
     if folder in (
-        trained / experiment / "train/adapter",
+        results.resolve() / "experiments" / experiment / "train/adapter",
         results.resolve() / "adapters" / experiment,
     ):
         return f"{named} is its own result, which training replaces; copy it to another folder"
-    if folder in [trained / other / "train/adapter" for other in config["experiments"]]:
+    if _is_own_result(named, config, results):
         there = f"{named} is a result on object storage; copy it to a folder, and name that"
         return there if is_stored else None
     lora = config["train"]["lora"] | config["experiments"][experiment].get("lora", {})

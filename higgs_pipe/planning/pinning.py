@@ -1,8 +1,9 @@
-"""A hash of the files in a checkpoint's folder, so that a changed one is pinned again."""
+"""Hashes of a checkpoint's files, so that a changed one is noticed, however old it is."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,18 @@ def checkpoint_hash(name: str, cache: Path) -> str | None:
     folder = Path(name)
     if not folder.is_dir():
         return None
-    paths = sorted(path for path in folder.iterdir() if path.suffix in CHECKPOINT_SUFFIXES)
+    paths = (path for path in folder.iterdir() if path.suffix in CHECKPOINT_SUFFIXES)
+    return hash_of_files(paths, cache)
+
+
+def hash_of_files(paths: Iterable[Path], cache: Path) -> str:
+    """Return a hash of the names and contents of those files that exist.
+
+    Args:
+        paths: The files.
+        cache: As for :func:`checkpoint_hash`.
+    """
+    paths = sorted(paths)
     stats = {path: path.stat() for path in paths if path.is_file()}
     keys = {path: f"{path.resolve()} {s.st_size} {s.st_mtime_ns}" for path, s in stats.items()}
     try:

@@ -1,6 +1,7 @@
 """Training that starts from an earlier adapter: from exactly its weights, or an error message."""
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.adapter_files import BASE_FILE
 from higgs_pipe.higgs.lora import adapter_state
 from higgs_pipe.planning.ancestors import (
+    FILES,
     ancestor_files,
+    ancestor_hash,
     ancestor_option,
     check_ancestors,
     check_lora_settings,
@@ -201,6 +204,33 @@ def test_an_earlier_adapter_is_a_rule_input_unless_its_path_has_braces(
     files = ancestor_files(config, "a")
     assert len(files) == num_files
     assert all(Path(file).parent == Path(folder) for file in files)
+
+
+def test_an_earlier_adapter_replaced_by_an_older_file_has_another_hash(tmp_path: Path) -> None:
+    """Snakemake would not notice: the file is older than the result."""
+    folder = tmp_path / "ada"
+    folder.mkdir()
+    for name in (*FILES, "README.md"):
+        (folder / name).write_text("first")
+    results = tmp_path / "results"
+    config: dict[str, Any] = {"train": {"init_adapter": str(folder)}}
+    config |= {"experiments": {"one": {}, "two": {"init_adapter": None}}}
+
+    def found(experiment: str = "one") -> str | None:
+        return ancestor_hash(config, experiment, results, tmp_path / "hashes.json")
+
+    first = found()
+    assert found("two") is None
+    (folder / "README.md").write_text("other")
+    (folder / FILES[0]).touch()
+    assert found() == first is not None
+    (folder / FILES[0]).write_text("other")
+    os.utime(folder / FILES[0], (0, 0))
+    assert found() != first
+    trained = results / "experiments/one/train/adapter"
+    shutil.copytree(folder, trained)
+    config["experiments"]["two"]["init_adapter"] = str(trained)
+    assert found("two") is None  # of the same run, so not known before it
 
 
 def test_an_adapter_trained_on_another_base_is_refused(

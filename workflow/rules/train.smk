@@ -55,6 +55,10 @@ rule train_adapter:
         overrides=lambda wildcards: launching.overrides_text(
             config, wildcards.experiment
         ),
+        # Another one if that adapter is replaced, even by an older file.
+        ancestor=lambda wildcards: ancestors.ancestor_hash(
+            config, wildcards.experiment, Path(RESULTS), HASH_CACHE
+        ),
         # It depends on `threads`, so Snakemake does not retrain when --cores differs.
         launch=lambda wildcards, threads: launching.launch_command(
             num_threads=threads,
@@ -102,6 +106,10 @@ rule publish_adapter:
         version=stages.STAGES["train"].version,
         overrides=lambda wildcards: launching.overrides_text(
             config, wildcards.experiment
+        ),
+        # Another one if that adapter is replaced, even by an older file.
+        ancestor=lambda wildcards: ancestors.ancestor_hash(
+            config, wildcards.experiment, Path(RESULTS), HASH_CACHE
         ),
         adapter_dir=subpath(output.adapter, parent=True),
     shell:
