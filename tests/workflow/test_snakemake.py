@@ -736,6 +736,38 @@ def test_a_failed_run_repeats_no_error_of_an_earlier_one(tmp_path: Path) -> None
     assert "The manifest is empty." not in run.stderr
 
 
+# The products by the file whose writing names them; the last ones only if no other is written.
+PRODUCTS = {
+    "adapters/a.zip": "adapter a  adapters/a",
+    "merged/a/SHA256SUMS": "merged a  merged/a",
+    "original/a/SHA256SUMS": "original a  original/a",
+    "experiments/a/eval/metrics.json": "metrics a  experiments/a/eval/metrics.json",
+    "experiments/a/train/adapter/adapter_config.json": "trained a  experiments/a/train/adapter",
+    "report/index.html": "report  report/index.html",
+    "packed/packing.json": "packed rows  packed",
+    "bases/b/packed/packing.json": "packed rows  bases/b/packed",
+    "data/index.html": "recordings  data/index.html",
+    "data/clips.parquet": "clips  data/clips.parquet",
+    "data/rejected.parquet": "rejected  data/rejected.parquet",
+}
+
+
+def test_each_product_is_named_when_its_file_is_written_or_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = products(Path(), ["a"], ["", "bases/b/"])
+    for file, line in PRODUCTS.items():
+        for modified_at in (1, 2):
+            before = versions(made)
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).touch()
+            os.utime(file, (modified_at, modified_at))
+            assert closing_lines(made, before) == [line]
+    labels = [line.split("  ")[0] for line in closing_lines(made, {})]
+    assert labels == ["adapter a", "merged a", "original a", "metrics a", "trained a", "report"]
+
+
 def test_a_run_ends_by_naming_only_what_it_wrote(tmp_path: Path) -> None:
     made = products(tmp_path, ["a", "b"], [""])
     adapters, data = tmp_path / "adapters", tmp_path / "data"
