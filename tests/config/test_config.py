@@ -236,6 +236,9 @@ def test_a_word_allowed_instead_of_a_number_is_named(key: str, value: Any, told:
 def test_a_fault_in_a_list_is_named_by_its_place() -> None:
     weights = {**MINIMAL, "train": {"loss_weights": {"codebooks": [1, "two"]}}}
     assert "  train.loss_weights.codebooks.1: must be a finite number" in refusal(weights)
+    entries = {**MINIMAL, "manifest": [{"path": "m.csv"}, {"path": "n.csv", "root": 1, "rot": 2}]}
+    for named in ("  manifest.1.root: must be null or text", "  manifest.1.rot: unknown key"):
+        assert named in refusal(entries)
 
 
 def test_a_misplaced_key_of_an_experiment_is_found_in_the_experiment() -> None:

@@ -81,6 +81,8 @@ def test_each_machine_divides_its_threads_among_its_processes(tmp_path: Path) ->
     words = shlex.split(launch_command(4, 8, tmp_path, num_machines=2))
     assert "--cpus-per-task=8" in words
     assert value(words, "--num_cpu_threads_per_process") == "4"
+    few = shlex.split(launch_command(4, 2, tmp_path))
+    assert value(few, "--num_cpu_threads_per_process") == "1"
 
 
 def test_every_launch_option_is_given_to_accelerate(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_faults_of_base_and_codec_come_in_one_error(tiny_base: Path) -> None:
 
 def test_the_base_built_by_the_demo_may_be_missing(tmp_path: Path) -> None:
     demo = tmp_path / "tiny"
-    check_folders(config_of(demo, demo / "codec"), [str(demo)])
+    check_folders(config_of(demo, demo / "codec"), [str(tmp_path / "tiny-v3"), str(demo)])
     with pytest.raises(UserError, match="does not exist"):
         check_folders(config_of(demo, tmp_path / "codec"), [str(demo)])
 
@@ -113,6 +113,10 @@ def test_a_model_on_the_hub_is_checked_without_its_weights(tmp_path: Path) -> No
     folder = checkpoint(tmp_path / "base", BODY, HEAD)
     (folder / "model.safetensors").unlink()
     assert weights_fault("base_model", folder, has_files=False) is None
+    of_several_files = sharded(tmp_path / "large", BODY, HEAD)
+    for file in of_several_files.glob("*.safetensors"):
+        file.unlink()
+    assert weights_fault("base_model", of_several_files, has_files=False) is None
     check_folders(config_of(Path("org/model"), Path("org/codec")), [])
 
 
@@ -222,10 +226,11 @@ def test_a_folder_without_weights_is_named_in_planning(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_lists_its_siblings(tmp_path: Path) -> None:
-    (tmp_path / "higgs-3b").mkdir()
-    (tmp_path / ".hidden").mkdir()
+    for name in ("higgs-3b", ".hidden", *(f"b{number}" for number in range(10))):
+        (tmp_path / name).mkdir()
     fault = str(folder_fault("codec", str(tmp_path / "higgs-3B")))
-    assert fault == f"does not exist; folders in {tmp_path}: higgs-3b"
+    first_ten = "b0, b1, b2, b3, b4, b5, b6, b7, b8, b9"
+    assert fault == f"does not exist; folders in {tmp_path}: {first_ten}"
 
 
 def test_a_folder_name_that_looks_like_an_option_is_refused(
@@ -250,6 +255,7 @@ def test_a_weights_file_given_instead_of_its_folder_is_named(tmp_path: Path) -> 
     ("name", "is_id"),
     [
         ("org/model", True),
+        ("model", True),
         ("org/model-3B.v2", True),
         ("./model", False),
         ("/models/base", False),

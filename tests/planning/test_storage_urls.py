@@ -20,6 +20,7 @@ IS_THERE, IS_NOT = "json", "snakemake_storage_plugin_of_nobody"
         ("s3://b/corpus/", ["s3://b/corpus"]),
         (["a.jsonl", "s3://b/two/m.csv", "s3://b/one/m.csv"], ["s3://b/one", "s3://b/two"]),
         ({"path": "m.csv", "root": "s3://b/wavs/"}, ["s3://b/wavs"]),
+        ({"path": "m.csv", "root": "s3://b/wavs"}, ["s3://b/wavs"]),
         ({"path": "s3://b/corpus/m.csv", "root": "s3://b/corpus/wavs"}, ["s3://b/corpus"]),
         ({"path": "s3://b/corpus/m.csv", "root": None}, ["s3://b/corpus"]),
         (["s3://b/corpus-2/m.csv", "s3://b/corpus/m.csv"], ["s3://b/corpus", "s3://b/corpus-2"]),

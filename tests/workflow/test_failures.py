@@ -88,7 +88,9 @@ def test_a_config_that_is_not_yaml_is_named_with_its_line(
     assert f"{config}:3: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "found"), [("- a\n", "a list"), ("manifest\n", "a text")])
+@pytest.mark.parametrize(
+    ("text", "found"), [("- a\n", "a list"), ("[]\n", "a list"), ("manifest\n", "a text")]
+)
 def test_a_config_without_keys_is_named(
     tmp_path: Path, text: str, found: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

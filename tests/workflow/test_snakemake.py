@@ -683,7 +683,7 @@ def test_the_users_accelerate_config_overrides_the_launch_settings(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "text", ["", "num_processes: 4\n", "num_processes: many\nnum_machines: 1\n"]
+    "text", ["", "a: [", "num_processes: 4\n", "num_processes: many\nnum_machines: 1\n"]
 )
 def test_an_accelerate_config_without_process_counts_is_refused(tmp_path: Path, text: str) -> None:
     own = tmp_path / "accelerate.yaml"
