@@ -14,12 +14,12 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from higgs_pipe.errors import EXIT_USER_ERROR, UserError
+from higgs_pipe.errors import EXIT_USER_ERROR, UserError, list_offenders
 from higgs_pipe.planning import process_tree
 from higgs_pipe.planning.interruption import SAME_SIGNAL_SECONDS
 
@@ -69,6 +69,7 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     try:
         if log_path is not None and is_main_process():
             _log_to(log_path)
+        _check_encodable(options)
         with _signals_as_ctrl_c():
             run(*[options.pop(name) for name in places], **options)
     except UserError as error:
@@ -87,6 +88,30 @@ def main(run: Callable[..., None], argv: Sequence[str] | None = None) -> None:
         _exit(128 + error.number)
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
+
+
+def _check_encodable(options: Mapping[str, Any]) -> None:
+    """Check that all texts and paths of the command line are UTF-8, as everything after expects.
+
+    Raises:
+        UserError: Some are not; lists all.
+    """
+    given = [
+        (name, str(value))
+        for name, values in options.items()
+        for value in (values if isinstance(values, list) else [values])
+    ]
+    faults = [f"{name.replace('_', '-')} {value!r}" for name, value in given if not _is_utf8(value)]
+    if faults:
+        raise UserError(f"These options are not UTF-8:\n{list_offenders(faults)}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _exit_with(error: UserError) -> NoReturn:

@@ -119,7 +119,10 @@ def run(
             f"{len(references)} recordings after --reference and {len(transcripts)} transcripts "
             "after --reference-text; give one transcript per recording."
         )
+    read = {path.resolve() for path in (*references, *([] if texts is None else [texts]))}
     for path in texts_by_path:
+        if path.resolve() in read:
+            raise UserError(f"{path} is also read, and would be replaced; name another output.")
         prepare_for(path)
     speaker = Speaker.load(
         base,

@@ -81,6 +81,20 @@ def test_a_user_error_prints_only_its_message_and_exits_with_2(
     assert "of an earlier run" not in log.read_text()
 
 
+def test_options_that_are_not_utf8_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python passes on a byte that it cannot decode as a lone surrogate."""
+    table = tmp_path / "t.json"
+    for words in (["a", "b\udcff"], ["a", "--note", "b\udcff"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(run, ["--table", str(table), "--names", *words])
+        assert exit_.value.code == EXIT_USER_ERROR
+        name = "note" if "--note" in words else "names"
+        assert f"  {name} 'b\\udcff'" in capsys.readouterr().err.splitlines()
+    assert not table.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_a_stage_like_ctrl_c(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch

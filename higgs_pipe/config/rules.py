@@ -135,7 +135,11 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, json_schema_extra=_refuse_in_schema
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        populate_by_name=True,
+        json_schema_extra=_refuse_in_schema,
     )
 
     forbidden: ClassVar[tuple[Forbidden, ...]] = ()

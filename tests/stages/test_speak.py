@@ -397,7 +397,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {**SPOKEN, "reference": [Path("r.wav")], "reference_text": [" "]},
         "r.wav",
     ),
+    "output over the reference": (
+        {**SPOKEN, "out": Path("./r.wav"), "reference": [Path("r.wav")], "reference_text": ["Hi"]},
+        "r.wav is also read",
+    ),
     "temperature": ({**SPOKEN, "temperature": -1.0}, "--temperature -1"),
+    "no end": ({**SPOKEN, "max_seconds": float("inf")}, "--max-seconds inf"),
     "device": ({**SPOKEN, "device": "tpu"}, "--device tpu"),
     "no adapter": ({**SPOKEN, "base": None, "adapter": Path("absent")}, "absent"),
     "no model": ({**SPOKEN, "base": None}, "base"),
