@@ -844,6 +844,28 @@ def test_a_train_row_tied_to_a_held_out_row_is_rejected(
     assert f"'eval' for the same {what} at {tmp_path}/manifest.jsonl:2" in rejected["a"]["message"]
 
 
+def test_a_train_row_that_another_row_links_with_a_held_out_row_is_rejected(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    rows[0]["split"], rows[1]["split"], rows[2]["split"] = "train", "eval", "eval"
+    shutil.copy(tmp_path / rows[2]["audio"], tmp_path / "copy.wav")
+    rows.append({"audio": "copy.wav", "text": rows[0]["text"]})  # links the first and the third
+    record(tmp_path, "d.wav", tone(700))
+    rows.append({"audio": "d.wav", "text": "D.", "split": "train"})
+    (rejected,) = run(tmp_path, rows).rejected
+    assert (rejected["clip_id"], rejected["reason"]) == ("a", "split_conflict")
+    assert f"linked with it at {tmp_path}/manifest.jsonl:3" in rejected["message"]
+
+
+def test_a_rejected_row_has_the_length_of_its_own_recording(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    record(tmp_path, "long.wav", tone(400, seconds=2.0))
+    rows[0] |= {"text": "<|audio|>", "ref_audio": "long.wav", "ref_text": "A reference."}
+    (rejected,) = run(tmp_path, rows).rejected
+    assert (rejected["clip_id"], rejected["duration_seconds"]) == ("a", 1)
+
+
 def test_the_field_that_links_all_clips_into_one_group_is_named(tmp_path: Path) -> None:
     rows = [row | {"text": "Yes."} for row in many_rows(tmp_path)]
     with pytest.raises(UserError) as caught:

@@ -96,6 +96,15 @@ def test_if_all_groups_would_be_held_out_the_one_with_the_largest_hash_trains() 
     assert splits.index("train") == hashes.index(max(hashes))
 
 
+def test_if_no_group_would_be_held_out_the_one_with_the_smallest_hash_is() -> None:
+    groups = numbered(5)
+    hashes = [unit_hash("split", 2, group) for group in groups]
+    assert hashes.index(min(hashes)) not in (0, 4)
+    splits = split_groups(groups, [None] * 5, eval_fraction=min(hashes), seed=2)
+    assert splits.index("eval") == hashes.index(min(hashes))
+    assert splits.count("eval") == 1
+
+
 def test_a_single_group_goes_to_train() -> None:
     assert split_groups(["a", "a"], [None, None], 0.5, seed=0) == ["train", "train"]
 
@@ -177,6 +186,19 @@ def test_clips_that_share_audio_in_any_way_are_one_group() -> None:
 def test_a_short_segment_does_not_hide_a_longer_one_that_overlaps_more() -> None:
     clips = [clip("l.wav", 0.0, 9.0), clip("l.wav", 1.0, 2.0), clip("l.wav", 5.0, 10.0)]
     assert together(clips) == [[0, 1, 2]]
+
+
+def test_segments_that_overlap_match_a_plain_search() -> None:
+    generator = random.Random(0)
+    for _ in range(50):
+        bounds = [sorted(generator.sample(range(60), 2)) for _ in range(12)]
+        linked = [{i} for i in range(12)]
+        for _ in range(12):
+            for i, j in itertools.product(range(12), repeat=2):
+                if bounds[i][0] < bounds[j][1] and bounds[j][0] < bounds[i][1]:
+                    linked[i] = linked[j] = linked[i] | linked[j]
+        clips = [clip("long.wav", start, end) for start, end in bounds]
+        assert together(clips) == list(map(sorted, dict.fromkeys(map(frozenset, linked))))
 
 
 def test_no_clips_give_no_groups() -> None:
