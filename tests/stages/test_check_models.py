@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from helpers import python_path, write_stage_config
 from higgs.test_hub import cached
 
 from higgs_pipe import check_models
+from higgs_pipe.errors import UserError
 from higgs_pipe.higgs.v2 import miniature
 
 
@@ -52,6 +54,28 @@ def test_local_folders_are_not_looked_up_on_the_hub(tiny_base: Path, tmp_path: P
     )
     check_models.run(config, tmp_path / "checked.txt")
     assert (tmp_path / "checked.txt").read_text() == ""
+
+
+def test_each_model_is_listed_with_its_commit_and_every_fault_is_told(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"acme/higgs": tmp_path / "c0ffee", "acme/codec": tmp_path / "decade"}
+    without_weights = shutil.ignore_patterns("*.safetensors")
+    for name, source in (("acme/higgs", tiny_base), ("acme/codec", tiny_base / "audio_tokenizer")):
+        shutil.copytree(source, folders[name], ignore=without_weights)
+    monkeypatch.setattr(check_models, "small_files", lambda pretrained: folders[pretrained.name])
+    models = {"base_model": "acme/higgs", "codec": "acme/codec"}
+    config = write_stage_config(tmp_path / "models.json", **models)
+    check_models.run(config, tmp_path / "checked.txt")
+    assert (tmp_path / "checked.txt").read_text() == (
+        "base_model: acme/higgs at commit c0ffee\ncodec: acme/codec at commit decade\n"
+    )
+    for folder in folders.values():
+        (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        check_models.run(config, tmp_path / "checked.txt")
+    for setting, name in models.items():
+        assert f"{setting} {name!r} has a damaged model.safetensors.index.json" in str(caught.value)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from helpers import run_validation, tone
 
 from higgs_pipe import list_rows
-from higgs_pipe.data.specs import ROWS
+from higgs_pipe.data.specs import RECORDINGS, ROWS
 from higgs_pipe.data.tables import read_table, shard_path
 from higgs_pipe.planning.recordings import stamp_of
 
@@ -41,6 +41,56 @@ def test_a_touched_recording_keeps_its_first_state_in_all_later_runs(
     os.utime(recording, (1e9, 1e9))
     assert (listed() != first) == has_changed
     assert (listed() != first) == has_changed
+
+
+def test_a_touched_recording_is_looked_up_in_each_shard_of_measures(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    recordings = [tone(tmp_path / f"{i}.wav", 1.0, 200 + 20 * i) for i in range(4)]
+    rows = [{"audio": path.name, "text": f"Tone {path.stem}."} for path in recordings]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = run_validation(tmp_path, manifest=str(manifest), data={"num_shards": 1})
+    measured = shard_path(data / "measured", 0).rename(shard_path(data / "measured", 1))
+    shard_path(data / "measured", 0).write_bytes(b"damaged")
+
+    def times() -> list[int | None]:
+        list_rows.run(
+            tmp_path / "config/list_rows.json",
+            data / "rows.parquet",
+            data / "recordings",
+            file_states=data / "recordings.json",
+            measured_dir=measured.parent,
+        )
+        found = read_table(shard_path(data / "recordings", 0), RECORDINGS)
+        modified: list[int | None] = found["mtime_ns"].to_pylist()
+        return modified
+
+    first = times()
+    recordings[3].unlink()
+    for path in recordings[1:3]:
+        tone(path, 1.0, pitch_hz=330)  # as many bytes
+    for path in recordings[:3]:
+        os.utime(path, (1e9, 1e9))
+    assert times() == [first[0], 10**18, 10**18, None]
+    assert "3 recordings were touched, 2 of them changed" in caplog.text
+
+
+def test_the_recordings_of_a_shard_are_sorted_by_file_and_time(tmp_path: Path) -> None:
+    spans = [(None, None), (0.0, None), (0.0, 1.0), (0.0, 2.0), (1.0, None)]
+    expected = [(f"{name}.wav", *span) for name in "abcdefgh" for span in spans]
+    manifest = tmp_path / "m.jsonl"
+    rows = [
+        {"audio": audio, "text": "Said.", "start_seconds": start, "end_seconds": end}
+        for audio, start, end in reversed(expected)
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listed(tmp_path / "run", manifest)
+    found = read_table(shard_path(tmp_path / "run/recordings", 0), RECORDINGS).to_pylist()
+    assert [
+        (Path(row["audio_path"]).name, row["start_seconds"], row["end_seconds"]) for row in found
+    ] == expected
 
 
 def listed(folder: Path, manifest: Path) -> list[dict[str, str]]:
