@@ -224,6 +224,7 @@ def _parser(run: Callable[..., None]) -> argparse.ArgumentParser:
         parser.add_argument(
             "--" + name.replace("_", "-"),
             type=value_type,
+            action="extend" if is_list else "store",  # a list may be given in parts
             nargs="+" if is_list else None,
             metavar=METAVARS[value_type],
             required=required,

@@ -49,6 +49,12 @@ def test_options_come_from_the_signature(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t.json").read_text()) == [["a", "b"], 7, None]
 
 
+def test_a_list_may_be_given_in_parts(tmp_path: Path) -> None:
+    table = tmp_path / "t.json"
+    main(run, ["--names", "a", "b", "--table", str(table), "--names", "c"])
+    assert json.loads(table.read_text())[0] == ["a", "b", "c"]
+
+
 def run_placed(table: Path, /, num_rows: int = 3) -> None:
     """Write a number.
 

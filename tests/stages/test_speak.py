@@ -480,12 +480,14 @@ def test_every_option_of_the_command_line_reaches_the_speaker(
     monkeypatch.setattr(Speaker, "load", loaded)
     others: dict[str, Any] = {"base": "B", "adapter": tmp_path, "codec": "C"}
     others |= {"system_prompt": "S", "text": "Hi", "scene": "A hall.", "out": tmp_path / "a.wav"}
-    others |= {"reference": tmp_path / "r.wav", "reference_text": "Ho"}
     sizes = {"batch_size": 12, "max_piece_length": 30}
     options = {**load, **sampling, **others, **sizes}
     words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
+    voices = ((tmp_path / "r.wav", "Ho"), (tmp_path / "s.wav", "Hu"))
+    words += [("--reference", str(audio)) for audio, _ in voices]
+    words += [("--reference-text", said) for _, said in voices]
     main(speak.run, [word for pair in words for word in pair])
-    prompt = SpeechPrompt("Hi", ((tmp_path / "r.wav", "Ho"),), "A hall.")  # type: ignore[arg-type]
+    prompt = SpeechPrompt("Hi", voices, "A hall.")  # type: ignore[arg-type]
     (models, found), (prompts, drawn, found_sizes) = heard
     assert (models, found) == (("B", tmp_path, "C"), {**load, "system_prompt": "S"})
     assert [vars(each) for each in prompts] == [vars(prompt)]
