@@ -223,10 +223,14 @@ def test_a_recording_is_measured_or_its_fault_is_named(tmp_path: Path) -> None:
     assert page["duration_seconds"] is page["peak"] is None
 
 
-def test_a_recording_that_is_too_long_still_has_its_length(tmp_path: Path) -> None:
+def test_a_recording_that_is_too_long_still_has_its_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     path = str(tone(tmp_path / "a.wav", 3.0))
     (row,) = measure_segments(tmp_path, [Span(path)], validate={"max_clip_seconds": 2.5})
     assert (row["reason"], row["duration_seconds"]) == ("too_long", 3)
+    assert "measured 1 files, 3 s of audio; faults: 1" in caplog.text
 
 
 def test_a_short_segment_of_a_long_file_is_measured(tmp_path: Path) -> None:
@@ -298,3 +302,22 @@ def test_a_clipping_channel_is_reported_even_if_the_mean_does_not_clip(tmp_path:
     [row] = measure_segments(tmp_path, [Span(str(tmp_path / "a.wav"), None, None)])
     assert row["peak"] > 0.99
     assert row["clipping_fraction"] > 0.1
+
+
+def test_levels_are_those_of_the_mean_of_the_channels(tmp_path: Path) -> None:
+    wave = 0.5 * np.sin(2 * np.pi * 200 * np.arange(24_000) / 24_000)  # 200 whole periods
+    sf.write(tmp_path / "a.wav", np.stack([wave, 0 * wave], axis=1), 24_000, subtype="FLOAT")
+    [row] = measure_segments(tmp_path, [Span(str(tmp_path / "a.wav"))])
+    assert row["rms_dbfs"] == pytest.approx(20 * np.log10(0.25 / np.sqrt(2)), abs=1e-4)
+    assert (row["num_channels"], row["channel"]) == (2, None)
+
+
+@pytest.mark.parametrize("reason", ["audio_missing", "audio_unreadable"])
+def test_each_segment_of_a_file_that_cannot_be_read_has_its_fault(
+    tmp_path: Path, reason: str
+) -> None:
+    path = tmp_path / "a.wav"
+    if reason == "audio_unreadable":
+        path.write_bytes(b"RIFF")
+    rows = measure_segments(tmp_path, [Span(str(path), 0.0, 1.0), Span(str(path), 1.0, 2.0)])
+    assert [(row["start_seconds"], row["reason"]) for row in rows] == [(0.0, reason), (1.0, reason)]

@@ -15,13 +15,15 @@ from trainings import PackedCorpus
 from transformers import AutoTokenizer
 
 from higgs_pipe import pack
+from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.packing import codes_store
 from higgs_pipe.data.packing.codes_store import CodesStore
 from higgs_pipe.data.packing.planner import DIALOGUE_TOO_LONG, REFERENCE_TOO_LONG
 from higgs_pipe.data.specs import CLIPS, EVAL, TRAIN, codes_spec
-from higgs_pipe.data.tables import read_codec_info, read_table, write_table
+from higgs_pipe.data.tables import TableFile, read_codec_info, read_table, write_table
 from higgs_pipe.errors import UserError
 from higgs_pipe.higgs import packer
+from higgs_pipe.higgs.pretrained import PinnedModel
 from higgs_pipe.higgs.prompts import NotRendered
 from higgs_pipe.higgs.v2.renderer import ChatRenderer
 
@@ -246,13 +248,35 @@ def test_an_unpacked_split_is_an_empty_table_with_the_same_codec(
     assert (summary["train"]["num_samples"], summary["eval"]["num_samples"]) == (0, 3)
 
 
+def test_rows_are_stamped_with_the_base_as_it_was_pinned(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    pinned = PinnedModel.of(Pretrained("base_model", str(corpus.base)))
+    pinned = pinned.model_copy(update={"fingerprint": "as pinned"})
+    pinned.write(tmp_path / "base_model.json")
+    pack.run(
+        write_stage_config(tmp_path / "pack.json", base_model=str(corpus.base)),
+        clips=corpus.clips,
+        codes_dir=corpus.codes_dir,
+        num_shards=2,
+        train_rows=tmp_path / "train.parquet",
+        eval_rows=tmp_path / "eval.parquet",
+        packing=tmp_path / "packing.json",
+        pinned_base=tmp_path / "base_model.json",
+    )
+    for split in ("train", "eval"):
+        stamp = TableFile(tmp_path / f"{split}.parquet", "pack_rows").stamp()
+        assert stamp["pinned"] == {"base_model": pinned.model_dump()}
+
+
 def test_codes_of_two_codecs_are_not_mixed(corpus: PackedCorpus, tmp_path: Path) -> None:
     shards = sorted(corpus.codes_dir.glob("*.parquet"))
     other = tmp_path / "shard-00001.parquet"
     codec = replace(read_codec_info(shards[1]), fingerprint="another")
     write_table(other, codes_spec(codec.num_codebooks), [], codec.as_metadata())
-    with pytest.raises(UserError, match=r"shard-00001.parquet .*shard-00000.parquet"):
-        CodesStore([shards[0], other], pa.array([]), tmp_path)
+    for same in (shards[:1], 2 * shards[:1]):
+        with pytest.raises(UserError, match=r"shard-00001.parquet .*shard-00000.parquet"):
+            CodesStore([*same, other], pa.array([]), tmp_path)
 
 
 def test_clips_without_codes_are_named_with_the_rule_to_rerun(

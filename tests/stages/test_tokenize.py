@@ -416,8 +416,11 @@ def test_an_empty_shard_gives_an_empty_table(tmp_path: Path, tiny_base: Path) ->
 
 
 def test_a_file_changed_since_validation_is_refused(tmp_path: Path, tiny_base: Path) -> None:
-    path = tone(tmp_path / "a.wav", 1.0)
-    encode_paths([path], tmp_path, tiny_base)
+    """The longest is decoded first, and the rows are sorted by their ids."""
+    path, longer = tone(tmp_path / "a.wav", 1.0), tone(tmp_path / "b.wav", 1.1)
+    encode_paths([path, longer], tmp_path, tiny_base)
+    encoded = read_table(tmp_path / "codes.parquet", codes_spec(8), ["clip_id"])
+    assert encoded["clip_id"].to_pylist() == ["a", "b"]
     tone(path, 1.2)
     config = tmp_path / "tokenize.json"
     with pytest.raises(UserError, match=r"'a': .*a.wav .*--forcerun measure_shard"):
