@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from typing import Any
 
 from higgs_pipe.data.hashing import sha256_of_file
 from higgs_pipe.errors import UserError
+from higgs_pipe.planning.user_files import KINDS
 
 # Errors of a file that cannot grow: a full disk, a quota, a limit on its size.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,10 +34,10 @@ def prepare_for(path: Path) -> None:
     """Create the folder of a file that is written later, after long work.
 
     Raises:
-        UserError: ``path`` is a folder, or its own folder cannot be created or written to.
+        UserError: ``path`` is a folder or a device, or its own folder cannot be created or written
+            to.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file.")
+    _check_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -47,9 +49,25 @@ def prepare_for(path: Path) -> None:
         raise UserError(f"the folder {path.parent} is read-only; name another one.")
 
 
+def _check_replaceable(path: Path) -> None:
+    """Check that a file may replace what is at a path: /dev/null, once replaced, is gone for all.
+
+    Raises:
+        UserError: It is something else than a file.
+    """
+    kind = stat.S_IFMT(path.stat().st_mode) if path.exists() else stat.S_IFREG
+    if kind != stat.S_IFREG:
+        raise UserError(f"{path} is {KINDS.get(kind, 'of an unknown kind')}; name a file.")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
+
+    Raises:
+        UserError: ``path`` is a folder or a device.
+    """
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:

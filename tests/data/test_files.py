@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -218,6 +219,18 @@ def test_a_folder_is_refused_as_a_file_before_any_work(tmp_path: Path) -> None:
     write_text(tmp_path / "new/file", "whole")
     with pytest.raises(UserError, match="cannot be created"):
         prepare_for(tmp_path / "new/file/another")
+
+
+def test_an_output_replaces_no_device(tmp_path: Path) -> None:
+    """A pipe stands for /dev/null, which root would replace for every process of the machine."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name, kind in (("folder", "a folder"), ("pipe", "a named pipe"), ("link", "a device")):
+        with pytest.raises(UserError, match=f"{name} is {kind}"):
+            write_text(tmp_path / name, "text")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_failed_write_names_its_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
