@@ -110,6 +110,8 @@ def test_rows_survive_a_round_trip_through_the_table(tmp_path: Path) -> None:
     write_rows(tmp_path / "t.parquet", replace(manifest, rows=RowColumns([talking])))
     assert list(read_rows(tmp_path / "t.parquet").rows) == [talking]
     assert Span("/x/r.wav") in talking.all_spans
+    write_rows(tmp_path / "u.parquet", manifest, "seen later")
+    assert (tmp_path / "u.parquet").read_bytes() != (tmp_path / "rows.parquet").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,38 @@ def test_pairs_in_a_subfolder_get_its_name_as_speaker(tmp_path: Path) -> None:
     assert read(tmp_path).left_out == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "speaker", "language"),
+    [("en/ada/x", "ada", "en"), ("en/x", "en", None), ("ada/en/x", "ada", None)],
+)
+def test_a_folder_of_a_language_has_folders_of_speakers_in_it(
+    tmp_path: Path, name: str, speaker: str, language: str | None
+) -> None:
+    fill(tmp_path, f"{name}.wav", f"{name}.txt")
+    (row,) = read(tmp_path).rows
+    assert (row.speaker, row.language) == (speaker, language)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["metadata.jsonl"], "JSON."),
+        (["metadata.csv"], "CSV."),
+        (["metadata.csv", "metadata.jsonl"], "JSON."),
+    ],
+)
+def test_the_metadata_of_an_audiofolder_are_found(
+    tmp_path: Path, names: list[str], text: str
+) -> None:
+    contents = {
+        "metadata.jsonl": '{"file_name": "x.wav", "text": "JSON."}',
+        "metadata.csv": "file_name,text\nx.wav,CSV.",
+    }
+    for name in names:
+        (tmp_path / name).write_text(contents[name])
+    assert facts(tmp_path) == [("x", text, None)]
+
+
 def test_symlinks_do_not_change_the_speaker_of_a_folder(tmp_path: Path) -> None:
     fill(tmp_path, "mia/x.wav", "mia/x.txt")
     for name in ("ada", "ben", "tom", "zoe", "deep/ada"):  # a system lists them in any order

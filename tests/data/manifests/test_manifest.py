@@ -343,8 +343,9 @@ def test_a_missing_relative_manifest_is_named_with_its_folder(
 
 
 def test_a_duplicate_id_names_both_lines(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.jsonl", GOOD, '{"id": "a", "audio": "b.wav", "text": "B."}')
-    assert f"{path}:2: the id 'a' is taken by {path}:1;" in message_of(path)
+    rows = [f'{{"id": "{name}", "audio": "{name}.wav", "text": "T."}}' for name in "abcb"]
+    path = write(tmp_path / "m.jsonl", *rows)
+    assert f"{path}:4: the id 'b' is taken by {path}:2;" in message_of(path)
 
 
 def test_a_manifest_listed_twice_has_only_duplicate_ids(tmp_path: Path) -> None:

@@ -691,15 +691,16 @@ HUB_ROWS = {
 
 
 def test_recordings_inside_parquet_become_files_named_by_their_hash(tmp_path: Path) -> None:
-    pq.write_table(pa.table(HUB_ROWS), tmp_path / "m.parquet")
-    folder = tmp_path / "embedded"
-    rows = read_manifests([str(tmp_path / "m.parquet")], folder).rows
+    corpus, folder = tmp_path / "corpus", tmp_path / "embedded"
+    corpus.mkdir()
+    pq.write_table(pa.table(HUB_ROWS), corpus / "m.parquet")
+    rows = read_manifests([str(corpus / "m.parquet")], folder).rows
     names = [f"{hashlib.sha256(b'one').hexdigest()[:16]}-a_b.wav"]
     names += [f"{hashlib.sha256(b'two').hexdigest()[:16]}-audio"]
     assert [row.audio_path for row in rows] == [
         *(folder / name for name in names),
-        tmp_path / "c.wav",
-        tmp_path / "d.wav",
+        corpus / "c.wav",
+        corpus / "d.wav",
     ]
     assert [(folder / name).read_bytes() for name in names] == [b"one", b"two"]
     assert [row.clip_id for row in rows] == [*(Path(name).stem for name in names), "c", "d"]
