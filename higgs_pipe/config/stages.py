@@ -205,18 +205,23 @@ def load_stage(stage: type[StageT], path: Path, overrides: str | None = None) ->
         overrides: JSON object of an experiment, merged into the ``train`` section.
 
     Raises:
-        UserError: The file cannot be read as JSON, a key is unknown, or a value has the wrong type
-            or is out of bounds.
+        UserError: The file or the overrides cannot be read as JSON, a key is unknown, or a value
+            has the wrong type or is out of bounds.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as the settings of a stage ({error}); run snakemake, which "
             "writes them to results/config/."
         ) from None
-    if overrides is not None:
-        values["train"] = merge(values["train"], json.loads(overrides))
+    if overrides is not None and isinstance(values, dict):
+        try:
+            values = merge(values, {"train": json.loads(overrides)})
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"overrides cannot be read as JSON ({error}): {overrides:.60}"
+            ) from None
     try:
         return stage.model_validate(values)
     except ValidationError as error:

@@ -553,6 +553,24 @@ def test_a_stage_names_its_invalid_config_file_and_the_keys(tmp_path: Path) -> N
     assert has_line_with(str(caught.value), "train.sede")
 
 
+@pytest.mark.parametrize("values", [{}, {"train": 3}, [1], None], ids=str)
+def test_overrides_of_settings_that_are_of_no_training_are_user_errors(
+    tmp_path: Path, values: Any
+) -> None:
+    """Such as `--config results/config/eval.json`, by hand."""
+    (tmp_path / "eval.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"eval\.json: the settings are refused"):
+        load_stage(STAGES["train"], tmp_path / "eval.json", '{"seed": 1}')
+
+
+@pytest.mark.parametrize("overrides", ["seed=1", "", 2_000 * "["], ids=["text", "none", "deep"])
+def test_overrides_that_are_not_json_are_user_errors(tmp_path: Path, overrides: str) -> None:
+    text = config_check.stage_config_text(load(MINIMAL), "train", SCHEMA)
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(UserError, match="overrides cannot be read"):
+        load_stage(STAGES["train"], tmp_path / "train.json", overrides)
+
+
 def test_a_stage_may_read_part_of_a_section() -> None:
     text = config_check.stage_config_text(load(SHIPPED), "list_rows", SCHEMA)
     assert json.loads(text) == {"manifest": SHIPPED["manifest"], "data": {"num_shards": 8}}
@@ -568,7 +586,9 @@ def test_every_setting_is_read_by_at_least_one_stage() -> None:
     assert keys <= read
 
 
-@pytest.mark.parametrize("text", [None, "{", b"\xff"])
+@pytest.mark.parametrize(
+    "text", [None, "{", b"\xff", 2_000 * "["], ids=["none", "cut", "bytes", "deep"]
+)
 def test_an_unreadable_stage_config_is_named(tmp_path: Path, text: Any) -> None:
     path = tmp_path / "train.json"
     if text is not None:
