@@ -89,6 +89,22 @@ def test_the_table_of_goals_in_the_docs_matches_the_script(on_a_gpu: Any) -> Non
     assert all(f"\n{line.removesuffix(f'{on_a_gpu.NOT_MEASURED} |')}" in page for line in lines)
 
 
+def test_each_job_of_a_workflow_gets_the_peak_of_its_own_time(
+    train_step: Any, tmp_path: Path
+) -> None:
+    import real_size
+
+    rows = {"pack": ("2.0", "100.5", 1000), "train/default": ("30", "-", 1031)}
+    for name, (seconds, peak_mb, ended) in rows.items():
+        path = tmp_path / f"{name}.tsv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"s\tmax_rss\n{seconds}\t{peak_mb}\n")
+        os.utime(path, (ended, ended))
+    used = {997: 9.0, 998: 1.0, 1000: 2.0, 1001: 3.0, 1030: 5.0, 1032: 7.0}
+    jobs = real_size.jobs_of(tmp_path, [real_size.Reading(*pair) for pair in used.items()])
+    assert jobs == [("pack", 2.0, 100.5, 2.0), ("train/default", 30.0, 0.0, 5.0)]
+
+
 def test_a_section_that_fails_or_hangs_does_not_affect_the_others(
     on_a_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
