@@ -65,7 +65,7 @@ def main() -> None:
             Path(name).touch()
         list_files("results/data", "m.jsonl")
         list_files("results/other/data", "other/x.txt")
-        print("\n".join(line for job in planned_jobs() for line in lines_of(job)))
+        print("\n".join(line for job in planned_jobs(CONFIG) for line in lines_of(job)))
 
 
 def list_files(folder: str, manifest: str) -> None:
@@ -75,7 +75,7 @@ def list_files(folder: str, manifest: str) -> None:
     recordings.save_states(Path(folder, "recordings.json"), states)
 
 
-def planned_jobs() -> list[Any]:
+def planned_jobs(config: dict[str, Any]) -> list[Any]:
     """Plan everything in the current folder; return the jobs that are shown."""
     with (
         contextlib.redirect_stdout(sys.stderr),
@@ -83,7 +83,7 @@ def planned_jobs() -> list[Any]:
     ):
         workflow = api.workflow(
             ResourceSettings(cores=64),
-            config_settings=ConfigSettings(config=CONFIG),
+            config_settings=ConfigSettings(config=config),
             snakefile=ROOT / "Snakefile",
         )
         plan = workflow.dag(DAGSettings(targets={"all", "push"}))
@@ -123,8 +123,12 @@ def lines_of(job: Any) -> Iterator[str]:
         label = kind
         for number, file in enumerate(files):
             label = labels.get(number, label)
-            flags = sorted(getattr(file, "flags", {}))
-            yield f"    {kind}: " + " ".join([label, str(file), *flags])
+            flags = getattr(file, "flags", {})
+            yield f"    {kind}: " + " ".join([label, str(file), *sorted(flags)])
+            if shown := flags.get("report"):
+                caption = Path(str(shown.caption)).name
+                parts = filter(None, [shown.category, caption, shown.labels, shown.patterns])
+                yield "        in the report: " + ", ".join(map(str, parts))
     params = dict(job.params.items())
     command = command.replace(params.pop("environment", "none"), "ENVIRONMENT")
     if text := params.pop("text", None):

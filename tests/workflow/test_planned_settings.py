@@ -133,7 +133,7 @@ def test_job_resources_follow_the_settings(tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "data": {"num_shards": 3},
         "validate": {"speech_models": {"speaker": "some/model", "device": "cpu"}},
-        "tokenize": {"device": "cpu"},
+        "tokenize": {"device": "cuda"},
         "train": launch,
         "eval": {"num_processes": 3, "device": "cpu"},
         "package": {"forms": ["peft", "merged"]},
@@ -150,7 +150,11 @@ def test_job_resources_follow_the_settings(tmp_path: Path) -> None:
         assert f"--{option}" in jobs["train_adapter default"]
     assert "--num_processes 3" in jobs["eval_adapter default"]
     on_a_gpu = [name for name, job in jobs.items() if re.search(r"\bg(pu|res)=", job)]
-    assert on_a_gpu == ["train_adapter other"]
+    assert on_a_gpu == ["tokenize_shard", "train_adapter other"]
+    [asked] = re.findall("resources: (.*)", jobs["train_adapter other"])
+    resources = dict(part.split("=") for part in asked.split(", "))
+    machines = {"gres": "gpu:2", "nodes": "2", "tasks": "2", "tasks_per_gpu": "0", "mpi": "srun"}
+    assert machines.items() <= resources.items()
 
 
 def test_planned_outputs_follow_the_settings(tmp_path: Path) -> None:

@@ -162,7 +162,9 @@ def test_a_base_from_the_hub_needs_no_demo_base(workdir: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["base_model", "codec"])
 def test_one_model_from_the_hub_is_checked_first(workdir: Path, setting: str) -> None:
-    assert jobs(workdir, "validate", "--config", f"{setting}=org/model")["check_models"] == 1
+    """Even before rows are listed."""
+    target, model = "results/data/rows.parquet", f"{setting}=org/model"
+    assert jobs(workdir, target, "--config", model)["check_models"] == 1
 
 
 def test_the_higgs_tts_3_demo_plans_the_demo_on_its_own_miniature(tmp_path: Path) -> None:
@@ -246,6 +248,23 @@ def test_what_cannot_work_is_refused_before_any_job(
     run = snakemake(workdir, "--dry-run")
     assert run.returncode == 2
     assert [fact for fact in told if fact not in run.stderr] == []
+
+
+def test_a_checkout_below_a_folder_with_braces_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a {b}").mkdir()
+    checkout = make_stub_checkout(tmp_path / "a {b}" / "checkout")
+    run = snakemake(tmp_path, "--dry-run", checkout=checkout)
+    assert run.returncode == 2
+    assert "a {b}" in run.stderr
+
+
+def test_an_older_snakemake_is_refused(tmp_path: Path) -> None:
+    checkout = make_stub_checkout(tmp_path / "checkout")
+    prerequisites = checkout / "higgs_pipe/planning/prerequisites.py"
+    prerequisites.write_text(prerequisites.read_text().replace("(9, 27)", "(99, 27)"))
+    run = snakemake(tmp_path, "--dry-run", checkout=checkout)
+    assert run.returncode == 2
+    assert "needs 99.27" in run.stderr
 
 
 def test_a_number_on_the_command_line_is_parsed_as_a_number(workdir: Path) -> None:
