@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import jsonschema  # type: ignore[import-untyped]  # ships no types
 import yaml
@@ -130,27 +130,21 @@ def config_path_or_exit(own: Path, shipped: Path) -> str:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         fact = f"{path}:{line}: this is not YAML: {error.problem}. "
         advice = "Indent with spaces, close each bracket, and quote text that holds ': ' or ' #'."
-        print(fact + advice, file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
+        _exit_with(fact + advice)
     except (OSError, UnicodeDecodeError) as error:
-        print(f"{path} cannot be read as UTF-8 text: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
+        _exit_with(f"{path} cannot be read as UTF-8 text: {error}")
     except (UnfitFileError, RecursionError) as error:
         why = "nests too deeply" if isinstance(error, RecursionError) else error
-        print(f"{path} {why}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
+        _exit_with(f"{path} {why}")
     except NOT_OF_YAML as error:
-        print(f"{path} has a value that YAML cannot read: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
+        _exit_with(f"{path} has a value that YAML cannot read: {error}")
     if fault := _amount_fault(found):
-        print(f"{path}: {fault}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR)
+        _exit_with(f"{path}: {fault}")
     if found is None:
         return str(shipped)
     if not isinstance(found, Mapping):
         fact = f"{path}:1: expected keys such as `manifest: my/manifest.jsonl`, found "
-        print(fact + f"{'a list' if isinstance(found, list) else 'a text'}.", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR)
+        _exit_with(fact + f"{'a list' if isinstance(found, list) else 'a text'}.")
     return str(path)
 
 
@@ -182,8 +176,13 @@ def or_exit(check: Callable[..., Result], *arguments: Any) -> Result:
     try:
         return check(*arguments)
     except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
+        _exit_with(str(error))
+
+
+def _exit_with(message: str) -> NoReturn:
+    """Print a message and end Snakemake with exit code 2."""
+    print(message, file=sys.stderr)
+    raise SystemExit(EXIT_USER_ERROR)
 
 
 def use_demo_settings(
