@@ -27,6 +27,7 @@ from higgs_pipe.config.stages import Pretrained
 from higgs_pipe.data.specs import CodecInfo
 from higgs_pipe.data.tables import read_codec_info, write_table
 from higgs_pipe.errors import UserError
+from higgs_pipe.higgs.adapter_files import AdapterBase
 from higgs_pipe.higgs.lora import load_adapter
 from higgs_pipe.higgs.model import load_base
 from higgs_pipe.higgs.packed_for import base_of_rows
@@ -182,6 +183,24 @@ def test_the_package_has_the_files_of_eval_and_the_adapter_of_train(results: Pat
         name: hashlib.sha256((packaged / name).read_bytes()).hexdigest()
         for name in ("adapter_config.json", adapter.name)
     }
+
+
+@pytest.mark.parametrize("changed", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_changed_since_training_is_not_packaged(tmp_path: Path, changed: str) -> None:
+    trained, staged = tmp_path / "trained", tmp_path / "staged"
+    for folder in (trained, staged):
+        folder.mkdir()
+    (trained / "adapter_config.json").write_text('{"base_model_name_or_path": "/x/base"}')
+    (trained / "adapter_model.safetensors").write_text("as trained")
+    base = AdapterBase(
+        setting="base_model", name="/x/base", revision=None, fingerprint="f", config_fingerprint="c"
+    )
+    base.write(trained / "base_model.json", ["adapter_config.json", "adapter_model.safetensors"])
+    package.copy_adapter(trained, staged)
+    assert AdapterBase.read(staged / "base_model.json").name == "base"
+    (trained / changed).write_text('{"base_model_name_or_path": "/y/base"}')
+    with pytest.raises(UserError, match=rf"{changed}: changed .*--forcerun train_adapter"):
+        package.copy_adapter(trained, staged)
 
 
 def test_the_packaged_adapter_names_its_base_without_its_path(results: Path) -> None:
