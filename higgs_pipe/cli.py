@@ -273,6 +273,6 @@ def _set_up_logging() -> None:
 
 def _log_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    log_file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    log_file = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(log_file)

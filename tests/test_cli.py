@@ -87,6 +87,15 @@ def test_a_user_error_prints_only_its_message_and_exits_with_2(
     assert "of an earlier run" not in log.read_text()
 
 
+def test_a_message_that_is_not_utf8_is_in_the_log(tmp_path: Path) -> None:
+    def fail(table: Path) -> None:
+        raise UserError(f"{table.name}b\udcff is not a name")
+
+    with pytest.raises(SystemExit):
+        main(fail, ["--table", "a", "--log", str(tmp_path / "run.log")])
+    assert (tmp_path / "run.log").read_text().endswith("ERROR ab\\udcff is not a name\n")
+
+
 def test_options_that_are_not_utf8_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from higgs_pipe.planning.file_names import MANIFESTS_IN_FOLDER, METADATA, METADATA_JSON
 from higgs_pipe.planning.folders import audio_stem, files_below, transcript_stem
+from higgs_pipe.planning.user_files import path_fault
 
 
 def manifest_files(config: Mapping[str, Any]) -> list[str]:
@@ -69,6 +70,8 @@ def inputs(paths: Sequence[str]) -> list[str]:
     """Return the paths that can be inputs of a rule.
 
     A missing file cannot; its stage reports it with a remedy. Nor can a path with braces, which
-    Snakemake takes for wildcards; :func:`higgs_pipe.planning.recordings.stamp_of` knows its state.
+    Snakemake takes for wildcards, or one that is not UTF-8, which it cannot write down;
+    :func:`higgs_pipe.planning.recordings.stamp_of` knows their states.
     """
-    return [path for path in paths if Path(path).is_file() and not {"{", "}"} & {*path}]
+    known = (path for path in paths if path_fault(path) is None)
+    return [path for path in known if Path(path).is_file() and not {"{", "}"} & {*path}]

@@ -1,6 +1,7 @@
 """Keys of a row, and checks of their values."""
 
 import json
+import os
 import re
 from functools import cache
 from typing import Any
@@ -61,6 +62,11 @@ def is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in text
+
+
+def as_text(path: str) -> str:
+    r"""Return a path as text that can be stored; bytes that are not UTF-8 are shown as ``\xff``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def end_of(start_seconds: float, duration_seconds: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from higgs_pipe.config.settings import ManifestEntry
 from higgs_pipe.data.manifests.checking import checked_row, faults_of, unusable_keys
 from higgs_pipe.data.manifests.detection import LOOKED_FOR, detect
-from higgs_pipe.data.manifests.fields import OUR_KEYS, REQUIRED_KEYS, RowFault
+from higgs_pipe.data.manifests.fields import OUR_KEYS, REQUIRED_KEYS, RowFault, as_text
 from higgs_pipe.data.manifests.formats import READERS, TABLES
 from higgs_pipe.data.manifests.formats.roles import is_audio_path
 from higgs_pipe.data.manifests.row import Row
@@ -83,7 +83,10 @@ def read_manifests(
         found.rows,
         dict(sorted(found.ignored_keys.items())),
         tuple(findings.notes),
-        {reason: sorted(names) for reason, names in sorted(findings.left_out.items())},
+        {
+            reason: sorted(map(as_text, names))
+            for reason, names in sorted(findings.left_out.items())
+        },
         findings.transcripts,
     )
 

@@ -15,7 +15,7 @@ from higgs_pipe.data.manifests import source
 from higgs_pipe.data.manifests.formats.samples import FilesBelow
 from higgs_pipe.data.manifests.paths import meant_path
 from higgs_pipe.data.manifests.reading import read_manifests
-from higgs_pipe.data.manifests.row_table import ManifestRows
+from higgs_pipe.data.manifests.row_table import ManifestRows, write_rows
 from higgs_pipe.errors import UserError
 from higgs_pipe.planning import manifests
 
@@ -329,6 +329,16 @@ def test_references_in_a_subfolder_with_metadata_are_below_it(tmp_path: Path) ->
     assert first.ref_audio_path == tmp_path / "one/r.wav"
     heard = [utterance.recording.audio_path for utterance in second.utterances]
     assert heard == [str(tmp_path / f"two/{name}.wav") for name in "01b"]
+
+
+def test_files_whose_names_are_not_utf8_can_be_counted_as_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, "x.wav", "x.txt")
+    for name in ("notes\udcff.pdf", "y\udce9.txt"):
+        (tmp_path / name).touch()
+    found = read(tmp_path)
+    write_rows(tmp_path / "rows.parquet", found)
+    names = [name for names in found.left_out.values() for name in names]
+    assert sorted(names) == [rf"{tmp_path}/notes\xff.pdf", rf"{tmp_path}/y\xe9.txt"]
 
 
 @pytest.mark.parametrize("named", [".", "metadata.json"])
