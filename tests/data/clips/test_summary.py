@@ -64,11 +64,16 @@ def test_lost_hours_are_summed_and_rows_of_unknown_length_counted() -> None:
     assert found.speakers["ada"] == of_reason
 
 
-def test_outliers_are_listed_from_the_farthest() -> None:
+def test_outliers_are_counted_and_listed_from_the_farthest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     others = {name: 0.0 for name in summary.OUTLIER_MEASURES if name != "snr_db"}
-    levels = [30.0, 31.0, 29.0, 30.5, 29.5, 30.0, 5.0, 70.0, 30.0]
+    levels = [30.0, 31.0, 29.0, 30.5, 29.5, 30.0, 50.0, 5.0, 30.0]
     clips = [clip(str(number), snr_db=level, **others) for number, level in enumerate(levels)]
     found = summary._outliers(clips)["ada"]
     assert list(found) == ["snr_db"]
     assert (found["snr_db"].median, found["snr_db"].num_clips) == (30.0, 2)
-    assert list(found["snr_db"].clips.items()) == [("7", 70.0), ("6", 5.0)]
+    assert list(found["snr_db"].clips.items()) == [("7", 5.0), ("6", 50.0)]
+    monkeypatch.setattr(summary, "NUM_NAMED", 1)
+    named = summary._outliers(clips)["ada"]["snr_db"]
+    assert (named.num_clips, named.clips) == (2, {"7": 5.0})
