@@ -46,8 +46,11 @@ def test_a_job_is_one_line_with_the_number_of_finished_jobs(handlers: tuple[Line
     log("1 of 31", "progress", done=1, total=31)
     shard = {"shard": "shard-00001"}
     log("block", "job_info", rule_name="measure_shard", output=["measured"], wildcards=shard)
+    of_own = {"base": "", "model": "codec"}
+    log("block", "job_info", rule_name="pin_model", output=["pinned"], wildcards=of_own)
     lines = [re.sub(r"^\d\d:\d\d:\d\d  ", "", line) for line in handlers[0].shown]
-    assert lines == ["[0/30] list_rows", "[1/31] measure_shard shard-00001"]
+    of_shard = "[1/31] measure_shard shard-00001"
+    assert lines == ["[0/30] list_rows", of_shard, "[1/31] pin_model codec"]
 
 
 def test_jobs_without_results_of_interest_are_not_shown(handlers: tuple[Lines, Lines]) -> None:
