@@ -116,6 +116,8 @@ def test_durations_are_compared_on_a_log2_scale() -> None:
     assert found["duration_error"].value == pytest.approx(4 / 3 - 1)
     found = differences([heard(1.0)] * 3, [heard(4.0)] * 3, RECORDINGS, CLIPS, 4)
     assert found["duration_error"].value == 0  # half as long is as wrong as twice as long
+    found = differences([heard(2.0**6)] * 3, [heard(4.0)] * 3, RECORDINGS, CLIPS, 4)
+    assert found["duration_error"].value == 3 - 1  # 32 times as long counts as 8 times
 
 
 def test_silence_is_compared_with_that_of_the_recordings() -> None:

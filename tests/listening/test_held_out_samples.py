@@ -1,15 +1,17 @@
 """Facts about a packed held-out sample: task, words and recordings."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from higgs_pipe.config.settings import EvaluateConfig, Sampling
 from higgs_pipe.data.conversation import ClipId, Conversation, Turn
-from higgs_pipe.listening import speaking
-from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample
+from higgs_pipe.listening import held_out, speaking
+from higgs_pipe.listening.held_out import HeldOutClips, HeldOutSample, read_samples
 from higgs_pipe.listening.speaking import choose_prompts, speak_prompts
 
 RATE_HZ = 25.0
@@ -71,7 +73,8 @@ def test_a_text_of_several_turns_may_have_one_voice(
     assert (sample.has_one_voice, sample.words) == (has_one_voice, words)
 
 
-def test_the_first_target_of_a_conversation_is_spoken() -> None:
+def test_the_first_target_of_a_conversation_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recordings of its turns are in no split of their own."""
     turns: tuple[Turn[ClipId], ...] = (
         Turn("user", (ClipId("u"), "First.")),
         Turn("assistant", (ClipId("r"),), is_target=True),
@@ -79,11 +82,27 @@ def test_the_first_target_of_a_conversation_is_spoken() -> None:
         Turn("assistant", (ClipId("x"),), is_target=True),
     )
     row = clip("x", text="Last.", conversation=Conversation(turns).to_json())
-    rows = [row, clip("u"), clip("r", duration_seconds=0.5)]
-    found = HeldOutClips(rows).sample(packed("x", 12), RATE_HZ)
+    rows = [row | {"split": "eval"}, clip("r", duration_seconds=0.5, split="reference")]
+    monkeypatch.setattr(held_out, "read_table", lambda *_: pa.Table.from_pylist(rows))
+    found = HeldOutClips.read(Path("clips.parquet")).sample(packed("x", 12), RATE_HZ)
     assert (found.task, found.text) == ("conversation", "First.")
     assert [each["clip_id"] for each in found.recordings] == ["r"]
     assert found.duration_seconds == 0.5
+
+
+def test_samples_of_all_rows_are_read_in_the_order_of_their_ids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Rows(list[Any]):
+        codec_info = SimpleNamespace(frame_rate_hz=RATE_HZ)
+
+    monkeypatch.setattr(held_out, "recorded_samples", lambda row, config: row)
+    rows: Any = Rows([[packed("c", 9), packed("a", 9)], [packed("b", 9)]])
+    texts = {"a": "3", "b": "2", "c": "1"}
+    clips = HeldOutClips([clip(name, text=text) for name, text in texts.items()])
+    found = read_samples(rows, clips, config=None)
+    assert {each.sample.sample_id: each.text for each in found} == texts
+    assert [each.sample.sample_id for each in found] == [*"abc"]
 
 
 def test_a_clip_exactly_as_long_as_the_cap_is_spoken() -> None:

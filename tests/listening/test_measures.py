@@ -29,6 +29,9 @@ def test_silence_is_counted_in_frames_of_20_ms() -> None:
     assert found.silence_share == pytest.approx(0.3)
     assert found.longest_silence_seconds == pytest.approx(0.2)
     assert found.repeated_frame_share is None
+    with_half = np.concatenate([tone(0.4), silence(0.13), tone(0.47)])  # 6.5 frames
+    found = measure_speech(with_half, RATE_HZ)
+    assert (found.silence_share, found.longest_silence_seconds) == pytest.approx((0.12, 0.12))
 
 
 def test_a_silent_waveform_is_all_silence() -> None:
