@@ -195,4 +195,4 @@ rule package:
 
 rule push:
     input:
-        forms.pushed(config, FAMILY_OF),
+        lambda wildcards: config_check.or_exit(forms.pushed, config, FAMILY_OF),

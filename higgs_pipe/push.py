@@ -26,15 +26,13 @@ from higgs_pipe.data.results import Result
 from higgs_pipe.errors import UserError, list_offenders
 from higgs_pipe.listening.verdict import Verdict
 from higgs_pipe.planning.file_names import CHECKSUMS
+from higgs_pipe.planning.forms import PEFT, repository_name
 from higgs_pipe.progress import activity
 from higgs_pipe.publishing.checking import check_checkpoint, check_package
 from higgs_pipe.publishing.hub import Branch, HubRepository, hub_errors_named
 from higgs_pipe.publishing.sealing import FILE_LIST
 
 logger = logging.getLogger("higgs_pipe")
-
-EXPERIMENT = "{experiment}"
-PEFT = "peft"
 
 
 class Pushed(Result):
@@ -127,22 +125,6 @@ def run(
         commit,
         repo.name,
     )
-
-
-def repository_name(named: str | None, form: str, experiment: str, names: list[str]) -> str:
-    """Return the repository of a form of an experiment's adapter.
-
-    Raises:
-        UserError: None is named, or one for several experiments.
-    """
-    if named is None:
-        raise UserError("push.repo is null: name the repository on the Hub, as owner/name.")
-    if len(names) > 1 and EXPERIMENT not in named:
-        raise UserError(
-            f"push.repo {named} is one repository for {len(names)} experiments; put {EXPERIMENT} "
-            f"into its name, such as {named}-{EXPERIMENT}."
-        )
-    return named.replace(EXPERIMENT, experiment) + ("" if form == PEFT else f"-{form}")
 
 
 def refuse_other_content(

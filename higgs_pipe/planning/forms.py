@@ -16,6 +16,7 @@ from higgs_pipe.planning.user_files import UnfitFileError
 
 PEFT, FULL_FORMS = "peft", ("merged", "original")
 IMPOSSIBLE = ((V3, "original"),)  # model_type and form
+EXPERIMENT = "{experiment}"  # in push.repo
 NUM_BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -34,9 +35,33 @@ def outputs(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]
 
 
 def pushed(config: Mapping[str, Any], families: Mapping[str, str]) -> list[str]:
-    """Return the outputs of the target ``push``; arguments as for :func:`outputs`."""
+    """Return the outputs of the target ``push``; arguments as for :func:`outputs`.
+
+    Raises:
+        UserError: No repository is named, or one for several experiments: told before training.
+    """
     made = _made(config, families, "push")
+    for form, name in made:
+        repository_name(config["push"]["repo"], form, name, list(config["experiments"]))
     return [f"<results>/pushed/{form}/{name}.json" for form, name in made]
+
+
+def repository_name(
+    named: str | None, form: str, experiment: str, experiments: Sequence[str]
+) -> str:
+    """Return the repository of a form of an experiment's adapter.
+
+    Raises:
+        UserError: None is named, or one for several experiments.
+    """
+    if named is None:
+        raise UserError("push.repo is null: name the repository on the Hub, as owner/name.")
+    if len(experiments) > 1 and EXPERIMENT not in named:
+        raise UserError(
+            f"push.repo {named} is one repository for {len(experiments)} experiments; put "
+            f"{EXPERIMENT} into its name, such as {named}-{EXPERIMENT}."
+        )
+    return named.replace(EXPERIMENT, experiment) + ("" if form == PEFT else f"-{form}")
 
 
 def _made(

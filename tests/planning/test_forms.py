@@ -187,7 +187,8 @@ def test_disk_space_covers_a_hub_base_at_its_own_revision(
 
 
 def test_a_form_is_built_only_for_experiments_whose_family_has_it() -> None:
-    config = config_of("x", "original", "merged") | {"push": {"forms": ["original"]}}
+    config = config_of("x", "original", "merged")
+    config["push"] = {"forms": ["original"], "repo": "ada/{experiment}"}
     mixed = {"a": V2, "b": V3}
     made = ["<results>/original/a", "<results>/merged/a", "<results>/merged/b"]
     assert forms.outputs(config, mixed) == made
@@ -195,6 +196,15 @@ def test_a_form_is_built_only_for_experiments_whose_family_has_it() -> None:
     [line] = forms.left_out(config, mixed)
     assert "original is a form of Higgs Audio v2 and not made for b" in line
     assert forms.left_out(config, BOTH) == forms.left_out(config_of("x", "merged"), mixed) == []
+
+
+@pytest.mark.parametrize("repo", [None, "ada/voice"])
+def test_experiments_without_a_repository_each_are_refused_while_planning(repo: str | None) -> None:
+    """Not after hours of training."""
+    config = config_of("x", "peft") | {"push": {"forms": ["peft"], "repo": repo}}
+    with pytest.raises(UserError, match=r"push\.repo "):
+        forms.pushed(config, BOTH)
+    assert len(forms.outputs(config, BOTH)) == 2  # which push nothing
 
 
 def test_a_form_no_family_in_use_has_is_refused_without_the_base(

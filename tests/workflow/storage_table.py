@@ -87,6 +87,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             config: dict[str, Any] = {"manifest": "m.jsonl", "eval": {"other_manifest": "o.jsonl"}}
+            config["push"] = {"repo": "ada/voice"}
             (config if setting == "manifest" else config["eval"])[setting] = url
             for name in ("m.jsonl", "o.jsonl"):
                 Path(name).touch()

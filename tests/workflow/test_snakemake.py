@@ -122,6 +122,10 @@ def test_everything_is_planned_by_default(workdir: Path) -> None:
 
 
 def test_push_plans_acceptance_package_and_push_only(workdir: Path) -> None:
+    refused = snakemake(workdir, "--dry-run", "push")
+    assert refused.returncode == 2
+    assert has_line_with(refused.stderr, "push.repo is null")
+    write_config(workdir, push={"repo": "ada/voice"})
     planned = set(jobs(workdir, "push"))
     assert {"accept_adapter", "package_adapter", "push_adapter"} <= planned
     assert not {"report", "merge_adapter"} & planned
