@@ -857,6 +857,20 @@ def test_a_train_row_that_another_row_links_with_a_held_out_row_is_rejected(
     assert f"linked with it at {tmp_path}/manifest.jsonl:3" in rejected["message"]
 
 
+def test_a_dialogue_that_loses_a_turn_to_a_conflict_of_splits_is_rejected(
+    tmp_path: Path, rows: list[Fields]
+) -> None:
+    for turn, row in enumerate(rows[:2]):
+        row |= {"dialogue_id": "d", "turn": turn}
+    rows[0]["split"] = "train"
+    shutil.copy(tmp_path / rows[0]["audio"], tmp_path / "copy.wav")
+    rows.append({"audio": "copy.wav", "text": "A copy.", "split": "eval"})
+    rejected = {row["clip_id"]: row for row in run(tmp_path, rows).rejected}
+    reasons = {clip_id: row["reason"] for clip_id, row in rejected.items()}
+    assert reasons == {"a": "split_conflict", "b": "dialogue_incomplete"}
+    assert "lacks turn 0, rejected as split_conflict" in rejected["b"]["message"]
+
+
 def test_a_rejected_row_has_the_length_of_its_own_recording(
     tmp_path: Path, rows: list[Fields]
 ) -> None:
