@@ -16,15 +16,15 @@ LENIENT = {"max_rejected_fraction": 1.0, "check_texts": False}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips of a manifest: one for training, which has a reference, and one held out."""
+    """Clips of a manifest: one held out, and one for training, which has a reference."""
     folder = tmp_path_factory.mktemp("trained")
     for name, pitch_hz in (("train", 200), ("reference", 300), ("held-out", 400)):
         tone(folder / f"{name}.wav", 2.0, pitch_hz)
     rows: list[dict[str, Any]] = [
-        {"audio": "train.wav", "text": "The sun rises.", "split": "train"},
         {"audio": "held-out.wav", "text": "Rain again.", "split": "eval"},
+        {"audio": "train.wav", "text": "The sun rises.", "split": "train"},
     ]
-    rows[0] |= {"ref_audio": "reference.wav", "ref_text": "A voice."}
+    rows[1] |= {"ref_audio": "reference.wav", "ref_text": "A voice."}
     return validated(folder, rows) / "clips.parquet"
 
 
@@ -77,7 +77,7 @@ def test_rows_that_share_audio_or_text_with_training_are_rejected(
     assert {name: reason for name, (reason, _) in found.items()} == dict.fromkeys(
         ("copy", "part", "text", "reference", "its words"), "also_in_training"
     )
-    assert all(f"{folder}/m.jsonl:1" in message for _, message in found.values())
+    assert all(f"{folder}/m.jsonl:2" in message for _, message in found.values())
     assert pq.read_table(data / "clips.parquet")["clip_id"].to_pylist() == ["held out"]
 
 
@@ -112,6 +112,25 @@ def test_equal_texts_count_only_if_the_split_keeps_texts_together(
     apart = {"num_shards": 1, "keep_text_together": False}
     data = validated(tmp_path, rows, trained_clips=trained, data=apart)
     assert rejected(data) == {}
+
+
+def test_another_part_of_a_recording_counts_only_if_the_split_is_by_recordings(
+    tmp_path: Path,
+) -> None:
+    long, *others = (str(tone(tmp_path / f"{i}.wav", 3.0, 200 + 100 * i)) for i in range(3))
+    rows = [
+        {"audio": long, "text": "The sun rises.", "end_seconds": 1.0, "split": "train"},
+        {"audio": others[0], "text": "Rain again.", "split": "eval"},
+    ]
+    clips = validated(tmp_path / "trained", rows) / "clips.parquet"
+    later = [
+        {"id": "later", "audio": long, "text": "Snow at last.", "start_seconds": 2.25},
+        {"id": "other", "audio": others[1], "text": "Fog at noon."},
+    ]
+    for split_by, expected in (("clip", {}), ("recording", {"later": "also_in_training"})):
+        settings = {"num_shards": 1, "split_by": split_by}
+        data = validated(tmp_path / split_by, later, trained_clips=clips, data=settings)
+        assert {name: reason for name, (reason, _) in rejected(data).items()} == expected
 
 
 def test_another_manifest_with_only_trained_recordings_is_refused(
