@@ -118,12 +118,12 @@ def test_another_part_of_a_recording_counts_only_if_the_split_is_by_recordings(
     tmp_path: Path,
 ) -> None:
     long, *others = (str(tone(tmp_path / f"{i}.wav", 3.0, 200 + 100 * i)) for i in range(3))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"audio": long, "text": "The sun rises.", "end_seconds": 1.0, "split": "train"},
         {"audio": others[0], "text": "Rain again.", "split": "eval"},
     ]
     clips = validated(tmp_path / "trained", rows) / "clips.parquet"
-    later = [
+    later: list[dict[str, Any]] = [
         {"id": "later", "audio": long, "text": "Snow at last.", "start_seconds": 2.25},
         {"id": "other", "audio": others[1], "text": "Fog at noon."},
     ]
