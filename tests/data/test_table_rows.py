@@ -107,6 +107,10 @@ def test_clips_written_in_parts_give_the_bytes_of_a_single_write(
     clips = corpora[1300] / "clips.parquet"
     tables.write_table(tmp_path / "t.parquet", CLIPS, tables.read_table(clips, CLIPS).to_pylist())
     assert (tmp_path / "t.parquet").read_bytes() == clips.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drafts, "CLIPS_AT_ONCE", 2000)
+        run_stage("validate", corpora[1300])
+    assert (tmp_path / "t.parquet").read_bytes() == clips.read_bytes()
 
 
 def test_equal_values_of_many_rows_share_one_object(corpora: Mapping[int, Path]) -> None:
