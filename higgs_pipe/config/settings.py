@@ -30,8 +30,9 @@ CodecDtype = Literal["auto", "bfloat16", "float32"]
 MergedDtype = Literal["bfloat16", "float32"]
 PackageForm = Literal["peft", "merged", "original"]
 
-# With what is added to it, a name must fit into the 255 bytes of a file name.
-EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$(?!\n)"
+# With what is added to it, a name must fit into the 255 bytes of a file name. The package of an
+# experiment `a` is a folder `a` and a file `a.zip`, which therefore is no name.
+EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$(?<!\.zip)(?!\n)"
 DEFAULT_SYSTEM_PROMPT = "Generate audio following instruction."
 
 Text = Annotated[str, Field(min_length=1)]

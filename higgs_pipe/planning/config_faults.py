@@ -59,7 +59,10 @@ def _requirement(error: Any, root: Schema) -> str:
     """Return the requirement that a value misses, as a predicate: "must be at least 1"."""
     limit = error.validator_value
     if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
-        return "names hold 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
+        return (
+            "names hold 1 to 100 letters, digits, '.', '_' and '-', with a letter or digit first "
+            "and without .zip at the end"
+        )
     match error.validator:
         case "type" | "anyOf":
             allowed = sorted(branches(error.schema, root), key=lambda each: each["type"])

@@ -192,8 +192,8 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
         "  learning_rate: unknown key; did you mean train.learning_rate?",
         f"  base_model: missing. {Config.model_fields['base_model'].description}",
         "  data: must be a section of keys, not 3",
-        "  experiments: names hold 1 to 100 letters, digits, '.', '_' and '-', a letter or digit"
-        ' first, not "a b"',
+        "  experiments: names hold 1 to 100 letters, digits, '.', '_' and '-', with a letter or digit"
+        ' first and without .zip at the end, not "a b"',
         "  experiments.ok.lora.alfa: unknown key; did you mean experiments.ok.lora.alpha?",
         "  manifest: must not be empty, not []",
         "  train.learning_rte: unknown key; did you mean train.learning_rate?",
@@ -297,9 +297,9 @@ def test_each_path_of_a_list_of_manifests_is_checked() -> None:
         assert has_line_with(refusal({**MINIMAL, "manifest": ["a", entry]}), "  manifest.1", "path")
 
 
-@pytest.mark.parametrize("name", ["n" * 101, "n\n", "../n", ""])
+@pytest.mark.parametrize("name", ["n" * 101, "n\n", "../n", "", "n.zip", ".zip"])
 def test_an_experiment_whose_files_could_not_be_named_after_it_is_refused(name: str) -> None:
-    load({**MINIMAL, "experiments": {"n" * 100: {}}})
+    load({**MINIMAL, "experiments": {"n" * 100: {}, "zip": {}, "n.zip.2": {}}})
     assert "experiments: names hold 1 to 100 " in refusal({**MINIMAL, "experiments": {name: {}}})
 
 
