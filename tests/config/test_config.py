@@ -192,8 +192,8 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
         "  learning_rate: unknown key; did you mean train.learning_rate?",
         f"  base_model: missing. {Config.model_fields['base_model'].description}",
         "  data: must be a section of keys, not 3",
-        "  experiments: names hold 1 to 100 letters, digits, '.', '_' and '-', with a letter or digit"
-        ' first and without .zip at the end, not "a b"',
+        "  experiments: names hold 1 to 100 letters, digits, '.', '_' and '-', with a letter or"
+        ' digit first and without .zip at the end, not "a b"',
         "  experiments.ok.lora.alfa: unknown key; did you mean experiments.ok.lora.alpha?",
         "  manifest: must not be empty, not []",
         "  train.learning_rte: unknown key; did you mean train.learning_rate?",
