@@ -197,7 +197,7 @@ def test_the_summary_matches_hand_counts(tmp_path: Path, rows: list[Fields]) -> 
     rows[0]["split"] = rows[1]["split"] = "train"
     rows[2]["split"] = "eval"
     rows += [
-        {"audio": "d.wav", "text": rows[0]["text"], "split": "train", "gain": 4},
+        {"audio": "d.wav", "text": rows[0]["text"], "split": "train", "language": "en", "gain": 4},
         {"audio": "none.wav", "text": "N.", "split": "train"},
     ]
     summary = run(tmp_path, rows).summary
@@ -217,8 +217,22 @@ def test_the_summary_matches_hand_counts(tmp_path: Path, rows: list[Fields]) -> 
         "ben": ben | {"num_train_clips": 0, "num_eval_clips": 1},
     }
     assert list(summary["languages"]) == ["de", "en"]
-    assert summary["num_clips_without_speaker"] == summary["num_clips_without_language"] == 1
+    assert (summary["num_clips_without_speaker"], summary["num_clips_without_language"]) == (1, 0)
     assert summary["ignored_manifest_keys"] == {"gain": 1}
+
+
+@pytest.mark.parametrize(("num_blocks", "num_separate"), [(2, 0), (8, 1)])
+def test_clips_whose_channels_are_separate_for_a_tenth_are_counted(
+    tmp_path: Path, rows: list[Fields], num_blocks: int, num_separate: int
+) -> None:
+    """Of 24 blocks, each channel is alone in so many at one end: n of 48 - 2 n with sound."""
+    stereo = np.repeat(tone(300, seconds=24 * 4096 / RATE)[:, None], 2, axis=1)
+    stereo[: num_blocks * 4096, 0] = stereo[-num_blocks * 4096 :, 1] = 0
+    record(tmp_path, "s.flac", stereo, rate=RATE)
+    found = run(tmp_path, [*rows, {"audio": "s.flac", "text": "Both at once."}])
+    share = found.clip("s")["separate_share"]
+    assert share == pytest.approx(num_blocks / (48 - 2 * num_blocks), abs=1e-3)
+    assert found.summary["num_clips_of_separate_channels"] == num_separate
 
 
 def test_speakers_with_one_clip_are_named_because_cloning_falls_back(

@@ -173,6 +173,8 @@ def test_recordings_with_contradictory_rows_are_reported(tmp_path: Path) -> None
     rows = [row | {"speaker": "ada"} for row in sound_rows(tmp_path, 4)]
     copy = rows[0] | {"id": "copy", "text": "It rained all day -- in the HILLS!"}
     assert validated(tmp_path, [*rows, copy])[2]["contradictions"] == {}
+    unnamed = {key: copy[key] for key in copy if key != "speaker"}
+    assert validated(tmp_path, [*rows, unnamed])[2]["contradictions"] == {}
     copy |= {"text": "Other words.", "speaker": "ben"}
     rows[1] |= {"ref_audio": rows[2]["audio"], "ref_text": "Not its words."}
     found = validated(tmp_path, [*rows, copy])[2]["contradictions"]
