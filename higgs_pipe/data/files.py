@@ -107,14 +107,20 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def _replace_folder(path: Path, folder: Path, aside: Path) -> None:
-    """Rename ``folder`` to ``path``, and anything already there into ``aside``."""
+    """Rename ``folder`` to ``path``, and anything already there into ``aside``.
+
+    If that fails, what was there stays.
+    """
     for number in count():
+        before = aside / f"before-{number}"
         with suppress(FileNotFoundError):
-            path.rename(aside / f"before-{number}")
+            path.rename(before)
         try:
             folder.rename(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                with suppress(FileNotFoundError):
+                    before.rename(path)
                 raise
         else:  # no other process has put its own there in between
             return

@@ -163,6 +163,15 @@ def test_a_failed_folder_write_keeps_the_previous_folder(tmp_path: Path) -> None
     assert names_in(tmp_path) == ["samples", "samples/one"]
 
 
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "samples") as folder:
+        write_text(folder / "one", "whole")
+    for name in ("samples", "new"):
+        with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / name) as folder:
+            folder.rmdir()  # by someone else
+        assert names_in(tmp_path) == ["samples", "samples/one"]
+
+
 def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
     first, second = (atomic_folder(tmp_path / "samples") for _ in range(2))
     with first as folder:
