@@ -150,6 +150,7 @@ def run_tests(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
         }
         left_out = [f"--ignore=tests/{folder}" for folder in LEFT_OUT]
         command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
+        command += ["--no-loadscope-reorder"]  # files with slow tests first
         tests = subprocess.run([*command, *left_out, *words], cwd=tree, env=environment)
         for action in (["combine", "--quiet"], ["json", "--quiet", "-o", "report.json"]):
             again = [sys.executable, "-m", "coverage", *action, f"--rcfile={settings}"]
