@@ -118,7 +118,7 @@ def planned(folder: Path, config: dict[str, Any], *words: str) -> dict[str, str]
     shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**shipped, "manifest": "m.jsonl"} | config))
     path = {"PATH": f"{srun.parent}:{os.environ['PATH']}"}
-    run = run_snakemake(words_of_snakemake(ROOT, "-np", *words), folder, os.environ | path)
+    run = run_snakemake(words_of_snakemake(ROOT, "-np", "--cores", "4", *words), folder, os.environ | path)
     assert run.returncode == 0, run.stdout + run.stderr
     found = {}
     for job in re.split(r"\n(?:local)?(?:rule|checkpoint) ", run.stdout + run.stderr)[1:]:
@@ -133,7 +133,7 @@ def test_job_resources_follow_the_settings(tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "data": {"num_shards": 3},
         "validate": {"speech_models": {"speaker": "some/model", "device": "cpu"}},
-        "tokenize": {"device": "cuda"},
+        "tokenize": {"device": "cpu"},
         "train": launch,
         "eval": {"num_processes": 3, "device": "cpu"},
         "package": {"forms": ["peft", "merged"]},
@@ -143,6 +143,7 @@ def test_job_resources_follow_the_settings(tmp_path: Path) -> None:
     shards = set(re.findall(r"recordings/(shard-\d+)", jobs["list_rows"]))
     assert shards == {f"shard-0000{number}" for number in range(3)}
     assert "mem_mb=16000" in jobs["measure_shard"]
+    assert "threads:" not in jobs["tokenize_shard"]  # one, on a CPU
     # Two processes on each of two machines.
     assert "mem_mb=64000" in jobs["train_adapter default"]
     options = ("num_processes 4", "num_machines 2", "main_process_ip 10.0.0.1")
@@ -150,7 +151,7 @@ def test_job_resources_follow_the_settings(tmp_path: Path) -> None:
         assert f"--{option}" in jobs["train_adapter default"]
     assert "--num_processes 3" in jobs["eval_adapter default"]
     on_a_gpu = [name for name, job in jobs.items() if re.search(r"\bg(pu|res)=", job)]
-    assert on_a_gpu == ["tokenize_shard", "train_adapter other"]
+    assert on_a_gpu == ["train_adapter other"]
     [asked] = re.findall("resources: (.*)", jobs["train_adapter other"])
     resources = dict(part.split("=") for part in asked.split(", "))
     machines = {"gres": "gpu:2", "nodes": "2", "tasks": "2", "tasks_per_gpu": "0", "mpi": "srun"}
@@ -161,6 +162,8 @@ def test_planned_outputs_follow_the_settings(tmp_path: Path) -> None:
     own, first = tmp_path / "own.yaml", "results/experiments/first/train/adapter"
     own.write_text("num_processes: 4\nnum_machines: 1\n")
     config: dict[str, Any] = {
+        "validate": {"speech_models": {"device": "cpu"}},  # which are off
+        "tokenize": {"device": "cuda"},
         "train": {"accelerate_config": str(own), "init_adapter": first},
         "eval": {"other_manifest": "other.jsonl"},
         "package": {"forms": ["merged"]},
@@ -170,7 +173,8 @@ def test_planned_outputs_follow_the_settings(tmp_path: Path) -> None:
     jobs = planned(tmp_path, config, "all", "push")
     assert "mem_mb=2000" in jobs["measure_shard"]  # without speech models
     assert "gpu=" not in jobs["measure_shard"]
-    assert "threads:" not in jobs["tokenize_shard"]  # more than one if a GPU is asked for
+    assert "gpu=1" in jobs["tokenize_shard"]
+    assert "threads: 4" in jobs["tokenize_shard"]  # which decode for the GPU
     for name in ("first", "second"):
         assert f"--config_file {own}" in jobs[f"train_adapter {name}"]
         assert "form=merged" in jobs[f"push_adapter {name}"]
