@@ -118,7 +118,8 @@ def planned(folder: Path, config: dict[str, Any], *words: str) -> dict[str, str]
     shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**shipped, "manifest": "m.jsonl"} | config))
     path = {"PATH": f"{srun.parent}:{os.environ['PATH']}"}
-    run = run_snakemake(words_of_snakemake(ROOT, "-np", "--cores", "4", *words), folder, os.environ | path)
+    command = words_of_snakemake(ROOT, "-np", "--cores", "4", *words)
+    run = run_snakemake(command, folder, os.environ | path)
     assert run.returncode == 0, run.stdout + run.stderr
     found = {}
     for job in re.split(r"\n(?:local)?(?:rule|checkpoint) ", run.stdout + run.stderr)[1:]:
