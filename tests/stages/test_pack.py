@@ -228,19 +228,23 @@ def test_the_error_for_a_split_without_clips_names_judge_clips(
         corpus.changed(tmp_path, changes).pack(tmp_path / "packed", max_tokens=512)
 
 
-def test_an_unpacked_split_is_an_empty_table_with_the_same_codec(
-    corpus: PackedCorpus, tmp_path: Path
-) -> None:
+def pack_into(folder: Path, corpus: PackedCorpus, **options: Any) -> None:
     pack.run(
-        write_stage_config(tmp_path / "pack.json", base_model=str(corpus.base)),
+        write_stage_config(folder / "pack.json", base_model=str(corpus.base)),
         clips=corpus.clips,
         codes_dir=corpus.codes_dir,
         num_shards=2,
-        train_rows=tmp_path / "train.parquet",
-        eval_rows=tmp_path / "eval.parquet",
-        packing=tmp_path / "packing.json",
-        splits=[EVAL],
+        train_rows=folder / "train.parquet",
+        eval_rows=folder / "eval.parquet",
+        packing=folder / "packing.json",
+        **options,
     )
+
+
+def test_an_unpacked_split_is_an_empty_table_with_the_same_codec(
+    corpus: PackedCorpus, tmp_path: Path
+) -> None:
+    pack_into(tmp_path, corpus, splits=[EVAL])
     assert len(pq.read_table(tmp_path / "train.parquet")) == 0
     assert read_codec_info(tmp_path / "train.parquet") == read_codec_info(corpus.train_rows)
     assert set(samples_of(tmp_path / "eval.parquet")) == {"clip-03", "clip-06", "clip-09"}
@@ -254,16 +258,7 @@ def test_rows_are_stamped_with_the_base_as_it_was_pinned(
     pinned = PinnedModel.of(Pretrained("base_model", str(corpus.base)))
     pinned = pinned.model_copy(update={"fingerprint": "as pinned"})
     pinned.write(tmp_path / "base_model.json")
-    pack.run(
-        write_stage_config(tmp_path / "pack.json", base_model=str(corpus.base)),
-        clips=corpus.clips,
-        codes_dir=corpus.codes_dir,
-        num_shards=2,
-        train_rows=tmp_path / "train.parquet",
-        eval_rows=tmp_path / "eval.parquet",
-        packing=tmp_path / "packing.json",
-        pinned_base=tmp_path / "base_model.json",
-    )
+    pack_into(tmp_path, corpus, pinned_base=tmp_path / "base_model.json")
     for split in ("train", "eval"):
         stamp = TableFile(tmp_path / f"{split}.parquet", "pack_rows").stamp()
         assert stamp["pinned"] == {"base_model": pinned.model_dump()}
