@@ -91,7 +91,7 @@ def run(
     write_shards(recordings_dir, RECORDINGS, recordings)
     if file_states is not None:
         others = {**found.transcripts, **states_of(folders_of_missing(seen))}
-        others = {path: others[path] for path in others.keys() - states_of_manifests.keys()}
+        others = {path: others[path] for path in sorted(others.keys() - states_of_manifests.keys())}
         states = FileStates(stamp, seen, first_seen, states_of_manifests, others)
         with atomic_write(file_states) as temporary:
             save_states(temporary, states)

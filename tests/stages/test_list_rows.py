@@ -135,6 +135,8 @@ def test_a_missing_recording_is_found_once_it_comes_with_another_ending(
     tone(tmp_path / "lj/wavs/b.wav", 1.0)
     manifest.write_text("a|What is said.\nb|What else is said.\n")
     assert listed(tmp_path / "run", manifest)[0]["audio"] == "wavs/a.wav"
+    others = json.loads((tmp_path / "run/recordings.json").read_text())["others"]
+    assert list(others) == [str(tmp_path / "lj"), str(tmp_path / "lj/wavs")]  # in this order always
     before = planned(tmp_path / "run", manifest)
     assert before == planned(tmp_path / "run", manifest)
     tone(tmp_path / "lj" / name, 1.0)
