@@ -24,23 +24,19 @@ from typing import Any, NamedTuple
 
 import tokenize_audio
 import torch
+from on_a_gpu import config_3b
 from pages import put_table
-from train_step import LAYERS_3B, WIDTH_3B, machine_name
+from train_step import machine_name
 from transformers import AutoConfig, GenerationConfig, HiggsAudioV2ForConditionalGeneration
 
 from higgs_pipe.higgs.v2 import miniature
 
 ROOT = Path(__file__).parents[1]
-# What the published 3B model's config has in place of the miniature's.
-SHAPE = {
-    "hidden_size": WIDTH_3B,
-    "intermediate_size": 8192,
-    "num_hidden_layers": LAYERS_3B,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "initializer_range": 0.02,
-}
+# Names of what the published 3B model's config has otherwise than the miniature's.
+SHAPE = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "initializer_range"),
+)
 # Few steps and short speech: each job does all that it would do, but less often.
 SETTINGS: dict[str, Any] = {
     "data": {"num_shards": 1, "eval_fraction": 0.15},
@@ -90,7 +86,8 @@ def build_base(folder: Path, is_tiny: bool) -> None:
         return
     miniature.build(folder, hidden_size=64, num_layers=1, full_vocab=True)
     config = AutoConfig.from_pretrained(folder)
-    config.update(SHAPE)
+    published = config_3b()
+    config.update({name: getattr(published, name) for name in SHAPE})
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
